@@ -1,0 +1,141 @@
+"""One vLLM engine as workers use it: token ids in, outputs out, and memory tensors that are written in place."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+from actors.environment import ENGINE_ENVIRONMENT
+
+for _key, _value in ENGINE_ENVIRONMENT.items():
+    os.environ.setdefault(_key, _value)  # vLLM reads some of it at import
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from vllm import LLM, RequestOutput, SamplingParams
+
+from actors.plugin import register
+from sleep_rl.contracts import InputError
+from sleep_rl.digest import digest
+from sleep_rl.memory import tensors_of
+from sleep_rl.modeling import first_line
+
+SHARED_MEMORY = "/dev/shm"  # where a node's processes exchange tensors; the temporary folder where there is none
+
+
+class MemoryAccess:
+    """Mixed into vLLM's worker (`worker_extension_cls`): reads and writes the memory tensors of its model.
+
+    Keys are those of `sleep_rl.memory.tensors_of`. Tensors come and go directly where the worker lives in the caller's
+    process, and through a safetensors file otherwise: vLLM cannot send tensors as arguments.
+    """
+
+    def memory_write(self, tensors: dict[str, Tensor] | None = None, path: str = "") -> None:
+        """Copies in place, so that addresses in captured CUDA graphs stay valid."""
+        model = self.model_runner.get_model()
+        own = tensors_of(model)
+        with torch.no_grad():
+            for key, tensor in (load_file(path) if tensors is None else tensors).items():
+                own[key].copy_(tensor)
+        model.refresh_memory()
+
+    def memory_read(self, path: str = "") -> dict[str, Tensor]:
+        """CPU copies of all memory tensors; with `path` the first rank writes them there and nothing is returned."""
+        copies = {k: v.to("cpu", copy=True) for k, v in tensors_of(self.model_runner.get_model()).items()}
+        if not path:
+            return copies
+        if self.rank == 0:
+            save_file(copies, path)
+        return {}
+
+    def memory_digests(self, keys: list[str]) -> dict[str, str]:
+        """Digests of what lies in the model now."""
+        own = tensors_of(self.model_runner.get_model())
+        return {key: digest(own[key]) for key in keys}
+
+
+class Engine:
+    """A running vLLM engine. Raises InputError when vLLM does not accept the checkpoint or the options."""
+
+    _open: list[Engine] = []
+    _parked: list[LLM] = []
+
+    def __init__(self, checkpoint: str, *, dtype: str, options: dict, seed: int, tensor_parallel: int = 1,
+                 memory: bool = True):
+        register()
+        chosen = {"enable_prefix_caching": True, "skip_tokenizer_init": True, "disable_log_stats": True,
+                  "use_tqdm_on_load": False, **options}
+        if memory:
+            chosen["worker_extension_cls"] = f"{__name__}.{MemoryAccess.__name__}"
+        try:
+            self.llm = LLM(model=checkpoint, dtype=dtype, seed=seed, tensor_parallel_size=tensor_parallel, **chosen)
+        except (ValueError, TypeError, OSError, RuntimeError) as error:
+            raise InputError(f"vLLM cannot serve {checkpoint} with {options} ({first_line(error)})") from error
+        config = self.llm.llm_engine.model_config
+        self.max_model_len, self.vocab_size = config.max_model_len, config.get_vocab_size()
+        self._by_file = tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
+        Engine._open.append(self)
+
+    def refusal(self, ids_T: tuple[int, ...] | list[int]) -> str:
+        """Why the engine cannot continue these ids by at least one token; empty when it can."""
+        if not ids_T:
+            return "the prompt is empty"
+        if len(ids_T) + 1 > self.max_model_len:
+            return f"{len(ids_T)} tokens and a new one do not fit into max_model_len {self.max_model_len}"
+        outside = next((i for i in ids_T if not 0 <= i < self.vocab_size), None)
+        return "" if outside is None else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
+
+    def generate(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> list[RequestOutput]:
+        """Runs all prompts as one batch. The caller has checked them with `refusal`."""
+        prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
+        return self.llm.generate(prompts, params_N, use_tqdm=False) if prompts else []
+
+    def drop_cache(self) -> bool:
+        """Drops all cached keys and values, of running requests too. False when vLLM refuses."""
+        return self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+
+    def set_version(self, label: str) -> None:
+        """Labels tokens from now on."""
+        self.llm.llm_engine.set_weight_version(label)
+
+    def write_memory(self, tensors: dict[str, Tensor]) -> None:
+        if not self._by_file:
+            self.llm.collective_rpc("memory_write", args=(tensors,))
+            return
+        with _shared_file() as path:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+            self.llm.collective_rpc("memory_write", kwargs={"path": path})
+
+    def read_memory(self) -> dict[str, Tensor]:
+        if not self._by_file:
+            return self.llm.collective_rpc("memory_read")[0]
+        with _shared_file() as path:
+            self.llm.collective_rpc("memory_read", kwargs={"path": path})
+            return load_file(path)
+
+    def memory_digests(self, keys: list[str]) -> list[dict[str, str]]:
+        """One answer per tensor parallel rank."""
+        return self.llm.collective_rpc("memory_digests", args=(keys,))
+
+    def close(self) -> None:
+        """Stops the engine. Shutting one down destroys process groups that all engines of a process share, so the
+        engines of a process really stop together with the last of them."""
+        if self not in Engine._open:
+            return
+        Engine._open.remove(self)
+        Engine._parked.append(self.llm)
+        del self.llm
+        if not Engine._open:
+            while Engine._parked:
+                Engine._parked.pop().llm_engine.engine_core.shutdown()
+
+
+@contextmanager
+def _shared_file() -> Iterator[str]:
+    """Path of a file in shared memory that is deleted when the block ends."""
+    folder = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
+    with tempfile.TemporaryDirectory(prefix="sleep_rl-", dir=folder) as name:
+        yield os.path.join(name, "memory.safetensors")

@@ -1,0 +1,98 @@
+"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. Only here is deepspeed."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
+
+import deepspeed  # noqa: E402  (the accelerator is chosen at import)
+import torch  # noqa: E402
+import torch.distributed as dist  # noqa: E402
+from deepspeed.utils import safe_set_full_fp32_param  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from sleep_rl.contracts import RunError  # noqa: E402
+
+
+def join_group(rank: int, world_size: int, address: str, port: int, device: str) -> None:
+    """Joins the learners' process group (gloo on CPU, NCCL on GPU); a second call in one process does nothing."""
+    if dist.is_initialized():
+        return
+    if device == "cpu":
+        # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a C++ compiler. Gloo
+        # carries the megabytes of an expert's gradients as well.
+        deepspeed.ops.__compatible_ops__ = {}
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size), MASTER_ADDR=address,
+                      MASTER_PORT=str(port))
+    deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
+
+
+def deepspeed_config(learners, sleep, bf16: bool) -> dict:
+    """The engine's options. The learning rate is set per step and sums are normalised by global token counts here,
+    so DeepSpeed neither schedules nor averages over micro batches."""
+    return {
+        "train_micro_batch_size_per_gpu": learners.micro_batch,
+        "gradient_accumulation_steps": 1,
+        "optimizer": {"type": "AdamW", "params": {"lr": sleep.lr, "betas": [0.9, 0.99], "weight_decay": 0.0,
+                                                  "torch_adam": True}},
+        "zero_optimization": {"stage": learners.zero_stage},
+        "gradient_clipping": sleep.grad_clip,
+        "bf16": {"enabled": bf16},
+        "steps_per_print": 10**9,
+    }
+
+
+class Engine:
+    """Trains the plastic experts of a `Seeding` module and nothing else."""
+
+    def __init__(self, module: nn.Module, plastic: list[nn.Parameter], options: dict):
+        self.plastic = plastic
+        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=plastic, config=options)
+        self.module = module
+
+    def __call__(self, *inputs):
+        return self.engine(*inputs)
+
+    def reset(self, values: list[Tensor]) -> None:
+        """New values for the plastic parameters and an optimizer without memory: the start of a night."""
+        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+        for state in optimizer.state.values():
+            for tensor in state.values():
+                tensor.zero_()  # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
+        with torch.no_grad():
+            for parameter, value in zip(self.plastic, values, strict=True):
+                parameter.data.copy_(value)
+                safe_set_full_fp32_param(parameter, value.float())  # ZeRO's and bf16's own fp32 copy, where there is one
+
+    def backward(self, loss: Tensor, last: bool) -> None:
+        """Adds the gradient of one micro batch; `last` marks the one after which `step` follows."""
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(loss)
+
+    def step(self, lr: float) -> float:
+        """One optimizer step. Returns the gradient norm before clipping. Raises RunError when it is not finite."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = lr
+        wrapped = hasattr(self.engine.optimizer, "_global_grad_norm")  # ZeRO and bf16 keep the norm, plain fp32 does not
+        norm = None if wrapped else self._norm()
+        self.engine.step()
+        norm = float(self.engine.get_global_grad_norm() if wrapped else norm)
+        if not torch.isfinite(torch.tensor(norm)):
+            raise RunError(f"learner: gradient norm is {norm}; lower sleep.lr or sleep.grad_clip")
+        return norm
+
+    def _norm(self) -> float:
+        """Gradient norm for ZeRO stage 0 in fp32, which does not keep one."""
+        return float(torch.stack([p.grad.norm() for p in self.plastic if p.grad is not None]).norm())
+
+
+def reduce_sum(values: dict[str, Tensor], maxima: tuple[str, ...] = ()) -> dict[str, float]:
+    """Sums (or maxima, for the names given) over all ranks."""
+    out = {}
+    for name, value in values.items():
+        value = value.detach().float().clone()
+        if dist.is_initialized() and dist.get_world_size() > 1:
+            dist.all_reduce(value, op=dist.ReduceOp.MAX if name in maxima else dist.ReduceOp.SUM)
+        out[name] = float(value)
+    return out

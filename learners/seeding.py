@@ -1,0 +1,125 @@
+"""The module that DeepSpeed trains: one frozen base, two memory states, and the losses on their last hidden states.
+
+Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch, D hidden size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sleep_rl.contracts import STUDENT, TEACHER, Sequence
+from sleep_rl.memory import Expert, memory_levels, view_of
+from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Right-padded rows of one reader (student or teacher), and where its predictions of the completions lie."""
+
+    ids_BT: Tensor
+    mask_BT: Tensor
+    flat_P: Tensor  # positions in the flattened [B*T] grid
+
+    @staticmethod
+    def of(prefixes_B: list[tuple[int, ...]], completions_B: list[tuple[int, ...]], pad: int, device) -> Rows:
+        width = max(len(p) + len(c) for p, c in zip(prefixes_B, completions_B, strict=True))
+        ids = torch.full((len(prefixes_B), width), pad, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        flat: list[int] = []
+        for row, (prefix, completion) in enumerate(zip(prefixes_B, completions_B, strict=True)):
+            both = prefix + completion
+            ids[row, : len(both)] = torch.tensor(both)
+            mask[row, : len(both)] = 1
+            flat.extend(range(row * width + len(prefix) - 1, row * width + len(both) - 1))
+        return Rows(ids.to(device), mask.to(device), torch.tensor(flat, device=device))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch on the device. `counts` are the global numbers of loss positions (all rows, rewarded rows)."""
+
+    student: Rows
+    teacher: Rows | None
+    token_P: Tensor
+    weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
+    advantage_P: Tensor
+    behaviour_P: Tensor
+    rewarded_P: Tensor
+    stale_P: Tensor  # 1 where the sampler's log-probability is known
+    replay_P: Tensor
+
+
+def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, teacher: bool = True) -> Batch:
+    """Builds the tensors of a micro batch from its rows; every row needs a non-empty prompt and completion."""
+    completions = [r.completion_T for r in rows_B]
+
+    def spread(values_B: list[float]) -> Tensor:
+        out = [v for v, c in zip(values_B, completions, strict=True) for _ in c]
+        return torch.tensor(out, dtype=torch.float32, device=device)
+
+    known = [r.behaviour_T or (0.0,) * len(r.completion_T) for r in rows_B]
+    return Batch(
+        student=Rows.of([r.prompt_T for r in rows_B], completions, pad, device),
+        teacher=Rows.of([r.teacher_T or r.prompt_T for r in rows_B], completions, pad, device) if teacher else None,
+        token_P=torch.tensor([t for c in completions for t in c], device=device),
+        weight_P=spread(weights_B),
+        advantage_P=spread([r.advantage or 0.0 for r in rows_B]),
+        behaviour_P=torch.tensor([p for row in known for p in row], dtype=torch.float32, device=device),
+        rewarded_P=spread([float(r.advantage is not None) for r in rows_B]) * spread(weights_B),
+        stale_P=spread([float(bool(r.behaviour_T)) for r in rows_B]) * spread(weights_B),
+        replay_P=spread([float(r.replay) for r in rows_B]),
+    )
+
+
+class Seeding(nn.Module):
+    """Holds the model and the plastic experts: the only parameters with a gradient, one per layer of the receiver.
+
+    The experts are registered here and referenced by the levels' patches, so that they are no part of a checkpoint
+    and exactly what DeepSpeed's optimizer gets.
+    """
+
+    def __init__(self, model: nn.Module, sleep):
+        super().__init__()
+        self.model, self.sleep = model, sleep
+        firsts = [level for name, level in memory_levels(model).items() if name.endswith(".0")]
+        self.plastic = nn.ModuleList(Expert(v.router[1], v.w_in[1], v.w_out[1]) for v in firsts)
+
+    def hidden(self, rows: Rows, view: str) -> Tensor:
+        """[P, D] last hidden states at the loss positions, in the named state."""
+        with view_of(self.model, view):
+            out = self.model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
+        return out.last_hidden_state.flatten(0, 1)[rows.flat_P]
+
+    def forward(self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool) -> tuple[Tensor, dict]:
+        """(loss, sums for the metrics). `seeding` False: cross entropy on the completions (the baselines)."""
+        s = self.sleep
+        student_PD = self.hidden(batch.student, STUDENT)
+        if not seeding:
+            logp_P = token_logprobs(self.model.lm_head, student_PD, batch.token_P, s.logit_chunk)
+            total = -(logp_P * batch.weight_P).sum()
+            return total / positions.clamp(min=1), {"loss_sum": total.detach()}
+        with torch.no_grad():
+            teacher_PD = self.hidden(batch.teacher, TEACHER)
+        div_P, logp_P = seeding_terms(self.model.lm_head, teacher_PD, student_PD, batch.token_P, kind=s.divergence,
+                                      beta=s.beta, chunk=s.logit_chunk)
+        policy_P = imitation(logp_P, batch.behaviour_P, batch.advantage_P, s.is_cap)
+        loss = l_ks(div_P * batch.weight_P, policy_P, batch.rewarded_P, s.alpha, positions, rewarded)
+        return loss, self._sums(batch, div_P.detach(), policy_P.detach(), logp_P.detach())
+
+    def _sums(self, batch: Batch, div_P: Tensor, policy_P: Tensor, logp_P: Tensor) -> dict[str, Tensor]:
+        weight_P, replay_P = batch.weight_P, batch.replay_P
+        ratio_P = importance(logp_P, batch.behaviour_P, float("inf")) * batch.stale_P
+        return {
+            "divergence_sum": (div_P * weight_P * (1 - replay_P)).sum(),
+            "divergence_count": (weight_P * (1 - replay_P)).sum(),
+            "replay_sum": (div_P * weight_P * replay_P).sum(),
+            "replay_count": (weight_P * replay_P).sum(),
+            "policy_sum": (policy_P * batch.rewarded_P).sum(),
+            "gap_sum": ((logp_P - batch.behaviour_P).abs() * batch.stale_P).sum(),
+            "ratio_sum": ratio_P.sum(),
+            "stale_count": batch.stale_P.sum(),
+            "ratio_max": ratio_P.max() if ratio_P.numel() else ratio_P.sum(),
+        }

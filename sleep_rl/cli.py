@@ -1,0 +1,137 @@
+"""The command line: sleep-rl run | plan | eval | pretrain | report | summary | config.
+
+Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
+stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from sleep_rl.config import Config
+from sleep_rl.contracts import InputError, RunError
+from sleep_rl.loading import describe, load
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+OVERRIDES = "section.key=value"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    try:
+        arguments = _parser().parse_args(argv)
+        return arguments.command(arguments)
+    except InputError as error:
+        return _fail(error, BAD_INPUT)
+    except RunError as error:
+        return _fail(error, FAILED)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        return _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
+    except KeyboardInterrupt:
+        return _fail("interrupted", INTERRUPTED)
+
+
+def _fail(reason: object, code: int) -> int:
+    print(f"sleep-rl: {' '.join(str(reason).split())}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:
+        """Like every other bad input: one line, instead of argparse's usage and message."""
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(prog="sleep-rl", description="A language model that keeps learning after deployment: it lives "
+                                                  "through days, sleeps, and remembers.")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, body: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=body)
+        return sub
+
+    def with_config(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/demo.yaml")
+        sub.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[],
+                         help="keys that win over the file's")
+
+    with_config(command("run", _run, "live through a config's days and nights, and write the report"))
+    with_config(command("plan", _plan, "check a config and print what it asks for, without starting anything"))
+    evaluate = command("eval", _evaluate, "ask a checkpoint every question of a config's task")
+    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
+    with_config(evaluate)
+    with_config(command("pretrain", _pretrain, "train the task's own small base model into the cache"))
+    report = command("report", _report, "write the HTML report of a run, also of one that did not end")
+    report.add_argument("run", metavar="RUN", help="a run's folder")
+    summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
+    summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    command("config", _config, "print every key with its default, what it allows and what it means")
+    return parser
+
+
+def _say(text: object) -> int:
+    """Prints a command's answer. A reader like `head` may close the pipe when it has seen enough."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
+    return DONE
+
+
+def _load(arguments: argparse.Namespace) -> Config:
+    return load(arguments.config, arguments.overrides)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from sleep_rl.plan import plan
+
+    config = _load(arguments)
+    plan(config)  # refuses now what would fail after minutes
+    from cluster.launch import run
+
+    return run(config)
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from sleep_rl.plan import plan, render
+
+    return _say(render(plan(_load(arguments))))
+
+
+def _evaluate(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from cluster.launch import evaluate
+
+    return evaluate(arguments.checkpoint, config)
+
+
+def _pretrain(arguments: argparse.Namespace) -> int:
+    config = _load(arguments)
+    from cluster.launch import pretrain
+
+    return pretrain(config)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from sleep_rl.report import write_report
+
+    return _say(write_report(arguments.run))
+
+
+def _summary(arguments: argparse.Namespace) -> int:
+    from sleep_rl.report import summarize
+
+    return _say(summarize(arguments.runs))
+
+
+def _config(_: argparse.Namespace) -> int:
+    return _say(describe())

@@ -1,0 +1,216 @@
+"""The frozen configuration of a run: every key, its default, its meaning and what it allows.
+
+Each key is declared once, by `key(default, doc, ...)`; `sleep_rl.loading` reads YAML and overrides into it and rejects
+what is not declared. Rules that need several keys stand in `check`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from sleep_rl.contracts import InputError
+
+
+def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None,
+        above: float | None = None) -> Any:
+    """A documented key. `low` and `high` are inclusive, `above` is exclusive; units belong into `doc`."""
+    meta = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
+    if isinstance(default, (list, dict)):
+        return field(default_factory=lambda: default.copy(), metadata=meta)
+    return field(default=default, metadata=meta)
+
+
+@dataclass(frozen=True)
+class Run:
+    name: str = key("world", "name of the run; its folder is <dir>/<name>")
+    dir: str = key("runs", "folder that holds the run folders")
+    cache: str = key("cache", "folder for base models that are trained on first use")
+    seed: int = key(0, "seed of data, initialisation and sampling", low=0)
+
+
+@dataclass(frozen=True)
+class World:
+    days: int = key(3, "days (and nights) of the life", low=1)
+    people_per_day: int = key(12, "new people a day", low=1)
+    known_people: int = key(100, "people that the base model knows by heart", low=1)
+
+
+@dataclass(frozen=True)
+class Classify:
+    path: str = key("clinc/clinc_oos", "local CLINC150 json, a saved datasets folder, or a hub name")
+    days: int = key(3, "days (and nights) of the life", low=1)
+    classes_per_day: int = key(15, "new classes a day", low=1)
+    examples_per_document: int = key(12, "labelled examples in one document", low=1)
+    order_seed: int | None = key(None, "seed of the class order; null: order of first appearance")
+    test_per_class: int | None = key(None, "test questions a class; null: all", low=1)
+    base_text: str | None = key(None, "dataset whose text the small base is trained on; null: the classes of `path` "
+                                      "that no day brings")
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    name: str = key("world", "what the model lives through", choices=("world", "classify"))
+    world: World = field(default_factory=World)
+    classify: Classify = field(default_factory=Classify)
+
+
+@dataclass(frozen=True)
+class Model:
+    base: str | None = key(None, "path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
+                                 "checkpoint; null: the task's own small base")
+    dtype: str = key("float32", "weights and activations", choices=("float32", "bfloat16"))
+    levels: int = key(1, "memory levels k; level 1 is the fastest", low=1, high=1)
+    experts: int = key(5, "consolidation experts preallocated per level and layer (one night unlocks one)", low=1)
+    d_low: int = key(64, "rank of an expert: A in R^(d x d_low), B in R^(d_low x d)", low=1)
+    top_k: int = key(5, "experts that the router lets through per token; below the number of unlocked experts the "
+                        "routing is sparse", low=1)
+
+
+@dataclass(frozen=True)
+class Wake:
+    chunk: int = key(4, "C(1): wake steps (documents) per update of level 1 (equation 2)", low=1)
+    lr: float = key(1e-3, "eta of equation 2; the gradients of a chunk are summed; 0 switches wake updates off", low=0)
+
+
+@dataclass(frozen=True)
+class Sleep:
+    steps: int = key(200, "optimizer steps a night", low=1)
+    steps_per_round: int = key(10, "steps between two pushes of the student; its samples are at most that old", low=1)
+    batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
+    replay: float = key(0.6, "share of sequences written without a document (self-replay)", low=0, high=1)
+    on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
+                           low=0, high=1)
+    alpha: float = key(0.5, "weight of the divergence in equation 6; 1 - alpha weighs the imitation reward; 1 switches "
+                            "imitation off", low=0, high=1)
+    divergence: str = key("forward_kl", "Div(T||S) over the full vocabulary",
+                          choices=("forward_kl", "reverse_kl", "jsd"))
+    beta: float = key(0.5, "beta of the generalised JSD, inside (0, 1)", low=0, high=1)
+    group: int = key(4, "student completions per prefix (group-relative advantage)", low=2)
+    prefix_min: float = key(0.1, "shortest imitation prefix, as a share of the teacher's sequence", low=0, high=1)
+    prefix_max: float = key(0.7, "longest imitation prefix, as a share of the teacher's sequence", low=0, high=1)
+    scale_advantage: bool = key(True, "divide the advantage by the group's standard deviation (GRPO)")
+    is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
+    temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
+    written: int = key(20, "sequences that the teacher writes per document and night", low=1)
+    replay_written: int = key(1000, "sequences that the teacher writes per night without any document", low=1)
+    lr: float = key(2e-3, "peak learning rate of the new expert", low=0)
+    warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
+    grad_clip: float = key(1.0, "largest gradient norm", above=0)
+    logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
+    expansion: bool = key(True, "unlock a new expert each night; false trains the newest one on")
+    reset: bool = key(True, "drop the sender after the night: documents and cached context")
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    gamma: float = key(0.0, "weight of the semantic reward in equation 4", low=0, high=1)
+    z0: float = key(0.5, "equation 5 cut-off: below 1 a share of the longer sequence, from 1 on a token count", above=0)
+    semantic: str = key("none", "frozen reward model", choices=("none", "encoder", "judge"))
+    model: str | None = key(None, "path or hub name of the reward model; null: the base model itself")
+    threshold: float = key(0.9, "encoder: least cosine similarity that counts as the same meaning", low=-1, high=1)
+    template: str = key("First: {student}\nSecond: {teacher}\nSame meaning (yes or no):",
+                        "judge: the prompt, with {student} and {teacher}; yes or no is read from the next token")
+    timeout_s: float = key(30.0, "seconds a reward call may take; a late one is a failed sample", above=0)
+    workers: int = key(1, "reward actors (used with a semantic reward)", low=1)
+    cpus: float = key(0.1, "CPUs per reward actor", low=0)
+    gpus: float = key(0.0, "GPUs per reward actor", low=0)
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    workers: int = key(2, "rollout actors, one vLLM engine each", low=1)
+    cpus: float = key(1.0, "CPUs per rollout actor", low=0)
+    gpus: float = key(0.0, "GPUs per rollout actor (= tensor parallel size of its engine when above 1)", low=0)
+    threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
+    probe_tolerance: float = key(1e-3, "largest log-probability difference on the probe prompt after a push, nats",
+                                 above=0)
+    engine: dict = key({"max_model_len": 256, "max_num_seqs": 256, "kv_cache_memory_bytes": 67108864,
+                        "enforce_eager": True}, "options handed to vLLM as they are")
+
+
+@dataclass(frozen=True)
+class Learners:
+    world_size: int = key(1, "DeepSpeed ranks", low=1)
+    cpus: float = key(0.0, "CPUs per rank; 0 shares the node's cores with the rollouts, which wait meanwhile", low=0)
+    gpus: float = key(0.0, "GPUs per rank", low=0, high=1)
+    threads: int = key(2, "OpenMP threads per rank on CPU", low=1)
+    zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
+    micro_batch: int = key(64, "sequences of one forward pass per rank", low=1)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    backend: str = key("ray", "where workers run: on Ray, or in this process (tests, debugging)",
+                       choices=("ray", "local"))
+    address: str | None = key(None, "Ray address to join; null: RAY_ADDRESS if set, else a Ray of our own on this node")
+    start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
+    call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    questions: int | None = key(None, "questions asked per column of the retention matrix; null: all", low=1)
+    open_book: bool = key(True, "ask about each new day with its document in context, before the night")
+    completions: int = key(6, "answers per day kept for the report, before and after", low=0)
+
+
+@dataclass(frozen=True)
+class Baselines:
+    sft: bool = key(True, "plain sequential fine-tuning of the same expert on the same days")
+    joint: bool = key(True, "upper bound: one expert trained on all days and the known at once")
+    lr: float = key(2e-3, "peak learning rate of both", low=0)
+    sft_steps: int = key(200, "optimizer steps of plain fine-tuning, per day", low=1)
+    joint_steps: int = key(600, "optimizer steps of the joint bound", low=1)
+
+
+@dataclass(frozen=True)
+class Wandb:
+    mode: str = key("off", "off, offline (no key, no network) or online", choices=("off", "offline", "online"))
+    project: str = key("sleep_rl", "W&B project")
+    group: str | None = key(None, "W&B group")
+
+
+@dataclass(frozen=True)
+class Config:
+    run: Run = field(default_factory=Run)
+    task: TaskConfig = field(default_factory=TaskConfig)
+    model: Model = field(default_factory=Model)
+    wake: Wake = field(default_factory=Wake)
+    sleep: Sleep = field(default_factory=Sleep)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    rollouts: Rollouts = field(default_factory=Rollouts)
+    learners: Learners = field(default_factory=Learners)
+    cluster: Cluster = field(default_factory=Cluster)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    baselines: Baselines = field(default_factory=Baselines)
+    wandb: Wandb = field(default_factory=Wandb)
+
+    @property
+    def nights(self) -> int:
+        return getattr(self.task, self.task.name).days
+
+
+def check(config: Config) -> None:
+    """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
+    s, m = config.sleep, config.model
+
+    def refuse(broken: bool, what: str) -> None:
+        if broken:
+            raise InputError(what)
+
+    refuse(s.expansion and config.nights > m.experts,
+           f"task.{config.task.name}.days: at most model.experts = {m.experts} nights can unlock an expert, "
+           f"got {config.nights}")
+    refuse(s.prefix_min > s.prefix_max,
+           f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}")
+    refuse(s.divergence == "jsd" and not 0 < s.beta < 1,
+           f"sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), got {s.beta}")
+    refuse(config.reward.gamma > 0 and config.reward.semantic == "none",
+           f"reward.gamma: 0 without a reward.semantic model, got {config.reward.gamma}")
+    refuse(s.batch < config.learners.world_size,
+           f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
+    refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
+           f"rollouts.gpus: a whole number above 1, got {config.rollouts.gpus}")
+    refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
+           f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")

@@ -1,0 +1,196 @@
+"""The memory attached to dense Hugging Face decoders (Qwen3, Qwen2, Llama): classes, loading, saving.
+
+A full checkpoint is an ordinary Hugging Face folder. A memory checkpoint is `memory.safetensors` (megabytes) beside
+`memory.json`, which points to the base it belongs to.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from sleep_rl.contracts import InputError
+from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class, tensors_of
+
+FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
+"""Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
+
+CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
+POINTER, MEMORY = "memory.json", "memory.safetensors"
+
+
+class _MemoryInit:
+    """transformers dispatches `_init_weights` of the innermost PreTrainedModel, so this is mixed into both classes.
+
+    It runs for what a base checkpoint lacks: without it routers and states would be uninitialised memory.
+    """
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MemoryLevel):
+            init.normal_(module.router, std=0.02)
+            init.normal_(module.w_in, std=module.router.shape[1] ** -0.5)
+            init.zeros_(module.w_out)
+            init.zeros_(module.state)
+
+
+def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
+    transformers = importlib.import_module("transformers")
+    base_config, base_model = getattr(transformers, f"{prefix}Config"), getattr(transformers, f"{prefix}ForCausalLM")
+
+    class SleepConfig(base_config):
+        model_type = f"sleep_{base}"
+        memory_levels: list | None = None  # annotated fields are constructor arguments in transformers 5
+
+    class SleepModel(_MemoryInit, base_model):
+        config_class = SleepConfig
+
+        def __init__(self, config: PretrainedConfig):
+            super().__init__(config)
+            swap_class(self.model, _MemoryInit)
+            for layer in self.model.layers:
+                attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
+
+    for cls, name in ((SleepConfig, f"Sleep{prefix}Config"), (SleepModel, f"Sleep{prefix}ForCausalLM")):
+        cls.__name__ = cls.__qualname__ = name
+    AutoConfig.register(SleepConfig.model_type, SleepConfig, exist_ok=True)
+    AutoModelForCausalLM.register(SleepConfig, SleepModel, exist_ok=True)
+    return SleepConfig, SleepModel
+
+
+for _base, _prefix in FAMILIES.items():
+    CLASSES[_base] = _make(_base, _prefix)
+    for _cls in CLASSES[_base]:
+        globals()[_cls.__name__] = _cls  # importable by name, as pickling and transformers expect
+
+
+def read_config(path: str) -> PretrainedConfig:
+    """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"model {path}: no readable Hugging Face config ({first_line(error)})") from error
+    if config.model_type.removeprefix("sleep_") not in FAMILIES:
+        raise InputError(f"model {path}: allowed families are {', '.join(FAMILIES)}, got {config.model_type}")
+    return config
+
+
+def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch.float32,
+         seed: int = 0) -> PreTrainedModel:
+    """Loads a base checkpoint and gives it `levels`, or loads a sleep checkpoint or a memory folder as it was saved.
+
+    New memory is initialised from `seed`. Raises InputError for a checkpoint that is missing, unreadable or of another
+    family, and when `levels` differs from what a sleep checkpoint holds.
+    """
+    folder = Path(path)
+    if (folder / POINTER).is_file():
+        return _load_memory(folder, levels, dtype)
+    config = read_config(path)
+    family = config.model_type.removeprefix("sleep_")
+    sleep_config, sleep_model = CLASSES[family]
+    fresh = not config.model_type.startswith("sleep_")
+    if fresh:
+        fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
+        config = sleep_config(**fields, memory_levels=levels or [])
+    elif levels is not None and config.memory_levels != levels:
+        raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
+    try:
+        model = sleep_model.from_pretrained(path, config=config, dtype=dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(f"model {path}: weights cannot be read ({first_line(error)})") from error
+    if fresh:
+        generator = torch.Generator().manual_seed(seed)
+        for level in memory_levels(model).values():
+            init_slots(level, generator=generator)
+        config.architectures = [sleep_model.__name__]
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model.eval()
+
+
+def load_tokenizer(path: str, vocab_size: int):
+    """The checkpoint's tokenizer. Raises InputError when it is missing or holds ids that the model has no row for."""
+    pointer = Path(path) / POINTER
+    source = json.loads(pointer.read_text())["base"] if pointer.is_file() else path
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"tokenizer {source}: cannot be read ({first_line(error)})") from error
+    if len(tokenizer) > vocab_size:
+        raise InputError(f"tokenizer {source}: at most the model's {vocab_size} ids, got {len(tokenizer)}; "
+                         "base and tokenizer do not belong together")
+    return tokenizer
+
+
+def save(model: PreTrainedModel, tokenizer, path: str) -> None:
+    """An ordinary Hugging Face checkpoint with all weights, written aside and renamed into place."""
+    with _aside(path) as folder:
+        model.save_pretrained(folder, safe_serialization=True)
+        tokenizer.save_pretrained(folder)
+
+
+def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
+    """Only the memory, beside a pointer to `base`; written aside and renamed into place."""
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
+    with _aside(path) as folder:
+        save_file(tensors, Path(folder) / MEMORY)
+        pointer = {"base": os.path.abspath(base) if os.path.isdir(base) else base,
+                   "memory_levels": model.config.memory_levels}
+        (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
+
+
+def _load_memory(folder: Path, levels: list[dict] | None, dtype: torch.dtype) -> PreTrainedModel:
+    try:
+        pointer = json.loads((folder / POINTER).read_text())
+        tensors = load_file(folder / MEMORY)
+        base, stored = pointer["base"], pointer["memory_levels"]
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
+    if levels is not None and stored != levels:
+        raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
+    model = load(base, stored, dtype)
+    wanted = {k: v.shape for k, v in model.state_dict().items() if ".memory." in k}
+    if {k: v.shape for k, v in tensors.items()} != wanted:
+        raise InputError(f"memory {folder}: its tensors do not fit the base {base}")
+    model.load_state_dict(tensors, strict=False)
+    for level in memory_levels(model).values():
+        level.refresh()
+    return model
+
+
+class _aside:
+    """A folder beside `path` that replaces it when the block ends well, so that a reader never sees half of one."""
+
+    def __init__(self, path: str):
+        self.path, self.temporary = path, f"{path}.writing-{os.getpid()}"
+
+    def __enter__(self) -> str:
+        shutil.rmtree(self.temporary, ignore_errors=True)
+        os.makedirs(self.temporary)
+        return self.temporary
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is None:
+            shutil.rmtree(self.path, ignore_errors=True)
+            os.rename(self.temporary, self.path)
+        else:
+            shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type: for messages of one line."""
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:200]
+
+
+__all__ = ["CLASSES", "FAMILIES", "load", "load_tokenizer", "read_config", "save", "save_memory", "tensors_of"]

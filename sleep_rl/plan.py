@@ -1,0 +1,318 @@
+"""What a config asks for, before anything starts: actors, memory, bytes of a weight push, steps, samples, time.
+
+`plan` also refuses what only the base model's shape can show to be wrong. Bytes and tokens are exact where they follow
+from shapes; activations and times are rough, and say so. Sizes are decimal: 1 MB = 1e6 bytes.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, fields
+
+from sleep_rl.config import Config
+from sleep_rl.contracts import InputError
+from sleep_rl.night import Shares
+from sleep_rl.shape import Shape, base_shape, local_folder
+
+DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+TASK_TOKENS = {"world": (34, 16), "classify": (256, 64)}
+"""Longest document and longest text written about it, in tokens of the task's own vocabulary."""
+LEARN_FLOPS = {"cpu": 10e9, "gpu": 150e12}  # per thread, per device
+SAMPLE_FLOPS = {"cpu": 3e9, "gpu": 50e12}
+"""Assumed throughput in FLOP/s. The CPU figures are what the demo's toy model reached; large models do better."""
+
+
+@dataclass(frozen=True)
+class Actor:
+    """One role: `count` processes with `cpus` and `gpus` each."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+
+
+@dataclass(frozen=True)
+class Bytes:
+    """Of one process. `activations` is rough; `cache` is None where vLLM takes what its GPU has left."""
+
+    base: int
+    memory: int
+    optimizer: int = 0
+    activations: int = 0
+    cache: int | None = 0
+
+    @property
+    def total(self) -> int:
+        return sum(getattr(self, f.name) or 0 for f in fields(self))
+
+
+@dataclass(frozen=True)
+class Plan:
+    config: Config
+    base: Shape
+    actors: tuple[Actor, ...]
+    learner: Bytes  # per rank
+    rollout: Bytes  # per engine, over all its GPUs
+    cached_tokens: int | None  # that the KV cache of an engine holds
+    push_bytes: int  # one expert of one level, over all layers
+    full_bytes: int  # every parameter
+    tokens: int  # of a longest training sequence with its document
+    rows: Shares  # of an optimizer step
+    written: int  # sequences with a document, per night
+    replayed: int  # sequences without one, per night
+    completions: int  # of the student, per night
+    micro_batches: int  # per optimizer step and rank
+    rounds: int  # per night; each ends with a push of the student
+    seconds: float  # of all nights, rough
+    notes: tuple[str, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(a.count * a.cpus for a in self.actors)
+
+    @property
+    def gpus(self) -> float:
+        return sum(a.count * a.gpus for a in self.actors)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all nights, without baselines."""
+        return self.config.nights * self.config.sleep.steps
+
+
+def plan(config: Config) -> Plan:
+    """Works everything out from the config and the base model's shape. Starts nothing. Raises InputError."""
+    shape = base_shape(config)
+    _check_shape(config, shape)
+    if config.reward.semantic != "none" and config.reward.model:
+        local_folder(config.reward.model, "reward.model")
+    tokens = _tokens(config)
+    rollout, cached_tokens = _rollout_bytes(config, shape)
+    s, rows = config.sleep, Shares.of(config)
+    written = _documents(config) * s.written if s.replay < 1 else 0
+    replayed = s.replay_written if s.replay > 0 else 0
+    completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
+    actors = _actors(config)
+    return Plan(
+        config=config, base=shape, actors=actors,
+        learner=_learner_bytes(config, shape, tokens), rollout=rollout, cached_tokens=cached_tokens,
+        push_bytes=expert_bytes(config, shape),
+        full_bytes=shape.parameters * _width(config) + memory_bytes(config, shape),
+        tokens=tokens, rows=rows, written=written, replayed=replayed, completions=completions,
+        micro_batches=math.ceil(_rank_batch(config) / config.learners.micro_batch),
+        rounds=math.ceil(s.steps / s.steps_per_round),
+        seconds=config.nights * _night_seconds(config, shape, tokens, written + replayed + completions),
+        notes=_notes(config, shape, actors),
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------- sizes
+
+
+def expert_bytes(config: Config, shape: Shape) -> int:
+    """What a push of one expert of one level carries: router row, A and B in every layer, and the slots' states."""
+    m, d = config.model, shape.hidden
+    return shape.layers * ((d + 3 * m.d_low * d) * _width(config) + m.experts + 1)
+
+
+def memory_bytes(config: Config, shape: Shape) -> int:
+    """Every slot of every level and layer; slot 0 is the level's own base expert."""
+    m, d, slots = config.model, shape.hidden, config.model.experts + 1
+    return m.levels * shape.layers * slots * ((d + 3 * m.d_low * d) * _width(config) + 1)
+
+
+def _learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
+    """Per rank: the frozen base once (teacher and student are states of it), the plastic expert with AdamW in fp32."""
+    ranks, width = config.learners, _width(config)
+    sharded = {stage: ranks.world_size if ranks.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    plastic = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
+    # fp32 master copy and two moments (stage 1), gradient (stage 2), the trained copy itself (stage 3)
+    optimizer = int(plastic * (12 / sharded[1] + width / sharded[2] + width / sharded[3]))
+    rows = min(_rank_batch(config), ranks.micro_batch)
+    # Per layer about 10 tensors of the hidden width and 3 of the MLP's are kept for the backward pass.
+    kept = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
+    # Teacher's and student's logits of a chunk in fp32, and a gradient and a log-softmax beside them.
+    logits = 4 * 4 * config.sleep.logit_chunk * shape.vocab
+    return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, kept + logits)
+
+
+def _rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
+    """Of one engine, and how many tokens its KV cache holds. The memory is there once per named state."""
+    per_token = shape.cached_values * _width(config)
+    parts = _parallel(config)
+    given = config.rollouts.engine.get("kv_cache_memory_bytes")  # vLLM counts it per GPU
+    cache = None if given is None else given * parts
+    size = Bytes(shape.parameters * _width(config), 2 * memory_bytes(config, shape), cache=cache)
+    return size, None if cache is None else cache // per_token
+
+
+def _night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> float:
+    """Learning and sampling take turns. 2 FLOPs per parameter and token forward; the base's weights get no gradient,
+    so backward costs 2 too: teacher, student, backward = 6."""
+    learners, rollouts = config.learners, config.rollouts
+    learn = learners.world_size * _flops(LEARN_FLOPS, learners.gpus, learners.threads)
+    sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, rollouts.threads)
+    learned = config.sleep.batch * config.sleep.steps
+    return shape.parameters * tokens * (6 * learned / learn + 2 * sampled / sample)
+
+
+def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:
+    return assumed["gpu"] * gpus if gpus else assumed["cpu"] * threads
+
+
+def _actors(config: Config) -> tuple[Actor, ...]:
+    rollouts, learners, reward = config.rollouts, config.learners, config.reward
+    rewards = (Actor("reward", reward.workers, reward.cpus, reward.gpus),) if reward.semantic != "none" else ()
+    return (Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus),
+            Actor("learner", learners.world_size, learners.cpus, learners.gpus), *rewards)
+
+
+def _width(config: Config) -> int:
+    return DTYPE_BYTES[config.model.dtype]
+
+
+def _parallel(config: Config) -> int:
+    return max(1, int(config.rollouts.gpus))
+
+
+def _rank_batch(config: Config) -> int:
+    return math.ceil(config.sleep.batch / config.learners.world_size)
+
+
+def _documents(config: Config) -> int:
+    """Documents a day: one person, or one class, each."""
+    return config.task.world.people_per_day if config.task.name == "world" else config.task.classify.classes_per_day
+
+
+def _tokens(config: Config) -> int:
+    """A longest sequence with its document. With a foreign tokenizer a word is about 1.5 tokens; never above
+    max_model_len."""
+    words = sum(TASK_TOKENS[config.task.name])
+    longest = config.rollouts.engine.get("max_model_len") or math.inf
+    return int(min(words if config.model.base is None else 1.5 * words, longest))
+
+
+# --------------------------------------------------------------------------------------------------------- checks
+
+
+def _check_shape(config: Config, shape: Shape) -> None:
+    """Rules between the config and the base model."""
+    engine, parts, m = config.rollouts.engine, _parallel(config), config.model
+    longest = engine.get("max_model_len")
+    if longest and shape.positions and longest > shape.positions:
+        raise InputError(f"rollouts.engine.max_model_len: at most the {shape.positions} positions of the base model, "
+                         f"got {longest}")
+    document, new = TASK_TOKENS[config.task.name]
+    if longest and config.task.name == "world" and m.base is None and longest < document + new:
+        raise InputError(f"rollouts.engine.max_model_len: at least {document + new}, a document of the task and what is "
+                         f"written about it, got {longest}")
+    if shape.heads % parts or (shape.kv_heads % parts and parts % shape.kv_heads):
+        raise InputError(f"rollouts.gpus: must divide the base model's {shape.heads} heads and fit its {shape.kv_heads} "
+                         f"key-value heads, got {parts}")
+    cached = _rollout_bytes(config, shape)[1]
+    if longest and cached is not None and cached < longest:
+        need = -(-longest * shape.cached_values * _width(config) // parts)
+        raise InputError(f"rollouts.engine.kv_cache_memory_bytes: at least {need}, one sequence of max_model_len = "
+                         f"{longest} tokens, got {engine['kv_cache_memory_bytes']}")
+    wanted = tuple({"experts": m.experts, "d_low": m.d_low, "top_k": m.top_k} for _ in range(m.levels))
+    if shape.memory and shape.memory != wanted:
+        raise InputError(f"model: its checkpoint {m.base} holds the memory {list(shape.memory)}, the config asks for "
+                         f"{list(wanted)}")
+
+
+def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str, ...]:
+    """What is allowed but deserves a look."""
+    notes = []
+    cores, cpus = os.cpu_count() or 1, sum(a.count * a.cpus for a in actors)
+    if config.cluster.backend == "ray" and not (config.cluster.address or os.environ.get("RAY_ADDRESS")) and cpus > cores:
+        notes.append(f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster with cluster.address")
+    rank_batch, ranks = _rank_batch(config), config.learners.world_size
+    if config.sleep.batch % ranks:
+        notes.append(f"sleep.batch {config.sleep.batch} does not divide by {ranks} ranks; ranks with fewer than {rank_batch} "
+                     "sequences wait")
+    rows = Shares.of(config)
+    if rows.groups_new + rows.groups_replay == 0 and (config.sleep.on_policy > 0 or config.sleep.alpha < 1):
+        notes.append(f"sleep.on_policy {config.sleep.on_policy:g} of sleep.batch {config.sleep.batch} is no group of "
+                     f"{config.sleep.group}: the student samples nothing and nothing is imitated")
+    if config.reward.gamma == 0 and config.sleep.alpha < 1:
+        notes.append("reward.gamma is 0: imitation is rewarded for equal tokens only, not for equal meaning")
+    if config.model.dtype == "bfloat16" and config.model.top_k < config.model.experts:
+        notes.append("top_k below experts in bfloat16: sampler and learner may route a few tokens differently")
+    if shape.source.startswith("published"):
+        notes.append(f"base model: {shape.source}; its own config.json was not read")
+    return tuple(notes)
+
+
+# --------------------------------------------------------------------------------------------------------- words
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table of two columns."""
+    c, b, s, m, r = plan.config, plan.base, plan.config.sleep, plan.config.model, plan.rows
+    on_gpu = "gpu" if c.learners.gpus else "cpu", "gpu" if c.rollouts.gpus else "cpu"
+    rows = [
+        ("run", f"{c.run.name}: task {c.task.name}, {c.nights} nights -> {os.path.join(c.run.dir, c.run.name)}"),
+        ("base model", f"{m.base or c.task.name} ({b.source}): {b.family}, {b.layers} layers of {b.hidden}, vocabulary "
+                       f"{b.vocab}, {_count(b.parameters)} parameters, {m.dtype}"),
+        ("memory", f"{m.levels} level(s) of {m.experts} experts and a base expert, d_low {m.d_low}, in each layer: "
+                   f"{_size(memory_bytes(c, b))}"),
+        *((a.role, f"{a.count} x {a.cpus:g} CPU, {a.gpus:g} GPU") for a in plan.actors),
+        ("in total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
+        ("learner rank", f"about {_size(plan.learner.total)}: base {_size(plan.learner.base)}, memory "
+                         f"{_size(plan.learner.memory)}, new expert with AdamW {_size(plan.learner.optimizer)}, "
+                         f"activations {_size(plan.learner.activations)} (rough)"),
+        ("rollout engine", f"{_size(plan.rollout.total)}: base {_size(plan.rollout.base)}, memory of two states "
+                           f"{_size(plan.rollout.memory)}, {_cache_words(plan)}"),
+        ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
+                        f"{plan.push_bytes / plan.full_bytes:.2%}"),
+        ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
+        ("a step", f"{s.batch} sequences = {plan.micro_batches} micro batch(es) of at most "
+                   f"{min(_rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to {plan.tokens} "
+                   "tokens each"),
+        ("rows of a step", f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, {r.groups_new} new and "
+                           f"{r.groups_replay} replay groups of {s.group} by the student"),
+        ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
+                            f"{plan.completions} student completions"),
+        ("all nights", f"{plan.steps} optimizer steps{_baseline_words(c)}"),
+        ("time", f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and baselines; assumes "
+                 f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} sampling"),
+        *(("note", note) for note in plan.notes),
+    ]
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _cache_words(plan: Plan) -> str:
+    if plan.rollout.cache is None:
+        return "KV cache of what gpu_memory_utilization leaves"
+    return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
+
+
+def _baseline_words(config: Config) -> str:
+    b = config.baselines
+    sft = f", plain fine-tuning {config.nights * b.sft_steps}" if b.sft else ""
+    return sft + (f", joint bound {b.joint_steps}" if b.joint else "")
+
+
+def _rate(flops: dict[str, float], device: str) -> str:
+    return f"{flops[device] / 1e12:g} TFLOP/s a GPU" if device == "gpu" else f"{flops[device] / 1e9:g} GFLOP/s a thread"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def _count(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 86400:.2g} days"

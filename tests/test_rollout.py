@@ -1,0 +1,348 @@
+"""The rollout worker: loading named versions into a live engine, and sampling from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from sleep_rl import modeling
+from sleep_rl.contracts import Failure, InputError, Request, Rollout, RunError, Sampling, Weights
+from sleep_rl.digest import as_tensor, digest
+from sleep_rl.memory import memory_levels, tensors_of
+
+pytestmark = pytest.mark.stack
+
+PROBE = tuple(range(20, 60))
+REQUESTS = [Request(tuple(range(n, n + 6)), tuple(range(40, 80)), seed=n) for n in range(5, 9)]
+HOW = Sampling(12, 1.0)
+NIGHT = "model.layers.0.mlp.memory.0"
+
+
+@torch.no_grad()
+def hf_logprobs(model, ids_T) -> list[float]:
+    logprobs_TV = model(torch.tensor([ids_T])).logits[0].log_softmax(-1)
+    return logprobs_TV[range(len(ids_T) - 1), list(ids_T[1:])].tolist()
+
+
+def changed_model(path: str, seed: int) -> torch.nn.Module:
+    """The checkpoint with other weights in slot 4 of every layer: what a night changes."""
+    model, generator = modeling.load(path), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for level in memory_levels(model).values():
+            level.w_out[4].normal_(0, 0.5, generator=generator)
+            level.router[4].normal_(0, 0.5, generator=generator)
+    return model
+
+
+def weights_of(model, name: str, version: int, have: dict[str, str] | None = None) -> Weights:
+    """What a learner exports: complete manifest, tensors that `have` lacks, and a probe."""
+    tensors = tensors_of(model)
+    manifest = {k: digest(t) for k, t in tensors.items()}
+    sent = {k: t.clone() for k, t in tensors.items() if (have or {}).get(k) != manifest[k]}
+    return Weights(name, version, manifest, sent, PROBE, tuple(hf_logprobs(model, PROBE)))
+
+
+def gap(model, worker, name: str, version: int) -> float:
+    """Largest difference between sampled log-probabilities and the model's in transformers, in nats."""
+    gaps = [0.0]
+    for sample in worker.sample(REQUESTS, name, version, HOW):
+        ids_T = sample.context_T + sample.prompt_T + sample.completion_T
+        expected = hf_logprobs(model, ids_T)[-len(sample.completion_T):]
+        gaps += [abs(a - b) for a, b in zip(sample.logprobs_T, expected, strict=True)]
+    return max(gaps)
+
+
+@pytest.fixture(scope="module")
+def path(sleep_checkpoint) -> str:
+    return sleep_checkpoint("qwen3", "dense")
+
+
+@pytest.fixture(scope="module")
+def start(path):
+    """The checkpoint itself in transformers: what the worker holds as `base`."""
+    return modeling.load(path)
+
+
+@pytest.fixture(scope="module")
+def have(start) -> dict[str, str]:
+    return {k: digest(t) for k, t in tensors_of(start).items()}
+
+
+@pytest.fixture
+def worker(rollout, path, start):
+    """The live worker, holding teacher v1 (= base) and student v1 (slot 4 changed), both pushed as deltas."""
+    worker = rollout(path)
+    base = {k: digest(t) for k, t in tensors_of(start).items()}
+    worker.load(weights_of(start, "teacher", 1, base))
+    worker.load(weights_of(changed_model(path, 1), "student", 1, base))
+    return worker
+
+
+def test_it_is_a_rollout(worker):
+    assert isinstance(worker, Rollout)
+    assert worker.held() == {"base": 0, "teacher": 1, "student": 1}
+    assert worker.stats()["peak_rss_mib"] > 0
+
+
+def test_a_first_push_is_a_delta(rollout, path, have):
+    """The checkpoint's own memory is known, so only what a night changed travels and is copied."""
+    weights = weights_of(changed_model(path, 7), "sft", 3, have)
+    loaded = rollout(path).load(weights)
+    assert len(weights.tensors) == 2 * 2  # router and w_out of one slot in two layers
+    assert (loaded.name, loaded.version, loaded.probe_gap < 1e-4) == ("sft", 3, True)
+    rollout(path).sample(REQUESTS[:1], "base", 0, HOW)
+    again = rollout(path).load(weights)
+    assert (again.tensors, again.bytes) == (4, 2 * (64 + 16 * 64) * 4)
+
+
+def test_pushed_states_alternate(worker, start, path):
+    """Each state samples what its model in transformers says, whatever was computed and cached before."""
+    student = changed_model(path, 1)
+    for _ in range(2):
+        assert gap(start, worker, "teacher", 1) < 1e-4
+        assert gap(student, worker, "student", 1) < 1e-4
+    assert gap(start, worker, "student", 1) > 1e-2  # the states do differ
+
+
+def test_new_slot_states_arrive(worker, path, have):
+    """Unlocking and locking are pushes too: `state` is a tensor like the others."""
+    model = modeling.load(path)
+    for level in memory_levels(model).values():
+        level.state.copy_(torch.tensor([0, 1, 0, 1, 0]))
+        level.refresh()
+    worker.load(weights_of(model, "joint", 1, have))
+    assert gap(model, worker, "joint", 1) < 1e-4
+
+
+def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
+    """The reset matters: without it cached keys of the old version give wrong log-probabilities. A refused one raises."""
+    engine = worker._engine.llm.llm_engine
+    student = changed_model(path, 1)
+    assert gap(student, worker, "student", 1) < 1e-4
+    prompt = Request(tuple(range(90, 130)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "reset_prefix_cache", lambda **_: True)
+        worker.sample([prompt], "teacher", 1, HOW)
+        [stale] = worker.sample([prompt], "student", 1, HOW)
+    expected = hf_logprobs(student, stale.prompt_T + stale.completion_T)[-len(stale.completion_T):]
+    assert max(abs(a - b) for a, b in zip(stale.logprobs_T, expected)) > 1e-3
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "reset_prefix_cache", lambda **_: False)
+        with pytest.raises(RunError, match="prefix cache"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    assert gap(student, worker, "student", 1) < 1e-4
+
+
+def test_forget_drops_cached_contexts(worker):
+    """After it no earlier context is read again, and samples stay what they were."""
+    worker.sample(REQUESTS, "teacher", 1, HOW)
+    cached = []
+    for step in (lambda: None, worker.forget):
+        step()
+        outputs = worker._engine.generate([REQUESTS[0].context_T + REQUESTS[0].prompt_T], [worker._params(46, 0, HOW)])
+        cached.append(outputs[0].num_cached_tokens)
+    assert cached[0] > 0 == cached[1]
+
+
+def damaged(weights: Weights, **changes) -> Weights:
+    return Weights(**{**weights.__dict__, **changes})
+
+
+def corrupt_byte(w: Weights) -> Weights:
+    key = sorted(w.tensors)[0]
+    tensor = w.tensors[key].clone()
+    tensor.view(torch.uint8)[..., 0] ^= 1
+    return damaged(w, tensors=w.tensors | {key: tensor})
+
+
+def wrong_shape(w: Weights) -> Weights:
+    tensor = w.tensors[f"{NIGHT}.w_out#4"][:-1].clone()
+    return damaged(w, tensors=w.tensors | {f"{NIGHT}.w_out#4": tensor},
+                   manifest=w.manifest | {f"{NIGHT}.w_out#4": digest(tensor)})
+
+
+def wrong_dtype(w: Weights) -> Weights:
+    tensor = w.tensors[f"{NIGHT}.w_out#4"].double()
+    return damaged(w, tensors=w.tensors | {f"{NIGHT}.w_out#4": tensor},
+                   manifest=w.manifest | {f"{NIGHT}.w_out#4": digest(tensor)})
+
+
+def wrong_module(w: Weights) -> Weights:
+    """A digest that is held, but belongs to a tensor of another shape."""
+    tensors = {k: t for k, t in w.tensors.items() if k != f"{NIGHT}.w_out#4"}
+    return damaged(w, tensors=tensors, manifest=w.manifest | {f"{NIGHT}.w_out#4": w.manifest[f"{NIGHT}.router#3"]})
+
+
+def part_not_sent(w: Weights) -> Weights:
+    return damaged(w, tensors={k: t for k, t in w.tensors.items() if k != f"{NIGHT}.w_out#4"})
+
+
+def part_not_named(w: Weights) -> Weights:
+    return damaged(w, manifest={k: d for k, d in w.manifest.items() if k != f"{NIGHT}.w_in#4"})
+
+
+def unknown_key(w: Weights) -> Weights:
+    return damaged(w, manifest=w.manifest | {f"{NIGHT}.w_in#9": "0" * 32})
+
+
+def unnamed_tensor(w: Weights) -> Weights:
+    return damaged(w, tensors=w.tensors | {"model.embed_tokens.weight": torch.zeros(2)})
+
+
+def wrong_probe(w: Weights) -> Weights:
+    return damaged(w, probe_logprobs_T=(w.probe_logprobs_T[0] + 0.01, *w.probe_logprobs_T[1:]))
+
+
+def nan_probe(w: Weights) -> Weights:
+    return damaged(w, probe_logprobs_T=(float("nan"), *w.probe_logprobs_T[1:]))
+
+
+def short_probe(w: Weights) -> Weights:
+    return damaged(w, probe_logprobs_T=w.probe_logprobs_T[1:])
+
+
+def long_probe(w: Weights) -> Weights:
+    return damaged(w, probe_T=PROBE * 10)
+
+
+DAMAGE = {corrupt_byte: "has digest", wrong_shape: "this model has", wrong_dtype: "this model has",
+          wrong_module: "this model has", part_not_sent: "was not sent", part_not_named: "missing from the manifest",
+          unknown_key: "not in this model", unnamed_tensor: "not in the manifest", wrong_probe: "probe prompt differ",
+          nan_probe: "probe prompt differ", short_probe: "cannot be checked", long_probe: "cannot be checked"}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_push_is_refused(damage, worker, start, path, have):
+    """One line that names it; the version is not held, and what was held before is still right."""
+    good = weights_of(changed_model(path, 2), "student", 2, have)
+    with pytest.raises(RunError, match=DAMAGE[damage]) as error:
+        worker.load(damage(good))
+    assert "student v2" in str(error.value) and "\n" not in str(error.value)
+    assert worker.held()["student"] == 1
+    with pytest.raises(RunError, match="not loaded here"):
+        worker.sample(REQUESTS, "student", 2, HOW)
+    assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
+    assert gap(start, worker, "teacher", 1) < 1e-4
+    named = {d for state in worker._states.values() for d in state.manifest.values()}
+    assert set(worker._cache) == named  # nothing of the refused version stays
+
+
+def test_bytes_that_do_not_arrive_are_noticed(worker, start, path, have, monkeypatch):
+    """The model's own bytes are read back: a write that loses a tensor never counts as a version."""
+    engine = worker._engine
+    real = engine.write_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "write_memory", lambda t: real({k: v for k, v in t.items() if not k.endswith("w_out#4")}))
+        with pytest.raises(RunError, match="did not arrive"):
+            worker.load(weights_of(changed_model(path, 2), "student", 2, have))
+    assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
+    assert gap(start, worker, "teacher", 1) < 1e-4
+
+
+def test_a_good_push_follows_a_refused_one(worker, path, have):
+    model = changed_model(path, 2)
+    good = weights_of(model, "student", 2, have)
+    with pytest.raises(RunError):
+        worker.load(wrong_probe(good))
+    worker.load(good)
+    assert worker.held()["student"] == 2 and gap(model, worker, "student", 2) < 1e-4
+
+
+def test_a_push_may_build_on_what_is_held(worker, path):
+    """A delta against the student's previous version; the sender may reuse its buffers afterwards."""
+    before, after = changed_model(path, 1), changed_model(path, 3)
+    weights = weights_of(after, "student", 2, {k: digest(t) for k, t in tensors_of(before).items()})
+    worker.load(weights)
+    for tensor in weights.tensors.values():
+        tensor.zero_()
+    assert gap(modeling.load(path), worker, "teacher", 1) < 1e-4
+    assert gap(after, worker, "student", 2) < 1e-4
+
+
+def test_read_only_arrays_and_files_carry_tensors(worker, path, have):
+    """Ray hands out read-only numpy arrays; an engine of several processes reads a file in shared memory."""
+    model = changed_model(path, 4)
+    weights = weights_of(model, "student", 2, have)
+    arrays = {k: t.numpy() for k, t in weights.tensors.items()}
+    for array in arrays.values():
+        array.setflags(write=False)
+    worker._engine._by_file = True
+    try:
+        worker.load(damaged(weights, tensors=arrays))
+        held = worker._engine.read_memory()
+    finally:
+        worker._engine._by_file = False
+    assert {k: digest(t) for k, t in held.items()} == weights.manifest
+    assert gap(model, worker, "student", 2) < 1e-4
+
+
+# ------------------------------------------------------------------------------------------------------------ sampling
+
+
+def test_seeds_reproduce(worker):
+    """The same call gives the same tokens; another seed gives others."""
+    first, again = (worker.sample(REQUESTS, "student", 1, HOW) for _ in range(2))
+    assert [s.completion_T for s in first] == [s.completion_T for s in again]
+    other = worker.sample([Request(r.prompt_T, r.context_T, r.seed + 100) for r in REQUESTS], "student", 1, HOW)
+    assert all(a.completion_T != b.completion_T for a, b in zip(first, other))
+    assert [s.seed for s in first] == [r.seed for r in REQUESTS]
+
+
+def test_every_token_has_its_version(worker, path, have):
+    worker.load(weights_of(changed_model(path, 5), "student", 41, have))
+    for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
+        for sample in worker.sample(REQUESTS, name, version, HOW):
+            assert sample.versions_T == (version,) * len(sample.completion_T) and sample.weights == name
+    with pytest.raises(RunError, match="student v1 is not loaded"):
+        worker.sample(REQUESTS, "student", 1, HOW)
+
+
+def test_bad_requests_fail_alone(worker):
+    good = REQUESTS[0]
+    requests = [Request((5,) * 128), good, Request(()), Request((5,), (6,) * 127), Request((300,)), Request((-1,)), good]
+    results = worker.sample(requests, "teacher", 1, HOW)
+    assert results[1] == results[6] and len(results[1].completion_T) == 12
+    reasons = [r.reason for r in results if isinstance(r, Failure)]
+    assert ["max_model_len" in reasons[0], "empty" in reasons[1], "max_model_len" in reasons[2]] == [True] * 3
+    assert "300" in reasons[3] and "-1" in reasons[4] and len(reasons) == 5
+    assert worker.sample([], "teacher", 1, HOW) == []
+    assert all(isinstance(r, Failure) for r in worker.sample([Request(())], "teacher", 1, HOW))
+    with pytest.raises(InputError):
+        worker.sample([good], "teacher", 1, Sampling(0))
+
+
+def test_completions_end_where_they_should(worker):
+    """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own eos does not stop."""
+    [free] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
+    assert (free.finish_reason, len(free.completion_T)) == ("length", 30)
+    stop = free.completion_T[7]
+    [stopped] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,)))
+    end = free.completion_T.index(stop) + 1
+    assert stopped.finish_reason == "stop" and stopped.completion_T == free.completion_T[:end]
+    assert len(stopped.logprobs_T) == end
+    [cut] = worker.sample([Request((5,) * 120)], "teacher", 1, Sampling(30, 0.0))
+    assert (cut.finish_reason, len(cut.completion_T)) == ("length", 8)
+
+
+def test_context_stands_in_front_of_the_prompt(worker):
+    """Nothing is added (no bos) and nothing lost: context and prompt are one sequence of ids."""
+    context, prompt = tuple(range(30, 60)), tuple(range(5, 9))
+    [split] = worker.sample([Request(prompt, context)], "teacher", 1, Sampling(8, 0.0))
+    [whole] = worker.sample([Request(context + prompt)], "teacher", 1, Sampling(8, 0.0))
+    assert split.completion_T == whole.completion_T
+    assert (split.context_T, split.prompt_T) == (context, prompt)
+
+
+def test_digest_names_content():
+    """Equal for tensor and array, different for another dtype, shape or byte; bfloat16 and odd strides included."""
+    t = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    assert digest(t) == digest(t.numpy()) == digest(t.clone()) == digest(t.T.contiguous().T)
+    assert digest(t.T) == digest(t.numpy().T) == digest(np.ascontiguousarray(t.numpy().T))
+    views = [t, t.T, t.reshape(4, 3), t.view(torch.int32), t.bfloat16(), t + 1e-6, t[:2], torch.zeros(0), torch.tensor(1.0)]
+    assert len({digest(v) for v in views}) == len(views)
+    assert digest(torch.tensor(1.0)) == digest(np.float32(1.0).reshape(()))
+    assert torch.equal(as_tensor(t.numpy()), t) and torch.equal(as_tensor(t), t)
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    array = t.numpy().astype(ml_dtypes.bfloat16)
+    assert digest(array) == digest(t.bfloat16()) and torch.equal(as_tensor(array), t.bfloat16())
