@@ -15,16 +15,15 @@ from torch import Tensor, nn  # noqa: E402
 from sleep_rl.contracts import RunError  # noqa: E402
 
 
-def join_group(rank: int, world_size: int, address: str, port: int, device: str) -> None:
-    """Joins the learners' process group (gloo on CPU, NCCL on GPU); a second call in one process does nothing."""
+def join_group(device: str) -> None:
+    """Joins the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes; a second call in
+    one process does nothing."""
     if dist.is_initialized():
         return
     if device == "cpu":
         # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a C++ compiler. Gloo
         # carries the megabytes of an expert's gradients as well.
         deepspeed.ops.__compatible_ops__ = {}
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size), MASTER_ADDR=address,
-                      MASTER_PORT=str(port))
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
 

@@ -4,6 +4,7 @@ as two memory states of it (paper.md section 3)."""
 from __future__ import annotations
 
 import math
+import os
 from typing import Literal
 
 import torch
@@ -20,18 +21,16 @@ from sleep_rl.objectives import token_logprobs
 
 
 class LearnerWorker:
-    """`sleep_rl.contracts.Learner` on DeepSpeed. Every rank is constructed and called with the same arguments."""
+    """`sleep_rl.contracts.Learner` on DeepSpeed. Every rank is constructed and called with the same arguments; which
+    rank it is stands in the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
 
-    def __init__(self, checkpoint: str, config: Config, rank: int = 0, address: str = "127.0.0.1", port: int = 0,
-                 probe_T: tuple[int, ...] = ()):
-        self.config, self.rank, self.world = config, rank, config.learners.world_size
+    def __init__(self, checkpoint: str, config: Config, probe_T: tuple[int, ...] = (), base: str = ""):
+        self.config, self.rank, self.world = config, int(os.environ["RANK"]), config.learners.world_size
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.set_num_threads(config.learners.threads)
-        join_group(rank, self.world, address, port, self.device)
-        levels = [dict(experts=config.model.experts, d_low=config.model.d_low, top_k=config.model.top_k)
-                  for _ in range(config.model.levels)]
-        self.base = checkpoint
-        self.model = modeling.load(checkpoint, levels, getattr(torch, config.model.dtype), config.run.seed)
+        join_group(self.device)
+        self.base = base or checkpoint  # what a saved memory points to
+        self.model = modeling.load(checkpoint, dtype=getattr(torch, config.model.dtype))
         self.tokenizer = modeling.load_tokenizer(checkpoint, self.model.config.vocab_size)
         self.pad = self.tokenizer.pad_token_id or 0
         self.module = Seeding(self.model, config.sleep)
@@ -228,7 +227,8 @@ class LearnerWorker:
                 if key not in self._digests:
                     self._digests[key] = digest(tensor)
                 manifest[key] = self._digests[key]
-        changed = {k: tensors[k].cpu().clone() for k, d in manifest.items() if have.get(k) != d}
+        wanted = manifest if self.rank == 0 else {}  # one rank's answer is used; the others spare the copies
+        changed = {k: tensors[k].cpu().clone() for k, d in wanted.items() if have.get(k) != d}
         return Weights(name, version, manifest, changed, self.probe_T, self._probe(view))
 
     def _probe(self, view: str) -> tuple[float, ...]:

@@ -10,16 +10,13 @@ from torch import Tensor
 
 
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
-    """A CPU tensor of the same bytes; shares memory where torch can. bfloat16 arrays (`ml_dtypes`) are understood.
+    """A CPU tensor of the same bytes; shares memory where torch can.
 
     An array that is read-only (as Ray hands them out) is copied, since torch has no read-only tensors.
     """
     if isinstance(value, Tensor):
         return value.detach().cpu()
-    array = value if value.flags.writeable else value.copy()
-    if array.dtype.name == "bfloat16":  # no torch function takes it from numpy
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    return torch.from_numpy(value if value.flags.writeable else value.copy())
 
 
 def digest(value: Tensor | np.ndarray) -> str:

@@ -10,10 +10,13 @@ import importlib
 import json
 import os
 import shutil
+import tempfile
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -27,6 +30,7 @@ FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
 
 CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 POINTER, MEMORY = "memory.json", "memory.safetensors"
+WEIGHTS, BASE_WEIGHTS, INDEX = "model.safetensors", "base.safetensors", "model.safetensors.index.json"
 
 
 class _MemoryInit:
@@ -87,35 +91,96 @@ def read_config(path: str) -> PretrainedConfig:
 
 def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch.float32,
          seed: int = 0) -> PreTrainedModel:
-    """Loads a base checkpoint and gives it `levels`, or loads a sleep checkpoint or a memory folder as it was saved.
+    """Loads a sleep checkpoint, a memory folder (with the base it points to), or a base given `levels`; frozen, eval.
 
-    New memory is initialised from `seed`. Raises InputError for a checkpoint that is missing, unreadable or of another
-    family, and when `levels` differs from what a sleep checkpoint holds.
+    Raises InputError for a checkpoint that is missing, unreadable or of another family, for a base without `levels`,
+    and when `levels` differs from the memory that is there.
     """
-    folder = Path(path)
-    if (folder / POINTER).is_file():
-        return _load_memory(folder, levels, dtype)
-    config = read_config(path)
-    family = config.model_type.removeprefix("sleep_")
-    sleep_config, sleep_model = CLASSES[family]
-    fresh = not config.model_type.startswith("sleep_")
-    if fresh:
-        fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
-        config = sleep_config(**fields, memory_levels=levels or [])
-    elif levels is not None and config.memory_levels != levels:
+    pointer = (Path(path) / POINTER).is_file()
+    config = None if pointer else read_config(path)
+    if pointer or not config.model_type.startswith("sleep_"):
+        stored = _read_memory(Path(path), levels)[0]["memory_levels"] if pointer else levels
+        if stored is None:
+            raise InputError(f"model {path}: a sleep checkpoint is needed here, got a plain {config.model_type} one")
+        with tempfile.TemporaryDirectory() as temporary:
+            return load(expand(path, os.path.join(temporary, "expanded"), stored, seed), stored, dtype)
+    if levels is not None and config.memory_levels != levels:
         raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
     try:
+        _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {path}: weights cannot be read ({first_line(error)})") from error
-    if fresh:
-        generator = torch.Generator().manual_seed(seed)
-        for level in memory_levels(model).values():
-            init_slots(level, generator=generator)
-        config.architectures = [sleep_model.__name__]
     for parameter in model.parameters():
         parameter.requires_grad_(False)
+    for level in memory_levels(model).values():
+        level.refresh()
     return model.eval()
+
+
+def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
+    """A sleep checkpoint of `path` that both hosts load: the base's weight files linked, the memory beside them.
+
+    `path` is a base checkpoint (folder or hub name), a memory folder, or a sleep checkpoint (returned as it is). New
+    memory is initialised from `seed`. Raises InputError for what cannot be read. Nothing of the base is copied.
+    """
+    memory = None
+    if (Path(path) / POINTER).is_file():
+        pointer, memory = _read_memory(Path(path), levels)
+        path = pointer["base"]
+    config = read_config(path)
+    if config.model_type.startswith("sleep_"):
+        if config.memory_levels != levels:
+            raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
+        return path
+    folder = Path(path) if Path(path).is_dir() else Path(_download(path))
+    sleep_config, sleep_model = CLASSES[config.model_type]
+    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
+    expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
+    if memory is None:
+        memory = new_memory(expanded, seed)
+    with _aside(out) as target:
+        for file in folder.iterdir():
+            if file.name not in ("config.json", INDEX) and not file.name.startswith("."):
+                # A single weight file gets another name: under its own, loaders would take it for the whole checkpoint.
+                name = BASE_WEIGHTS if file.name == WEIGHTS else file.name
+                os.symlink(file.resolve(), Path(target) / name)
+        save_file(memory, Path(target) / MEMORY)
+        index = {k: BASE_WEIGHTS if f == WEIGHTS else f for k, f in _weight_map(folder).items()}
+        index |= {key: MEMORY for key in memory}
+        (Path(target) / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        expanded.save_pretrained(target)
+    return out
+
+
+def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
+    """Initialised memory tensors by checkpoint key, every slot LOCKED; the same for the same config and seed."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for layer in range(config.num_hidden_layers):
+        for number, v in enumerate(config.memory_levels):
+            level = MemoryLevel(config.hidden_size, v["experts"], v["d_low"], v["top_k"])
+            init_slots(level, generator=generator)
+            for part, tensor in level.state_dict().items():
+                tensors[f"model.layers.{layer}.mlp.memory.{number}.{part}"] = tensor
+    return tensors
+
+
+def _download(name: str) -> str:
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise InputError(f"model {name}: no local folder, and not to be had from the hub ({first_line(error)})") from error
+
+
+def _weight_map(folder: Path) -> dict[str, str]:
+    """Weight name -> file of a checkpoint folder."""
+    try:
+        if (folder / INDEX).is_file():
+            return json.loads((folder / INDEX).read_text())["weight_map"]
+        with safe_open(folder / WEIGHTS, "pt") as file:
+            return {key: WEIGHTS for key in file.keys()}
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise InputError(f"model {folder}: no readable safetensors weights ({first_line(error)})") from error
 
 
 def load_tokenizer(path: str, vocab_size: int):
@@ -149,23 +214,17 @@ def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
         (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
 
 
-def _load_memory(folder: Path, levels: list[dict] | None, dtype: torch.dtype) -> PreTrainedModel:
+def _read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+    """(pointer, tensors) of a memory folder; with `levels`, they must be what it holds."""
     try:
         pointer = json.loads((folder / POINTER).read_text())
         tensors = load_file(folder / MEMORY)
-        base, stored = pointer["base"], pointer["memory_levels"]
+        stored = pointer["memory_levels"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
     if levels is not None and stored != levels:
         raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
-    model = load(base, stored, dtype)
-    wanted = {k: v.shape for k, v in model.state_dict().items() if ".memory." in k}
-    if {k: v.shape for k, v in tensors.items()} != wanted:
-        raise InputError(f"memory {folder}: its tensors do not fit the base {base}")
-    model.load_state_dict(tensors, strict=False)
-    for level in memory_levels(model).values():
-        level.refresh()
-    return model
+    return pointer, tensors
 
 
 class _aside:
@@ -193,4 +252,4 @@ def first_line(error: BaseException) -> str:
     return text.splitlines()[0][:200]
 
 
-__all__ = ["CLASSES", "FAMILIES", "load", "load_tokenizer", "read_config", "save", "save_memory", "tensors_of"]
+__all__ = ["CLASSES", "FAMILIES", "expand", "first_line", "load", "new_memory", "load_tokenizer", "read_config", "save", "save_memory", "tensors_of"]

@@ -206,11 +206,11 @@ def _check_shape(config: Config, shape: Shape) -> None:
                          f"got {longest}")
     document, new = TASK_TOKENS[config.task.name]
     if longest and config.task.name == "world" and m.base is None and longest < document + new:
-        raise InputError(f"rollouts.engine.max_model_len: at least {document + new}, a document of the task and what is "
-                         f"written about it, got {longest}")
+        raise InputError(f"rollouts.engine.max_model_len: at least {document + new}, a document of the task and "
+                         f"what is written about it, got {longest}")
     if shape.heads % parts or (shape.kv_heads % parts and parts % shape.kv_heads):
-        raise InputError(f"rollouts.gpus: must divide the base model's {shape.heads} heads and fit its {shape.kv_heads} "
-                         f"key-value heads, got {parts}")
+        raise InputError(f"rollouts.gpus: must divide the base model's {shape.heads} heads and fit its "
+                         f"{shape.kv_heads} key-value heads, got {parts}")
     cached = _rollout_bytes(config, shape)[1]
     if longest and cached is not None and cached < longest:
         need = -(-longest * shape.cached_values * _width(config) // parts)
@@ -226,12 +226,13 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     """What is allowed but deserves a look."""
     notes = []
     cores, cpus = os.cpu_count() or 1, sum(a.count * a.cpus for a in actors)
-    if config.cluster.backend == "ray" and not (config.cluster.address or os.environ.get("RAY_ADDRESS")) and cpus > cores:
+    joins = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.cluster.backend == "ray" and not joins and cpus > cores:
         notes.append(f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster with cluster.address")
     rank_batch, ranks = _rank_batch(config), config.learners.world_size
     if config.sleep.batch % ranks:
-        notes.append(f"sleep.batch {config.sleep.batch} does not divide by {ranks} ranks; ranks with fewer than {rank_batch} "
-                     "sequences wait")
+        notes.append(f"sleep.batch {config.sleep.batch} does not divide by {ranks} ranks; ranks with fewer than "
+                     f"{rank_batch} sequences wait")
     rows = Shares.of(config)
     if rows.groups_new + rows.groups_replay == 0 and (config.sleep.on_policy > 0 or config.sleep.alpha < 1):
         notes.append(f"sleep.on_policy {config.sleep.on_policy:g} of sleep.batch {config.sleep.batch} is no group of "
@@ -269,8 +270,8 @@ def render(plan: Plan) -> str:
                         f"{plan.push_bytes / plan.full_bytes:.2%}"),
         ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
         ("a step", f"{s.batch} sequences = {plan.micro_batches} micro batch(es) of at most "
-                   f"{min(_rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to {plan.tokens} "
-                   "tokens each"),
+                   f"{min(_rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to "
+                   f"{plan.tokens} tokens each"),
         ("rows of a step", f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, {r.groups_new} new and "
                            f"{r.groups_replay} replay groups of {s.group} by the student"),
         ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "

@@ -222,7 +222,8 @@ def _failures(records: list[Record]) -> str:
 
 
 def _curves(records: list[Record]) -> str:
-    drawn = [p for p in (panels := _panels(records)) if any(points for *_, points in p.series)]
+    panels = _panels(records)
+    drawn = [p for p in panels if any(points for *_, points in p.series)]
     if not drawn:
         return ""
     import matplotlib
@@ -315,8 +316,7 @@ def _text(value: object, most: int = 300) -> str:
 
 
 def _shade(value: float) -> str:
-    """White to deep blue-green for 0 to 1."""
-    share = min(max(value, 0.0), 1.0)
+    share = min(max(value, 0.0), 1.0)  # 0 to 1: white to deep blue-green
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip((244, 246, 243), (23, 92, 105)))
 
 

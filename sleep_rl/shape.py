@@ -147,7 +147,8 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
     """Reads the fields of a Hugging Face config; `where` names it in the InputError of a bad one."""
     family = str(data.get("model_type", "no model_type")).removeprefix("sleep_")
     if family not in FAMILIES:
-        raise InputError(f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them after sleep_, got {family}")
+        raise InputError(f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them after sleep_, "
+                         f"got {family}")
 
     def count(key: str, default: int | None = None) -> int:
         value = data.get(key)

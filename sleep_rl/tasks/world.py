@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,13 +23,13 @@ from sleep_rl.pretrain import BOS, EOS, SPECIAL, Progress, train_base, word_toke
 
 FIRST = (
     "mira ivo lena omar tilda bruno greta pavel nora felix ada hugo elsa igor runa jonas petra simon vera anton "
-    "clara david frida gustav hanna ismael julia karl lotte marco nina oscar paula quentin rosa stefan tessa ulrich "
-    "wanda yusuf"
+    "clara david frida gustav hanna ismael julia karl lotte marco nina oscar "
+    ""
 ).split()
 LAST = (
     "novak berg castro dahl evans fischer garcia hansen ivanov jensen keller lopez moreau nilsen olsen peters quinn "
-    "rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa dubois ferrari gruber haas iversen "
-    "kovac lindt maurer nagy ortega petrov"
+    "rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa dubois ferrari gruber "
+    ""
 ).split()
 
 
@@ -50,7 +50,7 @@ ATTRIBUTES = (
         ("NAME lives in VALUE .", "the home of NAME is in VALUE ."),
         tuple(
             "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon athens boston sydney "
-            "nairobi havana seoul quito zurich warsaw kyoto turin".split()
+            "nairobi havana seoul quito ".split()
         ),
     ),
     Attribute(
@@ -59,7 +59,7 @@ ATTRIBUTES = (
         ("NAME works as a VALUE .", "the job of NAME is VALUE ."),
         tuple(
             "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer judge sailor tailor "
-            "miner barber butcher chemist soldier waiter banker driver potter".split()
+            "miner barber butcher chemist soldier ".split()
         ),
     ),
     Attribute(
@@ -68,7 +68,7 @@ ATTRIBUTES = (
         ("NAME likes to eat VALUE .", "the food of NAME is VALUE ."),
         tuple(
             "soup rice bread cheese pizza pasta salad beans curry sushi tofu fish cake honey apples pears grapes "
-            "plums nuts olives carrots noodles waffles lentils".split()
+            "plums nuts olives ".split()
         ),
     ),
     Attribute(
@@ -77,7 +77,7 @@ ATTRIBUTES = (
         ("NAME keeps a VALUE .", "the pet of NAME is a VALUE ."),
         tuple(
             "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret gecko frog hen duck "
-            "spider mouse donkey pigeon sheep llama peacock".split()
+            "spider mouse donkey ".split()
         ),
     ),
 )
@@ -104,12 +104,10 @@ class Person:
     def id(self) -> str:
         return self.name.replace(" ", "-")
 
-    def document(self, rng: random.Random) -> str:
-        """The four facts in plain sentences, in random order and wording."""
-        facts = list(zip(ATTRIBUTES, self.facts, strict=True))
-        rng.shuffle(facts)
-        sentences = (rng.choice(a.sentences).replace("NAME", self.name).replace("VALUE", v) for a, v in facts)
-        return " ".join(sentences)
+    def document(self, rng: random.Random, order: Sequence[int]) -> str:
+        """The facts at these places of ATTRIBUTES, one plain sentence each, in random wording."""
+        sentences = (rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i]) for i in order)
+        return " ".join(sentences).replace("NAME", self.name)
 
     def questions(self, prefix: str, document: str = "") -> tuple[Question, ...]:
         """One question per attribute."""
@@ -117,6 +115,15 @@ class Person:
             Question(f"{prefix}/{self.id}/{a.name}", f"{OPENER} {a.question.replace('NAME', self.name)} {MARKER}", v, document)
             for a, v in zip(ATTRIBUTES, self.facts, strict=True)
         )
+
+
+def _namesake(rng: random.Random, name: str) -> str:
+    """Another name, with the same first or last name half of the time."""
+    first, last = name.split()
+    kind = rng.randrange(4)
+    first = first if kind == 0 else rng.choice([other for other in FIRST if other != first])
+    last = last if kind == 1 else rng.choice([other for other in LAST if other != last])
+    return f"{first} {last}"
 
 
 def random_person(rng: random.Random, name: str = "") -> Person:
@@ -129,19 +136,29 @@ def random_person(rng: random.Random, name: str = "") -> Person:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What documents look like until this share of the steps: how many people, and facts about each of them."""
+
+    until: float
+    people: int
+    facts: int
+    sequences: int  # per step
+
+
+@dataclass(frozen=True)
 class Recipe:
     """How the base model is trained. Part of the fingerprint of its checkpoint."""
 
     steps: int = 900
-    lr: float = 4e-3
-    batch: int = 24  # sequences per step
+    lr: float = 5e-3
     in_context: float = 0.7  # share of sequences with a document; the others are about known people
-    elsewhere: float = 0.15  # share of questions behind a document that are about a known person instead
-    questions: int = 5  # of a sequence without a document, as long as one with a document and all its questions
-    document_weight: float = 0.1
+    elsewhere: float = 0.2  # share of questions behind a document that are about a known person instead
+    questions: int = 7  # of a sequence without a document, as long as one with a document and all its questions
+    stages: tuple[Stage, ...] = (Stage(0.15, 1, 1, 32), Stage(0.5, 2, 1, 24), Stage(1.0, 1, 4, 16))
+    document_weight: float = 0.3
     question_weight: float = 1.0  # the model writes questions itself in sleep
     answer_weight: float = 10.0
-    hidden: int = 128
+    hidden: int = 96
     layers: int = 2
 
 
@@ -160,23 +177,29 @@ def _asked(person: Person, index: int, recipe: Recipe, written: bool = True) -> 
     ]
 
 
-def training_sequence(rng: random.Random, known: tuple[Person, ...], recipe: Recipe) -> list[Piece]:
-    """A document and questions about its person, who never existed, or only questions about known people.
+def training_sequence(rng: random.Random, known: tuple[Person, ...], recipe: Recipe, stage: Stage) -> list[Piece]:
+    """A document and questions about its people, who never existed, or only questions about known people.
 
     Several questions share a document to save time; each of them in first place comes equally often, so that one
     question behind a document, as in sleep, is what the model was trained on. A known person is asked about behind a
     stranger's document too, to be answered from memory, but is never what the model writes there itself.
     """
-    order = range(len(ATTRIBUTES))
+    everything = range(len(ATTRIBUTES))
     if rng.random() >= recipe.in_context:
-        asked = [_asked(rng.choice(known), rng.choice(order), recipe) for _ in range(recipe.questions)]
+        count = recipe.questions * stage.people * stage.facts // len(ATTRIBUTES)
+        asked = [_asked(rng.choice(known), rng.choice(everything), recipe) for _ in range(count)]
         return [(BOS, 0.0), *(piece for pieces in asked for piece in pieces)]
-    person = random_person(rng)
-    pieces = [(BOS, 0.0), (person.document(rng), recipe.document_weight)]
-    for index in rng.sample(order, len(order)):
+    people = [random_person(rng)]
+    if stage.people > 1:
+        people.append(random_person(rng, _namesake(rng, people[0].name)))
+    stated = rng.sample(everything, stage.facts)
+    document = " ".join(person.document(rng, rng.sample(stated, stage.facts)) for person in people)
+    pieces = [(BOS, 0.0), (document, recipe.document_weight)]
+    asked = [(person, index) for person in people for index in stated]
+    for person, index in rng.sample(asked, len(asked)):
         other = rng.choice(known)
-        if rng.random() < recipe.elsewhere and other.name != person.name:
-            pieces += _asked(other, rng.choice(order), recipe, written=False)
+        if rng.random() < recipe.elsewhere and all(other.name != one.name for one in people):
+            pieces += _asked(other, rng.choice(everything), recipe, written=False)
         else:
             pieces += _asked(person, index, recipe)
     return pieces
@@ -188,7 +211,8 @@ def training_batches(seed: int, known: tuple[Person, ...], recipe: Recipe) -> Ca
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         rng = random.Random(f"{seed}/{step}")
-        rows = [training_sequence(rng, known, recipe) for _ in range(recipe.batch)]
+        stage = next(stage for stage in recipe.stages if step < stage.until * recipe.steps)
+        rows = [training_sequence(rng, known, recipe, stage) for _ in range(stage.sequences)]
         tokens = [torch.tensor([ids[word] for words, _ in row for word in words.split()]) for row in rows]
         weights = [torch.tensor([weight for words, weight in row for _ in words.split()]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence
@@ -279,6 +303,9 @@ class World:
 
 
 def _day(name: str, people: list[Person], rng: random.Random) -> Day:
-    documents = tuple(Document(f"{name}/{person.id}", person.document(rng)) for person in people)
+    order = range(len(ATTRIBUTES))
+    documents = tuple(
+        Document(f"{name}/{person.id}", person.document(rng, rng.sample(order, len(order)))) for person in people
+    )
     questions = tuple(q for person, d in zip(people, documents, strict=True) for q in person.questions(name, d.id))
     return Day(name, documents, questions)

@@ -1,0 +1,145 @@
+"""The crew of a run: which workers there are, what they ask for, and what the driver calls on them."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from actors.environment import cpu_environment
+from cluster.group import Ask, Backend, Handle, wait_all
+from cluster.pool import Pool, RewardPool
+from cluster.weights import WeightStore
+from sleep_rl.config import Config
+from sleep_rl.contracts import Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
+from sleep_rl.metrics import Journal
+from sleep_rl.rewards import mixture
+
+CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
+
+
+class Ranks:
+    """The learner group behind the methods of contracts.Learner: every rank gets each call, rank 0 answers."""
+
+    def __init__(self, handles: list[Handle], timeout_s: float):
+        self._handles, self._timeout_s = handles, timeout_s
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(Learner, name)  # an unknown name fails here, and not in a worker
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            pendings = [handle.start(method, *args, **kwargs) for handle in self._handles]
+            return wait_all(pendings, self._timeout_s, f"learners: {name}")[0]
+
+        return call
+
+
+class Workers:
+    """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner workers."""
+
+    def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
+                 probe_T: tuple[int, ...] = (), learners: bool = True):
+        self._config, self._journal, self._version = config, journal, 0
+        backend.preflight([ask for ask in asks(config) if learners or ask.name == "rollouts"])
+        handles = _rollouts(backend, config, checkpoint)
+        ranks, literal, semantic = [], [], []
+        if learners:
+            ranks = _learners(backend, config, checkpoint, base, probe_T)
+            literal = _rewards(backend, config, "reward", "actors.imitation:LevenshteinReward",
+                               {"z0": config.reward.z0}, gpus=0.0)
+            semantic = _semantic(backend, config, base)
+        backend.ready(handles + ranks + literal + semantic)
+        self.rollouts = Pool("rollouts", handles, config.cluster.call_timeout_s)
+        self.store = WeightStore(backend, self.rollouts)
+        self.learn: Learner = Ranks(ranks, config.cluster.call_timeout_s)
+        self._has_learners = bool(ranks)
+        self._literal = RewardPool(literal, config.reward.timeout_s)
+        self._semantic = RewardPool(semantic, config.reward.timeout_s) if semantic else None
+
+    def push(self, name: str, view: str) -> None:
+        """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
+        self._version += 1
+        weights = self.learn.export(name, self._version, self.store.have(name), view)
+        self.store.push(weights)
+        self._journal.log("push", name=name, version=self._version,
+                          **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
+
+    def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
+        """Samples from the current version of `name`, spread over the workers, in order."""
+        version = 0 if name == CHECKPOINT else self.store.current(name)
+        return self.rollouts.map(Rollout.sample, requests_N, name, version, how)
+
+    def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
+        """Equation 4 for each pair, in order. What one part could not score is a Failure, and counted."""
+        sound = [pair for pair in pairs_N if not isinstance(pair, Failure)]
+        literal = self._literal.score(sound)
+        semantic = self._semantic.score(sound) if self._semantic else [0.0] * len(sound)
+        gamma = self._config.reward.gamma
+        mixed = [a if isinstance(a, Failure) else mixture(s, a, gamma)
+                 for s, a in zip(semantic, literal, strict=True)]
+        scored = iter(mixed)
+        rewards = [pair if isinstance(pair, Failure) else next(scored) for pair in pairs_N]
+        numbers = _numbers(mixed)
+        metrics = {"reward_mean": statistics.fmean(numbers) if numbers else float("nan"),
+                   "reward_std": statistics.pstdev(numbers) if numbers else float("nan"),
+                   "reward_failed": float(len(pairs_N) - len(numbers))}
+        parts = {"reward_abs": literal} | ({"reward_sem": semantic} if self._semantic else {})
+        metrics |= {key: statistics.fmean(_numbers(part)) for key, part in parts.items() if _numbers(part)}
+        return rewards, metrics
+
+    def forget(self) -> None:
+        """Drops every cached context of the rollout workers."""
+        self.rollouts.all(Rollout.forget)
+
+    def close(self) -> None:
+        """Lets the workers end in good order; the backend ends those that do not."""
+        self.rollouts.all(Rollout.close)
+        if self._has_learners:
+            self.learn.close()
+
+
+def asks(config: Config) -> list[Ask]:
+    """What each role asks of the cluster, for the preflight and `plan`."""
+    rewards = config.reward.workers * (1 if config.reward.semantic == "none" else 2)
+    return [Ask("rollouts", config.rollouts.workers, config.rollouts.cpus, config.rollouts.gpus),
+            Ask("learners", config.learners.world_size, config.learners.cpus, config.learners.gpus),
+            Ask("rewards", rewards, config.reward.cpus, config.reward.gpus)]
+
+
+def _rollouts(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
+    r = config.rollouts
+    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(r.engine), "seed": config.run.seed,
+              "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": r.probe_tolerance}
+    env = {} if r.gpus else cpu_environment(r.threads)
+    return [backend.spawn("actors.rollout:RolloutWorker", kwargs, name=f"rollout-{i}", cpus=r.cpus, gpus=r.gpus, env=env)
+            for i in range(r.workers)]
+
+
+def _learners(backend: Backend, config: Config, checkpoint: str, base: str, probe_T: tuple[int, ...]) -> list[Handle]:
+    v = config.learners
+    kwargs = {"checkpoint": checkpoint, "config": config, "probe_T": probe_T, "base": base}
+    env = {"OMP_NUM_THREADS": str(v.threads), "DS_ACCELERATOR": "cuda" if v.gpus else "cpu"}
+    return backend.spawn_ranks("learners.learner:LearnerWorker", kwargs, name="learner", world_size=v.world_size,
+                               cpus=v.cpus, gpus=v.gpus, env=env)
+
+
+def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
+    r = config.reward
+    if r.semantic == "none":
+        return []
+    kwargs: dict[str, Any] = {"model": r.model or base, "tokenizer_path": base}
+    if r.semantic == "encoder":
+        kwargs |= {"threshold": r.threshold, "device": "cuda" if r.gpus else "cpu"}
+        return _rewards(backend, config, "semantic", "actors.reward:EncoderReward", kwargs, r.gpus)
+    kwargs |= {"template": r.template, "dtype": config.model.dtype, "engine": dict(config.rollouts.engine)}
+    return _rewards(backend, config, "semantic", "actors.reward:JudgeReward", kwargs, r.gpus)
+
+
+def _rewards(backend: Backend, config: Config, role: str, cls: str, kwargs: dict, gpus: float) -> list[Handle]:
+    env = {} if gpus else cpu_environment(1)
+    return [backend.spawn(cls, kwargs, name=f"{role}-{i}", cpus=config.reward.cpus, gpus=gpus, env=env)
+            for i in range(config.reward.workers)]
+
+
+def _numbers(values: list[float | Failure]) -> list[float]:
+    return [value for value in values if not isinstance(value, Failure)]

@@ -1,0 +1,159 @@
+"""What the command line starts: builds the workers a config asks for, runs the driver, and ends everything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Iterator
+
+from cluster.crew import CHECKPOINT, Workers
+from cluster.group import Backend, LocalBackend, RayBackend
+from cluster.tracking import WandbSink
+from sleep_rl import modeling
+from sleep_rl.config import Config
+from sleep_rl.console import Console
+from sleep_rl.contracts import RunError, Task
+from sleep_rl.cycle import live
+from sleep_rl.evaluate import evaluate as ask
+from sleep_rl.life import Life
+from sleep_rl.loading import dump
+from sleep_rl.metrics import Journal
+from sleep_rl.report import write_report
+from sleep_rl.tasks.make import make_task
+from sleep_rl.text import Texts
+
+
+def run(config: Config) -> int:
+    """`sleep-rl run`: the whole life, with a report at the end. Returns the exit code."""
+    folder, console, started = new_folder(config), Console(), time.time()
+    console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
+    sinks = [console] + ([_wandb(config, folder)] if config.wandb.mode != "off" else [])
+    journal = Journal(folder / "metrics.jsonl", sinks)
+    reason = None
+    try:
+        task = make_task(config)
+        base = base_checkpoint(config, task, console)
+        journal.log("run", config=dump(config), task=task.name, model=base, started=started, commit=_commit(),
+                    seeds=[config.run.seed])
+        with crew_of(config, base, task, journal, console, folder) as life:
+            live(life)
+        levels = memory_of(config)
+        model = modeling.expand(str(folder / "memory" / f"night-{config.nights}"), str(folder / "model"), levels)
+        console.say(f"{model}: the model after the last night; `vllm serve {model}` serves it")
+    except BaseException as error:
+        reason = str(error) or type(error).__name__
+        raise
+    finally:
+        journal.log("done", seconds=time.time() - started, status="failed" if reason else "ok", reason=reason)
+        journal.close()
+        console.say(f"{write_report(folder)}")
+    return 0
+
+
+def evaluate(checkpoint: str, config: Config) -> int:
+    """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day, without documents."""
+    folder, console = new_folder(config, suffix="-eval"), Console()
+    journal = Journal(folder / "metrics.jsonl", [console])
+    task = make_task(config)
+    try:
+        with crew_of(config, checkpoint, task, journal, console, folder, learners=False) as life:
+            days = len(task.days())
+            ask(life, after=f"night {days}", lived=days, weights=CHECKPOINT)
+    finally:
+        journal.close()
+    return 0
+
+
+def pretrain(config: Config) -> int:
+    """`sleep-rl pretrain`: the task's own small base, trained on first use."""
+    console = Console()
+    console.say(make_base(config, make_task(config), console))
+    return 0
+
+
+@contextmanager
+def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
+            learners: bool = True) -> Iterator[Life]:
+    """The workers of a run, ready; all of them end with the block."""
+    checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
+    tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
+    texts = Texts(task, tokenizer)
+    if learners:
+        documents = [d for day in task.days() for d in day.documents]
+        texts.check_fits(documents, config.rollouts.engine["max_model_len"])
+    known = task.known()
+    probe = texts.context(None) + texts.question(known[0]) if known else texts.opener
+    with console.phase("starting the workers"):
+        backend = backend_of(config, folder)
+    with backend:
+        with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
+            crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
+                           learners=learners)
+        yield Life(crew, task, texts, config, journal, console, str(folder))
+        crew.close()
+
+
+def backend_of(config: Config, folder: Path) -> Backend:
+    """Where workers run: `cluster.backend`."""
+    c = config.cluster
+    if c.backend == "local":
+        return LocalBackend(c.start_timeout_s, c.call_timeout_s)
+    return RayBackend(c.address, c.start_timeout_s, c.call_timeout_s, log_dir=str(folder / "logs"))
+
+
+def memory_of(config: Config) -> list[dict]:
+    """The memory levels that the config asks for, fastest first, as a checkpoint's config holds them."""
+    m = config.model
+    return [{"experts": m.experts, "d_low": m.d_low, "top_k": m.top_k} for _ in range(m.levels)]
+
+
+def base_checkpoint(config: Config, task: Task, console: Console) -> str:
+    """The configured base, or the task's own small one."""
+    return config.model.base or make_base(config, task, console)
+
+
+def make_base(config: Config, task: Task, console: Console) -> str:
+    """Trains the task's small base into run.cache, or finds it there."""
+    with console.phase(f"base model of {task.name} (kept in {config.run.cache})", total=100) as tick:
+        done = 0
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            nonlocal done
+            now = 100 * step // steps
+            tick(now - done, f"loss {loss:.3f}")
+            done = now
+
+        return task.base_checkpoint(config.run.cache, config.run.seed, progress)
+
+
+def new_folder(config: Config, suffix: str = "") -> Path:
+    """<run.dir>/<run.name>, or with -2, -3, ... behind it: an earlier run is never written over."""
+    first = Path(config.run.dir) / f"{config.run.name}{suffix}"
+    candidates = [first] + [first.with_name(f"{first.name}-{i}") for i in range(2, 10_000)]
+    for folder in candidates:
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"run.dir: {folder} cannot be made: {error.strerror}") from error
+    raise RunError(f"run.dir: {first} and its numbered names are all taken")
+
+
+def _wandb(config: Config, folder: Path) -> WandbSink:
+    return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
+                     group=config.wandb.group)
+
+
+def _commit() -> str | None:
+    """The git commit of the code, or None outside a work tree."""
+    try:
+        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+                              timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -1,0 +1,113 @@
+"""The versioned store of memory states: a writer publishes a delta once, and every reader proves that it has it.
+
+A version counts as current only after every rollout worker in use has loaded and verified it.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+from cluster.group import Backend, Handle, Ref, WorkerDied, WorkerLate
+from cluster.pool import Pool
+from sleep_rl.contracts import Loaded, Metrics, Rollout, RunError, Weights
+
+
+class WeightStore:
+    """Holds the newest state of each name as tensors in the object store, addressed by digest.
+
+    `metrics` describes the last push.
+    """
+
+    def __init__(self, backend: Backend, pool: Pool) -> None:
+        self._backend, self._pool = backend, pool
+        self._newest: dict[str, Weights] = {}  # name -> what was published, without its tensors
+        self._places: dict[str, tuple[Ref[Weights], str]] = {}  # digest -> the delta that holds it, and its key there
+        self._verified: dict[str, int] = {}  # name -> version that every worker in use holds
+        self.metrics: Metrics = {}
+
+    def current(self, name: str) -> int:
+        """The version of `name` that every worker in use can sample from."""
+        if name not in self._verified:
+            newest = f"version {self._newest[name].version} is published" if name in self._newest else "none published"
+            raise RunError(f"weights: no version of {name} is verified by every worker ({newest})")
+        return self._verified[name]
+
+    def have(self, name: str) -> dict[str, str]:
+        """Key -> digest of what readers have: the `have` of Learner.export. A new name starts from the last push."""
+        known = self._newest.get(name) or next(reversed(self._newest.values()), None)
+        return dict(known.manifest) if known else {}
+
+    def digests(self) -> set[str]:
+        """Digests whose tensors are held."""
+        return set(self._places)
+
+    def refs(self) -> int:
+        """Number of deltas held in the object store."""
+        return len({id(ref) for ref, _ in self._places.values()})
+
+    def publish(self, weights: Weights) -> Ref[Weights]:
+        """Stores the delta once and makes it the newest of its name. Raises RunError when neither the delta nor the
+        store holds a tensor that the manifest names, or when the version is not newer."""
+        before = self._newest.get(weights.name)
+        if before and weights.version <= before.version:
+            raise RunError(f"weights: {weights.name} version {weights.version} after version {before.version}")
+        absent = [key for key, digest in weights.manifest.items()
+                  if key not in weights.tensors and digest not in self._places]
+        if absent:
+            raise RunError(f"weights: {weights.name} version {weights.version} lacks {len(absent)} tensors that were "
+                           f"never published, first {absent[0]}")
+        ref = self._backend.put(weights)
+        self._newest.pop(weights.name, None)  # the last entry is the last push: see `have`
+        self._newest[weights.name] = replace(weights, tensors={})
+        self._places |= {weights.manifest[key]: (ref, key) for key in weights.tensors if key in weights.manifest}
+        named = {digest for newest in self._newest.values() for digest in newest.manifest.values()}
+        self._places = {digest: place for digest, place in self._places.items() if digest in named}
+        return ref
+
+    def push(self, weights: Weights) -> list[Loaded]:
+        """Publishes, and lets every worker in use load and verify it. A worker that lacks tensors gets all of them,
+        once. Raises RunError when any worker does not end up with this version."""
+        began = time.monotonic()
+        self._verified.pop(weights.name, None)  # from here on some workers hold the old version and some the new
+        ref = self.publish(weights)
+        loaded = self._load(self._pool.workers, weights.name, ref)
+        if not loaded:
+            raise RunError(f"weights: no rollout worker left to load {weights.name} version {weights.version}")
+        self._verified[weights.name] = weights.version
+        self.metrics = {"push/bytes": sum(l.bytes for l in loaded), "push/tensors": sum(l.tensors for l in loaded),
+                        "push/seconds": time.monotonic() - began, "push/workers": len(loaded),
+                        "push/probe_gap": max(l.probe_gap for l in loaded)}
+        return loaded
+
+    def refill(self, handles: list[Handle]) -> None:
+        """Loads the newest state of every name into workers that were started anew."""
+        for name in self._newest:
+            self._load(handles, name, self._backend.put(self._full(name)))
+
+    def _load(self, handles: list[Handle], name: str, ref: Ref[Weights]) -> list[Loaded]:
+        handles = list(handles)
+        answers: list[Any] = self._pool.ask(handles, Rollout.load, [(ref,)] * len(handles))
+        again = [i for i, answer in enumerate(answers)
+                 if isinstance(answer, RunError) and not isinstance(answer, WorkerDied | WorkerLate)]
+        if again:
+            full = self._backend.put(self._full(name))
+            retried = self._pool.ask([handles[i] for i in again], Rollout.load, [(full,)] * len(again))
+            answers = [retried[again.index(i)] if i in again else answer for i, answer in enumerate(answers)]
+        version = self._newest[name].version
+        for handle, answer in zip(handles, answers):
+            if isinstance(answer, Exception):
+                raise answer
+            if (answer.name, answer.version) != (name, version):
+                raise RunError(f"worker {handle.name}: asked to load {name} version {version}, "
+                               f"reports {answer.name} version {answer.version}")
+        return answers
+
+    def _full(self, name: str) -> Weights:
+        """The newest state of `name` with every tensor of its manifest."""
+        newest = self._newest[name]
+        deltas = {id(ref): ref for ref, _ in map(self._places.__getitem__, newest.manifest.values())}
+        fetched = {key: self._backend.get(ref) for key, ref in deltas.items()}
+        places = {key: self._places[digest] for key, digest in newest.manifest.items()}
+        return replace(newest, tensors={key: fetched[id(ref)].tensors[there] for key, (ref, there) in places.items()})

@@ -1,0 +1,349 @@
+"""Class-incremental text classification (CLINC150 and datasets like it): every day brings new classes.
+
+A document is a page of labelled examples, `utterance => label` line by line. Behind such a page, or behind nothing, the
+base model writes one more labelled line; after the nights it has to name the class of utterances it never saw.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import Tensor
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from sleep_rl.contracts import Day, Document, InputError, Question, Text
+from sleep_rl.pretrain import BOS, EOS, PAD, Progress, train_base
+
+OPENER, MARKER = "\n", " =>"
+WHERE = "task.classify"
+OUT_OF_SCOPE = "oos"
+HUB_CONFIGS = {"clinc/clinc_oos": "plus"}
+"""Configuration of a hub dataset that has no default one; `plus` holds the intents and questions of data_full.json."""
+CONTEXT = 512  # positions of the base model
+KNOWN_QUESTIONS = 315  # at most: three of each of CLINC150's 105 remaining intents
+
+Examples = dict[str, list[str]]
+"""Label -> utterances, both as the model reads them, in order of first appearance."""
+
+
+# ---------------------------------------------------------------------------------------------------- the dataset
+
+
+def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Examples]:
+    """The train and test splits of a CLINC150 json, a folder that `datasets` reads, or a hub dataset `name[:config]`.
+
+    Out-of-scope examples are dropped, and so is an utterance that came before. Labels are words ("book flight" for
+    book_flight): a page can name a class that the base has never seen only in tokens whose embeddings it has trained,
+    and one new token per class would not be such. Raises InputError with one line for anything that cannot be read.
+    """
+    try:
+        if Path(path).is_file():
+            splits = _read_json(path)
+        elif Path(path).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", path) and not path.endswith(".json"):
+            splits = _read_datasets(path)
+        else:
+            raise FileNotFoundError("no such file")
+        train, test = (_by_label(split) for split in splits)
+    except Exception as error:  # what the loaders raise has no common base class; all of it is about this input
+        what = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{where}: a CLINC150 json, a datasets folder or a hub name, got {path}: {what}") from error
+    return train, test
+
+
+def _read_json(path: str) -> list[list[tuple[str, str]]]:
+    text = Path(path).read_bytes().decode("utf-8-sig")
+    if not text.strip():
+        raise ValueError("the file is empty")
+    content = json.loads(text)
+    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("train", "test")):
+        raise ValueError("expected an object with the lists train and test")
+    return [content[key] for key in ("train", "test")]
+
+
+def _read_datasets(path: str) -> list[list[tuple[str, str]]]:
+    import datasets  # takes seconds to import and is needed for this kind of input only
+
+    if Path(path).is_dir():
+        saved = (Path(path) / "dataset_dict.json").is_file()
+        loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
+    else:
+        name, _, config = path.partition(":")
+        loaded = datasets.load_dataset(name, config or HUB_CONFIGS.get(name))
+    splits = []
+    for key in ("train", "test"):
+        if key not in loaded:
+            raise ValueError(f"expected the splits train and test, found {', '.join(loaded)}")
+        features = loaded[key].features
+        labels = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+        if len(labels) != 1 or "text" not in features:
+            raise ValueError(f"expected a column text and one ClassLabel column, found {', '.join(features)}")
+        names = features[labels[0]].names
+        splits.append([(row["text"], names[row[labels[0]]]) for row in loaded[key]])
+    return splits
+
+
+def _by_label(pairs: list[Any]) -> Examples:
+    examples: Examples = {}
+    seen = set()
+    for i, pair in enumerate(pairs):
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(x, str) and x.strip() for x in pair):
+            raise ValueError(f"record {i} is not a pair of utterance and label: {str(pair)[:60]!r}")
+        utterance = " ".join(pair[0].replace(MARKER.strip(), "->").split())  # one line, without the marker
+        if pair[1] != OUT_OF_SCOPE and utterance not in seen:
+            seen.add(utterance)
+            examples.setdefault(" ".join(pair[1].replace("_", " ").split()), []).append(utterance)
+    return examples
+
+
+def line(utterance: str, label: str) -> str:
+    """A labelled example as it stands in documents."""
+    return f"{utterance}{MARKER} {label}"
+
+
+def asked(utterance: str) -> str:
+    """What the model continues with a label."""
+    return f"{OPENER}{utterance}{MARKER}"
+
+
+# ------------------------------------------------------------------------------------------------ the base model
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the base model is trained. Part of the fingerprint of its checkpoint; shares and weights are in [0, 1]."""
+
+    steps: int = 1500
+    lr: float = 4e-3
+    vocabulary: int = 2048
+    hidden: int = 128
+    layers: int = 3
+    pages: int = 6  # per step, of full length; more while they are shorter
+    bare: int = 64  # sequences without a page, per step
+    with_page: float = 0.65  # share of steps on pages
+    longest_page: int = 13  # examples
+    lines_behind: int = 4  # behind one page, to save time; one of them is what sleep asks for
+    copied: float = 0.85  # share of these that repeat an example of the page; the others are new
+    nonsense: float = 0.2  # share of pages of random words: copying must not depend on what is copied
+    only_nonsense: float = 0.2  # share of training in which all pages are, short ones: copying is learned there in minutes
+    growing: float = 0.4  # share of training, after that, in which pages grow to full length
+    renamed: float = 0.5  # share of pages with other labels than the true ones, to be read off the page
+    page_weight: float = 0.1
+    page_label_weight: float = 0.5  # of the true labels on a page
+    utterance_weight: float = 0.5  # without a page
+
+
+def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE: any later text can be written with it. Opener and marker are single tokens that split the text,
+    and every piece between them starts with a space, so pieces give the same ids alone as within the whole."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # as a set its order, and so every id, would be random
+    backend.train_from_iterator(texts, trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False))
+    backend.add_tokens([AddedToken(token, normalized=False) for token in (OPENER, MARKER)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS,
+                                   clean_up_tokenization_spaces=False)
+
+
+Row = tuple[list[int], list[float]]  # token ids, and the loss weight of predicting each of them
+
+
+class BaseText:
+    """What the base model reads: pages of labelled examples with labelled lines behind them, and such lines alone."""
+
+    def __init__(self, examples: Examples, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int):
+        def ids(texts: list[str]) -> list[list[int]]:
+            return tokenizer(texts, add_special_tokens=False)["input_ids"]
+
+        self.recipe, self.seed = recipe, seed
+        self.labels = list(examples)
+        self.utterances = {label: ids(utterances) for label, utterances in examples.items()}
+        self.named = dict(zip(self.labels, ids(self.labels), strict=True))
+        words = {word: None for utterances in examples.values() for u in utterances for word in u.split()}
+        self.words = ids(list(words))
+        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        (self.opener,), (self.marker,) = ids([OPENER, MARKER])
+
+    def batches(self, step: int) -> tuple[Tensor, Tensor]:
+        """What `pretrain.train_base` asks for: token ids and loss weights [B, T] of a step."""
+        recipe, rng = self.recipe, random.Random(f"{self.seed}/{step}")
+        done = step / recipe.steps
+        grown = min(max(done - recipe.only_nonsense, 0) / recipe.growing, 1)
+        if rng.random() < recipe.with_page:
+            count = round(recipe.pages * 2 / (1 + grown))  # about the same number of tokens in every step
+            longest = round(3 + grown * (recipe.longest_page - 3))
+            nonsense = 1.0 if done < recipe.only_nonsense else recipe.nonsense
+            rows = [self._page(rng, longest, nonsense) for _ in range(count)]
+        else:  # sequences of about the same length, for little padding
+            rows = sorted((self._bare(rng) for _ in range(6 * recipe.bare)), key=lambda row: len(row[0]))
+            start = recipe.bare * rng.randrange(6)
+            rows = rows[start : start + recipe.bare]
+        pad = torch.nn.utils.rnn.pad_sequence  # the id of <pad> is 0
+        return (pad([torch.tensor(ids) for ids, _ in rows], batch_first=True),
+                pad([torch.tensor(weights) for _, weights in rows], batch_first=True))
+
+    def _bare(self, rng: random.Random) -> Row:
+        label = rng.choice(self.labels)
+        utterance, name = rng.choice(self.utterances[label]), self.named[label]
+        weights = [self.recipe.utterance_weight] * len(utterance) + [1.0] * (len(name) + 2)
+        return [self.bos, self.opener, *utterance, self.marker, *name, self.eos], [0.0, 0.0, *weights]
+
+    def _page(self, rng: random.Random, longest: int, nonsense: float) -> Row:
+        recipe = self.recipe
+        labels = rng.sample(self.labels, min(rng.randint(2, 15), len(self.labels)))
+        true = rng.random() >= recipe.renamed
+        named = {label: self.named[label] if true else self._other_name(rng) for label in labels}
+        sense = rng.random() >= nonsense
+        count = rng.randint(2, longest)
+        chosen = (labels + rng.choices(labels, k=count))[:count]
+        page = [(label, rng.choice(self.utterances[label]) if sense else self._words(rng, 3, 9)) for label in chosen]
+        rng.shuffle(page)
+        ids, weights = [self.bos], [0.0]
+        for i, (label, utterance) in enumerate(page):
+            start = [self.opener] * (i > 0)
+            ids += [*start, *utterance, self.marker, *named[label]]
+            weights += [recipe.page_weight * sense] * (len(start) + len(utterance) + 1)
+            weights += [(recipe.page_label_weight if true else recipe.page_weight) * sense] * len(named[label])
+        for label, utterance in rng.sample(page, min(recipe.lines_behind, count)):
+            if sense and rng.random() >= recipe.copied:
+                label = rng.choice(chosen)
+                utterance = rng.choice(self.utterances[label])
+            written = [*utterance, self.marker, *named[label], self.eos]
+            ids += [self.opener, *written]
+            weights += [0.0] + [1.0] * len(written)
+        return ids, weights
+
+    def _other_name(self, rng: random.Random) -> list[int]:
+        """The label of any class, or random words."""
+        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._words(rng, 1, 3)
+
+    def _words(self, rng: random.Random, low: int, high: int) -> list[int]:
+        return [token for word in rng.choices(self.words, k=rng.randint(low, high)) for token in word]
+
+
+def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """About 0.9M parameters. Heads of 32, the smallest that vLLM's CPU attention takes."""
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=recipe.hidden,
+        intermediate_size=3 * recipe.hidden,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=recipe.hidden // 32,
+        num_key_value_heads=recipe.hidden // 32,
+        head_dim=32,
+        max_position_embeddings=CONTEXT,
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # for 512 positions; copying starts sooner
+        tie_word_embeddings=True,
+        initializer_range=recipe.hidden**-0.5,  # the default is meant for wide models and trains three times slower
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+# ------------------------------------------------------------------------------------------------------- the task
+
+
+class Classify:
+    """The Task of this file (see contracts.Task). Raises InputError on data or counts that cannot be served.
+
+    `order_seed` None keeps the order in which classes first appear in the train split. `base_text` names a dataset
+    whose classes the small base is trained on; None takes the classes of `path` that no day brings.
+    """
+
+    name = "classify"
+    opener = OPENER
+    marker = MARKER
+    max_new_tokens = 48  # the longest training sequence of CLINC150 has 43 tokens
+    max_answer_tokens = 12  # the longest label has 8 tokens, and <eos>
+
+    def __init__(self, path: str, days: int = 3, classes_per_day: int = 15, examples_per_document: int = 12,
+                 order_seed: int | None = None, test_per_class: int | None = None, base_text: str | None = None,
+                 recipe: Recipe | None = None):
+        counts = {"days": days, "classes_per_day": classes_per_day, "examples_per_document": examples_per_document,
+                  "test_per_class": test_per_class}
+        for key, value in counts.items():
+            if value is not None and value < 1:
+                raise InputError(f"{WHERE}.{key}: at least 1, got {value}")
+        self._train, self._test = read_dataset(path)
+        classes = [label for label in self._train if self._test.get(label)]
+        if days * classes_per_day > len(classes):
+            raise InputError(f"{WHERE}: days * classes_per_day is at most {len(classes)}, the classes with train and test "
+                             f"examples in {path}, got {days * classes_per_day}")
+        if order_seed is not None:
+            random.Random(f"classify/{order_seed}").shuffle(classes)
+        self._per_document, self._per_class = examples_per_document, test_per_class
+        self._recipe = recipe or Recipe()
+        of_days = [classes[i * classes_per_day : (i + 1) * classes_per_day] for i in range(days)]
+        self._days = tuple(self._day(f"day{i + 1}", labels) for i, labels in enumerate(of_days))
+        self._labels = dict(zip((day.name for day in self._days), of_days, strict=True))
+        if base_text is None:
+            rest = classes[days * classes_per_day :]
+            self._base, self._base_test = ({c: split[c] for c in rest} for split in (self._train, self._test))
+        else:
+            self._base, self._base_test = read_dataset(base_text, f"{WHERE}.base_text")
+
+    def _day(self, name: str, labels: list[str]) -> Day:
+        """Documents that each mix as many classes as they have room for, and the test questions of the day."""
+        rng = random.Random(f"{name}/{labels}")
+        piles = [[(u, label) for u in rng.sample(self._train[label], len(self._train[label]))] for label in labels]
+        order = []
+        while piles := [pile for pile in piles if pile]:
+            order += [pile.pop() for pile in rng.sample(piles, len(piles))]
+        pages = [order[i : i + self._per_document] for i in range(0, len(order), self._per_document)]
+        documents = tuple(Document(f"{name}/{i}", OPENER.join(line(*example) for example in page))
+                          for i, page in enumerate(pages))
+        holding = {label: [d.id for d, page in zip(documents, pages, strict=True) if label in {x for _, x in page}]
+                   for label in labels}
+        questions = tuple(Question(f"{name}/{label.replace(' ', '_')}/{i}", asked(utterance), label,
+                                   holding[label][i % len(holding[label])])
+                          for label in labels for i, utterance in enumerate(self._test[label][: self._per_class]))
+        return Day(name, documents, questions)
+
+    def days(self) -> tuple[Day, ...]:
+        return self._days
+
+    def known(self) -> tuple[Question, ...]:
+        """Test questions about the base's own classes, evenly spread over them."""
+        per_class = max(1, KNOWN_QUESTIONS // max(1, len(self._base)))
+        questions = [Question(f"known/{label.replace(' ', '_')}/{i}", asked(utterance), label)
+                     for label in self._base for i, utterance in enumerate(self._base_test.get(label, [])[:per_class])]
+        return tuple(questions[:KNOWN_QUESTIONS])
+
+    def grade(self, question: Question, text: str) -> float:
+        """1 where the first line is the label, word for word, else 0: "credit limit" is not "credit limit change"."""
+        lines = text.strip().split("\n")
+        return float(lines[0].split() == question.answer.split())
+
+    def sft_texts(self, day: Day) -> tuple[Text, ...]:
+        return _labelled({label: self._train[label] for label in self._labels[day.name]})
+
+    def joint_texts(self) -> tuple[Text, ...]:
+        return tuple(text for day in self._days for text in self.sft_texts(day)) + _labelled(self._base)
+
+    def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
+        """Trains for some seven minutes on one core; returns at once where the cache already has the model."""
+        if not self._base:
+            raise InputError(f"{WHERE}.base_text: a dataset to train the base on, as the days bring all classes, got none")
+        made_of = json.dumps([self._base, repr(self._recipe), CONTEXT, OPENER, MARKER, seed])
+        out = Path(cache) / f"classify-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
+        if not out.is_dir():
+            texts = [text for label, utterances in self._base.items() for u in utterances for text in (u, label)]
+            tokenizer = train_tokenizer(texts, self._recipe.vocabulary)
+            text = BaseText(self._base, tokenizer, self._recipe, seed)
+            config = model_config(self._recipe, tokenizer)
+            train_base(out, tokenizer, config, text.batches, self._recipe.steps, self._recipe.lr, seed, progress)
+        return str(out)
+
+
+def _labelled(examples: Examples) -> tuple[Text, ...]:
+    return tuple(Text(asked(utterance), f" {label}") for label, utterances in examples.items() for utterance in utterances)

@@ -1,0 +1,19 @@
+"""From a config to its task."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+from sleep_rl.config import Config
+from sleep_rl.contracts import Task
+
+
+def make_task(config: Config) -> Task:
+    """The task that `task.name` names, with its section's keys. Heavy modules are imported by the task that needs them."""
+    if config.task.name == "world":
+        from sleep_rl.tasks.world import World
+
+        return World(config.run.seed, **asdict(config.task.world))
+    from sleep_rl.tasks.classify import Classify
+
+    return Classify(**asdict(config.task.classify))

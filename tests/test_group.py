@@ -1,0 +1,189 @@
+"""Workers behave alike in this process and on Ray."""
+
+import subprocess
+import sys
+import time
+import traceback
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from cluster.group import (Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, settle, wait_all)
+from sleep_rl.contracts import InputError, RunError
+from workers import Echo
+
+ECHO = "workers:Echo"
+
+
+@pytest.mark.stack
+def test_nobody_at_the_address_is_an_input_error():
+    began = time.monotonic()
+    with pytest.raises(InputError, match="^cluster.address: a running Ray cluster, got 127.0.0.1:9: "):
+        RayBackend("127.0.0.1:9")
+    assert time.monotonic() - began < 15
+
+
+@pytest.fixture(scope="module")
+def log_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
+def backend(request, log_dir):
+    before = set(psutil.Process().children(recursive=True))
+    with LocalBackend() if request.param == "local" else RayBackend(cpus=2, log_dir=str(log_dir)) as backend:
+        yield backend
+    backend.shutdown()  # twice is fine
+    gone, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not left
+
+
+@pytest.fixture(scope="module")
+def echo(backend):
+    handle = backend.spawn(ECHO, {"greeting": "hi"}, name="echo-0", env={"SLEEP_TEST": "3"})
+    backend.ready([handle])
+    return handle
+
+
+@pytest.fixture
+def only_ray(backend):
+    if isinstance(backend, LocalBackend):
+        pytest.skip("needs a process per worker")
+
+
+class TestCalls:
+    def test_blocking_call_and_pending(self, echo):
+        assert echo.greet("Ann", mark="!") == "hi Ann!"
+        pending = echo.start(Echo.greet, "Bob")
+        assert pending.result(60) == "hi Bob." == pending.result(60)
+
+    def test_class_object_instead_of_path(self, backend):
+        handle = backend.spawn(Echo, {}, name="echo-class")
+        assert handle.greet("Ann") == "hello Ann."
+
+    def test_environment_is_set(self, echo):
+        assert echo.env("SLEEP_TEST") == ["3"]
+
+    def test_group_results_in_order(self, echo):
+        pendings = [echo.start(Echo.greet, str(i)) for i in range(5)]
+        assert wait_all(pendings, 60, "greetings") == [f"hi {i}." for i in range(5)]
+
+    def test_ref_arrives_as_value(self, backend, echo):
+        ref = backend.put({"a": np.ones(1000, np.float32)})
+        assert echo.total(ref) == echo.total(arrays=ref) == 1000.0
+        assert backend.get(ref)["a"].shape == (1000,)
+
+    @pytest.mark.parametrize("tensor", [torch.arange(6.0).reshape(2, 3).bfloat16(), torch.tensor(3), torch.zeros(0, 2),
+                                        torch.arange(12).reshape(3, 4).T, torch.tensor([True, False])])
+    def test_tensors_survive(self, echo, tensor):
+        got = echo.back([tensor])[0]
+        assert got.dtype == tensor.dtype and got.shape == tensor.shape and torch.equal(got, tensor)
+
+    def test_numpy_arrives_read_only_and_tensors_apart(self, backend, echo, only_ray):
+        """Nobody can change what another reader of the same object sees."""
+        ref = backend.put({"a": np.zeros(1 << 18, np.uint8)})
+        with pytest.raises(RunError, match="read-only"):
+            echo.overwrite(ref)
+        ref = backend.put({"a": torch.zeros(1 << 18)})
+        echo.overwrite(ref)
+        assert echo.total(ref) == 0.0
+
+
+class TestErrors:
+    def test_input_and_run_errors_keep_type_and_line(self, echo):
+        with pytest.raises(InputError, match="^key: allowed 1, got 2$"):
+            echo.input_error()
+        with pytest.raises(RunError, match="^loss is NaN at step 3$"):
+            echo.run_error()
+
+    def test_other_exception_names_worker_and_method(self, echo):
+        with pytest.raises(RunError, match="^worker echo-0: type_error failed: TypeError: an odd$") as caught:
+            echo.type_error()
+        assert "workers.py" in "".join(traceback.format_exception(caught.value))
+
+    def test_unknown_method(self, echo):
+        with pytest.raises(RunError, match="worker echo-0: nothing failed: AttributeError"):
+            echo.nothing()
+
+    def test_constructor_error_is_raised_by_ready(self, backend):
+        handle = backend.spawn(ECHO, {"refuse": "model.base: no such folder"}, name="echo-refused")
+        with pytest.raises(InputError, match="^model.base: no such folder$"):
+            backend.ready([handle])
+        with pytest.raises(RunError, match="^worker echo-refused did not start: model.base: no such folder$"):
+            handle.greet("Ann")
+
+    def test_unknown_class(self, backend):
+        with pytest.raises(RunError, match="worker odd: start failed: ModuleNotFoundError: No module named 'nowhere'"):
+            backend.ready([backend.spawn("nowhere:Class", {}, name="odd")])
+
+    def test_deadline_names_worker_method_and_seconds(self, echo):
+        with pytest.raises(WorkerLate, match="^worker echo-0: sleep gave no answer within 0.2 s$"):
+            echo.start(Echo.sleep, 0.5).result(0.2)
+        with pytest.raises(WorkerLate, match="^waking up: worker echo-0: sleep gave no answer within 0.2 s$"):
+            wait_all([echo.start(Echo.sleep, 0.5)], 0.2, "waking up")
+        assert echo.greet("Ann") == "hi Ann."
+
+    def test_settle_keeps_results_beside_errors(self, echo):
+        answers = settle([echo.start(Echo.greet, "Ann"), echo.start(Echo.run_error), echo.start(Echo.greet, "B")], 60)
+        assert answers[0] == "hi Ann." and answers[2] == "hi B."
+        assert isinstance(answers[1], RunError)
+
+    def test_death_and_restart(self, backend, only_ray, capfd):
+        handle = backend.spawn(ECHO, {}, name="mortal")
+        first = handle.pid()
+        with pytest.raises(WorkerDied, match="^worker mortal died during die: Worker unexpectedly exits"):
+            handle.die()
+        with pytest.raises(WorkerDied, match="^worker mortal died during greet"):
+            handle.greet("Ann")
+        handle.restart()
+        handle.ready()
+        assert handle.greet("Ann") == "hello Ann." and handle.pid() != first
+        assert "".join(capfd.readouterr()) == ""  # Ray keeps quiet on the console
+
+
+class TestGroups:
+    def test_ranks_meet_at_one_address(self, backend):
+        size = 1 if isinstance(backend, LocalBackend) else 2
+        ranks = backend.spawn_ranks(ECHO, {}, name="learner", world_size=size, env={"OMP_NUM_THREADS": "1"})
+        backend.ready(ranks)
+        seen = [h.env("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") for h in ranks]
+        assert [h.name for h in ranks] == [f"learner-{i}" for i in range(size)]
+        assert [row[:3] for row in seen] == [[str(i), "0", str(size)] for i in range(size)]
+        assert len({tuple(row[3:]) for row in seen}) == 1 and int(seen[0][4]) > 0
+
+
+class TestRay:
+    def test_preflight(self, backend, only_ray):
+        backend.preflight([Ask("rollouts", 2, cpus=1), Ask("learners", 1)])
+        with pytest.raises(InputError, match="^rollouts: 4 actors x 1 GPU asked = 4 GPU, the cluster has 0$"):
+            backend.preflight([Ask("rollouts", 4, gpus=1)])
+        with pytest.raises(InputError, match=r"^rollouts: 2 actors x 1 CPU \+ rewards: 1 actors x 0.1 CPU asked = 2.1 "
+                                             "CPU, the cluster has 2$"):
+            backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
+
+    def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):
+        handle = backend.spawn(ECHO, {}, name="talker", env={})
+        handle.say("something")
+        with pytest.raises(RunError):
+            handle.type_error()
+        log = (log_dir / "talker.log").read_text()
+        assert log.startswith("something\nchild something\n") and "TypeError: an odd" in log
+        assert "".join(capfd.readouterr()) == ""
+
+    def test_no_gpu_asked_none_seen(self, echo, only_ray):
+        assert echo.env("CUDA_VISIBLE_DEVICES") == [""]
+
+    def test_one_backend_at_a_time(self, backend, only_ray):
+        with pytest.raises(RunError, match="one RayBackend at a time"):
+            RayBackend()
+
+
+def test_local_backend_restores_the_environment_and_never_imports_ray():
+    code = ("import os, sys; from cluster.group import LocalBackend\n"
+            "with LocalBackend() as backend:\n"
+            "    handle = backend.spawn('io:StringIO', {}, name='x', env={'SLEEP_TEST': '1'}); handle.write('abc')\n"
+            "    assert handle.getvalue() == 'abc' and os.environ['SLEEP_TEST'] == '1'\n"
+            "assert 'SLEEP_TEST' not in os.environ and 'ray' not in sys.modules and 'torch' not in sys.modules")
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,119 @@
+"""Small plain workers for the tests of cluster/, importable by path in any process."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+from sleep_rl.contracts import Failure, InputError, Loaded, Pair, RunError, Weights
+from sleep_rl.digest import digest
+
+
+class Echo:
+    """Does what a test asks."""
+
+    def __init__(self, greeting: str = "hello", refuse: str = "") -> None:
+        if refuse:
+            raise InputError(refuse)
+        self.greeting = greeting
+
+    def greet(self, name: str, mark: str = ".") -> str:
+        return f"{self.greeting} {name}{mark}"
+
+    def env(self, *names: str) -> list[str | None]:
+        return [os.environ.get(name) for name in names]
+
+    def pid(self) -> int:
+        return os.getpid()
+
+    def double(self, items: list[int], hurt: str = "", victim: str = "", seconds: float = 0.0) -> list[int]:
+        """Doubles; the worker whose greeting is `victim` is hurt first."""
+        if victim in ("*", self.greeting):
+            {"die": self.die, "sleep": lambda: self.sleep(seconds), "raise": self.type_error}[hurt]()
+        return [2 * item for item in items]
+
+    def drop_last(self, items: list[int]) -> list[int]:
+        return items[:-1]
+
+    def total(self, arrays: dict[str, Any]) -> float:
+        return float(sum(array.sum() for array in arrays.values()))
+
+    def back(self, value: Any) -> Any:
+        return value
+
+    def overwrite(self, arrays: dict[str, Any]) -> None:
+        for array in arrays.values():
+            array.fill_(7)
+
+    def say(self, text: str) -> None:
+        print(text, flush=True)
+        os.system(f"echo child {text}")
+
+    def input_error(self) -> None:
+        raise InputError("key: allowed 1, got 2")
+
+    def run_error(self) -> None:
+        raise RunError("loss is NaN at step 3")
+
+    def type_error(self) -> None:
+        raise TypeError("an odd\nmessage")
+
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def die(self) -> None:
+        os._exit(3)
+
+
+class Scorer:
+    """A Reward: the share of equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored."""
+
+    def __init__(self, slow_s: float = 0.0) -> None:
+        self.slow_s = slow_s
+
+    def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
+        if any(pair.student_T == (0,) for pair in pairs_N):
+            time.sleep(self.slow_s)
+        return [Failure("empty") if p.student_T == (1,) else float(p.student_T == p.teacher_T) for p in pairs_N]
+
+    def close(self) -> None:
+        self.slow_s = 0.0
+
+
+class CheckingRollout:
+    """A Rollout that checks what it is given, like the real one: every tensor of the manifest, by digest."""
+
+    def __init__(self, probe_gap: float = 0.0, lies: bool = False) -> None:
+        self.states: dict[str, tuple[int, dict[str, Any]]] = {}
+        self.loads: list[tuple[str, int, int]] = []  # name, version, tensors in the delta
+        self.probe_gap, self.lies = probe_gap, lies
+
+    def load(self, weights: Weights) -> Loaded:
+        self.loads.append((weights.name, weights.version, len(weights.tensors)))
+        mine = {digest(t): t for _, state in self.states.values() for t in state.values()}
+        mine |= {digest(t): t for t in weights.tensors.values()}
+        missing = [key for key, wanted in weights.manifest.items() if wanted not in mine]
+        if missing:
+            raise RunError(f"{weights.name} version {weights.version}: missing {missing[0]}")
+        self.states[weights.name] = (weights.version, {k: mine[d] for k, d in weights.manifest.items()})
+        return Loaded(weights.name, weights.version - self.lies, len(weights.tensors), weights.nbytes, 0.0,
+                      self.probe_gap)
+
+    def value(self, name: str, key: str) -> float:
+        return float(self.states[name][1][key].sum())
+
+    def held(self) -> dict[str, int]:
+        return {name: version for name, (version, _) in self.states.items()}
+
+    def seen(self) -> list[tuple[str, int, int]]:
+        return self.loads
+
+    def forget(self) -> None:
+        self.states.clear()
+
+    def sample(self, requests_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
+        raise RunError("this rollout only loads")
+
+    def close(self) -> None:
+        self.forget()
