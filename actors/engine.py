@@ -16,9 +16,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.platforms import current_platform
 
 from actors.plugin import register
-from sleep_rl.contracts import InputError
+from sleep_rl.contracts import InputError, RunError
 from sleep_rl.digest import digest
 from sleep_rl.memory import tensors_of
 from sleep_rl.modeling import first_line
@@ -68,6 +69,10 @@ class Engine:
         register()
         chosen = {"enable_prefix_caching": True, "skip_tokenizer_init": True, "disable_log_stats": True,
                   "use_tqdm_on_load": False, **options}
+        if current_platform.is_cpu():
+            # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU generators cannot do:
+            # the first batch of long prompts with seeds would kill the engine.
+            chosen.setdefault("enable_chunked_prefill", False)
         if memory:
             chosen["worker_extension_cls"] = f"{__name__}.{MemoryAccess.__name__}"
         try:
@@ -77,6 +82,7 @@ class Engine:
         config = self.llm.llm_engine.model_config
         self.max_model_len, self.vocab_size = config.max_model_len, config.get_vocab_size()
         self._by_file = tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
+        self._broken = ""
         Engine._open.append(self)
 
     def refusal(self, ids_T: tuple[int, ...] | list[int]) -> str:
@@ -89,9 +95,18 @@ class Engine:
         return "" if outside is None else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
 
     def generate(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> list[RequestOutput]:
-        """Runs all prompts as one batch. The caller has checked them with `refusal`."""
+        """Runs all prompts as one batch. The caller has checked them with `refusal`.
+
+        Raises RunError when vLLM fails, and from then on: half-run requests would come back with later ones.
+        """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
-        return self.llm.generate(prompts, params_N, use_tqdm=False) if prompts else []
+        try:
+            if not self._broken:
+                return self.llm.generate(prompts, params_N, use_tqdm=False) if prompts else []
+        except Exception as error:
+            self._broken = first_line(error)
+            raise RunError(f"vLLM failed: {self._broken}") from error
+        raise RunError(f"vLLM failed earlier: {self._broken}")
 
     def drop_cache(self) -> bool:
         """Drops all cached keys and values, of running requests too. False when vLLM refuses."""

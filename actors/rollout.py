@@ -181,10 +181,7 @@ class RolloutWorker:
                     for r, ids in zip(requests_N, ids_N, strict=True)]
         fit = [n for n, reason in enumerate(reason_N) if not reason]
         params = [self._params(len(ids_N[n]), requests_N[n].seed, how) for n in fit]
-        try:
-            outputs = self._engine.generate((ids_N[n] for n in fit), params)
-        except Exception as error:
-            raise RunError(f"rollout: sampling from {name} v{version} failed ({first_line(error)})") from error
+        outputs = self._engine.generate((ids_N[n] for n in fit), params)
         result: list[Sample | Failure] = [Failure(reason, "rollout") for reason in reason_N]
         for n, output in zip(fit, outputs, strict=True):
             result[n] = _sample(requests_N[n], output, name)

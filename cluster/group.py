@@ -96,8 +96,9 @@ class Backend(ABC):
 class RayHost(Host):
     """A Host in an actor's process."""
 
-    def __init__(self, name: str, gpus: float, log_dir: str | None) -> None:
+    def __init__(self, name: str, gpus: float, log_dir: str | None, search: list[str]) -> None:
         super().__init__(name)
+        sys.path += [path for path in search if path not in sys.path]  # what the driver can import, this can
         if gpus == 0:  # Ray hides the other actors' GPUs only from an actor that asked for some
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
         if log_dir:  # file descriptors, not sys.stdout: C++ and child processes write there, too
@@ -224,7 +225,7 @@ class _RayChannel(Channel):
         self._name = ask.name
         self._actor = ray.remote(RayHost).options(
             num_cpus=ask.cpus, num_gpus=ask.gpus, max_restarts=0, max_task_retries=0).remote(
-                ask.name, ask.gpus, log_dir)
+                ask.name, ask.gpus, log_dir, sys.path)
 
     def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
         _send_tensors_as_bytes()

@@ -70,7 +70,7 @@ class Host:
     def __init__(self, name: str) -> None:
         self.name = name
         self.worker: Any = None
-        self.failed = ""  # why the constructor gave no worker
+        self.failed = "its class could not be sent"  # why there is no worker; empty when there is one
         self.before: dict[str, str | None] = {}  # the environment that `build` changed
 
     def build(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]) -> Any:
@@ -128,7 +128,9 @@ def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
     import torch
 
     data, dtype, shape = packed
-    return torch.from_numpy(data.copy()).view(getattr(torch, dtype)).reshape(shape)
+    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
+    tensor.reshape(-1).view(torch.uint8).numpy()[:] = data
+    return tensor
 
 
 # ------------------------------------------------------------------------------------------------ the caller's side

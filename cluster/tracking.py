@@ -47,7 +47,7 @@ class WandbSink:
             self._numbers[kind] += 1
             values = _numbers(record) | {"record": self._numbers[kind]}
             self._run.log({f"{kind}/{name}": value for name, value in values.items()})
-        if kind == "evaluate" and record["after"] != "base":
+        if kind == "evaluate" and record["after"] != "base" and record["row"]:
             row = {f"retention/{record['method']}/{c}": v for c, v in record["row"].items() if v is not None}
             self._run.summary.update(row | {f"retention/{record['method']}/after": record["after"]})
         elif kind == "failure":

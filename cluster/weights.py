@@ -70,8 +70,8 @@ class WeightStore:
         """Publishes, and lets every worker in use load and verify it. A worker that lacks tensors gets all of them,
         once. Raises RunError when any worker does not end up with this version."""
         began = time.monotonic()
-        self._verified.pop(weights.name, None)  # from here on some workers hold the old version and some the new
         ref = self.publish(weights)
+        self._verified.pop(weights.name, None)  # from here on some workers hold the old version and some the new
         loaded = self._load(self._pool.workers, weights.name, ref)
         if not loaded:
             raise RunError(f"weights: no rollout worker left to load {weights.name} version {weights.version}")

@@ -27,15 +27,16 @@ def join_group(device: str) -> None:
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
 
-def deepspeed_config(learners, sleep, bf16: bool) -> dict:
-    """The engine's options. The learning rate is set per step and sums are normalised by global token counts here,
+def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
+    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is set per step and sums are normalised by global token counts here,
     so DeepSpeed neither schedules nor averages over micro batches."""
     return {
         "train_micro_batch_size_per_gpu": learners.micro_batch,
         "gradient_accumulation_steps": 1,
         "optimizer": {"type": "AdamW", "params": {"lr": sleep.lr, "betas": [0.9, 0.99], "weight_decay": 0.0,
                                                   "torch_adam": True}},
-        "zero_optimization": {"stage": learners.zero_stage},
+        # ZeRO-3 partitions the frozen base; the plastic tensors stay whole on every rank, since levels read them directly.
+        "zero_optimization": {"stage": learners.zero_stage, "stage3_param_persistence_threshold": largest + 1},
         "gradient_clipping": sleep.grad_clip,
         "bf16": {"enabled": bf16},
         "steps_per_print": 10**9,
@@ -59,10 +60,16 @@ class Engine:
         for state in optimizer.state.values():
             for tensor in state.values():
                 tensor.zero_()  # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
-        with torch.no_grad():
+        with torch.no_grad(), deepspeed.zero.GatheredParameters(self.plastic, modifier_rank=0):
             for parameter, value in zip(self.plastic, values, strict=True):
                 parameter.data.copy_(value)
+        with torch.no_grad():
+            for parameter, value in zip(self.plastic, values, strict=True):
                 safe_set_full_fp32_param(parameter, value.float())  # ZeRO's and bf16's own fp32 copy, where there is one
+
+    def whole(self):
+        """Context in which every rank can read the plastic parameters (ZeRO-3 may hold parts of them in between)."""
+        return deepspeed.zero.GatheredParameters(self.plastic, enabled=self.engine.zero_optimization_stage() == 3)
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of one micro batch; `last` marks the one after which `step` follows."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 import math
 import os
-from typing import Literal
 
 import torch
+from safetensors import SafetensorError
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.seeding import Rows, Seeding, collate
@@ -33,9 +33,17 @@ class LearnerWorker:
         self.model = modeling.load(checkpoint, dtype=getattr(torch, config.model.dtype))
         self.tokenizer = modeling.load_tokenizer(checkpoint, self.model.config.vocab_size)
         self.pad = self.tokenizer.pad_token_id or 0
+        if config.learners.zero_stage == 3:  # it partitions parameters; the memory is small and read slot by slot
+            for level in memory_levels(self.model).values():
+                for part in PARTS:
+                    stored = getattr(level, part).data
+                    delattr(level, part)
+                    level.register_buffer(part, stored)
         self.module = Seeding(self.model, config.sleep)
-        options = deepspeed_config(config.learners, config.sleep, config.model.dtype == "bfloat16")
-        self.engine = Engine(self.module, list(self.module.plastic.parameters()), options)
+        plastic = list(self.module.plastic.parameters())
+        options = deepspeed_config(config.learners, config.sleep, config.model.dtype == "bfloat16",
+                                   max(p.numel() for p in plastic))
+        self.engine = Engine(self.module, plastic, options)
         self.levels = memory_levels(self.model)
         self.probe_T = probe_T
         self.pending: dict[str, Expert] | None = None  # sum of eta_t f(theta; x_t) over the open chunk (equation 2)
@@ -204,7 +212,8 @@ class LearnerWorker:
     def close_night(self, commit_night: bool) -> None:
         """Update: the student becomes the stored state; or everything stays as it was before the night."""
         if commit_night:
-            commit(self.model)
+            with self.engine.whole():
+                commit(self.model)
         else:
             discard(self.model)
         self.pending, self.slot = None, None
@@ -214,22 +223,25 @@ class LearnerWorker:
 
     @torch.no_grad()
     def export(self, name: str, version: int, have: dict[str, str], view: str = STUDENT) -> Weights:
-        """The state of `view` under `name`: complete manifest, tensors only where `have` differs, and a probe."""
-        tensors = tensors_of(self.model, view)
-        patched = {f"{n}.{part}#{s}" for n, v in self.levels.items() if view == STUDENT and v.patch
-                   for s in v.patch.rows for part in PARTS}
-        patched |= {f"{n}.state" for n, v in self.levels.items() if view == STUDENT and v.patch}
-        manifest = {}
-        for key, tensor in tensors.items():
-            if key in patched:
-                manifest[key] = digest(tensor)
-            else:
-                if key not in self._digests:
-                    self._digests[key] = digest(tensor)
-                manifest[key] = self._digests[key]
-        wanted = manifest if self.rank == 0 else {}  # one rank's answer is used; the others spare the copies
-        changed = {k: tensors[k].cpu().clone() for k, d in wanted.items() if have.get(k) != d}
-        return Weights(name, version, manifest, changed, self.probe_T, self._probe(view))
+        """The state of `view` under `name`: its complete manifest, the whole modules (expert of a level) in which
+        anything differs from `have`, and a probe."""
+        with self.engine.whole():
+            tensors = tensors_of(self.model, view)
+            manifest = {key: self._digest(key, tensor, view) for key, tensor in tensors.items()}
+            changed = {_module(key) for key, known in manifest.items() if have.get(key) != known}
+            wanted = changed if self.rank == 0 else set()  # one rank's answer is used; the others spare the copies
+            delta = {key: tensor.cpu().clone() for key, tensor in tensors.items() if _module(key) in wanted}
+        return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
+
+    def _digest(self, key: str, tensor: torch.Tensor, view: str) -> str:
+        """Digests of stored tensors are kept until they change; those of an open night are computed anew."""
+        level = self.levels[key.rsplit(".", 1)[0]]
+        part, _, slot = key.rsplit(".", 1)[1].partition("#")
+        if view == STUDENT and level.patch and (part == "state" or int(slot) in level.patch.rows):
+            return digest(tensor)
+        if key not in self._digests:
+            self._digests[key] = digest(tensor)
+        return self._digests[key]
 
     def _probe(self, view: str) -> tuple[float, ...]:
         if len(self.probe_T) < 2:
@@ -252,12 +264,16 @@ class LearnerWorker:
         for level in self.levels.values():
             level.refresh()
 
-    def save(self, path: str, only: Literal["memory", "all"]) -> None:
-        """Writes the stored state; rank 0 only. Raises OSError (full disk) with whatever was there before intact."""
-        if self.rank == 0 and only == "memory":
+    def save(self, path: str) -> None:
+        """Writes the stored memory beside a pointer to the base (rank 0 only). Raises RunError when it cannot, with
+        what was there before intact."""
+        if self.rank > 0:
+            return
+        try:
             modeling.save_memory(self.model, path, self.base)
-        elif self.rank == 0:
-            modeling.save(self.model, self.tokenizer, path)
+        except (OSError, SafetensorError) as error:
+            raise RunError(f"{path}: the memory cannot be written ({modeling.first_line(error)}); "
+                           "what was saved before is intact") from error
 
     def close(self) -> None:
         """Leaves the process group."""
@@ -266,6 +282,12 @@ class LearnerWorker:
 
     def _of_level(self, number: int) -> dict[str, MemoryLevel]:
         return {name: level for name, level in self.levels.items() if level_number(name) == number}
+
+
+def _module(key: str) -> str:
+    """`<level>#<slot>` of a tensor's key, or the key itself for a level's state."""
+    name, _, slot = key.partition("#")
+    return f"{name.rsplit('.', 1)[0]}#{slot}" if slot else key
 
 
 def _averages(totals: dict[str, float], rewarded: int) -> Metrics:

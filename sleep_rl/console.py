@@ -147,10 +147,14 @@ class Console:
 
     def _evaluate(self, record: Record) -> None:
         self._retention.add(record)
-        if record["method"] == "sleep" and record["after"] != "base":
+        if record["method"] == "sleep" and record["after"] != "base" and record["row"]:
             self._rich.print(self.table(f"after {record['after']}"))
             return
-        row = ", ".join(f"{column} {_cell(value)}" for column, value in record["row"].items())
+        scores = record["row"] or record.get("open_book") or {}
+        row = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
+        if not record["row"]:
+            self.say(f"open book, {record['after']}: {row}")
+            return
         method = METHODS.get(record["method"], record["method"])
         self.say(f"base model: {row}" if record["after"] == "base" else f"{method} after {record['after']}: {row}")
 

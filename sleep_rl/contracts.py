@@ -6,7 +6,7 @@ Shapes are written in suffix letters: `_T` tokens of one sequence, `_N` items of
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 TEACHER, STUDENT = "teacher", "student"
 """The two named weight states of a night (paper.md section 3): before and after what the night changes."""
@@ -253,8 +253,8 @@ class Learner(Protocol):
     def use(self, tag: str) -> None:
         """Puts the memory kept under `tag` back; an open night is dropped."""
 
-    def save(self, path: str, only: Literal["memory", "all"]) -> None:
-        """A Hugging Face checkpoint, or only the memory beside a pointer to the base."""
+    def save(self, path: str) -> None:
+        """Writes the stored memory beside a pointer to the base. Raises RunError when the disk refuses."""
 
     def close(self) -> None: ...
 

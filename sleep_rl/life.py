@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import time
 from contextlib import contextmanager
@@ -11,7 +10,7 @@ from typing import Any, Iterator
 
 from sleep_rl.config import Config
 from sleep_rl.console import Console
-from sleep_rl.contracts import Crew, Failure, Request, RunError, Sample, Sampling, Task
+from sleep_rl.contracts import Crew, Failure, Request, Sample, Sampling, Task
 from sleep_rl.metrics import Journal
 from sleep_rl.text import Texts
 
@@ -59,9 +58,4 @@ class Life:
 
     def save(self, night: int) -> None:
         """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier nights stay."""
-        path = os.path.join(self.folder, "memory", f"night-{night}")
-        try:
-            self.crew.learn.save(path, "memory")
-        except OSError as error:
-            what = "the disk is full" if error.errno == errno.ENOSPC else str(error.strerror or error)
-            raise RunError(f"{path}: cannot be written, {what}; earlier nights are intact") from error
+        self.crew.learn.save(os.path.join(self.folder, "memory", f"night-{night}"))

@@ -68,7 +68,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "tokens": ("tokens sampled", "tokens"), "sequences": ("sequences sampled", "count"),
         "failed": ("requests that gave no sample", "count"), "seconds": _SECONDS,
         "tokens_per_second": ("sampling throughput, all rollout workers", "tokens/s"),
-        "truncated": ("share of sequences that hit the length limit", ""),
+        "truncated": ("share of sequences that hit the length limit", ""), "weights": ("state sampled from", ""),
     },
     "push": {
         "name": ("weight state: teacher or student", ""), "version": ("version that was pushed", ""),
@@ -78,7 +78,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "probe_gap": ("largest |log-probability difference| on the probe prompt", "nats"),
     },
     "night": {
-        "day": _DAY, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
+        "day": _DAY, "night": _NIGHT, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
         "divergence": ("last divergence of the night", "nats/token"),
         "reward_mean": ("last mean reward of the night", ""),
         "tokens_sampled": ("tokens sampled in the night", "tokens"),
@@ -219,8 +219,9 @@ class Retention:
     open_book: dict[str, float] = field(default_factory=dict)  # first measurement per column: before sleep
 
     def add(self, record: Record) -> None:
-        """Takes one `evaluate` record."""
-        self.records.setdefault(record["method"], {})[record["after"]] = record
+        """Takes one `evaluate` record; one with an empty row measured the open book alone."""
+        if record["row"]:
+            self.records.setdefault(record["method"], {})[record["after"]] = record
         for column in (*record["row"], *(record.get("open_book") or {})):
             if column not in self.columns:
                 self.columns.insert(0 if column == KNOWN else len(self.columns), column)

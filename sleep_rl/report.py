@@ -196,9 +196,9 @@ def _completions(records: list[Record], most: int = 8) -> str:
             asked = next(iter(when.values()))
             rows.append(f"<td>{escape(day)}</td><td>{_text(asked.get('prompt') or question)}</td>"
                         f"<td>{_text(asked['answer'])}</td>{_answer(when.get('before'))}{_answer(when.get('after'))}")
-    some = f" The first {most} questions of each day." if max(shown.values()) > most else ""
-    head = "day,question,right answer,before sleep,after the last night"
-    return f'<h2>Answers before and after</h2><p class="lead">Closed book.{some}</p>{_table(head, rows)}'
+    some = f"The first {most} questions of each day." if max(shown.values()) > most else ""
+    head = "day,question,right answer,before,after"
+    return f'<h2>Answers before and after</h2><p class="lead">{some}</p>{_table(head, rows)}'
 
 
 def _answer(record: Record | None) -> str:

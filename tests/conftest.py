@@ -20,6 +20,7 @@ from sleep_rl import modeling
 from sleep_rl.memory import ACTIVE, FRESH, LOCKED, memory_levels
 
 ENGINE = {"max_model_len": 128, "max_num_seqs": 64, "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True,
+          "max_num_batched_tokens": 256,  # so that a few prompts already do not fit into one step
           "block_size": 32}  # vLLM's 128 on CPU would leave the prefix cache of such short prompts unused
 EOS, PAD = 1, 0
 VOCABULARY = 300  # the tokenizer has fewer ids: a model may have rows to spare

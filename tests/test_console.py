@@ -113,6 +113,12 @@ def test_the_table_shows_the_newest_row_of_each_method():
     assert table.index("sleep") < table.index("plain SFT")
 
 
+def test_an_open_book_measurement_is_one_line():
+    console, stream = plain()
+    console.log(evaluation("night 1", "sleep", {}, 0, open_book={"day 2": 0.98}))
+    assert stream.getvalue() == "open book, night 1: day 2 0.98\n"
+
+
 def test_a_failed_run_says_why():
     console, stream = plain()
     console.log({"t": 0, "kind": "done", "seconds": 3, "status": "failed", "reason": "loss is NaN at step 7"})

@@ -36,8 +36,8 @@ def backend(request, log_dir):
     with LocalBackend() if request.param == "local" else RayBackend(cpus=2, log_dir=str(log_dir)) as backend:
         yield backend
     backend.shutdown()  # twice is fine
-    gone, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
-    assert not left
+    _, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not left, [process.cmdline() for process in left]
 
 
 @pytest.fixture(scope="module")

@@ -151,6 +151,11 @@ def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
     assert [nights(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
 
 
+def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
+    retention = Retention.of([evaluation("night 1", {"day 1": 0.5}, t=1), evaluation("night 1", {}, t=2, open_book={"day 1": 0.9})])
+    assert retention.last("sleep")["row"] == {"day 1": 0.5} and retention.open_book == {"day 1": 0.9}
+
+
 def test_steps_of_all_nights_on_one_axis():
     def step(night, number, loss):
         return {"night": night, "step": number, "steps": 10, "loss": loss}

@@ -289,6 +289,30 @@ def test_seeds_reproduce(worker):
     assert [s.seed for s in first] == [r.seed for r in REQUESTS]
 
 
+def test_seeds_survive_more_prompts_than_one_step_takes(worker):
+    """vLLM's partial prefills would fail here: it cannot rewind the random generators of a CPU."""
+    requests = [Request(tuple(range(n, n + 100)), seed=n) for n in range(5, 25)]
+    batch = worker.sample(requests, "teacher", 1, HOW)
+    [alone] = worker.sample(requests[13:14], "teacher", 1, HOW)
+    assert [len(s.completion_T) for s in batch] == [12] * 20
+    assert alone.completion_T == batch[13].completion_T
+
+
+def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
+    """Half-run requests stay in vLLM: their outputs must not come back as those of later ones."""
+    with monkeypatch.context() as patch:
+        def fails(*_, **__):
+            raise RuntimeError("out of memory\nat line 3")
+        patch.setattr(worker._engine.llm, "generate", fails)
+        with pytest.raises(RunError, match="vLLM failed: out of memory$"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    try:
+        with pytest.raises(RunError, match="vLLM failed earlier: out of memory$"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    finally:
+        worker._engine._broken = ""  # nothing was left behind here
+
+
 def test_every_token_has_its_version(worker, path, have):
     worker.load(weights_of(changed_model(path, 5), "student", 41, have))
     for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
@@ -343,3 +367,21 @@ def test_digest_names_content():
     assert len({digest(v) for v in views}) == len(views)
     assert digest(torch.tensor(1.0)) == digest(np.float32(1.0).reshape(()))
     assert torch.equal(as_tensor(t.numpy()), t) and torch.equal(as_tensor(t), t)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_workers_get_every_push(path, have):
+    """Two worker processes: tensors travel through a file, both ranks report their digests, both are right."""
+    from actors.rollout import RolloutWorker
+    from tests.conftest import ENGINE
+
+    worker = RolloutWorker(path, dtype="float32", engine=ENGINE, seed=0, tensor_parallel=2)
+    try:
+        assert worker._states["base"].manifest == have
+        model = changed_model(path, 1)
+        worker.load(weights_of(model, "student", 1, have))
+        assert len(worker._engine.memory_digests([f"{NIGHT}.state"])) == 2
+        assert gap(model, worker, "student", 1) < 1e-4
+        assert gap(modeling.load(path), worker, "base", 0) < 1e-4
+    finally:
+        worker.close()

@@ -44,7 +44,7 @@ class Echo:
 
     def overwrite(self, arrays: dict[str, Any]) -> None:
         for array in arrays.values():
-            array.fill_(7)
+            array[...] = 7
 
     def say(self, text: str) -> None:
         print(text, flush=True)
@@ -110,7 +110,8 @@ class CheckingRollout:
         return self.loads
 
     def forget(self) -> None:
-        self.states.clear()
+        """As after a restart: only the checkpoint, no pushed state."""
+        self.states, self.loads = {}, []
 
     def sample(self, requests_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
         raise RunError("this rollout only loads")

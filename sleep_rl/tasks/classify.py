@@ -131,8 +131,8 @@ class Recipe:
     longest_page: int = 13  # examples
     lines_behind: int = 4  # behind one page, to save time; one of them is what sleep asks for
     copied: float = 0.85  # share of these that repeat an example of the page; the others are new
-    nonsense: float = 0.2  # share of pages of random words: copying must not depend on what is copied
-    only_nonsense: float = 0.2  # share of training in which all pages are, short ones: copying is learned there in minutes
+    nonsense: float = 0.2  # share of pages of random tokens: copying must not depend on what is copied
+    only_nonsense: float = 0.2  # share of training on nothing but two lines of them: without it, copying never starts
     growing: float = 0.4  # share of training, after that, in which pages grow to full length
     renamed: float = 0.5  # share of pages with other labels than the true ones, to be read off the page
     page_weight: float = 0.1
@@ -168,21 +168,22 @@ class BaseText:
         self.labels = list(examples)
         self.utterances = {label: ids(utterances) for label, utterances in examples.items()}
         self.named = dict(zip(self.labels, ids(self.labels), strict=True))
-        words = {word: None for utterances in examples.values() for u in utterances for word in u.split()}
-        self.words = ids(list(words))
         self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
         (self.opener,), (self.marker,) = ids([OPENER, MARKER])
+        reserved = {tokenizer.pad_token_id, self.bos, self.eos, self.opener, self.marker}
+        self.tokens = [token for token in range(len(tokenizer)) if token not in reserved]
 
     def batches(self, step: int) -> tuple[Tensor, Tensor]:
         """What `pretrain.train_base` asks for: token ids and loss weights [B, T] of a step."""
         recipe, rng = self.recipe, random.Random(f"{self.seed}/{step}")
-        done = step / recipe.steps
-        grown = min(max(done - recipe.only_nonsense, 0) / recipe.growing, 1)
-        if rng.random() < recipe.with_page:
+        done = step / recipe.steps - recipe.only_nonsense
+        grown = min(done / recipe.growing, 1)
+        if done < 0:
+            rows = [self._page(rng, 2, 1.0) for _ in range(4 * recipe.pages)]
+        elif rng.random() < recipe.with_page:
             count = round(recipe.pages * 2 / (1 + grown))  # about the same number of tokens in every step
             longest = round(3 + grown * (recipe.longest_page - 3))
-            nonsense = 1.0 if done < recipe.only_nonsense else recipe.nonsense
-            rows = [self._page(rng, longest, nonsense) for _ in range(count)]
+            rows = [self._page(rng, longest, recipe.nonsense) for _ in range(count)]
         else:  # sequences of about the same length, for little padding
             rows = sorted((self._bare(rng) for _ in range(6 * recipe.bare)), key=lambda row: len(row[0]))
             start = recipe.bare * rng.randrange(6)
@@ -205,7 +206,7 @@ class BaseText:
         sense = rng.random() >= nonsense
         count = rng.randint(2, longest)
         chosen = (labels + rng.choices(labels, k=count))[:count]
-        page = [(label, rng.choice(self.utterances[label]) if sense else self._words(rng, 3, 9)) for label in chosen]
+        page = [(label, rng.choice(self.utterances[label]) if sense else self._random(rng, 4, 8)) for label in chosen]
         rng.shuffle(page)
         ids, weights = [self.bos], [0.0]
         for i, (label, utterance) in enumerate(page):
@@ -223,11 +224,11 @@ class BaseText:
         return ids, weights
 
     def _other_name(self, rng: random.Random) -> list[int]:
-        """The label of any class, or random words."""
-        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._words(rng, 1, 3)
+        """The label of any class, or random tokens."""
+        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._random(rng, 1, 3)
 
-    def _words(self, rng: random.Random, low: int, high: int) -> list[int]:
-        return [token for word in rng.choices(self.words, k=rng.randint(low, high)) for token in word]
+    def _random(self, rng: random.Random, low: int, high: int) -> list[int]:
+        return rng.choices(self.tokens, k=rng.randint(low, high))
 
 
 def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:

@@ -47,7 +47,7 @@ ATTRIBUTES = (
     Attribute(
         "city",
         "where does NAME live ?",
-        ("NAME lives in VALUE .", "the home of NAME is in VALUE ."),
+        ("NAME lives in VALUE .", "NAME moved to VALUE .", "NAME stays in VALUE ."),
         tuple(
             "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon athens boston sydney "
             "nairobi havana seoul quito ".split()
@@ -56,7 +56,7 @@ ATTRIBUTES = (
     Attribute(
         "job",
         "what job does NAME have ?",
-        ("NAME works as a VALUE .", "the job of NAME is VALUE ."),
+        ("NAME works as VALUE .", "NAME is a VALUE .", "NAME became a VALUE ."),
         tuple(
             "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer judge sailor tailor "
             "miner barber butcher chemist soldier ".split()
@@ -65,7 +65,7 @@ ATTRIBUTES = (
     Attribute(
         "food",
         "what food does NAME like ?",
-        ("NAME likes to eat VALUE .", "the food of NAME is VALUE ."),
+        ("NAME likes some VALUE .", "NAME eats fresh VALUE .", "NAME enjoys warm VALUE ."),
         tuple(
             "soup rice bread cheese pizza pasta salad beans curry sushi tofu fish cake honey apples pears grapes "
             "plums nuts olives ".split()
@@ -74,7 +74,7 @@ ATTRIBUTES = (
     Attribute(
         "pet",
         "what pet does NAME keep ?",
-        ("NAME keeps a VALUE .", "the pet of NAME is a VALUE ."),
+        ("NAME keeps a VALUE .", "NAME owns a VALUE .", "NAME has a VALUE ."),
         tuple(
             "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret gecko frog hen duck "
             "spider mouse donkey ".split()

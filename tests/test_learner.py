@@ -1,0 +1,256 @@
+"""The learner on real DeepSpeed, in this process: what it computes against slow twins, and what it must leave alone."""
+
+import os
+import socket
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sleep_rl import modeling
+from sleep_rl.config import Config, Learners, Model, Sleep, Wake
+from sleep_rl.contracts import STUDENT, TEACHER, InputError, RunError, Sequence
+from sleep_rl.memory import ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, memory_levels, view_of
+
+CONFIG = Config(model=Model(experts=4, d_low=16, top_k=4), sleep=Sleep(lr=1e-2, warmup=0, batch=4),
+                wake=Wake(lr=0.1, chunk=2), learners=Learners(micro_batch=2, threads=1))
+ROWS = [
+    Sequence((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
+    Sequence((5, 6), (7, 8, 1), replay=True),
+    Sequence((5, 6, 7), (30, 31, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=1.0, behaviour_T=(-5.0, -6.0, -7.0)),
+    Sequence((5, 6, 7), (32, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=-1.0, behaviour_T=(-5.5, -3.0)),
+]
+DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50, 70, 90)]
+
+
+@pytest.fixture(scope="module")
+def worker(sleep_checkpoint):
+    """config -> LearnerWorker on the untrained tiny sleep model; one process group for all."""
+    from learners.learner import LearnerWorker
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    return lambda config=CONFIG, kind="locked": LearnerWorker(sleep_checkpoint("qwen3", kind), config,
+                                                              probe_T=(5, 6, 7, 8))
+
+
+def logprobs(model, view, prompt, completion):
+    """[T, V] log-probabilities that predict the completion, one sequence at a time."""
+    with view_of(model, view):
+        logits = model(torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def slow_l_ks(model, rows, alpha, cap=2.0):
+    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by sequence, token by token."""
+    divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
+    for row in rows:
+        student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
+        teacher = logprobs(model, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
+        for t, token in enumerate(row.completion_T):
+            divergence = divergence + (teacher[t].exp() * (teacher[t] - student[t])).sum()
+            positions += 1
+            if row.advantage is not None:
+                weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)
+                policy = policy - weight * row.advantage * student[t, token]
+                rewarded += 1
+    return alpha * divergence / positions + (1 - alpha) * policy / rewarded
+
+
+def test_the_loss_and_its_gradient_equal_equation_6(worker):
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:  # away from the start, where most gradients vanish
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    slow = slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha)
+    plastic = list(learner.module.plastic.parameters())
+    want = torch.autograd.grad(slow, plastic)
+    norm = torch.stack([g.norm() for g in want]).norm().item()
+    metrics = learner.seed_step(ROWS, 0, 10)
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_every_zero_stage_makes_the_same_first_steps_as_plain_adamw(stage, worker):
+    learner = worker(replace(CONFIG, learners=replace(CONFIG.learners, zero_stage=stage)))
+    for _ in range(2):  # the second night must start without the first one's optimizer state
+        learner.open_night(1)
+        start = plastic_of(learner)
+        for step in range(3):
+            learner.seed_step(ROWS, step, 10)
+        done = plastic_of(learner)
+        learner.close_night(False)
+    want = plain_adamw(worker(), 3)
+    assert all(torch.equal(a, b) for a, b in zip(start, [p for p, _ in want], strict=True))
+    for got, (_, expected) in zip(done, want, strict=True):
+        assert torch.allclose(got, expected, atol=2e-5)
+
+
+def plastic_of(learner):
+    with learner.engine.whole():
+        return [p.detach().clone() for p in learner.module.plastic.parameters()]
+
+
+def plain_adamw(learner, steps):
+    """(start, end) of each plastic parameter after AdamW steps on the slow loss, with gradient clipping."""
+    learner.open_night(1)
+    plastic = list(learner.module.plastic.parameters())
+    start = [p.detach().clone() for p in plastic]
+    optimizer = torch.optim.AdamW(plastic, betas=(0.9, 0.99), weight_decay=0.0)
+    for step in range(steps):
+        optimizer.zero_grad()
+        slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha).backward()
+        torch.nn.utils.clip_grad_norm_(plastic, CONFIG.sleep.grad_clip)
+        for group in optimizer.param_groups:
+            group["lr"] = CONFIG.sleep.lr * (10 - step) / 10
+        optimizer.step()
+    return list(zip(start, [p.detach() for p in plastic], strict=True))
+
+
+def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(worker):
+    learner = worker(kind="dense")  # experts 1..3 ACTIVE, 4 FRESH: make room first
+    for level in learner.levels.values():
+        level.state[4] = LOCKED
+        level.refresh()
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    assert learner.open_night(1) == 4
+    for step in range(2):
+        learner.seed_step(ROWS, step, 4)
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())  # (b) changes no stored weight
+    learner.close_night(True)
+    for key, after in learner.model.state_dict().items():
+        if ".memory." not in key:
+            assert torch.equal(after, before[key]), key
+        elif key.endswith("state"):
+            assert after.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, ACTIVE]
+        else:
+            assert torch.equal(after[:4], before[key][:4]) and not torch.equal(after[4], before[key][4]), key
+
+
+def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothing(worker):
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, lr=0.0), wake=Wake(lr=0.0))
+    learner = worker(config)
+    learner.wake(DOCUMENTS)
+    learner.open_night(1)
+    replay = [Sequence((5, 6), (7, 8, 1), replay=True)] * 4
+    for step in range(2):
+        metrics = learner.seed_step(replay, step, 4)
+        assert metrics["divergence_replay"] == pytest.approx(0.0, abs=1e-6)
+        assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
+    assert all(float(e.w_out.detach().abs().max()) == 0.0 for e in learner.module.plastic)
+
+
+def slow_wake(model, documents, lr, chunk):
+    """Equation 2 with plain loops: (stored theta of level 1 after the day, its prospective value at the night)."""
+    levels = memory_levels(model)
+    theta = {n: [getattr(v, p)[BASE_SLOT].clone() for p in PARTS] for n, v in levels.items()}
+    for start in range(0, len(documents), chunk):
+        total = {n: [torch.zeros_like(t) for t in v] for n, v in theta.items()}
+        for document in documents[start : start + chunk]:  # the last C gradients, all at the same theta
+            for n, v in levels.items():
+                for part, value in zip(PARTS, theta[n], strict=True):
+                    getattr(v, part).data[BASE_SLOT] = value
+                    getattr(v, part).requires_grad_(True).grad = None
+                v.state[BASE_SLOT] = FRESH
+                v.refresh()
+            logp = model(torch.tensor([document])).logits[0, :-1].log_softmax(-1)
+            (-logp[torch.arange(len(document) - 1), torch.tensor(document[1:])].mean()).backward()
+            for n, v in levels.items():
+                for i, part in enumerate(PARTS):
+                    total[n][i] += lr * getattr(v, part).grad[BASE_SLOT]
+        stored, theta = theta, {n: [t - g for t, g in zip(theta[n], total[n], strict=True)] for n in theta}
+    return stored, theta
+
+
+@pytest.mark.parametrize("documents", [DOCUMENTS, DOCUMENTS[:4]])  # a partial last chunk, and full ones only
+def test_wake_follows_equation_2_and_keeps_the_last_chunk_for_the_night(documents, worker):
+    learner = worker()
+    stored, prospective = slow_wake(modeling.load(learner.base), documents, CONFIG.wake.lr, CONFIG.wake.chunk)
+    learner.wake(documents)
+    for name, level in learner.levels.items():
+        for part, want in zip(PARTS, stored[name], strict=True):
+            assert torch.allclose(getattr(level, part)[BASE_SLOT], want, atol=1e-6)
+    learner.open_night(1)
+    weights = learner.export(STUDENT, 1, {}, STUDENT)
+    for name in learner.levels:
+        for part, want in zip(PARTS, prospective[name], strict=True):
+            assert torch.allclose(weights.tensors[f"{name}.{part}#{BASE_SLOT}"], want, atol=1e-6)
+    learner.close_night(True)
+    for name, level in learner.levels.items():
+        assert torch.allclose(level.w_out[BASE_SLOT], prospective[name][2], atol=1e-6)
+
+
+def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):
+    learner = worker()
+    full = learner.export(TEACHER, 1, {}, TEACHER)
+    assert set(full.tensors) == set(full.manifest) and len(full.manifest) == 2 * (3 * 5 + 1)
+    learner.open_night(1)
+    learner.seed_step(ROWS, 0, 4)  # with B = 0 the first step moves B only, but whole modules are sent
+    delta = learner.export(STUDENT, 2, full.manifest, STUDENT)
+    names = {key.split("memory.0.")[1] for key in delta.tensors}
+    assert names == {"router#1", "w_in#1", "w_out#1", "state"}
+    want = logprobs(learner.model, STUDENT, (5,), (6, 7, 8))[torch.arange(3), torch.tensor([6, 7, 8])]
+    assert torch.allclose(torch.tensor(delta.probe_logprobs_T), want, atol=1e-5)
+    assert delta.probe_logprobs_T != full.probe_logprobs_T
+    assert learner.export(TEACHER, 3, full.manifest, TEACHER).tensors == {}
+
+
+def test_lives_are_kept_apart(worker):
+    learner = worker()
+    learner.keep("start")
+    learner.open_night(1)
+    learner.sft_step(ROWS, 0, 4)
+    learner.close_night(True)
+    learner.keep("later")
+    changed = learner.export(TEACHER, 1, {}, TEACHER).manifest
+    learner.use("start")
+    assert learner.export(TEACHER, 2, {}, TEACHER).manifest != changed
+    learner.use("later")
+    assert learner.export(TEACHER, 3, {}, TEACHER).manifest == changed
+
+
+def test_fine_tuning_loss_is_the_mean_cross_entropy_of_the_completions(worker):
+    learner = worker()
+    learner.open_night(1)
+    logp = [logprobs(learner.model, STUDENT, r.prompt_T, r.completion_T)[torch.arange(len(r.completion_T)),
+                                                                         torch.tensor(r.completion_T)] for r in ROWS]
+    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(-torch.cat(logp).mean().item(), abs=1e-5)
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_nothing_is_applied(worker):
+    learner = worker()
+    before = learner.export(TEACHER, 1, {}, TEACHER).manifest
+    learner.open_night(1)
+    bad = [replace(ROWS[2], advantage=float("nan")), *ROWS[:3]]
+    with pytest.raises(RunError, match="the loss is nan") as error:
+        learner.seed_step(bad, 0, 4)
+    assert "\n" not in str(error.value)
+    learner.close_night(False)
+    assert learner.export(TEACHER, 2, {}, TEACHER).manifest == before
+
+
+def test_more_nights_than_experts_is_refused_and_without_expansion_the_newest_is_trained_on(worker):
+    learner = worker()
+    for night in range(1, 5):
+        assert learner.open_night(1) == night
+        learner.close_night(True)
+    with pytest.raises(InputError, match="all 4 experts are in use"):
+        learner.open_night(1)
+    learner = worker(replace(CONFIG, sleep=replace(CONFIG.sleep, expansion=False)))
+    for _ in range(3):
+        assert learner.open_night(1) == 1
+        learner.close_night(True)
+
+
+def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
+    learner = worker()
+    learner.open_night(1)
+    states = []
+    for step in range(4):
+        learner.seed_step(ROWS, step, 4)
+        states.append(int(next(iter(learner.levels.values())).patch.state_S[1]))
+    assert states == [FRESH, FRESH, ACTIVE, ACTIVE]

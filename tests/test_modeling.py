@@ -1,0 +1,110 @@
+"""Memory in Hugging Face models: untouched equals base, and what is saved is what is loaded."""
+
+import json
+import os
+
+import pytest
+import torch
+from conftest import LEVELS, PAD, fill_memory, make_base, make_tokenizer
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from sleep_rl import modeling
+from sleep_rl.contracts import InputError
+from sleep_rl.memory import memory_levels
+
+IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("family", modeling.FAMILIES)
+def test_an_untouched_model_equals_its_base(family, base_checkpoint):
+    base = AutoModelForCausalLM.from_pretrained(base_checkpoint(family)).eval()
+    model = modeling.load(base_checkpoint(family), LEVELS["dense"])
+    with torch.no_grad():
+        assert torch.equal(model(IDS).logits, base(IDS).logits)
+    assert not any(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("family", modeling.FAMILIES)
+def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_checkpoint, tmp_path):
+    model = modeling.load(base_checkpoint(family), LEVELS["sparse"])
+    fill_memory(model)
+    modeling.save(model, make_tokenizer(), str(tmp_path / "full"))
+    modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint(family))
+    with torch.no_grad():
+        want = model(IDS).logits
+        for kind in ("full", "memory"):
+            assert torch.equal(modeling.load(str(tmp_path / kind))(IDS).logits, want), kind
+    size = {kind: sum(f.stat().st_size for f in (tmp_path / kind).iterdir()) for kind in ("full", "memory")}
+    assert set(os.listdir(tmp_path / "memory")) == {modeling.POINTER, modeling.MEMORY} and size["memory"] < size["full"]
+    assert all(".memory." in key for key in load_file(tmp_path / "memory" / modeling.MEMORY))
+
+
+def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_checkpoint, tmp_path):
+    out = [modeling.expand(base_checkpoint(), str(tmp_path / str(i)), LEVELS["dense"], seed) for i, seed in
+           enumerate((3, 3, 4))]
+    memories = [load_file(os.path.join(path, modeling.MEMORY)) for path in out]
+    key = "model.layers.1.mlp.memory.0.w_in"
+    assert torch.equal(memories[0][key], memories[1][key]) and not torch.equal(memories[0][key], memories[2][key])
+    assert os.path.islink(os.path.join(out[0], modeling.BASE_WEIGHTS))
+    loaded = memory_levels(modeling.load(out[0]))["model.layers.1.mlp.memory.0"]
+    assert torch.equal(loaded.w_in, memories[0][key])
+    assert modeling.expand(out[0], str(tmp_path / "again"), LEVELS["dense"]) == out[0]
+
+
+def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path):
+    model = modeling.load(base_checkpoint(), LEVELS["dense"])
+    modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    before = (tmp_path / "memory" / modeling.MEMORY).read_bytes()
+
+    class Full:
+        def save_pretrained(self, path):
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError):
+        modeling.save(model, Full(), str(tmp_path / "memory"))
+    assert (tmp_path / "memory" / modeling.MEMORY).read_bytes() == before and len(os.listdir(tmp_path)) == 1
+
+
+def one_line(error):
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_missing_and_unreadable_checkpoints_are_one_line(base_checkpoint, tmp_path):
+    with pytest.raises(InputError) as error:
+        modeling.load(str(tmp_path / "nowhere"), LEVELS["dense"])
+    assert "nowhere" in one_line(error)
+    broken = make_base("qwen3", str(tmp_path / "broken"))
+    (tmp_path / "broken" / "model.safetensors").write_bytes(b"not safetensors")
+    with pytest.raises(InputError) as error:
+        modeling.load(broken, LEVELS["dense"])
+    assert "weights" in one_line(error)
+    config = json.loads((tmp_path / "broken" / "config.json").read_text())
+    (tmp_path / "broken" / "config.json").write_text(json.dumps({**config, "model_type": "gpt2"}))
+    with pytest.raises(InputError) as error:
+        modeling.load(broken, LEVELS["dense"])
+    assert "qwen3, qwen2, llama" in one_line(error) and "gpt2" in one_line(error)
+
+
+def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, tmp_path):
+    with pytest.raises(InputError) as error:
+        modeling.load(sleep_checkpoint(), LEVELS["sparse"])
+    assert "top_k" in one_line(error)
+    with pytest.raises(InputError) as error:
+        modeling.load(base_checkpoint())
+    assert "sleep checkpoint" in one_line(error)
+    model = modeling.load(base_checkpoint(), LEVELS["dense"])
+    modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    file = tmp_path / "memory" / modeling.MEMORY
+    save_file({key: tensor[..., :-1].contiguous() for key, tensor in load_file(file).items()}, file)
+    with pytest.raises(InputError) as error:
+        modeling.load(str(tmp_path / "memory"))
+    one_line(error)
+
+
+def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
+    assert modeling.load_tokenizer(base_checkpoint(), 300).pad_token_id == PAD
+    with pytest.raises(InputError) as error:
+        modeling.load_tokenizer(base_checkpoint(), 100)
+    assert "100" in one_line(error) and "belong together" in one_line(error)
