@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 ENGINE_ENVIRONMENT = {
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine lives in the worker's process: starts 3x faster, tensors need no copy
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in the worker's process: starts 3x faster, tensors go in directly
     "VLLM_NO_USAGE_STATS": "1",
     "VLLM_LOGGING_LEVEL": "ERROR",
 }

@@ -20,7 +20,7 @@ from sleep_rl.digest import as_tensor, digest
 from sleep_rl.modeling import first_line, read_config
 
 BASE = "base"
-"""Name of the state (version 0) that the checkpoint itself holds: known at the start, so that a first push is a delta."""
+"""Name of the state (version 0) that the checkpoint itself holds: known at the start, so a first push is a delta."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,8 @@ class RolloutWorker:
         for key, value in weights.tensors.items():
             tensor = as_tensor(value)
             found = digest(tensor)
-            refuse([key] * (found != manifest[key]), f"has digest {found}, the manifest says {manifest[key]}")
+            if found != manifest[key]:
+                refuse([key], f"has digest {found}, the manifest says {manifest[key]}")
             if found not in self._cache:
                 staged[found] = tensor.clone()  # the sender may go on writing into its own
         known = self._cache | staged
@@ -116,7 +117,7 @@ class RolloutWorker:
         return staged
 
     def _activate(self, name: str, state: _State) -> list[str]:
-        """Makes the model compute `state`; returns the keys that were copied. Raises RunError if they did not arrive."""
+        """Makes the model compute `state` and returns the keys that were copied. Raises RunError if some are wrong."""
         if self._active == (name, state.version) and self._live == state.manifest:
             return []
         label = f"weights {name} v{state.version}"
@@ -235,6 +236,7 @@ def _sample(request: Request, output: RequestOutput, name: str) -> Sample | Fail
     if not all(map(math.isfinite, logprobs_T)):
         return Failure("a sampled token has a log-probability that is not finite", "rollout")
     if not len(ids_T) == len(logprobs_T) == len(versions_T):
-        return Failure(f"{len(ids_T)} tokens, {len(logprobs_T)} log-probabilities, {len(versions_T)} versions", "rollout")
+        counts = f"{len(ids_T)} tokens, {len(logprobs_T)} log-probabilities, {len(versions_T)} versions"
+        return Failure(f"vLLM's answer does not fit together: {counts}", "rollout")
     return Sample(request.prompt_T, request.context_T, ids_T, logprobs_T, completion.finish_reason, request.seed, name,
                   versions_T)

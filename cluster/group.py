@@ -282,20 +282,33 @@ class RayBackend(Backend):
 
     def _start(self, cpus: int | None) -> None:
         import ray
+        from ray._private import services
 
         memory = min(OBJECT_STORE_BYTES, max(shutil.disk_usage("/dev/shm").free // 2, 128 << 20))
         self._temp_dir = tempfile.mkdtemp(prefix="sleep", dir="/tmp")  # Unix sockets inside: at most 107 bytes
-        for attempt in (1, 2):  # Ray gives its node 30 s, too little on a busy machine with cold files
-            try:
-                ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-                         logging_level="ERROR", object_store_memory=memory, _temp_dir=self._temp_dir)
-                return
-            except Exception as error:  # Ray raises bare Exceptions here
-                ray.shutdown()
-                if attempt == 2 or "timed out" not in str(error):
-                    shutil.rmtree(self._temp_dir, ignore_errors=True)
-                    raise RunError(f"cluster: Ray did not start: {type(error).__name__}: "
-                                   f"{str(error).splitlines()[0]}") from error
+        deadline, ask_once = time.monotonic() + self.start_timeout_s, services.get_node
+
+        def ask_patiently(*args: Any) -> Any:
+            """Ray gives up its node after 30 s, too soon on a busy machine, and leaves its processes behind."""
+            while True:
+                try:
+                    return ask_once(*args)
+                except RuntimeError:
+                    if time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.2)
+
+        services.get_node = ask_patiently
+        try:
+            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
+                     logging_level="ERROR", object_store_memory=memory, _temp_dir=self._temp_dir)
+        except Exception as error:  # Ray raises bare Exceptions here
+            ray.shutdown()
+            shutil.rmtree(self._temp_dir, ignore_errors=True)
+            raise RunError(f"cluster: Ray did not start: {type(error).__name__}: "
+                           f"{str(error).splitlines()[0]}") from error
+        finally:
+            services.get_node = ask_once
 
     def open(self, ask: Ask) -> Channel:
         self._channels.append(_RayChannel(ask, self._log_dir))

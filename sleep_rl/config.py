@@ -113,7 +113,7 @@ class RewardConfig:
                         "judge: the prompt, with {student} and {teacher}; yes or no is read from the next token")
     timeout_s: float = key(30.0, "seconds a reward call may take; a late one is a failed sample", above=0)
     workers: int = key(1, "reward actors (used with a semantic reward)", low=1)
-    cpus: float = key(0.1, "CPUs per reward actor", low=0)
+    cpus: float = key(0.0, "CPUs per reward actor; 0 shares the node's cores", low=0)
     gpus: float = key(0.0, "GPUs per reward actor", low=0)
 
 

@@ -83,7 +83,7 @@ def train_base(
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.train()
-        optimizer = torch.optim.AdamW(_groups(model), lr=lr, betas=(0.9, 0.98))
+        optimizer = torch.optim.AdamW(_groups(model), lr=lr, betas=(0.9, 0.98), fused=True)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
         for step in range(steps):
             ids_BT, weight_BT = batches(step)

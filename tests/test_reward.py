@@ -157,7 +157,8 @@ def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint):
     values = reward.score([good, EMPTY, FOREIGN, pair("x" * 65, "y"), good])
     assert values[0] == values[4] == 1.0
     assert [isinstance(v, Failure) for v in values] == [False, True, True, True, False]
-    assert ["no text" in values[1].reason, "ids outside" in values[2].reason, "does not fit" in values[3].reason] == [True] * 3
+    reasons = [v.reason for v in values[1:4]]
+    assert "no text" in reasons[0] and "ids outside" in reasons[1] and "does not fit" in reasons[2]
     with torch.no_grad():
         reward._model.embeddings.word_embeddings.weight[ids("Z")[0]] = float("nan")
     values = reward.score([good, pair("Z", TEXTS[0]), good])
@@ -200,7 +201,7 @@ def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkp
 
     base, missing = base_checkpoint(), str(tmp_path / "missing")
     wordless = str(tmp_path / "wordless")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=_words(["a", "b"]), unk_token="<unk>").save_pretrained(wordless)
+    transformers.PreTrainedTokenizerFast(tokenizer_object=_words("a", "b"), unk_token="<unk>").save_pretrained(wordless)
     options = {"dtype": "float32", "engine": ENGINE}
     for build in (
         lambda: EncoderReward(missing, base, 0.9),
@@ -217,7 +218,7 @@ def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkp
         assert "\n" not in str(error.value) and str(error.value).startswith("reward")
 
 
-def _words(words: list[str]):
+def _words(*words: str):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from sleep_rl import modeling
 from sleep_rl.contracts import InputError, Request, Sampling
+from tests.conftest import ENGINE
 
 pytestmark = pytest.mark.stack
 
@@ -105,6 +106,16 @@ def test_refuses_a_checkpoint_without_memory(base_checkpoint, tmp_path):
     for path in (base_checkpoint("qwen3"), str(tmp_path)):
         with pytest.raises(InputError) as error:
             RolloutWorker(path, dtype="float32", engine={}, seed=0)
+        assert "\n" not in str(error.value)
+
+
+def test_refuses_engine_options_that_cannot_work(sleep_checkpoint):
+    """One line that names the option."""
+    from actors.rollout import RolloutWorker
+
+    for option in ({"max_model_len": 10**6}, {"no_such_option": 1}):
+        with pytest.raises(InputError, match=next(iter(option))) as error:
+            RolloutWorker(sleep_checkpoint(), dtype="float32", engine=ENGINE | option, seed=0)
         assert "\n" not in str(error.value)
 
 
