@@ -21,10 +21,10 @@ import socket
 import sys
 import tempfile
 import time
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
+from cluster.backend import Backend, LocalBackend
 from cluster.handle import (Ask, Channel, Handle, Host, Pending, Raised, Ref, WorkerDied, WorkerLate, settle,
                             tensor_from_bytes, tensor_to_bytes, wait_all)
 from sleep_rl.contracts import InputError, RunError
@@ -34,63 +34,6 @@ __all__ = ["Ask", "Backend", "Handle", "LocalBackend", "Pending", "RayBackend", 
 
 R = TypeVar("R")
 OBJECT_STORE_BYTES = 2 << 30  # most that our own node's store takes; it must hold a full memory state beside deltas
-
-
-class Backend(ABC):
-    """Starts workers, holds objects, ends both. A context manager: leaving it shuts everything down."""
-
-    def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
-        self.start_timeout_s, self.call_timeout_s = start_timeout_s, call_timeout_s
-
-    def spawn(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, cpus: float = 0.0,
-              gpus: float = 0.0, env: dict[str, str] | None = None) -> Handle:
-        """Starts one worker of `cls` ("module:Class" or a callable) without waiting for it: see `ready`."""
-        handle = Handle(self, cls, kwargs, Ask(name, 1, cpus, gpus), dict(env or {}))
-        handle._build()
-        return handle
-
-    def spawn_ranks(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, world_size: int,
-                    cpus: float = 0.0, gpus: float = 0.0, env: dict[str, str] | None = None) -> list[Handle]:
-        """Starts the ranks of one process group, `<name>-<rank>`. Rank 0's node supplies the meeting point. LOCAL_RANK
-        is 0 everywhere, since a worker sees only its own devices."""
-        handles = [Handle(self, cls, kwargs, Ask(f"{name}-{rank}", 1, cpus, gpus), {}) for rank in range(world_size)]
-        meeting = handles[0]._channel.send(Host.rendezvous, "finding a free port")
-        host, port = meeting.result(self.start_timeout_s)
-        for rank, handle in enumerate(handles):
-            handle._env = {**(env or {}), "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size),
-                           "MASTER_ADDR": host, "MASTER_PORT": str(port)}
-            handle._build()
-        return handles
-
-    def ready(self, handles: Sequence[Handle]) -> None:
-        """Waits until every worker is constructed; raises what a constructor raised."""
-        wait_all([h._built for h in handles], self.start_timeout_s, f"starting {', '.join(h.name for h in handles)}")
-
-    def __enter__(self) -> Backend:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-
-    @abstractmethod
-    def open(self, ask: Ask) -> Channel:
-        """A process (or a place in this one) for one worker."""
-
-    @abstractmethod
-    def preflight(self, asks: Sequence[Ask]) -> None:
-        """Raises InputError when the workers can never all run at once."""
-
-    @abstractmethod
-    def put(self, value: R) -> Ref[R]:
-        """Stores a value once, for any number of calls; it is dropped with its last Ref."""
-
-    @abstractmethod
-    def get(self, ref: Ref[R]) -> R:
-        """The value of a Ref."""
-
-    @abstractmethod
-    def shutdown(self) -> None:
-        """Ends every worker; safe to call after a failure and twice."""
 
 
 class RayHost(Host):
@@ -132,62 +75,6 @@ def _send_tensors_as_bytes() -> None:
         from ray.util import register_serializer
 
         register_serializer(torch.Tensor, serializer=tensor_to_bytes, deserializer=tensor_from_bytes)
-
-
-class _LocalPending(Pending[R]):
-    """A call that is over already. It cannot be interrupted, but past its deadline it counts as late all the same."""
-
-    def __init__(self, worker: str, method: str, answer: Any, seconds: float) -> None:
-        super().__init__(worker, method)
-        self._answer, self._seconds = answer, seconds
-
-    def outcome(self, wait_s: float, limit_s: float) -> Any:
-        if self._seconds > limit_s:
-            raise self.late(limit_s)
-        return self._answer
-
-
-class _LocalChannel(Channel):
-    """Calls the Host at once, in the caller's thread: deterministic, and a debugger sees everything."""
-
-    def __init__(self, name: str) -> None:
-        self._host = Host(name)
-
-    def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
-        began = time.monotonic()
-        answer = verb(self._host, *args, **kwargs)
-        return _LocalPending(self._host.name, label, answer, time.monotonic() - began)
-
-    def kill(self) -> None:
-        self._host.worker = None
-        for key, value in self._host.before.items():
-            os.environ.pop(key) if value is None else os.environ.update({key: value})
-        self._host.before = {}
-
-
-class LocalBackend(Backend):
-    """Every worker in this process, one call at a time. CPUs and GPUs are not counted."""
-
-    def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
-        super().__init__(start_timeout_s, call_timeout_s)
-        self._channels: list[_LocalChannel] = []
-
-    def open(self, ask: Ask) -> Channel:
-        self._channels.append(_LocalChannel(ask.name))
-        return self._channels[-1]
-
-    def preflight(self, asks: Sequence[Ask]) -> None:
-        return None
-
-    def put(self, value: R) -> Ref[R]:
-        return Ref(value)
-
-    def get(self, ref: Ref[R]) -> R:
-        return ref.held
-
-    def shutdown(self) -> None:
-        while self._channels:
-            self._channels.pop().kill()
 
 
 class _RayPending(Pending[R]):
@@ -281,34 +168,18 @@ class RayBackend(Backend):
                              f"{str(error).splitlines()[0]}") from error
 
     def _start(self, cpus: int | None) -> None:
-        import ray
-        from ray._private import services
-
+        """A Ray of our own. On a busy machine its raylet aborts when its helpers are not up after 15 s (a limit that
+        cannot be set), so a start that timed out is tried again until our own deadline."""
         memory = min(OBJECT_STORE_BYTES, max(shutil.disk_usage("/dev/shm").free // 2, 128 << 20))
         self._temp_dir = tempfile.mkdtemp(prefix="sleep", dir="/tmp")  # Unix sockets inside: at most 107 bytes
-        deadline, ask_once = time.monotonic() + self.start_timeout_s, services.get_node
-
-        def ask_patiently(*args: Any) -> Any:
-            """Ray gives up its node after 30 s, too soon on a busy machine, and leaves its processes behind."""
-            while True:
-                try:
-                    return ask_once(*args)
-                except RuntimeError:
-                    if time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.2)
-
-        services.get_node = ask_patiently
-        try:
-            ray.init(address="local", num_cpus=cpus, include_dashboard=False, log_to_driver=False,
-                     logging_level="ERROR", object_store_memory=memory, _temp_dir=self._temp_dir)
-        except Exception as error:  # Ray raises bare Exceptions here
-            ray.shutdown()
-            shutil.rmtree(self._temp_dir, ignore_errors=True)
-            raise RunError(f"cluster: Ray did not start: {type(error).__name__}: "
-                           f"{str(error).splitlines()[0]}") from error
-        finally:
-            services.get_node = ask_once
+        deadline = time.monotonic() + self.start_timeout_s
+        while True:
+            try:
+                return _start_node(deadline, num_cpus=cpus, object_store_memory=memory, _temp_dir=self._temp_dir)
+            except Exception as error:  # Ray raises bare Exceptions here
+                if "timed out" not in str(error) or time.monotonic() > deadline:
+                    raise RunError(f"cluster: Ray did not start within {self.start_timeout_s:g} s: "
+                                   f"{str(error).splitlines()[0]} (its logs: {self._temp_dir})") from error
 
     def open(self, ask: Ask) -> Channel:
         self._channels.append(_RayChannel(ask, self._log_dir))
@@ -349,3 +220,38 @@ class RayBackend(Backend):
             ray.shutdown()
             if self._temp_dir:
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _start_node(deadline: float, **options: Any) -> None:
+    """`ray.init` with two corrections of Ray 2.60: it waits for a raylet that is slow but alive until our deadline
+    instead of 30 s, and a start that fails leaves no processes behind."""
+    import ray
+    from ray._private import node, services
+
+    ask, start = services.get_node, node.Node.start_ray_processes
+    nodes: list[Any] = []
+
+    def start_and_remember(self: Any) -> None:
+        nodes.append(self)
+        start(self)
+
+    def ask_patiently(*args: Any) -> Any:
+        while True:
+            try:
+                return ask(*args)
+            except RuntimeError:  # not there yet; raised again, Ray's own 30 s apply
+                time.sleep(0.2)
+                dead = [kind for each in nodes for kind, _ in each.dead_processes()]
+                if "raylet" in dead or time.monotonic() > deadline:
+                    raise
+
+    services.get_node, node.Node.start_ray_processes = ask_patiently, start_and_remember
+    try:
+        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+    except Exception:
+        for each in nodes:
+            each.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
+        ray.shutdown()
+        raise
+    finally:
+        services.get_node, node.Node.start_ray_processes = ask, start

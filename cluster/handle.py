@@ -1,6 +1,6 @@
 """One worker and the calls to it, wherever it runs: the Host around the plain worker, and the Handle that calls it.
 
-Knows nothing of Ray; `cluster.group` supplies the channels between the two.
+Knows nothing of Ray; `cluster.backend` and `cluster.group` supply the channels between the two.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from sleep_rl.contracts import InputError, RunError
 
 if TYPE_CHECKING:
-    from cluster.group import Backend
+    from cluster.backend import Backend
 
 R = TypeVar("R")
 

@@ -75,7 +75,7 @@ class Wake:
 
 @dataclass(frozen=True)
 class Sleep:
-    steps: int = key(200, "optimizer steps a night", low=1)
+    steps: int = key(400, "optimizer steps a night", low=1)
     steps_per_round: int = key(10, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.6, "share of sequences written without a document (self-replay)", low=0, high=1)
@@ -94,7 +94,7 @@ class Sleep:
     temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
     written: int = key(20, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(1000, "sequences that the teacher writes per night without any document", low=1)
-    lr: float = key(2e-3, "peak learning rate of the new expert", low=0)
+    lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
     warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
     grad_clip: float = key(1.0, "largest gradient norm", above=0)
     logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
@@ -125,7 +125,7 @@ class Rollouts:
     threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
     probe_tolerance: float = key(1e-3, "largest log-probability difference on the probe prompt after a push, nats",
                                  above=0)
-    engine: dict = key({"max_model_len": 256, "max_num_seqs": 256, "kv_cache_memory_bytes": 67108864,
+    engine: dict = key({"max_model_len": 256, "max_num_seqs": 256, "kv_cache_memory_bytes": 67108864, "block_size": 32,
                         "enforce_eager": True}, "options handed to vLLM as they are")
 
 

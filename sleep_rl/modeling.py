@@ -129,6 +129,9 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
         pointer, memory = _read_memory(Path(path), levels)
         path = pointer["base"]
     config = read_config(path)
+    if memory is not None and pointer["vocab_size"] != config.vocab_size:
+        raise InputError(f"memory: made for a vocabulary of {pointer['vocab_size']} ids, its base {path} has "
+                         f"{config.vocab_size}; teacher and student need the same vocabulary")
     if config.model_type.startswith("sleep_"):
         if config.memory_levels != levels:
             raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
@@ -210,7 +213,7 @@ def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
     with _aside(path) as folder:
         save_file(tensors, Path(folder) / MEMORY)
         pointer = {"base": os.path.abspath(base) if os.path.isdir(base) else base,
-                   "memory_levels": model.config.memory_levels}
+                   "vocab_size": model.config.vocab_size, "memory_levels": model.config.memory_levels}
         (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
 
 
@@ -219,7 +222,7 @@ def _read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, 
     try:
         pointer = json.loads((folder / POINTER).read_text())
         tensors = load_file(folder / MEMORY)
-        stored = pointer["memory_levels"]
+        stored, _ = pointer["memory_levels"], (pointer["base"], pointer["vocab_size"])
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
     if levels is not None and stored != levels:

@@ -9,7 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sleep_rl.contracts import InputError
-from sleep_rl.tasks.classify import BaseText, Classify, Recipe, train_tokenizer
+from sleep_rl.tasks.classify import Classify
+from sleep_rl.tasks.classify_base import BaseText, Recipe, train_tokenizer
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "clinc150" / "data_full.json"
 LABELS = ["book_flight", "tire_pressure", "w2", "credit_limit", "play_music", "meal_suggestion"]
@@ -19,7 +20,8 @@ TINY = Recipe(steps=3, vocabulary=300, hidden=64, layers=1, pages=2, bare=4)
 
 def pairs(start: int, stop: int) -> list[list[str]]:
     """Class after class in turn, so that the order of first appearance is that of LABELS."""
-    return [[f"please do {label[:6]} number {i} for {THINGS[i % 10]}", label] for i in range(start, stop) for label in LABELS]
+    return [[f"please do {label[:6]} number {i} for {THINGS[i % 10]}", label]
+            for i in range(start, stop) for label in LABELS]
 
 
 def content() -> dict:
@@ -186,7 +188,8 @@ def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
     document, question = day.documents[0].text, day.questions[0]
     utterance = question.prompt[1:-3]
     pieces = [document, task.opener, utterance, task.marker, f" {question.answer}"]
-    assert sum(map(ids, pieces), []) == ids("".join(pieces)) == ids(document) + ids(question.prompt) + ids(question.answer)
+    assert sum(map(ids, pieces), []) == ids("".join(pieces))
+    assert ids("".join(pieces)) == ids(document) + ids(question.prompt) + ids(question.answer)
     assert len(ids(task.opener)) == len(ids(task.marker)) == 1
     assert tokenizer.decode(ids("never seen: ñandú № 5")).strip() == "never seen: ñandú № 5"
 
@@ -194,7 +197,7 @@ def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
 def test_base_text_repeats_examples_of_its_page_and_weighs_no_padding(path):
     train = {"book flight": ["fly me to rome", "a flight to zürich"], "play music": ["play jazz", "some music please"]}
     tokenizer = train_tokenizer([u for utterances in train.values() for u in utterances], 300)
-    text = BaseText(train, tokenizer, Recipe(copied=1.0, nonsense=0.0, only_nonsense=0.0, with_page=1.0, renamed=0.0), 0)
+    text = BaseText(train, tokenizer, Recipe(copied=1.0, nonsense=0.0, drill=0.0, with_page=1.0, renamed=0.0), 0)
     ids_BT, weight_BT = text.batches(1400)
     assert torch.equal(text.batches(1400)[0], ids_BT) and not torch.equal(text.batches(1401)[0], ids_BT)
     assert (weight_BT[ids_BT == tokenizer.pad_token_id] == 0).all() and (ids_BT[:, 0] == tokenizer.bos_token_id).all()

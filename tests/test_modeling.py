@@ -103,6 +103,16 @@ def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, 
     one_line(error)
 
 
+def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkpoint, tmp_path):
+    model = modeling.load(base_checkpoint(), LEVELS["dense"])
+    modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    pointer = tmp_path / "memory" / modeling.POINTER
+    pointer.write_text(json.dumps({**json.loads(pointer.read_text()), "vocab_size": 299}))
+    with pytest.raises(InputError) as error:
+        modeling.load(str(tmp_path / "memory"))
+    assert "299" in one_line(error) and "300" in str(error.value) and "same vocabulary" in str(error.value)
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
     assert modeling.load_tokenizer(base_checkpoint(), 300).pad_token_id == PAD
     with pytest.raises(InputError) as error:

@@ -68,10 +68,11 @@ def test_checkpoint_and_tokenizer_load_from_the_folder(tmp_path):
     assert isinstance(AutoModelForCausalLM.from_pretrained(out).lm_head.weight, torch.Tensor)
     tokenizer = AutoTokenizer.from_pretrained(out)
     text = "Q : where does mira live ? A :"
-    assert tokenizer(text).input_ids == [SPECIAL.__len__() + WORDS.index(word) for word in text.split()]
+    assert tokenizer(text).input_ids == [len(SPECIAL) + WORDS.index(word) for word in text.split()]
     assert tokenizer.decode(tokenizer(text).input_ids) == text
     assert tokenizer.decode(tokenizer(f"<bos> {text} <eos>").input_ids, skip_special_tokens=True) == text
-    assert [tokenizer.pad_token_id, tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.unk_token_id] == [0, 1, 2, 3]
+    assert [tokenizer.convert_tokens_to_ids(word) for word in SPECIAL] == [0, 1, 2, 3]
+    assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == SPECIAL
     assert tokenizer("zebra").input_ids == [tokenizer.unk_token_id]
 
 
@@ -112,7 +113,7 @@ def test_the_first_of_two_trainers_wins(tmp_path):
 
 def test_loss_equals_a_slow_reference():
     ids_BT, weight_BT = batches(7)
-    logits_BTV = torch.randn(2, 5, 11 + 1, generator=torch.Generator().manual_seed(1))
+    logits_BTV = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
     total = weights = 0.0
     for row in range(2):
         for t in range(1, 5):

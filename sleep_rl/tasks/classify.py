@@ -10,28 +10,19 @@ import hashlib
 import json
 import random
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config
-
 from sleep_rl.contracts import Day, Document, InputError, Question, Text
-from sleep_rl.pretrain import BOS, EOS, PAD, Progress, train_base
+from sleep_rl.pretrain import Progress, train_base
+from sleep_rl.tasks.classify_base import (CONTEXT, MARKER, OPENER, BaseText, Examples, Recipe, model_config,
+                                          train_tokenizer)
 
-OPENER, MARKER = "\n", " =>"
 WHERE = "task.classify"
 OUT_OF_SCOPE = "oos"
 HUB_CONFIGS = {"clinc/clinc_oos": "plus"}
 """Configuration of a hub dataset that has no default one; `plus` holds the intents and questions of data_full.json."""
-CONTEXT = 512  # positions of the base model
 KNOWN_QUESTIONS = 315  # at most: three of each of CLINC150's 105 remaining intents
-
-Examples = dict[str, list[str]]
-"""Label -> utterances, both as the model reads them, in order of first appearance."""
 
 
 # ---------------------------------------------------------------------------------------------------- the dataset
@@ -94,7 +85,8 @@ def _by_label(pairs: list[Any]) -> Examples:
     examples: Examples = {}
     seen = set()
     for i, pair in enumerate(pairs):
-        if not isinstance(pair, (list, tuple)) or len(pair) != 2 or not all(isinstance(x, str) and x.strip() for x in pair):
+        if (not isinstance(pair, (list, tuple)) or len(pair) != 2
+                or not all(isinstance(part, str) and part.strip() for part in pair)):
             raise ValueError(f"record {i} is not a pair of utterance and label: {str(pair)[:60]!r}")
         utterance = " ".join(pair[0].replace(MARKER.strip(), "->").split())  # one line, without the marker
         if pair[1] != OUT_OF_SCOPE and utterance not in seen:
@@ -111,144 +103,6 @@ def line(utterance: str, label: str) -> str:
 def asked(utterance: str) -> str:
     """What the model continues with a label."""
     return f"{OPENER}{utterance}{MARKER}"
-
-
-# ------------------------------------------------------------------------------------------------ the base model
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How the base model is trained. Part of the fingerprint of its checkpoint; shares and weights are in [0, 1]."""
-
-    steps: int = 1500
-    lr: float = 4e-3
-    vocabulary: int = 2048
-    hidden: int = 128
-    layers: int = 3
-    pages: int = 6  # per step, of full length; more while they are shorter
-    bare: int = 64  # sequences without a page, per step
-    with_page: float = 0.65  # share of steps on pages
-    longest_page: int = 13  # examples
-    lines_behind: int = 4  # behind one page, to save time; one of them is what sleep asks for
-    copied: float = 0.85  # share of these that repeat an example of the page; the others are new
-    nonsense: float = 0.2  # share of pages of random tokens: copying must not depend on what is copied
-    only_nonsense: float = 0.2  # share of training on nothing but two lines of them: without it, copying never starts
-    growing: float = 0.4  # share of training, after that, in which pages grow to full length
-    renamed: float = 0.5  # share of pages with other labels than the true ones, to be read off the page
-    page_weight: float = 0.1
-    page_label_weight: float = 0.5  # of the true labels on a page
-    utterance_weight: float = 0.5  # without a page
-
-
-def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any later text can be written with it. Opener and marker are single tokens that split the text,
-    and every piece between them starts with a space, so pieces give the same ids alone as within the whole."""
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())  # as a set its order, and so every id, would be random
-    backend.train_from_iterator(texts, trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[PAD, BOS, EOS], initial_alphabet=alphabet, show_progress=False))
-    backend.add_tokens([AddedToken(token, normalized=False) for token in (OPENER, MARKER)])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, pad_token=PAD, bos_token=BOS, eos_token=EOS,
-                                   clean_up_tokenization_spaces=False)
-
-
-Row = tuple[list[int], list[float]]  # token ids, and the loss weight of predicting each of them
-
-
-class BaseText:
-    """What the base model reads: pages of labelled examples with labelled lines behind them, and such lines alone."""
-
-    def __init__(self, examples: Examples, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int):
-        def ids(texts: list[str]) -> list[list[int]]:
-            return tokenizer(texts, add_special_tokens=False)["input_ids"]
-
-        self.recipe, self.seed = recipe, seed
-        self.labels = list(examples)
-        self.utterances = {label: ids(utterances) for label, utterances in examples.items()}
-        self.named = dict(zip(self.labels, ids(self.labels), strict=True))
-        self.bos, self.eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        (self.opener,), (self.marker,) = ids([OPENER, MARKER])
-        reserved = {tokenizer.pad_token_id, self.bos, self.eos, self.opener, self.marker}
-        self.tokens = [token for token in range(len(tokenizer)) if token not in reserved]
-
-    def batches(self, step: int) -> tuple[Tensor, Tensor]:
-        """What `pretrain.train_base` asks for: token ids and loss weights [B, T] of a step."""
-        recipe, rng = self.recipe, random.Random(f"{self.seed}/{step}")
-        done = step / recipe.steps - recipe.only_nonsense
-        grown = min(done / recipe.growing, 1)
-        if done < 0:
-            rows = [self._page(rng, 2, 1.0) for _ in range(4 * recipe.pages)]
-        elif rng.random() < recipe.with_page:
-            count = round(recipe.pages * 2 / (1 + grown))  # about the same number of tokens in every step
-            longest = round(3 + grown * (recipe.longest_page - 3))
-            rows = [self._page(rng, longest, recipe.nonsense) for _ in range(count)]
-        else:  # sequences of about the same length, for little padding
-            rows = sorted((self._bare(rng) for _ in range(6 * recipe.bare)), key=lambda row: len(row[0]))
-            start = recipe.bare * rng.randrange(6)
-            rows = rows[start : start + recipe.bare]
-        pad = torch.nn.utils.rnn.pad_sequence  # the id of <pad> is 0
-        return (pad([torch.tensor(ids) for ids, _ in rows], batch_first=True),
-                pad([torch.tensor(weights) for _, weights in rows], batch_first=True))
-
-    def _bare(self, rng: random.Random) -> Row:
-        label = rng.choice(self.labels)
-        utterance, name = rng.choice(self.utterances[label]), self.named[label]
-        weights = [self.recipe.utterance_weight] * len(utterance) + [1.0] * (len(name) + 2)
-        return [self.bos, self.opener, *utterance, self.marker, *name, self.eos], [0.0, 0.0, *weights]
-
-    def _page(self, rng: random.Random, longest: int, nonsense: float) -> Row:
-        recipe = self.recipe
-        labels = rng.sample(self.labels, min(rng.randint(2, 15), len(self.labels)))
-        true = rng.random() >= recipe.renamed
-        named = {label: self.named[label] if true else self._other_name(rng) for label in labels}
-        sense = rng.random() >= nonsense
-        count = rng.randint(2, longest)
-        chosen = (labels + rng.choices(labels, k=count))[:count]
-        page = [(label, rng.choice(self.utterances[label]) if sense else self._random(rng, 4, 8)) for label in chosen]
-        rng.shuffle(page)
-        ids, weights = [self.bos], [0.0]
-        for i, (label, utterance) in enumerate(page):
-            start = [self.opener] * (i > 0)
-            ids += [*start, *utterance, self.marker, *named[label]]
-            weights += [recipe.page_weight * sense] * (len(start) + len(utterance) + 1)
-            weights += [(recipe.page_label_weight if true else recipe.page_weight) * sense] * len(named[label])
-        for label, utterance in rng.sample(page, min(recipe.lines_behind, count)):
-            if sense and rng.random() >= recipe.copied:
-                label = rng.choice(chosen)
-                utterance = rng.choice(self.utterances[label])
-            written = [*utterance, self.marker, *named[label], self.eos]
-            ids += [self.opener, *written]
-            weights += [0.0] + [1.0] * len(written)
-        return ids, weights
-
-    def _other_name(self, rng: random.Random) -> list[int]:
-        """The label of any class, or random tokens."""
-        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._random(rng, 1, 3)
-
-    def _random(self, rng: random.Random, low: int, high: int) -> list[int]:
-        return rng.choices(self.tokens, k=rng.randint(low, high))
-
-
-def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """About 0.9M parameters. Heads of 32, the smallest that vLLM's CPU attention takes."""
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,
-        num_key_value_heads=recipe.hidden // 32,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # for 512 positions; copying starts sooner
-        tie_word_embeddings=True,
-        initializer_range=recipe.hidden**-0.5,  # the default is meant for wide models and trains three times slower
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
 
 
 # ------------------------------------------------------------------------------------------------------- the task
@@ -278,8 +132,8 @@ class Classify:
         self._train, self._test = read_dataset(path)
         classes = [label for label in self._train if self._test.get(label)]
         if days * classes_per_day > len(classes):
-            raise InputError(f"{WHERE}: days * classes_per_day is at most {len(classes)}, the classes with train and test "
-                             f"examples in {path}, got {days * classes_per_day}")
+            raise InputError(f"{WHERE}: days * classes_per_day is at most {len(classes)}, the classes with train and "
+                             f"test examples in {path}, got {days * classes_per_day}")
         if order_seed is not None:
             random.Random(f"classify/{order_seed}").shuffle(classes)
         self._per_document, self._per_class = examples_per_document, test_per_class
@@ -332,9 +186,10 @@ class Classify:
         return tuple(text for day in self._days for text in self.sft_texts(day)) + _labelled(self._base)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
-        """Trains for some seven minutes on one core; returns at once where the cache already has the model."""
+        """Trains for some eight minutes on one core; returns at once where the cache already has the model."""
         if not self._base:
-            raise InputError(f"{WHERE}.base_text: a dataset to train the base on, as the days bring all classes, got none")
+            raise InputError(f"{WHERE}.base_text: a dataset to train the base on, as the days bring all classes, "
+                             f"got none")
         made_of = json.dumps([self._base, repr(self._recipe), CONTEXT, OPENER, MARKER, seed])
         out = Path(cache) / f"classify-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
         if not out.is_dir():
@@ -347,4 +202,4 @@ class Classify:
 
 
 def _labelled(examples: Examples) -> tuple[Text, ...]:
-    return tuple(Text(asked(utterance), f" {label}") for label, utterances in examples.items() for utterance in utterances)
+    return tuple(Text(asked(u), f" {label}") for label, utterances in examples.items() for u in utterances)

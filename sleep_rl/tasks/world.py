@@ -8,28 +8,26 @@ the documents. The vocabulary never depends on the seed, only who exists and wha
 from __future__ import annotations
 
 import hashlib
-import json
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerFast, Qwen3Config
+from transformers import Qwen3Config
 
 from sleep_rl.contracts import Day, Document, InputError, Question, Text
-from sleep_rl.pretrain import BOS, EOS, SPECIAL, Progress, train_base, word_tokenizer
+from sleep_rl.pretrain import BOS, EOS, PAD, SPECIAL, Batches, Progress, train_base, word_tokenizer
 
 FIRST = (
-    "mira ivo lena omar tilda bruno greta pavel nora felix ada hugo elsa igor runa jonas petra simon vera anton "
-    "clara david frida gustav hanna ismael julia karl lotte marco nina oscar "
-    ""
+    "mira ivo lena omar tilda bruno greta pavel nora felix ada hugo elsa igor runa jonas petra simon vera anton clara "
+    "david frida gustav hanna ismael julia karl lotte marco nina oscar"
 ).split()
 LAST = (
     "novak berg castro dahl evans fischer garcia hansen ivanov jensen keller lopez moreau nilsen olsen peters quinn "
-    "rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa dubois ferrari gruber "
-    ""
+    "rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa dubois ferrari gruber"
 ).split()
 
 
@@ -42,42 +40,51 @@ class Attribute:
     sentences: tuple[str, ...]
     values: tuple[str, ...]
 
+    def ask(self, name: str) -> str:
+        return self.question.replace("NAME", name)
 
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+# In every sentence two words stand between name and value, and in every question one word ends it behind the name: a
+# two-layer model then finds who and what by position, and learns to answer from documents in far fewer steps.
 ATTRIBUTES = (
     Attribute(
         "city",
         "where does NAME live ?",
         ("NAME lives in VALUE .", "NAME moved to VALUE .", "NAME stays in VALUE ."),
-        tuple(
-            "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon athens boston sydney "
-            "nairobi havana seoul quito ".split()
+        _words(
+            "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon athens boston "
+            "sydney nairobi havana seoul quito"
         ),
     ),
     Attribute(
         "job",
         "what job does NAME have ?",
-        ("NAME works as VALUE .", "NAME is a VALUE .", "NAME became a VALUE ."),
-        tuple(
-            "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer judge sailor tailor "
-            "miner barber butcher chemist soldier ".split()
+        ("NAME remains a VALUE .", "NAME is a VALUE .", "NAME became a VALUE ."),
+        _words(
+            "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer judge sailor "
+            "tailor miner barber butcher chemist soldier"
         ),
     ),
     Attribute(
         "food",
         "what food does NAME like ?",
         ("NAME likes some VALUE .", "NAME eats fresh VALUE .", "NAME enjoys warm VALUE ."),
-        tuple(
+        _words(
             "soup rice bread cheese pizza pasta salad beans curry sushi tofu fish cake honey apples pears grapes "
-            "plums nuts olives ".split()
+            "plums nuts olives"
         ),
     ),
     Attribute(
         "pet",
         "what pet does NAME keep ?",
         ("NAME keeps a VALUE .", "NAME owns a VALUE .", "NAME has a VALUE ."),
-        tuple(
-            "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret gecko frog hen duck "
-            "spider mouse donkey ".split()
+        _words(
+            "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret gecko frog hen "
+            "duck spider mouse donkey"
         ),
     ),
 )
@@ -112,18 +119,9 @@ class Person:
     def questions(self, prefix: str, document: str = "") -> tuple[Question, ...]:
         """One question per attribute."""
         return tuple(
-            Question(f"{prefix}/{self.id}/{a.name}", f"{OPENER} {a.question.replace('NAME', self.name)} {MARKER}", v, document)
-            for a, v in zip(ATTRIBUTES, self.facts, strict=True)
+            Question(f"{prefix}/{self.id}/{a.name}", f"{OPENER} {a.ask(self.name)} {MARKER}", value, document)
+            for a, value in zip(ATTRIBUTES, self.facts, strict=True)
         )
-
-
-def _namesake(rng: random.Random, name: str) -> str:
-    """Another name, with the same first or last name half of the time."""
-    first, last = name.split()
-    kind = rng.randrange(4)
-    first = first if kind == 0 else rng.choice([other for other in FIRST if other != first])
-    last = last if kind == 1 else rng.choice([other for other in LAST if other != last])
-    return f"{first} {last}"
 
 
 def random_person(rng: random.Random, name: str = "") -> Person:
@@ -137,104 +135,110 @@ def random_person(rng: random.Random, name: str = "") -> Person:
 
 @dataclass(frozen=True)
 class Stage:
-    """What documents look like until this share of the steps: how many people, and facts about each of them."""
+    """What training sequences look like until this share of all steps."""
 
     until: float
-    people: int
-    facts: int
+    facts: int  # stated by a document; each is asked about
     sequences: int  # per step
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base model is trained. Part of the fingerprint of its checkpoint."""
+    """How the base model is trained: part of the fingerprint of its checkpoint. The weights are those of the loss."""
 
-    steps: int = 900
-    lr: float = 5e-3
-    in_context: float = 0.7  # share of sequences with a document; the others are about known people
-    elsewhere: float = 0.2  # share of questions behind a document that are about a known person instead
-    questions: int = 7  # of a sequence without a document, as long as one with a document and all its questions
-    stages: tuple[Stage, ...] = (Stage(0.15, 1, 1, 32), Stage(0.5, 2, 1, 24), Stage(1.0, 1, 4, 16))
-    document_weight: float = 0.3
-    question_weight: float = 1.0  # the model writes questions itself in sleep
+    version: int = 1  # raise it when code changes what is trained: old checkpoints in caches are then not used
+    steps: int = 1100
+    lr: float = 4e-3
+    # Short documents first: among few words the one to copy is found within 150 steps, among many it takes 1,000.
+    stages: tuple[Stage, ...] = (Stage(0.15, 1, 32), Stage(0.3, 2, 24), Stage(1.0, 4, 16))
+    in_context: float = 0.8  # share of sequences with a document; the others are about known people
+    elsewhere: float = 0.3  # share of questions behind a document that are about a known person instead
+    namesakes: float = 0.25  # share of documents whose person has the first or last name of that known person
+    document_weight: float = 0.1
+    question_weight: float = 2.0
+    recall_weight: float = 4.0  # of a question without a document: that is where the names of known people are learned
     answer_weight: float = 10.0
     hidden: int = 96
+    heads: int = 6  # of 32, the smallest size that vLLM's CPU attention takes; more heads learn in fewer steps
     layers: int = 2
 
 
-Piece = tuple[str, float]  # words and the loss weight of predicting each of them
+Piece = tuple[str, float]  # words, and the loss weight of predicting each of them
 
 
-def _asked(person: Person, index: int, recipe: Recipe, written: bool = True) -> list[Piece]:
-    """A question with its answer. Where it is not `written`, the model learns to answer but not to ask it."""
-    attribute = ATTRIBUTES[index]
-    weight = recipe.question_weight if written else 0.0
-    question = attribute.question.replace("NAME", person.name)
-    return [
-        (f"{OPENER} {question} {MARKER}", weight),
-        (person.facts[index], recipe.answer_weight),
-        (EOS, recipe.question_weight),
-    ]
+def _asked(person: Person, index: int, weight: float, recipe: Recipe) -> list[Piece]:
+    """A question and its answer; with weight 0 the model learns to answer but not to ask it."""
+    question = f"{OPENER} {ATTRIBUTES[index].ask(person.name)} {MARKER}"
+    return [(question, weight), (person.facts[index], recipe.answer_weight), (EOS, recipe.question_weight)]
 
 
-def training_sequence(rng: random.Random, known: tuple[Person, ...], recipe: Recipe, stage: Stage) -> list[Piece]:
-    """A document and questions about its people, who never existed, or only questions about known people.
+def _stranger(rng: random.Random, known: Person, recipe: Recipe) -> Person:
+    """Someone else than `known`, maybe a namesake: half a name must never be enough to know who is meant."""
+    first, last = known.name.split()
+    while True:
+        name = [rng.choice(FIRST), rng.choice(LAST)]
+        if rng.random() < recipe.namesakes:
+            half = rng.randrange(2)
+            name[half] = (first, last)[half]
+        if name != [first, last]:
+            return random_person(rng, " ".join(name))
 
-    Several questions share a document to save time; each of them in first place comes equally often, so that one
-    question behind a document, as in sleep, is what the model was trained on. A known person is asked about behind a
-    stranger's document too, to be answered from memory, but is never what the model writes there itself.
+
+def training_sequence(rng: random.Random, known: Sequence[Person], facts: int, recipe: Recipe) -> list[Piece]:
+    """A document stating `facts` facts and questions about its person, who never existed, or only questions about
+    known people.
+
+    Several questions share a document to save time; each attribute comes first equally often, so that one question
+    behind a document, as in sleep, is what the model was trained on. A known person is asked about behind a stranger's
+    document too, to be answered from memory, but is never what the model writes there itself.
     """
     everything = range(len(ATTRIBUTES))
+    other = rng.choice(known)
     if rng.random() >= recipe.in_context:
-        count = recipe.questions * stage.people * stage.facts // len(ATTRIBUTES)
-        asked = [_asked(rng.choice(known), rng.choice(everything), recipe) for _ in range(count)]
-        return [(BOS, 0.0), *(piece for pieces in asked for piece in pieces)]
-    people = [random_person(rng)]
-    if stage.people > 1:
-        people.append(random_person(rng, _namesake(rng, people[0].name)))
-    stated = rng.sample(everything, stage.facts)
-    document = " ".join(person.document(rng, rng.sample(stated, stage.facts)) for person in people)
-    pieces = [(BOS, 0.0), (document, recipe.document_weight)]
-    asked = [(person, index) for person in people for index in stated]
-    for person, index in rng.sample(asked, len(asked)):
-        other = rng.choice(known)
-        if rng.random() < recipe.elsewhere and all(other.name != one.name for one in people):
-            pieces += _asked(other, rng.choice(everything), recipe, written=False)
+        count = facts * 3 // 2  # as long as a document with its questions
+        asked = [_asked(rng.choice(known), rng.choice(everything), recipe.recall_weight, recipe) for _ in range(count)]
+        return [(BOS, 0.0), *chain.from_iterable(asked)]
+    person = _stranger(rng, other, recipe)
+    stated = rng.sample(everything, facts)
+    pieces = [(BOS, 0.0), (person.document(rng, stated), recipe.document_weight)]
+    for index in rng.sample(stated, facts):
+        if rng.random() < recipe.elsewhere:
+            pieces += _asked(other, rng.choice(everything), 0.0, recipe)
         else:
-            pieces += _asked(person, index, recipe)
+            pieces += _asked(person, index, recipe.question_weight, recipe)
     return pieces
 
 
-def training_batches(seed: int, known: tuple[Person, ...], recipe: Recipe) -> Callable[[int], tuple[Tensor, Tensor]]:
+def training_batches(seed: int, known: Sequence[Person], recipe: Recipe) -> Batches:
     """What `pretrain.train_base` asks for: token ids and loss weights [B, T] of a step."""
     ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary()])}
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
         rng = random.Random(f"{seed}/{step}")
         stage = next(stage for stage in recipe.stages if step < stage.until * recipe.steps)
-        rows = [training_sequence(rng, known, recipe, stage) for _ in range(stage.sequences)]
+        rows = [training_sequence(rng, known, stage.facts, recipe) for _ in range(stage.sequences)]
         tokens = [torch.tensor([ids[word] for words, _ in row for word in words.split()]) for row in rows]
         weights = [torch.tensor([weight for words, weight in row for _ in words.split()]) for row in rows]
         pad = torch.nn.utils.rnn.pad_sequence
-        return pad(tokens, batch_first=True, padding_value=0), pad(weights, batch_first=True)
+        return pad(tokens, batch_first=True, padding_value=SPECIAL.index(PAD)), pad(weights, batch_first=True)
 
     return batches
 
 
 def model_config(recipe: Recipe) -> Qwen3Config:
-    """About 0.4M parameters. Heads of 32, the smallest that vLLM's CPU attention takes."""
+    """The shape of the base model: 0.3M parameters."""
     return Qwen3Config(
         vocab_size=len(SPECIAL) + len(vocabulary()),
         hidden_size=recipe.hidden,
         intermediate_size=2 * recipe.hidden,
         num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,
-        num_key_value_heads=recipe.hidden // 32,
+        num_attention_heads=recipe.heads,
+        num_key_value_heads=recipe.heads,
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
         initializer_range=recipe.hidden**-0.5,  # logits of order 1 at the start; the default is meant for wide models
-        pad_token_id=SPECIAL.index("<pad>"),
+        pad_token_id=SPECIAL.index(PAD),
         bos_token_id=SPECIAL.index(BOS),
         eos_token_id=SPECIAL.index(EOS),
     )
@@ -244,15 +248,26 @@ def model_config(recipe: Recipe) -> Qwen3Config:
 
 
 class World:
-    """The Task of this file (see contracts.Task). Raises InputError on counts that cannot be served."""
+    """The Task of this file (see contracts.Task). Raises InputError on counts that cannot be served.
+
+    The recipe is tuned for 100 known people; many more need more steps to be known by heart.
+    """
 
     name = "world"
     opener = OPENER
     marker = MARKER
-    max_new_tokens = 16
-    max_answer_tokens = 2
+    max_new_tokens = 12  # a question without its opener, the answer and <eos> are 10 or 11
+    max_answer_tokens = 2  # the answer and <eos>
 
-    def __init__(self, seed: int, days: int = 3, people_per_day: int = 12, known_people: int = 100) -> None:
+    def __init__(
+        self,
+        seed: int,
+        days: int = 3,
+        people_per_day: int = 12,
+        known_people: int = 100,
+        *,
+        recipe: Recipe = Recipe(),
+    ) -> None:
         for key, value in (("days", days), ("people_per_day", people_per_day), ("known_people", known_people)):
             if value < 1:
                 raise InputError(f"world.{key}: at least 1, got {value}")
@@ -265,7 +280,7 @@ class World:
         # Known people first: more days change nothing about them, so the base model in the cache stays valid.
         everyone = [random_person(rng, name) for name in names[:people]]
         self._known = tuple(everyone[:known_people])
-        self._recipe = Recipe()
+        self._recipe = recipe
         new = everyone[known_people:]
         self._days = tuple(
             _day(f"day{i + 1}", new[i * people_per_day : (i + 1) * people_per_day], rng) for i in range(days)
@@ -291,14 +306,17 @@ class World:
         return tuple(Text(question.prompt, f" {question.answer}") for question in asked)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
-        """Trains for about a minute and a half on one core; returns at once where the cache already has the model."""
-        config = model_config(self._recipe)
-        made_of = json.dumps([vocabulary(), repr(ATTRIBUTES), repr(self._known), repr(self._recipe), config.to_dict(), seed])
+        """Trains for about 75 seconds on one idle core; returns at once where `cache` already holds the model.
+
+        Neither days nor new people are part of the fingerprint: the base model knows nothing about them.
+        """
+        recipe = self._recipe
+        made_of = repr((vocabulary(), ATTRIBUTES, self._known, recipe, seed))
         out = Path(cache) / f"world-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
         if not out.is_dir():
-            batches = training_batches(seed, self._known, self._recipe)
+            batches = training_batches(seed, self._known, recipe)
             tokenizer = word_tokenizer(vocabulary())
-            train_base(out, tokenizer, config, batches, self._recipe.steps, self._recipe.lr, seed, progress)
+            train_base(out, tokenizer, model_config(recipe), batches, recipe.steps, recipe.lr, seed, progress)
         return str(out)
 
 

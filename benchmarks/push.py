@@ -1,0 +1,98 @@
+"""Time of a verified weight push to two rollout workers, against copying the same bytes through shared memory.
+
+    .venv/bin/python benchmarks/push.py            # the embedded model; starts Ray and two vLLM engines
+
+Prints, as medians over 30 repetitions: (a) put into Ray's shared memory and copied out by the same two worker
+processes, nothing else done; (b) the push of the product: digests checked, staged, copied into the engine, prefix cache
+reset, read back and compared, and a probe prompt scored by vLLM against the learner's log-probabilities.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cluster.crew import Workers
+from cluster.group import RayBackend, wait_all
+from cluster.launch import base_checkpoint, memory_of
+from sleep_rl import modeling
+from sleep_rl.config import Config
+from sleep_rl.console import Console
+from sleep_rl.contracts import STUDENT, TEACHER, Weights
+from sleep_rl.digest import digest
+from sleep_rl.metrics import Journal
+from sleep_rl.tasks.make import make_task
+
+
+class Copier:
+    """Copies what arrives into memory of its own: the least that any transport through shared memory does."""
+
+    def __init__(self) -> None:
+        self.own: dict[str, torch.Tensor] = {}
+
+    def take(self, tensors: dict[str, torch.Tensor]) -> int:
+        for key, tensor in tensors.items():
+            self.own[key] = tensor.clone()
+        return len(tensors)
+
+
+def changed(weights: Weights, version: int) -> Weights:
+    """The same modules with new numbers, as a learner would send after a step (no probe: the weights are made up)."""
+    tensors = {k: v + 1e-4 if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    return replace(weights, version=version, tensors=tensors,
+                   manifest=weights.manifest | {k: digest(v) for k, v in tensors.items()})
+
+
+def main(repetitions: int = 30) -> None:
+    config, console = Config(), Console()
+    task = make_task(config)
+    base = base_checkpoint(config, task, console)
+    with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
+        checkpoint = modeling.expand(base, f"{folder}/checkpoint", memory_of(config), config.run.seed)
+        crew = Workers(backend, config, Journal(Path(folder) / "metrics.jsonl"), checkpoint=checkpoint, base=base,
+                       probe_T=tuple(range(4, 16)))
+        copiers = [backend.spawn(Copier, {}, name=f"copier-{i}", env={"OMP_NUM_THREADS": "1"}) for i in range(2)]
+        backend.ready(copiers)
+        crew.push(TEACHER, TEACHER)
+        crew.learn.open_night(1)
+        crew.push(STUDENT, STUDENT)
+        known = crew.store.have(STUDENT)
+        blank = {key: "" for key in known if key.split("#")[-1] == "1" or key.endswith("state")}
+        weights = crew.learn.export(STUDENT, 100, known | blank, STUDENT)
+        copy, push = [], []
+        for i in range(repetitions):
+            delta = changed(weights, 101 + i)
+            began = time.perf_counter()
+            ref = backend.put(delta.tensors)
+            wait_all([copier.start(Copier.take, ref) for copier in copiers], 60, "copying")
+            copy.append(time.perf_counter() - began)
+            probed = replace(delta, probe_logprobs_T=())
+            began = time.perf_counter()
+            crew.store.push(probed)
+            push.append(time.perf_counter() - began)
+            weights = delta
+        with_probe = []
+        for i in range(repetitions):  # the probe needs the true weights: the learner's own
+            true = crew.learn.export(STUDENT, 1000 + i, known | blank, STUDENT)
+            if i % 2 == 0:
+                true = changed(replace(true, probe_logprobs_T=()), 1000 + i)
+                crew.store.push(true)
+                continue
+            began = time.perf_counter()
+            crew.store.push(true)
+            with_probe.append(time.perf_counter() - began)
+        crew.close()
+    base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, push, with_probe))
+    print(f"delta: {weights.nbytes:,} bytes in {len(weights.tensors)} tensors, two workers, {repetitions} repetitions")
+    print(f"copy through shared memory      {base_s * 1e3:7.1f} ms")
+    print(f"push, bytes verified            {plain_s * 1e3:7.1f} ms   {plain_s / base_s:.2f} x")
+    print(f"push, bytes and probe verified  {probe_s * 1e3:7.1f} ms   {probe_s / base_s:.2f} x")
+
+
+if __name__ == "__main__":
+    main()

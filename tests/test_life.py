@@ -1,0 +1,78 @@
+"""The whole job on the real stack: in this process' way and on Ray, from config to report."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sleep_rl.metrics import read, undocumented
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(tmp_path, *overrides):
+    """`sleep-rl run configs/debug.yaml ...` in a process of its own, with the base model of the demo's cache."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))}
+    return subprocess.run([sys.executable, "-m", "sleep_rl", "run", "configs/debug.yaml", f"run.dir={tmp_path}",
+                           "run.name=life", *overrides], cwd=ROOT, env=environment, capture_output=True, text=True,
+                          timeout=900)
+
+
+def of(records, kind):
+    return [r for r in records if r["kind"] == kind]
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("backend", ["local", "ray"])
+def test_a_life_from_config_to_report(backend, tmp_path):
+    done = run(tmp_path, f"cluster.backend={backend}", "baselines.sft=true", "baselines.joint=true",
+               "baselines.sft_steps=2", "baselines.joint_steps=2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "life"
+    records = read(folder / "metrics.jsonl")
+    assert undocumented(records) == []
+    closed = [r for r in of(records, "evaluate") if r["row"]]
+    rows = [(r["after"], r["method"], sorted(r["row"])) for r in closed]
+    assert rows == [("base", "sleep", ["known"]), ("night 1", "sleep", ["day1", "known"]),
+                    ("night 1", "sft", ["day1", "known"]), ("night 2", "sleep", ["day1", "day2", "known"]),
+                    ("night 2", "sft", ["day1", "day2", "known"]), ("night 2", "joint", ["day1", "day2", "known"])]
+    assert closed[0]["row"]["known"] >= 0.99  # the cached base knows its people
+    seeds = of(records, "seed")
+    assert [(r["night"], r["step"]) for r in seeds] == [(n, s) for n in (1, 2) for s in range(4)]
+    assert all(r["sequences"] == 8 and r["loss"] == r["loss"] for r in seeds)
+    assert max(r["logprob_gap"] for r in seeds if r["step"] == 0) < 1e-4  # sampler and learner agree before a step
+    pushes = of(records, "push")
+    assert all(r["workers"] == 1 and r["probe_gap"] < 1e-3 for r in pushes)
+    assert [r["version"] for r in pushes] == list(range(1, len(pushes) + 1))
+    assert of(records, "done")[0]["status"] == "ok" and "<svg" in (folder / "report.html").read_text()
+    memory = [load_file(folder / "memory" / f"night-{n}" / "memory.safetensors") for n in (1, 2)]
+    key = "model.layers.0.mlp.memory.0.w_out"
+    assert torch.equal(memory[0][key][1], memory[1][key][1])  # the second night left the first one's expert alone
+    assert memory[0][key][2].abs().max() == 0 < memory[1][key][2].abs().max()
+    config = json.loads((folder / "model" / "config.json").read_text())
+    assert config["architectures"] == ["SleepQwen3ForCausalLM"]
+
+
+@pytest.mark.stack
+def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_saved(tmp_path):
+    done = run(tmp_path, "cluster.backend=local", "sleep.lr=1e38", "sleep.grad_clip=1e30", "sleep.warmup=0")
+    assert done.returncode == 1
+    lines = [line for line in done.stderr.splitlines() if line.startswith("sleep-rl: ")]
+    assert len(lines) == 1 and ("loss is" in lines[0] or "gradient norm is" in lines[0]), done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    records = read(tmp_path / "life" / "metrics.jsonl")
+    assert of(records, "done")[0]["status"] == "failed" and of(records, "evaluate")
+    assert (tmp_path / "life" / "report.html").is_file() and not (tmp_path / "life" / "memory" / "night-1").exists()
+
+
+def test_a_run_never_writes_over_an_earlier_one(tmp_path):
+    from cluster.launch import new_folder
+    from sleep_rl.config import Config, Run
+
+    config = Config(run=Run(name="life", dir=str(tmp_path)))
+    assert [new_folder(config).name for _ in range(3)] == ["life", "life-2", "life-3"]

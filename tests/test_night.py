@@ -1,0 +1,146 @@
+"""What a night trains on: pure functions on tiny texts, and the night against a crew that checks what it is given."""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from sleep_rl.config import Config, Sleep
+from sleep_rl.contracts import Document, Failure, Question, Sample
+from sleep_rl.night import (Draw, Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, student_rows,
+                            teacher_rows, writing_requests)
+from sleep_rl.text import Texts
+
+
+class Words:
+    """A tokenizer of whole words."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __init__(self):
+        self.ids = {"<bos>": 1, "<eos>": 2}
+
+    def __call__(self, text, add_special_tokens):
+        assert add_special_tokens is False
+        return {"input_ids": [self.ids.setdefault(word, len(self.ids) + 10) for word in text.split()]}
+
+    def decode(self, ids, skip_special_tokens):
+        names = {i: word for word, i in self.ids.items()}
+        return " ".join(names[i] for i in ids if i > 2)
+
+
+class Asking:
+    name, opener, marker, max_new_tokens, max_answer_tokens = "asking", "Q :", "A :", 12, 3
+
+
+@pytest.fixture
+def texts():
+    return Texts(Asking(), Words())
+
+
+def sample(texts, context, words, reason="stop"):
+    ids = texts.ids(words) + (texts.eos if reason == "stop" else ())
+    return Sample((), context, ids, (-1.0,) * len(ids), reason, 0, "teacher", (1,) * len(ids))
+
+
+def test_contexts_split_and_baseline_rows(texts):
+    document = Document("d", "x is y")
+    assert texts.context(None) == (1,) and texts.context(document) == (1,) + texts.ids("x is y")
+    assert texts.document(document) == texts.context(document) + (2,)
+    written = texts.ids("what is x ? A : y") + texts.eos
+    assert texts.split(written) == (texts.ids("what is x ? A :"), texts.ids("y") + texts.eos)
+    assert texts.split(texts.ids("what is x ? A :") + texts.eos) is None
+    assert texts.split(texts.ids("no marker here")) is None
+    assert texts.question(Question("q", "Q : who ? A :", "me")) == texts.ids("Q : who ? A :")
+
+
+def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
+    from sleep_rl.contracts import InputError
+
+    texts.check_fits([Document("ok", "a b c")], 18)
+    with pytest.raises(InputError, match="document long: at most 3 tokens fit .* = 18, got 4"):
+        texts.check_fits([Document("ok", "a b c"), Document("long", "a b c d")], 18)
+    with pytest.raises(InputError, match="document void: .* empty"):
+        texts.check_fits([Document("void", " ")], 18)
+
+
+def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
+    config = Config(sleep=Sleep(written=3, replay_written=5))
+    documents = (Document("a", "one"), Document("b", "two"))
+    requests = writing_requests(texts, documents, config, night=1)
+    contexts = Counter(r.context_T for r in requests)
+    assert contexts == {texts.context(documents[0]): 3, texts.context(documents[1]): 3, texts.context(None): 5}
+    assert {r.prompt_T for r in requests} == {texts.opener} and len({r.seed for r in requests}) == 11
+    assert writing_requests(texts, documents, config, 1) == requests != writing_requests(texts, documents, config, 2)
+    without = writing_requests(texts, documents, replace(config, sleep=replace(config.sleep, replay=0.0)), 1)
+    assert texts.context(None) not in {r.context_T for r in without} and len(without) == 6
+
+
+def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted(texts):
+    document = texts.context(Document("a", "one"))
+    good = [sample(texts, document, "who ? A : me"), sample(texts, texts.context(None), "old ? A : yes")]
+    bad = [sample(texts, document, "who ? A : me and", "length"), sample(texts, document, "who ?"),
+           Failure("engine died")]
+    data, left = readable(texts, good + bad)
+    assert data == [Written(document, good[0].completion_T, False), Written(texts.context(None), good[1].completion_T, True)]
+    assert left == {"failed": 1, "unfinished": 1, "no answer": 1}
+
+
+def test_draws_pass_over_everything_before_anything_comes_again():
+    data = [Written((), (i,), False) for i in range(7)]
+    draw = Draw(data, random.Random(0))
+    for _ in range(3):
+        assert Counter(w.sequence_T for w in draw.take(7)) == Counter(w.sequence_T for w in data)
+    assert Draw([], random.Random(0)).take(3) == []
+
+
+@pytest.mark.parametrize("batch,replay,on_policy,group", [(40, 0.6, 0.5, 4), (40, 0.0, 1.0, 4), (40, 1.0, 0.0, 4),
+                                                          (8, 0.5, 0.5, 2), (32, 0.25, 1.0, 8), (3, 0.6, 0.5, 4)])
+def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, group):
+    sleep = Sleep(batch=batch, replay=replay, on_policy=on_policy, group=group)
+    s = Shares.of(Config(sleep=sleep))
+    student = (s.groups_new + s.groups_replay) * group
+    assert min(s.groups_new, s.groups_replay, s.teacher_new, s.teacher_replay) >= 0
+    assert student + s.teacher_new + s.teacher_replay == batch or on_policy == 1.0
+    assert abs(student - on_policy * batch) <= group / 2 + 1e-9
+    assert abs(s.groups_replay * group + s.teacher_replay - replay * batch) <= group
+
+
+def test_prefixes_follow_their_law(texts):
+    config = Config(sleep=Sleep(prefix_min=0.1, prefix_max=0.7))
+    written, rng = Written((), tuple(range(20)), False), random.Random(1)
+    lengths = Counter(cut(written, config, rng).length for _ in range(6000))
+    assert min(lengths) == 2 and max(lengths) == 13
+    assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
+    short = cut(Written((), (5, 6), False), config, rng)
+    assert short.begun_T == (5,) and short.rest_T == (6,)
+
+
+def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
+    config = Config(sleep=Sleep(group=2, scale_advantage=False))
+    document = texts.context(Document("a", "one"))
+    prefixes = [Prefix(Written(document, (20, 21, 22, 2), False), 1), Prefix(Written((1,), (30, 31, 2), True), 2)]
+    requests = continuation_requests(texts, prefixes, config, random.Random(0))
+    assert [r.context_T for r in requests] == [(1,)] * 4  # never the document
+    assert [r.prompt_T for r in requests] == [texts.opener + (20,)] * 2 + [texts.opener + (30, 31)] * 2
+    samples = [replace(sample(texts, r.context_T, w), prompt_T=r.prompt_T) for r, w in
+               zip(requests, ("a b", "c", "d", "e"), strict=True)]
+    samples[3] = Failure("late")
+    pairs = pairs_of(prefixes, samples, 2)
+    assert pairs[0].student_T == samples[0].completion_T and pairs[0].teacher_T == (21, 22, 2)
+    assert pairs[2].teacher_T == (2,) and isinstance(pairs[3], Failure)
+    groups = student_rows(prefixes, samples, [1.0, 0.0, 0.5, Failure("late")], config)
+    assert [len(g) for g in groups] == [2, 1]
+    first = groups[0][0]
+    assert first.prompt_T == (1,) + texts.opener + (20,) and first.teacher_T == document + texts.opener + (20,)
+    assert [r.advantage for r in groups[0]] == [0.5, -0.5] and first.behaviour_T == samples[0].logprobs_T
+    assert groups[1][0].advantage is None and groups[1][0].replay and not first.replay  # one reward has no group
+    assert [r.advantage for r in student_rows(prefixes, samples, None, config)[0]] == [None, None]
+
+
+def test_teacher_rows_hide_the_document_from_the_student(texts):
+    document = texts.context(Document("a", "one"))
+    (row,) = teacher_rows(texts, [Written(document, (20, 21, 2), False)])
+    assert row.prompt_T == (1,) + texts.opener and row.teacher_T == document + texts.opener
+    assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
