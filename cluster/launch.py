@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Iterator
 
@@ -27,30 +27,41 @@ from sleep_rl.text import Texts
 
 
 def run(config: Config) -> int:
-    """`sleep-rl run`: the whole life, with a report at the end. Returns the exit code."""
-    folder, console, started = new_folder(config), Console(), time.time()
+    """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
+    folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
     sinks = [console] + ([_wandb(config, folder)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / "metrics.jsonl", sinks)
-    reason = None
-    try:
+    if config.reward.semantic == "none":
+        console.say("WARNING reward.semantic is none: gamma is 0, imitation is rewarded by edit distance alone")
+    with _recorded(journal, folder, console):
         task = make_task(config)
         base = base_checkpoint(config, task, console)
-        journal.log("run", config=dump(config), task=task.name, model=base, started=started, commit=_commit(),
+        journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
                     seeds=[config.run.seed])
         with crew_of(config, base, task, journal, console, folder) as life:
             live(life)
-        levels = memory_of(config)
-        model = modeling.expand(str(folder / "memory" / f"night-{config.nights}"), str(folder / "model"), levels)
-        console.say(f"{model}: the model after the last night; `vllm serve {model}` serves it")
-    except BaseException as error:
-        reason = str(error) or type(error).__name__
-        raise
-    finally:
-        journal.log("done", seconds=time.time() - started, status="failed" if reason else "ok", reason=reason)
-        journal.close()
-        console.say(f"{write_report(folder)}")
+        last = folder / "memory" / f"night-{config.nights}"
+        model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
+        console.say(f"{model}: the model after the last night, an ordinary checkpoint for vLLM and transformers")
     return 0
+
+
+@contextmanager
+def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None]:
+    """Ends the journal and writes the report however the block ends; the block's own error is the one that is raised."""
+    started = time.time()
+    try:
+        yield
+    except BaseException as error:
+        with suppress(RunError):  # a full disk has ended the run already; it cannot be recorded on the same disk
+            journal.log("done", seconds=time.time() - started, status="failed", reason=str(error) or type(error).__name__)
+            journal.close()
+            console.say(str(write_report(folder)))
+        raise
+    journal.log("done", seconds=time.time() - started, status="ok", reason=None)
+    journal.close()
+    console.say(str(write_report(folder)))
 
 
 def evaluate(checkpoint: str, config: Config) -> int:
@@ -117,14 +128,15 @@ def base_checkpoint(config: Config, task: Task, console: Console) -> str:
 
 def make_base(config: Config, task: Task, console: Console) -> str:
     """Trains the task's small base into run.cache, or finds it there."""
-    with console.phase(f"base model of {task.name} (kept in {config.run.cache})", total=100) as tick:
-        done = 0
+    with ExitStack() as shown:
+        tick, done = None, 0
 
         def progress(step: int, steps: int, loss: float) -> None:
-            nonlocal done
-            now = 100 * step // steps
-            tick(now - done, f"loss {loss:.3f}")
-            done = now
+            nonlocal tick, done
+            if tick is None:  # only what is trained has a bar; the cache answers at once
+                tick = shown.enter_context(console.phase(f"training the base model of {task.name}, once", total=steps))
+            tick(step - done, f"loss {loss:.3f}")
+            done = step
 
         return task.base_checkpoint(config.run.cache, config.run.seed, progress)
 

@@ -6,7 +6,7 @@ import time
 
 from sleep_rl import baselines
 from sleep_rl.contracts import STUDENT, TEACHER, Day
-from sleep_rl.evaluate import evaluate
+from sleep_rl.evaluate import before_night, evaluate
 from sleep_rl.life import Life
 from sleep_rl.night import Night
 
@@ -18,7 +18,7 @@ def live(life: Life) -> None:
     evaluate(life, after="base", lived=0)
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
-        evaluate(life, after=f"day {night}", lived=night, open_book=day)
+        before_night(life, day, night)
         consolidate(life, day, night)
         reset(life)
         evaluate(life, after=f"night {night}", lived=night)

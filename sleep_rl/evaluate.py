@@ -3,37 +3,45 @@
 from __future__ import annotations
 
 import random
+from statistics import fmean as mean
 
 from sleep_rl.contracts import TEACHER, Day, Failure, Question, Request
 from sleep_rl.life import Life
 
 
-def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER,
-             open_book: Day | None = None) -> dict[str, float]:
-    """Asks about the known and the first `lived` days, greedily and without documents, and journals the accuracies.
-
-    With `open_book`, asks about that day only, with each question's document in context: what the night can reach.
-    """
-    days = [open_book] if open_book else list(life.task.days()[:lived])
-    if open_book and not life.config.evaluate.open_book:
-        return {}
-    columns = {} if open_book else {"known": some(life.task.known(), life.config.evaluate.questions)}
-    columns |= {day.name: some(day.questions, life.config.evaluate.questions) for day in days}
-    documents = {d.id: d for d in open_book.documents} if open_book else {}
-    asked = [(column, q) for column, questions in columns.items() for q in questions]
-    with life.console.phase(f"{after}: {method} asked {'open book' if open_book else 'closed book'}", total=None), \
+def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER) -> None:
+    """Asks about the known and the first `lived` days, greedily and without documents, and journals the accuracies."""
+    limit, days = life.config.evaluate.questions, life.task.days()[:lived]
+    columns = {"known": some(life.task.known(), limit)} | {day.name: some(day.questions, limit) for day in days}
+    with life.console.phase(f"{after}: {method} asked closed book"), \
             life.timed("evaluate", after=after, method=method) as record:
-        answers = answer(life, [q for _, q in asked], weights, documents)
-        scores: dict[str, list[float]] = {column: [] for column in columns}
-        for (column, question), text in zip(asked, answers, strict=True):
-            if not isinstance(text, Failure):
-                scores[column].append(life.task.grade(question, text))
-        row = {c: sum(v) / len(v) for c, v in scores.items() if v}
-        kept = {"row": {}, "open_book": row} if open_book else {"row": row, "open_book": None}
-        record.update(kept, n={c: len(v) for c, v in scores.items()})
-    if method == "sleep":
-        keep_completions(life, "before" if open_book else "after", days[-1:] if days else [], asked, answers)
-    return row
+        row = ask(life, columns, weights, {})
+        record.update(row={c: mean(v) for c, v in row.items() if v}, open_book=None, n={c: len(v) for c, v in row.items()})
+    if method == "sleep" and days:
+        keep_completions(life, "after", days[-1], weights)
+
+
+def before_night(life: Life, day: Day, night: int) -> None:
+    """What the coming night can reach: the day's questions with their documents in context; and a few without."""
+    if not life.config.evaluate.open_book:
+        return
+    questions = {day.name: some(day.questions, life.config.evaluate.questions)}
+    with life.console.phase(f"day {night}: asked open book"), \
+            life.timed("evaluate", after=f"day {night}", method="sleep") as record:
+        row = ask(life, questions, TEACHER, {d.id: d for d in day.documents})
+        record.update(row={}, open_book={c: mean(v) for c, v in row.items() if v}, n={c: len(v) for c, v in row.items()})
+    keep_completions(life, "before", day, TEACHER)
+
+
+def ask(life: Life, columns: dict[str, list[Question]], weights: str, documents: dict) -> dict[str, list[float]]:
+    """Grades per column; a failed request counts in no accuracy, only among the failures."""
+    asked = [(column, question) for column, questions in columns.items() for question in questions]
+    scores: dict[str, list[float]] = {column: [] for column in columns}
+    answers = answer(life, [question for _, question in asked], weights, documents)
+    for (column, question), text in zip(asked, answers, strict=True):
+        if not isinstance(text, Failure):
+            scores[column].append(life.task.grade(question, text))
+    return scores
 
 
 def answer(life: Life, questions: list[Question], weights: str, documents: dict) -> list[str | Failure]:
@@ -51,11 +59,10 @@ def some(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
     return random.Random("evaluate").sample(list(questions), limit)
 
 
-def keep_completions(life: Life, when: str, days: list[Day], asked: list, answers: list) -> None:
-    """Journals a few answers about the newest day for the report; "before" means with the document in context."""
-    for day in days:
-        mine = [(q, a) for (column, q), a in zip(asked, answers, strict=True) if column == day.name]
-        for question, text in mine[: life.config.evaluate.completions]:
-            if not isinstance(text, Failure):
-                life.journal.log("completion", when=when, day=day.name, question=question.id, prompt=question.prompt,
-                                 answer=question.answer, completion=text, score=life.task.grade(question, text))
+def keep_completions(life: Life, when: str, day: Day, weights: str) -> None:
+    """Journals the answers to a day's first questions, without documents, for the report: before and after its night."""
+    questions = list(day.questions[: life.config.evaluate.completions])
+    for question, text in zip(questions, answer(life, questions, weights, {}), strict=True):
+        if not isinstance(text, Failure):
+            life.journal.log("completion", when=when, day=day.name, question=question.id, prompt=question.prompt,
+                             answer=question.answer, completion=text, score=life.task.grade(question, text))

@@ -54,7 +54,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def weighted_loss(logits_BTV: Tensor, ids_BT: Tensor, weight_BT: Tensor) -> Tensor:
-    """Weighted mean of the next-token cross entropy, in nats. Nothing predicts the first token: its weight is unused."""
+    """Weighted mean of next-token cross entropies, in nats. Nothing predicts the first token: its weight is idle."""
     losses_BT = F.cross_entropy(logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none")
     weights_BT = weight_BT[:, 1:].flatten()
     return (losses_BT * weights_BT).sum() / weights_BT.sum()

@@ -30,7 +30,8 @@ def of(records, kind):
 @pytest.mark.stack
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_a_life_from_config_to_report(backend, tmp_path):
-    done = run(tmp_path, f"cluster.backend={backend}", "baselines.sft=true", "baselines.joint=true",
+    semantic = ["reward.semantic=encoder", "reward.gamma=0.5"] if backend == "ray" else []
+    done = run(tmp_path, f"cluster.backend={backend}", *semantic, "baselines.sft=true", "baselines.joint=true",
                "baselines.sft_steps=2", "baselines.joint_steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "life"
@@ -76,3 +77,19 @@ def test_a_run_never_writes_over_an_earlier_one(tmp_path):
 
     config = Config(run=Run(name="life", dir=str(tmp_path)))
     assert [new_folder(config).name for _ in range(3)] == ["life", "life-2", "life-3"]
+
+
+@pytest.mark.stack
+def test_a_saved_memory_is_evaluated_without_learners(tmp_path):
+    done = run(tmp_path, "cluster.backend=local")
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = read(tmp_path / "life" / "metrics.jsonl")
+    memory = str(tmp_path / "life" / "memory" / "night-2")
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))}
+    done = subprocess.run([sys.executable, "-m", "sleep_rl", "eval", memory, "configs/debug.yaml", f"run.dir={tmp_path}",
+                           "run.name=again", "cluster.backend=local"], cwd=ROOT, env=environment, capture_output=True,
+                          text=True, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (again,) = [r for r in of(read(tmp_path / "again-eval" / "metrics.jsonl"), "evaluate")]
+    want = [r for r in of(last, "evaluate") if r["after"] == "night 2" and r["row"]][-1]
+    assert again["row"] == want["row"] and again["n"] == want["n"]

@@ -1,0 +1,42 @@
+"""A learner group of two ranks on Ray makes the steps of a single one, whatever the batch leaves over for the last rank."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_learner import CONFIG, DOCUMENTS, ROWS
+
+from cluster.crew import Ranks
+from cluster.group import LocalBackend, RayBackend
+from sleep_rl.contracts import STUDENT, TEACHER
+
+
+def night(backend, checkpoint, world_size, rows):
+    config = replace(CONFIG, learners=replace(CONFIG.learners, world_size=world_size, micro_batch=1))
+    handles = backend.spawn_ranks("learners.learner:LearnerWorker", {"checkpoint": checkpoint, "config": config},
+                                  name="learner", world_size=world_size, env={"OMP_NUM_THREADS": "1",
+                                                                              "DS_ACCELERATOR": "cpu"})
+    backend.ready(handles)
+    learn = Ranks(handles, 120)
+    wake = learn.wake(DOCUMENTS)
+    learn.open_night(1)
+    metrics = [learn.seed_step(rows, step, 6) for step in range(3)]
+    weights = learn.export(STUDENT, 1, {}, STUDENT)
+    learn.close_night(True)
+    assert learn.export(TEACHER, 2, weights.manifest, TEACHER).name == TEACHER
+    return wake, metrics, {key: np.asarray(tensor) for key, tensor in weights.tensors.items()}
+
+
+@pytest.mark.stack
+def test_two_ranks_equal_one(sleep_checkpoint):
+    path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]  # three rows: rank 1 has a filler
+    with LocalBackend() as local:
+        one = night(local, path, 1, rows)
+    with RayBackend() as ray:
+        two = night(ray, path, 2, rows)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
+    for single, pair in zip(one[1], two[1], strict=True):
+        assert {k: pytest.approx(v, abs=2e-4) for k, v in single.items()} == pair
+    assert set(one[2]) == set(two[2])
+    for key, tensor in one[2].items():
+        assert np.allclose(tensor, two[2][key], atol=5e-5), key
