@@ -134,7 +134,7 @@ class Learners:
     world_size: int = key(1, "DeepSpeed ranks", low=1)
     cpus: float = key(0.0, "CPUs per rank; 0 shares the node's cores with the rollouts, which wait meanwhile", low=0)
     gpus: float = key(0.0, "GPUs per rank", low=0, high=1)
-    threads: int = key(2, "OpenMP threads per rank on CPU", low=1)
+    threads: int = key(1, "OpenMP threads per rank on CPU; more only where the cores are otherwise idle", low=1)
     zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
     micro_batch: int = key(64, "sequences of one forward pass per rank", low=1)
 
