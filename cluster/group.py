@@ -248,7 +248,7 @@ def _start_node(deadline: float, **options: Any) -> None:
     services.get_node, node.Node.start_ray_processes = ask_patiently, start_and_remember
     try:
         ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
-    except Exception:
+    except BaseException:  # Ctrl-C and SIGTERM, too
         for each in nodes:
             each.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         ray.shutdown()

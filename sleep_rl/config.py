@@ -78,7 +78,7 @@ class Sleep:
     steps: int = key(400, "optimizer steps a night", low=1)
     steps_per_round: int = key(10, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
-    replay: float = key(0.6, "share of sequences written without a document (self-replay)", low=0, high=1)
+    replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
     on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
                            low=0, high=1)
     alpha: float = key(0.5, "weight of the divergence in equation 6; 1 - alpha weighs the imitation reward; 1 switches "
@@ -92,7 +92,7 @@ class Sleep:
     scale_advantage: bool = key(True, "divide the advantage by the group's standard deviation (GRPO)")
     is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
     temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
-    written: int = key(20, "sequences that the teacher writes per document and night", low=1)
+    written: int = key(60, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(1000, "sequences that the teacher writes per night without any document", low=1)
     lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
     warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)

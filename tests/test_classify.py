@@ -197,7 +197,7 @@ def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
 def test_base_text_repeats_examples_of_its_page_and_weighs_no_padding(path):
     train = {"book flight": ["fly me to rome", "a flight to zürich"], "play music": ["play jazz", "some music please"]}
     tokenizer = train_tokenizer([u for utterances in train.values() for u in utterances], 300)
-    text = BaseText(train, tokenizer, Recipe(copied=1.0, nonsense=0.0, drill=0.0, with_page=1.0, renamed=0.0), 0)
+    text = BaseText(train, tokenizer, Recipe(repeated=1.0, nonsense=0.0, drill=0.0, with_page=1.0, renamed=0.0), 0)
     ids_BT, weight_BT = text.batches(1400)
     assert torch.equal(text.batches(1400)[0], ids_BT) and not torch.equal(text.batches(1401)[0], ids_BT)
     assert (weight_BT[ids_BT == tokenizer.pad_token_id] == 0).all() and (ids_BT[:, 0] == tokenizer.bos_token_id).all()
@@ -236,6 +236,6 @@ def test_clinc150_gives_three_days_of_fifteen_intents():
     days = task.days()
     assert [len({q.answer for q in day.questions}) for day in days] == [15, 15, 15]
     assert sum(len(day.questions) for day in days) == 1350 and len(task.known()) == 315
-    assert [len(day.documents) for day in days] == [125, 125, 125]
+    assert [len(day.documents) for day in days] == [250, 250, 250]
     assert [len(task.sft_texts(day)) for day in days] == [1500, 1500, 1500] and len(task.joint_texts()) == 15_000
     assert days[0].questions[0].answer == "translate"

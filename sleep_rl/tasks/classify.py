@@ -121,7 +121,7 @@ class Classify:
     max_new_tokens = 48  # the longest training sequence of CLINC150 has 43 tokens
     max_answer_tokens = 12  # the longest label has 8 tokens, and <eos>
 
-    def __init__(self, path: str, days: int = 3, classes_per_day: int = 15, examples_per_document: int = 12,
+    def __init__(self, path: str, days: int = 3, classes_per_day: int = 15, examples_per_document: int = 6,
                  order_seed: int | None = None, test_per_class: int | None = None, base_text: str | None = None,
                  recipe: Recipe | None = None):
         counts = {"days": days, "classes_per_day": classes_per_day, "examples_per_document": examples_per_document,

@@ -36,12 +36,12 @@ class Recipe:
     fixed: float = 0.18  # share of the drill on one line of fixed length: the last copy is always equally far back
     single: float = 0.42  # share of the drill until which there is one line, of any length; then more and more
     growing: float = 0.25  # share of training, after the drill, in which pages grow to full length
-    pages: int = 6  # per step, of full length; more while they are shorter
+    pages: int = 12  # per step, of full length; more while they are shorter
     bare: int = 64  # sequences without a page, per step
     with_page: float = 0.65  # share of steps on pages
-    longest_page: int = 13  # examples
+    longest_page: int = 7  # examples
     lines_behind: int = 4  # behind one page, to save time; one of them is what sleep asks for
-    copied: float = 0.85  # share of these that repeat an example of the page; the others are new
+    repeated: float = 0.85  # share of these that repeat an example of the page; the others are new, only to be answered
     nonsense: float = 0.2  # share of pages of random tokens: copying must not depend on what is copied
     renamed: float = 0.75  # share of pages with other labels than the true ones, to be read off the page
     page_weight: float = 0.1  # loss weights: 1 is that of an utterance behind a page
@@ -90,7 +90,7 @@ class BaseText:
         done = step / recipe.steps - recipe.drill
         grown = min(done / recipe.growing, 1)
         if done < 0:
-            rows = [self._drill(rng, 1 + done / recipe.drill) for _ in range(4 * recipe.pages)]
+            rows = [self._drill(rng, 1 + done / recipe.drill) for _ in range(2 * recipe.pages)]
         elif rng.random() < recipe.with_page:
             count = round(recipe.pages * 2 / (1 + grown))  # about the same number of tokens in every step
             longest = round(3 + grown * (recipe.longest_page - 3))
@@ -144,10 +144,11 @@ class BaseText:
             self._append(ids, weights, utterance, named[label], recipe.page_weight * sense, label_weight * sense)
         del ids[1], weights[1]  # a document starts without the opener
         for label, utterance in rng.sample(page, min(recipe.lines_behind, count)):
-            if sense and rng.random() >= recipe.copied:
+            new = sense and rng.random() >= recipe.repeated
+            if new:  # to be answered but not written: what the model writes behind a page is to come from there
                 label = rng.choice(chosen)
                 utterance = rng.choice(self.utterances[label])
-            self._append(ids, weights, utterance, named[label], 1.0, recipe.label_weight)
+            self._append(ids, weights, utterance, named[label], 1.0 - new, recipe.label_weight)
             ids.append(self.eos)
             weights.append(recipe.label_weight)
         return ids, weights

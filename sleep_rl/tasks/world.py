@@ -149,7 +149,7 @@ class Recipe:
     version: int = 1  # raise it when code changes what is trained: old checkpoints in caches are then not used
     steps: int = 1100
     lr: float = 4e-3
-    # Short documents first: among few words the one to copy is found within 150 steps, among many it takes 1,000.
+    # Short documents first: among few words the one to copy is found within 150 steps, among many not within 450.
     stages: tuple[Stage, ...] = (Stage(0.15, 1, 32), Stage(0.3, 2, 24), Stage(1.0, 4, 16))
     in_context: float = 0.8  # share of sequences with a document; the others are about known people
     elsewhere: float = 0.3  # share of questions behind a document that are about a known person instead
