@@ -41,7 +41,7 @@ class Classify:
     path: str = key("clinc/clinc_oos", "local CLINC150 json, a saved datasets folder, or a hub name")
     days: int = key(3, "days (and nights) of the life", low=1)
     classes_per_day: int = key(15, "new classes a day", low=1)
-    examples_per_document: int = key(12, "labelled examples in one document", low=1)
+    examples_per_document: int = key(6, "labelled examples in one document", low=1)
     order_seed: int | None = key(None, "seed of the class order; null: order of first appearance")
     test_per_class: int | None = key(None, "test questions a class; null: all", low=1)
     base_text: str | None = key(None, "dataset whose text the small base is trained on; null: the classes of `path` "
