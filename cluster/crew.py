@@ -100,10 +100,11 @@ class Workers:
 
 def asks(config: Config) -> list[Ask]:
     """What each role asks of the cluster, for the preflight and `plan`."""
-    rewards = config.reward.workers * (1 if config.reward.semantic == "none" else 2)
+    r = config.reward
+    semantic = [] if r.semantic == "none" else [Ask("semantic rewards", r.workers, r.cpus, r.gpus)]
     return [Ask("rollouts", config.rollouts.workers, config.rollouts.cpus, config.rollouts.gpus),
             Ask("learners", config.learners.world_size, config.learners.cpus, config.learners.gpus),
-            Ask("rewards", rewards, config.reward.cpus, config.reward.gpus)]
+            Ask("rewards", r.workers, r.cpus), *semantic]
 
 
 def _rollouts(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:

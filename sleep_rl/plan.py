@@ -164,7 +164,9 @@ def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:
 
 def _actors(config: Config) -> tuple[Actor, ...]:
     rollouts, learners, reward = config.rollouts, config.learners, config.reward
-    rewards = (Actor("reward", reward.workers, reward.cpus, reward.gpus),) if reward.semantic != "none" else ()
+    kinds = ("reward",) if reward.semantic == "none" else ("reward", "semantic")
+    rewards = tuple(Actor(kind, reward.workers, reward.cpus, reward.gpus if kind == "semantic" else 0.0)
+                    for kind in kinds)
     return (Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus),
             Actor("learner", learners.world_size, learners.cpus, learners.gpus), *rewards)
 
@@ -182,8 +184,10 @@ def _rank_batch(config: Config) -> int:
 
 
 def _documents(config: Config) -> int:
-    """Documents a day: one person, or one class, each."""
-    return config.task.world.people_per_day if config.task.name == "world" else config.task.classify.classes_per_day
+    """Documents a day: one per person, or pages of labelled examples (as many a class as CLINC150 has)."""
+    classify = config.task.classify
+    pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document)
+    return config.task.world.people_per_day if config.task.name == "world" else pages
 
 
 def _tokens(config: Config) -> int:

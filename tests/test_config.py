@@ -60,7 +60,7 @@ def test_every_key_is_listed_here():
 def test_every_key_is_described_with_default_and_meaning():
     text = describe()
     assert all(f"{key} = " in text for key in keys())
-    assert ("sleep.replay = 0.6\n    share of sequences written without a document (self-replay) (a number from 0 to 1)"
+    assert ("sleep.replay = 0.5\n    share of sequences written without a document (self-replay) (a number from 0 to 1)"
             in text)
     assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage (one of 0, 1, 2, 3)" in text
 

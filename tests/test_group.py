@@ -183,7 +183,7 @@ class TestRay:
 def test_local_backend_restores_the_environment_and_never_imports_ray():
     code = ("import os, sys; from cluster.group import LocalBackend\n"
             "with LocalBackend() as backend:\n"
-            "    handle = backend.spawn('io:StringIO', {}, name='x', env={'SLEEP_TEST': '1'}); handle.write('abc')\n"
-            "    assert handle.getvalue() == 'abc' and os.environ['SLEEP_TEST'] == '1'\n"
-            "assert 'SLEEP_TEST' not in os.environ and 'ray' not in sys.modules and 'torch' not in sys.modules")
+            "    handle = backend.spawn('io:StringIO', {}, name='x', env={'SLEEP_X': '1'}); handle.write('abc')\n"
+            "    assert handle.getvalue() == 'abc' and os.environ['SLEEP_X'] == '1'\n"
+            "assert 'SLEEP_X' not in os.environ and 'ray' not in sys.modules and 'torch' not in sys.modules")
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -82,14 +82,15 @@ def test_zero_shards_what_its_stage_says(checkpoint):
 
 def test_samples_steps_and_actors_of_the_demo():
     p = plan(config("reward.semantic=encoder"))
-    assert (p.steps, p.rounds) == (600, 20)
-    assert (p.written, p.replayed, p.completions) == (12 * 20, 1000, 200 * 5 * 4)
+    assert (p.steps, p.rounds) == (1200, 40)
+    assert (p.written, p.replayed, p.completions) == (12 * 60, 1000, 400 * 5 * 4)
     assert [(a.role, a.count, a.cpus, a.gpus) for a in p.actors] == [
-        ("rollout", 2, 1.0, 0.0), ("learner", 1, 0.0, 0.0), ("reward", 1, 0.1, 0.0)]
-    assert (p.cpus, p.gpus) == (2.1, 0)
+        ("rollout", 2, 1.0, 0.0), ("learner", 1, 0.0, 0.0), ("reward", 1, 0.0, 0.0),
+        ("semantic", 1, 0.0, 0.0)]
+    assert (p.cpus, p.gpus) == (2.0, 0)
     assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
     tokens, parameters = 50, TASK_BASES["world"].parameters
-    seconds = 6 * parameters * tokens * 40 * 200 / (2 * 10e9) + 2 * parameters * tokens * 5240 / (2 * 3e9)
+    seconds = 6 * parameters * tokens * 40 * 400 / 10e9 + 2 * parameters * tokens * 9720 / (2 * 3e9)
     assert p.seconds == pytest.approx(3 * seconds)
 
 
@@ -116,7 +117,7 @@ def test_render_is_one_line_per_row(checkpoint):
     for p in (plan(config()), plan(config(name="gpu1")), plan(config(f"model.base={checkpoint()}", *SMALL_ARGS))):
         lines = render(p).splitlines()
         assert all(re.fullmatch(r"[a-z][a-z ]{15} \S.*", line) for line in lines)
-    assert "world (the task's own small base): qwen3, 2 layers of 128" in render(plan(config()))
+    assert "world (the task's own small base): qwen3, 2 layers of 96" in render(plan(config()))
 
 
 def test_a_trained_base_in_the_cache_gives_the_shape(checkpoint, tmp_path):
@@ -195,9 +196,9 @@ MISFITS = [
     (("rollouts.engine.max_model_len=32",), "rollouts.engine.max_model_len: at least 50, a document of the task and what is "
                                             "written about it, got 32"),
     (("rollouts.engine.kv_cache_memory_bytes=1000",),
-     "rollouts.engine.kv_cache_memory_bytes: at least 524288, one sequence of max_model_len = 256 tokens, got 1000"),
-    (("rollouts.gpus=3",),
-     "rollouts.gpus: must divide the base model's 4 heads and fit its 4 key-value heads, got 3"),
+     "rollouts.engine.kv_cache_memory_bytes: at least 786432, one sequence of max_model_len = 256 tokens, got 1000"),
+    (("rollouts.gpus=4",),
+     "rollouts.gpus: must divide the base model's 6 heads and fit its 6 key-value heads, got 4"),
     (("reward.semantic=encoder", "reward.model=./none"),
      "reward.model: expected a checkpoint folder or a hub name, got ./none: no such folder"),
 ]

@@ -67,7 +67,7 @@ class Echo:
 
 
 class Scorer:
-    """A Reward: the share of equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored."""
+    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored."""
 
     def __init__(self, slow_s: float = 0.0) -> None:
         self.slow_s = slow_s
