@@ -75,8 +75,8 @@ class Wake:
 
 @dataclass(frozen=True)
 class Sleep:
-    steps: int = key(400, "optimizer steps a night", low=1)
-    steps_per_round: int = key(10, "steps between two pushes of the student; its samples are at most that old", low=1)
+    steps: int = key(600, "optimizer steps a night", low=1)
+    steps_per_round: int = key(20, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
     on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
@@ -94,7 +94,7 @@ class Sleep:
     temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
     written: int = key(60, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(1000, "sequences that the teacher writes per night without any document", low=1)
-    lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
+    lr: float = key(5e-3, "peak learning rate of the new expert", low=0)
     warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
     grad_clip: float = key(1.0, "largest gradient norm", above=0)
     logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
@@ -159,9 +159,9 @@ class Evaluate:
 class Baselines:
     sft: bool = key(True, "plain sequential fine-tuning of the same expert on the same days")
     joint: bool = key(True, "upper bound: one expert trained on all days and the known at once")
-    lr: float = key(2e-3, "peak learning rate of both", low=0)
+    lr: float = key(4e-3, "peak learning rate of both", low=0)
     sft_steps: int = key(200, "optimizer steps of plain fine-tuning, per day", low=1)
-    joint_steps: int = key(600, "optimizer steps of the joint bound", low=1)
+    joint_steps: int = key(400, "optimizer steps of the joint bound", low=1)
 
 
 @dataclass(frozen=True)
