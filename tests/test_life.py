@@ -61,7 +61,7 @@ def test_a_life_from_config_to_report(backend, tmp_path):
 
 @pytest.mark.stack
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_saved(tmp_path):
-    done = run(tmp_path, "cluster.backend=local", "sleep.lr=1e38", "sleep.grad_clip=1e30", "sleep.warmup=0")
+    done = run(tmp_path, "cluster.backend=local", "sleep.lr=1e30", "sleep.grad_clip=1e30", "sleep.warmup=0")
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("sleep-rl: ")]
     assert len(lines) == 1 and ("loss is" in lines[0] or "gradient norm is" in lines[0]), done.stderr
