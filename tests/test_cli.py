@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from sleep_rl.cli import main
+from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError
 
 ROOT = Path(__file__).parents[1]
@@ -102,7 +103,7 @@ def test_run_is_refused_by_the_plan_before_anything_starts(launch, capsys):
 def test_answers_go_to_stdout(launch, report, capsys):
     assert main(["plan", DEMO]) == main(["config"]) == main(["report", "runs/a"]) == main(["summary", "a", "b"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("run ") and "sleep.steps = 400" in out and out.endswith("runs/a/report.html\n2 runs\n")
+    assert out.startswith("run ") and f"sleep.steps = {Config().sleep.steps}" in out and out.endswith("runs/a/report.html\n2 runs\n")
     assert err == "" and launch.calls == []
 
 

@@ -81,7 +81,9 @@ def test_zero_shards_what_its_stage_says(checkpoint):
 
 
 def test_samples_steps_and_actors_of_the_demo():
-    p = plan(config("reward.semantic=encoder"))
+    fixed = ("sleep.steps=400", "sleep.steps_per_round=10", "sleep.written=60", "sleep.replay_written=1000",
+             "sleep.batch=40", "sleep.replay=0.5")
+    p = plan(config("reward.semantic=encoder", *fixed))
     assert (p.steps, p.rounds) == (1200, 40)
     assert (p.written, p.replayed, p.completions) == (12 * 60, 1000, 400 * 5 * 4)
     assert [(a.role, a.count, a.cpus, a.gpus) for a in p.actors] == [
