@@ -41,10 +41,10 @@ class Copier:
         return len(tensors)
 
 
-def changed(weights: Weights, version: int) -> Weights:
+def changed(weights: Weights) -> Weights:
     """The same modules with new numbers, as a learner would send after a step (no probe: the weights are made up)."""
     tensors = {k: v + 1e-4 if v.is_floating_point() else v for k, v in weights.tensors.items()}
-    return replace(weights, version=version, tensors=tensors,
+    return replace(weights, tensors=tensors, probe_T=(), probe_logprobs_T=(),
                    manifest=weights.manifest | {k: digest(v) for k, v in tensors.items()})
 
 
@@ -63,32 +63,21 @@ def main(repetitions: int = 30) -> None:
         crew.push(STUDENT, STUDENT)
         known = crew.store.have(STUDENT)
         blank = {key: "" for key in known if key.split("#")[-1] == "1" or key.endswith("state")}
-        weights = crew.learn.export(STUDENT, 100, known | blank, STUDENT)
-        copy, push = [], []
+        copy, plain, probed = [], [], []
         for i in range(repetitions):
-            delta = changed(weights, 101 + i)
+            true = crew.learn.export(STUDENT, 100 + 2 * i, known | blank, STUDENT)
+            delta = changed(true)
             began = time.perf_counter()
             ref = backend.put(delta.tensors)
             wait_all([copier.start(Copier.take, ref) for copier in copiers], 60, "copying")
             copy.append(time.perf_counter() - began)
-            probed = replace(delta, probe_logprobs_T=())
-            began = time.perf_counter()
-            crew.store.push(probed)
-            push.append(time.perf_counter() - began)
-            weights = delta
-        with_probe = []
-        for i in range(repetitions):  # the probe needs the true weights: the learner's own
-            true = crew.learn.export(STUDENT, 1000 + i, known | blank, STUDENT)
-            if i % 2 == 0:
-                true = changed(replace(true, probe_logprobs_T=()), 1000 + i)
-                crew.store.push(true)
-                continue
-            began = time.perf_counter()
-            crew.store.push(true)
-            with_probe.append(time.perf_counter() - began)
+            for weights, seconds in ((delta, plain), (replace(true, version=true.version + 1), probed)):
+                began = time.perf_counter()
+                crew.store.push(weights)
+                seconds.append(time.perf_counter() - began)
         crew.close()
-    base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, push, with_probe))
-    print(f"delta: {weights.nbytes:,} bytes in {len(weights.tensors)} tensors, two workers, {repetitions} repetitions")
+    base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, plain, probed))
+    print(f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, {repetitions} repetitions")
     print(f"copy through shared memory      {base_s * 1e3:7.1f} ms")
     print(f"push, bytes verified            {plain_s * 1e3:7.1f} ms   {plain_s / base_s:.2f} x")
     print(f"push, bytes and probe verified  {probe_s * 1e3:7.1f} ms   {probe_s / base_s:.2f} x")

@@ -16,7 +16,7 @@ from sleep_rl.night import Shares
 from sleep_rl.shape import Shape, base_shape, local_folder
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-TASK_TOKENS = {"world": (34, 16), "classify": (256, 64)}
+TASK_TOKENS = {"world": (34, 16), "classify": (134, 48)}
 """Longest document and longest text written about it, in tokens of the task's own vocabulary."""
 LEARN_FLOPS = {"cpu": 10e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"cpu": 3e9, "gpu": 50e12}

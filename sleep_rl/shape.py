@@ -62,7 +62,7 @@ PUBLISHED = {
 TASK_BASES = {
     # Of tasks/<name>.py, for a plan before the base is trained; written down here because those modules import torch.
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
-    "classify": Shape("the task's own small base", "qwen3", 128, 3, 256, 4, 4, 32, 2050, True, 512),
+    "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
 }
 
 

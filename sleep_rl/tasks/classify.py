@@ -186,7 +186,7 @@ class Classify:
         return tuple(text for day in self._days for text in self.sft_texts(day)) + _labelled(self._base)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
-        """Trains for some eight minutes on one core; returns at once where the cache already has the model."""
+        """Trains for about nine minutes on one core; returns at once where the cache already has the model."""
         if not self._base:
             raise InputError(f"{WHERE}.base_text: a dataset to train the base on, as the days bring all classes, "
                              f"got none")

@@ -23,8 +23,8 @@ Examples = dict[str, list[str]]
 class Recipe:
     """How the base model is trained. Part of the fingerprint of its checkpoint; shares are in [0, 1].
 
-    Copying from a page comes first, on lines of random tokens (`drill`): on real text alone it had not begun after a
-    million tokens, because guessing by topic is learned sooner and hides that signal.
+    Copying from a page comes first, on lines of random tokens (`drill`): on real text it had hardly begun after a
+    million tokens (measured), while labels without a page were already 77 % right.
     """
 
     steps: int = 2200
@@ -46,7 +46,7 @@ class Recipe:
     renamed: float = 0.75  # share of pages with other labels than the true ones, to be read off the page
     page_weight: float = 0.1  # loss weights: 1 is that of an utterance behind a page
     page_label_weight: float = 0.5  # of the true labels on a page
-    label_weight: float = 4.0  # of labels behind a page: finding one takes two steps of attention
+    label_weight: float = 4.0  # of labels behind a page: harder to find than the next word of an utterance
     bare_weight: float = 0.5  # of an utterance without a page; its label has 1
 
 
@@ -175,7 +175,7 @@ def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Con
         max_position_embeddings=CONTEXT,
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},  # for 512 positions; copying starts sooner
         tie_word_embeddings=True,
-        initializer_range=recipe.hidden**-0.5,  # the default is meant for wide models and trains three times slower
+        initializer_range=recipe.hidden**-0.5,  # the default is meant for wide models and trains more slowly
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
