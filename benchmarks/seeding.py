@@ -24,11 +24,11 @@ BATCH, LENGTH, STEPS, WARM = 40, 16, 40, 5
 
 
 def prompts(count: int) -> list[str]:
-    """Questions about the known people of the embedded task, without their answers' last words."""
+    """The beginnings of questions about the known people of the embedded task; the model writes the rest and answers."""
     from sleep_rl.config import Config
     from sleep_rl.tasks.make import make_task
 
-    asked = [question.prompt for question in make_task(Config()).known()]
+    asked = [" ".join(question.prompt.split()[:3]) for question in make_task(Config()).known()]
     return [asked[i % len(asked)] for i in range(count)]
 
 
@@ -71,7 +71,7 @@ def ours(threads: int) -> dict:
             if began is None and steps.start >= WARM:
                 began, tokens = time.perf_counter(), 0
             requests = [Request(texts[i % len(texts)], (1,), i) for i in range(steps.start * BATCH, steps.stop * BATCH)]
-            samples = crew.sample(requests, STUDENT, Sampling(LENGTH))
+            samples = crew.sample(requests, STUDENT, Sampling(LENGTH, 1.0, (tokenizer.eos_token_id,)))
             for i in range(per_round):
                 rows = [Sequence(s.context_T + s.prompt_T, s.completion_T) for s in samples[i * BATCH : (i + 1) * BATCH]]
                 tokens += int(crew.learn.seed_step(rows, steps.start + i, 1000)["tokens_trained"])
