@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 import os
+import time
 
 import torch
 from safetensors import SafetensorError
@@ -179,7 +180,7 @@ class LearnerWorker:
         return peak * (steps - step) / max(steps - warmup, 1)
 
     def _optimize(self, batch_N: list[Sequence], lr: float, seeding: bool) -> Metrics:
-        positions = sum(len(r.completion_T) for r in batch_N)
+        began, positions = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
         rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, torch.Tensor] = {}
@@ -196,7 +197,7 @@ class LearnerWorker:
         if not math.isfinite(totals["loss"]):
             raise RunError(f"learner: the loss is {totals['loss']} (lr {lr:.2g}); nothing of this night was applied")
         totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(positions),
-                      sequences=float(len(batch_N)))
+                      sequences=float(len(batch_N)), seconds=time.perf_counter() - began)
         return _averages(totals, rewarded)
 
     def _micro_batches(self, batch_N: list[Sequence]) -> list[tuple[list[Sequence], list[float]]]:
@@ -292,7 +293,7 @@ def _module(key: str) -> str:
 
 def _averages(totals: dict[str, float], rewarded: int) -> Metrics:
     """Means from the sums over all ranks, under the journal's names."""
-    out = {k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences")}
+    out = {k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences", "seconds")}
     pairs = {"divergence": ("divergence_sum", "divergence_count"), "divergence_replay": ("replay_sum", "replay_count"),
              "logprob_gap": ("gap_sum", "stale_count"), "is_ratio_mean": ("ratio_sum", "stale_count")}
     for name, (top, bottom) in pairs.items():

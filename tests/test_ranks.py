@@ -36,6 +36,7 @@ def test_two_ranks_equal_one(sleep_checkpoint):
         two = night(ray, path, 2, rows)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
     for single, pair in zip(one[1], two[1], strict=True):
+        assert single.pop("seconds") > 0 < pair.pop("seconds")
         assert {k: pytest.approx(v, abs=2e-4) for k, v in single.items()} == pair
     assert set(one[2]) == set(two[2])
     for key, tensor in one[2].items():
