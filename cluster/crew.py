@@ -13,6 +13,7 @@ from cluster.weights import WeightStore
 from sleep_rl.config import Config
 from sleep_rl.contracts import Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
 from sleep_rl.metrics import Journal
+from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
 
 CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
@@ -40,7 +41,8 @@ class Workers:
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True):
         self._config, self._journal, self._version = config, journal, 0
-        backend.preflight([ask for ask in asks(config) if learners or ask.name == "rollouts"])
+        backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
+                           if learners or actor.role == "rollout"])
         handles = _rollouts(backend, config, checkpoint)
         ranks, literal, semantic = [], [], []
         if learners:
@@ -96,15 +98,6 @@ class Workers:
         self.rollouts.all(Rollout.close)
         if self._has_learners:
             self.learn.close()
-
-
-def asks(config: Config) -> list[Ask]:
-    """What each role asks of the cluster, for the preflight and `plan`."""
-    r = config.reward
-    semantic = [] if r.semantic == "none" else [Ask("semantic rewards", r.workers, r.cpus, r.gpus)]
-    return [Ask("rollouts", config.rollouts.workers, config.rollouts.cpus, config.rollouts.gpus),
-            Ask("learners", config.learners.world_size, config.learners.cpus, config.learners.gpus),
-            Ask("rewards", r.workers, r.cpus), *semantic]
 
 
 def _rollouts(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:

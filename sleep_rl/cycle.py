@@ -37,19 +37,15 @@ def consolidate(life: Life, day: Day, night: int) -> None:
     """Knowledge Seeding from the context window into level 1: the teacher has the documents, the student has not."""
     learn, started = life.crew.learn, time.monotonic()
     learn.open_night(1)  # (a) compute: prospective weights, not applied; and one more expert unlocked
-    try:
-        life.crew.push(TEACHER, TEACHER)
+    life.crew.push(TEACHER, TEACHER)
+    life.crew.push(STUDENT, STUDENT)
+    data = Night(life, day, night)
+    data.write()  # D ~ T(.|document), and T(.) for self-replay
+    for steps in data.rounds():  # (b) consolidate: minimise L_KS over the new expert
+        data.imitate(len(steps))  # y ~ S(.|x) without the document, and r(y)
+        for step in steps:
+            data.log(step, learn.seed_step(data.batch(), step, life.config.sleep.steps))
         life.crew.push(STUDENT, STUDENT)
-        data = Night(life, day, night)
-        data.write()  # D ~ T(.|document), and T(.) for self-replay
-        for steps in data.rounds():  # (b) consolidate: minimise L_KS over the new expert
-            data.imitate(len(steps))  # y ~ S(.|x) without the document, and r(y)
-            for step in steps:
-                data.log(step, learn.seed_step(data.batch(), step, life.config.sleep.steps))
-            life.crew.push(STUDENT, STUDENT)
-    except BaseException:
-        learn.close_night(False)  # nothing of a broken night stays
-        raise
     learn.close_night(True)  # (c) update: apply the prospective weights, keep the new expert
     life.crew.push(TEACHER, TEACHER)
     data.close(time.monotonic() - started)

@@ -94,7 +94,7 @@ def plan(config: Config) -> Plan:
     written = _documents(config) * s.written if s.replay < 1 else 0
     replayed = s.replay_written if s.replay > 0 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
-    actors = _actors(config)
+    actors = actors_of(config)
     return Plan(
         config=config, base=shape, actors=actors,
         learner=_learner_bytes(config, shape, tokens), rollout=rollout, cached_tokens=cached_tokens,
@@ -162,7 +162,8 @@ def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:
     return assumed["gpu"] * gpus if gpus else assumed["cpu"] * threads
 
 
-def _actors(config: Config) -> tuple[Actor, ...]:
+def actors_of(config: Config) -> tuple[Actor, ...]:
+    """Every kind of worker of a run; `cluster.crew` asks the cluster for these."""
     rollouts, learners, reward = config.rollouts, config.learners, config.reward
     kinds = ("reward",) if reward.semantic == "none" else ("reward", "semantic")
     rewards = tuple(Actor(kind, reward.workers, reward.cpus, reward.gpus if kind == "semantic" else 0.0)
