@@ -18,18 +18,19 @@ from sleep_rl.contracts import RunError  # noqa: E402
 def join_group(device: str) -> None:
     """Joins the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes; a second call in
     one process does nothing."""
-    if dist.is_initialized():
-        return
     if device == "cpu":
         # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a C++ compiler. Gloo
-        # carries the megabytes of an expert's gradients as well.
+        # carries the megabytes of an expert's gradients as well. It holds for a group that vLLM began in this process,
+        # too: `deepspeed.initialize` joins that one.
         deepspeed.ops.__compatible_ops__ = {}
+    if dist.is_initialized():
+        return
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
 
 def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
-    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is set per step and sums are normalised by global token counts here,
-    so DeepSpeed neither schedules nor averages over micro batches."""
+    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is set per step and
+    sums are normalised by global token counts here, so DeepSpeed neither schedules nor averages over micro batches."""
     return {
         "train_micro_batch_size_per_gpu": learners.micro_batch,
         "gradient_accumulation_steps": 1,
