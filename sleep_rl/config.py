@@ -75,10 +75,12 @@ class Wake:
 
 @dataclass(frozen=True)
 class Sleep:
-    steps: int = key(600, "optimizer steps a night", low=1)
+    steps: int = key(700, "optimizer steps a night", low=1)
     steps_per_round: int = key(20, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
+    reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
+                       low=0)
     on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
                            low=0, high=1)
     alpha: float = key(0.5, "weight of the divergence in equation 6; 1 - alpha weighs the imitation reward; 1 switches "
@@ -136,7 +138,7 @@ class Learners:
     gpus: float = key(0.0, "GPUs per rank", low=0, high=1)
     threads: int = key(1, "OpenMP threads per rank on CPU; more only where the cores are otherwise idle", low=1)
     zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
-    micro_batch: int = key(64, "sequences of one forward pass per rank", low=1)
+    micro_batch: int = key(40, "sequences of one forward pass per rank; the long reading rows come last", low=1)
 
 
 @dataclass(frozen=True)

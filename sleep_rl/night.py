@@ -74,7 +74,8 @@ class Night:
         rows = [row for groups, count in ((self.groups_new, shares.groups_new),
                                           (self.groups_replay, shares.groups_replay))
                 for _ in range(count) if groups for row in groups.pop()]
-        return rows + teacher_rows(texts, self.new.take(shares.teacher_new) + self.replay.take(shares.teacher_replay))
+        written = self.new.take(shares.teacher_new) + self.replay.take(shares.teacher_replay)
+        return rows + teacher_rows(texts, written) + reading_rows(texts, self.new.take(self.life.config.sleep.reading))
 
     def log(self, step: int, metrics: Metrics) -> None:
         """One journal record per optimizer step."""
@@ -218,6 +219,12 @@ def student_rows(prefixes: list[Prefix], samples_N: list[Sample | Failure],
                 for sample, advantage in zip(samples_N[mine], advantages, strict=True) if not isinstance(sample, Failure)]
         groups.append(rows)
     return groups
+
+
+def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
+    """Self-replay of reading: teacher and student both have the document in front. Without it the new expert wears
+    down what the model does with its context, and later teachers write worse (measured: README)."""
+    return [Sequence(prompt_T=w.context_T + texts.opener, completion_T=w.sequence_T, replay=True) for w in written]
 
 
 def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:

@@ -181,7 +181,12 @@ def _parallel(config: Config) -> int:
 
 
 def _rank_batch(config: Config) -> int:
-    return math.ceil(config.sleep.batch / config.learners.world_size)
+    return math.ceil(_batch(config) / config.learners.world_size)
+
+
+def _batch(config: Config) -> int:
+    """Rows of an optimizer step: the batch, and those that keep the reading where documents are read."""
+    return config.sleep.batch + (config.sleep.reading if config.sleep.replay < 1 else 0)
 
 
 def _documents(config: Config) -> int:
@@ -235,8 +240,8 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     if config.cluster.backend == "ray" and not joins and cpus > cores:
         notes.append(f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster with cluster.address")
     rank_batch, ranks = _rank_batch(config), config.learners.world_size
-    if config.sleep.batch % ranks:
-        notes.append(f"sleep.batch {config.sleep.batch} does not divide by {ranks} ranks; ranks with fewer than "
+    if _batch(config) % ranks:
+        notes.append(f"sleep.batch + sleep.reading = {_batch(config)} does not divide by {ranks} ranks; ranks with fewer than "
                      f"{rank_batch} sequences wait")
     rows = Shares.of(config)
     if rows.groups_new + rows.groups_replay == 0 and (config.sleep.on_policy > 0 or config.sleep.alpha < 1):
@@ -274,11 +279,11 @@ def render(plan: Plan) -> str:
         ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
                         f"{plan.push_bytes / plan.full_bytes:.2%}"),
         ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
-        ("a step", f"{s.batch} sequences = {plan.micro_batches} micro batch(es) of at most "
+        ("a step", f"{_batch(c)} sequences = {plan.micro_batches} micro batch(es) of at most "
                    f"{min(_rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to "
                    f"{plan.tokens} tokens each"),
         ("rows of a step", f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, {r.groups_new} new and "
-                           f"{r.groups_replay} replay groups of {s.group} by the student"),
+                           f"{r.groups_replay} replay groups of {s.group} by the student, {s.reading} reading"),
         ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
                             f"{plan.completions} student completions"),
         ("all nights", f"{plan.steps} optimizer steps{_baseline_words(c)}"),

@@ -19,7 +19,8 @@ task.world: days people_per_day known_people
 task.classify: path days classes_per_day examples_per_document order_seed test_per_class base_text
 model: base dtype levels experts d_low top_k
 wake: chunk lr
-sleep: steps steps_per_round batch replay on_policy alpha divergence beta group prefix_min prefix_max scale_advantage
+sleep: steps steps_per_round batch replay reading on_policy alpha divergence beta group prefix_min prefix_max
+sleep: scale_advantage
 sleep: is_cap temperature written replay_written lr warmup grad_clip logit_chunk expansion reset
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine

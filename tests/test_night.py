@@ -8,8 +8,8 @@ import pytest
 
 from sleep_rl.config import Config, Sleep
 from sleep_rl.contracts import Document, Failure, Question, Sample
-from sleep_rl.night import (Draw, Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, student_rows,
-                            teacher_rows, writing_requests)
+from sleep_rl.night import (Draw, Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, reading_rows,
+                            student_rows, teacher_rows, writing_requests)
 from sleep_rl.text import Texts
 
 
@@ -144,3 +144,10 @@ def test_teacher_rows_hide_the_document_from_the_student(texts):
     (row,) = teacher_rows(texts, [Written(document, (20, 21, 2), False)])
     assert row.prompt_T == (1,) + texts.opener and row.teacher_T == document + texts.opener
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
+
+
+def test_reading_rows_show_the_document_to_both(texts):
+    document = texts.context(Document("a", "one"))
+    (row,) = reading_rows(texts, [Written(document, (20, 21, 2), False)])
+    assert row.prompt_T == document + texts.opener and row.teacher_T == ()  # empty: the teacher reads the same
+    assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
