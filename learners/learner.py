@@ -201,10 +201,11 @@ class LearnerWorker:
         return _averages(totals, rewarded)
 
     def _micro_batches(self, batch_N: list[Sequence]) -> list[tuple[list[Sequence], list[float]]]:
-        """This rank's rows in micro batches. Every rank gets equally many: collectives run in each backward pass."""
+        """This rank's rows in micro batches, short ones first: rows of like length are padded little. Every rank gets
+        equally many: collectives run in each backward pass."""
         size = self.config.learners.micro_batch
         share = math.ceil(len(batch_N) / self.world)
-        mine = batch_N[self.rank :: self.world]
+        mine = sorted(batch_N[self.rank :: self.world], key=_read)
         weights = [1.0] * len(mine)
         while len(mine) < share:  # filler that counts nothing
             mine, weights = mine + batch_N[:1], weights + [0.0]
@@ -283,6 +284,11 @@ class LearnerWorker:
 
     def _of_level(self, number: int) -> dict[str, MemoryLevel]:
         return {name: level for name, level in self.levels.items() if level_number(name) == number}
+
+
+def _read(row: Sequence) -> int:
+    """Tokens that student and teacher read of a row."""
+    return len(row.prompt_T) + len(row.teacher_T or row.prompt_T) + 2 * len(row.completion_T)
 
 
 def _module(key: str) -> str:

@@ -94,6 +94,8 @@ class Sleep:
     scale_advantage: bool = key(True, "divide the advantage by the group's standard deviation (GRPO)")
     is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
     temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
+    min_p: float = key(0.0, "writing about a document: tokens less likely than this share of the likeliest are not "
+                            "sampled; a small model copies more faithfully so", low=0, high=1)
     written: int = key(60, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(2000, "sequences that the teacher writes per night without any document", low=1)
     lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
@@ -138,7 +140,7 @@ class Learners:
     gpus: float = key(0.0, "GPUs per rank", low=0, high=1)
     threads: int = key(1, "OpenMP threads per rank on CPU; more only where the cores are otherwise idle", low=1)
     zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
-    micro_batch: int = key(40, "sequences of one forward pass per rank; the long reading rows come last", low=1)
+    micro_batch: int = key(40, "sequences of one forward pass per rank; those of like length go together", low=1)
 
 
 @dataclass(frozen=True)

@@ -107,11 +107,13 @@ class Request:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy. `stop_T` ends a completion and is kept as its last token."""
+    """How to sample. Temperature 0 is greedy. `stop_T` ends a completion and is kept as its last token. Tokens less
+    likely than `min_p` times the likeliest one are never sampled; log-probabilities stay those of the raw model."""
 
     max_tokens: int
     temperature: float = 1.0
     stop_T: tuple[int, ...] = ()
+    min_p: float = 0.0
 
 
 @dataclass(frozen=True)

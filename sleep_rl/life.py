@@ -34,14 +34,14 @@ class Life:
         yield record
         self.journal.log(kind, **record, seconds=time.monotonic() - started)
 
-    def sample(self, requests_N: list[Request], name: str, tokens: int, temperature: float,
+    def sample(self, requests_N: list[Request], name: str, tokens: int, temperature: float, min_p: float = 0.0,
                **where: Any) -> list[Sample | Failure]:
         """Samples from the current version of `name`; counts tokens, cut-off sequences and failures in the journal."""
         if not requests_N:
             return []
         with self.timed("sample", **where) as record:
             began = time.monotonic()
-            samples = self.crew.sample(requests_N, name, Sampling(tokens, temperature, self.texts.eos))
+            samples = self.crew.sample(requests_N, name, Sampling(tokens, temperature, self.texts.eos, min_p))
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)
             record.update(weights=name, tokens=produced, sequences=len(done), failed=len(samples) - len(done),

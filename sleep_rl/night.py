@@ -33,8 +33,8 @@ class Night:
         """D ~ T: sequences about each document, with it in context, and self-replay without any."""
         life = self.life
         with life.console.phase(f"night {self.night}: the teacher writes", total=None):
-            requests = writing_requests(life.texts, self.day.documents, life.config, self.night)
-            samples = self._sample(requests, TEACHER)
+            behind, free = writing_requests(life.texts, self.day.documents, life.config, self.night)
+            samples = self._sample(behind, TEACHER, life.config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples)
         new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
         if (life.config.sleep.replay < 1 and not new) or (life.config.sleep.replay > 0 and not replay):
@@ -93,9 +93,9 @@ class Night:
                               loss=self.last.get("loss"), divergence=self.last.get("divergence"),
                               reward_mean=self.rewards.get("reward_mean"))
 
-    def _sample(self, requests_N: list[Request], name: str) -> list[Sample | Failure]:
+    def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0) -> list[Sample | Failure]:
         life = self.life
-        samples = life.sample(requests_N, name, life.task.max_new_tokens, life.config.sleep.temperature,
+        samples = life.sample(requests_N, name, life.task.max_new_tokens, life.config.sleep.temperature, min_p,
                               day=self.day.name, night=self.night, round=self.round)
         self.sampled += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
         return samples
@@ -126,13 +126,15 @@ class Prefix:
         return self.written.sequence_T[self.length :]
 
 
-def writing_requests(texts: Texts, documents: tuple[Document, ...], config: Config, night: int) -> list[Request]:
+def writing_requests(texts: Texts, documents: tuple[Document, ...], config: Config,
+                     night: int) -> tuple[list[Request], list[Request]]:
     """Prompts that the teacher continues: `written` per document with it in context, `replay_written` without any."""
     s = config.sleep
-    contexts = [texts.context(d) for d in documents for _ in range(s.written)] if s.replay < 1 else []
-    contexts += [texts.context(None)] * (s.replay_written if s.replay > 0 else 0)
+    behind = [texts.context(d) for d in documents for _ in range(s.written)] if s.replay < 1 else []
+    free = [texts.context(None)] * (s.replay_written if s.replay > 0 else 0)
     seeds = random.Random(f"write {config.run.seed} {night}")
-    return [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
+    behind, free = ([Request(texts.opener, c, seeds.getrandbits(31)) for c in contexts] for contexts in (behind, free))
+    return behind, free
 
 
 def readable(texts: Texts, samples_N: list[Sample | Failure]) -> tuple[list[Written], dict[str, int]]:

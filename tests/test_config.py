@@ -21,7 +21,7 @@ model: base dtype levels experts d_low top_k
 wake: chunk lr
 sleep: steps steps_per_round batch replay reading on_policy alpha divergence beta group prefix_min prefix_max
 sleep: scale_advantage
-sleep: is_cap temperature written replay_written lr warmup grad_clip logit_chunk expansion reset
+sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit_chunk expansion reset
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch

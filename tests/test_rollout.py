@@ -315,6 +315,8 @@ def test_completions_end_where_they_should(worker):
     [free] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
     assert (free.finish_reason, len(free.completion_T)) == ("length", 30)
     stop = free.completion_T[7]
+    often = worker.sample([Request(tuple(range(5, 10)), seed=i) for i in range(8)], "teacher", 1, Sampling(6, 1.0, min_p=1.0))
+    assert {s.completion_T for s in often} == {free.completion_T[:6]}  # only the likeliest token is left, at any seed
     [stopped] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,)))
     end = free.completion_T.index(stop) + 1
     assert stopped.finish_reason == "stop" and stopped.completion_T == free.completion_T[:end]
