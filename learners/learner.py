@@ -11,7 +11,7 @@ import torch
 from safetensors import SafetensorError
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
-from learners.seeding import Rows, Seeding, collate
+from learners.seeding import Rows, Seeding, collate, shares
 from sleep_rl import modeling
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, InputError, Metrics, RunError, Sequence, Weights
@@ -180,13 +180,15 @@ class LearnerWorker:
         return peak * (steps - step) / max(steps - warmup, 1)
 
     def _optimize(self, batch_N: list[Sequence], lr: float, seeding: bool) -> Metrics:
-        began, positions = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
+        began, tokens = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
+        weight = self.config.sleep.prompt_weight if seeding else 1.0
+        positions = sum(sum(shares(r, weight)) for r in batch_N)
         rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, torch.Tensor] = {}
         micros = self._micro_batches(batch_N)
         for i, (rows, weights) in enumerate(micros):
-            batch = collate(rows, weights, self.pad, self.device, teacher=seeding)
+            batch = collate(rows, weights, self.pad, self.device, teacher=seeding, prompt_weight=weight)
             loss, parts = self.engine(batch, *counts, seeding)
             # DeepSpeed averages gradients over ranks; the counts are already global.
             self.engine.backward(loss * self.world, last=i == len(micros) - 1)
@@ -196,7 +198,7 @@ class LearnerWorker:
         totals = reduce_sum(sums, maxima=("ratio_max",))
         if not math.isfinite(totals["loss"]):
             raise RunError(f"learner: the loss is {totals['loss']} (lr {lr:.2g}); nothing of this night was applied")
-        totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(positions),
+        totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(tokens),
                       sequences=float(len(batch_N)), seconds=time.perf_counter() - began)
         return _averages(totals, rewarded)
 

@@ -39,12 +39,13 @@ class Rows:
 
 @dataclass(frozen=True)
 class Batch:
-    """A micro batch on the device. `counts` are the global numbers of loss positions (all rows, rewarded rows)."""
+    """A micro batch on the device."""
 
     student: Rows
     teacher: Rows | None
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
+    share_P: Tensor  # what a position counts in the divergence: see `shares`
     advantage_P: Tensor
     behaviour_P: Tensor
     rewarded_P: Tensor
@@ -52,7 +53,13 @@ class Batch:
     replay_P: Tensor
 
 
-def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, teacher: bool = True) -> Batch:
+def shares(row: Sequence, prompt_weight: float) -> list[float]:
+    """What each token of the completion counts in the divergence: `prompt_weight` on x, 1 on y."""
+    return [prompt_weight] * row.x_length + [1.0] * (len(row.completion_T) - row.x_length)
+
+
+def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, teacher: bool = True,
+            prompt_weight: float = 1.0) -> Batch:
     """Builds the tensors of a micro batch from its rows; every row needs a non-empty prompt and completion."""
     completions = [r.completion_T for r in rows_B]
 
@@ -66,6 +73,7 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         teacher=Rows.of([r.teacher_T or r.prompt_T for r in rows_B], completions, pad, device) if teacher else None,
         token_P=torch.tensor([t for c in completions for t in c], device=device),
         weight_P=spread(weights_B),
+        share_P=torch.tensor([share for r in rows_B for share in shares(r, prompt_weight)], device=device),
         advantage_P=spread([r.advantage or 0.0 for r in rows_B]),
         behaviour_P=torch.tensor([p for row in known for p in row], dtype=torch.float32, device=device),
         rewarded_P=spread([float(r.advantage is not None) for r in rows_B]) * spread(weights_B),
@@ -106,7 +114,7 @@ class Seeding(nn.Module):
         div_P, logp_P = seeding_terms(self.model.lm_head, teacher_PD, student_PD, batch.token_P, kind=s.divergence,
                                       beta=s.beta, chunk=s.logit_chunk)
         policy_P = imitation(logp_P, batch.behaviour_P, batch.advantage_P, s.is_cap)
-        loss = l_ks(div_P * batch.weight_P, policy_P, batch.rewarded_P, s.alpha, positions, rewarded)
+        loss = l_ks(div_P * batch.weight_P * batch.share_P, policy_P, batch.rewarded_P, s.alpha, positions, rewarded)
         return loss, self._sums(batch, div_P.detach(), policy_P.detach(), logp_P.detach())
 
     def _sums(self, batch: Batch, div_P: Tensor, policy_P: Tensor, logp_P: Tensor) -> dict[str, Tensor]:

@@ -88,6 +88,8 @@ class Sleep:
     divergence: str = key("forward_kl", "Div(T||S) over the full vocabulary",
                           choices=("forward_kl", "reverse_kl", "jsd"))
     beta: float = key(0.5, "beta of the generalised JSD, inside (0, 1)", low=0, high=1)
+    prompt_weight: float = key(0.2, "weight of the divergence on a written sequence's own prompt x (1 on its answer y); "
+                                    "above 0, so that what was written can be written again", low=0, high=1)
     group: int = key(4, "student completions per prefix (group-relative advantage)", low=2)
     prefix_min: float = key(0.1, "shortest imitation prefix, as a share of the teacher's sequence", low=0, high=1)
     prefix_max: float = key(0.7, "longest imitation prefix, as a share of the teacher's sequence", low=0, high=1)

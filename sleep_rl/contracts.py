@@ -222,6 +222,7 @@ class Sequence:
     advantage: float | None = None
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # written without a document; only for the metrics
+    x_length: int = 0  # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
 
 
 Metrics = dict[str, float]

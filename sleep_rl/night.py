@@ -64,7 +64,7 @@ class Night:
         if config.sleep.alpha < 1 and samples:
             rewards, self.rewards = self.life.crew.score(pairs_of(prefixes, samples, config.sleep.group))
             self.life.count_failures("reward", rewards)
-        groups = student_rows(prefixes, samples, rewards, config)
+        groups = student_rows(texts, prefixes, samples, rewards, config)
         new = shares.groups_new * steps
         self.groups_new, self.groups_replay = groups[:new], groups[new:]
 
@@ -124,6 +124,11 @@ class Prefix:
     @property
     def rest_T(self) -> Ids:
         return self.written.sequence_T[self.length :]
+
+    def x_length(self, texts: Texts, completion_T: Ids) -> int:
+        """Tokens of a continuation that still belong to the prompt x."""
+        end = texts.x_length(self.begun_T + completion_T)
+        return len(completion_T) if end is None else max(end - self.length, 0)
 
 
 def writing_requests(texts: Texts, documents: tuple[Document, ...], config: Config,
@@ -205,7 +210,7 @@ def pairs_of(prefixes: list[Prefix], samples_N: list[Sample | Failure], group: i
             for i, s in enumerate(samples_N)]
 
 
-def student_rows(prefixes: list[Prefix], samples_N: list[Sample | Failure],
+def student_rows(texts: Texts, prefixes: list[Prefix], samples_N: list[Sample | Failure],
                  rewards_N: list[float | Failure] | None, config: Config) -> list[list[Sequence]]:
     """One group of rows per prefix: both terms of equation 6 on the same student samples. A failed sample has no row;
     one whose reward failed has no advantage. `rewards_N` None: imitation is off."""
@@ -217,7 +222,8 @@ def student_rows(prefixes: list[Prefix], samples_N: list[Sample | Failure],
                       else [None] * size)
         rows = [Sequence(prompt_T=sample.context_T + sample.prompt_T, completion_T=sample.completion_T,
                          teacher_T=prefix.written.context_T + sample.prompt_T, advantage=advantage,
-                         behaviour_T=sample.logprobs_T, replay=prefix.written.replay)
+                         behaviour_T=sample.logprobs_T, replay=prefix.written.replay,
+                         x_length=prefix.x_length(texts, sample.completion_T))
                 for sample, advantage in zip(samples_N[mine], advantages, strict=True) if not isinstance(sample, Failure)]
         groups.append(rows)
     return groups
@@ -226,11 +232,12 @@ def student_rows(prefixes: list[Prefix], samples_N: list[Sample | Failure],
 def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     """Self-replay of reading: teacher and student both have the document in front. Without it the new expert wears
     down what the model does with its context, and later teachers write worse (measured: README)."""
-    return [Sequence(prompt_T=w.context_T + texts.opener, completion_T=w.sequence_T, replay=True) for w in written]
+    return [Sequence(prompt_T=w.context_T + texts.opener, completion_T=w.sequence_T, replay=True,
+                     x_length=texts.x_length(w.sequence_T) or 0) for w in written]
 
 
 def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     """Rows on the teacher's own sequences, questions included: what is written can be written again (self-replay)."""
     start = texts.context(None) + texts.opener
-    return [Sequence(prompt_T=start, completion_T=w.sequence_T, teacher_T=w.context_T + texts.opener, replay=w.replay)
-            for w in written]
+    return [Sequence(prompt_T=start, completion_T=w.sequence_T, teacher_T=w.context_T + texts.opener, replay=w.replay,
+                     x_length=texts.x_length(w.sequence_T) or 0) for w in written]

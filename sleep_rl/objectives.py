@@ -77,8 +77,8 @@ def l_ks(divergence_P: Tensor, policy_P: Tensor, rewarded_P: Tensor, alpha: floa
          rewarded: Tensor) -> Tensor:
     """Scalar -J_KS: alpha mean(divergence) + (1-alpha) mean(policy loss over rewarded positions) (equation 6).
 
-    `positions` and `rewarded` are the global counts that the sums are divided by (over micro batches and ranks);
-    a count of zero counts as one.
+    `positions` (the weights of the divergences, summed) and `rewarded` (a count) are what the sums are divided by, over
+    all micro batches and ranks; less than one counts as one.
     """
     seed = divergence_P.sum() / positions.clamp(min=1)
     imitate = (policy_P * rewarded_P).sum() / rewarded.clamp(min=1)

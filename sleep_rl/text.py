@@ -43,12 +43,16 @@ class Texts:
 
     def split(self, written_T: Ids) -> tuple[Ids, Ids] | None:
         """A written sequence as (x with marker, y), or None when it has no marker or nothing behind it but eos."""
+        end = self.x_length(written_T)
+        if end is None or end == len(written_T):
+            return None
+        return (written_T[:end], written_T[end:]) if written_T[end:] != self.eos else None
+
+    def x_length(self, written_T: Ids) -> int | None:
+        """Tokens up to and with the first marker, None where there is none."""
         width = len(self.marker)
-        for end in range(width, len(written_T)):
-            if written_T[end - width : end] == self.marker:
-                answer = written_T[end:]
-                return (written_T[:end], answer) if answer != self.eos else None
-        return None
+        ends = (end for end in range(width, len(written_T) + 1) if written_T[end - width : end] == self.marker)
+        return next(ends, None)
 
     def baseline(self, text: Text) -> tuple[Ids, Ids]:
         """(prompt, completion) of a baseline's training row; the completion ends with eos."""

@@ -19,7 +19,7 @@ task.world: days people_per_day known_people
 task.classify: path days classes_per_day examples_per_document order_seed test_per_class base_text
 model: base dtype levels experts d_low top_k
 wake: chunk lr
-sleep: steps steps_per_round batch replay reading on_policy alpha divergence beta group prefix_min prefix_max
+sleep: steps steps_per_round batch replay reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
 sleep: scale_advantage
 sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit_chunk expansion reset
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus

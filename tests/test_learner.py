@@ -18,7 +18,8 @@ ROWS = [
     Sequence((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
     Sequence((5, 6), (7, 8, 1), replay=True),
     Sequence((5, 6, 7), (30, 31, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=1.0, behaviour_T=(-5.0, -6.0, -7.0)),
-    Sequence((5, 6, 7), (32, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=-1.0, behaviour_T=(-5.5, -3.0)),
+    Sequence((5, 6, 7), (32, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=-1.0, behaviour_T=(-5.5, -3.0),
+             x_length=1),
 ]
 DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50, 70, 90)]
 
@@ -43,15 +44,16 @@ def logprobs(model, view, prompt, completion):
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def slow_l_ks(model, rows, alpha, cap=2.0):
+def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_weight):
     """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by sequence, token by token."""
     divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
         teacher = logprobs(model, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
         for t, token in enumerate(row.completion_T):
-            divergence = divergence + (teacher[t].exp() * (teacher[t] - student[t])).sum()
-            positions += 1
+            share = prompt_weight if t < row.x_length else 1.0
+            divergence = divergence + share * (teacher[t].exp() * (teacher[t] - student[t])).sum()
+            positions += share
             if row.advantage is not None:
                 weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)
                 policy = policy - weight * row.advantage * student[t, token]

@@ -132,13 +132,13 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
     pairs = pairs_of(prefixes, samples, 2)
     assert pairs[0].student_T == samples[0].completion_T and pairs[0].teacher_T == (21, 22, 2)
     assert pairs[2].teacher_T == (2,) and isinstance(pairs[3], Failure)
-    groups = student_rows(prefixes, samples, [1.0, 0.0, 0.5, Failure("late")], config)
+    groups = student_rows(texts, prefixes, samples, [1.0, 0.0, 0.5, Failure("late")], config)
     assert [len(g) for g in groups] == [2, 1]
     first = groups[0][0]
     assert first.prompt_T == (1,) + texts.opener + (20,) and first.teacher_T == document + texts.opener + (20,)
     assert [r.advantage for r in groups[0]] == [0.5, -0.5] and first.behaviour_T == samples[0].logprobs_T
     assert groups[1][0].advantage is None and groups[1][0].replay and not first.replay  # one reward has no group
-    assert [r.advantage for r in student_rows(prefixes, samples, None, config)[0]] == [None, None]
+    assert [r.advantage for r in student_rows(texts, prefixes, samples, None, config)[0]] == [None, None]
 
 
 def test_teacher_rows_hide_the_document_from_the_student(texts):
