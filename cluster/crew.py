@@ -113,7 +113,8 @@ def _learners(backend: Backend, config: Config, checkpoint: str, base: str, prob
     v = config.learners
     kwargs = {"checkpoint": checkpoint, "config": config, "probe_T": probe_T, "base": base}
     env = {"OMP_NUM_THREADS": str(v.threads), "DS_ACCELERATOR": "cuda" if v.gpus else "cpu",
-           "OMP_WAIT_POLICY": "PASSIVE"}  # threads that spin while they wait take the cores that the rollouts need
+           "GOMP_SPINCOUNT": "30000"}  # wait awake for about 30 us: asleep, every small operation waits for its threads;
+    # longer, and threads that only wait take the cores that the rollouts need
     return backend.spawn_ranks("learners.learner:LearnerWorker", kwargs, name="learner", world_size=v.world_size,
                                cpus=v.cpus, gpus=v.gpus, env=env)
 

@@ -21,6 +21,7 @@ from sleep_rl.evaluate import evaluate as ask
 from sleep_rl.life import Life
 from sleep_rl.loading import dump
 from sleep_rl.metrics import Journal
+from sleep_rl.rehearsal import Index
 from sleep_rl.report import write_report
 from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
@@ -103,7 +104,8 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
                            learners=learners)
-        yield Life(crew, task, texts, config, journal, console, str(folder))
+        yield Life(crew, task, texts, config, journal, console, str(folder),
+                   Index(config.sleep.rehearse_by == "divergence"))
         crew.close()
 
 

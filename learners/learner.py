@@ -11,13 +11,15 @@ import torch
 from safetensors import SafetensorError
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
+from learners.places import Order
 from learners.seeding import Rows, Seeding, collate, shares
+from learners.wake import Chunks
 from sleep_rl import modeling
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, InputError, Metrics, RunError, Sequence, Weights
 from sleep_rl.digest import digest
-from sleep_rl.memory import (BASE_SLOT, FRESH, ACTIVE, LOCKED, PARTS, Expert, MemoryLevel, Patch, commit, discard,
-                             init_slots, level_number, memory_levels, tensors_of, view_of)
+from sleep_rl.memory import (ACTIVE, BASE_SLOT, LOCKED, PARTS, Expert, MemoryLevel, commit, discard, init_slots,
+                             level_number, memory_levels, patch, tensors_of)
 from sleep_rl.objectives import token_logprobs
 
 
@@ -47,110 +49,52 @@ class LearnerWorker:
         self.engine = Engine(self.module, plastic, options)
         self.levels = memory_levels(self.model)
         self.probe_T = probe_T
-        self.pending: dict[str, Expert] | None = None  # sum of eta_t f(theta; x_t) over the open chunk (equation 2)
+        self.chunks = Chunks(self.module, lr=config.wake.lr, logit_chunk=config.sleep.logit_chunk, rank=self.rank,
+                             world=self.world)
+        self.order = Order()
+        self.generator = torch.Generator().manual_seed(config.run.seed)  # of experts that are used again
         self.slot: int | None = None
-        self.kept: dict[str, dict[str, torch.Tensor]] = {}
+        self.due: tuple[int, ...] = ()
+        self.emptied: dict[str, list[int]] = {}  # level name -> slots that are reset when the night is committed
+        self.kept: dict[str, tuple] = {}
         self._digests: dict[str, str] = {}  # of the stored tensors, by key
 
     # ------------------------------------------------------------------------------------------------------- wake
 
     def wake(self, documents_N: list[tuple[int, ...]]) -> Metrics:
-        """Wake steps over a day's documents: level 1's own weights move by equation 2 after every full chunk.
-
-        The last chunk (full or partial) is due at the night and stays pending: `open_night` makes it prospective.
-        """
-        size, losses = self.config.wake.chunk, []
-        chunks = [documents_N[i : i + size] for i in range(0, len(documents_N), size)]
-        for chunk in chunks:
-            self._apply_pending()
-            losses.append(self._accumulate(chunk))
-        return {"loss": sum(losses) / max(len(documents_N), 1), "updates": float(len(chunks))}
-
-    def _accumulate(self, chunk_N: list[tuple[int, ...]]) -> float:
-        """Gradients of one chunk, summed (not averaged) over its steps; within it the weights do not change."""
-        mine = chunk_N[self.rank :: self.world]
-        own = {name: Expert(*(getattr(v, p)[BASE_SLOT] for p in PARTS)) for name, v in self._of_level(1).items()}
-        total = torch.zeros((), device=self.device)
-        self._patch({name: {BASE_SLOT: expert} for name, expert in own.items()})
-        try:
-            for document in mine:
-                rows = Rows.of([document[:1]], [document[1:]], self.pad, self.device)
-                token_P = torch.tensor(document[1:], device=self.device)
-                hidden_PD = self.module.hidden(rows, STUDENT)
-                logp_P = token_logprobs(self.model.lm_head, hidden_PD, token_P, self.config.sleep.logit_chunk)
-                (-logp_P.mean()).backward()
-                total += -logp_P.detach().mean()
-        finally:
-            discard(self.model)
-        self.pending = {} if self.config.wake.lr > 0 else None
-        for name, expert in own.items() if self.pending is not None else ():
-            for parameter in expert.parameters():
-                grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                if self.world > 1:
-                    torch.distributed.all_reduce(grad)
-                parameter.data = self.config.wake.lr * grad
-            self.pending[name] = expert
-        loss = reduce_sum({"loss": total})["loss"]
-        if not math.isfinite(loss):
-            raise RunError(f"wake: the loss is {loss}; lower wake.lr")
-        return loss
-
-    def _apply_pending(self) -> None:
-        """theta(i+1) = theta(i) - sum of the chunk (equation 2)."""
-        if self.pending is None:
-            return
-        self._patch({name: {BASE_SLOT: own} for name, own in self._prospective().items()})
-        commit(self.model)
-        self.pending = None
-        self._digests.clear()
-
-    def _prospective(self) -> dict[str, Expert]:
-        """theta_new of level 1's own weights, not applied (paper.md section 3 a)."""
-        out = {}
-        for name, change in (self.pending or {}).items():
-            level = self.levels[name]
-            out[name] = Expert(*(getattr(level, p)[BASE_SLOT] - getattr(change, p).detach() for p in PARTS))
-            out[name].requires_grad_(False)
-        return out
+        """One wake step per document: its gradients join the open chunk of every level (equation 2)."""
+        return {"loss": self.chunks.add(documents_N, self.pad, self.device), "updates": float(len(documents_N))}
 
     # ------------------------------------------------------------------------------------------------------ night
 
-    def open_night(self, level: int) -> int:
-        """Forms the student: prospective own weights, and the next LOCKED expert of `level` unlocked (FRESH).
+    def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
+        """Forms teacher and student of the consolidation into level `receiver` (paper.md section 3 a).
 
-        Raises InputError when every expert is in use. Returns the expert's slot.
+        The student has the prospective own weights of the levels in `due`, the sender's experts already reset (level
+        receiver - 1; the context window sends into level 1), and one more expert of the receiver. Raises InputError
+        when the receiver is full and `on_full` (default: sleep.on_full) is error. Returns the new expert's slot.
         """
-        receivers = self._of_level(level)
-        self.slot = self._next_slot(next(iter(receivers.values())), level)
-        prospective = self._prospective()
+        receivers = self._of_level(receiver)
+        states = next(iter(receivers.values())).state.tolist()
+        place = self.order.place(receiver, states, self.config.sleep, on_full or self.config.sleep.on_full)
+        self.slot, self.due = place.slot, due
+        senders = self._of_level(receiver - 1) if self.config.sleep.reset else {}
+        rows: dict[str, dict[int, Expert]] = {name: {BASE_SLOT: own} for name, own in self.chunks.prospective(due).items()}
         values = []
-        rows: dict[str, dict[int, Expert]] = {name: {BASE_SLOT: own} for name, own in prospective.items()}
-        for plastic, (name, receiver) in zip(self.module.plastic, receivers.items(), strict=True):
-            values += [getattr(receiver, part)[self.slot] for part in PARTS]
+        for plastic, (name, level) in zip(self.module.plastic, receivers.items(), strict=True):
+            values += place.start(level, self.generator)
             rows.setdefault(name, {})[self.slot] = plastic
         self.engine.reset(values)
-        self._patch(rows)
+        patch(self.model, rows, emptied=senders)
+        for name in receivers if place.absorbed else ():
+            self.levels[name].patch.state_S[place.absorbed] = LOCKED
+        self.emptied = {name: list(range(1, level.slots)) for name, level in senders.items()}
+        self.emptied |= {name: [place.absorbed] for name in receivers if place.absorbed}
         return self.slot
 
-    def _next_slot(self, level: MemoryLevel, number: int) -> int:
-        states = level.state.tolist()
-        used = [s for s in range(1, level.slots) if states[s] != LOCKED]
-        if not self.config.sleep.expansion and used:
-            return used[-1]
-        free = [s for s in range(1, level.slots) if states[s] == LOCKED]
-        if not free:
-            raise InputError(f"level {number}: all {level.slots - 1} experts are in use; allowed nights are at most "
-                             "model.experts")
-        return free[0]
-
-    def _patch(self, rows: dict[str, dict[int, Expert]]) -> None:
-        """Sets the student of each level: a patched slot is FRESH there."""
-        for name, experts in rows.items():
-            level = self.levels[name]
-            state = level.state.clone()
-            state[list(experts)] = FRESH
-            level.patch = Patch(state, experts)
-            level.refresh()
+    def experts(self, level: int) -> int:
+        """Unlocked consolidation experts of a level."""
+        return sum(s != LOCKED for s in next(iter(self._of_level(level).values())).state.tolist()[1:])
 
     def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step on L_KS over `batch_N` (all ranks' rows; each takes its share)."""
@@ -186,41 +130,54 @@ class LearnerWorker:
         rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, torch.Tensor] = {}
+        rows_N = torch.zeros(len(batch_N), device=self.device)
         micros = self._micro_batches(batch_N)
-        for i, (rows, weights) in enumerate(micros):
+        for i, (rows, weights, numbers) in enumerate(micros):
             batch = collate(rows, weights, self.pad, self.device, teacher=seeding, prompt_weight=weight)
             loss, parts = self.engine(batch, *counts, seeding)
             # DeepSpeed averages gradients over ranks; the counts are already global.
             self.engine.backward(loss * self.world, last=i == len(micros) - 1)
+            if seeding:
+                rows_N[numbers] = parts.pop("rows")[: len(numbers)]
             for name, value in {**parts, "loss": loss.detach()}.items():
                 old = sums.get(name, torch.zeros_like(value))
                 sums[name] = torch.maximum(old, value) if name == "ratio_max" else old + value
         totals = reduce_sum(sums, maxima=("ratio_max",))
+        if self.world > 1:
+            torch.distributed.all_reduce(rows_N)
+        self.rows_N = rows_N
         if not math.isfinite(totals["loss"]):
             raise RunError(f"learner: the loss is {totals['loss']} (lr {lr:.2g}); nothing of this night was applied")
         totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(tokens),
                       sequences=float(len(batch_N)), seconds=time.perf_counter() - began)
         return _averages(totals, rewarded)
 
-    def _micro_batches(self, batch_N: list[Sequence]) -> list[tuple[list[Sequence], list[float]]]:
-        """This rank's rows in micro batches, short ones first: rows of like length are padded little. Every rank gets
-        equally many: collectives run in each backward pass."""
+    def _micro_batches(self, batch_N: list[Sequence]) -> list[tuple[list[Sequence], list[float], list[int]]]:
+        """This rank's rows in micro batches (rows, weights, places in the batch), short ones first: rows of like length
+        are padded little. Every rank gets equally many: collectives run in each backward pass."""
         size = self.config.learners.micro_batch
         share = math.ceil(len(batch_N) / self.world)
-        mine = sorted(batch_N[self.rank :: self.world], key=_read)
-        weights = [1.0] * len(mine)
-        while len(mine) < share:  # filler that counts nothing
-            mine, weights = mine + batch_N[:1], weights + [0.0]
-        return [(mine[i : i + size], weights[i : i + size]) for i in range(0, share, size)]
+        places = sorted(range(self.rank, len(batch_N), self.world), key=lambda n: _read(batch_N[n]))
+        fill = share - len(places)  # filler counts nothing
+        rows, weights = [batch_N[n] for n in places] + batch_N[:1] * fill, [1.0] * len(places) + [0.0] * fill
+        return [(rows[i : i + size], weights[i : i + size], places[i : i + size]) for i in range(0, share, size)]
+
+    def row_divergence(self) -> list[float]:
+        """Divergence on the answer y of each row of the last `seed_step`, in order, nats per token."""
+        return self.rows_N.tolist()
 
     def close_night(self, commit_night: bool) -> None:
         """Update: the student becomes the stored state; or everything stays as it was before the night."""
         if commit_night:
             with self.engine.whole():
                 commit(self.model)
+            for name, slots in self.emptied.items():  # unlocked again, they begin as the identity
+                init_slots(self.levels[name], slots, self.generator)
+            self.chunks.drop(self.due)
+            self.order.commit()
         else:
             discard(self.model)
-        self.pending, self.slot = None, None
+        self.slot, self.due, self.emptied = None, (), {}
         self._digests.clear()
 
     # ------------------------------------------------------------------------------------------------- in and out
@@ -257,13 +214,17 @@ class LearnerWorker:
 
     def keep(self, tag: str) -> None:
         """Remembers the stored memory under `tag`: the lives of sleep and of the baselines share one learner."""
-        self.kept[tag] = {k: v.detach().clone() for k, v in self.model.state_dict().items() if ".memory." in k}
+        memory = {k: v.detach().clone() for k, v in self.model.state_dict().items() if ".memory." in k}
+        self.kept[tag] = memory, self.chunks.state(), self.order.state()
 
     def use(self, tag: str) -> None:
-        """Puts the memory kept under `tag` back; an open night or chunk is dropped."""
+        """Puts the memory kept under `tag` back, with its open chunks; an open night is dropped."""
         discard(self.model)
-        self.model.load_state_dict(self.kept[tag], strict=False)
-        self.pending, self.slot = None, None
+        memory, chunks, order = self.kept[tag]
+        self.model.load_state_dict(memory, strict=False)
+        self.chunks.restore(chunks)
+        self.order.restore(order)
+        self.slot, self.due, self.emptied = None, (), {}
         self._digests.clear()
         for level in self.levels.values():
             level.refresh()

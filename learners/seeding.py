@@ -51,6 +51,8 @@ class Batch:
     rewarded_P: Tensor
     stale_P: Tensor  # 1 where the sampler's log-probability is known
     replay_P: Tensor
+    answer_P: Tensor  # 1 on the answer y
+    row_P: Tensor  # which row of the micro batch
 
 
 def shares(row: Sequence, prompt_weight: float) -> list[float]:
@@ -79,6 +81,8 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         rewarded_P=spread([float(r.advantage is not None) for r in rows_B]) * spread(weights_B),
         stale_P=spread([float(bool(r.behaviour_T)) for r in rows_B]) * spread(weights_B),
         replay_P=spread([float(r.replay) for r in rows_B]),
+        answer_P=torch.tensor([share for r in rows_B for share in shares(r, 0.0)], device=device),
+        row_P=torch.tensor([b for b, c in enumerate(completions) for _ in c], device=device),
     )
 
 
@@ -120,7 +124,11 @@ class Seeding(nn.Module):
     def _sums(self, batch: Batch, div_P: Tensor, policy_P: Tensor, logp_P: Tensor) -> dict[str, Tensor]:
         weight_P, replay_P = batch.weight_P, batch.replay_P
         ratio_P = importance(logp_P, batch.behaviour_P, float("inf")) * batch.stale_P
+        count = int(batch.row_P.max()) + 1
+        answers_B, sums_B = (torch.zeros(count, device=div_P.device).index_add(0, batch.row_P, value)
+                             for value in (batch.answer_P, div_P * batch.answer_P))
         return {
+            "rows": sums_B / answers_B.clamp(min=1),
             "divergence_sum": (div_P * weight_P * (1 - replay_P)).sum(),
             "divergence_count": (weight_P * (1 - replay_P)).sum(),
             "replay_sum": (div_P * weight_P * replay_P).sum(),

@@ -51,7 +51,7 @@ def train(life: Life, method: str, day: str, texts: list[Text], steps: int) -> N
     rng, batch = random.Random(f"{method} {day} {life.config.run.seed}"), life.config.sleep.batch
     rows = [Sequence(*life.texts.baseline(text)) for text in texts]
     queue: list[Sequence] = []
-    life.crew.learn.open_night(1)
+    life.crew.learn.open_night(1, on_full="newest")
     with life.console.phase(f"{method}: {day}", total=steps) as tick:
         for step in range(steps):
             while len(queue) < batch:

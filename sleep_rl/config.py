@@ -60,17 +60,23 @@ class Model:
     base: str | None = key(None, "path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
                                  "checkpoint; null: the task's own small base")
     dtype: str = key("float32", "weights and activations", choices=("float32", "bfloat16"))
-    levels: int = key(1, "memory levels k; level 1 is the fastest", low=1, high=1)
+    chunks: list = key([1], "C(1..k) of the k memory levels, fastest first, in nights: level l moves into level l+1 "
+                            "and its own weights are updated every C(l) nights; each a multiple of the one before")
     experts: int = key(5, "consolidation experts preallocated per level and layer (one night unlocks one)", low=1)
     d_low: int = key(64, "rank of an expert: A in R^(d x d_low), B in R^(d_low x d)", low=1)
     top_k: int = key(5, "experts that the router lets through per token; below the number of unlocked experts the "
                         "routing is sparse", low=1)
 
+    @property
+    def levels(self) -> int:
+        """k, the number of memory levels."""
+        return len(self.chunks)
+
 
 @dataclass(frozen=True)
 class Wake:
-    chunk: int = key(4, "C(1): wake steps (documents) per update of level 1 (equation 2)", low=1)
-    lr: float = key(1e-3, "eta of equation 2; the gradients of a chunk are summed; 0 switches wake updates off", low=0)
+    lr: float = key(1e-3, "eta of equation 2; a level's gradients are summed over its chunk, one per document; 0 switches "
+                          "wake updates off", low=0)
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,12 @@ class Sleep:
     steps_per_round: int = key(20, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
+    rehearse: float = key(0.5, "share of self-replay that answers the prompts which the teacher wrote in past nights; the "
+                               "rest is written from nothing", low=0, high=1)
+    rehearse_written: int = key(1000, "answers to such prompts that the teacher writes per night", low=1)
+    rehearse_prompts: int = key(500, "prompts kept per night: those that were written most often", low=1)
+    rehearse_by: str = key("divergence", "which prompts: those the student has not yet taken over, or all alike",
+                           choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
                        low=0)
     on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
@@ -104,8 +116,10 @@ class Sleep:
     warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
     grad_clip: float = key(1.0, "largest gradient norm", above=0)
     logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
+    on_full: str = key("error", "when every expert of the receiving level is in use: refuse, merge the two oldest and the "
+                                "night into one, or give up the oldest", choices=("error", "merge", "recycle_oldest"))
     expansion: bool = key(True, "unlock a new expert each night; false trains the newest one on")
-    reset: bool = key(True, "drop the sender after the night: documents and cached context")
+    reset: bool = key(True, "drop the sender after its consolidation: documents and cached context, or a level's experts")
 
 
 @dataclass(frozen=True)
@@ -196,6 +210,32 @@ class Config:
     def nights(self) -> int:
         return getattr(self.task, self.task.name).days
 
+    @property
+    def consolidations(self) -> list[tuple[int, int]]:
+        """(night, sender) of every consolidation of the life, in order; sender 0 is the context window.
+
+        Slow to fast, so that a receiver is emptied before it receives; the slowest level sends nothing.
+        """
+        held, out = [0] * (self.model.levels + 1), []
+        for night in range(1, self.nights + 1):
+            for sender in range(self.model.levels - 1, -1, -1):
+                due = sender == 0 or (night % self.model.chunks[sender - 1] == 0 and held[sender] > 0)
+                if due:
+                    out.append((night, sender))
+                    held[sender + 1] += 1
+                    held[sender] = 0 if self.sleep.reset else held[sender]
+        return out
+
+    @property
+    def most_experts(self) -> list[int]:
+        """The most experts that each level holds at once, if every consolidation unlocks one."""
+        held, most = [0] * (self.model.levels + 1), [0] * (self.model.levels + 1)
+        for _, sender in self.consolidations:
+            held[sender + 1] += 1
+            most[sender + 1] = max(most[sender + 1], held[sender + 1])
+            held[sender] = 0 if self.sleep.reset else held[sender]
+        return most[1:]
+
 
 def check(config: Config) -> None:
     """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
@@ -205,9 +245,13 @@ def check(config: Config) -> None:
         if broken:
             raise InputError(what)
 
-    refuse(s.expansion and config.nights > m.experts,
-           f"task.{config.task.name}.days: at most model.experts = {m.experts} nights can unlock an expert, "
-           f"got {config.nights}")
+    whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
+    refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
+           "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))
+    for level, most in enumerate(config.most_experts, start=1):
+        refuse(s.expansion and s.on_full == "error" and most > m.experts,
+               f"model.experts: level {level} takes in {most} experts until it is reset (sleep.reset, model.chunks = "
+               f"{m.chunks}, {config.nights} nights), or choose another sleep.on_full; got {m.experts}")
     refuse(s.prefix_min > s.prefix_max,
            f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}")
     refuse(s.divergence == "jsd" and not 0 < s.beta < 1,

@@ -233,19 +233,26 @@ class Learner(Protocol):
     """Changes weights: `learners/learner.py`. One process of a DeepSpeed group; every rank gets every call."""
 
     def wake(self, documents_N: list[tuple[int, ...]]) -> Metrics:
-        """One wake step per document (equation 2); the chunk that is due at the night stays prospective."""
+        """One wake step per document: its gradients join the open chunk of every level (equation 2)."""
 
-    def open_night(self, level: int) -> int:
-        """Compute: forms the prospective weights, unlocks the next expert of `level`; returns its index."""
+    def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
+        """Compute: forms the prospective own weights of the levels in `due` and the sender's reset, and unlocks the
+        next expert of level `receiver` (what else when it is full: `on_full`); returns its slot."""
+
+    def experts(self, level: int) -> int:
+        """Unlocked consolidation experts of a level."""
 
     def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step on L_KS (equations 3 to 6). Raises RunError on a loss that is not finite."""
+
+    def row_divergence(self) -> list[float]:
+        """Divergence on the answer y of each row of the last `seed_step`, in order, nats per token."""
 
     def sft_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step of cross entropy on the completions: the baselines."""
 
     def close_night(self, commit_night: bool) -> None:
-        """Update: applies the prospective weights and keeps the new expert, or leaves everything as before."""
+        """Update: applies the prospective weights, resets the sender's experts and keeps the new one; or nothing."""
 
     def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
         """The state of `view` (TEACHER or STUDENT) under `name`; tensors only where `have` (key -> digest) differs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 from sleep_rl import baselines
+from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, Day
 from sleep_rl.evaluate import before_night, evaluate
 from sleep_rl.life import Life
@@ -19,8 +20,7 @@ def live(life: Life) -> None:
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
         before_night(life, day, night)
-        consolidate(life, day, night)
-        reset(life)
+        sleep(life, day, night)
         evaluate(life, after=f"night {night}", lived=night)
         life.save(night)
         baselines.sft(life, day, night)
@@ -28,30 +28,48 @@ def live(life: Life) -> None:
 
 
 def wake(life: Life, day: Day) -> None:
-    """New data comes in: it stands in the context window, and level 1's own weights take it in by equation 2."""
+    """New data comes in: it stands in the context window, and its gradients join every level's chunk (equation 2)."""
     with life.timed("wake", day=day.name, step=len(day.documents)) as record:
         record |= life.crew.learn.wake([life.texts.document(d) for d in day.documents])
 
 
-def consolidate(life: Life, day: Day, night: int) -> None:
-    """Knowledge Seeding from the context window into level 1: the teacher has the documents, the student has not."""
+def sleep(life: Life, day: Day, night: int) -> None:
+    """Every level that is due moves into the next slower one, slow to fast: a receiver is emptied before it receives.
+    Last of all the context window, which holds the day's documents, moves into level 1."""
+    updates = set(due(life.config, night))
+    for sender in senders(life.config, night):
+        mine = updates if sender == 0 else updates & {sender, sender + 1}
+        consolidate(life, night, sender, day if sender == 0 else None, tuple(sorted(mine)))
+        updates -= mine
+    if life.config.sleep.reset:
+        life.crew.forget()  # the documents leave the context window and every cache of it
+
+
+def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple[int, ...]) -> None:
+    """Knowledge Seeding from the sender (0: the context window, whose documents only the teacher has) into the next
+    level (paper.md section 3). `due`: levels whose own weights move by equation 2 with this consolidation."""
     learn, started = life.crew.learn, time.monotonic()
-    learn.open_night(1)  # (a) compute: prospective weights, not applied; and one more expert unlocked
+    learn.open_night(sender + 1, due)  # (a) compute: prospective weights, reset sender, one more expert; not applied
     life.crew.push(TEACHER, TEACHER)
     life.crew.push(STUDENT, STUDENT)
-    data = Night(life, day, night)
-    data.write()  # D ~ T(.|document), and T(.) for self-replay
+    data = Night(life, night, sender, day)
+    data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
     for steps in data.rounds():  # (b) consolidate: minimise L_KS over the new expert
         data.imitate(len(steps))  # y ~ S(.|x) without the document, and r(y)
         for step in steps:
             data.log(step, learn.seed_step(data.batch(), step, life.config.sleep.steps))
+            data.learned(learn.row_divergence())
         life.crew.push(STUDENT, STUDENT)
-    learn.close_night(True)  # (c) update: apply the prospective weights, keep the new expert
+    learn.close_night(True)  # (c) update: apply the prospective weights, reset the sender, keep the new expert
     life.crew.push(TEACHER, TEACHER)
     data.close(time.monotonic() - started)
 
 
-def reset(life: Life) -> None:
-    """Synaptic pruning of the sender: the documents of the day leave the context window and every cache of it."""
-    if life.config.sleep.reset:
-        life.crew.forget()
+def senders(config: Config, night: int) -> list[int]:
+    """Who moves on in a night, slow to fast."""
+    return [sender for n, sender in config.consolidations if n == night]
+
+
+def due(config: Config, night: int) -> list[int]:
+    """Levels whose chunk ends in a night; in the last one every open chunk is flushed."""
+    return [level for level, c in enumerate(config.model.chunks, start=1) if night % c == 0 or night == config.nights]

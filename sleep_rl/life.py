@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Iterator
 
 from sleep_rl.config import Config
 from sleep_rl.console import Console
 from sleep_rl.contracts import Crew, Failure, Request, Sample, Sampling, Task
 from sleep_rl.metrics import Journal
+from sleep_rl.rehearsal import Index
 from sleep_rl.text import Texts
 
 
@@ -26,6 +27,7 @@ class Life:
     journal: Journal
     console: Console
     folder: str
+    index: Index = field(default_factory=Index)
 
     @contextmanager
     def timed(self, kind: str, **values: Any) -> Iterator[dict]:

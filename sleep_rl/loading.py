@@ -205,7 +205,8 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
     if meta["choices"] is not None:
         text = f"one of {', '.join(map(str, meta['choices']))}"
     else:
-        text = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a mapping"}[kinds[0]]
+        text = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a mapping",
+                list: "a list"}[kinds[0]]
         low, high, above = meta["low"], meta["high"], meta["above"]
         if low is not None and high is not None:
             text += f" from {low} to {high}"

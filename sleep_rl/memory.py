@@ -8,6 +8,7 @@ L = d_low, D = d_model, `...` any leading dimensions (batch and time, or vLLM's 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Iterator
 
@@ -179,6 +180,19 @@ class view_of:
     def __exit__(self, *_: object) -> None:
         for level, view in zip(self.levels, self.before, strict=True):
             level.view = view
+
+
+def patch(model: nn.Module, rows: dict[str, dict[int, Expert]], emptied: Collection[str] = ()) -> None:
+    """Forms the student: the given slots (level name -> slot -> expert) hold other weights and are FRESH there, and the
+    `emptied` levels have their consolidation experts LOCKED (the sender's, already reset)."""
+    levels = memory_levels(model)
+    for name in {**rows, **dict.fromkeys(emptied)}:
+        state = levels[name].state.clone()
+        if name in emptied:
+            state[1:] = LOCKED
+        state[list(rows.get(name, ()))] = FRESH
+        levels[name].patch = Patch(state, rows.get(name, {}))
+        levels[name].refresh()
 
 
 @torch.no_grad()

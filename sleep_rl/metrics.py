@@ -29,6 +29,7 @@ METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
 
 _DAY = ("name of the day", "")
 _NIGHT = ("number of the night, from 1", "")
+_SENDER = ("memory level that moves on; 0: the context window", "")
 _SECONDS = ("wall-clock time", "s")
 _STEP, _STEPS = ("optimizer step, within its phase", ""), ("optimizer steps of the phase", "")
 
@@ -37,18 +38,17 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "config": ("every configuration key, without secrets", ""),
         "task": ("what the model lives through", ""),
         "model": ("base checkpoint", ""),
-        "started": ("when the run began", ""),
-        "commit": ("git commit of the code", ""),
-        "seeds": ("random seeds", ""),
+        "started": ("when the run began", ""), "commit": ("git commit of the code", ""), "seeds": ("random seeds", ""),
     },
     "wake": {"day": _DAY, "step": _STEP, "loss": ("cross entropy on the day's documents", "nats/token"),
-             "updates": ("chunks of equation 2", "count"), "seconds": _SECONDS},
-    "written": {"day": _DAY, "night": _NIGHT, "new": ("sequences of D about documents", "count"),
+             "updates": ("gradients that joined the chunks", "count"), "seconds": _SECONDS},
+    "written": {"day": _DAY, "night": _NIGHT, "sender": _SENDER, "new": ("sequences of D about documents", "count"),
+                "rehearsed": ("answers to prompts of past nights", "count"), "prompts": ("prompts kept so far", "count"),
                 "replay": ("sequences of D written without a document", "count"), "failed": ("no sample", "count"),
                 "unfinished": ("left out: no end", "count"), "no_answer": ("left out: no answer", "count"),
                 "examples": ("a few of D", "")},
     "seed": {
-        "day": _DAY, "night": _NIGHT, "step": _STEP, "steps": _STEPS,
+        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "step": _STEP, "steps": _STEPS,
         "loss": ("L_KS: divergence and reward together (equations 3 and 6)", ""),
         "divergence": ("teacher against student on what is new", "nats/token"),
         "divergence_replay": ("teacher against student on self-replay", "nats/token"),
@@ -65,7 +65,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "seconds": _SECONDS,
     },
     "sample": {
-        "day": _DAY, "night": _NIGHT, "round": ("sampling round within the night", ""),
+        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "round": ("sampling round within the night", ""),
         "tokens": ("tokens sampled", "tokens"), "sequences": ("sequences sampled", "count"),
         "failed": ("requests that gave no sample", "count"), "seconds": _SECONDS,
         "tokens_per_second": ("sampling throughput, all rollout workers", "tokens/s"),
@@ -79,7 +79,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "probe_gap": ("largest |log-probability difference| on the probe prompt", "nats"),
     },
     "night": {
-        "day": _DAY, "night": _NIGHT, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
+        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
         "divergence": ("last divergence of the night", "nats/token"),
         "reward_mean": ("last mean reward of the night", ""),
         "tokens_sampled": ("sampled in the night", "tokens"), "tokens_trained": ("trained on in the night", "tokens"),

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Iterator
 
 from sleep_rl.config import Config
@@ -18,47 +18,68 @@ from sleep_rl.text import Ids, Texts
 
 
 class Night:
-    """The material of one night, in the order in which the driver asks for it."""
+    """The material of one consolidation, in the order in which the driver asks for it.
 
-    def __init__(self, life: Life, day: Day, night: int):
-        self.life, self.day, self.night = life, day, night
-        self.shares = Shares.of(life.config)
-        self.rng = random.Random(f"night {life.config.run.seed} {night}")
+    `sender` 0 is the context window: the teacher writes about the documents of `day`. A memory level sends without a
+    day: everything is replayed or rehearsed.
+    """
+
+    def __init__(self, life: Life, night: int, sender: int, day: Day | None):
+        self.life, self.night, self.sender = life, night, sender
+        self.where = {"night": night, "sender": sender, "day": day.name if day else f"level {sender}"}
+        self.documents = day.documents if day else ()
+        config = life.config if day else replace(life.config, sleep=replace(life.config.sleep, replay=1.0))
+        self.config, self.shares = config, Shares.of(config)
+        self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
         self.round = 0
         self.rewards: Metrics = {}
         self.trained = self.sampled = 0.0
         self.last: Metrics = {}
+        self.rows: list[Written] = []  # of the step's batch
 
     def write(self) -> None:
-        """D ~ T: sequences about each document, with it in context, and self-replay without any."""
-        life = self.life
-        with life.console.phase(f"night {self.night}: the teacher writes", total=None):
-            behind, free = writing_requests(life.texts, self.day.documents, life.config, self.night)
-            samples = self._sample(behind, TEACHER, life.config.sleep.min_p) + self._sample(free, TEACHER)
+        """D ~ T: about each document with it in context, answers to rehearsed prompts, and self-replay from nothing."""
+        life, config, seed = self.life, self.config, f"{self.night} {self.sender}"
+        with life.console.phase(f"{self._name}: the teacher writes", total=None):
+            behind, free = writing_requests(life.texts, self.documents, config, seed)
+            prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
+            again = rehearsal_requests(life.texts, prompts, config, seed)
+            samples = self._sample(behind, TEACHER, config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples)
+            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
         new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
-        if (life.config.sleep.replay < 1 and not new) or (life.config.sleep.replay > 0 and not replay):
-            raise RunError(f"night {self.night}: the teacher wrote {len(new)} readable sequences about documents and "
+        left = {k: v + unanswered[k] for k, v in left.items()}
+        if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
+            raise RunError(f"{self._name}: the teacher wrote {len(new)} readable sequences about documents and "
                            f"{len(replay)} without; left out: {left}")
-        life.journal.log("written", day=self.day.name, night=self.night, new=len(new), replay=len(replay),
-                         **{k.replace(" ", "_"): v for k, v in left.items()},
-                         examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3]])
-        self.new, self.replay = Draw(new, self.rng), Draw(replay, self.rng)
+        life.journal.log("written", **self.where, new=len(new), replay=len(replay), rehearsed=len(answers),
+                         prompts=len(life.index.prompts), **{k.replace(" ", "_"): v for k, v in left.items()},
+                         examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]])
+        self.new, self.free = Draw(new, self.rng), Draw(replay, self.rng)
+        self.again = Weighted(answers, self.rng, life)
+
+    @property
+    def _name(self) -> str:
+        return f"night {self.night}" + (f", level {self.sender} to {self.sender + 1}" if self.sender else "")
+
+    def _replay(self, count: int) -> list[Written]:
+        """Self-replay: a share of it rehearsed, as far as there is anything to rehearse."""
+        again = self.again.take(round(self.config.sleep.rehearse * count))
+        return again + self.free.take(count - len(again))
 
     def rounds(self) -> Iterator[range]:
         """The night's steps in rounds; the student is pushed after each, so samples are at most a round old."""
-        steps, size = self.life.config.sleep.steps, self.life.config.sleep.steps_per_round
-        with self.life.console.phase(f"night {self.night}: seeding", total=steps) as self.tick:
+        steps, size = self.config.sleep.steps, self.config.sleep.steps_per_round
+        with self.life.console.phase(f"{self._name}: seeding", total=steps) as self.tick:
             for start in range(0, steps, size):
                 yield range(start, min(start + size, steps))
                 self.round += 1
 
     def imitate(self, steps: int) -> None:
         """y ~ S(.|x) for the coming `steps`, and their rewards (equations 4 and 5)."""
-        config, texts, shares = self.life.config, self.life.texts, self.shares
-        prefixes = [cut(w, config, self.rng) for draw, count in ((self.new, shares.groups_new),
-                                                                 (self.replay, shares.groups_replay))
-                    for w in draw.take(count * steps)]
+        config, texts, shares = self.config, self.life.texts, self.shares
+        taken = self.new.take(shares.groups_new * steps) + self._replay(shares.groups_replay * steps)
+        prefixes = [cut(w, config, self.rng) for w in taken]
         samples = self._sample(continuation_requests(texts, prefixes, config, self.rng), STUDENT)
         rewards = None
         if config.sleep.alpha < 1 and samples:
@@ -74,29 +95,37 @@ class Night:
         rows = [row for groups, count in ((self.groups_new, shares.groups_new),
                                           (self.groups_replay, shares.groups_replay))
                 for _ in range(count) if groups for row in groups.pop()]
-        written = self.new.take(shares.teacher_new) + self.replay.take(shares.teacher_replay)
-        return rows + teacher_rows(texts, written) + reading_rows(texts, self.new.take(self.life.config.sleep.reading))
+        self.rows = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
+        self.before = len(rows)
+        return rows + teacher_rows(texts, self.rows) + reading_rows(texts, self.new.take(self.config.sleep.reading))
+
+    def learned(self, divergence_N: list[float]) -> None:
+        """What the student has not yet taken over comes again sooner: divergence of the batch's rows, in order."""
+        for written, divergence in zip(self.rows, divergence_N[self.before :], strict=False):
+            if written.prompt_T:
+                self.life.index.learned(written.prompt_T, divergence)
 
     def log(self, step: int, metrics: Metrics) -> None:
         """One journal record per optimizer step."""
         life = self.life
-        life.journal.log("seed", day=self.day.name, night=self.night, step=step, steps=life.config.sleep.steps,
-                         **metrics, **self.rewards)
+        life.journal.log("seed", **self.where, step=step, steps=self.config.sleep.steps, **metrics, **self.rewards)
         self.trained += metrics["tokens_trained"]
         self.last = metrics
         self.tick(1, f"loss {metrics['loss']:.3f}")
 
     def close(self, seconds: float) -> None:
-        """The journal's summary of the night."""
-        self.life.journal.log("night", day=self.day.name, night=self.night, steps=self.life.config.sleep.steps,
+        """The journal's summary of the night; its own prompts are rehearsed from the next one on."""
+        prompts = [w.sequence_T[:length] for w in self.new.data if (length := self.life.texts.x_length(w.sequence_T))]
+        self.life.index.add(self.night, prompts, self.config.sleep.rehearse_prompts)
+        self.life.journal.log("night", **self.where, steps=self.config.sleep.steps,
                               seconds=seconds, tokens_sampled=self.sampled, tokens_trained=self.trained,
                               loss=self.last.get("loss"), divergence=self.last.get("divergence"),
                               reward_mean=self.rewards.get("reward_mean"))
 
     def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0) -> list[Sample | Failure]:
         life = self.life
-        samples = life.sample(requests_N, name, life.task.max_new_tokens, life.config.sleep.temperature, min_p,
-                              day=self.day.name, night=self.night, round=self.round)
+        samples = life.sample(requests_N, name, life.task.max_new_tokens, self.config.sleep.temperature, min_p,
+                              **self.where, round=self.round)
         self.sampled += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
         return samples
 
@@ -108,6 +137,7 @@ class Written:
     context_T: Ids  # what the teacher had in front: bos, and the document unless it is replay
     sequence_T: Ids  # d, with eos
     replay: bool
+    prompt_T: Ids = ()  # the rehearsed prompt that it begins with
 
 
 @dataclass(frozen=True)
@@ -132,14 +162,26 @@ class Prefix:
 
 
 def writing_requests(texts: Texts, documents: tuple[Document, ...], config: Config,
-                     night: int) -> tuple[list[Request], list[Request]]:
+                     seed: str) -> tuple[list[Request], list[Request]]:
     """Prompts that the teacher continues: `written` per document with it in context, `replay_written` without any."""
     s = config.sleep
     behind = [texts.context(d) for d in documents for _ in range(s.written)] if s.replay < 1 else []
     free = [texts.context(None)] * (s.replay_written if s.replay > 0 else 0)
-    seeds = random.Random(f"write {config.run.seed} {night}")
+    seeds = random.Random(f"write {config.run.seed} {seed}")
     behind, free = ([Request(texts.opener, c, seeds.getrandbits(31)) for c in contexts] for contexts in (behind, free))
     return behind, free
+
+
+def rehearsal_requests(texts: Texts, prompts: list[Ids], config: Config, seed: str) -> list[Request]:
+    """The teacher is asked what it asked itself before; it answers without any document."""
+    seeds = random.Random(f"rehearse {config.run.seed} {seed}")
+    return [Request(texts.opener + x, texts.context(None), seeds.getrandbits(31)) for x in prompts]
+
+
+def rehearsed(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sample | Failure]:
+    """The answers, each with its prompt in front, as if the whole had been written."""
+    return [s if isinstance(s, Failure) else replace(s, completion_T=x + s.completion_T)
+            for x, s in zip(prompts, samples_N, strict=True)]
 
 
 def readable(texts: Texts, samples_N: list[Sample | Failure]) -> tuple[list[Written], dict[str, int]]:
@@ -154,7 +196,8 @@ def readable(texts: Texts, samples_N: list[Sample | Failure]) -> tuple[list[Writ
         elif texts.split(sample.completion_T) is None:
             left["no answer"] += 1
         else:
-            data.append(Written(sample.context_T, sample.completion_T, sample.context_T == plain))
+            begun = sample.prompt_T[len(texts.opener) :]  # what it was asked, if it was
+            data.append(Written(sample.context_T, sample.completion_T, sample.context_T == plain, begun))
     return data, left
 
 
@@ -170,6 +213,18 @@ class Draw:
 
     def take(self, count: int) -> list[Written]:
         return [next(self.order) for _ in range(count)] if self.data else []
+
+
+class Weighted:
+    """Draws of rehearsed sequences, the more often the further the student still is from the teacher there."""
+
+    def __init__(self, data: list[Written], rng: random.Random, life: Life):
+        self.data, self.rng, self.index = data, rng, life.index
+
+    def take(self, count: int) -> list[Written]:
+        if not self.data or not count:
+            return []
+        return self.rng.choices(self.data, self.index.weights([w.prompt_T for w in self.data]), k=count)
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps of all nights, without baselines."""
-        return self.config.nights * self.config.sleep.steps
+        return len(self.config.consolidations) * self.config.sleep.steps
 
 
 def plan(config: Config) -> Plan:
@@ -92,7 +92,7 @@ def plan(config: Config) -> Plan:
     rollout, cached_tokens = _rollout_bytes(config, shape)
     s, rows = config.sleep, Shares.of(config)
     written = _documents(config) * s.written if s.replay < 1 else 0
-    replayed = s.replay_written if s.replay > 0 else 0
+    replayed = s.replay_written + (s.rehearse_written if s.rehearse else 0) if s.replay > 0 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
     actors = actors_of(config)
     return Plan(
@@ -103,7 +103,7 @@ def plan(config: Config) -> Plan:
         tokens=tokens, rows=rows, written=written, replayed=replayed, completions=completions,
         micro_batches=math.ceil(_rank_batch(config) / config.learners.micro_batch),
         rounds=math.ceil(s.steps / s.steps_per_round),
-        seconds=config.nights * _night_seconds(config, shape, tokens, written + replayed + completions),
+        seconds=len(config.consolidations) * _night_seconds(config, shape, tokens, written + replayed + completions),
         notes=_notes(config, shape, actors),
     )
 
@@ -286,7 +286,7 @@ def render(plan: Plan) -> str:
                            f"{r.groups_replay} replay groups of {s.group} by the student, {s.reading} reading"),
         ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
                             f"{plan.completions} student completions"),
-        ("all nights", f"{plan.steps} optimizer steps{_baseline_words(c)}"),
+        ("all nights", f"{len(c.consolidations)} consolidations, {plan.steps} optimizer steps{_baseline_words(c)}"),
         ("time", f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and baselines; assumes "
                  f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} sampling"),
         *(("note", note) for note in plan.notes),

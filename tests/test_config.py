@@ -1,12 +1,13 @@
 """loading.py and yaml_text.py: every mistake in a config is one line that says what, allowed, got and where."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
-from sleep_rl.config import Config
+from sleep_rl.config import Config, Model, Sleep, TaskConfig, World, check
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import describe, dump, keys, load
 
@@ -17,11 +18,11 @@ run: name dir cache seed
 task: name
 task.world: days people_per_day known_people
 task.classify: path days classes_per_day examples_per_document order_seed test_per_class base_text
-model: base dtype levels experts d_low top_k
-wake: chunk lr
-sleep: steps steps_per_round batch replay reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
+model: base dtype chunks experts d_low top_k
+wake: lr
+sleep: steps steps_per_round batch replay rehearse rehearse_written rehearse_prompts rehearse_by reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
 sleep: scale_advantage
-sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit_chunk expansion reset
+sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch
@@ -217,3 +218,32 @@ def test_random_mutations_load_or_fail_with_one_line(write):
             assert len(str(error).splitlines()) == 1
             outcomes["refused"] += 1
     assert outcomes["loaded"] > 20 and outcomes["refused"] > 100
+
+
+def life(days, **model):
+    return Config(model=Model(**model), task=TaskConfig(world=World(days=days)))
+
+
+def test_consolidations_run_slow_to_fast_at_the_end_of_each_chunk():
+    """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds something."""
+    assert life(5, chunks=[1, 2, 4]).consolidations == [
+        (1, 0), (2, 1), (2, 0), (3, 1), (3, 0), (4, 2), (4, 1), (4, 0), (5, 1), (5, 0)]
+    assert life(3).consolidations == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_capacity_is_the_ratio_of_chunk_lengths():
+    config = life(27, chunks=[1, 3, 9], experts=3)
+    assert config.most_experts[:2] == [1, 3]  # C(l) / C(l-1)
+    with pytest.raises(InputError, match=r"model.experts: level 3 takes in 9 experts until it is reset .* got 3"):
+        check(config)
+    check(life(10, chunks=[1, 3, 9], experts=3))
+    check(replace(config, sleep=Sleep(on_full="merge")))
+    kept = replace(life(10, chunks=[1, 3, 9], experts=3), sleep=Sleep(reset=False))
+    with pytest.raises(InputError, match="model.experts: level 1 takes in 10 experts"):
+        check(kept)
+
+
+@pytest.mark.parametrize("chunks", [[], [0], [2, 3], [2, 2], [1.5], [True], ["1"]])
+def test_chunk_lengths_are_growing_multiples(chunks):
+    with pytest.raises(InputError, match="model.chunks: whole numbers of nights, each a larger multiple"):
+        check(life(1, chunks=chunks))

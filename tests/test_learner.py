@@ -10,10 +10,10 @@ import torch
 from sleep_rl import modeling
 from sleep_rl.config import Config, Learners, Model, Sleep, Wake
 from sleep_rl.contracts import STUDENT, TEACHER, InputError, RunError, Sequence
-from sleep_rl.memory import ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, memory_levels, view_of
+from sleep_rl.memory import ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, level_number, memory_levels, view_of
 
 CONFIG = Config(model=Model(experts=4, d_low=16, top_k=4), sleep=Sleep(lr=1e-2, warmup=0, batch=4),
-                wake=Wake(lr=0.1, chunk=2), learners=Learners(micro_batch=2, threads=1))
+                wake=Wake(lr=0.1), learners=Learners(micro_batch=2, threads=1))
 ROWS = [
     Sequence((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
     Sequence((5, 6), (7, 8, 1), replay=True),
@@ -137,7 +137,7 @@ def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothin
     config = replace(CONFIG, sleep=replace(CONFIG.sleep, lr=0.0), wake=Wake(lr=0.0))
     learner = worker(config)
     learner.wake(DOCUMENTS)
-    learner.open_night(1)
+    learner.open_night(1, due=(1,))
     replay = [Sequence((5, 6), (7, 8, 1), replay=True)] * 4
     for step in range(2):
         metrics = learner.seed_step(replay, step, 4)
@@ -146,44 +146,126 @@ def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothin
     assert all(float(e.w_out.detach().abs().max()) == 0.0 for e in learner.module.plastic)
 
 
-def slow_wake(model, documents, lr, chunk):
-    """Equation 2 with plain loops: (stored theta of level 1 after the day, its prospective value at the night)."""
+def slow_wake(model, documents, lr):
+    """Equation 2 with plain loops: level name -> sum over the chunk of eta f(theta; x_t), one document at a time."""
     levels = memory_levels(model)
-    theta = {n: [getattr(v, p)[BASE_SLOT].clone() for p in PARTS] for n, v in levels.items()}
-    for start in range(0, len(documents), chunk):
-        total = {n: [torch.zeros_like(t) for t in v] for n, v in theta.items()}
-        for document in documents[start : start + chunk]:  # the last C gradients, all at the same theta
-            for n, v in levels.items():
-                for part, value in zip(PARTS, theta[n], strict=True):
-                    getattr(v, part).data[BASE_SLOT] = value
-                    getattr(v, part).requires_grad_(True).grad = None
-                v.state[BASE_SLOT] = FRESH
-                v.refresh()
-            logp = model(torch.tensor([document])).logits[0, :-1].log_softmax(-1)
-            (-logp[torch.arange(len(document) - 1), torch.tensor(document[1:])].mean()).backward()
-            for n, v in levels.items():
-                for i, part in enumerate(PARTS):
-                    total[n][i] += lr * getattr(v, part).grad[BASE_SLOT]
-        stored, theta = theta, {n: [t - g for t, g in zip(theta[n], total[n], strict=True)] for n in theta}
-    return stored, theta
+    total = {n: [torch.zeros_like(getattr(v, p)[BASE_SLOT]) for p in PARTS] for n, v in levels.items()}
+    for v in levels.values():
+        v.state[BASE_SLOT] = FRESH
+        v.refresh()
+    for document in documents:
+        for v in levels.values():
+            for part in PARTS:
+                getattr(v, part).requires_grad_(True).grad = None
+        logp = model(torch.tensor([document])).logits[0, :-1].log_softmax(-1)
+        (-logp[torch.arange(len(document) - 1), torch.tensor(document[1:])].mean()).backward()
+        for n, v in levels.items():
+            for i, part in enumerate(PARTS):
+                total[n][i] += lr * getattr(v, part).grad[BASE_SLOT]
+    return total
 
 
-@pytest.mark.parametrize("documents", [DOCUMENTS, DOCUMENTS[:4]])  # a partial last chunk, and full ones only
-def test_wake_follows_equation_2_and_keeps_the_last_chunk_for_the_night(documents, worker):
-    learner = worker()
-    stored, prospective = slow_wake(modeling.load(learner.base), documents, CONFIG.wake.lr, CONFIG.wake.chunk)
-    learner.wake(documents)
-    for name, level in learner.levels.items():
-        for part, want in zip(PARTS, stored[name], strict=True):
-            assert torch.allclose(getattr(level, part)[BASE_SLOT], want, atol=1e-6)
-    learner.open_night(1)
-    weights = learner.export(STUDENT, 1, {}, STUDENT)
-    for name in learner.levels:
-        for part, want in zip(PARTS, prospective[name], strict=True):
-            assert torch.allclose(weights.tensors[f"{name}.{part}#{BASE_SLOT}"], want, atol=1e-6)
+def own(learner, name, view=TEACHER):
+    """A level's own weights (router, A, B) in a state, as an export carries them."""
+    tensors = learner.export(view, 1, {}, view).tensors
+    return [tensors[f"{name}.{part}#{BASE_SLOT}"] for part in PARTS]
+
+
+def close(values, wanted):
+    return all(torch.allclose(v, w, atol=1e-6) for v, w in zip(values, wanted, strict=True))
+
+
+def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
+    """Two levels, C = (1, 2) days: level 1 moves every night, level 2 by the sum of both days' gradients."""
+    learner = worker(kind="two levels")
+    names = {n: sorted(name for name in learner.levels if level_number(name) == n) for n in (1, 2)}
+    start = {name: own(learner, name) for name in learner.levels}
+    first = slow_wake(modeling.load(learner.base), DOCUMENTS[:2], CONFIG.wake.lr)
+    learner.wake(DOCUMENTS[:2])
+    learner.open_night(1, due=(1,))
+    for name in names[1]:
+        want = [a - g for a, g in zip(start[name], first[name], strict=True)]
+        assert close(own(learner, name), start[name]) and close(own(learner, name, STUDENT), want)  # (a): not applied
     learner.close_night(True)
+    for name in names[1]:
+        assert close(own(learner, name), [a - g for a, g in zip(start[name], first[name], strict=True)])
+    for name in names[2]:
+        assert close(own(learner, name), start[name])
+    model = modeling.load(learner.base)
+    for name, level in memory_levels(model).items():  # what the second day's gradients are taken at
+        for part in PARTS:
+            getattr(level, part).data.copy_(getattr(learner.levels[name], part))
+        level.state.copy_(learner.levels[name].state)
+    second = slow_wake(model, DOCUMENTS[2:], CONFIG.wake.lr)
+    moved = {name: own(learner, name) for name in names[1]}
+    learner.wake(DOCUMENTS[2:])
+    learner.open_night(2, due=(1, 2))
+    learner.close_night(True)
+    for name in names[1]:
+        assert close(own(learner, name), [a - g for a, g in zip(moved[name], second[name], strict=True)])
+    for name in names[2]:
+        both = [f + g for f, g in zip(first[name], second[name], strict=True)]
+        assert close(own(learner, name), [a - g for a, g in zip(start[name], both, strict=True)])
+
+
+def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
+    learner = worker()
+    learner.wake(DOCUMENTS[:2])
+    learner.open_night(1, due=(1,))
+    learner.close_night(False)
+    held = learner.chunks.state()
+    assert held and all(torch.equal(v, w) for v, w in zip(held.values(), learner.chunks.state().values(), strict=True))
+    learner.open_night(1, due=(1,))
+    learner.close_night(True)
+    assert learner.chunks.state() == {}
+
+
+def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(worker):
+    learner = worker(kind="two levels")
+    for _ in range(2):
+        learner.open_night(1)
+        for expert in learner.module.plastic:
+            torch.nn.init.normal_(expert.w_out, std=0.1)
+        learner.close_night(True)
+    assert (learner.experts(1), learner.experts(2)) == (2, 0)
+    assert learner.open_night(2) == 1
     for name, level in learner.levels.items():
-        assert torch.allclose(level.w_out[BASE_SLOT], prospective[name][2], atol=1e-6)
+        sender = level_number(name) == 1
+        assert level.state.tolist()[1:] == ([ACTIVE, ACTIVE, LOCKED, LOCKED] if sender else [LOCKED] * 4)  # the teacher
+        assert level.patch.state_S.tolist()[1:] == ([LOCKED] * 4 if sender else [FRESH, LOCKED, LOCKED, LOCKED])
+    learner.seed_step(ROWS, 0, 4)
+    learner.close_night(True)
+    assert (learner.experts(1), learner.experts(2)) == (0, 1)
+    for name, level in learner.levels.items():
+        if level_number(name) == 1:
+            assert float(level.w_out[1:].abs().max()) == 0.0  # unlocked again they are the identity
+
+
+@pytest.mark.parametrize("on_full,wanted", [("merge", [(1, 2), (2, 0), (3, 4)]), ("recycle_oldest", [(1, 0), (2, 0), (3, 0)]),
+                                            ("newest", [(4, 0), (4, 0), (4, 0)])])
+def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
+    """(slot written, slot taken over) of the nights after the level was full; 1 is the oldest expert. A merge frees a
+    slot, which the next night takes."""
+    learner = worker()
+    for slot in (1, 2, 3, 4):
+        assert learner.open_night(1) == slot
+        for expert in learner.module.plastic:
+            torch.nn.init.normal_(expert.w_out, std=0.1)
+        learner.close_night(True)
+    with pytest.raises(InputError, match="level 1: all 4 experts are in use and sleep.on_full is error"):
+        learner.open_night(1)
+    found = []
+    for _ in range(3):
+        name, level = next(iter(learner.levels.items()))
+        before = level.w_out.detach().clone()
+        slot = learner.open_night(1, on_full=on_full)
+        student = learner.export(STUDENT, 1, {}, STUDENT).tensors
+        gone = [s for s in range(1, 5) if level.state[s] != LOCKED and level.patch.state_S[s] == LOCKED]
+        found.append((slot, gone[0] if gone else 0))
+        begun = student[f"{name}.w_out#{slot}"]
+        assert torch.equal(begun, torch.zeros_like(begun) if on_full == "recycle_oldest" else before[slot])
+        learner.close_night(True)
+    assert found == wanted
 
 
 def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):

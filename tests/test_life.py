@@ -49,7 +49,7 @@ def test_a_life_from_config_to_report(backend, tmp_path):
     assert closed[0]["row"]["known"] >= 0.99  # the cached base knows its people
     seeds = of(records, "seed")
     assert [(r["night"], r["step"]) for r in seeds] == [(n, s) for n in (1, 2) for s in range(4)]
-    assert all(r["sequences"] == 8 and r["loss"] == r["loss"] for r in seeds)
+    assert all(r["sequences"] == 12 and r["loss"] == r["loss"] for r in seeds)
     assert max(r["logprob_gap"] for r in seeds if r["step"] == 0) < 1e-4  # sampler and learner agree before a step
     pushes = of(records, "push")
     assert all(r["workers"] == 1 and r["probe_gap"] < 1e-3 for r in pushes)

@@ -68,14 +68,14 @@ def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
 def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
     config = Config(sleep=Sleep(written=3, replay_written=5))
     documents = (Document("a", "one"), Document("b", "two"))
-    behind, free = writing_requests(texts, documents, config, night=1)
+    behind, free = writing_requests(texts, documents, config, "1 0")
     requests = behind + free
     assert {r.context_T for r in free} == {texts.context(None)}
     contexts = Counter(r.context_T for r in requests)
     assert contexts == {texts.context(documents[0]): 3, texts.context(documents[1]): 3, texts.context(None): 5}
     assert {r.prompt_T for r in requests} == {texts.opener} and len({r.seed for r in requests}) == 11
-    assert writing_requests(texts, documents, config, 1) == (behind, free) != writing_requests(texts, documents, config, 2)
-    without, none = writing_requests(texts, documents, replace(config, sleep=replace(config.sleep, replay=0.0)), 1)
+    assert writing_requests(texts, documents, config, "1 0") == (behind, free) != writing_requests(texts, documents, config, "2 0")
+    without, none = writing_requests(texts, documents, replace(config, sleep=replace(config.sleep, replay=0.0)), "1 0")
     assert texts.context(None) not in {r.context_T for r in without} and len(without) == 6 and none == []
 
 

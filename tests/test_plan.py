@@ -82,17 +82,17 @@ def test_zero_shards_what_its_stage_says(checkpoint):
 
 def test_samples_steps_and_actors_of_the_demo():
     fixed = ("sleep.steps=400", "sleep.steps_per_round=10", "sleep.written=60", "sleep.replay_written=1000",
-             "sleep.batch=40", "sleep.replay=0.5")
+             "sleep.batch=40", "sleep.replay=0.5", "sleep.rehearse_written=300")
     p = plan(config("reward.semantic=encoder", *fixed))
     assert (p.steps, p.rounds) == (1200, 40)
-    assert (p.written, p.replayed, p.completions) == (12 * 60, 1000, 400 * 5 * 4)
+    assert (p.written, p.replayed, p.completions) == (12 * 60, 1000 + 300, 400 * 5 * 4)
     assert [(a.role, a.count, a.cpus, a.gpus) for a in p.actors] == [
         ("rollout", 2, 1.0, 0.0), ("learner", 1, 0.0, 0.0), ("reward", 1, 0.0, 0.0),
         ("semantic", 1, 0.0, 0.0)]
     assert (p.cpus, p.gpus) == (2.0, 0)
     assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
     tokens, parameters = 50, TASK_BASES["world"].parameters
-    seconds = 6 * parameters * tokens * 40 * 400 / 10e9 + 2 * parameters * tokens * 9720 / (2 * 3e9)
+    seconds = 6 * parameters * tokens * 40 * 400 / 10e9 + 2 * parameters * tokens * 10020 / (2 * 3e9)
     assert p.seconds == pytest.approx(3 * seconds)
 
 

@@ -1,0 +1,140 @@
+"""The driver against a crew that writes down, and checks, everything it is asked for."""
+
+import random
+
+import pytest
+
+from sleep_rl.config import Baselines, Config, Model, Sleep, TaskConfig, World
+from sleep_rl.console import Console
+from sleep_rl.contracts import TEACHER, Day, Document, Question, Sample, Text
+from sleep_rl.cycle import due, live
+from sleep_rl.life import Life
+from sleep_rl.metrics import Journal, read, undocumented
+from sleep_rl.text import Texts
+from tests.test_night import Asking, Words
+
+DAYS = 4
+
+
+class Diary(Asking):
+    """One document a day; who reads it knows its word."""
+
+    name = "diary"
+
+    def days(self):
+        return tuple(Day(f"day{n}", (Document(f"d{n}", f"day {n} was w{n}"),),
+                         (Question(f"q{n}", f"Q : how was {n} ? A :", f"w{n}", f"d{n}"),)) for n in range(1, DAYS + 1))
+
+    def known(self):
+        return (Question("k", "Q : old ? A :", "yes"),)
+
+    def grade(self, question, text):
+        return float(text.split() == [question.answer])
+
+    def sft_texts(self, day):
+        return (Text("", f"{day.name}"),)
+
+
+class Crew:
+    """Learner and rollouts in one: keeps a protocol, and refuses calls in the wrong order."""
+
+    def __init__(self, texts, rehearsed):
+        self.texts, self.rehearsed, self.learn, self.protocol = texts, rehearsed, self, []
+        self.held, self.open, self.versions = {}, None, {}
+
+    # -- learner
+    def wake(self, documents_N):
+        self.protocol.append(("wake", len(documents_N)))
+        return {"loss": 1.0, "updates": 1.0}
+
+    def open_night(self, receiver, due=(), on_full=""):
+        assert self.open is None
+        self.open = receiver
+        self.protocol.append(("open", receiver, due))
+
+    def close_night(self, commit_night):
+        assert commit_night and self.open
+        self.protocol.append(("close", self.open))
+        self.open = None
+
+    def seed_step(self, batch_N, step, steps):
+        self.rows = batch_N
+        documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
+        assert bool(documents) == (self.open == 1)  # only the context window holds documents
+        assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def row_divergence(self):
+        return [0.1] * len(self.rows)
+
+    def keep(self, tag): ...
+    def use(self, tag): ...
+    def save(self, path): ...
+
+    # -- rollouts and rewards
+    def push(self, name, view):
+        self.versions[name] = self.versions.get(name, 0) + 1
+
+    def forget(self):
+        self.protocol.append(("forget",))
+
+    def sample(self, requests_N, name, how):
+        assert name in self.versions
+        return [self.answer(r, name) for r in requests_N]
+
+    def answer(self, request, name):
+        asked = self.texts.text(request.prompt_T)
+        read = self.texts.text(request.context_T).split()
+        if "A :" in asked:  # a question, or a rehearsed prompt
+            if how := asked.split()[asked.split().index("was") + 1 : -3] if "was" in asked else []:
+                self.rehearsed.append((self.open, name, how[0]))
+            words = "fine"
+        else:
+            words = f"how was {read[1]} ? A : {read[3]}" if read else f"old {random.Random(request.seed).random()} ? A : yes"
+        ids = self.texts.ids(words) + self.texts.eos
+        return Sample(request.prompt_T, request.context_T, ids, (-1.0,) * len(ids), "stop", request.seed, name,
+                      (1,) * len(ids))
+
+    def score(self, pairs_N):
+        return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
+
+
+@pytest.fixture
+def lived(tmp_path):
+    config = Config(
+        task=TaskConfig(world=World(days=DAYS)), model=Model(chunks=[1, 2], experts=2),
+        sleep=Sleep(steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20),
+        baselines=Baselines(sft=False, joint=False))
+    texts, rehearsed = Texts(Diary(), Words()), []
+    crew = Crew(texts, rehearsed)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
+    journal.close()
+    return crew.protocol, rehearsed, read(tmp_path / "metrics.jsonl")
+
+
+def test_a_life_with_two_levels_moves_slow_to_fast(lived):
+    """C = (1, 2): level 1 moves into level 2 in nights 2, 3, 4, each time before it receives the day; level 2 has no
+    receiver, and its own weights move every second night."""
+    protocol, _, _ = lived
+    assert protocol == [
+        ("wake", 1), ("open", 1, (1,)), ("close", 1), ("forget",),
+        ("wake", 1), ("open", 2, (1, 2)), ("close", 2), ("open", 1, ()), ("close", 1), ("forget",),
+        ("wake", 1), ("open", 2, (1,)), ("close", 2), ("open", 1, ()), ("close", 1), ("forget",),
+        ("wake", 1), ("open", 2, (1, 2)), ("close", 2), ("open", 1, ()), ("close", 1), ("forget",)]
+
+
+def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(lived):
+    _, rehearsed, records = lived
+    by_teacher = {(receiver, word) for receiver, name, word in rehearsed if name == TEACHER and receiver}
+    assert by_teacher == {(2, "1"), (1, "1"), (2, "2"), (1, "2"), (2, "3"), (1, "3")}  # never of the night itself
+    written = [r for r in records if r["kind"] == "written"]
+    assert [(r["night"], r["sender"], r["new"], r["rehearsed"], r["prompts"]) for r in written] == [
+        (1, 0, 2, 0, 0), (2, 1, 0, 20, 1), (2, 0, 2, 20, 1), (3, 1, 0, 20, 2), (3, 0, 2, 20, 2), (4, 1, 0, 20, 3),
+        (4, 0, 2, 20, 3)]
+    assert undocumented(records) == []
+
+
+def test_open_chunks_are_flushed_in_the_last_night():
+    config = Config(task=TaskConfig(world=World(days=5)), model=Model(chunks=[1, 2, 4]))
+    assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
