@@ -172,6 +172,8 @@ class Cluster:
 class Evaluate:
     questions: int | None = key(None, "questions asked per column of the retention matrix; null: all", low=1)
     open_book: bool = key(True, "ask about each new day with its document in context, before the night")
+    max_drop: float | None = key(None, "largest loss of accuracy that a night may cost the known or an earlier day; a "
+                                       "night that costs more is rolled back; null: none is", low=0, high=1)
     completions: int = key(6, "answers per day kept for the report, before and after", low=0)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 
-from sleep_rl import baselines
+from sleep_rl import baselines, gate
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, Day
 from sleep_rl.evaluate import before_night, evaluate
@@ -16,12 +16,13 @@ def live(life: Life) -> None:
     """Wake, consolidate, reset, evaluate: day after day; then the upper bound of training on all days at once."""
     life.crew.push(TEACHER, TEACHER)
     baselines.remember(life)
-    evaluate(life, after="base", lived=0)
+    row = evaluate(life, after="base", lived=0)
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
         before_night(life, day, night)
+        gate.remember(life)
         sleep(life, day, night)
-        evaluate(life, after=f"night {night}", lived=night)
+        row = gate.passed(life, night, row, evaluate(life, after=f"night {night}", lived=night))
         life.save(night)
         baselines.sft(life, day, night)
     baselines.joint(life)

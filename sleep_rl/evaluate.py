@@ -9,16 +9,20 @@ from sleep_rl.contracts import TEACHER, Day, Failure, Question, Request
 from sleep_rl.life import Life
 
 
-def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER) -> None:
-    """Asks about the known and the first `lived` days, greedily and without documents, and journals the accuracies."""
+def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
+             weights: str = TEACHER) -> dict[str, float]:
+    """Asks about the known and the first `lived` days, greedily and without documents; journals and returns the row of
+    accuracies."""
     limit, days = life.config.evaluate.questions, life.task.days()[:lived]
     columns = {"known": some(life.task.known(), limit)} | {day.name: some(day.questions, limit) for day in days}
     with life.console.phase(f"{after}: {method} asked closed book"), \
             life.timed("evaluate", after=after, method=method) as record:
-        row = ask(life, columns, weights, {})
-        record.update(row={c: mean(v) for c, v in row.items() if v}, open_book=None, n={c: len(v) for c, v in row.items()})
+        scores = ask(life, columns, weights, {})
+        row = {c: mean(v) for c, v in scores.items() if v}
+        record.update(row=row, open_book=None, n={c: len(v) for c, v in scores.items()})
     if method == "sleep" and days:
         keep_completions(life, "after", days[-1], weights)
+    return row
 
 
 def before_night(life: Life, day: Day, night: int) -> None:

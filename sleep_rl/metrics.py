@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.kinds import METRICS
 
 Record = dict[str, Any]
 
@@ -26,84 +27,6 @@ KNOWN = "known"
 
 METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
 """Methods in the order of every table, with the name that people read."""
-
-_DAY = ("name of the day", "")
-_NIGHT = ("number of the night, from 1", "")
-_SENDER = ("memory level that moves on; 0: the context window", "")
-_SECONDS = ("wall-clock time", "s")
-_STEP, _STEPS = ("optimizer step, within its phase", ""), ("optimizer steps of the phase", "")
-
-METRICS: dict[str, dict[str, tuple[str, str]]] = {
-    "run": {
-        "config": ("every configuration key, without secrets", ""),
-        "task": ("what the model lives through", ""),
-        "model": ("base checkpoint", ""),
-        "started": ("when the run began", ""), "commit": ("git commit of the code", ""), "seeds": ("random seeds", ""),
-    },
-    "wake": {"day": _DAY, "step": _STEP, "loss": ("cross entropy on the day's documents", "nats/token"),
-             "updates": ("gradients that joined the chunks", "count"), "seconds": _SECONDS},
-    "written": {"day": _DAY, "night": _NIGHT, "sender": _SENDER, "new": ("sequences of D about documents", "count"),
-                "rehearsed": ("answers to prompts of past nights", "count"), "prompts": ("prompts kept so far", "count"),
-                "replay": ("sequences of D written without a document", "count"), "failed": ("no sample", "count"),
-                "unfinished": ("left out: no end", "count"), "no_answer": ("left out: no answer", "count"),
-                "examples": ("a few of D", "")},
-    "seed": {
-        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "step": _STEP, "steps": _STEPS,
-        "loss": ("L_KS: divergence and reward together (equations 3 and 6)", ""),
-        "divergence": ("teacher against student on what is new", "nats/token"),
-        "divergence_replay": ("teacher against student on self-replay", "nats/token"),
-        "policy_loss": ("reward term of L_KS alone", ""),
-        "reward_mean": ("mixed reward r of the imitation term (equation 4)", ""),
-        "reward_std": ("spread of the reward over completions", ""),
-        "reward_sem": ("semantic part of the reward", ""),
-        "reward_abs": ("edit-distance part of the reward (equation 5)", ""),
-        "reward_failed": ("completions that could not be scored", "count"),
-        "is_ratio_mean": ("mean importance ratio, learner over sampler", ""), "is_ratio_max": ("largest ratio", ""),
-        "logprob_gap": ("mean |log-probability of learner - of sampler|", "nats/token"),
-        "grad_norm": ("gradient norm before clipping", ""), "lr": ("learning rate", ""),
-        "tokens_trained": ("tokens of the batch", "tokens"), "sequences": ("sequences of the batch", "count"),
-        "seconds": _SECONDS,
-    },
-    "sample": {
-        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "round": ("sampling round within the night", ""),
-        "tokens": ("tokens sampled", "tokens"), "sequences": ("sequences sampled", "count"),
-        "failed": ("requests that gave no sample", "count"), "seconds": _SECONDS,
-        "tokens_per_second": ("sampling throughput, all rollout workers", "tokens/s"),
-        "truncated": ("share of sequences that hit the length limit", ""), "weights": ("state sampled from", ""),
-    },
-    "push": {
-        "name": ("weight state: teacher or student", ""), "version": ("version that was pushed", ""),
-        "bytes": ("size of the delta", "bytes"), "tensors": ("tensors in the delta", "count"),
-        "seconds": ("time until every rollout worker had verified the version", "s"),
-        "workers": ("rollout workers that took it", "count"),
-        "probe_gap": ("largest |log-probability difference| on the probe prompt", "nats"),
-    },
-    "night": {
-        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
-        "divergence": ("last divergence of the night", "nats/token"),
-        "reward_mean": ("last mean reward of the night", ""),
-        "tokens_sampled": ("sampled in the night", "tokens"), "tokens_trained": ("trained on in the night", "tokens"),
-    },
-    "evaluate": {
-        "after": ('what the model had lived through: "base", "night 1", ...', ""),
-        "method": ("sleep, sft or joint", ""),
-        "row": ("accuracy per column (known and every day), closed book", "share correct"),
-        "open_book": ("accuracy per column with the document in the context", "share correct"),
-        "n": ("questions per column", "count"), "seconds": _SECONDS,
-    },
-    "completion": {
-        "when": ("before or after the nights", ""), "day": _DAY, "question": ("id of the question", ""),
-        "prompt": ("what the model continued", ""), "answer": ("right answer", ""),
-        "completion": ("what the model wrote", ""), "score": ("grade of the completion", "0 to 1"),
-    },
-    "baseline": {"method": ("sft or joint", ""), "day": _DAY, "step": _STEP, "steps": _STEPS,
-                 "loss": ("cross entropy of the baseline", "nats/token")},
-    "failure": {"where": ("worker or call that failed", ""), "reason": ("why", ""), "count": ("how often", "count")},
-    "sink_failed": {"sink": ("sink that was switched off", ""), "reason": ("why, in one line", "")},
-    "torn": {"line": ("number of the line that cannot be read", ""), "text": ("its beginning", "")},
-    "done": {"seconds": _SECONDS, "status": ("ok or failed", ""), "reason": ("why it failed", "")},
-}
-"""kind -> field -> (meaning, unit). Every record also has `t`; `nonfinite` names values that were NaN or infinite."""
 
 
 class Sink(Protocol):

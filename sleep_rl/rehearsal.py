@@ -32,6 +32,10 @@ class Index:
         for x in sorted(counts, key=lambda x: (-counts[x], x))[:most]:
             self.prompts.setdefault(x, night)
 
+    def forget(self, night: int) -> None:
+        """Drops the prompts of a night that was rolled back."""
+        self.prompts = {x: first for x, first in self.prompts.items() if first != night}
+
     def learned(self, x: Ids, divergence: float) -> None:
         """The student's divergence on the answer of x, as just measured."""
         before = self.divergence.get(x, divergence)

@@ -18,12 +18,12 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.metrics import KNOWN, METHODS, METRICS, Record, Retention, clock, course, on_one_axis, read, wilson
+from sleep_rl.kinds import METRICS
+from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, clock, course, on_one_axis, read, wilson
 
 COLOURS = {"sleep": "#2f5d9b", "sft": "#c4661f", "joint": "#3d8b6b"}
 """One colour per method, everywhere; what is no method is drawn in BLUE, PURPLE and CYAN."""
 BLUE, PURPLE, CYAN, INK, MUTED, FAINT = COLOURS["sleep"], "#8e5aa8", "#45a1b5", "#1d2330", "#7b8494", "#a2a9b6"
-
 PLOT = {
     "svg.fonttype": "none", "text.parse_math": False, "font.family": "sans-serif", "font.size": 9, "text.color": INK,
     "font.sans-serif": ["Helvetica Neue", "Arial", "Liberation Sans", "DejaVu Sans"], "axes.edgecolor": FAINT,

@@ -27,7 +27,7 @@ reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch
 cluster: backend address start_timeout_s call_timeout_s
-evaluate: questions open_book completions
+evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps
 wandb: mode project group
 """

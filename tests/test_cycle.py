@@ -1,13 +1,15 @@
 """The driver against a crew that writes down, and checks, everything it is asked for."""
 
 import random
+from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config import Baselines, Config, Model, Sleep, TaskConfig, World
+from sleep_rl.config import Baselines, Config, Evaluate, Model, Sleep, TaskConfig, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import TEACHER, Day, Document, Question, Sample, Text
 from sleep_rl.cycle import due, live
+from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
 from sleep_rl.text import Texts
@@ -67,9 +69,14 @@ class Crew:
     def row_divergence(self):
         return [0.1] * len(self.rows)
 
-    def keep(self, tag): ...
-    def use(self, tag): ...
-    def save(self, path): ...
+    def keep(self, tag):
+        self.protocol += [("keep", tag)] if tag == BEFORE else []
+
+    def use(self, tag):
+        self.protocol += [("use", tag)] if tag == BEFORE else []
+
+    def save(self, path):
+        self.protocol += [("save", path.rsplit("/", 1)[1])] if "rejected" in path else []
 
     # -- rollouts and rewards
     def push(self, name, view):
@@ -99,14 +106,20 @@ class Crew:
         return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
 
 
+CONFIG = Config(
+    task=TaskConfig(world=World(days=DAYS)), model=Model(chunks=[1, 2], experts=2),
+    sleep=Sleep(steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20),
+    baselines=Baselines(sft=False, joint=False))
+
+
 @pytest.fixture
 def lived(tmp_path):
-    config = Config(
-        task=TaskConfig(world=World(days=DAYS)), model=Model(chunks=[1, 2], experts=2),
-        sleep=Sleep(steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20),
-        baselines=Baselines(sft=False, joint=False))
+    return life_of(CONFIG, tmp_path)
+
+
+def life_of(config, tmp_path, make=None):
     texts, rehearsed = Texts(Diary(), Words()), []
-    crew = Crew(texts, rehearsed)
+    crew = (make or Crew)(texts, rehearsed)
     journal = Journal(tmp_path / "metrics.jsonl")
     live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
     journal.close()
@@ -138,3 +151,34 @@ def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(
 def test_open_chunks_are_flushed_in_the_last_night():
     config = Config(task=TaskConfig(world=World(days=5)), model=Model(chunks=[1, 2, 4]))
     assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
+
+
+class Forgetful(Crew):
+    """Knows the old things until the second night, and again after that night was taken back."""
+
+    def answer(self, request, name):
+        sample = super().answer(request, name)
+        if "old ?" in self.texts.text(request.prompt_T):
+            nights = sum(entry == ("open", 1, due) for entry in self.protocol for due in ((), (1,), (1, 2)))
+            lost = nights == 2 and ("use", BEFORE) not in self.protocol
+            ids = self.texts.ids("what" if lost else "yes") + self.texts.eos
+            sample = Sample(request.prompt_T, request.context_T, ids, (-1.0,) * len(ids), "stop", 0, name, (1,) * len(ids))
+        return sample
+
+
+def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
+    config = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
+    protocol, rehearsed, records = life_of(config, tmp_path, Forgetful)
+    assert [entry for entry in protocol if entry[0] in ("save", "use")] == [("save", "night-2-rejected"), ("use", BEFORE)]
+    [rolled] = [r for r in records if r["kind"] == "rolled_back"]
+    assert (rolled["night"], rolled["column"], rolled["before"], rolled["after"], rolled["allowed"]) == (2, "known", 1, 0, 0.5)
+    rows = [r["row"]["known"] for r in records if r["kind"] == "evaluate" and r["row"] and r["after"] == "night 2"]
+    assert rows == [0.0, 1.0]  # the table takes the last one: what holds
+    assert {word for receiver, name, word in rehearsed if name == TEACHER and receiver} == {"1", "3"}  # nothing of the lost night
+    assert undocumented(records) == []
+
+
+def test_a_night_within_the_allowed_drop_stays(tmp_path):
+    protocol, _, records = life_of(replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful)
+    assert not [entry for entry in protocol if entry[0] in ("save", "use")]
+    assert not [r for r in records if r["kind"] == "rolled_back"]

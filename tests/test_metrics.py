@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.metrics import (METRICS, Journal, Retention, clock, course, nights, on_one_axis, read, undocumented, wilson,
+from sleep_rl.kinds import METRICS
+from sleep_rl.metrics import (Journal, Retention, clock, course, nights, on_one_axis, read, undocumented, wilson,
                               without_secrets)
 
 
