@@ -1,4 +1,4 @@
-"""The command line: sleep-rl run | plan | eval | pretrain | report | summary | config.
+"""The command line: sleep-rl run | plan | eval | pretrain | ablate | report | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -70,6 +70,10 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
     with_config(evaluate)
     with_config(command("pretrain", _pretrain, "train the task's own small base model into the cache"))
+    ablate = command("ablate", _ablate, "live a config's life again with one part switched off at a time: one table")
+    ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds per row, from run.seed on (default 3)")
+    ablate.add_argument("--rows", default="", metavar="A,B", help="rows beside `whole` (default: all that change anything)")
+    with_config(ablate)
     report = command("report", _report, "write the HTML report of a run, also of one that did not end")
     report.add_argument("run", metavar="RUN", help="a run's folder")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
@@ -119,6 +123,15 @@ def _pretrain(arguments: argparse.Namespace) -> int:
     from cluster.launch import pretrain
 
     return pretrain(config)
+
+
+def _ablate(arguments: argparse.Namespace) -> int:
+    from sleep_rl.ablate import ablate
+
+    if arguments.seeds < 1:
+        raise InputError(f"--seeds: at least 1, got {arguments.seeds}")
+    names = [name for name in arguments.rows.split(",") if name]
+    return _say(ablate(arguments.config, arguments.overrides, names, arguments.seeds))
 
 
 def _report(arguments: argparse.Namespace) -> int:
