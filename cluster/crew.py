@@ -11,7 +11,7 @@ from cluster.group import Ask, Backend, Handle, wait_all
 from cluster.pool import Pool, RewardPool
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
+from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
 from sleep_rl.metrics import Journal
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
@@ -40,7 +40,7 @@ class Workers:
 
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True):
-        self._config, self._journal, self._version = config, journal, 0
+        self._config, self._journal, self.version = config, journal, 0
         backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
                            if learners or actor.role == "rollout"])
         handles = _rollouts(backend, config, checkpoint)
@@ -60,11 +60,17 @@ class Workers:
 
     def push(self, name: str, view: str) -> None:
         """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
-        self._version += 1
-        weights = self.learn.export(name, self._version, self.store.have(name), view)
+        self.version += 1
+        weights = self.learn.export(name, self.version, self.store.have(name), view)
         self.store.push(weights)
-        self._journal.log("push", name=name, version=self._version,
+        self._journal.log("push", name=name, version=self.version,
                           **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
+
+    def resume(self, snapshot: str, version: int) -> None:
+        """Brings learners and rollout workers to where a checkpoint was written, as its last push."""
+        self.learn.restore(snapshot)
+        self.version = version
+        self.store.push(self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER))
 
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name`, spread over the workers, in order."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Iterator
+from typing import Iterator, Sequence
 
+from cluster import identity
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend
 from cluster.tracking import WandbSink
@@ -20,27 +22,58 @@ from sleep_rl.cycle import live
 from sleep_rl.evaluate import evaluate as ask
 from sleep_rl.life import Life
 from sleep_rl.loading import dump
-from sleep_rl.metrics import Journal
+from sleep_rl.metrics import Journal, read
 from sleep_rl.rehearsal import Index
 from sleep_rl.report import write_report
+from sleep_rl.stages import LEARNER, Progress, newest
 from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
+
+METRICS = "metrics.jsonl"
 
 
 def run(config: Config) -> int:
     """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
-    sinks = [console] + ([_wandb(config, folder)] if config.wandb.mode != "off" else [])
-    journal = Journal(folder / "metrics.jsonl", sinks)
+    with identity.alone(folder):
+        task = make_task(config)
+        return _live(config, task, folder, console, identity.write(folder, config, task), None)
+
+
+def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
+    """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns the exit code."""
+    folder, console = Path(run_dir), Console()
+    config, task, wandb_id = identity.read(folder, overrides, accept)
+    with identity.alone(folder):
+        ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if (folder / METRICS).is_file() else []
+        if ended and ended[-1]["status"] == "ok":
+            console.say(f"{folder}: this life has been lived; nothing to do")
+            return 0
+        found = newest(str(folder))
+        console.say(f"{folder}: goes on after stage {len(found[1]['results'])} ({found[1]['stage']})" if found else
+                    f"{folder}: has no complete checkpoint; begins anew")
+        return _live(config, task, folder, console, wandb_id, found or (None, {"results": [], "journal": 0}))
+
+
+def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,
+          found: tuple[Path | None, dict] | None) -> int:
+    """A life from its beginning (`found` None) or from a checkpoint (its folder and the driver's state there)."""
+    sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
+    journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
     if config.reward.semantic == "none":
         console.say("WARNING reward.semantic is none: gamma is 0, imitation is rewarded by edit distance alone")
     with _recorded(journal, folder, console):
-        task = make_task(config)
         base = base_checkpoint(config, task, console)
-        journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
-                    seeds=[config.run.seed])
+        if not (found and found[0]):
+            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
+                        seeds=[config.run.seed])
         with crew_of(config, base, task, journal, console, folder) as life:
+            if found and found[0]:
+                at, driver = found
+                life.progress.results[:] = driver["results"]
+                life.index.restore(driver["index"])
+                life.crew.resume(str((at / LEARNER).absolute()), driver["version"])
             live(life)
         last = folder / "memory" / f"night-{config.nights}"
         model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
@@ -56,7 +89,7 @@ def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None
         yield
     except BaseException as error:
         with suppress(RunError):  # a full disk has ended the run already; it cannot be recorded on the same disk
-            journal.log("done", seconds=time.time() - started, status="failed", reason=str(error) or type(error).__name__)
+            journal.log("done", seconds=time.time() - started, status="failed", reason=_reason(error))
             journal.close()
             console.say(str(write_report(folder)))
         raise
@@ -65,10 +98,18 @@ def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None
     console.say(str(write_report(folder)))
 
 
+def _reason(error: BaseException) -> str:
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted"
+    if isinstance(error, SystemExit):  # Ray turns SIGTERM into the exit of its number
+        return "ended by SIGTERM" if error.code == signal.SIGTERM else f"exit {error.code}"
+    return str(error) or type(error).__name__
+
+
 def evaluate(checkpoint: str, config: Config) -> int:
     """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day, without documents."""
     folder, console = new_folder(config, suffix="-eval"), Console()
-    journal = Journal(folder / "metrics.jsonl", [console])
+    journal = Journal(folder / METRICS, [console])
     task = make_task(config)
     try:
         with crew_of(config, checkpoint, task, journal, console, folder, learners=False) as life:
@@ -105,7 +146,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
             crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
                            learners=learners)
         yield Life(crew, task, texts, config, journal, console, str(folder),
-                   Index(config.sleep.rehearse_by == "divergence"))
+                   Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()
 
 
@@ -158,9 +199,9 @@ def new_folder(config: Config, suffix: str = "") -> Path:
     raise RunError(f"run.dir: {first} and its numbered names are all taken")
 
 
-def _wandb(config: Config, folder: Path) -> WandbSink:
+def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
     return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
-                     group=config.wandb.group)
+                     group=config.wandb.group, run_id=run_id)
 
 
 def _commit() -> str | None:

@@ -23,6 +23,9 @@ from sleep_rl.memory import (ACTIVE, BASE_SLOT, LOCKED, PARTS, Expert, MemoryLev
 from sleep_rl.objectives import token_logprobs
 
 
+_NOW = "now"  # tag of the stored memory while it is written or read
+
+
 class LearnerWorker:
     """`sleep_rl.contracts.Learner` on DeepSpeed. Every rank is constructed and called with the same arguments; which
     rank it is stands in the environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT)."""
@@ -228,6 +231,31 @@ class LearnerWorker:
         self._digests.clear()
         for level in self.levels.values():
             level.refresh()
+
+    def snapshot(self, path: str) -> None:
+        """Writes everything that a new learner needs to go on between two nights (rank 0 only). Raises RunError."""
+        self.keep(_NOW)
+        now = self.kept.pop(_NOW)
+        if self.rank > 0:
+            return
+        try:
+            with open(path, "wb") as file:
+                torch.save({"now": now, "kept": self.kept, "generator": self.generator.get_state()}, file)
+                file.flush()
+                os.fsync(file.fileno())
+        except (OSError, RuntimeError) as error:
+            raise RunError(f"{path}: the learner's state cannot be written ({modeling.first_line(error)})") from error
+
+    def restore(self, path: str) -> None:
+        """Takes a snapshot back. Raises RunError when it cannot be read or is of another model."""
+        try:
+            state = torch.load(path, map_location=self.device, weights_only=True)
+            self.kept = {**state["kept"], _NOW: state["now"]}
+            self.use(_NOW)
+            self.generator.set_state(state["generator"].cpu())
+        except (OSError, RuntimeError, KeyError) as error:
+            raise RunError(f"{path}: the learner's state cannot be read ({modeling.first_line(error)})") from error
+        del self.kept[_NOW]
 
     def save(self, path: str) -> None:
         """Writes the stored memory beside a pointer to the base (rank 0 only). Raises RunError when it cannot, with

@@ -10,6 +10,7 @@ import random
 from sleep_rl.contracts import TEACHER, Day, Sequence, Text
 from sleep_rl.evaluate import evaluate
 from sleep_rl.life import Life
+from sleep_rl.stages import stage
 
 SLEEP, SFT, BASE = "sleep", "sft", "base"  # tags of the memories that the learner keeps apart
 
@@ -22,8 +23,13 @@ def remember(life: Life) -> None:
 
 def sft(life: Life, day: Day, night: int) -> None:
     """Plain SFT: the next expert, trained on the day's own texts by cross entropy, day after day."""
-    if not life.config.baselines.sft:
-        return
+    if life.config.baselines.sft:
+        sft_night(life, day, night)
+
+
+@stage
+def sft_night(life: Life, day: Day, night: int) -> None:
+    """One day of plain SFT, and its evaluation."""
     life.crew.learn.keep(SLEEP)
     life.crew.learn.use(SFT)
     train(life, "sft", day.name, list(life.task.sft_texts(day)), life.config.baselines.sft_steps)
@@ -35,8 +41,13 @@ def sft(life: Life, day: Day, night: int) -> None:
 
 def joint(life: Life) -> None:
     """Upper bound: one expert trained on the true answers of all days and of what was known, all at once."""
-    if not life.config.baselines.joint:
-        return
+    if life.config.baselines.joint:
+        joint_life(life)
+
+
+@stage
+def joint_life(life: Life) -> None:
+    """The upper bound's training and its evaluation."""
     nights = len(life.task.days())
     life.crew.learn.keep(SLEEP)
     life.crew.learn.use(BASE)

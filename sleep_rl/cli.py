@@ -1,4 +1,4 @@
-"""The command line: sleep-rl run | plan | eval | pretrain | ablate | report | summary | config.
+"""The command line: sleep-rl run | resume | plan | eval | pretrain | ablate | report | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -65,6 +65,10 @@ def _parser() -> argparse.ArgumentParser:
                          help="keys that win over the file's")
 
     with_config(command("run", _run, "live through a config's days and nights, and write the report"))
+    resume = command("resume", _resume, "go on with a run that was cut off, where its newest checkpoint stands")
+    resume.add_argument("run", metavar="RUN", help="a run's folder")
+    resume.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys to change from here on")
+    resume.add_argument("--accept", default="", metavar="A,B", help="keys, or `data`, that may have changed")
     with_config(command("plan", _plan, "check a config and print what it asks for, without starting anything"))
     evaluate = command("eval", _evaluate, "ask a checkpoint every question of a config's task")
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
@@ -103,6 +107,12 @@ def _run(arguments: argparse.Namespace) -> int:
     from cluster.launch import run
 
     return run(config)
+
+
+def _resume(arguments: argparse.Namespace) -> int:
+    from cluster.launch import resume
+
+    return resume(arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name])
 
 
 def _plan(arguments: argparse.Namespace) -> int:

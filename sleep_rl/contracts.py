@@ -263,6 +263,12 @@ class Learner(Protocol):
     def use(self, tag: str) -> None:
         """Puts the memory kept under `tag` back; an open night is dropped."""
 
+    def snapshot(self, path: str) -> None:
+        """Writes everything that a new learner needs to go on between two nights. Raises RunError."""
+
+    def restore(self, path: str) -> None:
+        """Takes a snapshot back."""
+
     def save(self, path: str) -> None:
         """Writes the stored memory beside a pointer to the base. Raises RunError when the disk refuses."""
 
@@ -273,6 +279,7 @@ class Crew(Protocol):
     """The workers as the driver sees them: `cluster/crew.py` builds it in this process or on Ray."""
 
     learn: Learner  # every rank gets each call; the answer is rank 0's
+    version: int  # of the last push
 
     def push(self, name: str, view: str) -> None:
         """Moves the learner's `view` to every rollout worker as the next version of `name`, verified."""

@@ -10,12 +10,12 @@ from sleep_rl.contracts import STUDENT, TEACHER, Day
 from sleep_rl.evaluate import before_night, evaluate
 from sleep_rl.life import Life
 from sleep_rl.night import Night
+from sleep_rl.stages import stage
 
 
 def live(life: Life) -> None:
     """Wake, consolidate, reset, evaluate: day after day; then the upper bound of training on all days at once."""
-    life.crew.push(TEACHER, TEACHER)
-    baselines.remember(life)
+    begin(life)
     row = evaluate(life, after="base", lived=0)
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
@@ -23,11 +23,25 @@ def live(life: Life) -> None:
         gate.remember(life)
         sleep(life, day, night)
         row = gate.passed(life, night, row, evaluate(life, after=f"night {night}", lived=night))
-        life.save(night)
+        save(life, night)
         baselines.sft(life, day, night)
     baselines.joint(life)
 
 
+@stage
+def begin(life: Life) -> None:
+    """The rollout workers get the untouched memory, and the baselines theirs."""
+    life.crew.push(TEACHER, TEACHER)
+    baselines.remember(life)
+
+
+@stage
+def save(life: Life, night: int) -> None:
+    """The memory after a night, as <run>/memory/night-<n>."""
+    life.save(night)
+
+
+@stage
 def wake(life: Life, day: Day) -> None:
     """New data comes in: it stands in the context window, and its gradients join every level's chunk (equation 2)."""
     with life.timed("wake", day=day.name, step=len(day.documents)) as record:
@@ -46,6 +60,7 @@ def sleep(life: Life, day: Day, night: int) -> None:
         life.crew.forget()  # the documents leave the context window and every cache of it
 
 
+@stage
 def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple[int, ...]) -> None:
     """Knowledge Seeding from the sender (0: the context window, whose documents only the teacher has) into the next
     level (paper.md section 3). `due`: levels whose own weights move by equation 2 with this consolidation."""

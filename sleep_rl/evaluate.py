@@ -7,8 +7,10 @@ from statistics import fmean as mean
 
 from sleep_rl.contracts import TEACHER, Day, Failure, Question, Request
 from sleep_rl.life import Life
+from sleep_rl.stages import stage
 
 
+@stage
 def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
              weights: str = TEACHER) -> dict[str, float]:
     """Asks about the known and the first `lived` days, greedily and without documents; journals and returns the row of
@@ -25,6 +27,7 @@ def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
     return row
 
 
+@stage
 def before_night(life: Life, day: Day, night: int) -> None:
     """What the coming night can reach: the day's questions with their documents in context; and a few without."""
     if not life.config.evaluate.open_book:

@@ -7,14 +7,21 @@ import os
 from sleep_rl.contracts import TEACHER
 from sleep_rl.evaluate import evaluate
 from sleep_rl.life import Life
+from sleep_rl.stages import stage
 
 BEFORE = "before the night"  # tag of the memory that the learner keeps
 
 
 def remember(life: Life) -> None:
-    """Keeps the memory that a rejected night returns to."""
+    """Keeps the memory that a rejected night returns to, where one can be rejected."""
     if life.config.evaluate.max_drop is not None:
-        life.crew.learn.keep(BEFORE)
+        keep(life)
+
+
+@stage
+def keep(life: Life) -> None:
+    """The gate's own copy of the memory."""
+    life.crew.learn.keep(BEFORE)
 
 
 def passed(life: Life, night: int, before: dict[str, float], after: dict[str, float]) -> dict[str, float]:
@@ -28,13 +35,19 @@ def passed(life: Life, night: int, before: dict[str, float], after: dict[str, fl
     if allowed is None or not lost or max(lost.values()) <= allowed:
         return after
     worst = max(sorted(lost), key=lost.__getitem__)
+    roll_back(life, night, worst, before[worst], after[worst])
+    return evaluate(life, after=f"night {night}", lived=night)
+
+
+@stage
+def roll_back(life: Life, night: int, column: str, before: float, after: float) -> None:
+    """Puts the night's memory aside and the one before it back."""
+    allowed = life.config.evaluate.max_drop
     aside = os.path.join(life.folder, "memory", f"night-{night}-rejected")
     life.crew.learn.save(aside)
     life.crew.learn.use(BEFORE)
     life.crew.push(TEACHER, TEACHER)
     life.index.forget(night)
-    life.journal.log("rolled_back", night=night, column=worst, before=before[worst], after=after[worst], allowed=allowed,
-                     path=aside)
-    life.console.say(f"night {night} rolled back: {worst} fell from {before[worst]:.2f} to {after[worst]:.2f}, allowed "
-                     f"by evaluate.max_drop is {allowed:g}; its memory is kept in {aside}")
-    return evaluate(life, after=f"night {night}", lived=night)
+    life.journal.log("rolled_back", night=night, column=column, before=before, after=after, allowed=allowed, path=aside)
+    life.console.say(f"night {night} rolled back: {column} fell from {before:.2f} to {after:.2f}, allowed by "
+                     f"evaluate.max_drop is {allowed:g}; its memory is kept in {aside}")

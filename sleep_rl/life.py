@@ -13,6 +13,7 @@ from sleep_rl.console import Console
 from sleep_rl.contracts import Crew, Failure, Request, Sample, Sampling, Task
 from sleep_rl.metrics import Journal
 from sleep_rl.rehearsal import Index
+from sleep_rl.stages import Progress
 from sleep_rl.text import Texts
 
 
@@ -28,6 +29,7 @@ class Life:
     console: Console
     folder: str
     index: Index = field(default_factory=Index)
+    progress: Progress = field(default_factory=Progress)
 
     @contextmanager
     def timed(self, kind: str, **values: Any) -> Iterator[dict]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
@@ -40,8 +40,17 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 
     Every layer is checked where it stands, so that a message names the file with the mistake. Raises InputError.
     """
+    return _config(_layers(Path(path), ()), overrides, path)
+
+
+def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
+    """The Config of a dumped tree that was found at `where`, with overrides. Raises InputError."""
+    return _config([(where, tree)], overrides, where)
+
+
+def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: str) -> Config:
     tree = dump(Config())
-    for where, layer in (*_layers(Path(path), ()), *((COMMAND_LINE, _override(text)) for text in overrides)):
+    for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
         _merge(tree, _validated(Config, layer, "", where))
     config = _built(Config, tree)
     try:

@@ -46,12 +46,15 @@ class Journal:
     Raises RunError when the file cannot be written: a run without its record is not worth going on with.
     """
 
-    def __init__(self, path: str | Path, sinks: Iterable[Sink] = ()) -> None:
+    def __init__(self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None) -> None:
+        """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be written again."""
         self.path = Path(path)
         self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
+            if keep is not None:
+                self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
                 self._write(b"\n")  # or the first record would be glued to the torn line of the crash before
@@ -84,6 +87,12 @@ class Journal:
                 except Exception as error:  # any: a broken dashboard must not cost a night of training
                     self._sinks.remove(sink)
                     self._report(sink, error)
+
+    def size(self) -> int:
+        """Bytes written and on the disk: where a continued run goes on."""
+        with self._lock:
+            os.fsync(self._file.fileno())
+            return os.fstat(self._file.fileno()).st_size
 
     def close(self) -> None:
         """Closes the sinks, the last one first (the console, given first, hears of the others), then the file."""

@@ -41,6 +41,15 @@ class Index:
         before = self.divergence.get(x, divergence)
         self.divergence[x] = MEMORY * before + (1 - MEMORY) * divergence
 
+    def state(self) -> dict:
+        """Plain data for a checkpoint; `restore` takes it back."""
+        return {"prompts": [[list(x), night] for x, night in self.prompts.items()],
+                "divergence": [[list(x), value] for x, value in self.divergence.items()]}
+
+    def restore(self, state: dict) -> None:
+        self.prompts = {tuple(x): night for x, night in state["prompts"]}
+        self.divergence = {tuple(x): value for x, value in state["divergence"]}
+
     def weights(self, prompts: list[Ids]) -> list[float]:
         """How much each prompt is to be drawn: in proportion to its divergence, but no less than a tenth of the mean."""
         if not self.by_divergence or not self.divergence:

@@ -1,0 +1,92 @@
+"""A real run that is killed (SIGKILL) and continued ends with the same bytes and the same record as one that was not."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.metrics import read
+
+ROOT = Path(__file__).parents[1]
+DIFFERENT = ("t", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config")
+"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run is in its config."""
+SMALL = ("run.cache=cache", "model.chunks=[1,2]", "model.experts=2", "rollouts.workers=1", "baselines.sft=true",
+         "baselines.sft_steps=2", "baselines.joint=true", "baselines.joint_steps=2", "sleep.rehearse_written=8")
+
+
+def command(*arguments):
+    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))}
+    return {"args": [sys.executable, "-m", "sleep_rl", *arguments], "cwd": ROOT, "env": environment, "text": True,
+            "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+
+
+def start(folder, name, backend):
+    return command("run", "configs/debug.yaml", f"run.dir={folder}", f"run.name={name}", f"cluster.backend={backend}", *SMALL)
+
+
+def lines(folder):
+    return [{k: v for k, v in record.items() if k not in DIFFERENT} for record in read(folder / "metrics.jsonl")]
+
+
+def memories(folder):
+    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("memory/*/memory.safetensors"))}
+
+
+def kill_after(process, journal, count):
+    """SIGKILL to the driver once its record has `count` lines."""
+    deadline = time.monotonic() + 600
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{journal} never had {count} lines"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def check(tmp_path, backend, points):
+    done = subprocess.run(**start(tmp_path, "whole", backend), timeout=900)
+    assert done.returncode == 0, done.stdout
+    total = len(lines(tmp_path / "whole"))
+    for number, share in enumerate(points):
+        at, folder = max(1, int(share * total)), tmp_path / f"cut{number}"
+        kill_after(subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at)
+        again = subprocess.run(**command("resume", str(folder)), timeout=900)
+        assert again.returncode == 0, again.stdout
+        assert lines(folder) == lines(tmp_path / "whole"), f"killed after line {at} of {total}"
+        assert memories(folder) == memories(tmp_path / "whole"), f"killed after line {at} of {total}"
+    again = subprocess.run(**command("resume", str(folder)), timeout=120)
+    assert again.returncode == 0 and "this life has been lived; nothing to do" in again.stdout
+
+
+@pytest.mark.stack
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    check(tmp_path, "local", [0.6])
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_twenty_kills_in_process(tmp_path):
+    rng = random.Random(20)
+    check(tmp_path, "local", [rng.uniform(0.02, 0.98) for _ in range(20)])
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_killed_run_on_ray_goes_on_to_the_same_bytes(tmp_path):
+    check(tmp_path, "ray", [0.5])
+
+
+@pytest.mark.stack
+def test_what_changed_is_refused_unless_it_is_named(tmp_path):
+    folder = tmp_path / "life"
+    kill_after(subprocess.Popen(**start(tmp_path, "life", "local")), folder / "metrics.jsonl", 3)
+    refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=120)
+    assert refused.returncode == 2
+    assert refused.stdout.splitlines()[-1].endswith("sleep.lr changed since the run began; --accept sleep.lr goes on all the same")
+    nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=120)
+    assert nowhere.returncode == 2 and "expected the folder of a run with run.json" in nowhere.stdout
