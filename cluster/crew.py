@@ -7,11 +7,11 @@ from collections.abc import Callable
 from typing import Any
 
 from actors.environment import cpu_environment
-from cluster.group import Ask, Backend, Handle, wait_all
+from cluster.group import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
 from cluster.pool import Pool, RewardPool
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
+from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, RunError, Sample, Sampling
 from sleep_rl.metrics import Journal
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
@@ -41,6 +41,7 @@ class Workers:
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True):
         self._config, self._journal, self.version = config, journal, 0
+        self._restarts = 0
         backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
                            if learners or actor.role == "rollout"])
         handles = _rollouts(backend, config, checkpoint)
@@ -62,7 +63,11 @@ class Workers:
         """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
         self.version += 1
         weights = self.learn.export(name, self.version, self.store.have(name), view)
-        self.store.push(weights)
+        try:
+            self.store.push(weights)
+        except (WorkerDied, WorkerLate):
+            self._revive()
+            self.store.confirm(name)
         self._journal.log("push", name=name, version=self.version,
                           **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
 
@@ -75,7 +80,17 @@ class Workers:
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name`, spread over the workers, in order."""
         version = 0 if name == CHECKPOINT else self.store.current(name)
-        return self.rollouts.map(Rollout.sample, requests_N, name, version, how)
+        return self.rollouts.map_again(self._revive, Rollout.sample, requests_N, name, version, how)
+
+    def _revive(self) -> None:
+        """Starts lost rollout workers anew and brings them to the newest verified weights. A request's seed decides its
+        sample, so work that is asked again gives what the lost worker would have given."""
+        for worker, reason in self.rollouts.lost.items():
+            self._restarts += 1
+            if self._restarts > self._config.cluster.restarts:
+                raise RunError(f"{reason}; cluster.restarts = {self._config.cluster.restarts} are used up")
+            self._journal.log("restarted", worker=worker, reason=reason)
+        self.rollouts.restart_lost(self.store.refill)
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """Equation 4 for each pair, in order. What one part could not score is a Failure, and counted."""
@@ -97,7 +112,10 @@ class Workers:
 
     def forget(self) -> None:
         """Drops every cached context of the rollout workers."""
-        self.rollouts.all(Rollout.forget)
+        try:
+            self.rollouts.all(Rollout.forget)
+        except (WorkerDied, WorkerLate):
+            self._revive()  # a new worker has nothing cached
 
     def close(self) -> None:
         """Lets the workers end in good order; the backend ends those that do not."""

@@ -35,10 +35,26 @@ class Pool:
         Each worker gets one contiguous part, and the parts differ by one item at most, so that equal prompts stay
         together. Raises RunError when every worker that was asked is lost.
         """
+        return self._map(method, items, args, kwargs, bear_all=False)
+
+    def map_again(self, revive: Callable[[], None], method: Callable[..., list[R]], items: Sequence[T], /, *args: Any,
+                  **kwargs: Any) -> list[R | Failure]:
+        """Like `map`; but after workers were lost `revive` is called, and what they owed is asked once more, of all."""
+        results = self._map(method, items, args, kwargs, bear_all=True)
+        owed = [i for i, result in enumerate(results) if isinstance(result, Failure) and result.where in self.lost]
+        if owed:
+            revive()
+            again = self.map(method, [items[i] for i in owed], *args, **kwargs)
+            for i, result in zip(owed, again, strict=True):
+                results[i] = result
+        return results
+
+    def _map(self, method: Callable[..., list[R]], items: Sequence[T], args: tuple, kwargs: dict,
+             bear_all: bool) -> list[R | Failure]:
         parts = split(items, len(self._usable()))
         handles = self.workers[:len(parts)]
         answers = self.ask(handles, method, [(part, *args) for part in parts], **kwargs)
-        return self._join(handles, method.__name__, parts, answers)
+        return self._join(handles, method.__name__, parts, answers, bear_all)
 
     def all(self, method: Callable[..., R], /, *args: Any, **kwargs: Any) -> list[R]:
         """The same call on every worker; raises the first error, in the order of the workers."""
@@ -79,7 +95,7 @@ class Pool:
         return self.workers
 
     def _join(self, handles: Sequence[Handle], method: str, parts: Sequence[Sequence[T]],
-              answers: Sequence[Any]) -> list[R | Failure]:
+              answers: Sequence[Any], bear_all: bool) -> list[R | Failure]:
         results: list[R | Failure] = []
         for handle, part, answer in zip(handles, parts, answers):
             if isinstance(answer, WorkerDied | WorkerLate):
@@ -90,7 +106,7 @@ class Pool:
                 raise RunError(f"worker {handle.name}: {method} gave {len(answer)} results for {len(part)} items")
             else:
                 results += answer
-        if handles and not self.keeps_late and all(isinstance(a, WorkerDied | WorkerLate) for a in answers):
+        if handles and not (self.keeps_late or bear_all) and all(isinstance(a, WorkerDied | WorkerLate) for a in answers):
             raise RunError(f"{self.role}: every worker failed: {'; '.join(str(a) for a in answers)}") from answers[0]
         return results
 

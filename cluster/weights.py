@@ -81,6 +81,15 @@ class WeightStore:
                         "push/probe_gap": max(l.probe_gap for l in loaded)}
         return loaded
 
+    def confirm(self, name: str) -> None:
+        """Counts the newest version of `name` as current after lost workers were refilled. Raises RunError when a worker
+        in use does not hold it."""
+        version = self._newest[name].version
+        held = self._pool.all(Rollout.held)
+        if any(each.get(name) != version for each in held):
+            raise RunError(f"weights: {name} version {version} is not held by every worker, but {held}")
+        self._verified[name] = version
+
     def refill(self, handles: list[Handle]) -> None:
         """Loads the newest state of every name into workers that were started anew."""
         for name in self._newest:

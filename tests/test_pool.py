@@ -78,6 +78,19 @@ class TestPool:
         assert [h.name for h in pool.restart_lost(prepared.extend)] == ["echo-1"] == [h.name for h in prepared]
         assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
 
+    @pytest.mark.parametrize("victim", ["w1", "*"])
+    def test_what_a_lost_worker_owed_is_asked_once_more(self, victim, pool, only_ray, tmp_path):
+        revived = []
+
+        def revive():
+            revived.extend(pool.lost)
+            pool.restart_lost()
+
+        results = pool.map_again(revive, Echo.double_if, [1, 2, 3, 4, 5, 6], victim, str(tmp_path / "died"))
+        assert results == [2, 4, 6, 8, 10, 12]
+        assert sorted(revived) == (["echo-1"] if victim == "w1" else ["echo-0", "echo-1", "echo-2"])
+        assert pool.lost == {} and len(pool.workers) == 3
+
     def test_late_worker_gives_failures_and_is_taken_out(self, handles):
         pool = Pool("echoes", handles, timeout_s=0.5)
         results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)

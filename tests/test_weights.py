@@ -105,7 +105,13 @@ class TestLostState:
             store.push(export("teacher", 2, state(2.0), {}))
         with pytest.raises(RunError, match="no version of teacher is verified by every worker .version 2 is published"):
             store.current("teacher")
+        with pytest.raises(RunError, match="^weights: teacher version 2 is not held by every worker"):
+            handles[0].forget()
+            store.confirm("teacher")
         pool.restart_lost(store.refill)
+        store.refill(handles[:1])
+        store.confirm("teacher")
+        assert store.current("teacher") == 2
         assert [handle.held() for handle in handles] == [{"teacher": 2}] * 2
         store.push(export("teacher", 3, state(3.0), {}))
         assert store.current("teacher") == 3

@@ -33,6 +33,13 @@ class Echo:
             {"die": self.die, "sleep": lambda: self.sleep(seconds), "raise": self.type_error}[hurt]()
         return [2 * item for item in items]
 
+    def double_if(self, items: list[int], victim: str, path: str) -> list[int]:
+        """Doubles; the worker whose greeting is `victim` dies instead, the first time."""
+        if victim in ("*", self.greeting) and not os.path.exists(f"{path}-{self.greeting}"):
+            open(f"{path}-{self.greeting}", "w").close()
+            self.die()
+        return self.double(items)
+
     def drop_last(self, items: list[int]) -> list[int]:
         return items[:-1]
 
