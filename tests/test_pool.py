@@ -135,7 +135,8 @@ class TestRewardPool:
         rewards = RewardPool([handle], timeout_s=30)
         handle._channel.kill()
         result = rewards.score([self.SAME])[0]
-        assert isinstance(result, Failure) and "reward-dead died during score: it was killed" in result.reason
+        # What Ray gives as the cause depends on whether it has heard of the end already.
+        assert isinstance(result, Failure) and "reward-dead died during score: " in result.reason
         with pytest.raises(RunError, match="^rewards: no worker left"):
             rewards.score([self.SAME])
         rewards.close()
