@@ -81,7 +81,7 @@ class Wake:
 
 @dataclass(frozen=True)
 class Sleep:
-    steps: int = key(700, "optimizer steps a night", low=1)
+    steps: int = key(600, "optimizer steps a night", low=1)
     steps_per_round: int = key(20, "steps between two pushes of the student; its samples are at most that old", low=1)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
