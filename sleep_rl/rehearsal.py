@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from sleep_rl.text import Ids
 
 MEMORY = 0.7  # of a prompt's mean divergence, per visit
+ALIKE = 1e-3  # nats per token: below this prompts are equally well taken over
 
 
 @dataclass
@@ -51,11 +52,12 @@ class Index:
         self.divergence = {tuple(x): value for x, value in state["divergence"]}
 
     def weights(self, prompts: list[Ids]) -> list[float]:
-        """How much each prompt is to be drawn: in proportion to its divergence, but no less than a tenth of the mean."""
+        """How much each prompt is to be drawn: in proportion to its divergence, but no less than a tenth of the mean (or
+        ALIKE: at a night's first step the student still is the teacher, and rounding makes divergences of -1e-9)."""
         if not self.by_divergence or not self.divergence:
             return [1.0] * len(prompts)
-        mean = sum(self.divergence.values()) / len(self.divergence) or 1.0
-        return [max(self.divergence.get(x, mean), 0.1 * mean) for x in prompts]
+        mean = sum(self.divergence.values()) / len(self.divergence)
+        return [max(self.divergence.get(x, mean), 0.1 * mean, ALIKE) for x in prompts]
 
     def draw(self, count: int, rng: random.Random) -> list[Ids]:
         """Prompts to be answered in a night, with repetitions; none while the index is empty."""

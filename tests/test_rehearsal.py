@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from sleep_rl.rehearsal import MEMORY, Index
+from sleep_rl.rehearsal import ALIKE, MEMORY, Index
 
 
 def test_the_prompts_written_most_often_are_kept_each_once():
@@ -34,6 +34,13 @@ def test_a_divergence_is_a_running_mean():
     index.learned((1,), 1.0)
     index.learned((1,), 0.0)
     assert index.divergence[(1,)] == pytest.approx(MEMORY)
+
+
+def test_rounding_below_zero_leaves_prompts_alike():
+    index = Index()
+    index.add(1, [(1,), (2,)], most=2)
+    index.learned((1,), -1e-9)
+    assert index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
 
 
 def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():
