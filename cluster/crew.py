@@ -83,7 +83,7 @@ class Workers:
         return self.rollouts.map_again(self._revive, Rollout.sample, requests_N, name, version, how)
 
     def _revive(self) -> None:
-        """Starts lost rollout workers anew and brings them to the newest verified weights. A request's seed decides its
+        """Starts lost rollout workers anew and brings them to the newest published weights. A request's seed decides its
         sample, so work that is asked again gives what the lost worker would have given."""
         for worker, reason in self.rollouts.lost.items():
             self._restarts += 1

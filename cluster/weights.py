@@ -89,6 +89,7 @@ class WeightStore:
         if any(each.get(name) != version for each in held):
             raise RunError(f"weights: {name} version {version} is not held by every worker, but {held}")
         self._verified[name] = version
+        self.metrics = {"push/workers": len(held)}  # what was measured before belongs to another push
 
     def refill(self, handles: list[Handle]) -> None:
         """Loads the newest state of every name into workers that were started anew."""

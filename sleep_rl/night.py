@@ -13,6 +13,7 @@ from sleep_rl.config import Config
 from sleep_rl.contracts import (STUDENT, TEACHER, Day, Document, Failure, Metrics, Pair, Request, RunError, Sample,
                                 Sequence)
 from sleep_rl.life import Life
+from sleep_rl.rehearsal import Index
 from sleep_rl.rewards import group_advantage
 from sleep_rl.text import Ids, Texts
 
@@ -56,7 +57,7 @@ class Night:
                          prompts=len(life.index.prompts), **{k.replace(" ", "_"): v for k, v in left.items()},
                          examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]])
         self.new, self.free = Draw(new, self.rng), Draw(replay, self.rng)
-        self.again = Weighted(answers, self.rng, life)
+        self.again = Weighted(answers, self.rng, life.index)
 
     @property
     def _name(self) -> str:
@@ -218,8 +219,8 @@ class Draw:
 class Weighted:
     """Draws of rehearsed sequences, the more often the further the student still is from the teacher there."""
 
-    def __init__(self, data: list[Written], rng: random.Random, life: Life):
-        self.data, self.rng, self.index = data, rng, life.index
+    def __init__(self, data: list[Written], rng: random.Random, index: Index):
+        self.data, self.rng, self.index = data, rng, index
 
     def take(self, count: int) -> list[Written]:
         if not self.data or not count:
@@ -286,7 +287,7 @@ def student_rows(texts: Texts, prefixes: list[Prefix], samples_N: list[Sample | 
 
 def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     """Self-replay of reading: teacher and student both have the document in front. Without it the new expert wears
-    down what the model does with its context, and later teachers write worse (measured: README)."""
+    down what the model does with its context, and later teachers write worse."""
     return [Sequence(prompt_T=w.context_T + texts.opener, completion_T=w.sequence_T, replay=True,
                      x_length=texts.x_length(w.sequence_T) or 0) for w in written]
 
