@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cluster.handle import Ask, Channel, Handle, Host, Pending, Ref, wait_all
+from cluster.watch import Watch
 
 R = TypeVar("R")
 
@@ -18,6 +19,7 @@ class Backend(ABC):
 
     def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
         self.start_timeout_s, self.call_timeout_s = start_timeout_s, call_timeout_s
+        self.watch = Watch()
 
     def spawn(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, cpus: float = 0.0,
               gpus: float = 0.0, env: dict[str, str] | None = None) -> Handle:
@@ -76,6 +78,9 @@ class _LocalPending(Pending[R]):
     def __init__(self, worker: str, method: str, answer: Any, seconds: float) -> None:
         super().__init__(worker, method)
         self._answer, self._seconds = answer, seconds
+
+    def ready(self, wait_s: float) -> bool:
+        return True
 
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         if self._seconds > limit_s:

@@ -15,6 +15,7 @@ so that vllm, torch and deepspeed are imported in the worker's process only.
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import shutil
 import socket
@@ -39,8 +40,10 @@ OBJECT_STORE_BYTES = 2 << 30  # most that our own node's store takes; it must ho
 class RayHost(Host):
     """A Host in an actor's process."""
 
-    def __init__(self, name: str, gpus: float, log_dir: str | None, search: list[str]) -> None:
+    def __init__(self, name: str, gpus: float, log_dir: str | None, search: list[str],
+                 limits_s: tuple[float, float]) -> None:
         super().__init__(name)
+        self._limits_s = limits_s  # of construction, and of a call
         sys.path += [path for path in search if path not in sys.path]  # what the driver can import, this can
         if gpus == 0:  # Ray hides the other actors' GPUs only from an actor that asked for some
             os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -57,7 +60,12 @@ class RayHost(Host):
         return ray.util.get_node_ip_address()
 
     def attempt(self, function: Callable[[], Any]) -> Any:
-        result = super().attempt(function)
+        limit_s = self._limits_s[self.worker is not None]
+        faulthandler.dump_traceback_later(0.95 * limit_s)  # into this worker's log, just before it is given up
+        try:
+            result = super().attempt(function)
+        finally:
+            faulthandler.cancel_dump_traceback_later()
         if isinstance(result, Raised):
             print(result.trace, file=sys.stderr, flush=True)
         _send_tensors_as_bytes()
@@ -81,6 +89,11 @@ class _RayPending(Pending[R]):
     def __init__(self, worker: str, method: str, answer: Any) -> None:
         super().__init__(worker, method)
         self._answer = answer
+
+    def ready(self, wait_s: float) -> bool:
+        import ray
+
+        return bool(ray.wait([self._answer], timeout=wait_s)[0])
 
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         import ray
@@ -106,13 +119,13 @@ def _cause(text: str) -> str:
 
 
 class _RayChannel(Channel):
-    def __init__(self, ask: Ask, log_dir: str | None) -> None:
+    def __init__(self, ask: Ask, log_dir: str | None, limits_s: tuple[float, float]) -> None:
         import ray
 
         self._name = ask.name
         self._actor = ray.remote(RayHost).options(
             num_cpus=ask.cpus, num_gpus=ask.gpus, max_restarts=0, max_task_retries=0).remote(
-                ask.name, ask.gpus, log_dir, sys.path)
+                ask.name, ask.gpus, log_dir, sys.path, limits_s)
 
     def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
         _send_tensors_as_bytes()
@@ -182,7 +195,7 @@ class RayBackend(Backend):
                                    f"{str(error).splitlines()[0]} (its logs: {self._temp_dir})") from error
 
     def open(self, ask: Ask) -> Channel:
-        self._channels.append(_RayChannel(ask, self._log_dir))
+        self._channels.append(_RayChannel(ask, self._log_dir, (self.start_timeout_s, self.call_timeout_s)))
         return self._channels[-1]
 
     def preflight(self, asks: Sequence[Ask]) -> None:

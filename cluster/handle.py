@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from cluster.watch import Watch
 from sleep_rl.contracts import InputError, RunError
 
 if TYPE_CHECKING:
@@ -139,16 +140,21 @@ def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
 class Pending(ABC, Generic[R]):
     """A call under way."""
 
+    watch = Watch()
+
     def __init__(self, worker: str, method: str) -> None:
         self.worker, self.method = worker, method
 
     def result(self, timeout_s: float) -> R:
         """The worker's result. Raises its InputError or RunError as it is, any other exception as a RunError that
         names the worker and the method, WorkerLate past the deadline, WorkerDied when the process is gone."""
-        return self.finish(timeout_s, timeout_s)
+        [answer] = settle([self], timeout_s)
+        if isinstance(answer, InputError | RunError):
+            raise answer
+        return answer
 
     def finish(self, wait_s: float, limit_s: float) -> R:
-        """Like `result`, for a call that has used up part of its limit already."""
+        """Like `result`, for a call that has used up part of its limit already; says nothing while it waits."""
         outcome = self.outcome(max(wait_s, 0.0), limit_s)
         if not isinstance(outcome, Raised):
             return outcome
@@ -160,16 +166,30 @@ class Pending(ABC, Generic[R]):
         return WorkerLate(f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s")
 
     @abstractmethod
+    def ready(self, wait_s: float) -> bool:
+        """Whether the call is over, after waiting so long at most."""
+
+    @abstractmethod
     def outcome(self, wait_s: float, limit_s: float) -> Any: ...
 
 
-def settle(pendings: Sequence[Pending[R]], timeout_s: float) -> list[R | InputError | RunError]:
-    """Waits for all calls under one deadline; what each gave or raised, in order."""
-    deadline = time.monotonic() + timeout_s
+def settle(pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True) -> list[R | InputError | RunError]:
+    """Waits for all calls under one deadline; what each gave or raised, in order. A long wait says what it waits for;
+    one past its deadline leaves this process's stacks behind, unless a late call is nothing unusual (`stacks`)."""
+    began = time.monotonic()
     results: list[R | InputError | RunError] = []
     for pending in pendings:
+        watch = pending.watch
+        while not pending.ready(min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))):
+            waited = time.monotonic() - began
+            if waited >= timeout_s:
+                if stacks:
+                    watch.given_up(f"{pending.worker}: {pending.method}")
+                break
+            still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
+            watch.waiting(still, len(pendings), waited, timeout_s)
         try:
-            results.append(pending.finish(deadline - time.monotonic(), timeout_s))
+            results.append(pending.finish(began + timeout_s - time.monotonic(), timeout_s))
         except (InputError, RunError) as error:
             results.append(error)
     return results
@@ -224,11 +244,15 @@ class Handle:
         wait_all([self._built], self._backend.start_timeout_s, f"starting {self.name}")
 
     def _start(self, method: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
-        return self._channel.send(Host.call, method, method, *map(_inner, args),
-                                  **{key: _inner(value) for key, value in kwargs.items()})
+        return self._watched(self._channel.send(Host.call, method, method, *map(_inner, args),
+                                                **{key: _inner(value) for key, value in kwargs.items()}))
 
     def _build(self) -> None:
-        self._built = self._channel.send(Host.build, "start", self._cls, self._kwargs, self._env)
+        self._built = self._watched(self._channel.send(Host.build, "start", self._cls, self._kwargs, self._env))
+
+    def _watched(self, pending: Pending[Any]) -> Pending[Any]:
+        pending.watch = self._backend.watch
+        return pending
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):

@@ -14,6 +14,7 @@ from cluster import identity
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend
 from cluster.tracking import WandbSink
+from cluster.watch import Watch
 from sleep_rl import modeling
 from sleep_rl.config import Config
 from sleep_rl.console import Console
@@ -141,6 +142,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     probe = texts.context(None) + texts.question(known[0]) if known else texts.opener
     with console.phase("starting the workers"):
         backend = backend_of(config, folder)
+    backend.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
     with backend:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,

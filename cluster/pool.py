@@ -69,7 +69,7 @@ class Pool:
             **kwargs: Any) -> list[R | InputError | RunError]:
         """One call per handle, all at once, under one deadline: what each gave or raised. Takes out lost workers."""
         answers = settle([handle.start(method, *args, **kwargs) for handle, args in zip(handles, args_N)],
-                         self.timeout_s)
+                         self.timeout_s, stacks=not self.keeps_late)
         for handle, answer in zip(handles, answers):
             if isinstance(answer, WorkerDied) or isinstance(answer, WorkerLate) and not self.keeps_late:
                 self.lost[handle.name] = str(answer)

@@ -166,6 +166,7 @@ class Cluster:
     address: str | None = key(None, "Ray address to join; null: RAY_ADDRESS if set, else a Ray of our own on this node")
     start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
     call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
+    watch_s: float = key(60.0, "seconds of waiting for workers after which the console says for which", above=0)
     restarts: int = key(3, "rollout workers that may be started anew in a run, after they died or were late", low=0)
 
 

@@ -40,6 +40,7 @@ class Console:
         self._live, self._every = live, every
         self._lock = threading.Lock()
         self._progress: Progress | None = None
+        self._open_phases: list[str] = []
         self._retention = Retention()
 
     # ------------------------------------------------------------------------------------------------- progress
@@ -65,17 +66,24 @@ class Console:
             yield tick
             ended = "done"
         finally:
-            self._close(task)
+            self._close(task, name)
             amount = "" if total is None and not state.done else f", {state.count()}"
             note = f", {state.note}" if state.note else ""
             style = "dim" if ended == "done" else "bold red"
             self.say(f"{name}: {ended} in {clock(state.seconds())}{amount}{note}", style)
+
+    def current(self) -> str:
+        """The innermost open phase; empty outside any."""
+        with self._lock:
+            return self._open_phases[-1] if self._open_phases else ""
 
     def say(self, line: str, style: str = "") -> None:
         """Prints one line, above any progress bar. Nothing in the text is interpreted."""
         self._rich.print(Text(line, style=style), soft_wrap=True)
 
     def _open(self, state: _Phase) -> int:
+        with self._lock:
+            self._open_phases.append(state.name)
         if not self._live:
             self.say(f"{state.name} ..." if state.total is None else f"{state.name}: 0/{state.total:,}")
             return 0
@@ -86,8 +94,9 @@ class Console:
                 self._progress.start()
             return self._progress.add_task(state.name, total=state.total, state=state)
 
-    def _close(self, task: int) -> None:
+    def _close(self, task: int, name: str) -> None:
         with self._lock:
+            self._open_phases.remove(name)
             if self._progress is None:
                 return
             self._progress.remove_task(task)

@@ -26,7 +26,7 @@ sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch
-cluster: backend address start_timeout_s call_timeout_s restarts
+cluster: backend address start_timeout_s call_timeout_s watch_s restarts
 evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps
 wandb: mode project group

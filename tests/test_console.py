@@ -56,6 +56,16 @@ def test_a_wait_of_unknown_length_and_one_that_fails():
     assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9", lines[3])
 
 
+def test_the_innermost_open_phase_is_known():
+    console = Console(io.StringIO())
+    assert console.current() == ""
+    with console.phase("night 1"):
+        with console.phase("seeding", total=3):
+            assert console.current() == "seeding"
+        assert console.current() == "night 1"
+    assert console.current() == ""
+
+
 def test_markup_in_names_is_not_interpreted_and_long_lines_are_not_wrapped():
     console, stream = plain()
     console.say("[bold]x[/bold] [/oops] " + "y" * 400)

@@ -1,5 +1,6 @@
 """Workers behave alike in this process and on Ray."""
 
+import re
 import subprocess
 import sys
 import time
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from cluster.group import (Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, settle, wait_all)
+from cluster.watch import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
 from workers import Echo
 
@@ -171,6 +173,23 @@ class TestRay:
         log = (log_dir / "talker.log").read_text()
         assert log.startswith("something\nchild something\n") and "TypeError: an odd" in log
         assert "".join(capfd.readouterr()) == ""
+
+    def test_a_long_wait_says_for_whom_and_a_late_one_leaves_stacks(self, backend, only_ray, log_dir, monkeypatch):
+        lines = []
+        watch = Watch(lines.append, lambda: "night 2: seeding", str(log_dir / "driver"), every_s=0.4)
+        monkeypatch.setattr(backend, "watch", watch)
+        monkeypatch.setattr(backend, "call_timeout_s", 2.0)
+        quick, slow = (backend.spawn(ECHO, {}, name=f"{name}-waiter") for name in ("quick", "slow"))
+        backend.ready([quick, slow])
+        lines.clear()
+        answers = settle([quick.start(Echo.greet, "Ann"), slow.start(Echo.sleep, 6.0)], 2.0)
+        assert answers[0] == "hello Ann." and isinstance(answers[1], WorkerLate)
+        assert 3 <= len(lines) <= 5, lines
+        assert re.fullmatch(r"night 2: seeding: waiting since 0.[4-9] s for 1 of 2 calls \(slow-waiter sleep\); "
+                            r"given up after 2.0 s", lines[0])
+        driver, worker = (log_dir / "driver" / STACKS).read_text(), (log_dir / "slow-waiter.log").read_text()
+        assert "slow-waiter: sleep" in driver and "in settle" in driver  # who waits
+        assert "workers.py" in worker and "in sleep" in worker  # and where the worker is
 
     def test_no_gpu_asked_none_seen(self, echo, only_ray):
         assert echo.env("CUDA_VISIBLE_DEVICES") == [""]
