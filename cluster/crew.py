@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from actors.environment import cpu_environment
 from cluster.group import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
-from cluster.pool import Pool, RewardPool
+from cluster.pool import RewardPool, RolloutPool
+from cluster.restarts import Restarts
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, RunError, Sample, Sampling
+from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
 from sleep_rl.metrics import Journal
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
@@ -39,9 +41,9 @@ class Workers:
     """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner workers."""
 
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
-                 probe_T: tuple[int, ...] = (), learners: bool = True):
+                 probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None):
         self._config, self._journal, self.version = config, journal, 0
-        self._restarts = 0
+        self._restarts = restarts or Restarts(config.cluster.restarts, journal)
         backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
                            if learners or actor.role == "rollout"])
         handles = _rollouts(backend, config, checkpoint)
@@ -52,12 +54,13 @@ class Workers:
                                {"z0": config.reward.z0}, gpus=0.0)
             semantic = _semantic(backend, config, base)
         backend.ready(handles + ranks + literal + semantic)
-        self.rollouts = Pool("rollouts", handles, config.cluster.call_timeout_s)
+        self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s)
         self.store = WeightStore(backend, self.rollouts)
         self.learn: Learner = Ranks(ranks, config.cluster.call_timeout_s)
         self._has_learners = bool(ranks)
-        self._literal = RewardPool(literal, config.reward.timeout_s)
-        self._semantic = RewardPool(semantic, config.reward.timeout_s) if semantic else None
+        spend, limit_s = self._restarts.spend, config.reward.timeout_s
+        self._literal = RewardPool(literal, limit_s, spend)
+        self._semantic = RewardPool(semantic, limit_s, spend) if semantic else None
 
     def push(self, name: str, view: str) -> None:
         """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
@@ -80,16 +83,13 @@ class Workers:
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name`, spread over the workers, in order."""
         version = 0 if name == CHECKPOINT else self.store.current(name)
-        return self.rollouts.map_again(self._revive, Rollout.sample, requests_N, name, version, how)
+        return self.rollouts.sample(self._revive, requests_N, name, version, how)
 
     def _revive(self) -> None:
         """Starts lost rollout workers anew and brings them to the newest published weights. A request's seed decides its
         sample, so work that is asked again gives what the lost worker would have given."""
         for worker, reason in self.rollouts.lost.items():
-            self._restarts += 1
-            if self._restarts > self._config.cluster.restarts:
-                raise RunError(f"{reason}; cluster.restarts = {self._config.cluster.restarts} are used up")
-            self._journal.log("restarted", worker=worker, reason=reason)
+            self._restarts.spend(worker, reason)
         self.rollouts.restart_lost(self.store.refill)
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
@@ -119,9 +119,10 @@ class Workers:
 
     def close(self) -> None:
         """Lets the workers end in good order; the backend ends those that do not."""
-        self.rollouts.all(Rollout.close)
-        if self._has_learners:
-            self.learn.close()
+        with suppress(WorkerDied, WorkerLate):  # the life is over: nothing is owed any more
+            self.rollouts.all(Rollout.close)
+            if self._has_learners:
+                self.learn.close()
 
 
 def _rollouts(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:

@@ -12,7 +12,8 @@ from typing import Iterator, Sequence
 
 from cluster import identity
 from cluster.crew import CHECKPOINT, Workers
-from cluster.group import Backend, LocalBackend, RayBackend
+from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
+from cluster.restarts import Restarts
 from cluster.tracking import WandbSink
 from cluster.watch import Watch
 from sleep_rl import modeling
@@ -69,17 +70,32 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
         if not (found and found[0]):
             journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
                         seeds=[config.run.seed])
-        with crew_of(config, base, task, journal, console, folder) as life:
-            if found and found[0]:
-                at, driver = found
-                life.progress.results[:] = driver["results"]
-                life.index.restore(driver["index"])
-                life.crew.resume(str((at / LEARNER).absolute()), driver["version"])
-            live(life)
+        restarts, begun = Restarts(config.cluster.restarts, journal), journal.size()
+        while True:
+            try:
+                with crew_of(config, base, task, journal, console, folder, restarts=restarts) as life:
+                    _continue(life, found)
+                    live(life)
+                break
+            except (WorkerDied, WorkerLate) as error:  # a learner: its group is gone, and with it all since the checkpoint
+                found = newest(str(folder))
+                journal.cut(found[1]["journal"] if found else begun)
+                restarts.spend("all workers", str(error))
+                console.say(f"warning: {error}; going on from the newest checkpoint", "yellow")
         last = folder / "memory" / f"night-{config.nights}"
         model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
         console.say(f"{model}: the model after the last night, an ordinary checkpoint for vLLM and transformers")
     return 0
+
+
+def _continue(life: Life, found: tuple[Path | None, dict] | None) -> None:
+    """Brings workers and driver to where a checkpoint was written, if there is one."""
+    if not (found and found[0]):
+        return
+    at, driver = found
+    life.progress.results[:] = driver["results"]
+    life.index.restore(driver["index"])
+    life.crew.resume(str((at / LEARNER).absolute()), driver["version"])
 
 
 @contextmanager
@@ -146,7 +162,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     with backend:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
-                           learners=learners)
+                           learners=learners, restarts=restarts)
         yield Life(crew, task, texts, config, journal, console, str(folder),
                    Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()

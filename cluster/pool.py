@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cluster.group import Handle, WorkerDied, WorkerLate, settle
-from sleep_rl.contracts import Failure, InputError, Pair, Reward, RunError
+from sleep_rl.contracts import Failure, InputError, Pair, Request, Reward, Rollout, RunError, Sample, Sampling
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -15,9 +15,9 @@ R = TypeVar("R")
 class Pool:
     """Workers that any item may go to. `workers` are those in use; `lost` says why each other one is not.
 
-    A worker that dies or is late is taken out, since a late one is in the middle of a call that nobody waits for any
-    more; `restart_lost` brings them back. An exception that a worker raises is raised here: it is an error of the
-    call, not of the worker.
+    A worker that dies, is late or answers with rubbish is taken out (a late one is in the middle of a call that nobody
+    waits for any more); `restart_lost` brings them back. An exception that a worker raises is raised here: it is an
+    error of the call, not of the worker.
     """
 
     keeps_late = False
@@ -54,7 +54,18 @@ class Pool:
         parts = split(items, len(self._usable()))
         handles = self.workers[:len(parts)]
         answers = self.ask(handles, method, [(part, *args) for part in parts], **kwargs)
-        return self._join(handles, method.__name__, parts, answers, bear_all)
+        for i, (handle, part, answer) in enumerate(zip(handles, parts, answers)):
+            wrong = "" if isinstance(answer, Exception) else self.rubbish(part, answer, *args)
+            if wrong:
+                answers[i] = WorkerDied(f"worker {handle.name}: {method.__name__} gave {wrong}")
+                self._lose(handle, str(answers[i]))
+        return self._join(handles, parts, answers, bear_all)
+
+    def rubbish(self, part: Sequence[T], answer: Any, *args: Any) -> str:
+        """What is wrong with an answer as a whole; empty when it can be used."""
+        if not isinstance(answer, list):
+            return f"a {type(answer).__name__} and no list"
+        return "" if len(answer) == len(part) else f"{len(answer)} results for {len(part)} items"
 
     def all(self, method: Callable[..., R], /, *args: Any, **kwargs: Any) -> list[R]:
         """The same call on every worker; raises the first error, in the order of the workers."""
@@ -72,9 +83,12 @@ class Pool:
                          self.timeout_s, stacks=not self.keeps_late)
         for handle, answer in zip(handles, answers):
             if isinstance(answer, WorkerDied) or isinstance(answer, WorkerLate) and not self.keeps_late:
-                self.lost[handle.name] = str(answer)
-        self.workers = [handle for handle in self.workers if handle.name not in self.lost]
+                self._lose(handle, str(answer))
         return answers
+
+    def _lose(self, handle: Handle, reason: str) -> None:
+        self.lost[handle.name] = reason
+        self.workers = [other for other in self.workers if other.name not in self.lost]
 
     def restart_lost(self, prepare: Callable[[list[Handle]], None] | None = None) -> list[Handle]:
         """Starts the lost workers anew and takes them back into use, after `prepare` (for rollouts WeightStore.refill:
@@ -94,7 +108,7 @@ class Pool:
             raise RunError(f"{self.role}: no worker left: {'; '.join(self.lost.values())}")
         return self.workers
 
-    def _join(self, handles: Sequence[Handle], method: str, parts: Sequence[Sequence[T]],
+    def _join(self, handles: Sequence[Handle], parts: Sequence[Sequence[T]],
               answers: Sequence[Any], bear_all: bool) -> list[R | Failure]:
         results: list[R | Failure] = []
         for handle, part, answer in zip(handles, parts, answers):
@@ -102,8 +116,6 @@ class Pool:
                 results += [Failure(str(answer), handle.name)] * len(part)
             elif isinstance(answer, InputError | RunError):
                 raise answer
-            elif len(answer) != len(part):
-                raise RunError(f"worker {handle.name}: {method} gave {len(answer)} results for {len(part)} items")
             else:
                 results += answer
         if handles and not (self.keeps_late or bear_all) and all(isinstance(a, WorkerDied | WorkerLate) for a in answers):
@@ -111,18 +123,75 @@ class Pool:
         return results
 
 
+class RolloutPool(Pool):
+    """Rollout workers. A sample that does not belong to its request, or to the version that was asked for, is rubbish."""
+
+    def __init__(self, handles: Sequence[Handle], timeout_s: float) -> None:
+        super().__init__("rollouts", handles, timeout_s)
+
+    def sample(self, revive: Callable[[], None], requests_N: list[Request], name: str, version: int,
+               how: Sampling) -> list[Sample | Failure]:
+        """One Sample or Failure per request, in order; what a lost worker owed is asked once more."""
+        return self.map_again(revive, Rollout.sample, requests_N, name, version, how)
+
+    def rubbish(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
+        wrong = super().rubbish(part, answer)
+        name, version = args[0], args[1]
+        for request, sample in zip(part, () if wrong else answer):
+            if isinstance(sample, Failure):
+                continue
+            if not isinstance(sample, Sample):
+                return f"a {type(sample).__name__} and no sample"
+            asked, got = ((s.prompt_T, s.context_T, s.seed) for s in (request, sample))
+            if asked != got:
+                return "a sample of another request"
+            if sample.weights != name or set(sample.versions_T) - {version}:
+                return f"a sample of {sample.weights} {sorted(set(sample.versions_T))}, asked was {name} {version}"
+            if not len(sample.completion_T) == len(sample.logprobs_T) == len(sample.versions_T):
+                return "a sample whose tokens, log-probabilities and versions differ in number"
+        return wrong
+
+
 class RewardPool(Pool):
-    """Reward workers under the limit of reward.timeout_s: a late or dead one costs the pairs of that call only, and a
-    late one stays in use. Stands where a Reward is asked for."""
+    """Reward workers under the limit of reward.timeout_s. A late one costs the pairs of that call only and stays in use;
+    one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what the latter two
+    owed is asked once more. Stands where a Reward is asked for."""
 
     keeps_late = True
 
-    def __init__(self, handles: Sequence[Handle], timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[Handle], timeout_s: float,
+                 spend: Callable[[str, str], None] = lambda worker, reason: None) -> None:
+        """`spend` is told of each restart beforehand, and raises when there may be no more."""
         super().__init__("rewards", handles, timeout_s)
+        self._spend, self._late = spend, dict.fromkeys((handle.name for handle in handles), 0)
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
         """A value per pair, or why there is none."""
-        return self.map(Reward.score, pairs_N)
+        values = self.map_again(self._revive, Reward.score, pairs_N)
+        if self.lost:
+            self._revive()
+        return values
+
+    def ask(self, handles: Sequence[Handle], method: Callable[..., R], args_N: Sequence[tuple[Any, ...]],
+            **kwargs: Any) -> list[R | InputError | RunError]:
+        answers = super().ask(handles, method, args_N, **kwargs)
+        for handle, answer in zip(handles, answers):
+            self._late[handle.name] = self._late[handle.name] + 1 if isinstance(answer, WorkerLate) else 0
+            if self._late[handle.name] == 2:
+                self._lose(handle, f"{answer}, twice in a row")
+        return answers
+
+    def rubbish(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
+        wrong = super().rubbish(part, answer)
+        for value in () if wrong else answer:
+            if not isinstance(value, Failure) and not (isinstance(value, int | float) and 0 <= value <= 1):
+                return f"the reward {value!r}, allowed is [0, 1]"  # also refuses NaN
+        return wrong
+
+    def _revive(self) -> None:
+        for worker, reason in self.lost.items():
+            self._spend(worker, reason)
+        self.restart_lost()
 
     def close(self) -> None:
         """Closes every worker that is left."""

@@ -167,7 +167,7 @@ class Cluster:
     start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
     call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
     watch_s: float = key(60.0, "seconds of waiting for workers after which the console says for which", above=0)
-    restarts: int = key(3, "rollout workers that may be started anew in a run, after they died or were late", low=0)
+    restarts: int = key(3, "times that workers may be started anew in a run, after they died, were late or gave rubbish", low=0)
 
 
 @dataclass(frozen=True)

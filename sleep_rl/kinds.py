@@ -76,7 +76,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
     "rolled_back": {"night": _NIGHT, "column": ("column that lost most", ""), "before": ("its accuracy", "share correct"),
                     "after": ("its accuracy after the night", "share correct"),
                     "allowed": ("evaluate.max_drop", "share correct"), "path": ("the rejected memory", "")},
-    "restarted": {"worker": ("rollout worker that was started anew", ""), "reason": ("how it was lost", "")},
+    "restarted": {"worker": ("what was started anew: one worker, or all of them after a learner was lost", ""), "reason": ("how it was lost", "")},
     "failure": {"where": ("worker or call that failed", ""), "reason": ("why", ""), "count": ("how often", "count")},
     "sink_failed": {"sink": ("sink that was switched off", ""), "reason": ("why, in one line", "")},
     "torn": {"line": ("number of the line that cannot be read", ""), "text": ("its beginning", "")},

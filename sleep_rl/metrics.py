@@ -94,6 +94,14 @@ class Journal:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 
+    def cut(self, keep: int) -> None:
+        """Takes back every record behind the first `keep` bytes: what they tell of will be done, and told, again."""
+        with self._lock:
+            try:
+                self._file.truncate(keep)
+            except OSError as error:
+                raise self._unwritable(error) from error
+
     def close(self) -> None:
         """Closes the sinks, the last one first (the console, given first, hears of the others), then the file."""
         with self._lock:

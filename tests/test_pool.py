@@ -1,16 +1,27 @@
 """Work split over workers: order, balance, and what happens to the items of a lost worker."""
 
+from dataclasses import replace
+
 import pytest
 
 from cluster.group import LocalBackend, RayBackend
-from cluster.pool import Pool, RewardPool, split
-from sleep_rl.contracts import Failure, Pair, Reward, RunError
+from cluster.pool import Pool, RewardPool, RolloutPool, split
+from cluster.restarts import Restarts
+from sleep_rl.contracts import Failure, Pair, Request, Reward, RunError, Sample, Sampling
+from sleep_rl.metrics import Journal
 from workers import Echo, Scorer
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
 def backend(request):
     with LocalBackend() if request.param == "local" else RayBackend(cpus=2) as backend:
+        yield backend
+
+
+@pytest.fixture
+def here():
+    """Where a test is about answers, and not about processes."""
+    with LocalBackend() as backend:
         yield backend
 
 
@@ -63,9 +74,12 @@ class TestPool:
             pool.map(Echo.double, [1, 2, 3], hurt="raise", victim="w1")
         assert not pool.lost
 
-    def test_wrong_number_of_results_is_an_error(self, pool):
-        with pytest.raises(RunError, match="^worker echo-0: drop_last gave 0 results for 1 items$"):
-            pool.map(Echo.drop_last, [1, 2, 3])
+    def test_rubbish_takes_a_worker_out(self, pool):
+        assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
+            1, Failure("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"), 3]
+        assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
+        with pytest.raises(RunError, match="^echoes: every worker failed: worker echo-0: drop_last gave 0 results for 1"):
+            pool.map(Echo.drop_last, [1, 2], "*")
 
     def test_dead_worker_gives_failures_and_comes_back(self, pool, only_ray):
         results = pool.map(Echo.double, [1, 2, 3, 4, 5, 6], hurt="die", victim="w1")
@@ -129,14 +143,93 @@ class TestRewardPool:
         rewards.close()
         assert rewards.score([self.SLOW]) == [0.0]
 
-    def test_dead_worker(self, backend, only_ray):
-        handle = backend.spawn("workers:Scorer", {}, name="reward-dead")
+    def test_late_twice_in_a_row_is_started_anew(self, rewards, only_ray):
+        spent = []
+        rewards._spend = lambda worker, reason: spent.append((worker, reason))
+        assert [type(rewards.score([self.SLOW])[0]) for _ in range(2)] == [Failure, Failure]
+        assert spent == [("reward-0", "worker reward-0: score gave no answer within 0.5 s, twice in a row")]
+        rewards.timeout_s = 30
+        assert rewards.score([self.SAME]) == [1.0] and not rewards.lost
+
+    def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
+        handle, spent = backend.spawn("workers:Scorer", {}, name="reward-dead"), []
         backend.ready([handle])
-        rewards = RewardPool([handle], timeout_s=30)
+        rewards = RewardPool([handle], 30, lambda worker, reason: spent.append((worker, reason)))
         handle._channel.kill()
-        result = rewards.score([self.SAME])[0]
+        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0]
         # What Ray gives as the cause depends on whether it has heard of the end already.
-        assert isinstance(result, Failure) and "reward-dead died during score: " in result.reason
-        with pytest.raises(RunError, match="^rewards: no worker left"):
-            rewards.score([self.SAME])
+        [(worker, reason)] = spent
+        assert worker == "reward-dead" and "reward-dead died during score: " in reason
         rewards.close()
+
+    @pytest.mark.parametrize("value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")])
+    def test_rubbish_is_no_reward(self, here, value, shown):
+        handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
+        rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
+        reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
+        assert rewards.score([self.SAME, self.BAD]) == [Failure(reason, "reward-mad")] * 2
+        assert spent == [reason] * 2  # once before it was asked again, once after
+
+    def test_no_restarts_left(self, here, tmp_path):
+        handle = here.spawn(lambda: Constant(2.0), {}, name="reward-mad")
+        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).spend)
+        with pytest.raises(RunError, match=r"gave the reward 2.0, allowed is \[0, 1\]; cluster.restarts = 1 are used up$"):
+            rewards.score([self.SAME])
+
+
+class Constant(Scorer):
+    """Gives one value for everything."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def score(self, pairs_N):
+        return [self.value for _ in pairs_N]
+
+
+class TestRolloutPool:
+    """A sample must be the answer to its request."""
+
+    REQUESTS = [Request((5, 6), (1,), seed) for seed in (3, 4)]
+    HOW = Sampling(4)
+
+    def pool(self, backend, change):
+        def answer(requests_N, name, version):
+            return [change(Sample(r.prompt_T, r.context_T, (7, 8), (-0.1, -0.2), "stop", r.seed, name, (version,) * 2))
+                    for r in requests_N]
+
+        return RolloutPool([backend.spawn(Answering, {"answer": answer}, name="rollout-0")], 30)
+
+    def test_sound_samples_and_failures(self, here):
+        got = self.pool(here, lambda s: Failure("cut") if s.seed == 4 else s)
+        samples = got.sample(got.restart_lost, self.REQUESTS, "student", 2, self.HOW)
+        assert samples[0].completion_T == (7, 8) and samples[1] == Failure("cut") and not got.lost
+
+    @pytest.mark.parametrize("change, wrong", [
+        (lambda s: replace(s, seed=9), "a sample of another request"),
+        (lambda s: replace(s, context_T=()), "a sample of another request"),
+        (lambda s: replace(s, versions_T=(2, 1)), r"a sample of student \[1, 2\], asked was student 2"),
+        (lambda s: replace(s, weights="teacher"), r"a sample of teacher \[2\], asked was student 2"),
+        (lambda s: replace(s, logprobs_T=(-0.1,)), "tokens, log-probabilities and versions differ in number"),
+        (lambda s: "text", "a str and no sample")])
+    def test_rubbish_twice_is_an_error(self, here, change, wrong):
+        pool, revived = self.pool(here, change), []
+
+        def revive():
+            revived.extend(pool.lost.values())
+            pool.restart_lost()
+
+        with pytest.raises(RunError, match=f"^rollouts: every worker failed: worker rollout-0: sample gave .*{wrong}"):
+            pool.sample(revive, self.REQUESTS, "student", 2, self.HOW)
+        assert len(revived) == 1
+
+
+class Answering:
+    """A rollout that answers as a test says."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def sample(self, requests_N, name, version, how):
+        return self.answer(requests_N, name, version)

@@ -40,8 +40,8 @@ class Echo:
             self.die()
         return self.double(items)
 
-    def drop_last(self, items: list[int]) -> list[int]:
-        return items[:-1]
+    def drop_last(self, items: list[int], victim: str) -> list[int]:
+        return items[:-1] if victim in ("*", self.greeting) else items
 
     def total(self, arrays: dict[str, Any]) -> float:
         return float(sum(array.sum() for array in arrays.values()))
