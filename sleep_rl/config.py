@@ -42,6 +42,8 @@ class Classify:
     days: int = key(3, "days (and nights) of the life", low=1)
     classes_per_day: int = key(15, "new classes a day", low=1)
     examples_per_document: int = key(6, "labelled examples in one document", low=1)
+    pages_per_example: int = key(1, "documents that hold an example, beside other ones each time; a model that writes "
+                                    "mostly about one place of a page reaches the others so", low=1)
     order_seed: int | None = key(None, "seed of the class order; null: order of first appearance")
     test_per_class: int | None = key(None, "test questions a class; null: all", low=1)
     base_text: str | None = key(None, "dataset whose text the small base is trained on; null: the classes of `path` "

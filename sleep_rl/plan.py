@@ -192,7 +192,7 @@ def _batch(config: Config) -> int:
 def _documents(config: Config) -> int:
     """Documents a day: one per person, or pages of labelled examples (as many a class as CLINC150 has)."""
     classify = config.task.classify
-    pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document)
+    pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document) * classify.pages_per_example
     return config.task.world.people_per_day if config.task.name == "world" else pages
 
 

@@ -1,6 +1,7 @@
 """The classification task: what is read, how it is split into days, its texts, its base model and its refusals."""
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -64,6 +65,18 @@ def test_every_training_utterance_of_a_day_stands_in_exactly_one_document(task):
         assert sorted(written) == sorted(expected)
         assert all(len(labelled(document)) <= 3 for document in day.documents)
         assert all(len({label for _, label in labelled(d)}) == 2 for d in day.documents if len(labelled(d)) > 1)
+
+
+def test_an_example_stands_on_as_many_pages_as_asked_each_time_beside_others(path, task):
+    once, thrice = task.days()[0], Classify(path, days=2, classes_per_day=2, examples_per_document=3,
+                                            pages_per_example=3, recipe=TINY).days()[0]
+
+    def lines(day):
+        return Counter(example for document in day.documents for example in labelled(document))
+
+    assert lines(thrice) == Counter({example: 3 * n for example, n in lines(once).items()})
+    assert len({document.text for document in thrice.documents}) > 2 * len(once.documents)
+    assert thrice.documents[: len(once.documents)] == once.documents
 
 
 def test_questions_are_test_utterances_with_a_document_that_shows_their_class(task):

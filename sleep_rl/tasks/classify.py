@@ -122,10 +122,10 @@ class Classify:
     max_answer_tokens = 12  # the longest label has 8 tokens, and <eos>
 
     def __init__(self, path: str, days: int = 3, classes_per_day: int = 15, examples_per_document: int = 6,
-                 order_seed: int | None = None, test_per_class: int | None = None, base_text: str | None = None,
-                 recipe: Recipe | None = None):
+                 pages_per_example: int = 1, order_seed: int | None = None, test_per_class: int | None = None,
+                 base_text: str | None = None, recipe: Recipe | None = None):
         counts = {"days": days, "classes_per_day": classes_per_day, "examples_per_document": examples_per_document,
-                  "test_per_class": test_per_class}
+                  "pages_per_example": pages_per_example, "test_per_class": test_per_class}
         for key, value in counts.items():
             if value is not None and value < 1:
                 raise InputError(f"{WHERE}.{key}: at least 1, got {value}")
@@ -136,7 +136,7 @@ class Classify:
                              f"test examples in {path}, got {days * classes_per_day}")
         if order_seed is not None:
             random.Random(f"classify/{order_seed}").shuffle(classes)
-        self._per_document, self._per_class = examples_per_document, test_per_class
+        self._per_document, self._pages, self._per_class = examples_per_document, pages_per_example, test_per_class
         self._recipe = recipe or Recipe()
         of_days = [classes[i * classes_per_day : (i + 1) * classes_per_day] for i in range(days)]
         self._days = tuple(self._day(f"day{i + 1}", labels) for i, labels in enumerate(of_days))
@@ -150,11 +150,13 @@ class Classify:
     def _day(self, name: str, labels: list[str]) -> Day:
         """Documents that each mix as many classes as they have room for, and the test questions of the day."""
         rng = random.Random(f"{name}/{labels}")
-        piles = [[(u, label) for u in rng.sample(self._train[label], len(self._train[label]))] for label in labels]
-        order = []
-        while piles := [pile for pile in piles if pile]:
-            order += [pile.pop() for pile in rng.sample(piles, len(piles))]
-        pages = [order[i : i + self._per_document] for i in range(0, len(order), self._per_document)]
+        pages: list[list[tuple[str, str]]] = []
+        for _ in range(self._pages):  # beside other examples each time
+            piles = [[(u, label) for u in rng.sample(self._train[label], len(self._train[label]))] for label in labels]
+            order = []
+            while piles := [pile for pile in piles if pile]:
+                order += [pile.pop() for pile in rng.sample(piles, len(piles))]
+            pages += [order[i : i + self._per_document] for i in range(0, len(order), self._per_document)]
         documents = tuple(Document(f"{name}/{i}", OPENER.join(line(*example) for example in page))
                           for i, page in enumerate(pages))
         holding = {label: [d.id for d, page in zip(documents, pages, strict=True) if label in {x for _, x in page}]
