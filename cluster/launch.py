@@ -146,7 +146,7 @@ def pretrain(config: Config) -> int:
 
 @contextmanager
 def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
-            learners: bool = True) -> Iterator[Life]:
+            learners: bool = True, restarts: Restarts | None = None) -> Iterator[Life]:
     """The workers of a run, ready; all of them end with the block."""
     checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
