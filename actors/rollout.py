@@ -58,9 +58,13 @@ class RolloutWorker:
     def load(self, weights: Weights) -> Loaded:
         """Takes a version: checks it whole, copies what differs, verifies bytes and probe. See contracts.Rollout.
 
-        After a RunError the states that were held before are still held, and the failed version is not.
+        After a RunError the states that were held before are still held, and the failed version is not. A version
+        older than the held one changes nothing.
         """
         start = time.perf_counter()
+        held = self._states.get(weights.name)
+        if held and held.version > weights.version:  # a delta from before this worker was filled anew
+            return Loaded(weights.name, held.version, 0, 0, time.perf_counter() - start, 0.0)
         state = _State(weights.version, dict(weights.manifest))
         self._cache |= self._stage(weights)
         try:
@@ -159,17 +163,18 @@ class RolloutWorker:
         named = {d for state in self._states.values() for d in state.manifest.values()}
         self._cache = {d: t for d, t in self._cache.items() if d in named}
 
-    def _switch(self, name: str, version: int | None = None) -> _State:
+    def _switch(self, name: str, least: int | None = None) -> _State:
         state = self._states.get(name)
-        if state is None or (version is not None and state.version != version):
-            raise RunError(f"rollout: {name} v{version} is not loaded here, held are {self.held()}")
+        if state is None or (least is not None and state.version < least):
+            raise RunError(f"rollout: {name} v{least} is not loaded here, held are {self.held()}")
         self._activate(name, state)
         return state
 
     # ------------------------------------------------------------------------------------------------ sampling
 
     def sample(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order. The same call gives the same tokens. See contracts.Rollout.
+        """One Sample or Failure per request, in order. The same call gives the same tokens, as long as no newer version
+        has been loaded. See contracts.Rollout.
 
         Completions end at `how.stop_T` or `how.max_tokens` (cut to what fits), never at the checkpoint's own eos.
         """

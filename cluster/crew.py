@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+import threading
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -43,6 +44,7 @@ class Workers:
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None):
         self._config, self._journal, self.version = config, journal, 0
+        self._reviving = threading.Lock()
         self._restarts = restarts or Restarts(config.cluster.restarts, journal)
         backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
                            if learners or actor.role == "rollout"])
@@ -64,15 +66,24 @@ class Workers:
 
     def push(self, name: str, view: str) -> None:
         """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
+        self.offer(name, view)()
+
+    def offer(self, name: str, view: str) -> Callable[[], None]:
+        """Exports and publishes; the returned call delivers. See contracts.Crew."""
         self.version += 1
         weights = self.learn.export(name, self.version, self.store.have(name), view)
-        try:
-            self.store.push(weights)
-        except (WorkerDied, WorkerLate):
-            self._revive()
-            self.store.confirm(name)
-        self._journal.log("push", name=name, version=self.version,
-                          **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
+        ref, version = self.store.publish(weights), weights.version
+
+        def deliver() -> None:
+            try:
+                self.store.deliver(name, version, ref)
+            except (WorkerDied, WorkerLate):
+                self._revive()
+                self.store.confirm(name, version)
+            self._journal.log("push", name=name, version=version,
+                              **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
+
+        return deliver
 
     def resume(self, snapshot: str, version: int) -> None:
         """Brings learners and rollout workers to where a checkpoint was written, as its last push."""
@@ -88,9 +99,10 @@ class Workers:
     def _revive(self) -> None:
         """Starts lost rollout workers anew and brings them to the newest published weights. A request's seed decides its
         sample, so work that is asked again gives what the lost worker would have given."""
-        for worker, reason in self.rollouts.lost.items():
-            self._restarts.spend(worker, reason)
-        self.rollouts.restart_lost(self.store.refill)
+        with self._reviving:  # a push and a sample may both find a worker lost
+            for worker, reason in self.rollouts.lost.items():
+                self._restarts.spend(worker, reason)
+            self.rollouts.restart_lost(self.store.refill)
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """Equation 4 for each pair, in order. What one part could not score is a Failure, and counted."""

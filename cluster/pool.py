@@ -12,6 +12,10 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
+class Owed(Failure):
+    """What a worker that was lost has not done; it may be asked for again."""
+
+
 class Pool:
     """Workers that any item may go to. `workers` are those in use; `lost` says why each other one is not.
 
@@ -39,9 +43,10 @@ class Pool:
 
     def map_again(self, revive: Callable[[], None], method: Callable[..., list[R]], items: Sequence[T], /, *args: Any,
                   **kwargs: Any) -> list[R | Failure]:
-        """Like `map`; but after workers were lost `revive` is called, and what they owed is asked once more, of all."""
+        """Like `map`; but after workers were lost `revive` is called, and what they owed is asked once more, of all. (By
+        then another thread may have brought them back; `revive` is to do nothing in that case.)"""
         results = self._map(method, items, args, kwargs, bear_all=True)
-        owed = [i for i, result in enumerate(results) if isinstance(result, Failure) and result.where in self.lost]
+        owed = [i for i, result in enumerate(results) if isinstance(result, Owed)]
         if owed:
             revive()
             again = self.map(method, [items[i] for i in owed], *args, **kwargs)
@@ -113,7 +118,8 @@ class Pool:
         results: list[R | Failure] = []
         for handle, part, answer in zip(handles, parts, answers):
             if isinstance(answer, WorkerDied | WorkerLate):
-                results += [Failure(str(answer), handle.name)] * len(part)
+                lost = not (self.keeps_late and isinstance(answer, WorkerLate))
+                results += [(Owed if lost else Failure)(str(answer), handle.name)] * len(part)
             elif isinstance(answer, InputError | RunError):
                 raise answer
             else:
@@ -145,7 +151,7 @@ class RolloutPool(Pool):
             asked, got = ((s.prompt_T, s.context_T, s.seed) for s in (request, sample))
             if asked != got:
                 return "a sample of another request"
-            if sample.weights != name or set(sample.versions_T) - {version}:
+            if sample.weights != name or min(sample.versions_T, default=version) < version:
                 return f"a sample of {sample.weights} {sorted(set(sample.versions_T))}, asked was {name} {version}"
             if not len(sample.completion_T) == len(sample.logprobs_T) == len(sample.versions_T):
                 return "a sample whose tokens, log-probabilities and versions differ in number"

@@ -84,7 +84,10 @@ class Wake:
 @dataclass(frozen=True)
 class Sleep:
     steps: int = key(600, "optimizer steps a night", low=1)
-    steps_per_round: int = key(20, "steps between two pushes of the student; its samples are at most that old", low=1)
+    steps_per_round: int = key(20, "steps between two pushes of the student, sampled for at once", low=1)
+    lag: int = key(0, "versions by which the rollouts may run ahead of the learner; 0: they take turns", low=0)
+    max_gap: float = key(1.0, "largest mean log-probability difference between sampler and learner, at the first step "
+                              "behind a push, nats per token; a larger one ends the run", above=0)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
     replay: float = key(0.5, "share of sequences written without a document (self-replay)", low=0, high=1)
     rehearse: float = key(0.5, "share of self-replay that answers the prompts which the teacher wrote in past nights; the "
@@ -268,5 +271,7 @@ def check(config: Config) -> None:
            f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
     refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
            f"rollouts.gpus: a whole number above 1, got {config.rollouts.gpus}")
+    refuse(s.lag > 0 and config.cluster.backend == "local",
+           f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}")
     refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
            f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")

@@ -5,6 +5,7 @@ Shapes are written in suffix letters: `_T` tokens of one sequence, `_N` items of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -173,7 +174,8 @@ class Rollout(Protocol):
         fails its check is never sampled from."""
 
     def sample(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order. Raises RunError when (name, version) is not loaded here."""
+        """One Sample or Failure per request, in order, from `version` of `name` or a newer verified one that has arrived
+        since. Raises RunError when none is loaded here."""
 
     def forget(self) -> None:
         """Drops the cached contexts of earlier requests (the KV of documents)."""
@@ -284,8 +286,12 @@ class Crew(Protocol):
     def push(self, name: str, view: str) -> None:
         """Moves the learner's `view` to every rollout worker as the next version of `name`, verified."""
 
+    def offer(self, name: str, view: str) -> Callable[[], None]:
+        """Exports the state now; what it returns does the rest of a push, and may be called in another thread. Offers
+        are to be delivered in order."""
+
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
-        """Samples from the current version of `name`, spread over the rollout workers, in order."""
+        """Samples from the current version of `name` or a newer one, spread over the rollout workers, in order."""
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """(rewards of equation 4, metrics of its parts), in order."""

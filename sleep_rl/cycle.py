@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 
 from sleep_rl import baselines, gate
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, Day
 from sleep_rl.evaluate import before_night, evaluate
+from sleep_rl.flow import rounds
 from sleep_rl.life import Life
 from sleep_rl.night import Night
 from sleep_rl.stages import stage
@@ -70,12 +72,11 @@ def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple
     life.crew.push(STUDENT, STUDENT)
     data = Night(life, night, sender, day)
     data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
-    for steps in data.rounds():  # (b) consolidate: minimise L_KS over the new expert
-        data.imitate(len(steps))  # y ~ S(.|x) without the document, and r(y)
-        for step in steps:
-            data.log(step, learn.seed_step(data.batch(), step, life.config.sleep.steps))
-            data.learned(learn.row_divergence())
-        life.crew.push(STUDENT, STUDENT)
+    with closing(rounds(life, data)) as ahead:  # y ~ S(.|x) without the document, and r(y)
+        for sampled in ahead:  # (b) consolidate: minimise L_KS over the new expert
+            for step, batch in zip(sampled.steps, sampled.batches, strict=True):
+                metrics = learn.seed_step(batch.rows, step, life.config.sleep.steps)
+                data.learned(sampled, step, metrics, learn.row_divergence())
     learn.close_night(True)  # (c) update: apply the prospective weights, reset the sender, keep the new expert
     life.crew.push(TEACHER, TEACHER)
     data.close(time.monotonic() - started)

@@ -52,12 +52,22 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "seconds": ("time until every rollout worker had verified the version", "s"),
         "workers": ("rollout workers that took it", "count"),
         "probe_gap": ("largest |log-probability difference| on the probe prompt", "nats"),
+        "pause": ("longest time that a worker could not sample: staging, copying and verifying", "s"),
+    },
+    "flow": {
+        "day": _DAY, "night": _NIGHT, "sender": _SENDER, "round": ("round of steps within the night", ""),
+        "oldest": ("oldest version of the student in the round's samples", ""), "newest": ("newest one", ""),
+        "trained_s": ("time the learner spent on the round", "s"),
+        "learner_waited_s": ("time the learner stood still before it: for samples, and for pushes that it takes part in", "s"),
+        "rollouts_waited_s": ("time the rollouts stood still before it: for a version that is new enough", "s"),
+        "rewards_s": ("part of the rollouts' time: waiting for rewards", "s"),
     },
     "night": {
         "day": _DAY, "night": _NIGHT, "sender": _SENDER, "seconds": _SECONDS, "steps": _STEPS, "loss": ("last L_KS of the night", ""),
         "divergence": ("last divergence of the night", "nats/token"),
         "reward_mean": ("last mean reward of the night", ""),
         "tokens_sampled": ("sampled in the night", "tokens"), "tokens_trained": ("trained on in the night", "tokens"),
+        "learner_idle": ("share of the night in which the learner stood still between its steps", ""),
     },
     "evaluate": {
         "after": ('what the model had lived through: "base", "night 1", ...', ""),

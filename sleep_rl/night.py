@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import random
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Iterator
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import (STUDENT, TEACHER, Day, Document, Failure, Metrics, Pair, Request, RunError, Sample,
@@ -32,16 +33,14 @@ class Night:
         config = life.config if day else replace(life.config, sleep=replace(life.config.sleep, replay=1.0))
         self.config, self.shares = config, Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
-        self.round = 0
-        self.rewards: Metrics = {}
-        self.trained = self.sampled = 0.0
+        self.trained = self.tokens = self.idle_s = 0.0
         self.last: Metrics = {}
-        self.rows: list[Written] = []  # of the step's batch
+        self.tick: Callable[..., None] = lambda n, note: None  # of the phase that shows the steps
 
     def write(self) -> None:
         """D ~ T: about each document with it in context, answers to rehearsed prompts, and self-replay from nothing."""
         life, config, seed = self.life, self.config, f"{self.night} {self.sender}"
-        with life.console.phase(f"{self._name}: the teacher writes", total=None):
+        with life.console.phase(f"{self.title}: the teacher writes", total=None):
             behind, free = writing_requests(life.texts, self.documents, config, seed)
             prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
             again = rehearsal_requests(life.texts, prompts, config, seed)
@@ -51,7 +50,7 @@ class Night:
         new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
-            raise RunError(f"{self._name}: the teacher wrote {len(new)} readable sequences about documents and "
+            raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about documents and "
                            f"{len(replay)} without; left out: {left}")
         life.journal.log("written", **self.where, new=len(new), replay=len(replay), rehearsed=len(answers),
                          prompts=len(life.index.prompts), **{k.replace(" ", "_"): v for k, v in left.items()},
@@ -60,7 +59,7 @@ class Night:
         self.again = Weighted(answers, self.rng, life.index)
 
     @property
-    def _name(self) -> str:
+    def title(self) -> str:
         return f"night {self.night}" + (f", level {self.sender} to {self.sender + 1}" if self.sender else "")
 
     def _replay(self, count: int) -> list[Written]:
@@ -68,66 +67,74 @@ class Night:
         again = self.again.take(round(self.config.sleep.rehearse * count))
         return again + self.free.take(count - len(again))
 
-    def rounds(self) -> Iterator[range]:
-        """The night's steps in rounds; the student is pushed after each, so samples are at most a round old."""
+    def schedule(self) -> list[range]:
+        """The night's steps in rounds; the student is pushed after each."""
         steps, size = self.config.sleep.steps, self.config.sleep.steps_per_round
-        with self.life.console.phase(f"{self._name}: seeding", total=steps) as self.tick:
-            for start in range(0, steps, size):
-                yield range(start, min(start + size, steps))
-                self.round += 1
+        return [range(start, min(start + size, steps)) for start in range(0, steps, size)]
 
-    def imitate(self, steps: int) -> None:
-        """y ~ S(.|x) for the coming `steps`, and their rewards (equations 4 and 5)."""
-        config, texts, shares = self.config, self.life.texts, self.shares
-        taken = self.new.take(shares.groups_new * steps) + self._replay(shares.groups_replay * steps)
+    def sampled(self, number: int, steps: range) -> Round:
+        """y ~ S(.|x) for the coming `steps`, their rewards (equations 4 and 5), and the batches with all of it."""
+        config, texts, shares, count = self.config, self.life.texts, self.shares, len(steps)
+        taken = self.new.take(shares.groups_new * count) + self._replay(shares.groups_replay * count)
         prefixes = [cut(w, config, self.rng) for w in taken]
-        samples = self._sample(continuation_requests(texts, prefixes, config, self.rng), STUDENT)
-        rewards = None
+        samples = self._sample(continuation_requests(texts, prefixes, config, self.rng), STUDENT, round=number)
+        rewards, metrics, began = None, {}, time.monotonic()
         if config.sleep.alpha < 1 and samples:
-            rewards, self.rewards = self.life.crew.score(pairs_of(prefixes, samples, config.sleep.group))
+            rewards, metrics = self.life.crew.score(pairs_of(prefixes, samples, config.sleep.group))
             self.life.count_failures("reward", rewards)
+        scored_s = time.monotonic() - began
         groups = student_rows(texts, prefixes, samples, rewards, config)
-        new = shares.groups_new * steps
-        self.groups_new, self.groups_replay = groups[:new], groups[new:]
+        new, replay = groups[: shares.groups_new * count], groups[shares.groups_new * count :]
+        batches = tuple(self._batch(new, replay) for _ in steps)
+        versions = [v for s in samples if not isinstance(s, Failure) for v in s.versions_T]
+        return Round(number, steps, batches, metrics, min(versions, default=0), max(versions, default=0), scored_s)
 
-    def batch(self) -> list[Sequence]:
-        """The rows of the next step: groups of student samples and the teacher's own sequences, new and replayed."""
+    def _batch(self, new: list[list[Sequence]], replay: list[list[Sequence]]) -> Batch:
+        """The rows of a step: groups of student samples and the teacher's own sequences, new and replayed."""
         shares, texts = self.shares, self.life.texts
-        rows = [row for groups, count in ((self.groups_new, shares.groups_new),
-                                          (self.groups_replay, shares.groups_replay))
+        rows = [row for groups, count in ((new, shares.groups_new), (replay, shares.groups_replay))
                 for _ in range(count) if groups for row in groups.pop()]
-        self.rows = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
-        self.before = len(rows)
-        return rows + teacher_rows(texts, self.rows) + reading_rows(texts, self.new.take(self.config.sleep.reading))
+        written = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
+        reading = reading_rows(texts, self.new.take(self.config.sleep.reading))
+        return Batch(rows + teacher_rows(texts, written) + reading, tuple(written), len(rows))
 
-    def learned(self, divergence_N: list[float]) -> None:
-        """What the student has not yet taken over comes again sooner: divergence of the batch's rows, in order."""
-        for written, divergence in zip(self.rows, divergence_N[self.before :], strict=False):
+    def learned(self, sampled: Round, step: int, metrics: Metrics, divergence_N: list[float]) -> None:
+        """One journal record per optimizer step. What the student has not yet taken over comes again sooner: divergence
+        of the batch's rows, in order."""
+        life, batch = self.life, sampled.batches[step - sampled.steps.start]
+        for written, divergence in zip(batch.written, divergence_N[batch.first :], strict=False):
             if written.prompt_T:
-                self.life.index.learned(written.prompt_T, divergence)
-
-    def log(self, step: int, metrics: Metrics) -> None:
-        """One journal record per optimizer step."""
-        life = self.life
-        life.journal.log("seed", **self.where, step=step, steps=self.config.sleep.steps, **metrics, **self.rewards)
+                life.index.learned(written.prompt_T, divergence)
+        gap, most = metrics.get("logprob_gap", 0.0), self.config.sleep.max_gap
+        if step == sampled.steps.start and gap > most:
+            raise RunError(f"{self.title}, step {step}: sampler and learner differ by {gap:.2g} nats a token, allowed "
+                           f"are sleep.max_gap = {most:g}; nothing of this night was applied")
+        life.journal.log("seed", **self.where, step=step, steps=self.config.sleep.steps, **metrics, **sampled.rewards)
         self.trained += metrics["tokens_trained"]
-        self.last = metrics
+        self.last = {**metrics, **sampled.rewards}
         self.tick(1, f"loss {metrics['loss']:.3f}")
+
+    def flowed(self, sampled: Round, trained_s: float, learner_waited_s: float, rollouts_waited_s: float) -> None:
+        """One journal record per round: how old its samples were, and who waited for what."""
+        self.idle_s += learner_waited_s
+        self.life.journal.log("flow", **self.where, round=sampled.number, oldest=sampled.oldest, newest=sampled.newest,
+                              trained_s=trained_s, learner_waited_s=learner_waited_s,
+                              rollouts_waited_s=rollouts_waited_s, rewards_s=sampled.scored_s)
 
     def close(self, seconds: float) -> None:
         """The journal's summary of the night; its own prompts are rehearsed from the next one on."""
         prompts = [w.sequence_T[:length] for w in self.new.data if (length := self.life.texts.x_length(w.sequence_T))]
         self.life.index.add(self.night, prompts, self.config.sleep.rehearse_prompts)
         self.life.journal.log("night", **self.where, steps=self.config.sleep.steps,
-                              seconds=seconds, tokens_sampled=self.sampled, tokens_trained=self.trained,
+                              seconds=seconds, tokens_sampled=self.tokens, tokens_trained=self.trained,
                               loss=self.last.get("loss"), divergence=self.last.get("divergence"),
-                              reward_mean=self.rewards.get("reward_mean"))
+                              reward_mean=self.last.get("reward_mean"), learner_idle=self.idle_s / max(seconds, 1e-9))
 
-    def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0) -> list[Sample | Failure]:
+    def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0, round: int = 0) -> list[Sample | Failure]:
         life = self.life
         samples = life.sample(requests_N, name, life.task.max_new_tokens, self.config.sleep.temperature, min_p,
-                              **self.where, round=self.round)
-        self.sampled += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
+                              **self.where, round=round)
+        self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
         return samples
 
 
@@ -139,6 +146,28 @@ class Written:
     sequence_T: Ids  # d, with eos
     replay: bool
     prompt_T: Ids = ()  # the rehearsed prompt that it begins with
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one optimizer step, and which of them the teacher wrote: `written`, from row `first` on."""
+
+    rows: list[Sequence]
+    written: tuple[Written, ...]
+    first: int
+
+
+@dataclass(frozen=True)
+class Round:
+    """The steps between two pushes of the student, and what they train on."""
+
+    number: int
+    steps: range
+    batches: tuple[Batch, ...]
+    rewards: Metrics
+    oldest: int  # versions of the student that its samples come from; 0: there are none
+    newest: int
+    scored_s: float
 
 
 @dataclass(frozen=True)

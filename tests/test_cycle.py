@@ -80,8 +80,12 @@ class Crew:
 
     # -- rollouts and rewards
     def push(self, name, view):
+        self.offer(name, view)()
+
+    def offer(self, name, view):
         self.version += 1
-        self.versions[name] = self.version
+        version = self.version
+        return lambda: self.versions.update({name: version})
 
     def forget(self):
         self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []

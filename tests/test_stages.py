@@ -115,7 +115,8 @@ def lives(folder, at=None):
 
 def lines(folder):
     """The record without its times."""
-    return [{k: v for k, v in r.items() if k not in ("t", "seconds", "tokens_per_second", "path", "examples")}
+    times = ("t", "seconds", "tokens_per_second", "learner_idle", "path", "examples")
+    return [{k: v for k, v in r.items() if k not in times and not k.endswith("_s")}
             for r in read(folder / "metrics.jsonl")]
 
 

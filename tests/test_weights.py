@@ -59,7 +59,8 @@ class TestPush:
         assert store.current("teacher") == 1
         metrics = dict(store.metrics)
         assert metrics.pop("push/seconds") > 0
-        assert metrics == {"push/bytes": 2 * 3 * 64, "push/tensors": 6, "push/workers": 2, "push/probe_gap": 0.01}
+        assert metrics == {"push/bytes": 2 * 3 * 64, "push/tensors": 6, "push/workers": 2, "push/probe_gap": 0.01,
+                           "push/pause": 0.0}
 
     def test_two_names_share_what_is_equal(self, store, handles):
         first = state(1.0)
@@ -107,14 +108,28 @@ class TestLostState:
             store.current("teacher")
         with pytest.raises(RunError, match="^weights: teacher version 2 is not held by every worker"):
             handles[0].forget()
-            store.confirm("teacher")
+            store.confirm("teacher", 2)
         pool.restart_lost(store.refill)
         store.refill(handles[:1])
-        store.confirm("teacher")
+        store.confirm("teacher", 2)
         assert store.current("teacher") == 2
         assert [handle.held() for handle in handles] == [{"teacher": 2}] * 2
         store.push(export("teacher", 3, state(3.0), {}))
         assert store.current("teacher") == 3
+
+
+    def test_published_versions_are_delivered_in_order_and_the_one_before_stays_current(self, store, handles):
+        """As when the learner exports a second time before the first version has arrived."""
+        first, second, third = (state(n) for n in (1.0, 5.0, 9.0))
+        store.push(export("student", 1, first, {}))
+        a = store.publish(export("student", 2, second, store.have("student")))
+        b = store.publish(export("student", 3, state(9.0, like=second, changed=KEYS[:1]), store.have("student")))
+        assert store.current("student") == 1
+        store.deliver("student", 2, a)
+        assert store.current("student") == 2 and handles[0].value("student", KEYS[0]) == 160.0
+        store.deliver("student", 3, b)
+        assert store.current("student") == 3 and handles[0].seen()[-1] == ("student", 3, 1)
+        assert handles[0].value("student", KEYS[0]) == 288.0 and handles[0].value("student", KEYS[1]) == 192.0
 
 
 class TestRefusals:
