@@ -6,12 +6,14 @@ import statistics
 import threading
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from actors.environment import cpu_environment
 from cluster.group import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
 from cluster.pool import RewardPool, RolloutPool
 from cluster.restarts import Restarts
+from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
 from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
@@ -42,13 +44,19 @@ class Workers:
     """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner workers."""
 
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
-                 probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None):
+                 probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None,
+                 wanted: Callable[[], int | None] = lambda: None):
         self._config, self._journal, self.version = config, journal, 0
         self._reviving = threading.Lock()
         self._restarts = restarts or Restarts(config.cluster.restarts, journal)
-        backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(config)
-                           if learners or actor.role == "rollout"])
-        handles = _rollouts(backend, config, checkpoint)
+
+        def check(count: int) -> None:
+            scaled = replace(config, rollouts=replace(config.rollouts, workers=count))
+            backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(scaled)
+                               if learners or actor.role == "rollout"])
+
+        check(config.rollouts.workers)
+        handles = [_rollout(backend, config, checkpoint, i) for i in range(config.rollouts.workers)]
         ranks, literal, semantic = [], [], []
         if learners:
             ranks = _learners(backend, config, checkpoint, base, probe_T)
@@ -58,6 +66,9 @@ class Workers:
         backend.ready(handles + ranks + literal + semantic)
         self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s)
         self.store = WeightStore(backend, self.rollouts)
+        self._wanted = wanted
+        self._scaler = Scaler(backend, self.rollouts, self.store, journal,
+                              lambda i: _rollout(backend, config, checkpoint, i), check)
         self.learn: Learner = Ranks(ranks, config.cluster.call_timeout_s)
         self._has_learners = bool(ranks)
         spend, limit_s = self._restarts.spend, config.reward.timeout_s
@@ -70,6 +81,8 @@ class Workers:
 
     def offer(self, name: str, view: str) -> Callable[[], None]:
         """Exports and publishes; the returned call delivers. See contracts.Crew."""
+        with self._reviving:
+            self._scaler.step(self._wanted())
         self.version += 1
         weights = self.learn.export(name, self.version, self.store.have(name), view)
         ref, version = self.store.publish(weights), weights.version
@@ -137,13 +150,13 @@ class Workers:
                 self.learn.close()
 
 
-def _rollouts(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
+def _rollout(backend: Backend, config: Config, checkpoint: str, number: int) -> Handle:
     r = config.rollouts
     kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(r.engine), "seed": config.run.seed,
               "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": r.probe_tolerance}
     env = {} if r.gpus else cpu_environment(r.threads)
-    return [backend.spawn("actors.rollout:RolloutWorker", kwargs, name=f"rollout-{i}", cpus=r.cpus, gpus=r.gpus, env=env)
-            for i in range(r.workers)]
+    return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=f"rollout-{number}", cpus=r.cpus, gpus=r.gpus,
+                         env=env)
 
 
 def _learners(backend: Backend, config: Config, checkpoint: str, base: str, probe_T: tuple[int, ...]) -> list[Handle]:

@@ -239,6 +239,14 @@ class Handle:
         self._channel = self._backend.open(self._ask)
         self._build()
 
+    def built(self) -> bool:
+        """Whether the constructor has ended, well or not; `ready` tells which."""
+        return self._built.ready(0)
+
+    def kill(self) -> None:
+        """Ends the worker's process at once."""
+        self._channel.kill()
+
     def ready(self) -> None:
         """Waits until the worker is constructed; raises what its constructor raised."""
         wait_all([self._built], self._backend.start_timeout_s, f"starting {self.name}")

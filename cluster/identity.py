@@ -66,6 +66,18 @@ def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
             yield f"{prefix}{key}"
 
 
+def held(folder: Path) -> bool:
+    """Whether a process lives in a run's folder."""
+    try:
+        with open(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when it is held."""

@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Iterator, Sequence
 
-from cluster import identity
+from cluster import identity, scale
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
@@ -65,6 +65,7 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
     if config.reward.semantic == "none":
         console.say("WARNING reward.semantic is none: gamma is 0, imitation is rewarded by edit distance alone")
+    (folder / scale.FILE).unlink(missing_ok=True)  # a wish is for the process that it was made to
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
         if not (found and found[0]):
@@ -162,7 +163,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     with backend:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
-                           learners=learners, restarts=restarts)
+                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder))
         yield Life(crew, task, texts, config, journal, console, str(folder),
                    Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()

@@ -56,8 +56,9 @@ class Pool:
 
     def _map(self, method: Callable[..., list[R]], items: Sequence[T], args: tuple, kwargs: dict,
              bear_all: bool) -> list[R | Failure]:
-        parts = split(items, len(self._usable()))
-        handles = self.workers[:len(parts)]
+        workers = self._usable()  # once: another thread may add or lose some
+        parts = split(items, len(workers))
+        handles = workers[:len(parts)]
         answers = self.ask(handles, method, [(part, *args) for part in parts], **kwargs)
         for i, (handle, part, answer) in enumerate(zip(handles, parts, answers)):
             wrong = "" if isinstance(answer, Exception) else self.rubbish(part, answer, *args)
@@ -108,10 +109,22 @@ class Pool:
         self.workers, self.lost = list(self._handles), {}
         return handles
 
+    def add(self, handle: Handle) -> None:
+        """Takes one more worker into use."""
+        self._handles, self.workers = [*self._handles, handle], [*self.workers, handle]
+
+    def remove(self, count: int) -> list[Handle]:
+        """Takes the last `count` workers out of use, but never all; calls under way are still answered."""
+        gone = self.workers[max(len(self.workers) - count, 1):] if count else []
+        self.workers = [handle for handle in self.workers if handle not in gone]
+        self._handles = [handle for handle in self._handles if handle not in gone]
+        return gone
+
     def _usable(self) -> list[Handle]:
-        if not self.workers:
+        workers = list(self.workers)
+        if not workers:
             raise RunError(f"{self.role}: no worker left: {'; '.join(self.lost.values())}")
-        return self.workers
+        return workers
 
     def _join(self, handles: Sequence[Handle], parts: Sequence[Sequence[T]],
               answers: Sequence[Any], bear_all: bool) -> list[R | Failure]:

@@ -1,4 +1,4 @@
-"""The command line: sleep-rl run | resume | plan | eval | pretrain | ablate | report | summary | config.
+"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | ablate | report | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -69,6 +69,9 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", metavar="RUN", help="a run's folder")
     resume.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys to change from here on")
     resume.add_argument("--accept", default="", metavar="A,B", help="keys, or `data`, that may have changed")
+    scale = command("scale", _scale, "change the number of rollout workers of a run that goes on")
+    scale.add_argument("run", metavar="RUN", help="a run's folder")
+    scale.add_argument("request", metavar="rollouts=N", help="how many rollout workers it is to have")
     with_config(command("plan", _plan, "check a config and print what it asks for, without starting anything"))
     evaluate = command("eval", _evaluate, "ask a checkpoint every question of a config's task")
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
@@ -113,6 +116,15 @@ def _resume(arguments: argparse.Namespace) -> int:
     from cluster.launch import resume
 
     return resume(arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name])
+
+
+def _scale(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    from cluster.scale import ask
+
+    count = ask(Path(arguments.run), arguments.request)
+    return _say(f"{arguments.run}: asked for {count} rollout workers; they come and go between two rounds")
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -87,6 +87,8 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
                     "after": ("its accuracy after the night", "share correct"),
                     "allowed": ("evaluate.max_drop", "share correct"), "path": ("the rejected memory", "")},
     "restarted": {"worker": ("what was started anew: one worker, or all of them after a learner was lost", ""), "reason": ("how it was lost", "")},
+    "scaled": {"worker": ("rollout worker that came or went", ""), "joined": ("whether it came", ""),
+               "workers": ("rollout workers in use now", "count")},
     "failure": {"where": ("worker or call that failed", ""), "reason": ("why", ""), "count": ("how often", "count")},
     "sink_failed": {"sink": ("sink that was switched off", ""), "reason": ("why, in one line", "")},
     "torn": {"line": ("number of the line that cannot be read", ""), "text": ("its beginning", "")},

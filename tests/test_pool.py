@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from cluster.group import LocalBackend, RayBackend
-from cluster.pool import Pool, RewardPool, RolloutPool, split
+from cluster.pool import Owed, Pool, RewardPool, RolloutPool, split
 from cluster.restarts import Restarts
 from sleep_rl.contracts import Failure, Pair, Request, Reward, RunError, Sample, Sampling
 from sleep_rl.metrics import Journal
@@ -76,7 +76,7 @@ class TestPool:
 
     def test_rubbish_takes_a_worker_out(self, pool):
         assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
-            1, Failure("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"), 3]
+            1, Owed("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"), 3]
         assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
         with pytest.raises(RunError, match="^echoes: every worker failed: worker echo-0: drop_last gave 0 results for 1"):
             pool.map(Echo.drop_last, [1, 2], "*")
@@ -108,7 +108,7 @@ class TestPool:
     def test_late_worker_gives_failures_and_is_taken_out(self, handles):
         pool = Pool("echoes", handles, timeout_s=0.5)
         results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)
-        assert results == [2, Failure("worker echo-1: double gave no answer within 0.5 s", "echo-1"), 6]
+        assert results == [2, Owed("worker echo-1: double gave no answer within 0.5 s", "echo-1"), 6]
         assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
         pool.restart_lost()
 
@@ -167,7 +167,7 @@ class TestRewardPool:
         handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
         reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
-        assert rewards.score([self.SAME, self.BAD]) == [Failure(reason, "reward-mad")] * 2
+        assert rewards.score([self.SAME, self.BAD]) == [Owed(reason, "reward-mad")] * 2
         assert spent == [reason] * 2  # once before it was asked again, once after
 
     def test_no_restarts_left(self, here, tmp_path):
