@@ -34,8 +34,8 @@ def of(records, kind):
 @pytest.mark.stack
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_a_life_from_config_to_report(backend, tmp_path):
-    semantic = ["reward.semantic=encoder", "reward.gamma=0.5"] if backend == "ray" else []
-    done = run(tmp_path, f"cluster.backend={backend}", *semantic, "baselines.sft=true", "baselines.joint=true",
+    more = ["reward.semantic=encoder", "reward.gamma=0.5", "sleep.lag=1"] if backend == "ray" else []
+    done = run(tmp_path, f"cluster.backend={backend}", *more, "baselines.sft=true", "baselines.joint=true",
                "baselines.sft_steps=2", "baselines.joint_steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "life"
@@ -51,6 +51,8 @@ def test_a_life_from_config_to_report(backend, tmp_path):
     assert [(r["night"], r["step"]) for r in seeds] == [(n, s) for n in (1, 2) for s in range(4)]
     assert all(r["sequences"] == 12 and r["loss"] == r["loss"] for r in seeds)
     assert max(r["logprob_gap"] for r in seeds if r["step"] == 0) < 1e-4  # sampler and learner agree before a step
+    flow = of(records, "flow")
+    assert flow and all(r["newest"] - r["oldest"] <= 1 for r in flow)
     pushes = of(records, "push")
     assert all(r["workers"] == 1 and r["probe_gap"] < 1e-3 for r in pushes)
     assert [r["version"] for r in pushes] == list(range(1, len(pushes) + 1))

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sleep_rl.metrics import read
@@ -80,6 +81,38 @@ def test_twenty_kills_in_process(tmp_path):
 @pytest.mark.stack
 def test_a_killed_run_on_ray_goes_on_to_the_same_bytes(tmp_path):
     check(tmp_path, "ray", [0.5])
+
+
+def worker_of(run, name):
+    """The process whose output is in <run>/logs/<name>.log."""
+    log = str((run / "logs" / f"{name}.log").resolve())
+    for process in psutil.process_iter():
+        try:
+            if process.name().startswith("ray::") and any(file.path == log for file in process.open_files()):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError(f"no process writes {log}")
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "mortal"
+    assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=900).returncode == 0
+    total, process = len(lines(whole)), subprocess.Popen(**start(tmp_path, "mortal", "ray"))
+    journal, deadline = folder / "metrics.jsonl", time.monotonic() + 600
+    for name, share in (("rollout-0", 0.3), ("learner-0", 0.6)):
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") >= share * total):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        worker_of(folder, name).kill()
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    restarted = [r["worker"] for r in lines(folder) if r["kind"] == "restarted"]
+    assert restarted and set(restarted) <= {"rollout-0", "all workers"} and restarted[-1] == "all workers", printed
+    assert memories(folder) == memories(whole)
+    assert [r for r in lines(folder) if r["kind"] == "evaluate"] == [r for r in lines(whole) if r["kind"] == "evaluate"]
 
 
 @pytest.mark.stack
