@@ -46,7 +46,9 @@ def save(life: Life, night: int) -> None:
 @stage
 def wake(life: Life, day: Day) -> None:
     """New data comes in: it stands in the context window, and its gradients join every level's chunk (equation 2)."""
-    with life.timed("wake", day=day.name, step=len(day.documents)) as record:
+    if life.config.wake.lr == 0:
+        return
+    with life.console.phase(f"{day.name}: wake"), life.timed("wake", day=day.name, step=len(day.documents)) as record:
         record |= life.crew.learn.wake([life.texts.document(d) for d in day.documents])
 
 

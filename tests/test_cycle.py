@@ -5,13 +5,14 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config import Baselines, Config, Evaluate, Model, Sleep, TaskConfig, World
+from sleep_rl.config import Baselines, Config, Evaluate, Model, Sleep, TaskConfig, Wake, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import TEACHER, Day, Document, Question, Sample, Text
 from sleep_rl.cycle import due, live
 from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
+from sleep_rl.report import write_report
 from sleep_rl.text import Texts
 from tests.test_night import Asking, Words
 
@@ -142,6 +143,12 @@ def test_a_life_with_two_levels_moves_slow_to_fast(lived):
         ("wake", 1), ("open", 2, (1, 2)), ("close", 2), ("open", 1, ()), ("close", 1),
         ("wake", 1), ("open", 2, (1,)), ("close", 2), ("open", 1, ()), ("close", 1),
         ("wake", 1), ("open", 2, (1, 2)), ("close", 2), ("open", 1, ()), ("close", 1)]
+
+
+def test_without_a_learning_rate_no_document_is_learned_from_awake(tmp_path):
+    protocol, _, records = life_of(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
+    assert "wake" not in {entry[0] for entry in protocol} | {r["kind"] for r in records}
+    assert "open book" in write_report(tmp_path).read_text()
 
 
 def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(lived):
