@@ -51,7 +51,8 @@ def _in_turn(life: Life, data: Night) -> Iterator[Round]:
 
 
 def _ahead(life: Life, data: Night) -> Iterator[Round]:
-    lag, limit_s = life.config.sleep.lag, life.config.cluster.call_timeout_s
+    lag, cluster = life.config.sleep.lag, life.config.cluster
+    limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s  # a call, a restart, and the call again
     there = _Counter(limit_s)  # versions that every rollout worker has verified
     ready: queue.Queue[tuple[Round, float] | Exception] = queue.Queue()
     offers: queue.Queue[Callable[[], None] | None] = queue.Queue()
@@ -85,7 +86,7 @@ def _ahead(life: Life, data: Night) -> Iterator[Round]:
             try:
                 item = ready.get(timeout=limit_s)
             except queue.Empty:
-                raise RunError(f"{data.title}: no samples within {limit_s:g} s (cluster.call_timeout_s)") from None
+                raise RunError(f"{data.title}: no samples within {limit_s:g} s (twice cluster.call_timeout_s and a start)") from None
             if isinstance(item, Exception):
                 raise item
             (sampled, rollouts_s), learner_s, began = item, time.monotonic() - began, time.monotonic()
@@ -122,7 +123,7 @@ class _Counter:
         began = time.monotonic()
         with self._changed:
             if not self._changed.wait_for(lambda: self._value >= value or self._over, self._limit_s):
-                raise RunError(f"no {what} within {self._limit_s:g} s (cluster.call_timeout_s)")
+                raise RunError(f"no {what} within {self._limit_s:g} s (twice cluster.call_timeout_s and a start)")
             if self._over and self._value < value:
                 raise self._over
         return time.monotonic() - began

@@ -117,7 +117,7 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
 
 def test_rollouts_that_never_answer_are_given_up():
     flow = Rollouts(1, sample_s=1.0)
-    flow.life = replace(flow.life, config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.2)))
+    flow.life = replace(flow.life, config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)))
     with pytest.raises(RunError, match="^night 1: no samples within 0.2 s"):
         flow.live()
     time.sleep(1.0)
