@@ -180,14 +180,15 @@ def settle(pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True
     results: list[R | InputError | RunError] = []
     for pending in pendings:
         watch = pending.watch
-        while not pending.ready(min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))):
+        while not pending.ready(pause := min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))):
             waited = time.monotonic() - began
             if waited >= timeout_s:
                 if stacks:
                     watch.given_up(f"{pending.worker}: {pending.method}")
                 break
-            still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
-            watch.waiting(still, len(pendings), waited, timeout_s)
+            if pause == watch.every_s:
+                still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
+                watch.waiting(still, len(pendings), waited, timeout_s)
         try:
             results.append(pending.finish(began + timeout_s - time.monotonic(), timeout_s))
         except (InputError, RunError) as error:

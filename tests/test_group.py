@@ -184,7 +184,7 @@ class TestRay:
         lines.clear()
         answers = settle([quick.start(Echo.greet, "Ann"), slow.start(Echo.sleep, 6.0)], 2.0)
         assert answers[0] == "hello Ann." and isinstance(answers[1], WorkerLate)
-        assert 3 <= len(lines) <= 5, lines
+        assert 3 <= len(lines) <= 4, lines
         assert re.fullmatch(r"night 2: seeding: waiting since 0.[4-9] s for 1 of 2 calls \(slow-waiter sleep\); "
                             r"given up after 2.0 s", lines[0])
         driver, worker = (log_dir / "driver" / STACKS).read_text(), (log_dir / "slow-waiter.log").read_text()
