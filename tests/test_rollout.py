@@ -291,8 +291,12 @@ def test_every_token_has_its_version(worker, path, have):
     for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
         for sample in worker.sample(REQUESTS, name, version, HOW):
             assert sample.versions_T == (version,) * len(sample.completion_T) and sample.weights == name
-    with pytest.raises(RunError, match="student v1 is not loaded"):
-        worker.sample(REQUESTS, "student", 1, HOW)
+    with pytest.raises(RunError, match="student v42 is not loaded"):
+        worker.sample(REQUESTS, "student", 42, HOW)
+    newer = worker.sample(REQUESTS, "student", 1, HOW)  # asked for before version 41 arrived
+    assert {version for sample in newer for version in sample.versions_T} == {41}
+    late = worker.load(weights_of(changed_model(path, 2), "student", 40))
+    assert (late.version, late.tensors) == (41, 0) and worker.held()["student"] == 41  # nothing goes back in time
 
 
 def test_bad_requests_fail_alone(worker):
