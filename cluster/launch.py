@@ -8,7 +8,7 @@ import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Sequence
 
 from cluster import identity, scale
 from cluster.crew import CHECKPOINT, Workers
@@ -16,6 +16,7 @@ from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerL
 from cluster.restarts import Restarts
 from cluster.tracking import WandbSink
 from cluster.watch import Watch
+from cluster.weights import Damaged
 from sleep_rl import modeling
 from sleep_rl.config import Config
 from sleep_rl.console import Console
@@ -34,13 +35,21 @@ from sleep_rl.text import Texts
 METRICS = "metrics.jsonl"
 
 
-def run(config: Config) -> int:
+def backend_of(config: Config, folder: Path) -> Backend:
+    """Where workers run: `cluster.backend`."""
+    c = config.cluster
+    if c.backend == "local":
+        return LocalBackend(c.start_timeout_s, c.call_timeout_s)
+    return RayBackend(c.address, c.start_timeout_s, c.call_timeout_s, log_dir=str(folder / "logs"))
+
+
+def run(config: Config, backend: Callable[[Config, Path], Backend] = backend_of) -> int:
     """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
     with identity.alone(folder):
         task = make_task(config)
-        return _live(config, task, folder, console, identity.write(folder, config, task), None)
+        return _live(config, task, folder, console, identity.write(folder, config, task), None, backend)
 
 
 def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
@@ -59,7 +68,8 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
 
 
 def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,
-          found: tuple[Path | None, dict] | None) -> int:
+          found: tuple[Path | None, dict] | None,
+          backend: Callable[[Config, Path], Backend] = backend_of) -> int:
     """A life from its beginning (`found` None) or from a checkpoint (its folder and the driver's state there)."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
@@ -74,11 +84,13 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
         restarts, begun = Restarts(config.cluster.restarts, journal), journal.size()
         while True:
             try:
-                with crew_of(config, base, task, journal, console, folder, restarts=restarts) as life:
+                with crew_of(config, base, task, journal, console, folder, restarts=restarts,
+                             backend=backend) as life:
                     _continue(life, found)
                     live(life)
                 break
-            except (WorkerDied, WorkerLate) as error:  # a learner: its group is gone, and with it all since the checkpoint
+            except (WorkerDied, WorkerLate, Damaged) as error:  # a learner's group is gone, and with it all since the
+                # checkpoint; or weights that only a learner could give anew are
                 found = newest(str(folder))
                 journal.cut(found[1]["journal"] if found else begun)
                 restarts.spend("all workers", str(error))
@@ -147,7 +159,8 @@ def pretrain(config: Config) -> int:
 
 @contextmanager
 def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
-            learners: bool = True, restarts: Restarts | None = None) -> Iterator[Life]:
+            learners: bool = True, restarts: Restarts | None = None,
+            backend: Callable[[Config, Path], Backend] = backend_of) -> Iterator[Life]:
     """The workers of a run, ready; all of them end with the block."""
     checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
@@ -158,23 +171,15 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     known = task.known()
     probe = texts.context(None) + texts.question(known[0]) if known else texts.opener
     with console.phase("starting the workers"):
-        backend = backend_of(config, folder)
-    backend.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
-    with backend:
+        there = backend(config, folder)
+    there.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
+    with there:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
-            crew = Workers(backend, config, journal, checkpoint=checkpoint, base=os.path.abspath(base), probe_T=probe,
+            crew = Workers(there, config, journal, checkpoint=checkpoint, base=modeling.root(base), probe_T=probe,
                            learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder))
         yield Life(crew, task, texts, config, journal, console, str(folder),
                    Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()
-
-
-def backend_of(config: Config, folder: Path) -> Backend:
-    """Where workers run: `cluster.backend`."""
-    c = config.cluster
-    if c.backend == "local":
-        return LocalBackend(c.start_timeout_s, c.call_timeout_s)
-    return RayBackend(c.address, c.start_timeout_s, c.call_timeout_s, log_dir=str(folder / "logs"))
 
 
 def memory_of(config: Config) -> list[dict]:

@@ -13,6 +13,11 @@ from typing import Any
 from cluster.group import Backend, Handle, Ref, WorkerDied, WorkerLate
 from cluster.pool import Pool
 from sleep_rl.contracts import Loaded, Metrics, Rollout, RunError, Weights
+from sleep_rl.digest import digest
+
+
+class Damaged(RunError):
+    """What the store holds is not what was published: no worker can be given it any more."""
 
 
 class WeightStore:
@@ -124,9 +129,14 @@ class WeightStore:
         return answers
 
     def _full(self, name: str) -> Weights:
-        """The newest state of `name` with every tensor of its manifest."""
+        """The newest state of `name` with every tensor of its manifest, each checked. Raises Damaged."""
         with self._lock:
             newest = self._newest[name]
             places = {key: self._places[digest] for key, digest in newest.manifest.items()}
         fetched = {key: self._backend.get(ref) for key, ref in {id(ref): ref for ref, _ in places.values()}.items()}
-        return replace(newest, tensors={key: fetched[id(ref)].tensors[there] for key, (ref, there) in places.items()})
+        tensors = {key: fetched[id(ref)].tensors[there] for key, (ref, there) in places.items()}
+        wrong = [key for key, tensor in tensors.items() if digest(tensor) != newest.manifest[key]]
+        if wrong:
+            raise Damaged(f"weights: {name} version {newest.version} is damaged in the store: {len(wrong)} tensors, "
+                          f"first {wrong[0]}")
+        return replace(newest, tensors=tensors)

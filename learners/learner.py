@@ -8,7 +8,6 @@ import os
 import time
 
 import torch
-from safetensors import SafetensorError
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.places import Order
@@ -260,13 +259,8 @@ class LearnerWorker:
     def save(self, path: str) -> None:
         """Writes the stored memory beside a pointer to the base (rank 0 only). Raises RunError when it cannot, with
         what was there before intact."""
-        if self.rank > 0:
-            return
-        try:
+        if self.rank == 0:
             modeling.save_memory(self.model, path, self.base)
-        except (OSError, SafetensorError) as error:
-            raise RunError(f"{path}: the memory cannot be written ({modeling.first_line(error)}); "
-                           "what was saved before is intact") from error
 
     def close(self) -> None:
         """Leaves the process group."""

@@ -14,7 +14,7 @@ from pathlib import Path
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import dump, load
-from sleep_rl.metrics import KNOWN, Retention, read, wilson, without_secrets
+from sleep_rl.metrics import KNOWN, Retention, aligned, read, wilson, without_secrets
 
 WHOLE = "whole"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -110,8 +110,7 @@ def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
         failed = [f"{folder.name}: {reason}" for folder, reason in reasons.items() if folder in folders]
         note = "; ".join(([f"[{len(found)} of {len(folders)} seeds]"] if len(found) < len(folders) else []) + failed)
         lines.append([name, *cells, note])
-    widths = [max(map(len, column)) for column in zip(*lines)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines)
+    return aligned(lines)
 
 
 def _cell(records: list[dict], columns: list[str]) -> str:

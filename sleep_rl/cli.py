@@ -1,4 +1,4 @@
-"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | ablate | report | summary | config.
+"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | ablate | drill | report | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -17,7 +17,7 @@ from sleep_rl.contracts import InputError, RunError
 from sleep_rl.loading import describe, load
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
-MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
+MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 OVERRIDES = "section.key=value"
 
 
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds per row, from run.seed on (default 3)")
     ablate.add_argument("--rows", default="", metavar="A,B", help="rows beside `whole` (default: all that change anything)")
     with_config(ablate)
+    with_config(command("drill", _drill, "break a config's runs in every way that runs break, and print what happened"))
     report = command("report", _report, "write the HTML report of a run, also of one that did not end")
     report.add_argument("run", metavar="RUN", help="a run's folder")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
@@ -154,6 +155,15 @@ def _ablate(arguments: argparse.Namespace) -> int:
         raise InputError(f"--seeds: at least 1, got {arguments.seeds}")
     names = [name for name in arguments.rows.split(",") if name]
     return _say(ablate(arguments.config, arguments.overrides, names, arguments.seeds))
+
+
+def _drill(arguments: argparse.Namespace) -> int:
+    from sleep_rl.plan import plan
+
+    plan(_load(arguments))
+    from cluster.drill import drill
+
+    return _say(drill(arguments.config, arguments.overrides))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -244,6 +244,12 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)
 
 
+def aligned(rows: list[list[str]]) -> str:
+    """A text table: columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
 def clock(seconds: float) -> str:
     """A duration for people: "4.2 s", "1:23 min", "2:05:00 h"."""
     if seconds < 59.95:

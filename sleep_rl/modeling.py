@@ -11,6 +11,8 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -22,7 +24,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
-from sleep_rl.contracts import InputError
+from sleep_rl.contracts import InputError, RunError
 from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class, tensors_of
 
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
@@ -118,16 +120,25 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
     return model.eval()
 
 
+def root(path: str) -> str:
+    """The checkpoint that a memory folder belongs to, through other memory folders where it was made on top of one;
+    anything else is returned: a folder absolute, a hub name as it is."""
+    while (Path(path) / POINTER).is_file():
+        path = _read_pointer(Path(path))["base"]
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
 def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     """A sleep checkpoint of `path` that both hosts load: the base's weight files linked, the memory beside them.
 
     `path` is a base checkpoint (folder or hub name), a memory folder, or a sleep checkpoint (returned as it is). New
-    memory is initialised from `seed`. Raises InputError for what cannot be read. Nothing of the base is copied.
+    memory is initialised from `seed`. Raises InputError for what cannot be read, RunError when the disk refuses. Nothing
+    of the base is copied, unless a file of it holds an older memory beside other weights.
     """
     memory = None
     if (Path(path) / POINTER).is_file():
         pointer, memory = _read_memory(Path(path), levels)
-        path = pointer["base"]
+        path = root(path)
     config = read_config(path)
     if memory is not None and pointer["vocab_size"] != config.vocab_size:
         raise InputError(f"memory: made for a vocabulary of {pointer['vocab_size']} ids, its base {path} has "
@@ -135,25 +146,43 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     if config.model_type.startswith("sleep_"):
         if config.memory_levels != levels:
             raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
-        return path
+        if memory is None:
+            return path
     folder = Path(path) if Path(path).is_dir() else Path(_download(path))
-    sleep_config, sleep_model = CLASSES[config.model_type]
-    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures")}
+    sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
+    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels")}
     expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
     if memory is None:
         memory = new_memory(expanded, seed)
     with _aside(out) as target:
-        for file in folder.iterdir():
-            if file.name not in ("config.json", INDEX) and not file.name.startswith("."):
-                # A single weight file gets another name: under its own, loaders would take it for the whole checkpoint.
-                name = BASE_WEIGHTS if file.name == WEIGHTS else file.name
-                os.symlink(file.resolve(), Path(target) / name)
+        index = _link(folder, Path(target))
         save_file(memory, Path(target) / MEMORY)
-        index = {k: BASE_WEIGHTS if f == WEIGHTS else f for k, f in _weight_map(folder).items()}
         index |= {key: MEMORY for key in memory}
         (Path(target) / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
         expanded.save_pretrained(target)
     return out
+
+
+def _link(folder: Path, target: Path) -> dict[str, str]:
+    """Links a checkpoint's files into `target`, but for its config and an older memory. Returns weight name -> file."""
+    files: dict[str, list[str]] = {}
+    for key, file in _weight_map(folder).items():
+        files.setdefault(file, []).append(key)
+    for file in folder.iterdir():
+        if file.name not in (*files, "config.json", INDEX) and not file.name.startswith("."):
+            os.symlink(file.resolve(), target / file.name)
+    index = {}
+    for file, keys in files.items():
+        rest = [key for key in keys if ".memory." not in key]
+        # A single weight file gets another name: under its own, loaders would take it for the whole checkpoint.
+        name = BASE_WEIGHTS if file == WEIGHTS else file
+        if len(rest) == len(keys):
+            os.symlink((folder / file).resolve(), target / name)
+        elif rest:
+            tensors = load_file(folder / file)
+            save_file({key: tensors[key] for key in rest}, target / name, metadata={"format": "pt"})
+        index |= dict.fromkeys(rest, name)
+    return index
 
 
 def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
@@ -188,8 +217,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
 
 def load_tokenizer(path: str, vocab_size: int):
     """The checkpoint's tokenizer. Raises InputError when it is missing or holds ids that the model has no row for."""
-    pointer = Path(path) / POINTER
-    source = json.loads(pointer.read_text())["base"] if pointer.is_file() else path
+    source = root(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
     except (OSError, ValueError, KeyError) as error:
@@ -219,34 +247,41 @@ def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
 
 def _read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
     """(pointer, tensors) of a memory folder; with `levels`, they must be what it holds."""
+    pointer = _read_pointer(folder)
     try:
-        pointer = json.loads((folder / POINTER).read_text())
         tensors = load_file(folder / MEMORY)
-        stored, _ = pointer["memory_levels"], (pointer["base"], pointer["vocab_size"])
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
+    stored = pointer["memory_levels"]
     if levels is not None and stored != levels:
         raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
     return pointer, tensors
 
 
-class _aside:
-    """A folder beside `path` that replaces it when the block ends well, so that a reader never sees half of one."""
+def _read_pointer(folder: Path) -> dict:
+    """What a memory folder says of itself: base, vocab_size, memory_levels."""
+    try:
+        pointer = json.loads((folder / POINTER).read_text())
+        return {key: pointer[key] for key in ("base", "vocab_size", "memory_levels")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
 
-    def __init__(self, path: str):
-        self.path, self.temporary = path, f"{path}.writing-{os.getpid()}"
 
-    def __enter__(self) -> str:
-        shutil.rmtree(self.temporary, ignore_errors=True)
-        os.makedirs(self.temporary)
-        return self.temporary
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is None:
-            shutil.rmtree(self.path, ignore_errors=True)
-            os.rename(self.temporary, self.path)
-        else:
-            shutil.rmtree(self.temporary, ignore_errors=True)
+@contextmanager
+def _aside(path: str) -> Iterator[str]:
+    """A folder beside `path` that replaces it when the block ends well, so that a reader never sees half of one. Raises
+    RunError when the disk refuses."""
+    temporary = f"{path}.writing-{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.makedirs(temporary)
+        yield temporary
+        shutil.rmtree(path, ignore_errors=True)
+        os.rename(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written ({first_line(error)}); what was saved before is intact") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def first_line(error: BaseException) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from torch.nn import functional as F
@@ -124,13 +125,15 @@ def _rate(step: int, steps: int) -> float:
 def _complete_folder(out: Path) -> Iterator[Path]:
     """A folder beside `out` (same disk, so that a rename is atomic) that becomes `out` when the block succeeds."""
     folder = out.parent / f".{out.name}.{uuid.uuid4().hex}"
-    folder.mkdir(parents=True)
     try:
+        folder.mkdir(parents=True)
         yield folder
         try:
             os.rename(folder, out)
         except OSError:
             if not out.is_dir():  # anything but "another trainer was first"
                 raise
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"base model {out}: cannot be written ({str(error).splitlines()[0]})") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.kinds import METRICS
-from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, clock, course, on_one_axis, read, wilson
+from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, aligned, clock, course, on_one_axis, read, wilson
 
 COLOURS = {"sleep": "#2f5d9b", "sft": "#c4661f", "joint": "#3d8b6b"}
 """One colour per method, everywhere; what is no method is drawn in BLUE, PURPLE and CYAN."""
@@ -89,9 +89,7 @@ def summarize(run_dirs: Iterable[str | Path]) -> str:
             mean = sum(values) / (len(values) or 1)
             cells.append(f"{mean:.2f} ({min(values):.2f}..{max(values):.2f}){some}" if values else "-")
         rows.append([METHODS.get(method, method), " | ".join(dict.fromkeys(r["after"] for r in last)), *cells])
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return f"mean (min..max) over {len(runs)} runs; [k] where only k of them have a value\n" + "\n".join(lines)
+    return f"mean (min..max) over {len(runs)} runs; [k] where only k of them have a value\n" + aligned(rows)
 
 
 def _header(records: list[Record], run: Record, done: Record) -> str:

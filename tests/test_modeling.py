@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 
 import pytest
 import torch
@@ -10,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sleep_rl import modeling
-from sleep_rl.contracts import InputError
-from sleep_rl.memory import memory_levels
+from sleep_rl.contracts import InputError, RunError
+from sleep_rl.memory import ACTIVE, memory_levels
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 
@@ -52,17 +53,54 @@ def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_che
     assert modeling.expand(out[0], str(tmp_path / "again"), LEVELS["dense"]) == out[0]
 
 
+def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(base_checkpoint, sleep_checkpoint, tmp_path):
+    older = {"linked": modeling.expand(base_checkpoint(), str(tmp_path / "linked"), LEVELS["dense"], 5),
+             "one file": sleep_checkpoint(), "a memory folder": str(tmp_path / "first")}
+    model = modeling.load(older["linked"])
+    modeling.save_memory(model, older["a memory folder"], modeling.root(older["linked"]))
+    key, token = "model.layers.1.mlp.memory.0.w_out", torch.arange(8)[None]
+    for number, path in enumerate(older.values()):
+        model = modeling.load(path)
+        level = memory_levels(model)["model.layers.1.mlp.memory.0"]
+        level.w_out.data.fill_(number + 0.25)
+        level.state.fill_(ACTIVE)
+        level.refresh()
+        want = model(input_ids=token).logits
+        modeling.save_memory(model, str(tmp_path / f"memory{number}"), modeling.root(path))
+        full = modeling.expand(str(tmp_path / f"memory{number}"), str(tmp_path / f"full{number}"), LEVELS["dense"])
+        weights = {}
+        for file in set(json.loads(open(os.path.join(full, modeling.INDEX)).read())["weight_map"].values()):
+            parts = load_file(os.path.join(full, file))
+            assert not weights.keys() & parts.keys(), "a loader would have to choose"
+            weights |= parts
+        assert torch.equal(weights[key], torch.full_like(weights[key], number + 0.25))
+        assert torch.equal(modeling.load(full)(input_ids=token).logits, want)
+        assert torch.equal(modeling.load(str(tmp_path / f"memory{number}"))(input_ids=token).logits, want)
+
+
+def test_a_hub_name_stays_a_name(base_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert modeling.root("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    modeling.save_memory(modeling.load(base_checkpoint(), LEVELS["dense"]), "memory", modeling.root("Qwen/Qwen3-1.7B"))
+    assert json.loads((tmp_path / "memory" / modeling.POINTER).read_text())["base"] == "Qwen/Qwen3-1.7B"
+    assert modeling.root("memory") == "Qwen/Qwen3-1.7B"
+    os.mkdir("here")
+    assert modeling.root("here") == str(tmp_path / "here")
+
+
 def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path):
     model = modeling.load(base_checkpoint(), LEVELS["dense"])
     modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     before = (tmp_path / "memory" / modeling.MEMORY).read_bytes()
 
-    class Full:
-        def save_pretrained(self, path):
-            raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError):
-        modeling.save(model, Full(), str(tmp_path / "memory"))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow further: safetensors' own error
+    try:
+        with pytest.raises(RunError) as error:
+            modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert one_line(error).endswith("what was saved before is intact") and "cannot be written" in str(error.value)
     assert (tmp_path / "memory" / modeling.MEMORY).read_bytes() == before and len(os.listdir(tmp_path)) == 1
 
 

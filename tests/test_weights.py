@@ -1,12 +1,14 @@
 """The weight store: what moves, what is held, and that no unverified version is ever current."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from cluster.group import LocalBackend, RayBackend
 from cluster.pool import Pool
-from cluster.weights import WeightStore
+from cluster.weights import Damaged, WeightStore
 from sleep_rl.contracts import RunError, Weights
 from sleep_rl.digest import digest
 from workers import CheckingRollout
@@ -184,3 +186,12 @@ class TestHeld:
         assert full.version == 2 and {k: digest(t) for k, t in full.tensors.items()} == full.manifest
         rollout = CheckingRollout()
         assert rollout.load(full).tensors == 3
+
+    def test_what_was_damaged_in_the_store_is_given_to_nobody(self, backend, store, handles):
+        weights = export("teacher", 1, state(1.0), {})
+        store.publish(weights)
+        damaged = backend.put(replace(weights, tensors={**weights.tensors, KEYS[1]: weights.tensors[KEYS[1]] + 1}))
+        store._places = {digest: (damaged, key) for digest, (_, key) in store._places.items()}
+        with pytest.raises(Damaged, match=f"^weights: teacher version 1 is damaged in the store: 1 tensors, first {KEYS[1]}$"):
+            store.refill(handles)
+        assert [handle.held() for handle in handles] == [{}, {}]

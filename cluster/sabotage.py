@@ -1,0 +1,146 @@
+"""Faults for `sleep-rl drill`, as they come upon a run from outside: signals, a limit on files, a node that is cut off;
+and, in a driver of its own, one flipped byte in what is published.
+
+    python -m cluster.sabotage CONFIG [section.key=value ...]      # `sleep-rl run` with that flipped byte
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.group import RayBackend, Ref
+from cluster.launch import run
+from sleep_rl.config import Config
+from sleep_rl.contracts import STUDENT, RunError, Weights
+from sleep_rl.loading import load
+
+PUSH = 2  # which push of the student is damaged
+HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 2000,
+          "health_check_failure_threshold": 3}
+"""A head that misses a node within about 10 s, for a drill of seconds; Ray's own settings take a minute."""
+
+
+def worker(run_folder: Path, name: str) -> psutil.Process:
+    """The process of a run's worker: the one on this machine that writes <run>/logs/<name>.log. Raises RunError."""
+    log = str((run_folder / "logs" / f"{name}.log").resolve())
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.name().startswith("ray::") and any(file.path == log for file in process.open_files()):
+                return process
+    raise RunError(f"drill: no process on this machine writes {log}")
+
+
+def kill(process: psutil.Process) -> None:
+    process.kill()
+
+
+def freeze(process: psutil.Process) -> None:
+    """Stops the process without ending it: to others it hangs."""
+    process.suspend()
+
+
+def no_more_disk(process: psutil.Process) -> None:
+    """From now on no file of the process can grow: what a full disk does to it, without filling anybody's disk."""
+    _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
+
+
+class FlippedByte(RayBackend):
+    """Ray, except that one byte of one push is another one by the time it lies in the store."""
+
+    struck = 0  # pushes of the student so far, over all restarts of the workers in this process
+
+    def put(self, value: Any) -> Ref[Any]:
+        if isinstance(value, Weights) and value.name == STUDENT and value.tensors:
+            FlippedByte.struck += 1
+            if FlippedByte.struck == PUSH:
+                import torch
+
+                key = min(value.tensors)
+                damaged = value.tensors[key].clone()
+                damaged.view(-1).view(torch.uint8)[0] ^= 1
+                value = replace(value, tensors={**value.tensors, key: damaged})
+        return super().put(value)
+
+
+def flipped(config: Config, folder: Path) -> RayBackend:
+    c = config.cluster
+    return FlippedByte(c.address, c.start_timeout_s, c.call_timeout_s, log_dir=str(folder / "logs"))
+
+
+class TwoNodes:
+    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and replaced."""
+
+    def __init__(self, head_cpus: float, node_cpus: float) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")  # Unix sockets inside: at most 107 bytes
+        self._node_cpus, self._cut = node_cpus, []
+        self._nodes = [self._start("--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false",
+                                   f"--temp-dir={self._folder}", f"--system-config={json.dumps(HEALTH)}", cpus=head_cpus)]
+        self._wait()
+        self.join()
+
+    def join(self) -> None:
+        """Starts the second node, or one in the place of the one that was cut off."""
+        self._nodes.append(self._start(f"--address={self.address}", cpus=self._node_cpus))
+
+    def cut(self) -> None:
+        """The second node answers no more, neither the head nor the driver; nothing of it has ended."""
+        node = self._nodes.pop()
+        self._cut = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
+        for process in self._cut:
+            freeze(process)
+
+    def close(self) -> None:
+        """Ends both nodes and what was cut off."""
+        for node in self._nodes:
+            everyone = psutil.Process(node.pid).children(recursive=True)
+            node.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
+            try:
+                node.wait(30)
+            except subprocess.TimeoutExpired:
+                node.kill()
+            self._cut += everyone
+        for process in self._cut:
+            with suppress(psutil.NoSuchProcess):
+                process.kill()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _start(self, *arguments: str, cpus: float) -> subprocess.Popen:
+        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--num-gpus=0",
+                   f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+        with open(Path(self._folder) / "nodes.log", "ab") as log:
+            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
+                                    env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
+
+    def _wait(self, limit_s: float = 120.0) -> None:
+        """Until the head answers. Raises RunError."""
+        host, port = self.address.split(":")
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
+                return
+            time.sleep(0.2)
+        self.close()
+        raise RunError(f"drill: a Ray head did not start within {limit_s:g} s")
+
+
+if __name__ == "__main__":
+    sys.exit(run(load(sys.argv[1], sys.argv[2:]), flipped))
