@@ -122,7 +122,7 @@ class Workers:
         sound = [pair for pair in pairs_N if not isinstance(pair, Failure)]
         literal = self._literal.score(sound)
         semantic = self._semantic.score(sound) if self._semantic else [0.0] * len(sound)
-        gamma = self._config.reward.gamma
+        gamma = self._config.gamma
         mixed = [a if isinstance(a, Failure) else mixture(s, a, gamma)
                  for s, a in zip(semantic, literal, strict=True)]
         scored = iter(mixed)
@@ -153,7 +153,7 @@ class Workers:
 def _rollout(backend: Backend, config: Config, checkpoint: str, number: int) -> Handle:
     r = config.rollouts
     kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(r.engine), "seed": config.run.seed,
-              "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": r.probe_tolerance}
+              "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": config.probe_tolerance}
     env = {} if r.gpus else cpu_environment(r.threads)
     return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=f"rollout-{number}", cpus=r.cpus, gpus=r.gpus,
                          env=env)

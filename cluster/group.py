@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from cluster.backend import Backend, LocalBackend
@@ -67,7 +68,8 @@ class RayHost(Host):
         finally:
             faulthandler.cancel_dump_traceback_later()
         if isinstance(result, Raised):
-            print(result.trace, file=sys.stderr, flush=True)
+            with suppress(OSError):  # a full disk is reported by what is returned
+                print(result.trace, file=sys.stderr, flush=True)
         _send_tensors_as_bytes()
         return result
 
@@ -213,6 +215,7 @@ class RayBackend(Backend):
             for name, _, amount in wanted:
                 if amount > largest + 1e-6:
                     raise InputError(f"{name}: {amount:g} {kind} per actor asked, the largest node has {largest:g}")
+        _pack(asks, nodes)
 
     def put(self, value: R) -> Ref[R]:
         import ray
@@ -233,6 +236,19 @@ class RayBackend(Backend):
             ray.shutdown()
             if self._temp_dir:
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
+
+
+def _pack(asks: Sequence[Ask], nodes: list[dict[str, float]]) -> None:
+    """Raises InputError when the workers, the largest first, do not fit on the nodes, though they would in sum."""
+    free = [[node.get("GPU", 0.0), node.get("CPU", 0.0)] for node in nodes]
+    for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
+        for number in range(ask.count):
+            place = next((f for f in free if f[0] >= ask.gpus - 1e-6 and f[1] >= ask.cpus - 1e-6), None)
+            if place is None:
+                there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
+                raise InputError(f"{ask.name}: {ask.cpus:g} CPU and {ask.gpus:g} GPU for each of {ask.count} actors asked; "
+                                 f"actor {number + 1} finds room on no node beside the others; nodes: {there}")
+            place[0], place[1] = place[0] - ask.gpus, place[1] - ask.cpus
 
 
 def _start_node(deadline: float, **options: Any) -> None:

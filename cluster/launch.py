@@ -45,10 +45,10 @@ def backend_of(config: Config, folder: Path) -> Backend:
 
 def run(config: Config, backend: Callable[[Config, Path], Backend] = backend_of) -> int:
     """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
+    task = make_task(config)  # before a folder is made: data that cannot be read leaves nothing behind
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
     with identity.alone(folder):
-        task = make_task(config)
         return _live(config, task, folder, console, identity.write(folder, config, task), None, backend)
 
 
@@ -73,24 +73,27 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
     """A life from its beginning (`found` None) or from a checkpoint (its folder and the driver's state there)."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
-    if config.reward.semantic == "none":
-        console.say("WARNING reward.semantic is none: gamma is 0, imitation is rewarded by edit distance alone")
+    if config.gamma == 0 and config.sleep.alpha < 1:
+        console.say("WARNING reward.gamma is 0: imitation is rewarded by edit distance alone")
     (folder / scale.FILE).unlink(missing_ok=True)  # a wish is for the process that it was made to
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
         if not (found and found[0]):
             journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
                         seeds=[config.run.seed])
-        restarts, begun = Restarts(config.cluster.restarts, journal), journal.size()
+        restarts, begun, started = Restarts(config.cluster.restarts, journal), journal.size(), False
         while True:
             try:
                 with crew_of(config, base, task, journal, console, folder, restarts=restarts,
                              backend=backend) as life:
+                    started = True
                     _continue(life, found)
                     live(life)
                 break
             except (WorkerDied, WorkerLate, Damaged) as error:  # a learner's group is gone, and with it all since the
                 # checkpoint; or weights that only a learner could give anew are
+                if not started:  # what cannot be started once is not tried again
+                    raise
                 found = newest(str(folder))
                 journal.cut(found[1]["journal"] if found else begun)
                 restarts.spend("all workers", str(error))
@@ -138,9 +141,9 @@ def _reason(error: BaseException) -> str:
 
 def evaluate(checkpoint: str, config: Config) -> int:
     """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day, without documents."""
+    task = make_task(config)
     folder, console = new_folder(config, suffix="-eval"), Console()
     journal = Journal(folder / METRICS, [console])
-    task = make_task(config)
     try:
         with crew_of(config, checkpoint, task, journal, console, folder, learners=False) as life:
             days = len(task.days())

@@ -24,7 +24,8 @@ class Pool:
     error of the call, not of the worker.
     """
 
-    keeps_late = False
+    keeps_late = False  # a late worker stays in use
+    bears_errors = False  # what a call that raised was to give is a Failure
 
     def __init__(self, role: str, handles: Sequence[Handle], timeout_s: float) -> None:
         self.role, self.timeout_s = role, timeout_s
@@ -133,6 +134,8 @@ class Pool:
             if isinstance(answer, WorkerDied | WorkerLate):
                 lost = not (self.keeps_late and isinstance(answer, WorkerLate))
                 results += [(Owed if lost else Failure)(str(answer), handle.name)] * len(part)
+            elif isinstance(answer, RunError) and self.bears_errors:
+                results += [Failure(str(answer), handle.name)] * len(part)
             elif isinstance(answer, InputError | RunError):
                 raise answer
             else:
@@ -172,11 +175,11 @@ class RolloutPool(Pool):
 
 
 class RewardPool(Pool):
-    """Reward workers under the limit of reward.timeout_s. A late one costs the pairs of that call only and stays in use;
-    one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what the latter two
+    """Reward workers under the limit of reward.timeout_s. A call that raises costs its pairs only, and so does a late one,
+    which stays in use; one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what the latter two
     owed is asked once more. Stands where a Reward is asked for."""
 
-    keeps_late = True
+    keeps_late = bears_errors = True
 
     def __init__(self, handles: Sequence[Handle], timeout_s: float,
                  spend: Callable[[str, str], None] = lambda worker, reason: None) -> None:

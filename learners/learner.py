@@ -100,19 +100,21 @@ class LearnerWorker:
 
     def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step on L_KS over `batch_N` (all ranks' rows; each takes its share)."""
-        if step == steps // 2:
-            self._settle()
+        self._settle(step, steps)
         return self._optimize(batch_N, self._lr(step, steps, self.config.sleep.lr), seeding=True)
 
     def sft_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step of cross entropy on the completions, with the baselines' learning rate."""
+        self._settle(step, steps)
         return self._optimize(batch_N, self._lr(step, steps, self.config.baselines.lr), seeding=False)
 
-    def _settle(self) -> None:
-        """From here on the new expert competes for the top-k, so that it is trained as it will be used.
+    def _settle(self, step: int, steps: int) -> None:
+        """From half of the steps on the new expert competes for the top-k, so that it is trained as it will be used.
 
         With top_k at least the number of unlocked experts this is the same function.
         """
+        if step != steps // 2:
+            return
         for level in self.levels.values():
             if level.patch is not None and self.slot in level.patch.rows:
                 level.patch.state_S[self.slot] = ACTIVE

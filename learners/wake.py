@@ -36,11 +36,13 @@ class Chunks:
         patch(self.module.model, {name: {BASE_SLOT: expert} for name, expert in own.items()})
         total = torch.zeros((), device=device)
         try:
-            for document in documents_N[self.rank :: self.world]:
+            for number in range(self.rank, math.ceil(len(documents_N) / self.world) * self.world, self.world):
+                counts = number < len(documents_N)  # ZeRO-3 gathers in each pass: every rank takes equally many
+                document = documents_N[number if counts else 0]
                 rows = Rows.of([document[:1]], [document[1:]], pad, device)
                 token_P = torch.tensor(document[1:], device=device)
                 hidden_PD = self.module.hidden(rows, STUDENT)
-                loss = -token_logprobs(self.module.model.lm_head, hidden_PD, token_P, self.logit_chunk).mean()
+                loss = -token_logprobs(self.module.model.lm_head, hidden_PD, token_P, self.logit_chunk).mean() * counts
                 loss.backward()
                 total += loss.detach()
         finally:

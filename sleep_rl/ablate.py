@@ -20,7 +20,7 @@ WHOLE = "whole"
 ROWS: dict[str, tuple[str, ...]] = {
     WHOLE: (),
     "no-imitation": ("sleep.alpha=1",),
-    "no-semantic-reward": ("reward.gamma=0", "reward.semantic=none"),
+    "no-semantic-reward": ("reward.gamma=null", "reward.semantic=none"),
     "no-expansion": ("sleep.expansion=false",),
     "no-replay": ("sleep.replay=0",),
     "no-rehearsal": ("sleep.rehearse=0",),

@@ -7,6 +7,7 @@ what is not declared. Rules that need several keys stand in `check`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from string import Formatter
 from typing import Any
 
 from sleep_rl.contracts import InputError
@@ -98,7 +99,7 @@ class Sleep:
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
                        low=0)
-    on_policy: float = key(0.5, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
+    on_policy: float = key(1.0, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
                            low=0, high=1)
     alpha: float = key(0.5, "weight of the divergence in equation 6; 1 - alpha weighs the imitation reward; 1 switches "
                             "imitation off", low=0, high=1)
@@ -112,7 +113,7 @@ class Sleep:
     prefix_max: float = key(0.7, "longest imitation prefix, as a share of the teacher's sequence", low=0, high=1)
     scale_advantage: bool = key(True, "divide the advantage by the group's standard deviation (GRPO)")
     is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
-    temperature: float = key(1.0, "sampling temperature of teacher and student in sleep", above=0)
+    temperature: float = key(1.0, "sampling temperature of the teacher's writing; the student samples with 1", above=0)
     min_p: float = key(0.0, "writing about a document: tokens less likely than this share of the likeliest are not "
                             "sampled; a small model copies more faithfully so", low=0, high=1)
     written: int = key(60, "sequences that the teacher writes per document and night", low=1)
@@ -129,7 +130,8 @@ class Sleep:
 
 @dataclass(frozen=True)
 class RewardConfig:
-    gamma: float = key(0.0, "weight of the semantic reward in equation 4", low=0, high=1)
+    gamma: float | None = key(None, "weight of the semantic reward in equation 4; null: 0.5 with a reward model, else 0",
+                              low=0, high=1)
     z0: float = key(0.5, "equation 5 cut-off: below 1 a share of the longer sequence, from 1 on a token count", above=0)
     semantic: str = key("none", "frozen reward model", choices=("none", "encoder", "judge"))
     model: str | None = key(None, "path or hub name of the reward model; null: the base model itself")
@@ -148,8 +150,8 @@ class Rollouts:
     cpus: float = key(1.0, "CPUs per rollout actor", low=0)
     gpus: float = key(0.0, "GPUs per rollout actor (= tensor parallel size of its engine when above 1)", low=0)
     threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
-    probe_tolerance: float = key(1e-3, "largest log-probability difference on the probe prompt after a push, nats",
-                                 above=0)
+    probe_tolerance: float | None = key(None, "largest log-probability difference on the probe prompt after a push, "
+                                              "nats; null: 1e-3 in float32, 0.5 in bfloat16", above=0)
     engine: dict = key({"max_model_len": 256, "max_num_seqs": 256, "kv_cache_memory_bytes": 67108864, "block_size": 32,
                         "enforce_eager": True}, "options handed to vLLM as they are")
 
@@ -216,6 +218,17 @@ class Config:
     wandb: Wandb = field(default_factory=Wandb)
 
     @property
+    def gamma(self) -> float:
+        """gamma of equation 4, as used."""
+        given = self.reward.gamma
+        return given if given is not None else 0.0 if self.reward.semantic == "none" else 0.5
+
+    @property
+    def probe_tolerance(self) -> float:
+        """In nats, as used. One rounding of a bfloat16 logit between 8 and 16 is 0.06."""
+        return self.rollouts.probe_tolerance or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
+
+    @property
     def nights(self) -> int:
         return getattr(self.task, self.task.name).days
 
@@ -265,8 +278,10 @@ def check(config: Config) -> None:
            f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}")
     refuse(s.divergence == "jsd" and not 0 < s.beta < 1,
            f"sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), got {s.beta}")
-    refuse(config.reward.gamma > 0 and config.reward.semantic == "none",
+    refuse(config.gamma > 0 and config.reward.semantic == "none",
            f"reward.gamma: 0 without a reward.semantic model, got {config.reward.gamma}")
+    refuse(config.reward.semantic == "judge" and _fields(config.reward.template) != {"student", "teacher"},
+           f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got {config.reward.template!r}")
     refuse(s.batch < config.learners.world_size,
            f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
     refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
@@ -275,3 +290,11 @@ def check(config: Config) -> None:
            f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}")
     refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
            f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")
+
+
+def _fields(template: str) -> set[str | None]:
+    """Names of the fields of a format string; empty when it is none."""
+    try:
+        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError:
+        return set()

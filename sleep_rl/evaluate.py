@@ -30,6 +30,7 @@ def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
 @stage
 def before_night(life: Life, day: Day, night: int) -> None:
     """What the coming night can reach: the day's questions with their documents in context; and a few without."""
+    keep_completions(life, "before", day, TEACHER)
     if not life.config.evaluate.open_book:
         return
     questions = {day.name: some(day.questions, life.config.evaluate.questions)}
@@ -37,7 +38,6 @@ def before_night(life: Life, day: Day, night: int) -> None:
             life.timed("evaluate", after=f"day {night}", method="sleep") as record:
         row = ask(life, questions, TEACHER, {d.id: d for d in day.documents})
         record.update(row={}, open_book={c: mean(v) for c, v in row.items() if v}, n={c: len(v) for c, v in row.items()})
-    keep_completions(life, "before", day, TEACHER)
 
 
 def ask(life: Life, columns: dict[str, list[Question]], weights: str, documents: dict) -> dict[str, list[float]]:

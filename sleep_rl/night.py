@@ -44,7 +44,7 @@ class Night:
             behind, free = writing_requests(life.texts, self.documents, config, seed)
             prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
             again = rehearsal_requests(life.texts, prompts, config, seed)
-            samples = self._sample(behind, TEACHER, config.sleep.min_p) + self._sample(free, TEACHER)
+            samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples)
             answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
         new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
@@ -96,6 +96,9 @@ class Night:
                 for _ in range(count) if groups for row in groups.pop()]
         written = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
         reading = reading_rows(texts, self.new.take(self.config.sleep.reading))
+        if not rows and not written:
+            raise RunError(f"{self.title}: nothing to train on: every sample of the round failed (the journal's `failure` "
+                           "records say why); nothing of this night was applied")
         return Batch(rows + teacher_rows(texts, written) + reading, tuple(written), len(rows))
 
     def learned(self, sampled: Round, step: int, metrics: Metrics, divergence_N: list[float]) -> None:
@@ -131,9 +134,9 @@ class Night:
                               reward_mean=self.last.get("reward_mean"), learner_idle=self.idle_s / max(seconds, 1e-9))
 
     def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0, round: int = 0) -> list[Sample | Failure]:
-        life = self.life
-        samples = life.sample(requests_N, name, life.task.max_new_tokens, self.config.sleep.temperature, min_p,
-                              **self.where, round=round)
+        """The student's samples are those of its own distribution: equations 3 and 6 are expectations under it."""
+        life, temperature = self.life, self.config.sleep.temperature if name == TEACHER else 1.0
+        samples = life.sample(requests_N, name, life.task.max_new_tokens, temperature, min_p, **self.where, round=round)
         self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
         return samples
 

@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
 from sleep_rl.night import Shares
-from sleep_rl.shape import Shape, base_shape, local_folder
+from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
+from sleep_rl.tasks.make import make_task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 TASK_TOKENS = {"world": (34, 16), "classify": (134, 48)}
@@ -86,6 +88,7 @@ def plan(config: Config) -> Plan:
     """Works everything out from the config and the base model's shape. Starts nothing. Raises InputError."""
     shape = base_shape(config)
     _check_shape(config, shape)
+    notes = _check_task(config)
     if config.reward.semantic != "none" and config.reward.model:
         local_folder(config.reward.model, "reward.model")
     tokens = _tokens(config)
@@ -104,7 +107,7 @@ def plan(config: Config) -> Plan:
         micro_batches=math.ceil(_rank_batch(config) / config.learners.micro_batch),
         rounds=math.ceil(s.steps / s.steps_per_round),
         seconds=len(config.consolidations) * _night_seconds(config, shape, tokens, written + replayed + completions),
-        notes=_notes(config, shape, actors),
+        notes=notes + _notes(config, shape, actors),
     )
 
 
@@ -232,6 +235,21 @@ def _check_shape(config: Config, shape: Shape) -> None:
                          f"{list(wanted)}")
 
 
+def _check_task(config: Config) -> tuple[str, ...]:
+    """Builds the task as a run does, and looks whether its documents can fit: a word is at least a token. A dataset of
+    the hub is left to the run, and noted."""
+    path, longest = config.task.classify.path, config.rollouts.engine.get("max_model_len")
+    if config.task.name == "classify" and not Path(path).exists() and HUB_NAME.fullmatch(path.partition(":")[0]):
+        return (f"task.classify.path: {path} is a dataset of the hub; it was not looked at",)
+    task = make_task(config)
+    for document in (d for day in task.days() for d in day.documents):
+        least = len(document.text.split())
+        if longest and least + task.max_new_tokens > longest:
+            raise InputError(f"rollouts.engine.max_model_len: at least {least + task.max_new_tokens}, document "
+                             f"{document.id} and what is written about it, got {longest}")
+    return ()
+
+
 def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str, ...]:
     """What is allowed but deserves a look."""
     notes = []
@@ -247,7 +265,7 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     if rows.groups_new + rows.groups_replay == 0 and (config.sleep.on_policy > 0 or config.sleep.alpha < 1):
         notes.append(f"sleep.on_policy {config.sleep.on_policy:g} of sleep.batch {config.sleep.batch} is no group of "
                      f"{config.sleep.group}: the student samples nothing and nothing is imitated")
-    if config.reward.gamma == 0 and config.sleep.alpha < 1:
+    if config.gamma == 0 and config.sleep.alpha < 1:
         notes.append("reward.gamma is 0: imitation is rewarded for equal tokens only, not for equal meaning")
     if config.model.dtype == "bfloat16" and config.model.top_k < config.model.experts:
         notes.append("top_k below experts in bfloat16: sampler and learner may route a few tokens differently")

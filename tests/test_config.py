@@ -1,5 +1,6 @@
 """loading.py and yaml_text.py: every mistake in a config is one line that says what, allowed, got and where."""
 
+import json
 import random
 from dataclasses import replace
 from pathlib import Path
@@ -70,13 +71,29 @@ def test_every_key_is_described_with_default_and_meaning():
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_shipped_configs_load_and_their_first_line_is_the_command(path):
     load(str(path))
-    assert path.read_text().startswith(f"# sleep-rl run configs/{path.name}")
+    verb = "drill" if path.stem == "drill" else "run"
+    assert path.read_text().startswith(f"# sleep-rl {verb} configs/{path.name}")
 
 
 def test_presets_say_what_their_names_say():
-    demo, paper, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "paper_ks.yaml", "gkd_mixed.yaml")))
-    assert dump(demo) == {**dump(Config()), "run": {**dump(Config())["run"], "name": "demo"}}
-    assert (paper.sleep.on_policy, mixed.sleep.on_policy) == (1.0, 0.5)
+    demo, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "gkd_mixed.yaml")))
+    paper = Config()
+    assert (paper.sleep.on_policy, paper.sleep.alpha, paper.sleep.divergence) == (1.0, 0.5, "forward_kl")
+    for config, name in ((demo, "demo"), (mixed, "gkd_mixed")):
+        assert config == replace(paper, run=replace(paper.run, name=name), sleep=replace(paper.sleep, on_policy=0.5))
+
+
+def test_defaults_that_depend_on_other_keys(write):
+    for overrides, gamma in (([], 0.0), (["reward.semantic=encoder"], 0.5), (["reward.semantic=judge", "reward.gamma=0"], 0.0)):
+        assert load(write(), overrides).gamma == gamma
+    assert load(write(), []).probe_tolerance == 1e-3 and load(write(), ["model.dtype=bfloat16"]).probe_tolerance == 0.5
+    assert load(write(), ["model.dtype=bfloat16", "rollouts.probe_tolerance=0.1"]).probe_tolerance == 0.1
+
+
+@pytest.mark.parametrize("template", ["{student} only", "{student} {teacher} {other}", "{student} {teacher} {", "{} {}"])
+def test_a_judge_needs_both_fields(write, template):
+    with pytest.raises(InputError, match="reward.template: {student} and {teacher} are its fields, both needed, got"):
+        load(write(), ["reward.semantic=judge", f"reward.template={json.dumps(template)}"])
 
 
 VALUES = [

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from cluster.group import (Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, settle, wait_all)
+from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _pack, settle, wait_all
 from cluster.watch import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
 from workers import Echo
@@ -164,6 +164,22 @@ class TestRay:
         with pytest.raises(InputError, match=r"^rollouts: 2 actors x 1 CPU \+ rewards: 1 actors x 0.1 CPU asked = 2.1 "
                                              "CPU, the cluster has 2$"):
             backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
+
+    @pytest.mark.parametrize("asks, wrong", [
+        ([Ask("a", 2, cpus=2), Ask("b", 2, cpus=1)], ""),
+        ([Ask("b", 2, cpus=1), Ask("a", 2, cpus=2)], ""),  # the order of the asks does not matter
+        ([Ask("a", 3, cpus=2)], "a: 2 CPU and 0 GPU for each of 3 actors asked; actor 3 finds room on no node beside the "
+                                "others; nodes: 3 CPU and 1 GPU, 3 CPU and 0 GPU"),
+        ([Ask("a", 1, cpus=2), Ask("g", 1, cpus=2, gpus=1)], ""),
+        ([Ask("a", 2, cpus=2), Ask("g", 1, cpus=2, gpus=1)], "a: 2 CPU and 0 GPU for each of 2 actors asked; actor 2"),
+    ])
+    def test_what_fits_in_sum_and_not_on_the_nodes(self, asks, wrong):
+        nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}]
+        if not wrong:
+            return _pack(asks, nodes)
+        with pytest.raises(InputError) as error:
+            _pack(asks, nodes)
+        assert str(error.value).startswith(wrong)
 
     def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):
         handle = backend.spawn(ECHO, {}, name="talker", env={})

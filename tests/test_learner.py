@@ -211,10 +211,10 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
 def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
     learner = worker()
     learner.wake(DOCUMENTS[:2])
+    held = learner.chunks.state()
     learner.open_night(1, due=(1,))
     learner.close_night(False)
-    held = learner.chunks.state()
-    assert held and all(torch.equal(v, w) for v, w in zip(held.values(), learner.chunks.state().values(), strict=True))
+    assert held and held.keys() == learner.chunks.state().keys() and all(torch.equal(v, w) for v, w in zip(held.values(), learner.chunks.state().values(), strict=True))
     learner.open_night(1, due=(1,))
     learner.close_night(True)
     assert learner.chunks.state() == {}

@@ -34,7 +34,7 @@ def of(records, kind):
 @pytest.mark.stack
 @pytest.mark.parametrize("backend", ["local", "ray"])
 def test_a_life_from_config_to_report(backend, tmp_path):
-    more = ["reward.semantic=encoder", "reward.gamma=0.5", "sleep.lag=1"] if backend == "ray" else []
+    more = ["reward.semantic=encoder", "sleep.lag=1"] if backend == "ray" else ["wandb.mode=offline"]
     done = run(tmp_path, f"cluster.backend={backend}", *more, "baselines.sft=true", "baselines.joint=true",
                "baselines.sft_steps=2", "baselines.joint_steps=2")
     assert done.returncode == 0, done.stdout + done.stderr
@@ -56,6 +56,7 @@ def test_a_life_from_config_to_report(backend, tmp_path):
     pushes = of(records, "push")
     assert all(r["workers"] == 1 and r["probe_gap"] < 1e-3 for r in pushes)
     assert [r["version"] for r in pushes] == list(range(1, len(pushes) + 1))
+    assert not of(records, "sink_failed") and bool(list(folder.glob("wandb/offline-run-*"))) == (backend == "local")
     assert of(records, "done")[0]["status"] == "ok" and "<svg" in (folder / "report.html").read_text()
     memory = [load_file(folder / "memory" / f"night-{n}" / "memory.safetensors") for n in (1, 2)]
     key = "model.layers.0.mlp.memory.0.w_out"

@@ -250,3 +250,18 @@ def test_counts_and_bytes_are_those_of_the_real_modules():
     assert expert_bytes(small, shape) == 2 * (sum(t[1].nbytes for t in tensors[:3]) + level.state.nbytes)
     own = parse_shape(world.model_config(world.Recipe()).to_dict(), TASK_BASES["world"].source)
     assert own == replace(TASK_BASES["world"], memory=None)
+
+
+def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
+    assert "world: known_people + days * people_per_day is at most" in refusal("task.world.people_per_day=2000")
+    data = tmp_path / "data.json"
+    missing = refusal("task.name=classify", f"task.classify.path={data}")
+    assert missing.startswith(f"task.classify.path: a CLINC150 json, a datasets folder or a hub name, got {data}: ")
+    pairs = [[f"please do {verb} the thing number {i}", verb] for verb in ("open", "close", "find") for i in range(8)]
+    data.write_text(json.dumps({"train": pairs, "test": pairs}))
+    mine = ("task.name=classify", f"task.classify.path={data}", "task.classify.days=2", "task.classify.classes_per_day=1")
+    assert plan(config(*mine)).notes[0].startswith("reward.gamma")
+    # a page of six lines of 8 words, the opener between them, and 48 tokens of writing
+    assert "rollouts.engine.max_model_len: at least " in refusal(*mine, "rollouts.engine.max_model_len=64")
+    assert plan(config("task.name=classify")).notes[0] == ("task.classify.path: clinc/clinc_oos is a dataset of the hub; "
+                                                            "it was not looked at")

@@ -162,6 +162,13 @@ class TestRewardPool:
         assert worker == "reward-dead" and "reward-dead died during score: " in reason
         rewards.close()
 
+    def test_a_call_that_raises_fails_its_pairs_only(self, backend):
+        handles = [backend.spawn("workers:Scorer", {}, name=f"reward-raises-{i}") for i in range(2)]
+        rewards, pair = RewardPool(handles, 30), Pair((1, 2), (5,))
+        failed = Failure("worker reward-raises-1: score failed: IndexError: no second token", "reward-raises-1")
+        assert rewards.score([self.SAME, pair]) == [1.0, failed]
+        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0] and not rewards.lost
+
     @pytest.mark.parametrize("value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")])
     def test_rubbish_is_no_reward(self, here, value, shown):
         handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []

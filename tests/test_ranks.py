@@ -11,14 +11,15 @@ from cluster.group import LocalBackend, RayBackend
 from sleep_rl.contracts import STUDENT, TEACHER
 
 
-def night(backend, checkpoint, world_size, rows):
-    config = replace(CONFIG, learners=replace(CONFIG.learners, world_size=world_size, micro_batch=1))
+def night(backend, checkpoint, world_size, rows, zero_stage=1):
+    """Three documents and rows: of two ranks the second has a filler in both."""
+    config = replace(CONFIG, learners=replace(CONFIG.learners, world_size=world_size, micro_batch=1, zero_stage=zero_stage))
     handles = backend.spawn_ranks("learners.learner:LearnerWorker", {"checkpoint": checkpoint, "config": config},
                                   name="learner", world_size=world_size, env={"OMP_NUM_THREADS": "1",
                                                                               "DS_ACCELERATOR": "cpu"})
     backend.ready(handles)
     learn = Ranks(handles, 120)
-    wake = learn.wake(DOCUMENTS)
+    wake = learn.wake(DOCUMENTS[:3])
     learn.open_night(1)
     metrics = [learn.seed_step(rows, step, 6) for step in range(3)]
     weights = learn.export(STUDENT, 1, {}, STUDENT)
@@ -28,12 +29,13 @@ def night(backend, checkpoint, world_size, rows):
 
 
 @pytest.mark.stack
-def test_two_ranks_equal_one(sleep_checkpoint):
-    path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]  # three rows: rank 1 has a filler
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_ranks_equal_one(zero_stage, sleep_checkpoint):
+    path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]
     with LocalBackend() as local:
         one = night(local, path, 1, rows)
     with RayBackend() as ray:
-        two = night(ray, path, 2, rows)
+        two = night(ray, path, 2, rows, zero_stage)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
     for single, pair in zip(one[1], two[1], strict=True):
         assert single.pop("seconds") > 0 < pair.pop("seconds")

@@ -79,8 +79,11 @@ def test_twenty_kills_in_process(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_killed_run_on_ray_goes_on_to_the_same_bytes(tmp_path):
+def test_a_killed_run_on_ray_goes_on_to_the_same_bytes_and_those_of_one_process(tmp_path):
     check(tmp_path, "ray", [0.5])
+    assert subprocess.run(**start(tmp_path, "one-process", "local"), timeout=900).returncode == 0
+    assert memories(tmp_path / "one-process") == memories(tmp_path / "whole")
+    assert lines(tmp_path / "one-process") == lines(tmp_path / "whole")
 
 
 def worker_of(run, name):

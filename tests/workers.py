@@ -74,7 +74,8 @@ class Echo:
 
 
 class Scorer:
-    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored."""
+    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored, and a
+    call with one of two tokens raises."""
 
     def __init__(self, slow_s: float = 0.0) -> None:
         self.slow_s = slow_s
@@ -82,6 +83,8 @@ class Scorer:
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
         if any(pair.student_T == (0,) for pair in pairs_N):
             time.sleep(self.slow_s)
+        if any(len(pair.student_T) == 2 for pair in pairs_N):
+            raise IndexError("no second token")
         return [Failure("empty") if p.student_T == (1,) else float(p.student_T == p.teacher_T) for p in pairs_N]
 
     def close(self) -> None:
