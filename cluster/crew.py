@@ -16,7 +16,8 @@ from cluster.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling
+from sleep_rl.contracts import (TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling,
+                                other)
 from sleep_rl.metrics import Journal
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
@@ -45,8 +46,10 @@ class Workers:
 
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None,
-                 wanted: Callable[[], int | None] = lambda: None):
-        self._config, self._journal, self.version = config, journal, 0
+                 wanted: Callable[[], int | None] = lambda: None, teachers: list[str] | None = None):
+        """`teachers`: sleep checkpoints of model.teachers."""
+        self._teachers, self._others = teachers or [], {}
+        self._backend, self._config, self._journal, self.version = backend, config, journal, 0
         self._reviving = threading.Lock()
         self._restarts = restarts or Restarts(config.cluster.restarts, journal)
 
@@ -56,7 +59,7 @@ class Workers:
                                if learners or actor.role == "rollout"])
 
         check(config.rollouts.workers)
-        handles = [_rollout(backend, config, checkpoint, i) for i in range(config.rollouts.workers)]
+        handles = [_rollout(backend, config, checkpoint, f"rollout-{i}") for i in range(config.rollouts.workers)]
         ranks, literal, semantic = [], [], []
         if learners:
             ranks = _learners(backend, config, checkpoint, base, probe_T)
@@ -68,7 +71,7 @@ class Workers:
         self.store = WeightStore(backend, self.rollouts)
         self._wanted = wanted
         self._scaler = Scaler(backend, self.rollouts, self.store, journal,
-                              lambda i: _rollout(backend, config, checkpoint, i), check)
+                              lambda i: _rollout(backend, config, checkpoint, f"rollout-{i}"), check)
         self.learn: Learner = Ranks(ranks, config.cluster.call_timeout_s)
         self._has_learners = bool(ranks)
         spend, limit_s = self._restarts.spend, config.reward.timeout_s
@@ -106,8 +109,32 @@ class Workers:
 
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name`, spread over the workers, in order."""
+        if name in self._others:
+            pool = self._others[name]
+            return pool.sample(lambda: self._restart(pool), requests_N, CHECKPOINT, 0, how)
         version = 0 if name == CHECKPOINT else self.store.current(name)
         return self.rollouts.sample(self._revive, requests_N, name, version, how)
+
+    def attend(self, there: bool) -> None:
+        """Starts one rollout worker per model of model.teachers, and lets the learners load it; or ends them."""
+        for pool in self._others.values():
+            with suppress(WorkerDied, WorkerLate):
+                pool.all(Rollout.close)
+            for handle in pool.workers:
+                handle.kill()
+        self._others, names = {}, [other(k) for k in range(1, len(self._teachers) + 1)]
+        self.learn.attend(self._teachers if there else [])
+        if there:
+            handles = [_rollout(self._backend, self._config, path, name) for name, path in zip(names, self._teachers)]
+            self._backend.ready(handles)
+            self._others = {name: RolloutPool([handle], self._config.cluster.call_timeout_s)
+                            for name, handle in zip(names, handles)}
+
+    def _restart(self, pool: RolloutPool) -> None:
+        """Starts a lost worker of another model anew; what it samples from is its checkpoint."""
+        for worker, reason in pool.lost.items():
+            self._restarts.spend(worker, reason)
+        pool.restart_lost()
 
     def _revive(self) -> None:
         """Starts lost rollout workers anew and brings them to the newest published weights. A request's seed decides its
@@ -150,12 +177,12 @@ class Workers:
                 self.learn.close()
 
 
-def _rollout(backend: Backend, config: Config, checkpoint: str, number: int) -> Handle:
+def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Handle:
     r = config.rollouts
     kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(r.engine), "seed": config.run.seed,
               "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": config.probe_tolerance}
     env = {} if r.gpus else cpu_environment(r.threads)
-    return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=f"rollout-{number}", cpus=r.cpus, gpus=r.gpus,
+    return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=name, cpus=r.cpus, gpus=r.gpus,
                          env=env)
 
 

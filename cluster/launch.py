@@ -167,6 +167,8 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     """The workers of a run, ready; all of them end with the block."""
     checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
+    teachers = [modeling.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
+                for k, path in enumerate(config.model.teachers, start=1)] if learners else []
     texts = Texts(task, tokenizer)
     if learners:
         documents = [d for day in task.days() for d in day.documents]
@@ -179,7 +181,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     with there:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(there, config, journal, checkpoint=checkpoint, base=modeling.root(base), probe_T=probe,
-                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder))
+                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder), teachers=teachers)
         yield Life(crew, task, texts, config, journal, console, str(folder),
                    Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()

@@ -94,6 +94,11 @@ class LearnerWorker:
         self.emptied |= {name: [place.absorbed] for name in receivers if place.absorbed}
         return self.slot
 
+    def attend(self, checkpoints: list[str]) -> None:
+        """See contracts.Learner. Raises InputError for a checkpoint that cannot be loaded."""
+        dtype = getattr(torch, self.config.model.dtype)
+        self.module.others = tuple(modeling.load(path, dtype=dtype).to(self.device) for path in checkpoints)
+
     def experts(self, level: int) -> int:
         """Unlocked consolidation experts of a level."""
         return sum(s != LOCKED for s in next(iter(self._of_level(level).values())).state.tolist()[1:])

@@ -42,7 +42,7 @@ class Batch:
     """A micro batch on the device."""
 
     student: Rows
-    teacher: Rows | None
+    teachers: dict[int, tuple[Rows, Tensor]]  # who -> what it reads, and which of the P positions are its
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
     share_P: Tensor  # what a position counts in the divergence: see `shares`
@@ -69,10 +69,17 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         out = [v for v, c in zip(values_B, completions, strict=True) for _ in c]
         return torch.tensor(out, dtype=torch.float32, device=device)
 
+    row_P = [b for b, c in enumerate(completions) for _ in c]
+    teachers = {}
+    for who in sorted({r.teacher for r in rows_B}) if teacher else ():
+        mine = [r for r in rows_B if r.teacher == who]
+        where_P = torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == who], device=device)
+        teachers[who] = (Rows.of([r.teacher_T or r.prompt_T for r in mine], [r.completion_T for r in mine], pad, device),
+                         where_P)
     known = [r.behaviour_T or (0.0,) * len(r.completion_T) for r in rows_B]
     return Batch(
         student=Rows.of([r.prompt_T for r in rows_B], completions, pad, device),
-        teacher=Rows.of([r.teacher_T or r.prompt_T for r in rows_B], completions, pad, device) if teacher else None,
+        teachers=teachers,
         token_P=torch.tensor([t for c in completions for t in c], device=device),
         weight_P=spread(weights_B),
         share_P=torch.tensor([share for r in rows_B for share in shares(r, prompt_weight)], device=device),
@@ -82,7 +89,7 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         stale_P=spread([float(bool(r.behaviour_T)) for r in rows_B]) * spread(weights_B),
         replay_P=spread([float(r.replay) for r in rows_B]),
         answer_P=torch.tensor([share for r in rows_B for share in shares(r, 0.0)], device=device),
-        row_P=torch.tensor([b for b, c in enumerate(completions) for _ in c], device=device),
+        row_P=torch.tensor(row_P, device=device),
     )
 
 
@@ -96,14 +103,30 @@ class Seeding(nn.Module):
     def __init__(self, model: nn.Module, sleep):
         super().__init__()
         self.model, self.sleep = model, sleep
+        self.others: tuple[nn.Module, ...] = ()  # model.teachers, while they are there; no parts of this module
         firsts = [level for name, level in memory_levels(model).items() if name.endswith(".0")]
         self.plastic = nn.ModuleList(Expert(v.router[1], v.w_in[1], v.w_out[1]) for v in firsts)
 
-    def hidden(self, rows: Rows, view: str) -> Tensor:
-        """[P, D] last hidden states at the loss positions, in the named state."""
-        with view_of(self.model, view):
-            out = self.model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
+    def hidden(self, rows: Rows, view: str, model: nn.Module | None = None) -> Tensor:
+        """[P, D] last hidden states at the loss positions, in the named state (of another model, if one is given)."""
+        model = model or self.model
+        with view_of(model, view):
+            out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)[rows.flat_P]
+
+    def _terms(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
+        """([P] divergence from the teacher of each position, [P] student log-probability of the token)."""
+        s, parts = self.sleep, []
+        for who, (rows, where_P) in batch.teachers.items():
+            model = self.others[who - 1] if who else self.model
+            with torch.no_grad():
+                teacher_PD = self.hidden(rows, TEACHER, model)
+            parts.append(seeding_terms(self.model.lm_head, teacher_PD, student_PD[where_P], batch.token_P[where_P],
+                                       kind=s.divergence, beta=s.beta, chunk=s.logit_chunk, teacher_head=model.lm_head))
+        if len(parts) == 1:
+            return parts[0]
+        back_P = torch.cat([where_P for _, where_P in batch.teachers.values()]).argsort()
+        return torch.cat([d for d, _ in parts])[back_P], torch.cat([p for _, p in parts])[back_P]
 
     def forward(self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool) -> tuple[Tensor, dict]:
         """(loss, sums for the metrics). `seeding` False: cross entropy on the completions (the baselines)."""
@@ -113,10 +136,7 @@ class Seeding(nn.Module):
             logp_P = token_logprobs(self.model.lm_head, student_PD, batch.token_P, s.logit_chunk)
             total = -(logp_P * batch.weight_P).sum()
             return total / positions.clamp(min=1), {"loss_sum": total.detach()}
-        with torch.no_grad():
-            teacher_PD = self.hidden(batch.teacher, TEACHER)
-        div_P, logp_P = seeding_terms(self.model.lm_head, teacher_PD, student_PD, batch.token_P, kind=s.divergence,
-                                      beta=s.beta, chunk=s.logit_chunk)
+        div_P, logp_P = self._terms(batch, student_PD)
         policy_P = imitation(logp_P, batch.behaviour_P, batch.advantage_P, s.is_cap)
         loss = l_ks(div_P * batch.weight_P * batch.share_P, policy_P, batch.rewarded_P, s.alpha, positions, rewarded)
         return loss, self._sums(batch, div_P.detach(), policy_P.detach(), logp_P.detach())

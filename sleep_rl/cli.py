@@ -1,4 +1,4 @@
-"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | ablate | drill | report | summary | config.
+"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -77,6 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
     with_config(evaluate)
     with_config(command("pretrain", _pretrain, "train the task's own small base model into the cache"))
+    grow = command("grow", _grow, "write a larger model that computes what a smaller one does")
+    grow.add_argument("checkpoint", metavar="BASE", help="a checkpoint without memory levels, or a hub name")
+    grow.add_argument("out", metavar="OUT", help="a new folder")
+    grow.add_argument("--layers", type=int, default=0, metavar="N", help="layers more")
+    grow.add_argument("--width", type=int, default=1, metavar="M", help="times as many hidden units and heads")
+    grow.add_argument("--intermediate", type=int, default=0, metavar="I", help="MLP units in all (default: as many as now)")
+    grow.add_argument("--seed", type=int, default=0, help="of what is new")
     ablate = command("ablate", _ablate, "live a config's life again with one part switched off at a time: one table")
     ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds per row, from run.seed on (default 3)")
     ablate.add_argument("--rows", default="", metavar="A,B", help="rows beside `whole` (default: all that change anything)")
@@ -164,6 +171,13 @@ def _drill(arguments: argparse.Namespace) -> int:
     from cluster.drill import drill
 
     return _say(drill(arguments.config, arguments.overrides))
+
+
+def _grow(arguments: argparse.Namespace) -> int:
+    from sleep_rl.grow import grow
+
+    return _say(grow(arguments.checkpoint, arguments.out, layers=arguments.layers, width=arguments.width,
+                     intermediate=arguments.intermediate, seed=arguments.seed))
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -62,6 +62,8 @@ class TaskConfig:
 class Model:
     base: str | None = key(None, "path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
                                  "checkpoint; null: the task's own small base")
+    teachers: list = key([], "paths or hub names of other, smaller models with the same vocabulary; before the first day "
+                             "they are seeded into level 1, which takes one of its experts")
     dtype: str = key("float32", "weights and activations", choices=("float32", "bfloat16"))
     chunks: list = key([1], "C(1..k) of the k memory levels, fastest first, in nights: level l moves into level l+1 "
                             "and its own weights are updated every C(l) nights; each a multiple of the one before")
@@ -115,7 +117,8 @@ class Sleep:
     is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
     temperature: float = key(1.0, "sampling temperature of the teacher's writing; the student samples with 1", above=0)
     min_p: float = key(0.0, "writing about a document: tokens less likely than this share of the likeliest are not "
-                            "sampled; a small model copies more faithfully so", low=0, high=1)
+                            "sampled; a small model copies more faithfully so (from nothing it is to write all sorts)",
+                       low=0, high=1)
     written: int = key(60, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(2000, "sequences that the teacher writes per night without any document", low=1)
     lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
@@ -239,6 +242,9 @@ class Config:
         Slow to fast, so that a receiver is emptied before it receives; the slowest level sends nothing.
         """
         held, out = [0] * (self.model.levels + 1), []
+        if self.model.teachers:  # in night 0 they stand where later the context window does
+            out.append((0, 0))
+            held[1] += 1
         for night in range(1, self.nights + 1):
             for sender in range(self.model.levels - 1, -1, -1):
                 due = sender == 0 or (night % self.model.chunks[sender - 1] == 0 and held[sender] > 0)
@@ -267,6 +273,8 @@ def check(config: Config) -> None:
         if broken:
             raise InputError(what)
 
+    refuse(not all(isinstance(t, str) and t for t in m.teachers),
+           f"model.teachers: a list of paths or hub names, got {m.teachers}")
     whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
     refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
            "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))

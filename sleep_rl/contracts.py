@@ -13,6 +13,11 @@ TEACHER, STUDENT = "teacher", "student"
 """The two named weight states of a night (paper.md section 3): before and after what the night changes."""
 
 
+def other(number: int) -> str:
+    """The name under which the k-th of model.teachers is sampled from."""
+    return f"other-{number}"
+
+
 class InputError(ValueError):
     """The user's input cannot work. One line: what, allowed, got, where. The command line exits with 2."""
 
@@ -223,7 +228,8 @@ class Sequence:
     teacher_T: tuple[int, ...] = ()  # privileged prompt, with the document; empty: the same as prompt_T
     advantage: float | None = None
     behaviour_T: tuple[float, ...] = ()
-    replay: bool = False  # written without a document; only for the metrics
+    replay: bool = False  # what the model knew already; only for the metrics
+    teacher: int = 0  # whose distribution counts: 0 the smaller self, k the k-th of model.teachers
     x_length: int = 0  # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
 
 
@@ -252,6 +258,9 @@ class Learner(Protocol):
 
     def sft_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
         """One optimizer step of cross entropy on the completions: the baselines."""
+
+    def attend(self, checkpoints: list[str]) -> None:
+        """Loads the models of model.teachers beside its own, frozen: rows may name them from now on. None: drops them."""
 
     def close_night(self, commit_night: bool) -> None:
         """Update: applies the prospective weights, resets the sender's experts and keeps the new one; or nothing."""
@@ -295,6 +304,9 @@ class Crew(Protocol):
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """(rewards of equation 4, metrics of its parts), in order."""
+
+    def attend(self, there: bool) -> None:
+        """Starts the workers of model.teachers, which `sample` then finds under `other(k)`, or ends them."""
 
     def forget(self) -> None:
         """Drops every cached context of the rollout workers (the reset of the context window)."""

@@ -19,6 +19,9 @@ def live(life: Life) -> None:
     """Wake, consolidate, reset, evaluate: day after day; then the upper bound of training on all days at once."""
     begin(life)
     row = evaluate(life, after="base", lived=0)
+    if life.config.model.teachers:
+        inherit(life)
+        row = evaluate(life, after="night 0", lived=0)
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
         before_night(life, day, night)
@@ -34,6 +37,15 @@ def live(life: Life) -> None:
 def begin(life: Life) -> None:
     """The rollout workers get the untouched memory, and the baselines theirs."""
     life.crew.push(TEACHER, TEACHER)
+    baselines.remember(life)
+
+
+@stage
+def inherit(life: Life) -> None:
+    """Night 0: other, smaller models are seeded into level 1, as later the context window is (paper.md section 1)."""
+    life.crew.attend(True)
+    consolidate(life, 0, 0, None, ())
+    life.crew.attend(False)
     baselines.remember(life)
 
 

@@ -185,6 +185,21 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
     return index
 
 
+def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
+    """A sleep checkpoint of another model that may teach `student`: with the memory that it has, or an untouched one.
+    Raises InputError when it cannot be read or speaks other tokens."""
+    if (Path(path) / POINTER).is_file():
+        levels = _read_pointer(Path(path))["memory_levels"]
+    else:
+        levels = getattr(read_config(path), "memory_levels", None) or [{"experts": 1, "d_low": 1, "top_k": 1}]
+    expanded = expand(path, out, levels)
+    sizes = [read_config(each).vocab_size for each in (expanded, student)]
+    if sizes[0] != sizes[1] or load_tokenizer(expanded, sizes[0]).get_vocab() != tokenizer.get_vocab():
+        raise InputError(f"model.teachers: {path}: teacher and student need the same vocabulary, got {sizes[0]} ids and "
+                         f"{sizes[1]}" + (", of other tokens" if sizes[0] == sizes[1] else ""))
+    return expanded
+
+
 def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
     """Initialised memory tensors by checkpoint key, every slot LOCKED; the same for the same config and seed."""
     generator, tensors = torch.Generator().manual_seed(seed), {}

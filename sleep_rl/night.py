@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import (STUDENT, TEACHER, Day, Document, Failure, Metrics, Pair, Request, RunError, Sample,
-                                Sequence)
+                                Sequence, other)
 from sleep_rl.life import Life
 from sleep_rl.rehearsal import Index
 from sleep_rl.rewards import group_advantage
@@ -23,14 +23,16 @@ class Night:
     """The material of one consolidation, in the order in which the driver asks for it.
 
     `sender` 0 is the context window: the teacher writes about the documents of `day`. A memory level sends without a
-    day: everything is replayed or rehearsed.
+    day: everything is replayed or rehearsed. In night 0 the models of model.teachers write, from nothing.
     """
 
     def __init__(self, life: Life, night: int, sender: int, day: Day | None):
         self.life, self.night, self.sender = life, night, sender
         self.where = {"night": night, "sender": sender, "day": day.name if day else f"level {sender}"}
         self.documents = day.documents if day else ()
-        config = life.config if day else replace(life.config, sleep=replace(life.config.sleep, replay=1.0))
+        self.others = range(1, len(life.config.model.teachers) + 1) if night == 0 else ()
+        changed = {} if day else {"reading": 0} if self.others else {"replay": 1.0}
+        config = replace(life.config, sleep=replace(life.config.sleep, **changed))
         self.config, self.shares = config, Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
         self.trained = self.tokens = self.idle_s = 0.0
@@ -47,7 +49,11 @@ class Night:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples)
             answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
-        new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
+            new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
+            for k in self.others:
+                told, lost = readable(life.texts, self._sample(free, other(k)))
+                new += [replace(w, replay=False, teacher=k) for w in told]
+                unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
             raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about documents and "
@@ -133,9 +139,9 @@ class Night:
                               loss=self.last.get("loss"), divergence=self.last.get("divergence"),
                               reward_mean=self.last.get("reward_mean"), learner_idle=self.idle_s / max(seconds, 1e-9))
 
-    def _sample(self, requests_N: list[Request], name: str, min_p: float = 0.0, round: int = 0) -> list[Sample | Failure]:
+    def _sample(self, requests_N: list[Request], name: str, round: int = 0, min_p: float = 0.0) -> list[Sample | Failure]:
         """The student's samples are those of its own distribution: equations 3 and 6 are expectations under it."""
-        life, temperature = self.life, self.config.sleep.temperature if name == TEACHER else 1.0
+        life, temperature = self.life, 1.0 if name == STUDENT else self.config.sleep.temperature
         samples = life.sample(requests_N, name, life.task.max_new_tokens, temperature, min_p, **self.where, round=round)
         self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
         return samples
@@ -149,6 +155,7 @@ class Written:
     sequence_T: Ids  # d, with eos
     replay: bool
     prompt_T: Ids = ()  # the rehearsed prompt that it begins with
+    teacher: int = 0  # who wrote it: see contracts.Sequence
 
 
 @dataclass(frozen=True)
@@ -310,7 +317,7 @@ def student_rows(texts: Texts, prefixes: list[Prefix], samples_N: list[Sample | 
                       else [None] * size)
         rows = [Sequence(prompt_T=sample.context_T + sample.prompt_T, completion_T=sample.completion_T,
                          teacher_T=prefix.written.context_T + sample.prompt_T, advantage=advantage,
-                         behaviour_T=sample.logprobs_T, replay=prefix.written.replay,
+                         behaviour_T=sample.logprobs_T, replay=prefix.written.replay, teacher=prefix.written.teacher,
                          x_length=prefix.x_length(texts, sample.completion_T))
                 for sample, advantage in zip(samples_N[mine], advantages, strict=True) if not isinstance(sample, Failure)]
         groups.append(rows)
@@ -328,4 +335,4 @@ def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     """Rows on the teacher's own sequences, questions included: what is written can be written again (self-replay)."""
     start = texts.context(None) + texts.opener
     return [Sequence(prompt_T=start, completion_T=w.sequence_T, teacher_T=w.context_T + texts.opener, replay=w.replay,
-                     x_length=texts.x_length(w.sequence_T) or 0) for w in written]
+                     teacher=w.teacher, x_length=texts.x_length(w.sequence_T) or 0) for w in written]

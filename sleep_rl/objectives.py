@@ -34,8 +34,10 @@ def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 
 
 
 def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_PD: Tensor, token_P: Tensor, *,
-                  kind: str, beta: float, chunk: int) -> tuple[Tensor, Tensor]:
-    """([P] divergence, [P] student log-probability of the token), from last hidden states.
+                  kind: str, beta: float, chunk: int,
+                  teacher_head: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+    """([P] divergence, [P] student log-probability of the token), from last hidden states. `teacher_head`: of a teacher
+    that is another model; its hidden states may have another width.
 
     Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed there): two full
     [P, V] tensors never live at once.
@@ -44,7 +46,7 @@ def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_
     def terms(teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor) -> tuple[Tensor, Tensor]:
         student_cV = head(student_cD)
         with torch.no_grad():
-            teacher_cV = head(teacher_cD)
+            teacher_cV = (teacher_head or head)(teacher_cD)
         logp_c = F.log_softmax(student_cV.float(), -1).gather(-1, token_c[:, None])[:, 0]
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 

@@ -171,7 +171,9 @@ def actors_of(config: Config) -> tuple[Actor, ...]:
     kinds = ("reward",) if reward.semantic == "none" else ("reward", "semantic")
     rewards = tuple(Actor(kind, reward.workers, reward.cpus, reward.gpus if kind == "semantic" else 0.0)
                     for kind in kinds)
-    return (Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus),
+    others = len(config.model.teachers)
+    teachers = (Actor("other", others, rollouts.cpus, rollouts.gpus),) if others else ()  # in night 0 only
+    return (Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus), *teachers,
             Actor("learner", learners.world_size, learners.cpus, learners.gpus), *rewards)
 
 

@@ -41,15 +41,15 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
 
 
-def make_base(family: str, path: str, seed: int = 0) -> str:
-    """A random base checkpoint (2 layers, hidden 64, head_dim 32) with its tokenizer."""
+def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
+    """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its tokenizer."""
     prefix = modeling.FAMILIES[family]
-    fields = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-              "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
-              "tie_word_embeddings": family != "llama", "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD,
-              "initializer_range": 0.1}
+    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
+             "tie_word_embeddings": family != "llama", "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD,
+             "initializer_range": 0.1, **fields}
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**fields))
+    model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**shape))
     modeling.save(model, make_tokenizer(), path)
     return path
 

@@ -19,7 +19,7 @@ run: name dir cache seed
 task: name
 task.world: days people_per_day known_people
 task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
-model: base dtype chunks experts d_low top_k
+model: base teachers dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_by reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
 sleep: scale_advantage

@@ -196,3 +196,49 @@ def test_a_night_within_the_allowed_drop_stays(tmp_path):
     protocol, _, records = life_of(replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful)
     assert not [entry for entry in protocol if entry[0] in ("save", "use")]
     assert not [r for r in records if r["kind"] == "rolled_back"]
+
+
+class Taught(Crew):
+    """Two other models are there in night 0, and only then; what each writes counts against itself."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.there, self.taught = False, []
+
+    def attend(self, there):
+        assert there != self.there and self.open is None
+        self.there = there
+        self.protocol.append(("attend", there))
+
+    def sample(self, requests_N, name, how):
+        if name.startswith("other-"):
+            assert self.there and name in ("other-1", "other-2") and not any(r.context_T[1:] for r in requests_N)
+            ids = self.texts.ids(f"old {name} ? A : yes") + self.texts.eos
+            return [Sample(r.prompt_T, r.context_T, ids, (-1.0,) * len(ids), "stop", r.seed, "base", (0,) * len(ids))
+                    for r in requests_N]
+        return super().sample(requests_N, name, how)
+
+    def seed_step(self, batch_N, step, steps):
+        for row in batch_N if self.there else ():
+            mine = f"old other-{row.teacher} ?" if row.teacher else "old 0."
+            assert row.advantage is not None or self.texts.text(row.completion_T).startswith(mine)
+            assert row.replay == (row.teacher == 0) and (row.teacher_T or row.prompt_T) == row.prompt_T
+        self.taught += [row.teacher for row in batch_N]
+        if not self.there:
+            return super().seed_step(batch_N, step, steps)
+        self.rows = batch_N
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+
+def test_other_models_are_seeded_before_the_first_day(tmp_path):
+    config = replace(CONFIG, model=Model(chunks=[1], experts=5, teachers=["a", "b"]), sleep=replace(CONFIG.sleep, on_policy=0.5, steps=6))
+    made = []
+    protocol, _, records = life_of(config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0])
+    assert [entry for entry in protocol if entry != ("forget",)][:6] == [
+        ("attend", True), ("open", 1, ()), ("close", 1), ("attend", False), ("wake", 1), ("open", 1, (1,))]
+    first = [r for r in records if r["kind"] == "written"][0]
+    assert (first["night"], first["new"], first["replay"]) == (0, 12, 6)  # 6 by each of the two, and 6 by the smaller self
+    assert set(made[0].taught[: 6 * 8]) == {0, 1, 2} and set(made[0].taught[6 * 8 :]) == {0}
+    assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == ["base", "night 0", "night 1"]
+    assert config.most_experts == [5] and config.consolidations[0] == (0, 0)
+    assert undocumented(records) == []

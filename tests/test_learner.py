@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import make_base
 
 from sleep_rl import modeling
 from sleep_rl.config import Config, Learners, Model, Sleep, Wake
@@ -44,12 +45,14 @@ def logprobs(model, view, prompt, completion):
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_weight):
-    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by sequence, token by token."""
+def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_weight, others=()):
+    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by sequence, token by token;
+    T is the smaller self or, where a row names it, one of `others`."""
     divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
-        teacher = logprobs(model, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
+        who = others[row.teacher - 1] if row.teacher else model
+        teacher = logprobs(who, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
         for t, token in enumerate(row.completion_T):
             share = prompt_weight if t < row.x_length else 1.0
             divergence = divergence + share * (teacher[t].exp() * (teacher[t] - student[t])).sum()
@@ -74,6 +77,36 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path):
+    learner = worker()
+    paths = []
+    for k, (family, size) in enumerate((("llama", {"hidden_size": 32, "head_dim": 16}), ("qwen3", {"num_hidden_layers": 1}))):
+        base = make_base(family, str(tmp_path / f"{k}"), seed=k + 7, **size)
+        paths.append(modeling.as_teacher(base, str(tmp_path / f"t{k}"), base, modeling.load_tokenizer(base, 300)))
+    learner.attend(paths)
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    rows = [replace(row, teacher=k) for row, k in zip(ROWS, (2, 0, 1, 2), strict=True)]
+    others = [modeling.load(path) for path in paths]
+    slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha, others=others)
+    assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha).item()) > 1e-2
+    norm = torch.stack([g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]).norm()
+    metrics = learner.seed_step(rows, 0, 10)
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+    learner.close_night(False)
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    alone = [slow_l_ks(learner.model, [replace(row, advantage=0.0, behaviour_T=(0.0,) * len(row.completion_T))], 1.0,
+                       prompt_weight=0.0, others=others).item() for row in rows]
+    learner.seed_step(rows, 0, 10)
+    assert learner.row_divergence() == pytest.approx(alone, abs=1e-5)
+    learner.attend([])
+    assert learner.module.others == () and not any("others" in name for name in learner.module.state_dict())
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])

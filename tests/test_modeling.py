@@ -151,6 +151,24 @@ def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkp
     assert "299" in one_line(error) and "300" in str(error.value) and "same vocabulary" in str(error.value)
 
 
+def test_another_model_teaches_only_in_the_same_tokens(base_checkpoint, sleep_checkpoint, tmp_path):
+    student = sleep_checkpoint("qwen3")
+    tokenizer = modeling.load_tokenizer(student, 300)
+    out = modeling.as_teacher(make_base("llama", str(tmp_path / "llama"), hidden_size=32, head_dim=16),
+                              str(tmp_path / "teacher"), student, tokenizer)
+    plain, teacher = AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama")), modeling.load(out)
+    assert torch.equal(plain(IDS).logits, teacher(IDS).logits)
+    assert modeling.as_teacher(student, "unused", student, tokenizer) == student  # with the memory that it has
+    other = modeling.load_tokenizer(make_base("qwen3", str(tmp_path / "other")), 300)
+    other.add_tokens(["elsewhere"])
+    other.save_pretrained(tmp_path / "other")
+    for path, wrong in ((make_base("qwen3", str(tmp_path / "more"), vocab_size=301), "got 301 ids and 300"),
+                        (str(tmp_path / "other"), "got 300 ids and 300, of other tokens")):
+        with pytest.raises(InputError) as error:
+            modeling.as_teacher(path, str(tmp_path / f"teacher of {len(wrong)}"), student, tokenizer)
+        assert one_line(error).endswith(wrong) and "need the same vocabulary" in str(error.value)
+
+
 def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
     assert modeling.load_tokenizer(base_checkpoint(), 300).pad_token_id == PAD
     with pytest.raises(InputError) as error:
