@@ -11,6 +11,7 @@ import torch
 from cluster.backend import LocalBackend, _LocalChannel
 from cluster.crew import Workers
 from cluster.handle import Pending, WorkerDied
+from sleep_rl import flow
 from sleep_rl.config import Cluster, Rollouts
 from sleep_rl.console import Console
 from sleep_rl.contracts import Loaded, RunError, Weights
@@ -169,6 +170,18 @@ def test_deaths_change_nothing(steps, least, tmp_path, capsys):
     kinds = [record["kind"] for record in records]
     assert kinds.count("restarted") == deaths and "failure" not in kinds
     assert [r["version"] for r in records if r["kind"] == "push"] == [r["version"] for r in quiet if r["kind"] == "push"]
+
+
+def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(tmp_path, capsys, monkeypatch):
+    turns, _, records = life_under(0.0, tmp_path / "turns", 20)
+    threaded = []
+    monkeypatch.setattr(flow, "_in_turn", lambda life, data: threaded.append(data) or flow._ahead(life, data))
+    ahead, _, again = life_under(0.0, tmp_path / "ahead", 20)
+    assert ahead == turns and len(threaded) == 7  # consolidations
+    kinds = ("seed", "push", "written", "evaluate", "flow")
+    for got, want in zip((r for r in again if r["kind"] in kinds), (r for r in records if r["kind"] in kinds), strict=True):
+        timeless = [{k: v for k, v in r.items() if k != "t" and not k.endswith(("_s", "seconds", "pause"))} for r in (got, want)]
+        assert timeless[0] == timeless[1]
 
 
 @pytest.mark.parametrize("restarts", [0, 5])
