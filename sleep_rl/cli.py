@@ -187,7 +187,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _summary(arguments: argparse.Namespace) -> int:
-    from sleep_rl.report import summarize
+    from sleep_rl.summary import summarize
 
     return _say(summarize(arguments.runs))
 

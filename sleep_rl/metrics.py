@@ -192,6 +192,15 @@ class Retention:
         """The newest evaluation of a method."""
         return max(self.records[method].values(), key=lambda r: r["t"])
 
+    def all_days(self, method: str) -> float | None:
+        """Accuracy over the questions of all days together, after the last night; None where a day was not asked about or
+        nobody counted the questions."""
+        record = self.last(method)
+        days, counts = [c for c in self.columns if c != KNOWN], record.get("n") or {}
+        if not days or any(record["row"].get(c) is None or not counts.get(c) for c in days):
+            return None
+        return sum(record["row"][c] * counts[c] for c in days) / sum(counts[c] for c in days)
+
     def future(self, after: str, column: str) -> bool:
         """Whether the column's day was not lived yet."""
         lived = nights(after)

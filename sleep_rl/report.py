@@ -19,7 +19,7 @@ from pathlib import Path
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.kinds import METRICS
-from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, aligned, clock, course, on_one_axis, read, wilson
+from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, clock, course, on_one_axis, read, wilson
 
 COLOURS = {"sleep": "#2f5d9b", "sft": "#c4661f", "joint": "#3d8b6b"}
 """One colour per method, everywhere; what is no method is drawn in BLUE, PURPLE and CYAN."""
@@ -70,26 +70,6 @@ def write_report(run_dir: str | Path) -> Path:
     except OSError as error:
         raise RunError(f"cannot write the report {target}: {error.strerror or error}") from error
     return target
-
-
-def summarize(run_dirs: Iterable[str | Path]) -> str:
-    """Mean and range (min..max) over runs, for each method and column of the last evaluation, as a text table."""
-    runs = [Retention.of(read(Path(run_dir) / "metrics.jsonl")) for run_dir in run_dirs]
-    evaluated = [run for run in runs if run.methods]
-    if not evaluated:
-        raise InputError(f"nothing to summarize: expected an evaluation after a night, got none in {len(runs)} runs")
-    columns = list(dict.fromkeys(c for run in evaluated for c in run.columns))
-    rows = [["method", "after", *columns]]
-    for method in dict.fromkeys(m for run in evaluated for m in run.methods):
-        last = [run.last(method) for run in evaluated if method in run.methods]
-        cells = []
-        for column in columns:
-            values = [r["row"][column] for r in last if r["row"].get(column) is not None]
-            some = f" [{len(values)}]" if len(values) < len(runs) else ""
-            mean = sum(values) / (len(values) or 1)
-            cells.append(f"{mean:.2f} ({min(values):.2f}..{max(values):.2f}){some}" if values else "-")
-        rows.append([METHODS.get(method, method), " | ".join(dict.fromkeys(r["after"] for r in last)), *cells])
-    return f"mean (min..max) over {len(runs)} runs; [k] where only k of them have a value\n" + aligned(rows)
 
 
 def _header(records: list[Record], run: Record, done: Record) -> str:

@@ -42,8 +42,10 @@ def launch(monkeypatch, tmp_path):
 def report(monkeypatch):
     module = types.ModuleType("sleep_rl.report")
     module.write_report = lambda run: Path(run) / "report.html"
-    module.summarize = lambda runs: f"{len(runs)} runs"
     monkeypatch.setitem(sys.modules, "sleep_rl.report", module)
+    summary = types.ModuleType("sleep_rl.summary")
+    summary.summarize = lambda runs: f"{len(runs)} runs"
+    monkeypatch.setitem(sys.modules, "sleep_rl.summary", summary)
 
 
 def test_commands_hand_their_config_on(launch):

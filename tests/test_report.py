@@ -10,7 +10,8 @@ import pytest
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.metrics import Journal
-from sleep_rl.report import summarize, write_report
+from sleep_rl.report import write_report
+from sleep_rl.summary import summarize
 
 DAYS = ("day 1", "day 2")
 COUNTS = {"known": 100, "day 1": 48, "day 2": 48}
@@ -196,8 +197,10 @@ def test_summary_over_seeds(tmp_path):
         live(tmp_path / str(seed), known=known)
     lines = summarize(tmp_path / str(seed) for seed in range(3)).splitlines()
     cells = [re.split(r"  +", line) for line in lines[1:]]
-    assert cells[0] == ["method", "after", "known", "day 1", "day 2"]
-    assert cells[1] == ["sleep", "night 2", "0.85 (0.80..0.90)", "0.90 (0.90..0.90)", "0.96 (0.96..0.96)"]
+    assert cells[0] == ["method", "after", "known", "day 1", "day 2", "all days", "of joint"]
+    assert cells[1] == ["sleep", "night 2", "0.85 (0.80..0.90)", "0.90 (0.90..0.90)", "0.96 (0.96..0.96)",
+                        "0.93 (0.93..0.93)", "0.95 (0.95..0.95)"]  # 0.93 of 0.98
+    assert cells[3][-2:] == ["0.98 (0.98..0.98)", "1.00 (1.00..1.00)"]
     assert [row[0] for row in cells[1:]] == ["sleep", "plain SFT", "joint upper bound"]
 
 
