@@ -4,8 +4,8 @@
     .venv/bin/python benchmarks/seeding.py
 
 Both distil on policy (lambda = 1) over the full vocabulary by forward KL, without a reward: each step samples a batch of
-completions from the student and trains on them against the frozen teacher. Both train the parameters of one expert of the
-embedded model. Counted are completion tokens that were sampled and trained on, over wall-clock seconds, after warm-up.
+completions from the student and trains on them against the frozen teacher. Both train one expert of the embedded model,
+preallocated alone (beside the level's own base expert, which is locked). Counted are completion tokens that were sampled and trained on, over wall-clock seconds, after warm-up.
 """
 
 from __future__ import annotations
@@ -49,11 +49,11 @@ def ours(threads: int) -> dict:
     from cluster.group import RayBackend
     from cluster.launch import memory_of
     from sleep_rl import modeling
-    from sleep_rl.config import Config, Learners, Sleep
+    from sleep_rl.config import Config, Learners, Model, Sleep
     from sleep_rl.contracts import STUDENT, TEACHER, Request, Sampling, Sequence
     from sleep_rl.metrics import Journal
 
-    config = replace(Config(), sleep=Sleep(batch=BATCH, alpha=1.0, on_policy=1.0, replay=0.0),
+    config = replace(Config(), model=Model(experts=1, top_k=1), sleep=Sleep(batch=BATCH, alpha=1.0, on_policy=1.0, replay=0.0),
                      learners=Learners(threads=threads))
     per_round, tokens, checkpoint = config.sleep.steps_per_round, 0, base()
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
@@ -90,12 +90,12 @@ def trl(threads: int) -> dict:
 
     from cluster.launch import memory_of
     from sleep_rl import modeling
-    from sleep_rl.config import Config
+    from sleep_rl.config import Config, Model
     from sleep_rl.memory import FRESH, memory_levels
 
     torch.set_num_threads(threads)
     checkpoint = base()
-    levels = memory_of(Config())
+    levels = memory_of(Config(model=Model(experts=1, top_k=1)))
     student, teacher = modeling.load(checkpoint, levels), modeling.load(checkpoint, levels)
     for level in memory_levels(student).values():
         level.state[1] = FRESH

@@ -22,6 +22,7 @@ def live(life: Life) -> None:
     if life.config.model.teachers:
         inherit(life)
         row = evaluate(life, after="night 0", lived=0)
+        save(life, 0)
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
         before_night(life, day, night)

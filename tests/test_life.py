@@ -100,3 +100,24 @@ def test_a_saved_memory_is_evaluated_without_learners(tmp_path):
     (again,) = [r for r in of(read(tmp_path / "again-eval" / "metrics.jsonl"), "evaluate")]
     want = [r for r in of(last, "evaluate") if r["after"] == "night 2" and r["row"]][-1]
     assert again["row"] == want["row"] and again["n"] == want["n"]
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_smaller_model_is_seeded_into_a_grown_one(tmp_path):
+    from sleep_rl.grow import grow
+
+    base = subprocess.run([sys.executable, "-m", "sleep_rl", "pretrain", "configs/debug.yaml"], cwd=ROOT, capture_output=True,
+                          text=True, timeout=900, check=True).stdout.split()[-1]
+    large = grow(str(ROOT / base), str(tmp_path / "large"), width=2, layers=1)
+    done = run(tmp_path, f"model.base={large}", f"model.teachers=[{ROOT / base}]", "rollouts.cpus=0.5", "task.world.days=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    records = read(tmp_path / "life" / "metrics.jsonl")
+    [told, _] = of(records, "written")
+    assert told["night"] == 0 and told["new"] > 8 < told["replay"]
+    first = [r for r in of(records, "seed") if r["night"] == 0][0]
+    assert first["divergence"] < 1e-4 and first["logprob_gap"] < 1e-4  # the grown model computes what its teacher does
+    rows = [(r["after"], r["row"]["known"]) for r in of(records, "evaluate") if r["row"]]
+    assert [after for after, _ in rows] == ["base", "night 0", "night 1"] and rows[0][1] >= 0.99
+    memory = load_file(tmp_path / "life" / "memory" / "night-0" / "memory.safetensors")
+    assert memory["model.layers.0.mlp.memory.0.w_out"][1].abs().max() > 0
