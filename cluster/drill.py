@@ -172,7 +172,7 @@ def _strike(life: Life, fault: Fault) -> tuple[bool, str]:
     record = _recovery(life.records(), began, name)
     if record is None:
         return True, "was not needed any more"
-    return True, f"{record['worker']} started anew after {record['t'] - began:.0f} s"
+    return True, f"{record['worker']} noticed after {record['t'] - began:.0f} s and started anew"
 
 
 def _recovery(records: list[Record], since: float, name: str) -> Record | None:
@@ -273,7 +273,7 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
             nodes.join()
         verdict = _verdict(life, want)
     restarted = [r for r in life.records() if r["kind"] == "restarted"]
-    story = f"{restarted[0]['worker']} started anew after {restarted[0]['t'] - began:.0f} s" if restarted else "not noticed"
+    story = f"{restarted[0]['worker']} noticed after {restarted[0]['t'] - began:.0f} s and started anew" if restarted else "not noticed"
     yield Row(what, where, f"{story}; {verdict or 'same bytes'}", hit and bool(restarted) and not verdict)
 
 
