@@ -1,6 +1,7 @@
 """Time of a verified weight push to two rollout workers, against copying the same bytes through shared memory.
 
     .venv/bin/python benchmarks/push.py            # the embedded model; starts Ray and two vLLM engines
+    .venv/bin/python benchmarks/push.py --1b       # a random model of 1.2 billion parameters in bfloat16 (12 GB of memory)
 
 Prints, as medians over 30 repetitions: (a) put into Ray's shared memory and copied out by the same two worker
 processes, nothing else done; (b) the push of the product: digests checked, staged, copied into the engine, prefix cache
@@ -10,18 +11,20 @@ reset, read back and compared, and a probe prompt scored by vLLM against the lea
 from __future__ import annotations
 
 import statistics
+import sys
 import tempfile
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from transformers import AutoModelForCausalLM, Qwen3Config
 
 from cluster.crew import Workers
 from cluster.group import RayBackend, wait_all
 from cluster.launch import base_checkpoint, memory_of
 from sleep_rl import modeling
-from sleep_rl.config import Config
+from sleep_rl.config import Config, Model
 from sleep_rl.console import Console
 from sleep_rl.contracts import STUDENT, TEACHER, Weights
 from sleep_rl.digest import digest
@@ -48,11 +51,24 @@ def changed(weights: Weights) -> Weights:
                    manifest=weights.manifest | {k: digest(v) for k, v in tensors.items()})
 
 
+def synthetic(base: str, folder: str) -> str:
+    """A random checkpoint of 24 layers of 2048 units with the tokenizer of `base`."""
+    small = modeling.read_config(base)
+    shape = Qwen3Config(vocab_size=small.vocab_size, hidden_size=2048, intermediate_size=6144, num_hidden_layers=24,
+                        num_attention_heads=16, num_key_value_heads=8, head_dim=128, tie_word_embeddings=True)
+    model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
+    print(f"{model.num_parameters() / 1e9:.2f} billion parameters", flush=True)
+    modeling.save(model, modeling.load_tokenizer(base, small.vocab_size), f"{folder}/base")
+    return f"{folder}/base"
+
+
 def main(repetitions: int = 30) -> None:
-    config, console = Config(), Console()
+    large = "--1b" in sys.argv[1:]
+    config, console = Config(model=Model(experts=1, top_k=1, dtype="bfloat16") if large else Model()), Console()
     task = make_task(config)
     base = base_checkpoint(config, task, console)
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
+        base = synthetic(base, folder) if large else base
         checkpoint = modeling.expand(base, f"{folder}/checkpoint", memory_of(config), config.run.seed)
         crew = Workers(backend, config, Journal(Path(folder) / "metrics.jsonl"), checkpoint=checkpoint, base=base,
                        probe_T=tuple(range(4, 16)))

@@ -90,8 +90,8 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
                     _continue(life, found)
                     live(life)
                 break
-            except (WorkerDied, WorkerLate, Damaged) as error:  # a learner's group is gone, and with it all since the
-                # checkpoint; or weights that only a learner could give anew are
+            # A learner's group is gone, and with it all since the checkpoint; or weights that only a learner can give are.
+            except (WorkerDied, WorkerLate, Damaged) as error:
                 if not started:  # what cannot be started once is not tried again
                     raise
                 found = newest(str(folder))
