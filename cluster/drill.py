@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -62,8 +63,18 @@ class Life:
         self.process = self._start(self._arguments)
 
     def _start(self, arguments: list[str]) -> subprocess.Popen:
-        with open(self.printed, "a") as file:
-            return subprocess.Popen([sys.executable, *arguments], stdout=file, stderr=file, stdin=subprocess.DEVNULL)
+        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                   stdin=subprocess.DEVNULL)
+        self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
+        self._reader.start()
+        return process
+
+    def _read(self, process: subprocess.Popen) -> None:
+        """Through a pipe: a run whose files cannot grow is still heard."""
+        with open(self.printed, "ab") as file:
+            while part := process.stdout.read1():
+                file.write(part)
+                file.flush()
 
     def records(self) -> list[Record]:
         journal = self.folder / "metrics.jsonl"
@@ -94,6 +105,7 @@ class Life:
                 self.process.wait()
 
     def last_line(self) -> str:
+        self._reader.join(10)
         lines = self.printed.read_text(errors="replace").strip().splitlines()
         return lines[-1] if lines else "nothing printed"
 

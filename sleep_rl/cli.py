@@ -136,7 +136,8 @@ def _scale(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from sleep_rl.plan import plan, render
+    from sleep_rl.plan import plan
+    from sleep_rl.plan_words import render
 
     return _say(render(plan(_load(arguments))))
 

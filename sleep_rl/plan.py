@@ -89,8 +89,11 @@ def plan(config: Config) -> Plan:
     shape = base_shape(config)
     _check_shape(config, shape)
     notes = _check_task(config)
+    named = [("model.teachers", name) for name in config.model.teachers]
     if config.reward.semantic != "none" and config.reward.model:
-        local_folder(config.reward.model, "reward.model")
+        named.append(("reward.model", config.reward.model))
+    for key, name in named:  # a hub name is left to the run
+        local_folder(name, key)
     tokens = _tokens(config)
     rollout, cached_tokens = _rollout_bytes(config, shape)
     s, rows = config.sleep, Shares.of(config)
@@ -104,7 +107,7 @@ def plan(config: Config) -> Plan:
         push_bytes=expert_bytes(config, shape),
         full_bytes=shape.parameters * _width(config) + memory_bytes(config, shape),
         tokens=tokens, rows=rows, written=written, replayed=replayed, completions=completions,
-        micro_batches=math.ceil(_rank_batch(config) / config.learners.micro_batch),
+        micro_batches=math.ceil(rank_batch(config) / config.learners.micro_batch),
         rounds=math.ceil(s.steps / s.steps_per_round),
         seconds=len(config.consolidations) * _night_seconds(config, shape, tokens, written + replayed + completions),
         notes=notes + _notes(config, shape, actors),
@@ -133,7 +136,7 @@ def _learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     plastic = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
     # fp32 master copy and two moments (stage 1), gradient (stage 2), the trained copy itself (stage 3)
     optimizer = int(plastic * (12 / sharded[1] + width / sharded[2] + width / sharded[3]))
-    rows = min(_rank_batch(config), ranks.micro_batch)
+    rows = min(rank_batch(config), ranks.micro_batch)
     # Per layer about 10 tensors of the hidden width and 3 of the MLP's are kept for the backward pass.
     kept = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
     # Teacher's and student's logits of a chunk in fp32, and a gradient and a log-softmax beside them.
@@ -185,11 +188,12 @@ def _parallel(config: Config) -> int:
     return max(1, int(config.rollouts.gpus))
 
 
-def _rank_batch(config: Config) -> int:
-    return math.ceil(_batch(config) / config.learners.world_size)
+def rank_batch(config: Config) -> int:
+    """Rows of an optimizer step per learner rank."""
+    return math.ceil(step_rows(config) / config.learners.world_size)
 
 
-def _batch(config: Config) -> int:
+def step_rows(config: Config) -> int:
     """Rows of an optimizer step: the batch, and those that keep the reading where documents are read."""
     return config.sleep.batch + (config.sleep.reading if config.sleep.replay < 1 else 0)
 
@@ -259,10 +263,10 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     joins = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.cluster.backend == "ray" and not joins and cpus > cores:
         notes.append(f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster with cluster.address")
-    rank_batch, ranks = _rank_batch(config), config.learners.world_size
-    if _batch(config) % ranks:
-        notes.append(f"sleep.batch + sleep.reading = {_batch(config)} does not divide by {ranks} ranks; ranks with fewer than "
-                     f"{rank_batch} sequences wait")
+    mine, ranks = rank_batch(config), config.learners.world_size
+    if step_rows(config) % ranks:
+        notes.append(f"sleep.batch + sleep.reading = {step_rows(config)} does not divide by {ranks} ranks; ranks with fewer than "
+                     f"{mine} sequences wait")
     rows = Shares.of(config)
     if rows.groups_new + rows.groups_replay == 0 and (config.sleep.on_policy > 0 or config.sleep.alpha < 1):
         notes.append(f"sleep.on_policy {config.sleep.on_policy:g} of sleep.batch {config.sleep.batch} is no group of "
@@ -274,76 +278,3 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")
     return tuple(notes)
-
-
-# --------------------------------------------------------------------------------------------------------- words
-
-
-def render(plan: Plan) -> str:
-    """The plan as a table of two columns."""
-    c, b, s, m, r = plan.config, plan.base, plan.config.sleep, plan.config.model, plan.rows
-    on_gpu = "gpu" if c.learners.gpus else "cpu", "gpu" if c.rollouts.gpus else "cpu"
-    rows = [
-        ("run", f"{c.run.name}: task {c.task.name}, {c.nights} nights -> {os.path.join(c.run.dir, c.run.name)}"),
-        ("base model", f"{m.base or c.task.name} ({b.source}): {b.family}, {b.layers} layers of {b.hidden}, vocabulary "
-                       f"{b.vocab}, {_count(b.parameters)} parameters, {m.dtype}"),
-        ("memory", f"{m.levels} level(s) of {m.experts} experts and a base expert, d_low {m.d_low}, in each layer: "
-                   f"{_size(memory_bytes(c, b))}"),
-        *((a.role, f"{a.count} x {a.cpus:g} CPU, {a.gpus:g} GPU") for a in plan.actors),
-        ("in total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
-        ("learner rank", f"about {_size(plan.learner.total)}: base {_size(plan.learner.base)}, memory "
-                         f"{_size(plan.learner.memory)}, new expert with AdamW {_size(plan.learner.optimizer)}, "
-                         f"activations {_size(plan.learner.activations)} (rough)"),
-        ("rollout engine", f"{_size(plan.rollout.total)}: base {_size(plan.rollout.base)}, memory of two states "
-                           f"{_size(plan.rollout.memory)}, {_cache_words(plan)}"),
-        ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
-                        f"{plan.push_bytes / plan.full_bytes:.2%}"),
-        ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
-        ("a step", f"{_batch(c)} sequences = {plan.micro_batches} micro batch(es) of at most "
-                   f"{min(_rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to "
-                   f"{plan.tokens} tokens each"),
-        ("rows of a step", f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, {r.groups_new} new and "
-                           f"{r.groups_replay} replay groups of {s.group} by the student, {s.reading} reading"),
-        ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
-                            f"{plan.completions} student completions"),
-        ("all nights", f"{len(c.consolidations)} consolidations, {plan.steps} optimizer steps{_baseline_words(c)}"),
-        ("time", f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and baselines; assumes "
-                 f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} sampling"),
-        *(("note", note) for note in plan.notes),
-    ]
-    return "\n".join(f"{name:<16} {text}" for name, text in rows)
-
-
-def _cache_words(plan: Plan) -> str:
-    if plan.rollout.cache is None:
-        return "KV cache of what gpu_memory_utilization leaves"
-    return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
-
-
-def _baseline_words(config: Config) -> str:
-    b = config.baselines
-    sft = f", plain fine-tuning {config.nights * b.sft_steps}" if b.sft else ""
-    return sft + (f", joint bound {b.joint_steps}" if b.joint else "")
-
-
-def _rate(flops: dict[str, float], device: str) -> str:
-    return f"{flops[device] / 1e12:g} TFLOP/s a GPU" if device == "gpu" else f"{flops[device] / 1e9:g} GFLOP/s a thread"
-
-
-def _size(count: float) -> str:
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.4g} TB"
-
-
-def _count(count: int) -> str:
-    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
-
-
-def _duration(seconds: float) -> str:
-    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
-        if seconds < 100 * size:
-            return f"{seconds / size:.2g} {unit}"
-    return f"{seconds / 86400:.2g} days"

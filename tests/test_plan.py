@@ -13,7 +13,8 @@ from sleep_rl import plan as planning
 from sleep_rl import shape as shapes
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import load
-from sleep_rl.plan import expert_bytes, memory_bytes, plan, render
+from sleep_rl.plan import expert_bytes, memory_bytes, plan
+from sleep_rl.plan_words import render
 from sleep_rl.shape import FAMILIES, PUBLISHED, TASK_BASES, base_shape, parse_shape
 
 ROOT = Path(__file__).parents[1]
@@ -265,3 +266,9 @@ def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
     assert "rollouts.engine.max_model_len: at least " in refusal(*mine, "rollouts.engine.max_model_len=64")
     assert plan(config("task.name=classify")).notes[0] == ("task.classify.path: clinc/clinc_oos is a dataset of the hub; "
                                                             "it was not looked at")
+
+
+def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_path, checkpoint):
+    there = plan(config(f"model.teachers=[{checkpoint('a')},hub/name]"))
+    assert [(a.role, a.count, a.cpus) for a in there.actors][1] == ("other", 2, 1.0) and there.steps == 4 * 600
+    assert refusal(f"model.teachers=[{tmp_path}/none]").startswith("model.teachers: expected a checkpoint folder or a hub name")

@@ -1,0 +1,78 @@
+"""A plan as a person reads it: `sleep-rl plan`."""
+
+from __future__ import annotations
+
+import os
+
+from sleep_rl.config import Config
+from sleep_rl.plan import LEARN_FLOPS, SAMPLE_FLOPS, Plan, memory_bytes, rank_batch, step_rows
+
+
+def render(plan: Plan) -> str:
+    """The plan as a table of two columns."""
+    c, b, s, m, r = plan.config, plan.base, plan.config.sleep, plan.config.model, plan.rows
+    on_gpu = "gpu" if c.learners.gpus else "cpu", "gpu" if c.rollouts.gpus else "cpu"
+    rows = [
+        ("run", f"{c.run.name}: task {c.task.name}, {c.nights} nights -> {os.path.join(c.run.dir, c.run.name)}"),
+        ("base model", f"{m.base or c.task.name} ({b.source}): {b.family}, {b.layers} layers of {b.hidden}, vocabulary "
+                       f"{b.vocab}, {_count(b.parameters)} parameters, {m.dtype}"),
+        ("memory", f"{m.levels} level(s) of {m.experts} experts and a base expert, d_low {m.d_low}, in each layer: "
+                   f"{_size(memory_bytes(c, b))}"),
+        *((a.role, f"{a.count} x {a.cpus:g} CPU, {a.gpus:g} GPU") for a in plan.actors),
+        ("in total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
+        ("learner rank", f"about {_size(plan.learner.total)}: base {_size(plan.learner.base)}, memory "
+                         f"{_size(plan.learner.memory)}, new expert with AdamW {_size(plan.learner.optimizer)}, "
+                         f"activations {_size(plan.learner.activations)} (rough)"),
+        ("rollout engine", f"{_size(plan.rollout.total)}: base {_size(plan.rollout.base)}, memory of two states "
+                           f"{_size(plan.rollout.memory)}, {_cache_words(plan)}"),
+        ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
+                        f"{plan.push_bytes / plan.full_bytes:.2%}"),
+        ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
+        ("a step", f"{step_rows(c)} sequences = {plan.micro_batches} micro batch(es) of at most "
+                   f"{min(rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to "
+                   f"{plan.tokens} tokens each"),
+        ("rows of a step", f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, {r.groups_new} new and "
+                           f"{r.groups_replay} replay groups of {s.group} by the student, {s.reading} reading"),
+        ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
+                            f"{plan.completions} student completions"),
+        ("all nights", f"{len(c.consolidations)} consolidations, {plan.steps} optimizer steps{_baseline_words(c)}"),
+        ("time", f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and baselines; assumes "
+                 f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} sampling"),
+        *(("note", note) for note in plan.notes),
+    ]
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+def _cache_words(plan: Plan) -> str:
+    if plan.rollout.cache is None:
+        return "KV cache of what gpu_memory_utilization leaves"
+    return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
+
+
+def _baseline_words(config: Config) -> str:
+    b = config.baselines
+    sft = f", plain fine-tuning {config.nights * b.sft_steps}" if b.sft else ""
+    return sft + (f", joint bound {b.joint_steps}" if b.joint else "")
+
+
+def _rate(flops: dict[str, float], device: str) -> str:
+    return f"{flops[device] / 1e12:g} TFLOP/s a GPU" if device == "gpu" else f"{flops[device] / 1e9:g} GFLOP/s a thread"
+
+
+def _size(count: float) -> str:
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 999.5:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.4g} TB"
+
+
+def _count(count: int) -> str:
+    return f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.2f}M"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("s", 1), ("min", 60), ("h", 3600)):
+        if seconds < 100 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{seconds / 86400:.2g} days"
