@@ -54,8 +54,9 @@ class Row:
 class Life:
     """One run of the drill: started, watched through its journal, and compared when it is over."""
 
-    def __init__(self, name: str, path: str, overrides: list[str], home: Path, *, flipped: bool = False):
-        self.name, self.folder = name, home / name
+    def __init__(self, name: str, path: str, overrides: list[str], home: Path, *, flipped: bool = False,
+                 environment: dict[str, str] | None = None):
+        self._environment, self.name, self.folder = environment, name, home / name
         module = "cluster.sabotage" if flipped else "sleep_rl"
         verb = [] if flipped else ["run"]
         self._arguments = ["-m", module, *verb, path, *overrides, f"run.dir={home}", f"run.name={name}"]
@@ -64,7 +65,7 @@ class Life:
 
     def _start(self, arguments: list[str]) -> subprocess.Popen:
         process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL)
+                                   stdin=subprocess.DEVNULL, env=self._environment)
         self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
         return process
@@ -276,7 +277,7 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
         nodes = sabotage.TwoNodes(cpus - config.rollouts.cpus, config.rollouts.cpus)
         ending.callback(nodes.close)
         life = Life("cut", path, [*fixed, f"cluster.address={nodes.address}", f"rollouts.workers={config.rollouts.workers}"],
-                    home)
+                    home, environment=nodes.environment)
         ending.callback(life.end)
         hit, began = life.until(lambda records: reached(records, "seeding", 1)), time.time()
         if hit:

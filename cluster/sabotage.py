@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import resource
+import secrets
 import shutil
 import signal
 import socket
@@ -90,16 +91,20 @@ class TwoNodes:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.address = f"127.0.0.1:{probe.getsockname()[1]}"
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # who joins needs it
         self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")  # Unix sockets inside: at most 107 bytes
-        self._node_cpus, self._cut = node_cpus, []
-        self._nodes = [self._start("--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false",
-                                   f"--temp-dir={self._folder}", f"--system-config={json.dumps(HEALTH)}", cpus=head_cpus)]
-        self._wait()
-        self.join()
+        self._node_cpus, self._cut, self._nodes, self._started = node_cpus, [], [], 0
+        try:
+            self._start("--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false",
+                        f"--temp-dir={self._folder}", f"--system-config={json.dumps(HEALTH)}", cpus=head_cpus)
+            self.join()
+        except BaseException:
+            self.close()
+            raise
 
     def join(self) -> None:
         """Starts the second node, or one in the place of the one that was cut off."""
-        self._nodes.append(self._start(f"--address={self.address}", cpus=self._node_cpus))
+        self._start(f"--address={self.address}", cpus=self._node_cpus)
 
     def cut(self) -> None:
         """The second node answers no more, neither the head nor the driver; nothing of it has ended."""
@@ -111,35 +116,31 @@ class TwoNodes:
     def close(self) -> None:
         """Ends both nodes and what was cut off."""
         for node in self._nodes:
-            everyone = psutil.Process(node.pid).children(recursive=True)
+            with suppress(psutil.NoSuchProcess):
+                self._cut += psutil.Process(node.pid).children(recursive=True)
             node.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
             try:
                 node.wait(30)
             except subprocess.TimeoutExpired:
                 node.kill()
-            self._cut += everyone
         for process in self._cut:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, *arguments: str, cpus: float) -> subprocess.Popen:
+    def _start(self, *arguments: str, cpus: float, limit_s: float = 180.0) -> None:
+        """Starts a node and waits until Ray says that it runs. Raises RunError."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--num-gpus=0",
                    f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
-        with open(Path(self._folder) / "nodes.log", "ab") as log:
-            return subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL,
-                                    env={**os.environ, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})
-
-    def _wait(self, limit_s: float = 120.0) -> None:
-        """Until the head answers. Raises RunError."""
-        host, port = self.address.split(":")
-        deadline = time.monotonic() + limit_s
-        while time.monotonic() < deadline:
-            with suppress(OSError), socket.create_connection((host, int(port)), timeout=1):
-                return
+        log, deadline = Path(self._folder) / f"node-{self._started}.log", time.monotonic() + limit_s
+        self._started += 1
+        with open(log, "wb") as file:
+            self._nodes.append(subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
+                                                env={**self.environment, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}))
+        while "Ray runtime started" not in (said := log.read_text(errors="replace")):
+            if time.monotonic() > deadline or self._nodes[-1].poll() is not None:
+                raise RunError(f"drill: no Ray node within {limit_s:g} s: {(said.strip().splitlines() or ['nothing said'])[-1]}")
             time.sleep(0.2)
-        self.close()
-        raise RunError(f"drill: a Ray head did not start within {limit_s:g} s")
 
 
 if __name__ == "__main__":
