@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
@@ -16,9 +17,9 @@ from cluster.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import (TEACHER, Failure, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling,
+from sleep_rl.contracts import (TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling,
                                 other)
-from sleep_rl.metrics import Journal
+from sleep_rl.metrics import Journal, clock
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
 
@@ -46,8 +47,10 @@ class Workers:
 
     def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
                  probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None,
-                 wanted: Callable[[], int | None] = lambda: None, teachers: list[str] | None = None):
-        """`teachers`: sleep checkpoints of model.teachers."""
+                 wanted: Callable[[], int | None] = lambda: None, teachers: list[str] | None = None,
+                 patient: bool = False):
+        """`teachers`: sleep checkpoints of model.teachers. `patient`: a cluster that has too little may get more in time;
+        it held these workers before."""
         self._teachers, self._others = teachers or [], {}
         self._backend, self._config, self._journal, self.version = backend, config, journal, 0
         self._reviving = threading.Lock()
@@ -58,7 +61,7 @@ class Workers:
             backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(scaled)
                                if learners or actor.role == "rollout"])
 
-        check(config.rollouts.workers)
+        _until(lambda: check(config.rollouts.workers), backend, patient)
         handles = [_rollout(backend, config, checkpoint, f"rollout-{i}") for i in range(config.rollouts.workers)]
         ranks, literal, semantic = [], [], []
         if learners:
@@ -175,6 +178,21 @@ class Workers:
             self.rollouts.all(Rollout.close)
             if self._has_learners:
                 self.learn.close()
+
+
+def _until(check: Callable[[], None], backend: Backend, patient: bool) -> None:
+    """Passes once `check` raises no InputError; at once, or (patient) within cluster.start_timeout_s."""
+    deadline, said = time.monotonic() + backend.start_timeout_s * patient, False
+    while True:
+        try:
+            return check()
+        except InputError as error:
+            if time.monotonic() >= deadline:
+                raise
+            if not said:
+                backend.watch.say(f"waiting up to {clock(backend.start_timeout_s)} for a node: {error}")
+            said = True
+            time.sleep(1)
 
 
 def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Handle:

@@ -85,7 +85,7 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
         while True:
             try:
                 with crew_of(config, base, task, journal, console, folder, restarts=restarts,
-                             backend=backend) as life:
+                             backend=backend, patient=started) as life:
                     started = True
                     _continue(life, found)
                     live(life)
@@ -163,8 +163,8 @@ def pretrain(config: Config) -> int:
 @contextmanager
 def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
             learners: bool = True, restarts: Restarts | None = None,
-            backend: Callable[[Config, Path], Backend] = backend_of) -> Iterator[Life]:
-    """The workers of a run, ready; all of them end with the block."""
+            backend: Callable[[Config, Path], Backend] = backend_of, patient: bool = False) -> Iterator[Life]:
+    """The workers of a run, ready; all of them end with the block. `patient`: see Workers."""
     checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
     teachers = [modeling.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
@@ -181,7 +181,8 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     with there:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
             crew = Workers(there, config, journal, checkpoint=checkpoint, base=modeling.root(base), probe_T=probe,
-                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder), teachers=teachers)
+                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder), teachers=teachers,
+                           patient=patient)
         yield Life(crew, task, texts, config, journal, console, str(folder),
                    Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
         crew.close()

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 
+from cluster import crew
 from cluster.group import LocalBackend, RayBackend
 from cluster.pool import Owed, Pool, RewardPool, RolloutPool, split
 from cluster.restarts import Restarts
-from sleep_rl.contracts import Failure, Pair, Request, Reward, RunError, Sample, Sampling
+from sleep_rl.contracts import Failure, InputError, Pair, Request, Reward, RunError, Sample, Sampling
 from sleep_rl.metrics import Journal
 from workers import Echo, Scorer
 
@@ -240,3 +241,23 @@ class Answering:
 
     def sample(self, requests_N, name, version, how):
         return self.answer(requests_N, name, version)
+
+
+def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeypatch):
+    said, tried = [], []
+    monkeypatch.setattr(here.watch, "say", said.append)
+    monkeypatch.setattr(crew.time, "sleep", lambda s: None)
+
+    def check():
+        tried.append(1)
+        if len(tried) < 4:
+            raise InputError("rollout: 2 CPU asked, the cluster has 1")
+
+    crew._until(check, here, patient=True)
+    assert len(tried) == 4 and said == ["waiting up to 5:00 min for a node: rollout: 2 CPU asked, the cluster has 1"]
+    for patient in (False, True):
+        tried.clear()
+        monkeypatch.setattr(here, "start_timeout_s", 0.0 if patient else 300.0)
+        with pytest.raises(InputError):
+            crew._until(check, here, patient)
+        assert len(tried) == 1
