@@ -43,12 +43,16 @@ class Fault:
 
 @dataclass(frozen=True)
 class Row:
-    """What happened to a fault."""
+    """What happened to a fault. `passed` None: it could not be tried here."""
 
     what: str
     where: str
     happened: str
-    passed: bool
+    passed: bool | None
+
+    @property
+    def word(self) -> str:
+        return {True: "passed", False: "FAILED", None: "not tried"}[self.passed]
 
 
 class Life:
@@ -93,6 +97,14 @@ class Life:
             time.sleep(0.1)
         return True
 
+    def wait(self) -> int | None:
+        """The exit code; None when the run does not end in time, and is ended."""
+        try:
+            return self.process.wait(LIMIT_S)
+        except subprocess.TimeoutExpired:
+            self.end()
+            return None
+
     def resume(self) -> None:
         self.process = self._start(["-m", "sleep_rl", "resume", str(self.folder)])
 
@@ -127,20 +139,20 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
     fixed = [*overrides, "sleep.lag=0", f"cluster.restarts={4 * len(PHASES)}", "cluster.watch_s=20"]
     say(f"{home}: what each life printed, and its run folder")
     quiet = Life("undisturbed", path, fixed, home)
-    if quiet.process.wait() != 0:
-        raise RunError(f"drill: already the undisturbed life fails: {quiet.last_line()}")
+    if (code := quiet.wait()) != 0:
+        raise RunError(f"drill: already the undisturbed life fails: {_end(quiet, code)}")
     want, rows = quiet.outcome(), []
     say(f"undisturbed: {len(want[0])} nights in {clock(quiet.records()[-1]['seconds'])}")
     for life in lives(config):
         for row in life(path, fixed, home, want):
             rows.append(row)
-            say(f"{row.what}, {row.where}: {row.happened}: {'passed' if row.passed else 'FAILED'}")
-    table = aligned([["fault", "where", "what happened", ""]] + [[r.what, r.where, r.happened, _word(r)] for r in rows])
-    failed = [row for row in rows if not row.passed]
+            say(f"{row.what}, {row.where}: {row.happened}: {row.word}")
+    table = aligned([["fault", "where", "what happened", ""]] + [[r.what, r.where, r.happened, r.word] for r in rows])
+    failed = [row for row in rows if row.passed is False]
     if failed:
         say(table)
         raise RunError(f"drill: {len(failed)} of {len(rows)} rows failed: {', '.join(f'{r.what} ({r.where})' for r in failed)}")
-    return f"{table}\n{len(rows)} of {len(rows)} passed"
+    return f"{table}\n{sum(row.passed is True for row in rows)} of {len(rows)} passed"
 
 
 Rows = Iterator[Row]
@@ -177,15 +189,22 @@ def _same(name: str, faults: list[Fault], *keys: str) -> Play:
 
 def _strike(life: Life, fault: Fault) -> tuple[bool, str]:
     """(whether it hit, what the run did about it)."""
-    if not life.until(lambda records: reached(records, fault.phase, fault.night)):
-        return False, "the life was over before"
-    began = time.time()
-    name = fault.do(life.folder)
-    life.until(lambda records: _recovery(records, began, name) is not None)
+    try:
+        if not life.until(lambda records: reached(records, fault.phase, fault.night)):
+            return False, "the life was over before"
+        began = time.time()
+        name = fault.do(life.folder)
+        life.until(lambda records: _recovery(records, began, name) is not None)
+    except (RunError, psutil.Error) as error:
+        return False, str(error)
     record = _recovery(life.records(), began, name)
     if record is None:
         return True, "was not needed any more"
-    return True, f"{record['worker']} noticed after {record['t'] - began:.0f} s and started anew"
+    return True, _told(record, began)
+
+
+def _told(record: Record, since: float) -> str:
+    return f"{record['worker']} noticed after {record['t'] - since:.0f} s and started anew"
 
 
 def _recovery(records: list[Record], since: float, name: str) -> Record | None:
@@ -208,23 +227,23 @@ def reached(records: list[Record], phase: str, night: int) -> bool:
 
 def _verdict(life: Life, want: tuple) -> str:
     """Empty when the life ended well and like the undisturbed one; else what is wrong."""
-    try:
-        code = life.process.wait(LIMIT_S)
-    except subprocess.TimeoutExpired:
-        return f"did not end within {LIMIT_S:g} s"
-    if code:
-        return f"exit {code}: {life.last_line()}"
+    if (code := life.wait()) != 0:
+        return _end(life, code)
     got = life.outcome()
     return "" if got == want else "another memory" if got[0] != want[0] else f"another evaluation: {got[1]}"
 
 
+def _end(life: Life, code: int | None) -> str:
+    return f"did not end within {LIMIT_S:g} s" if code is None else f"exit {code}: {life.last_line()}"
+
+
 def _stall(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
-    """A reward worker that does not answer: its pairs are failures, none of them a zero, and it is started anew."""
+    """A reward worker that does not answer: its pairs get failures in place of rewards, and it is started anew."""
     fault = Fault("stall reward-0", "seeding", 1, _upon("reward-0", sabotage.freeze))
     life = Life("stall", path, [*fixed, f"reward.timeout_s={STALL_S:g}"], home)
     try:
         hit, story = _strike(life, fault)
-        code = life.process.wait(LIMIT_S)
+        code = life.wait()
     finally:
         life.end()
     failed = sum(r["count"] for r in life.records() if r["kind"] == "failure" and r["where"] == "reward")
@@ -241,21 +260,19 @@ def _flip(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
         life.end()
     refused = [r for r in life.records() if r["kind"] == "restarted" and "damaged" in r["reason"]]
     yield Row("flip a byte", f"push {sabotage.PUSH} of the student",
-              f"{'refused and made anew' if refused else 'not noticed'}; {verdict or 'same bytes'}", bool(refused) and not verdict)
+              f"{'refused and made anew' if refused else 'not noticed'}; {verdict or 'same bytes'}",
+              bool(refused) and not verdict)
 
 
 def _disk(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
     """No file can grow any more: the run ends with one line, and goes on when there is room again."""
     life = Life("disk", path, fixed, home)
-
-    def full(folder: Path) -> str:
-        for process in (psutil.Process(life.process.pid), sabotage.worker(folder, "learner-0")):
-            sabotage.no_more_disk(process)
-        return "driver"
-
     try:
-        hit = life.until(lambda records: reached(records, "seeding", 1)) and bool(full(life.folder))
-        code, line = life.process.wait(LIMIT_S), life.last_line()
+        hit = life.until(lambda records: reached(records, "seeding", 1))
+        if hit:
+            for process in (psutil.Process(life.process.pid), sabotage.worker(life.folder, "learner-0")):
+                sabotage.no_more_disk(process)
+        code, line = life.wait(), life.last_line()
         life.resume()
         verdict = _verdict(life, want)
     finally:
@@ -270,7 +287,7 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
     config = load(path, fixed)
     config = replace(config, rollouts=replace(config.rollouts, workers=max(config.rollouts.workers, 2)))
     if any(actor.gpus for actor in actors_of(config)):
-        yield Row(what, where, "not tried: two nodes on one machine cannot share its GPUs", True)
+        yield Row(what, where, "two nodes on one machine cannot share its GPUs", None)
         return
     cpus = sum(actor.count * actor.cpus for actor in actors_of(config))
     with ExitStack() as ending:
@@ -286,7 +303,7 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
             nodes.join()
         verdict = _verdict(life, want)
     restarted = [r for r in life.records() if r["kind"] == "restarted"]
-    story = f"{restarted[0]['worker']} noticed after {restarted[0]['t'] - began:.0f} s and started anew" if restarted else "not noticed"
+    story = _told(restarted[0], began) if restarted else "not noticed"
     yield Row(what, where, f"{story}; {verdict or 'same bytes'}", hit and bool(restarted) and not verdict)
 
 
@@ -298,13 +315,10 @@ def _upon(name: str, harm: Callable) -> Callable[[Path], str]:
     return do
 
 
-def _word(row: Row) -> str:
-    return "passed" if row.passed else "FAILED"
-
-
 def _home(config: Config) -> Path:
     """A new folder <run.dir>/<run.name>-drill, or with -2, -3, ... behind it."""
     first = Path(config.run.dir) / f"{config.run.name}-drill"
-    home = next(path for i in range(1, 10_000) if not (path := first if i == 1 else first.with_name(f"{first.name}-{i}")).exists())
+    names = [first.name, *(f"{first.name}-{i}" for i in range(2, 10_000))]
+    home = next(path for name in names if not (path := first.with_name(name)).exists())
     home.mkdir(parents=True)
     return home

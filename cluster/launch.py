@@ -33,6 +33,7 @@ from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
 
 METRICS = "metrics.jsonl"
+Make = Callable[[Config, Path], Backend]  # how a run gets its backend; the drill gives one that does damage
 
 
 def backend_of(config: Config, folder: Path) -> Backend:
@@ -43,7 +44,7 @@ def backend_of(config: Config, folder: Path) -> Backend:
     return RayBackend(c.address, c.start_timeout_s, c.call_timeout_s, log_dir=str(folder / "logs"))
 
 
-def run(config: Config, backend: Callable[[Config, Path], Backend] = backend_of) -> int:
+def run(config: Config, backend: Make = backend_of) -> int:
     """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
     task = make_task(config)  # before a folder is made: data that cannot be read leaves nothing behind
     folder, console = new_folder(config), Console()
@@ -69,7 +70,7 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
 
 def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,
           found: tuple[Path | None, dict] | None,
-          backend: Callable[[Config, Path], Backend] = backend_of) -> int:
+          backend: Make = backend_of) -> int:
     """A life from its beginning (`found` None) or from a checkpoint (its folder and the driver's state there)."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
@@ -163,7 +164,7 @@ def pretrain(config: Config) -> int:
 @contextmanager
 def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
             learners: bool = True, restarts: Restarts | None = None,
-            backend: Callable[[Config, Path], Backend] = backend_of, patient: bool = False) -> Iterator[Life]:
+            backend: Make = backend_of, patient: bool = False) -> Iterator[Life]:
     """The workers of a run, ready; all of them end with the block. `patient`: see Workers."""
     checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)

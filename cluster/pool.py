@@ -176,8 +176,8 @@ class RolloutPool(Pool):
 
 class RewardPool(Pool):
     """Reward workers under the limit of reward.timeout_s. A call that raises costs its pairs only, and so does a late one,
-    which stays in use; one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what the latter two
-    owed is asked once more. Stands where a Reward is asked for."""
+    which stays in use; one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what
+    the latter two owed is asked once more. Stands where a Reward is asked for."""
 
     keeps_late = bears_errors = True
 

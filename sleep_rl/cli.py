@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds per row, from run.seed on (default 3)")
     ablate.add_argument("--rows", default="", metavar="A,B", help="rows beside `whole` (default: all that change anything)")
     with_config(ablate)
-    with_config(command("drill", _drill, "break a config's runs in every way that runs break, and print what happened"))
+    with_config(command("drill", _drill, "kill, hang, stall, damage and cut off parts of a config's real runs: one table"))
     report = command("report", _report, "write the HTML report of a run, also of one that did not end")
     report.add_argument("run", metavar="RUN", help="a run's folder")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")

@@ -260,7 +260,8 @@ class Learner(Protocol):
         """One optimizer step of cross entropy on the completions: the baselines."""
 
     def attend(self, checkpoints: list[str]) -> None:
-        """Loads the models of model.teachers beside its own, frozen: rows may name them from now on. None: drops them."""
+        """Loads the models of model.teachers beside its own, frozen: rows may name them from now on. An empty list
+        drops them."""
 
     def close_night(self, commit_night: bool) -> None:
         """Update: applies the prospective weights, resets the sender's experts and keeps the new one; or nothing."""

@@ -86,7 +86,8 @@ def _ahead(life: Life, data: Night) -> Iterator[Round]:
             try:
                 item = ready.get(timeout=limit_s)
             except queue.Empty:
-                raise RunError(f"{data.title}: no samples within {limit_s:g} s (twice cluster.call_timeout_s and a start)") from None
+                raise RunError(f"{data.title}: no samples within {limit_s:g} s (twice cluster.call_timeout_s and a "
+                               "start)") from None
             if isinstance(item, Exception):
                 raise item
             (sampled, rollouts_s), learner_s, began = item, time.monotonic() - began, time.monotonic()

@@ -25,7 +25,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers import initialization as init
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class, tensors_of
+from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class
 
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
 """Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
@@ -303,6 +303,3 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type: for messages of one line."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:200]
-
-
-__all__ = ["CLASSES", "FAMILIES", "expand", "first_line", "load", "new_memory", "load_tokenizer", "read_config", "save", "save_memory", "tensors_of"]

@@ -28,9 +28,10 @@ class Night:
 
     def __init__(self, life: Life, night: int, sender: int, day: Day | None):
         self.life, self.night, self.sender = life, night, sender
-        self.where = {"night": night, "sender": sender, "day": day.name if day else f"level {sender}"}
-        self.documents = day.documents if day else ()
         self.others = range(1, len(life.config.model.teachers) + 1) if night == 0 else ()
+        source = day.name if day else "other models" if self.others else f"level {sender}"
+        self.where = {"night": night, "sender": sender, "day": source}
+        self.documents = day.documents if day else ()
         changed = {} if day else {"reading": 0} if self.others else {"replay": 1.0}
         config = replace(life.config, sleep=replace(life.config.sleep, **changed))
         self.config, self.shares = config, Shares.of(config)
@@ -56,8 +57,8 @@ class Night:
                 unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
-            raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about documents and "
-                           f"{len(replay)} without; left out: {left}")
+            raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about what is new and "
+                           f"{len(replay)} from nothing; left out: {left}")
         life.journal.log("written", **self.where, new=len(new), replay=len(replay), rehearsed=len(answers),
                          prompts=len(life.index.prompts), **{k.replace(" ", "_"): v for k, v in left.items()},
                          examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]])

@@ -275,6 +275,9 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
         notes.append("reward.gamma is 0: imitation is rewarded for equal tokens only, not for equal meaning")
     if config.model.dtype == "bfloat16" and config.model.top_k < config.model.experts:
         notes.append("top_k below experts in bfloat16: sampler and learner may route a few tokens differently")
+    if config.model.teachers:
+        notes.append("model.teachers: in night 0 each takes a rollout engine of its own, and its weights come on top of the "
+                     "learner's memory; hub names were not looked at")
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")
     return tuple(notes)

@@ -95,7 +95,7 @@ class Played:
         self.left, self.seen, self.code, self.memory = list(records), list(records[-1:] if len(records) == 1 else []), code, memory
         self.folder, self.process = Path("runs/x"), self
 
-    def wait(self, limit_s=0):
+    def wait(self):
         return self.code
 
     def until(self, there):
