@@ -11,6 +11,7 @@ import torch
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.places import Order
+from learners.recall import Recall
 from learners.seeding import Rows, Seeding, collate, shares
 from learners.wake import Chunks
 from sleep_rl import modeling
@@ -44,7 +45,9 @@ class LearnerWorker:
                     stored = getattr(level, part).data
                     delattr(level, part)
                     level.register_buffer(part, stored)
-        self.module = Seeding(self.model, config.sleep)
+        # ZeRO-3 gathers the base in each pass, so there every rank must make the same passes: nothing is remembered.
+        recall = Recall(config.learners.recall_mib << 20) if config.learners.zero_stage < 3 else None
+        self.module = Seeding(self.model, config.sleep, self.pad, recall)
         plastic = list(self.module.plastic.parameters())
         options = deepspeed_config(config.learners, config.sleep, config.model.dtype == "bfloat16",
                                    max(p.numel() for p in plastic))
@@ -87,6 +90,8 @@ class LearnerWorker:
             values += place.start(level, self.generator)
             rows.setdefault(name, {})[self.slot] = plastic
         self.engine.reset(values)
+        if self.module.recall:
+            self.module.recall.clear()
         patch(self.model, rows, emptied=senders)
         for name in receivers if place.absorbed else ():
             self.levels[name].patch.state_S[place.absorbed] = LOCKED
@@ -279,8 +284,8 @@ class LearnerWorker:
 
 
 def _read(row: Sequence) -> int:
-    """Tokens that student and teacher read of a row."""
-    return len(row.prompt_T) + len(row.teacher_T or row.prompt_T) + 2 * len(row.completion_T)
+    """Tokens that the student reads of a row."""
+    return len(row.prompt_T) + len(row.completion_T)
 
 
 def _module(key: str) -> str:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from learners.recall import Reading, Recall, alike
 from sleep_rl.contracts import STUDENT, TEACHER, Sequence
 from sleep_rl.memory import Expert, memory_levels, view_of
 from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
@@ -42,7 +43,8 @@ class Batch:
     """A micro batch on the device."""
 
     student: Rows
-    teachers: dict[int, tuple[Rows, Tensor]]  # who -> what it reads, and which of the P positions are its
+    teachers: dict[int, tuple[list[tuple[Reading, bool]], Tensor]]  # who -> what it reads and whether that comes again,
+    # and which of the P positions are its
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
     share_P: Tensor  # what a position counts in the divergence: see `shares`
@@ -74,8 +76,8 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
     for who in sorted({r.teacher for r in rows_B}) if teacher else ():
         mine = [r for r in rows_B if r.teacher == who]
         where_P = torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == who], device=device)
-        teachers[who] = (Rows.of([r.teacher_T or r.prompt_T for r in mine], [r.completion_T for r in mine], pad, device),
-                         where_P)
+        # What the teacher wrote itself is drawn again and again; a sample of the student's comes once.
+        teachers[who] = ([((who, r.teacher_T or r.prompt_T, r.completion_T), not r.behaviour_T) for r in mine], where_P)
     known = [r.behaviour_T or (0.0,) * len(r.completion_T) for r in rows_B]
     return Batch(
         student=Rows.of([r.prompt_T for r in rows_B], completions, pad, device),
@@ -100,9 +102,10 @@ class Seeding(nn.Module):
     and exactly what DeepSpeed's optimizer gets.
     """
 
-    def __init__(self, model: nn.Module, sleep):
+    def __init__(self, model: nn.Module, sleep, pad: int = 0, recall: Recall | None = None):
+        """`recall`: where the teacher's hidden states of a night are kept; None: computed anew, all rows in one pass."""
         super().__init__()
-        self.model, self.sleep = model, sleep
+        self.model, self.sleep, self.pad, self.recall = model, sleep, pad, recall
         self.others: tuple[nn.Module, ...] = ()  # model.teachers, while they are there; no parts of this module
         firsts = [level for name, level in memory_levels(model).items() if name.endswith(".0")]
         self.plastic = nn.ModuleList(Expert(v.router[1], v.w_in[1], v.w_out[1]) for v in firsts)
@@ -114,13 +117,29 @@ class Seeding(nn.Module):
             out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)[rows.flat_P]
 
+    @torch.no_grad()
+    def _taught(self, readings: list[tuple[Reading, bool]], model: nn.Module) -> Tensor:
+        """[P, D] last hidden states of the teacher `model`: remembered ones, and the others in passes of like length."""
+        device, recall = next(model.parameters()).device, self.recall
+        held = [recall.get(key) if recall and again else None for key, again in readings]
+        new = [i for i, found in enumerate(held) if found is None]
+        both = [readings[i][0][1:] for i in new]
+        for group in alike([len(p) + len(c) for p, c in both]) if recall else [list(range(len(new)))]:
+            rows = Rows.of([both[i][0] for i in group], [both[i][1] for i in group], self.pad, device)
+            pieces = self.hidden(rows, TEACHER, model).split([len(both[i][1]) for i in group])
+            for i, piece in zip(group, pieces, strict=True):
+                key, again = readings[new[i]]
+                held[new[i]] = piece
+                if recall and again:
+                    recall.put(key, piece)
+        return torch.cat([found.to(device) for found in held])
+
     def _terms(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """([P] divergence from the teacher of each position, [P] student log-probability of the token)."""
         s, parts = self.sleep, []
-        for who, (rows, where_P) in batch.teachers.items():
+        for who, (readings, where_P) in batch.teachers.items():
             model = self.others[who - 1] if who else self.model
-            with torch.no_grad():
-                teacher_PD = self.hidden(rows, TEACHER, model)
+            teacher_PD = self._taught(readings, model)
             parts.append(seeding_terms(self.model.lm_head, teacher_PD, student_PD[where_P], batch.token_P[where_P],
                                        kind=s.divergence, beta=s.beta, chunk=s.logit_chunk, teacher_head=model.lm_head))
         if len(parts) == 1:

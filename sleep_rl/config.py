@@ -167,6 +167,8 @@ class Learners:
     threads: int = key(1, "OpenMP threads per rank on CPU; more only where the cores are otherwise idle", low=1)
     zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
     micro_batch: int = key(40, "sequences of one forward pass per rank; those of like length go together", low=1)
+    recall_mib: int = key(512, "MiB of host memory per rank for what the teacher computed of its own sequences, which come "
+                               "again within a night; 0: computed anew (as with zero_stage 3)", low=0)
 
 
 @dataclass(frozen=True)
