@@ -16,6 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm import LLM, RequestOutput, SamplingParams
+from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
 from actors.plugin import register
@@ -95,15 +96,17 @@ class Engine:
         outside = next((i for i in ids_T if not 0 <= i < self.vocab_size), None)
         return "" if outside is None else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
 
-    def generate(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> list[RequestOutput]:
-        """Runs all prompts as one batch. The caller has checked them with `refusal`.
+    def generate(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams],
+                 adapters_N: list[LoRARequest | None] | None = None) -> list[RequestOutput]:
+        """Runs all prompts as one batch, each through its LoRA adapter if it has one. The caller has checked them with
+        `refusal`.
 
         Raises RunError when vLLM fails, and from then on: half-run requests would come back with later ones.
         """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
         try:
             if not self._broken:
-                return self.llm.generate(prompts, params_N, use_tqdm=False) if prompts else []
+                return self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N) if prompts else []
         except Exception as error:
             self._broken = first_line(error)
             raise RunError(f"vLLM failed: {self._broken}") from error

@@ -12,13 +12,14 @@ from typing import Any
 
 from actors.environment import cpu_environment
 from cluster.group import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
-from cluster.pool import RewardPool, RolloutPool
+from cluster.pool import Pool, RewardPool, RolloutPool
 from cluster.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import (TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, Sample, Sampling,
-                                other)
+from sleep_rl.contracts import (TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, RunError, Sample,
+                                Sampling, other)
+from sleep_rl.dream_contracts import Critic, Trial
 from sleep_rl.metrics import Journal, clock
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
@@ -69,9 +70,12 @@ class Workers:
             literal = _rewards(backend, config, "reward", "actors.imitation:LevenshteinReward",
                                {"z0": config.reward.z0}, gpus=0.0)
             semantic = _semantic(backend, config, base)
-        backend.ready(handles + ranks + literal + semantic)
+        critics = _critics(backend, config, checkpoint) if learners and config.dream.rounds else []
+        backend.ready(handles + ranks + literal + semantic + critics)
         self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s)
         self.store = WeightStore(backend, self.rollouts)
+        self._critics = Pool("critics", critics, config.cluster.call_timeout_s)
+        self._drafts = WeightStore(backend, self._critics)  # what copies are made of
         self._wanted = wanted
         self._scaler = Scaler(backend, self.rollouts, self.store, journal,
                               lambda i: _rollout(backend, config, checkpoint, f"rollout-{i}"), check)
@@ -147,6 +151,23 @@ class Workers:
                 self._restarts.spend(worker, reason)
             self.rollouts.restart_lost(self.store.refill)
 
+    def try_out(self, trials_N: list[Trial], how: Sampling) -> list[tuple[tuple[int, ...], ...] | Failure]:
+        """See contracts.Crew. Raises RunError when a critic's own weights are not what they were before."""
+
+        def revive() -> None:
+            for worker, reason in self._critics.lost.items():
+                self._restarts.spend(worker, reason)
+            self._critics.restart_lost(self._drafts.refill)
+
+        self.version += 1
+        self._drafts.push(self.learn.export(TEACHER, self.version, self._drafts.have(TEACHER), TEACHER))
+        before = self._critics.all(Critic.digest)[0]
+        answers = self._critics.map_again(revive, Critic.try_out, trials_N, TEACHER, self.version, how)
+        for worker, after in zip(self._critics.workers, self._critics.all(Critic.digest), strict=True):
+            if after != before:
+                raise RunError(f"{worker.name}: trying out dreams changed the model itself")
+        return answers
+
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """Equation 4 for each pair, in order. What one part could not score is a Failure, and counted."""
         sound = [pair for pair in pairs_N if not isinstance(pair, Failure)]
@@ -176,6 +197,8 @@ class Workers:
         """Lets the workers end in good order; the backend ends those that do not."""
         with suppress(WorkerDied, WorkerLate):  # the life is over: nothing is owed any more
             self.rollouts.all(Rollout.close)
+            if self._critics.workers:
+                self._critics.all(Critic.close)
             if self._has_learners:
                 self.learn.close()
 
@@ -202,6 +225,16 @@ def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Ha
     env = {} if r.gpus else cpu_environment(r.threads)
     return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=name, cpus=r.cpus, gpus=r.gpus,
                          env=env)
+
+
+def _critics(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
+    c, d = config.critics, config.dream
+    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(config.rollouts.engine),
+              "seed": config.run.seed, "rank": d.inner_rank, "alpha": d.inner_alpha, "together": c.together,
+              "device": "cuda" if c.gpus else "cpu", "probe_tolerance": config.probe_tolerance, "threads": c.threads}
+    env = {} if c.gpus else cpu_environment(c.threads)
+    return [backend.spawn("actors.critic:CriticWorker", kwargs, name=f"critic-{i}", cpus=c.cpus, gpus=c.gpus, env=env)
+            for i in range(c.workers)]
 
 
 def _learners(backend: Backend, config: Config, checkpoint: str, base: str, probe_T: tuple[int, ...]) -> list[Handle]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import time
 
 import torch
 
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
+from learners.importance import gram
 from learners.places import Order
 from learners.recall import Recall
 from learners.seeding import Rows, Seeding, collate, shares
@@ -18,7 +20,7 @@ from sleep_rl import modeling
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, InputError, Metrics, RunError, Sequence, Weights
 from sleep_rl.digest import digest
-from sleep_rl.memory import (ACTIVE, BASE_SLOT, LOCKED, PARTS, Expert, MemoryLevel, commit, discard, init_slots,
+from sleep_rl.memory import (ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, Expert, MemoryLevel, commit, discard, init_slots,
                              level_number, memory_levels, patch, tensors_of)
 from sleep_rl.objectives import token_logprobs
 
@@ -113,10 +115,11 @@ class LearnerWorker:
         self._settle(step, steps)
         return self._optimize(batch_N, self._lr(step, steps, self.config.sleep.lr), seeding=True)
 
-    def sft_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
-        """One optimizer step of cross entropy on the completions, with the baselines' learning rate."""
+    def sft_step(self, batch_N: list[Sequence], step: int, steps: int, peak: float | None = None) -> Metrics:
+        """One optimizer step of cross entropy on the completions, with `peak` or the baselines' learning rate."""
         self._settle(step, steps)
-        return self._optimize(batch_N, self._lr(step, steps, self.config.baselines.lr), seeding=False)
+        peak = self.config.baselines.lr if peak is None else peak
+        return self._optimize(batch_N, self._lr(step, steps, peak), seeding=False)
 
     def _settle(self, step: int, steps: int) -> None:
         """From half of the steps on the new expert competes for the top-k, so that it is trained as it will be used.
@@ -179,6 +182,29 @@ class LearnerWorker:
     def row_divergence(self) -> list[float]:
         """Divergence on the answer y of each row of the last `seed_step`, in order, nats per token."""
         return self.rows_N.tolist()
+
+    # ----------------------------------------------------------------------------------------------------- dreams
+
+    def wander(self, seed: int) -> dict[str, int]:
+        """See contracts.Learner. The chosen expert is FRESH: always on and outside the top-k, so each router lets it
+        through beside those that it chooses."""
+        chosen = {}
+        for name, level in self.levels.items():
+            active = [s for s, state in enumerate(level.state.tolist()) if state == ACTIVE and s != BASE_SLOT]
+            if active:
+                chosen[name] = random.Random(f"{seed}/{name}").choice(active)
+        patch(self.model, {name: {} for name in chosen})
+        for name, slot in chosen.items():
+            self.levels[name].patch.state_S[slot] = FRESH
+            self.levels[name].refresh()
+        return chosen
+
+    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+        """See contracts.Learner."""
+        try:
+            return gram(self.model, texts_N, self.pad).tolist()
+        except ValueError as error:
+            raise RunError(f"learner: {error}") from error
 
     def close_night(self, commit_night: bool) -> None:
         """Update: the student becomes the stored state; or everything stays as it was before the night."""

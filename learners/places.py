@@ -43,13 +43,13 @@ class Order:
         A free slot is taken as it lies there. Without `sleep.expansion` the newest expert is trained on. In a full
         level `merge` trains the oldest expert on and lets it take over the second oldest, which the student lacks;
         `recycle_oldest` begins anew in place of the oldest, which the student lacks; `newest` trains the newest one on
-        (baselines); `error` raises InputError.
+        (baselines); `error` raises InputError. `again` trains the newest one on in any level (the dreaming policy).
         """
         used = [s for s in range(1, len(states_S)) if states_S[s] != LOCKED]
         free = [s for s in range(1, len(states_S)) if states_S[s] == LOCKED]
         known = [s for s in self._ages.get(number, []) if s in used]
         oldest = known + [s for s in used if s not in known]  # of a loaded memory nothing else is known
-        if used and not sleep.expansion:
+        if used and (not sleep.expansion or on_full == "again"):
             place = Place(oldest[-1], kept=True)
         elif free:
             place = Place(free[0], kept=True)

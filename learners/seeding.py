@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.recall import Reading, Recall, alike
-from sleep_rl.contracts import STUDENT, TEACHER, Sequence
+from sleep_rl.contracts import STUDENT, TEACHER, TEXT, Sequence
 from sleep_rl.memory import Expert, memory_levels, view_of
 from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
 
@@ -45,6 +45,7 @@ class Batch:
     student: Rows
     teachers: dict[int, tuple[list[tuple[Reading, bool]], Tensor]]  # who -> what it reads and whether that comes again,
     # and which of the P positions are its
+    told_P: Tensor  # the positions where the text itself stands for a teacher
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
     share_P: Tensor  # what a position counts in the divergence: see `shares`
@@ -73,7 +74,7 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
 
     row_P = [b for b, c in enumerate(completions) for _ in c]
     teachers = {}
-    for who in sorted({r.teacher for r in rows_B}) if teacher else ():
+    for who in sorted({r.teacher for r in rows_B} - {TEXT}) if teacher else ():
         mine = [r for r in rows_B if r.teacher == who]
         where_P = torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == who], device=device)
         # What the teacher wrote itself is drawn again and again; a sample of the student's comes once.
@@ -82,6 +83,7 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
     return Batch(
         student=Rows.of([r.prompt_T for r in rows_B], completions, pad, device),
         teachers=teachers,
+        told_P=torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == TEXT], dtype=torch.long, device=device),
         token_P=torch.tensor([t for c in completions for t in c], device=device),
         weight_P=spread(weights_B),
         share_P=torch.tensor([share for r in rows_B for share in shares(r, prompt_weight)], device=device),
@@ -136,16 +138,21 @@ class Seeding(nn.Module):
 
     def _terms(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """([P] divergence from the teacher of each position, [P] student log-probability of the token)."""
-        s, parts = self.sleep, []
+        s, found, where = self.sleep, [], []
         for who, (readings, where_P) in batch.teachers.items():
             model = self.others[who - 1] if who else self.model
-            teacher_PD = self._taught(readings, model)
-            parts.append(seeding_terms(self.model.lm_head, teacher_PD, student_PD[where_P], batch.token_P[where_P],
-                                       kind=s.divergence, beta=s.beta, chunk=s.logit_chunk, teacher_head=model.lm_head))
-        if len(parts) == 1:
-            return parts[0]
-        back_P = torch.cat([where_P for _, where_P in batch.teachers.values()]).argsort()
-        return torch.cat([d for d, _ in parts])[back_P], torch.cat([p for _, p in parts])[back_P]
+            found.append(seeding_terms(self.model.lm_head, self._taught(readings, model), student_PD[where_P],
+                                       batch.token_P[where_P], kind=s.divergence, beta=s.beta, chunk=s.logit_chunk,
+                                       teacher_head=model.lm_head))
+            where.append(where_P)
+        if len(batch.told_P):  # the text itself: all of T lies on its token, and KL(T||S) is -log S(token)
+            logp_P = token_logprobs(self.model.lm_head, student_PD[batch.told_P], batch.token_P[batch.told_P], s.logit_chunk)
+            found.append((-logp_P, logp_P))
+            where.append(batch.told_P)
+        if len(found) == 1:
+            return found[0]
+        back_P = torch.cat(where).argsort()
+        return torch.cat([d for d, _ in found])[back_P], torch.cat([p for _, p in found])[back_P]
 
     def forward(self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool) -> tuple[Tensor, dict]:
         """(loss, sums for the metrics). `seeding` False: cross entropy on the completions (the baselines)."""

@@ -1,16 +1,13 @@
 """The frozen configuration of a run: every key, its default, its meaning and what it allows.
 
 Each key is declared once, by `key(default, doc, ...)`; `sleep_rl.loading` reads YAML and overrides into it and rejects
-what is not declared. Rules that need several keys stand in `check`.
+what is not declared. Rules that need several keys stand in `sleep_rl.rules`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from string import Formatter
 from typing import Any
-
-from sleep_rl.contracts import InputError
 
 
 def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None,
@@ -35,6 +32,8 @@ class World:
     days: int = key(3, "days (and nights) of the life", low=1)
     people_per_day: int = key(12, "new people a day", low=1)
     known_people: int = key(100, "people that the base model knows by heart", low=1)
+    deep: bool = key(False, "also ask what documents do not answer as they stand (reversed, two-hop, paraphrased); the "
+                            "base model can then dream; at most 400 people")
 
 
 @dataclass(frozen=True)
@@ -119,6 +118,8 @@ class Sleep:
     min_p: float = key(0.0, "writing about a document: tokens less likely than this share of the likeliest are not "
                             "sampled; a small model copies more faithfully so (from nothing it is to write all sorts)",
                        low=0, high=1)
+    confidence: float = key(0.0, "what the teacher wrote about a document is left out where it gave its own answer y less "
+                                 "than this probability; 0: nothing is", low=0, high=1)
     written: int = key(60, "sequences that the teacher writes per document and night", low=1)
     replay_written: int = key(2000, "sequences that the teacher writes per night without any document", low=1)
     lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
@@ -129,6 +130,48 @@ class Sleep:
                                 "night into one, or give up the oldest", choices=("error", "merge", "recycle_oldest"))
     expansion: bool = key(True, "unlock a new expert each night; false trains the newest one on")
     reset: bool = key(True, "drop the sender after its consolidation: documents and cached context, or a level's experts")
+
+
+@dataclass(frozen=True)
+class Dream:
+    rounds: int = key(0, "rounds of dreaming behind each night (paper.md section 4); 0 switches dreaming off", low=0)
+    tasks: int = key(12, "tasks (C, tau) that are dreamed about in a round", low=1)
+    curriculum: str = key("weakest", "which: drawn in proportion to what the retention matrix lacks (the newest day, not "
+                                     "yet in it, lacks everything), of the newest day only, or all alike",
+                          choices=("weakest", "newest", "uniform"))
+    m: int = key(15, "dreams written per task", low=1)
+    k: int = key(4, "dreams of a task that are kept for their importance", low=0)
+    b: int = key(1, "dreams of a task that are kept at random beside them", low=0)
+    importance: str = key("inner", "omega: inner product of a dream's gradient with that of C's loss, its norm, or the inner "
+                                   "product less what was chosen already (GREATS); random: no selection",
+                          choices=("inner", "norm", "greedy", "random"))
+    novelty: bool = key(True, "each router also activates one random expert while dreams are written; seen only where "
+                              "model.top_k is below the number of unlocked experts")
+    temperature: float = key(1.0, "sampling temperature of dreams", above=0)
+    inner_lr: float = key(1e-3, "peak learning rate of an isolated copy", above=0)
+    inner_epochs: int = key(10, "passes of an isolated copy over its dream's texts", low=1)
+    inner_rank: int = key(32, "LoRA rank of an isolated copy", choices=(8, 16, 32, 64, 128, 256))
+    inner_alpha: float = key(64, "LoRA alpha of an isolated copy", above=0)
+    seeds: int = key(3, "training seeds whose mean tau is rewarded; one more is trained that the reward never sees", low=1)
+    margin: float = key(0.0, "by how much that mean must beat the un-updated model's tau", low=0, high=1)
+    accept: str = key("all_positive", "rewarded dreams that are learned: all, or the best one of each task",
+                      choices=("all_positive", "best_of_k"))
+    mstep_init: str = key("previous", "where each round's dreaming policy starts: the last round's, or the model itself",
+                          choices=("previous", "base"))
+    policy_lr: float = key(4e-3, "peak learning rate of the dreaming policy's expert", low=0)
+    policy_epochs: int = key(2, "passes of the policy over the accepted dreams; 0: dreams are always the model's own", low=0)
+    policy_batch: int = key(10, "dreams per optimizer step of the policy", low=1)
+    steps: int = key(200, "optimizer steps in which the model itself learns the night's accepted dreams", low=1)
+    replay: float = key(0.5, "share of self-replay beside them", low=0, high=1)
+
+
+@dataclass(frozen=True)
+class Critics:
+    workers: int = key(1, "critic actors, one vLLM engine and one torch model each (with dream.rounds above 0)", low=1)
+    cpus: float = key(0.0, "CPUs per critic; 0 shares the node's cores with the workers that wait meanwhile", low=0)
+    gpus: float = key(0.0, "GPUs per critic", low=0, high=1)
+    threads: int = key(1, "threads per critic on CPU", low=1)
+    together: int = key(16, "isolated copies trained in one forward pass and held by the engine at once", low=1)
 
 
 @dataclass(frozen=True)
@@ -214,9 +257,11 @@ class Config:
     model: Model = field(default_factory=Model)
     wake: Wake = field(default_factory=Wake)
     sleep: Sleep = field(default_factory=Sleep)
+    dream: Dream = field(default_factory=Dream)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollouts: Rollouts = field(default_factory=Rollouts)
     learners: Learners = field(default_factory=Learners)
+    critics: Critics = field(default_factory=Critics)
     cluster: Cluster = field(default_factory=Cluster)
     evaluate: Evaluate = field(default_factory=Evaluate)
     baselines: Baselines = field(default_factory=Baselines)
@@ -258,53 +303,11 @@ class Config:
 
     @property
     def most_experts(self) -> list[int]:
-        """The most experts that each level holds at once, if every consolidation unlocks one."""
+        """The most experts that each level holds at once, if every consolidation unlocks one, and so do the night's dreams
+        (in level 1)."""
         held, most = [0] * (self.model.levels + 1), [0] * (self.model.levels + 1)
-        for _, sender in self.consolidations:
-            held[sender + 1] += 1
+        for night, sender in self.consolidations:
+            held[sender + 1] += 1 + (sender == 0 and night > 0 and self.dream.rounds > 0)
             most[sender + 1] = max(most[sender + 1], held[sender + 1])
             held[sender] = 0 if self.sleep.reset else held[sender]
         return most[1:]
-
-
-def check(config: Config) -> None:
-    """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
-    s, m = config.sleep, config.model
-
-    def refuse(broken: bool, what: str) -> None:
-        if broken:
-            raise InputError(what)
-
-    refuse(not all(isinstance(t, str) and t for t in m.teachers),
-           f"model.teachers: a list of paths or hub names, got {m.teachers}")
-    whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
-    refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
-           "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))
-    for level, most in enumerate(config.most_experts, start=1):
-        refuse(s.expansion and s.on_full == "error" and most > m.experts,
-               f"model.experts: level {level} takes in {most} experts until it is reset (sleep.reset, model.chunks = "
-               f"{m.chunks}, {config.nights} nights), or choose another sleep.on_full; got {m.experts}")
-    refuse(s.prefix_min > s.prefix_max,
-           f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}")
-    refuse(s.divergence == "jsd" and not 0 < s.beta < 1,
-           f"sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), got {s.beta}")
-    refuse(config.gamma > 0 and config.reward.semantic == "none",
-           f"reward.gamma: 0 without a reward.semantic model, got {config.reward.gamma}")
-    refuse(config.reward.semantic == "judge" and _fields(config.reward.template) != {"student", "teacher"},
-           f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got {config.reward.template!r}")
-    refuse(s.batch < config.learners.world_size,
-           f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
-    refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
-           f"rollouts.gpus: a whole number above 1, got {config.rollouts.gpus}")
-    refuse(s.lag > 0 and config.cluster.backend == "local",
-           f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}")
-    refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
-           f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")
-
-
-def _fields(template: str) -> set[str | None]:
-    """Names of the fields of a format string; empty when it is none."""
-    try:
-        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
-    except ValueError:
-        return set()

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    from sleep_rl.dream_contracts import Trial
 
 TEACHER, STUDENT = "teacher", "student"
 """The two named weight states of a night (paper.md section 3): before and after what the night changes."""
@@ -229,9 +232,12 @@ class Sequence:
     advantage: float | None = None
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # what the model knew already; only for the metrics
-    teacher: int = 0  # whose distribution counts: 0 the smaller self, k the k-th of model.teachers
+    teacher: int = 0  # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, TEXT the text itself
     x_length: int = 0  # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
 
+
+TEXT = -1
+"""In place of a teacher: all of its probability lies on the token that stands there, so KL(T||S) is cross entropy."""
 
 Metrics = dict[str, float]
 
@@ -256,12 +262,20 @@ class Learner(Protocol):
     def row_divergence(self) -> list[float]:
         """Divergence on the answer y of each row of the last `seed_step`, in order, nats per token."""
 
-    def sft_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
-        """One optimizer step of cross entropy on the completions: the baselines."""
+    def sft_step(self, batch_N: list[Sequence], step: int, steps: int, peak: float | None = None) -> Metrics:
+        """One optimizer step of cross entropy on the completions: the baselines, and the dreaming policy."""
 
     def attend(self, checkpoints: list[str]) -> None:
         """Loads the models of model.teachers beside its own, frozen: rows may name them from now on. An empty list
         drops them."""
+
+    def wander(self, seed: int) -> dict[str, int]:
+        """Forms the state that dreams: as STUDENT, each router also activates one random expert of its level. Returns
+        which (level name -> slot); the same for the same seed. `close_night(False)` drops it."""
+
+    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+        """[N, N] inner products of the gradients of each text's loss over the low-rank parameters; a text is (prompt,
+        completion), its loss the completion's cross entropy in nats per token. Raises RunError before any expert is."""
 
     def close_night(self, commit_night: bool) -> None:
         """Update: applies the prospective weights, resets the sender's experts and keeps the new one; or nothing."""
@@ -305,6 +319,9 @@ class Crew(Protocol):
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """(rewards of equation 4, metrics of its parts), in order."""
+
+    def try_out(self, trials_N: list[Trial], how: Sampling) -> list[tuple[tuple[int, ...], ...] | Failure]:
+        """What an isolated copy of the newest model answers in each trial, in order. The model itself stays as it is."""
 
     def attend(self, there: bool) -> None:
         """Starts the workers of model.teachers, which `sample` then finds under `other(k)`, or ends them."""

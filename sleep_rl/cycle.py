@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
 
 from sleep_rl import baselines, gate
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, Day
+from sleep_rl.dreaming import dream
 from sleep_rl.evaluate import before_night, evaluate
-from sleep_rl.flow import rounds
 from sleep_rl.life import Life
-from sleep_rl.night import Night
+from sleep_rl.night import Night, seed
 from sleep_rl.stages import stage
 
 
 def live(life: Life) -> None:
-    """Wake, consolidate, reset, evaluate: day after day; then the upper bound of training on all days at once."""
+    """Wake, consolidate, reset, dream, evaluate: day after day; then the upper bound of training on all days at once."""
     begin(life)
+    policy = False  # dreams are the model's own, until some were rewarded
     row = evaluate(life, after="base", lived=0)
     if life.config.model.teachers:
         inherit(life)
@@ -28,6 +28,7 @@ def live(life: Life) -> None:
         before_night(life, day, night)
         gate.remember(life)
         sleep(life, day, night)
+        policy = dream(life, night, row, policy)
         row = gate.passed(life, night, row, evaluate(life, after=f"night {night}", lived=night))
         save(life, night)
         baselines.sft(life, day, night)
@@ -87,11 +88,7 @@ def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple
     life.crew.push(STUDENT, STUDENT)
     data = Night(life, night, sender, day)
     data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
-    with closing(rounds(life, data)) as ahead:  # y ~ S(.|x) without the document, and r(y)
-        for sampled in ahead:  # (b) consolidate: minimise L_KS over the new expert
-            for step, batch in zip(sampled.steps, sampled.batches, strict=True):
-                metrics = learn.seed_step(batch.rows, step, life.config.sleep.steps)
-                data.learned(sampled, step, metrics, learn.row_divergence())
+    seed(life, data)  # (b) consolidate: y ~ S(.|x) without the document, r(y), and L_KS minimised over the new expert
     learn.close_night(True)  # (c) update: apply the prospective weights, reset the sender, keep the new expert
     life.crew.push(TEACHER, TEACHER)
     data.close(time.monotonic() - started)

@@ -6,6 +6,7 @@ import random
 from statistics import fmean as mean
 
 from sleep_rl.contracts import TEACHER, Day, Failure, Question, Request
+from sleep_rl.dream_contracts import Dreamer
 from sleep_rl.life import Life
 from sleep_rl.stages import stage
 
@@ -13,18 +14,25 @@ from sleep_rl.stages import stage
 @stage
 def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
              weights: str = TEACHER) -> dict[str, float]:
-    """Asks about the known and the first `lived` days, greedily and without documents; journals and returns the row of
-    accuracies."""
+    """Asks about the known and the first `lived` days, greedily and without documents, and the newest day's deeper
+    questions; journals the accuracies and returns the row of the known and the days."""
     limit, days = life.config.evaluate.questions, life.task.days()[:lived]
     columns = {"known": some(life.task.known(), limit)} | {day.name: some(day.questions, limit) for day in days}
     with life.console.phase(f"{after}: {method} asked closed book"), \
             life.timed("evaluate", after=after, method=method) as record:
-        scores = ask(life, columns, weights, {})
-        row = {c: mean(v) for c, v in scores.items() if v}
-        record.update(row=row, open_book=None, n={c: len(v) for c, v in scores.items()})
+        deeper = {f: some(q, limit) for f, q in forms(life, days[-1]).items()} if days else {}
+        scores = ask(life, columns | deeper, weights, {})
+        row = {c: mean(scores[c]) for c in columns if scores[c]}
+        record.update(row=row, open_book=None, n={c: len(v) for c, v in scores.items()},
+                      forms={f: mean(scores[f]) for f in deeper if scores[f]})
     if method == "sleep" and days:
         keep_completions(life, "after", days[-1], weights)
     return row
+
+
+def forms(life: Life, day: Day) -> dict[str, tuple[Question, ...]]:
+    """Form -> questions about a day that its documents do not answer as they stand; none where a task has no such."""
+    return life.task.deeper(day) if isinstance(life.task, Dreamer) else {}
 
 
 @stage

@@ -31,7 +31,7 @@ PATIENCE_S = 60.0  # at the end, with a loop that is inside a call
 def rounds(life: Life, data: Night) -> Iterator[Round]:
     """The night's rounds of steps with their samples, in order. The student is pushed after each; its samples in the
     next are at most `sleep.lag` versions old. To be closed (contextlib.closing), however the night ends."""
-    steps = life.config.sleep.steps
+    steps = data.config.sleep.steps
     with life.console.phase(f"{data.title}: seeding", total=steps) as data.tick:
         yield from _ahead(life, data) if life.config.sleep.lag else _in_turn(life, data)
 

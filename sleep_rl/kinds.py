@@ -4,8 +4,9 @@ from __future__ import annotations
 
 _DAY = ("name of the day", "")
 _NIGHT = ("number of the night, from 1", "")
-_SENDER = ("memory level that moves on; 0: the context window", "")
+_SENDER = ("memory level that moves on; 0: the context window, -1: dreams", "")
 _SECONDS = ("wall-clock time", "s")
+_ROUND = ("round of dreaming within the night", "")
 _STEP, _STEPS = ("optimizer step, within its phase", ""), ("optimizer steps of the phase", "")
 
 METRICS: dict[str, dict[str, tuple[str, str]]] = {
@@ -21,6 +22,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
                 "rehearsed": ("answers to prompts of past nights", "count"), "prompts": ("prompts kept so far", "count"),
                 "replay": ("sequences of D written without a document", "count"), "failed": ("no sample", "count"),
                 "unfinished": ("left out: no end", "count"), "no_answer": ("left out: no answer", "count"),
+                "unsure": ("left out: an answer below sleep.confidence", "count"),
                 "examples": ("a few of D", "")},
     "seed": {
         "day": _DAY, "night": _NIGHT, "sender": _SENDER, "step": _STEP, "steps": _STEPS,
@@ -75,8 +77,31 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "method": ("sleep, sft or joint", ""),
         "row": ("accuracy per column (known and every day), closed book", "share correct"),
         "open_book": ("accuracy per column with the document in the context", "share correct"),
+        "forms": ("accuracy per form of question about the newest day that its documents do not answer as they stand",
+                  "share correct"),
         "n": ("questions per column", "count"), "seconds": _SECONDS,
     },
+    "dream": {
+        "night": _NIGHT, "round": _ROUND, "task": ("what it is about", ""), "number": ("of its task, from 0", ""),
+        "seed": ("of its sampling", ""), "wander": ("seed of the random experts", ""),
+        "experts": ("level -> expert that its router also activated", ""), "text": ("what was written", ""),
+        "logprob": ("mean log-probability of its tokens", "nats"), "reason": ("why it was given up; empty: it was not", ""),
+        "importance": ("omega, from gradients", ""), "kept": ("whether it was tried out", ""),
+        "tau_before": ("tau of the un-updated model", "0 to 1"), "taus": ("tau of its copies, one per training seed", "0 to 1"),
+        "reward": ("equation 7", "0 or 1"), "gain": ("mean tau of its copies over that of the un-updated model", ""),
+        "held_out": ("gain on a training seed that the reward never saw", ""),
+    },
+    "dreamed": {
+        "night": _NIGHT, "round": _ROUND, "written": ("dreams", "count"), "kept": ("tried out", "count"),
+        "rewarded": ("with reward 1", "count"), "failed": ("given up, or without a tau", "count"),
+        "tau_before": ("mean tau of the un-updated model", "0 to 1"), "gain": ("mean gain of the dreams tried out", ""),
+        "gain_rewarded": ("mean gain of the rewarded ones, on the seeds that chose them", ""),
+        "gain_held_out": ("mean gain of the rewarded ones, on a seed that did not", ""),
+    },
+    "tried": {"night": _NIGHT, "round": _ROUND, "copies": ("isolated copies trained", "count"),
+              "dreams": ("dreams tried out", "count"), "seconds": _SECONDS},
+    "policy": {"night": _NIGHT, "round": _ROUND, "step": _STEP, "steps": _STEPS,
+               "loss": ("cross entropy of the dreaming policy on accepted dreams", "nats/token")},
     "completion": {
         "when": ("before or after the nights", ""), "day": _DAY, "question": ("id of the question", ""),
         "prompt": ("what the model continued", ""), "answer": ("right answer", ""),

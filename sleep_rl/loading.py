@@ -19,8 +19,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
-from sleep_rl.config import Config, check
+from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
+from sleep_rl.rules import check
 from sleep_rl.yaml_text import parse
 
 COMMAND_LINE = "command line"

@@ -5,34 +5,57 @@
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 
 from sleep_rl.config import Config
-from sleep_rl.contracts import (STUDENT, TEACHER, Day, Document, Failure, Metrics, Pair, Request, RunError, Sample,
+from sleep_rl.contracts import (STUDENT, TEACHER, TEXT, Day, Document, Failure, Metrics, Pair, Request, RunError, Sample,
                                 Sequence, other)
+from sleep_rl.flow import rounds
 from sleep_rl.life import Life
-from sleep_rl.rehearsal import Index
+from sleep_rl.rehearsal import Draw, Weighted
 from sleep_rl.rewards import group_advantage
 from sleep_rl.text import Ids, Texts
+
+
+DREAMS = -1
+"""In place of a sender: what is learned are dreams."""
+
+
+def seed(life: Life, data: Night) -> None:
+    """(b) consolidate: minimises L_KS over the new expert (paper.md section 3), round by round of y ~ S(.|x) and r(y)."""
+    learn = life.crew.learn
+    with closing(rounds(life, data)) as ahead:
+        for sampled in ahead:
+            for step, batch in zip(sampled.steps, sampled.batches, strict=True):
+                metrics = learn.seed_step(batch.rows, step, data.config.sleep.steps)
+                data.learned(sampled, step, metrics, learn.row_divergence())
 
 
 class Night:
     """The material of one consolidation, in the order in which the driver asks for it.
 
     `sender` 0 is the context window: the teacher writes about the documents of `day`. A memory level sends without a
-    day: everything is replayed or rehearsed. In night 0 the models of model.teachers write, from nothing.
+    day: everything is replayed or rehearsed. In night 0 the models of model.teachers write, from nothing. With sender
+    DREAMS what is new was `told`: the texts of accepted dreams, beside dream.replay of self-replay.
     """
 
-    def __init__(self, life: Life, night: int, sender: int, day: Day | None):
+    def __init__(self, life: Life, night: int, sender: int, day: Day | None, told: list[Written] | None = None):
         self.life, self.night, self.sender = life, night, sender
         self.others = range(1, len(life.config.model.teachers) + 1) if night == 0 else ()
-        source = day.name if day else "other models" if self.others else f"level {sender}"
+        self.told = told or []
+        source = day.name if day else "other models" if self.others else "dreams" if told else f"level {sender}"
         self.where = {"night": night, "sender": sender, "day": source}
         self.documents = day.documents if day else ()
         changed = {} if day else {"reading": 0} if self.others else {"replay": 1.0}
+        if told:  # nothing is to be sampled from the student, so it need not be pushed before the end
+            steps = life.config.dream.steps
+            changed = {"replay": life.config.dream.replay, "reading": 0, "on_policy": 0.0, "steps": steps,
+                       "steps_per_round": steps}
         config = replace(life.config, sleep=replace(life.config.sleep, **changed))
         self.config, self.shares = config, Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
@@ -48,13 +71,14 @@ class Night:
             prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
             again = rehearsal_requests(life.texts, prompts, config, seed)
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
-            data, left = readable(life.texts, samples)
+            data, left = readable(life.texts, samples, config.sleep.confidence)
             answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
             for k in self.others:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
                 unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
+        new += self.told
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
             raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about what is new and "
@@ -67,7 +91,7 @@ class Night:
 
     @property
     def title(self) -> str:
-        return f"night {self.night}" + (f", level {self.sender} to {self.sender + 1}" if self.sender else "")
+        return f"night {self.night}" + {0: "", DREAMS: ", dreams"}.get(self.sender, f", level {self.sender} to {self.sender + 1}")
 
     def _replay(self, count: int) -> list[Written]:
         """Self-replay: a share of it rehearsed, as far as there is anything to rehearse."""
@@ -225,47 +249,25 @@ def rehearsed(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sam
             for x, s in zip(prompts, samples_N, strict=True)]
 
 
-def readable(texts: Texts, samples_N: list[Sample | Failure]) -> tuple[list[Written], dict[str, int]]:
-    """(D, counts of what was left out and why): a sequence must end by itself and hold a question and an answer."""
-    data, left = [], {"failed": 0, "unfinished": 0, "no answer": 0}
+def readable(texts: Texts, samples_N: list[Sample | Failure],
+             confidence: float = 0.0) -> tuple[list[Written], dict[str, int]]:
+    """(D, counts of what was left out and why): a sequence must end by itself and hold a question and an answer; about a
+    document the teacher must have given that answer at least the probability `confidence`."""
+    data, left = [], {"failed": 0, "unfinished": 0, "no answer": 0, "unsure": 0}
     plain = texts.context(None)
     for sample in samples_N:
         if isinstance(sample, Failure):
             left["failed"] += 1
         elif sample.finish_reason != "stop":
             left["unfinished"] += 1
-        elif texts.split(sample.completion_T) is None:
+        elif (parts := texts.split(sample.completion_T)) is None:
             left["no answer"] += 1
+        elif sample.context_T != plain and math.exp(math.fsum(sample.logprobs_T[len(parts[0]) :])) < confidence:
+            left["unsure"] += 1
         else:
             begun = sample.prompt_T[len(texts.opener) :]  # what it was asked, if it was
             data.append(Written(sample.context_T, sample.completion_T, sample.context_T == plain, begun))
     return data, left
-
-
-class Draw:
-    """Endless passes over D in random order: each sequence once before any comes again."""
-
-    def __init__(self, data: list[Written], rng: random.Random):
-        self.data, self.rng, self.order = data, rng, self._passes()
-
-    def _passes(self) -> Iterator[Written]:
-        while True:
-            yield from self.rng.sample(self.data, len(self.data))
-
-    def take(self, count: int) -> list[Written]:
-        return [next(self.order) for _ in range(count)] if self.data else []
-
-
-class Weighted:
-    """Draws of rehearsed sequences, the more often the further the student still is from the teacher there."""
-
-    def __init__(self, data: list[Written], rng: random.Random, index: Index):
-        self.data, self.rng, self.index = data, rng, index
-
-    def take(self, count: int) -> list[Written]:
-        if not self.data or not count:
-            return []
-        return self.rng.choices(self.data, self.index.weights([w.prompt_T for w in self.data]), k=count)
 
 
 @dataclass(frozen=True)
@@ -333,7 +335,9 @@ def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
 
 
 def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
-    """Rows on the teacher's own sequences, questions included: what is written can be written again (self-replay)."""
+    """Rows on the teacher's own sequences, questions included: what is written can be written again (self-replay). What
+    was told stands behind its own beginning."""
     start = texts.context(None) + texts.opener
-    return [Sequence(prompt_T=start, completion_T=w.sequence_T, teacher_T=w.context_T + texts.opener, replay=w.replay,
+    return [Sequence(prompt_T=w.context_T if w.teacher == TEXT else start, completion_T=w.sequence_T,
+                     teacher_T=w.context_T + texts.opener * (w.teacher != TEXT), replay=w.replay,
                      teacher=w.teacher, x_length=texts.x_length(w.sequence_T) or 0) for w in written]

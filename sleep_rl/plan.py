@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from sleep_rl.config import Config
-from sleep_rl.contracts import InputError
+from sleep_rl.contracts import InputError, Task
+from sleep_rl.dream_contracts import Dreamer
 from sleep_rl.night import Shares
 from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.tasks.make import make_task
@@ -176,8 +177,10 @@ def actors_of(config: Config) -> tuple[Actor, ...]:
                     for kind in kinds)
     others = len(config.model.teachers)
     teachers = (Actor("other", others, rollouts.cpus, rollouts.gpus),) if others else ()  # in night 0 only
+    c = config.critics
+    critics = (Actor("critic", c.workers, c.cpus, c.gpus),) if config.dream.rounds else ()
     return (Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus), *teachers,
-            Actor("learner", learners.world_size, learners.cpus, learners.gpus), *rewards)
+            Actor("learner", learners.world_size, learners.cpus, learners.gpus), *rewards, *critics)
 
 
 def _width(config: Config) -> int:
@@ -253,7 +256,24 @@ def _check_task(config: Config) -> tuple[str, ...]:
         if longest and least + task.max_new_tokens > longest:
             raise InputError(f"rollouts.engine.max_model_len: at least {least + task.max_new_tokens}, document "
                              f"{document.id} and what is written about it, got {longest}")
+    if config.dream.rounds:
+        _check_dreams(config, task)
     return ()
+
+
+def _check_dreams(config: Config, task: Task) -> None:
+    """A task with tau, whose C and dreams fit."""
+    if not isinstance(task, Dreamer):
+        raise InputError(f"dream.rounds: 0 with task {task.name}, which has no tau, got {config.dream.rounds}")
+    longest = config.rollouts.engine.get("max_model_len") or math.inf
+    for t in (t for day in task.days() for t in task.dream_tasks(day)):
+        if not t.context.text.strip() or not t.questions:
+            raise InputError(f"task {t.id}: a context C and at least one question are needed for tau, got "
+                             f"{len(t.context.text.split())} words and {len(t.questions)} questions")
+        least = len(t.context.text.split()) + task.max_dream_tokens
+        if least > longest:
+            raise InputError(f"rollouts.engine.max_model_len: at least {least}, task {t.id} and a dream about it, got "
+                             f"{longest}")
 
 
 def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str, ...]:
@@ -278,6 +298,9 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     if config.model.teachers:
         notes.append("model.teachers: in night 0 each takes a rollout engine of its own, and its weights come on top of the "
                      "learner's memory; hub names were not looked at")
+    if config.dream.rounds and config.dream.novelty and config.model.top_k >= config.model.experts:
+        notes.append(f"dream.novelty: with model.top_k = {config.model.top_k} the routers leave no expert out, so none can be "
+                     "activated besides")
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")
     return tuple(notes)

@@ -6,9 +6,14 @@ Only prompts are kept, no answers and no documents: in each night the teacher of
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sleep_rl.text import Ids
+
+if TYPE_CHECKING:
+    from sleep_rl.night import Written
 
 MEMORY = 0.7  # of a prompt's mean divergence, per visit
 ALIKE = 1e-3  # nats per token: below this prompts are equally well taken over
@@ -63,3 +68,29 @@ class Index:
         """Prompts to be answered in a night, with repetitions; none while the index is empty."""
         prompts = list(self.prompts)
         return rng.choices(prompts, self.weights(prompts), k=count) if prompts else []
+
+
+class Draw:
+    """Endless passes over D in random order: each sequence once before any comes again."""
+
+    def __init__(self, data: list[Written], rng: random.Random):
+        self.data, self.rng, self.order = data, rng, self._passes()
+
+    def _passes(self) -> Iterator[Written]:
+        while True:
+            yield from self.rng.sample(self.data, len(self.data))
+
+    def take(self, count: int) -> list[Written]:
+        return [next(self.order) for _ in range(count)] if self.data else []
+
+
+class Weighted:
+    """Draws of rehearsed sequences, the more often the further the student still is from the teacher there."""
+
+    def __init__(self, data: list[Written], rng: random.Random, index: Index):
+        self.data, self.rng, self.index = data, rng, index
+
+    def take(self, count: int) -> list[Written]:
+        if not self.data or not count:
+            return []
+        return self.rng.choices(self.data, self.index.weights([w.prompt_T for w in self.data]), k=count)

@@ -62,6 +62,7 @@ PUBLISHED = {
 TASK_BASES = {
     # Of tasks/<name>.py, for a plan before the base is trained; written down here because those modules import torch.
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
+    "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
     "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
 }
 
@@ -70,7 +71,8 @@ def base_shape(config: Config) -> Shape:
     """The shape of `model.base`. Raises InputError where it is missing, unreadable or of an unsupported family."""
     name = config.model.base
     if name is None:
-        return _task_base(config.task.name, Path(config.run.cache))
+        deep = config.task.name == "world" and config.task.world.deep
+        return _task_base("deep-world" if deep else config.task.name, Path(config.run.cache))
     folder = local_folder(name, "model.base")
     return _from_folder(folder) if folder else _from_name(name)
 

@@ -8,25 +8,29 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sleep_rl.config import Config, Model, Sleep, TaskConfig, World, check
+from sleep_rl.config import Config, Model, Sleep, TaskConfig, World
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import describe, dump, keys, load
+from sleep_rl.rules import check
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 KEYS = """
 run: name dir cache seed
 task: name
-task.world: days people_per_day known_people
+task.world: days people_per_day known_people deep
 task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_by reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
 sleep: scale_advantage
-sleep: is_cap temperature min_p written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
+sleep: is_cap temperature min_p confidence written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
+dream: rounds tasks curriculum m k b importance novelty temperature inner_lr inner_epochs inner_rank inner_alpha seeds
+dream: margin accept mstep_init policy_lr policy_epochs policy_batch steps replay
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
-learners: world_size cpus gpus threads zero_stage micro_batch
+learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
+critics: workers cpus gpus threads together
 cluster: backend address start_timeout_s call_timeout_s watch_s restarts
 evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps

@@ -28,7 +28,7 @@ class Rollouts:
         self.version, self.held, self.events, self.ages = 0, 0, [], []
         self.lock = threading.Lock()
         config = Config(sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag), cluster=Cluster(call_timeout_s=20))
-        self.life = Life(self, None, None, config, None, Console(), "")
+        self.config, self.life = config, Life(self, None, None, config, None, Console(), "")
 
     def schedule(self):
         return [range(start, start + SIZE) for start in range(0, SIZE * COUNT, SIZE)]

@@ -8,8 +8,9 @@ import pytest
 
 from sleep_rl.config import Config, Sleep
 from sleep_rl.contracts import Document, Failure, Question, Sample
-from sleep_rl.night import (Draw, Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, reading_rows,
+from sleep_rl.night import (Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, reading_rows,
                             student_rows, teacher_rows, writing_requests)
+from sleep_rl.rehearsal import Draw
 from sleep_rl.text import Texts
 
 
@@ -86,7 +87,7 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
            Failure("engine died")]
     data, left = readable(texts, good + bad)
     assert data == [Written(document, good[0].completion_T, False), Written(texts.context(None), good[1].completion_T, True)]
-    assert left == {"failed": 1, "unfinished": 1, "no answer": 1}
+    assert left == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
 
 
 def test_draws_pass_over_everything_before_anything_comes_again():

@@ -233,7 +233,7 @@ def test_counts_and_bytes_are_those_of_the_real_modules():
     from transformers import AutoConfig, AutoModelForCausalLM
 
     from sleep_rl.memory import MemoryLevel
-    from sleep_rl.tasks import world
+    from sleep_rl.tasks import world_base as world
 
     for family in FAMILIES:
         for tied in (True, False):

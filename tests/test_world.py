@@ -10,18 +10,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from sleep_rl.contracts import InputError, Question
 from sleep_rl.pretrain import SPECIAL, word_tokenizer
-from sleep_rl.tasks.world import (
-    ATTRIBUTES,
-    FIRST,
-    LAST,
-    Recipe,
-    World,
-    model_config,
-    random_person,
-    training_batches,
-    training_sequence,
-    vocabulary,
-)
+from sleep_rl.tasks.people import ATTRIBUTES, FIRST, LAST, random_person, vocabulary
+from sleep_rl.tasks.world import World
+from sleep_rl.tasks.world_base import Recipe, model_config, training_batches, training_sequence
 
 
 @pytest.fixture(scope="module")

@@ -44,6 +44,7 @@ class Recipe:
     repeated: float = 0.85  # share of these that repeat an example of the page; the others are new, only to be answered
     nonsense: float = 0.2  # share of pages of random tokens: copying must not depend on what is copied
     renamed: float = 0.75  # share of pages with other labels than the true ones, to be read off the page
+    longest_name: int = 8  # tokens of a made-up label: a class whose label is longer is not taken in at all (measured)
     page_weight: float = 0.1  # loss weights: 1 is that of an utterance behind a page
     page_label_weight: float = 0.5  # of the true labels on a page
     label_weight: float = 4.0  # of labels behind a page: harder to find than the next word of an utterance
@@ -116,7 +117,7 @@ class BaseText:
         grown = max(done - recipe.single, 0) / (1 - recipe.single)
         distinct = 1 if done < recipe.single else rng.randint(2, 2 + round(3 * grown))
         lines = [(self._random(rng, 4, 4), self._random(rng, 1, 1)) if fixed else
-                 (self._random(rng, 2, 8), self._random(rng, 1, 2)) for _ in range(distinct)]
+                 (self._random(rng, 2, 8), self._random(rng, 1, recipe.longest_name)) for _ in range(distinct)]
         ids, weights = [self.bos], [0.0]
         for i, k in enumerate([*range(distinct), *rng.choices(range(distinct), k=3 + distinct // 2)]):
             self._append(ids, weights, *lines[k], 1.0 * (i >= distinct), recipe.label_weight * (i >= distinct))
@@ -155,7 +156,7 @@ class BaseText:
 
     def _other_name(self, rng: random.Random) -> list[int]:
         """The label of any class, or random tokens."""
-        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._random(rng, 1, 3)
+        return self.named[rng.choice(self.labels)] if rng.random() < 0.5 else self._random(rng, 1, self.recipe.longest_name)
 
     def _random(self, rng: random.Random, low: int, high: int) -> list[int]:
         """Half of the time as frequent as in text, half of the time all tokens alike: rare ones are copied too."""

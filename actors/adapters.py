@@ -1,0 +1,144 @@
+"""Many isolated LoRA copies of one frozen model, trained in one forward pass (the inner loop of paper.md section 4).
+
+Copies share nothing but the frozen base: each has its own factors, its own rows, learning rate, optimizer moments and
+gradient norm. Shapes: N copies, B sequences of a forward pass (one per copy and step), T tokens, R rank, I and O the
+inputs and outputs of a linear layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from sleep_rl.dream_contracts import Trial
+
+TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+BETAS, EPSILON, CLIP = (0.9, 0.999), 1e-8, 1.0  # AdamW and gradient clipping as SEAL's trainer has them by default
+
+
+class Copies:
+    """N LoRA copies of `model`: y = W x + alpha/R B A x in every layer of TARGETS. B = 0: a new copy is the model."""
+
+    def __init__(self, model: nn.Module, seeds_N: list[int], rank: int, alpha: float):
+        self.model, self.rank, self.alpha = model, rank, alpha
+        self.layers = {name: module for name, module in model.named_modules()
+                       if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in TARGETS}
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds_N]
+        self.a: dict[str, Tensor] = {}
+        self.b: dict[str, Tensor] = {}
+        for name, layer in self.layers.items():
+            o, i = layer.weight.shape
+            bound = i**-0.5  # peft's: Kaiming uniform with a = sqrt(5)
+            a_NRI = torch.stack([torch.empty(rank, i).uniform_(-bound, bound, generator=g) for g in generators])
+            self.a[name] = a_NRI.to(layer.weight).requires_grad_()
+            self.b[name] = torch.zeros(len(seeds_N), o, rank).to(layer.weight).requires_grad_()
+
+    def factors(self) -> list[Tensor]:
+        """Every trained tensor; the first dimension is the copy."""
+        return [*self.a.values(), *self.b.values()]
+
+    @contextmanager
+    def attached(self) -> Iterator[None]:
+        """Within the block sequence n of a forward pass goes through copy n."""
+
+        def hook(name: str):
+            def add(_: nn.Module, inputs: tuple[Tensor, ...], y_BTO: Tensor) -> Tensor:
+                low_BTR = inputs[0] @ self.a[name].transpose(1, 2)
+                return y_BTO + (self.alpha / self.rank) * (low_BTR @ self.b[name].transpose(1, 2))
+            return add
+
+        handles = [layer.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def save(self, number: int, folder: Path) -> None:
+        """One copy as a peft adapter, which vLLM loads."""
+        tensors = {f"base_model.model.{name}.lora_{part}.weight": stack[name][number].detach().float().cpu().contiguous()
+                   for part, stack in (("A", self.a), ("B", self.b)) for name in self.layers}
+        folder.mkdir()
+        save_file(tensors, folder / "adapter_model.safetensors")
+        (folder / "adapter_config.json").write_text(json.dumps({
+            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": self.rank, "lora_alpha": self.alpha, "bias": "none",
+            "target_modules": sorted({name.rsplit(".", 1)[-1] for name in self.layers})}))
+
+
+def train(model: nn.Module, trials_N: list[Trial], rank: int, alpha: float, pad: int) -> tuple[Copies, list[float]]:
+    """SFT of one copy per trial, all at once: batch 1, its rows in a new order every epoch, learning rate falling
+    linearly to zero over its own steps. Padding has no loss. Returns the copies and the last loss of each, in nats per
+    token (NaN and infinity included: the caller says what failed)."""
+    copies = Copies(model, [trial.seed for trial in trials_N], rank, alpha)
+    plans = [_order(trial) for trial in trials_N]
+    optimizer = StackedAdamW(copies.factors())
+    device = next(model.parameters()).device
+    last_N = [math.nan] * len(trials_N)
+    with copies.attached():
+        for step in range(max(map(len, plans))):
+            alive_N = torch.tensor([step < len(plan) for plan in plans], device=device)
+            rows = [plan[min(step, len(plan) - 1)] for plan in plans]
+            loss_N = _losses(model, rows, pad, device)
+            (loss_N * alive_N).sum().backward()
+            lr_N = [trial.lr * (1 - step / len(plan)) for trial, plan in zip(trials_N, plans)]
+            optimizer.step(torch.tensor(lr_N, device=device), alive_N)
+            for n, (loss, plan) in enumerate(zip(loss_N.tolist(), plans)):
+                last_N[n] = loss if step < len(plan) else last_N[n]
+    return copies, last_N
+
+
+def _order(trial: Trial) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """The row of each step."""
+    rng = random.Random(f"rows {trial.seed}")
+    return [row for _ in range(trial.epochs) for row in rng.sample(trial.rows, len(trial.rows))]
+
+
+def _losses(model: nn.Module, rows_N: list[tuple[tuple[int, ...], tuple[int, ...]]], pad: int, device) -> Tensor:
+    """[N] mean cross entropy of each row's completion, nats per token."""
+    width = max(len(prompt) + len(completion) for prompt, completion in rows_N)
+    ids_NT = torch.full((len(rows_N), width), pad, dtype=torch.long)
+    mask_NT, loss_NT = torch.zeros_like(ids_NT), torch.zeros(len(rows_N), width)
+    for n, (prompt, completion) in enumerate(rows_N):
+        end = len(prompt) + len(completion)
+        ids_NT[n, :end] = torch.tensor(prompt + completion)
+        mask_NT[n, :end] = 1
+        loss_NT[n, len(prompt) : end] = 1
+    ids_NT, mask_NT, loss_NT = (t.to(device) for t in (ids_NT, mask_NT, loss_NT))
+    logits_NTV = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, :-1].float()
+    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), ids_NT[:, 1:], reduction="none")
+    weight_NT = loss_NT[:, 1:]
+    return (nats_NT * weight_NT).sum(1) / weight_NT.sum(1)
+
+
+class StackedAdamW:
+    """AdamW without weight decay for tensors whose first dimension is the copy. Each copy has its own learning rate and
+    its own gradient norm, clipped to CLIP; one that is not alive stays as it is."""
+
+    def __init__(self, tensors: list[Tensor]):
+        self.tensors, self.steps = tensors, 0
+        self.first, self.second = ([torch.zeros_like(t) for t in tensors] for _ in range(2))
+
+    @torch.no_grad()
+    def step(self, lr_N: Tensor, alive_N: Tensor) -> None:
+        """One step of every copy that is alive; drops the gradients."""
+        self.steps += 1
+        norm_N = torch.stack([t.grad.float().square().flatten(1).sum(1) for t in self.tensors]).sum(0).sqrt()
+        scale_N = (CLIP / (norm_N + 1e-6)).clamp(max=1.0)
+        corrections = [1 - beta**self.steps for beta in BETAS]
+        for tensor, first, second in zip(self.tensors, self.first, self.second, strict=True):
+            shape = (-1,) + (1,) * (tensor.dim() - 1)
+            grad = tensor.grad * scale_N.view(shape)
+            first.lerp_(grad, 1 - BETAS[0])
+            second.lerp_(grad * grad, 1 - BETAS[1])
+            change = (first / corrections[0]) / ((second / corrections[1]).sqrt() + EPSILON)
+            tensor -= torch.where(alive_N.view(shape), lr_N.to(tensor).view(shape) * change, 0)
+            tensor.grad = None

@@ -1,0 +1,53 @@
+"""Rules over several keys of a config, checked once when it is loaded."""
+
+from __future__ import annotations
+
+from string import Formatter
+
+from sleep_rl.config import Config
+from sleep_rl.contracts import InputError
+
+
+def check(config: Config) -> None:
+    """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
+    s, m, d = config.sleep, config.model, config.dream
+
+    def refuse(broken: bool, what: str) -> None:
+        if broken:
+            raise InputError(what)
+
+    refuse(not all(isinstance(t, str) and t for t in m.teachers),
+           f"model.teachers: a list of paths or hub names, got {m.teachers}")
+    whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
+    refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
+           "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))
+    for level, most in enumerate(config.most_experts, start=1):
+        refuse(s.expansion and s.on_full == "error" and most > m.experts,
+               f"model.experts: level {level} takes in {most} experts until it is reset (sleep.reset, model.chunks = "
+               f"{m.chunks}, {config.nights} nights), or choose another sleep.on_full; got {m.experts}")
+    refuse(s.prefix_min > s.prefix_max,
+           f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}")
+    refuse(s.divergence == "jsd" and not 0 < s.beta < 1,
+           f"sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), got {s.beta}")
+    refuse(config.gamma > 0 and config.reward.semantic == "none",
+           f"reward.gamma: 0 without a reward.semantic model, got {config.reward.gamma}")
+    refuse(config.reward.semantic == "judge" and _fields(config.reward.template) != {"student", "teacher"},
+           f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got {config.reward.template!r}")
+    refuse(d.k + d.b > d.m, f"dream.k + dream.b: at most dream.m = {d.m}, got {d.k + d.b}")
+    refuse(d.k + d.b == 0, "dream.k + dream.b: at least 1, got 0")
+    refuse(s.batch < config.learners.world_size,
+           f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
+    refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
+           f"rollouts.gpus: a whole number above 1, got {config.rollouts.gpus}")
+    refuse(s.lag > 0 and config.cluster.backend == "local",
+           f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}")
+    refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
+           f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")
+
+
+def _fields(template: str) -> set[str | None]:
+    """Names of the fields of a format string; empty when it is none."""
+    try:
+        return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
+    except ValueError:
+        return set()
