@@ -10,7 +10,7 @@ from conftest import make_base
 
 from sleep_rl import modeling
 from sleep_rl.config import Config, Learners, Model, Sleep, Wake
-from sleep_rl.contracts import STUDENT, TEACHER, InputError, RunError, Sequence
+from sleep_rl.contracts import STUDENT, TEACHER, TEXT, InputError, RunError, Sequence
 from sleep_rl.memory import ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, level_number, memory_levels, view_of
 
 CONFIG = Config(model=Model(experts=4, d_low=16, top_k=4), sleep=Sleep(lr=1e-2, warmup=0, batch=4),
@@ -144,6 +144,73 @@ def plain_adamw(learner, steps):
             group["lr"] = CONFIG.sleep.lr * (10 - step) / 10
         optimizer.step()
     return list(zip(start, [p.detach() for p in plastic], strict=True))
+
+
+def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
+    """All of T lies on the token: KL(T||S) is -log S(token), beside rows of a real teacher in the same batch."""
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    told = Sequence((5, 6), (33, 34, 35, 1), teacher=TEXT, x_length=2)
+    rows = [ROWS[0], told, *ROWS[1:]]
+    logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
+    weight = [CONFIG.sleep.prompt_weight] * 2 + [1.0] * 2
+    mine = -sum(w * logp[t, token] for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True)))
+    positions = sum(CONFIG.sleep.prompt_weight if t < r.x_length else 1.0 for r in ROWS for t in range(len(r.completion_T)))
+    rest = slow_l_ks(learner.model, ROWS, 1.0) * positions
+    policy = slow_l_ks(learner.model, ROWS, 0.0)
+    slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
+    metrics = learner.seed_step(rows, 0, 10)
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    alone = -float(logp[2, 35] + logp[3, 1]) / 2
+    assert learner.row_divergence()[1] == pytest.approx(alone, abs=1e-5)
+    learner.close_night(False)
+    learner.open_night(1)
+    only = learner.seed_step([told], 0, 10)
+    assert only["loss"] > 0 and only["divergence"] > 0
+
+
+def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(worker):
+    learner = worker(kind="sparse")  # two of three ACTIVE experts per token, and a FRESH one
+    before = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    seen = set()
+    for seed in range(8):
+        chosen = learner.wander(seed)
+        assert chosen.keys() == learner.levels.keys() and set(chosen.values()) <= {1, 2, 3}
+        seen |= {(name, slot) for name, slot in chosen.items()}
+        for name, level in learner.levels.items():
+            slot = chosen[name]
+            assert level.patch.state_S.tolist() == [*(FRESH if s == slot else v for s, v in enumerate(level.state.tolist()))]
+            x = torch.randn(20, 64)
+            on = []
+            for view in (TEACHER, STUDENT):
+                with view_of(learner.model, view):
+                    state = level.states()
+                    on.append(level.gates(torch.nn.functional.linear(x, level.router), state, True) > 0)
+            teacher, dreaming = on
+            assert bool(dreaming[:, slot].all()) and bool((dreaming.sum(1) == 4).all()) and bool((teacher.sum(1) == 3).all())
+        weights = learner.export("dreamer", seed + 1, {}, STUDENT)
+        states = [t for key, t in weights.tensors.items() if key.endswith("state")]
+        assert all(t.tolist().count(FRESH) == 2 for t in states) and len(weights.probe_logprobs_T) == 3
+        learner.close_night(False)
+        assert learner.wander(seed) == chosen
+        learner.close_night(False)
+    assert len(seen) > len(learner.levels)
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
+    assert worker().wander(0) == {}  # before any expert is unlocked there is nothing to activate
+
+
+def test_the_policy_trains_its_own_expert_on(worker):
+    learner = worker()
+    assert learner.open_night(1, on_full="newest") == 1
+    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 1e-2)
+    learner.close_night(True)
+    kept = [level.w_out[1].clone() for level in learner.levels.values()]
+    assert learner.open_night(1, on_full="again") == 1  # though others are free
+    assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [True] * len(kept)
+    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 0.0)  # its own learning rate, not that of the baselines
+    assert all(torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True))
 
 
 def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(worker):
