@@ -29,8 +29,14 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no-reset": ("sleep.reset=false",),
     "no-sparsity": ("model.top_k={experts}",),
     "one-level": ("model.chunks=[1]",),
+    "no-dreaming": ("dream.rounds=0",),
+    "no-selection": ("dream.importance=random",),
+    "no-random-expert": ("dream.novelty=false",),
+    "one-seed": ("dream.seeds=1",),
+    "no-dream-replay": ("dream.replay=0",),
 }
 """Row -> the keys that switch the part off. A row that changes nothing in a config is left out."""
+DREAMS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")  # need dream.rounds above 0
 
 
 def rows_of(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int) -> dict[str, list[tuple[Config, list[str]]]]:
@@ -42,6 +48,8 @@ def rows_of(path: str, overrides: Sequence[str], names: Sequence[str], seeds: in
     out: dict[str, list[tuple[Config, list[str]]]] = {}
     for name in dict.fromkeys([WHOLE, *(names or ROWS)]):
         keys = [key.format(experts=whole.model.experts) for key in ROWS[name]]
+        if name in DREAMS and not whole.dream.rounds:
+            continue
         try:
             same = load(path, [*overrides, *keys]) == whole
         except InputError:  # without its reset, say, a level has not enough experts

@@ -1,4 +1,5 @@
-"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | summary | config.
+"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | dreams |
+summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -91,6 +92,13 @@ def _parser() -> argparse.ArgumentParser:
     with_config(command("drill", _drill, "kill, hang, stall, damage and cut off parts of a config's real runs: one table"))
     report = command("report", _report, "write the HTML report of a run, also of one that did not end")
     report.add_argument("run", metavar="RUN", help="a run's folder")
+    dreams = command("dreams", _dreams, "list the dreams of a run with their scores, best first")
+    dreams.add_argument("run", metavar="RUN", help="a run's folder")
+    dreams.add_argument("--task", default="", metavar="TEXT", help="only tasks whose name holds TEXT")
+    dreams.add_argument("--night", type=int, metavar="N", help="only dreams of night N")
+    dreams.add_argument("--only", default="", metavar="WHAT", help="rewarded, unrewarded, rejected or failed ones")
+    dreams.add_argument("--sort", default="gain", metavar="FIELD", help="gain, held_out, importance, tau_before or logprob")
+    dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     command("config", _config, "print every key with its default, what it allows and what it means")
@@ -185,6 +193,13 @@ def _report(arguments: argparse.Namespace) -> int:
     from sleep_rl.report import write_report
 
     return _say(write_report(arguments.run))
+
+
+def _dreams(arguments: argparse.Namespace) -> int:
+    from sleep_rl.dream_pages import listing
+
+    return _say(listing(arguments.run, task=arguments.task, night=arguments.night, only=arguments.only,
+                        sort=arguments.sort, most=arguments.most))
 
 
 def _summary(arguments: argparse.Namespace) -> int:

@@ -18,6 +18,7 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.dream_pages import section
 from sleep_rl.kinds import METRICS
 from sleep_rl.metrics import KNOWN, METHODS, Record, Retention, clock, course, on_one_axis, read, wilson
 
@@ -58,7 +59,7 @@ def write_report(run_dir: str | Path) -> Path:
     run = newest.get("run", {})
     config = escape(json.dumps(run.get("config", {}), indent=2, ensure_ascii=False))
     body = (_header(records, run, newest.get("done", {})) + _headline(retention) + _heatmaps(retention) + _curves(records)
-            + _completions(records) + _failures(records)
+            + section(records) + _completions(records) + _failures(records)
             + f"<h2>Configuration</h2><details><summary>every key of this run</summary><pre>{config}</pre></details>")
     html = (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
             f"<title>sleep_rl: {escape(str(run.get('task', 'run')))}</title><style>{STYLE}</style>\n<main>{body}</main></html>\n")

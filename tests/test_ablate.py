@@ -47,7 +47,8 @@ def lives(monkeypatch, tmp_path):
 
 
 def test_every_row_changes_what_it_names_and_nothing_else():
-    rows = ablate.rows_of(DEMO, ["model.chunks=[1,2]", "model.top_k=2", "reward.semantic=encoder", "reward.gamma=0.5"], [], 1)
+    rows = ablate.rows_of(DEMO, ["model.chunks=[1,2]", "model.top_k=2", "model.experts=6", "reward.semantic=encoder",
+                                 "reward.gamma=0.5", "task.world.deep=true", "dream.rounds=1"], [], 1)
     assert list(rows) == list(ablate.ROWS)
     whole = dump(rows["whole"][0][0])
     for name, [(config, overrides)] in rows.items():
