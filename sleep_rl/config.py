@@ -51,10 +51,26 @@ class Classify:
 
 
 @dataclass(frozen=True)
+class Squad:
+    path: str = key("rajpurkar/squad", "passages with questions: json in SEAL's form, a saved datasets folder, or a hub name")
+    days: int = key(2, "days (and nights) of the life", low=1)
+    passages_per_day: int = key(10, "new passages a day", low=1)
+    order_seed: int = key(42, "seed of the passages' order (SEAL's is 42)")
+    max_dream_tokens: int = key(192, "longest dream, in tokens", low=1)
+    grader: str = key("recall", "who says whether an answer is right: gold-token recall of at least 0.67, or a language model",
+                      choices=("recall", "judge"))
+    judge_endpoint: str | None = key(None, "OpenAI-compatible endpoint of the judge, e.g. http://localhost:8000/v1; its key "
+                                           "is read from SLEEP_RL_JUDGE_KEY")
+    judge_model: str | None = key(None, "name of the judge's model there")
+    base_text: str | None = key(None, "passages that the small base is trained on; null: those of `path` that no day brings")
+
+
+@dataclass(frozen=True)
 class TaskConfig:
-    name: str = key("world", "what the model lives through", choices=("world", "classify"))
+    name: str = key("world", "what the model lives through", choices=("world", "classify", "squad"))
     world: World = field(default_factory=World)
     classify: Classify = field(default_factory=Classify)
+    squad: Squad = field(default_factory=Squad)
 
 
 @dataclass(frozen=True)

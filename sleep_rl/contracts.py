@@ -89,8 +89,8 @@ class Task(Protocol):
     def known(self) -> tuple[Question, ...]:
         """Questions about what the base model knew before the first day."""
 
-    def grade(self, question: Question, text: str) -> float:
-        """Score of an answer in [0, 1]."""
+    def grade(self, question: Question, text: str) -> float | Failure:
+        """Score of an answer in [0, 1]; a Failure where nobody could say."""
 
     def sft_texts(self, day: Day) -> tuple[Text, ...]:
         """What plain fine-tuning on the day's material trains on."""

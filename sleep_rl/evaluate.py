@@ -53,9 +53,12 @@ def ask(life: Life, columns: dict[str, list[Question]], weights: str, documents:
     asked = [(column, question) for column, questions in columns.items() for question in questions]
     scores: dict[str, list[float]] = {column: [] for column in columns}
     answers = answer(life, [question for _, question in asked], weights, documents)
-    for (column, question), text in zip(asked, answers, strict=True):
-        if not isinstance(text, Failure):
-            scores[column].append(life.task.grade(question, text))
+    grades = [text if isinstance(text, Failure) else life.task.grade(question, text)
+              for (_, question), text in zip(asked, answers, strict=True)]
+    life.count_failures("grade", [g for text, g in zip(answers, grades) if not isinstance(text, Failure)])
+    for (column, _), grade in zip(asked, grades, strict=True):
+        if not isinstance(grade, Failure):
+            scores[column].append(grade)
     return scores
 
 
@@ -78,6 +81,7 @@ def keep_completions(life: Life, when: str, day: Day, weights: str) -> None:
     """Journals the answers to a day's first questions, without documents, for the report: before and after its night."""
     questions = list(day.questions[: life.config.evaluate.completions])
     for question, text in zip(questions, answer(life, questions, weights, {}), strict=True):
-        if not isinstance(text, Failure):
+        grade = text if isinstance(text, Failure) else life.task.grade(question, text)
+        if not isinstance(grade, Failure):
             life.journal.log("completion", when=when, day=day.name, question=question.id, prompt=question.prompt,
-                             answer=question.answer, completion=text, score=life.task.grade(question, text))
+                             answer=question.answer, completion=text, score=grade)

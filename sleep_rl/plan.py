@@ -19,7 +19,7 @@ from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.tasks.make import make_task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-TASK_TOKENS = {"world": (34, 16), "classify": (134, 48)}
+TASK_TOKENS = {"world": (34, 16), "classify": (134, 48), "squad": (450, 64)}
 """Longest document and longest text written about it, in tokens of the task's own vocabulary."""
 LEARN_FLOPS = {"cpu": 10e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"cpu": 3e9, "gpu": 50e12}
@@ -202,8 +202,10 @@ def step_rows(config: Config) -> int:
 
 
 def _documents(config: Config) -> int:
-    """Documents a day: one per person, or pages of labelled examples (as many a class as CLINC150 has)."""
+    """Documents a day: one per person or passage, or pages of labelled examples (as many a class as CLINC150 has)."""
     classify = config.task.classify
+    if config.task.name == "squad":
+        return config.task.squad.passages_per_day
     pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document) * classify.pages_per_example
     return config.task.world.people_per_day if config.task.name == "world" else pages
 
@@ -247,9 +249,10 @@ def _check_shape(config: Config, shape: Shape) -> None:
 def _check_task(config: Config) -> tuple[str, ...]:
     """Builds the task as a run does, and looks whether its documents can fit: a word is at least a token. A dataset of
     the hub is left to the run, and noted."""
-    path, longest = config.task.classify.path, config.rollouts.engine.get("max_model_len")
-    if config.task.name == "classify" and not Path(path).exists() and HUB_NAME.fullmatch(path.partition(":")[0]):
-        return (f"task.classify.path: {path} is a dataset of the hub; it was not looked at",)
+    name, longest = config.task.name, config.rollouts.engine.get("max_model_len")
+    path = getattr(getattr(config.task, name), "path", ".")
+    if not Path(path).exists() and HUB_NAME.fullmatch(path.partition(":")[0]):
+        return (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
     task = make_task(config)
     for document in (d for day in task.days() for d in day.documents):
         least = len(document.text.split())

@@ -35,6 +35,7 @@ def render(plan: Plan) -> str:
                            f"{r.groups_replay} replay groups of {s.group} by the student, {s.reading} reading"),
         ("sampled a night", f"{plan.written} sequences written with a document, {plan.replayed} without, "
                             f"{plan.completions} student completions"),
+        *([("dreams", _dream_words(c))] if c.dream.rounds else []),
         ("all nights", f"{len(c.consolidations)} consolidations, {plan.steps} optimizer steps{_baseline_words(c)}"),
         ("time", f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and baselines; assumes "
                  f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} sampling"),
@@ -47,6 +48,13 @@ def _cache_words(plan: Plan) -> str:
     if plan.rollout.cache is None:
         return "KV cache of what gpu_memory_utilization leaves"
     return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
+
+
+def _dream_words(config: Config) -> str:
+    d = config.dream
+    kept = d.tasks * (d.k + d.b)
+    return (f"{d.rounds} round(s) a night of up to {d.tasks} tasks x {d.m} dreams, of which {d.k} + {d.b} are tried out: "
+            f"{kept * (d.seeds + 1)} isolated copies a round; {d.steps} optimizer steps to learn the rewarded ones")
 
 
 def _baseline_words(config: Config) -> str:

@@ -56,6 +56,7 @@ class Shape:
 
 PUBLISHED = {
     "Qwen/Qwen3-1.7B": Shape("published shape", "qwen3", 2048, 28, 6144, 16, 8, 128, 151936, True, 40960),
+    "Qwen/Qwen2.5-7B": Shape("published shape", "qwen2", 3584, 28, 18944, 28, 4, 128, 152064, False, 131072),
     "Qwen/Qwen3-8B": Shape("published shape", "qwen3", 4096, 36, 12288, 32, 8, 128, 151936, False, 40960),
     "meta-llama/Llama-3.1-8B": Shape("published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072),
 }
@@ -64,6 +65,7 @@ TASK_BASES = {
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
     "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
     "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
+    "squad": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2048, True, 1024),
 }
 
 

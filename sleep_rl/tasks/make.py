@@ -14,6 +14,10 @@ def make_task(config: Config) -> Task:
         from sleep_rl.tasks.world import World
 
         return World(config.run.seed, **asdict(config.task.world))
+    if config.task.name == "squad":
+        from sleep_rl.tasks.squad import Squad
+
+        return Squad(**asdict(config.task.squad))
     from sleep_rl.tasks.classify import Classify
 
     return Classify(**asdict(config.task.classify))
