@@ -66,11 +66,22 @@ class Squad:
 
 
 @dataclass(frozen=True)
+class Arc:
+    challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles")
+    solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions")
+    days: int = key(1, "days (and nights) of the life", low=1)
+    puzzles_per_day: int = key(11, "new puzzles a day", low=1)
+    views: int = key(2, "turned and recoloured forms in which a test is asked besides; all answers vote", low=0)
+    max_dream_tokens: int = key(128, "longest recipe, in tokens", low=1)
+
+
+@dataclass(frozen=True)
 class TaskConfig:
-    name: str = key("world", "what the model lives through", choices=("world", "classify", "squad"))
+    name: str = key("world", "what the model lives through", choices=("world", "classify", "squad", "arc"))
     world: World = field(default_factory=World)
     classify: Classify = field(default_factory=Classify)
     squad: Squad = field(default_factory=Squad)
+    arc: Arc = field(default_factory=Arc)
 
 
 @dataclass(frozen=True)

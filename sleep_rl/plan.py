@@ -19,7 +19,7 @@ from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.tasks.make import make_task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-TASK_TOKENS = {"world": (34, 16), "classify": (134, 48), "squad": (450, 64)}
+TASK_TOKENS = {"world": (34, 16), "classify": (134, 48), "squad": (450, 64), "arc": (4000, 1024)}
 """Longest document and longest text written about it, in tokens of the task's own vocabulary."""
 LEARN_FLOPS = {"cpu": 10e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"cpu": 3e9, "gpu": 50e12}
@@ -202,10 +202,12 @@ def step_rows(config: Config) -> int:
 
 
 def _documents(config: Config) -> int:
-    """Documents a day: one per person or passage, or pages of labelled examples (as many a class as CLINC150 has)."""
+    """Documents a day: one per person, passage or puzzle, or pages of labelled examples (as many a class as CLINC150 has)."""
     classify = config.task.classify
     if config.task.name == "squad":
         return config.task.squad.passages_per_day
+    if config.task.name == "arc":
+        return config.task.arc.puzzles_per_day
     pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document) * classify.pages_per_example
     return config.task.world.people_per_day if config.task.name == "world" else pages
 

@@ -56,6 +56,7 @@ class Shape:
 
 PUBLISHED = {
     "Qwen/Qwen3-1.7B": Shape("published shape", "qwen3", 2048, 28, 6144, 16, 8, 128, 151936, True, 40960),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape("published shape", "llama", 2048, 16, 8192, 32, 8, 64, 128256, True, 131072),
     "Qwen/Qwen2.5-7B": Shape("published shape", "qwen2", 3584, 28, 18944, 28, 4, 128, 152064, False, 131072),
     "Qwen/Qwen3-8B": Shape("published shape", "qwen3", 4096, 36, 12288, 32, 8, 128, 151936, False, 40960),
     "meta-llama/Llama-3.1-8B": Shape("published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072),
@@ -93,6 +94,8 @@ def local_folder(name: str, key: str) -> Path | None:
 
 def _task_base(task: str, cache: Path) -> Shape:
     """Of the base that was trained last for the task, else what the task would train."""
+    if task == "arc":
+        raise InputError("model.base: a language model is needed for task arc, which has no small base, got null")
     trained = sorted(cache.glob(f"{task}-*/config.json"), key=lambda file: file.stat().st_mtime)
     return _from_folder(trained[-1].parent) if trained else TASK_BASES[task]
 

@@ -21,6 +21,7 @@ task: name
 task.world: days people_per_day known_people deep
 task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
 task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model base_text
+task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_by reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
@@ -115,7 +116,7 @@ VALUES = [
     ("sleep.is_cap=0", "sleep.is_cap: expected a number > 0, got 0"),
     ("sleep.replay=1.5", "sleep.replay: expected a number from 0 to 1, got 1.5"),
     ("sleep.reset=1", "sleep.reset: expected true or false, got 1"),
-    ("task.name=wrold", "task.name: expected one of world, classify, squad, got 'wrold'"),
+    ("task.name=wrold", "task.name: expected one of world, classify, squad, arc, got 'wrold'"),
     ("learners.zero_stage=true", "learners.zero_stage: expected one of 0, 1, 2, 3, got true"),
     ("run.dir=''", "run.dir: expected text, got ''"),
     ("evaluate.questions=0", "evaluate.questions: expected an integer >= 1 or null, got 0"),

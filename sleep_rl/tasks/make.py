@@ -18,6 +18,10 @@ def make_task(config: Config) -> Task:
         from sleep_rl.tasks.squad import Squad
 
         return Squad(**asdict(config.task.squad))
+    if config.task.name == "arc":
+        from sleep_rl.tasks.arc import Arc
+
+        return Arc(**asdict(config.task.arc))
     from sleep_rl.tasks.classify import Classify
 
     return Classify(**asdict(config.task.classify))
