@@ -35,6 +35,9 @@ def test_two_facts_name_one_person_and_every_question_has_one_answer(world):
     for a, b in forms.KEYS:
         assert max(Counter((p.facts[a], p.facts[b]) for p in people).values()) == 1
     assert all(p.facts[i] in ATTRIBUTES[i].values for p in people for i in range(4))
+    longer = World(seed=0, days=5, deep=True)
+    assert longer._known == world._known  # so the base in the cache stays valid
+    assert [longer._people[d] for d in world._people] == list(world._people.values())
     with pytest.raises(InputError, match="a deep one has at most 400 people, got 460"):
         World(seed=0, days=30, deep=True)
 

@@ -102,6 +102,42 @@ def test_a_saved_memory_is_evaluated_without_learners(tmp_path):
     assert again["row"] == want["row"] and again["n"] == want["n"]
 
 
+@pytest.fixture
+def deep_base(tmp_path):
+    """A base that writes dreams in the right form, though hardly a true one: trained for seconds."""
+    from sleep_rl.tasks.world import World
+    from sleep_rl.tasks.world_base import Recipe, Stage
+
+    recipe = Recipe(steps=220, stages=(Stage(1.0, 4, 16),), in_context=0.9, dreams=0.7, deeper=0.3)
+    return World(0, days=2, people_per_day=2, deep=True, recipe=recipe).base_checkpoint(str(tmp_path / "cache"), 0, None)
+
+
+@pytest.mark.stack
+def test_a_life_that_dreams(deep_base, tmp_path):
+    done = run(tmp_path, f"model.base={deep_base}", "task.world.deep=true", "model.top_k=1", "model.experts=4", "dream.rounds=2",
+               "dream.tasks=2", "dream.m=4", "dream.k=2", "dream.b=1", "dream.seeds=2", "dream.steps=4", "dream.inner_epochs=3",
+               "dream.inner_lr=0.02", "evaluate.open_book=false")
+    assert done.returncode == 0, done.stdout + done.stderr
+    folder = tmp_path / "life"
+    records = read(folder / "metrics.jsonl")
+    assert undocumented(records) == []
+    assert [(r["night"], r["round"], r["written"]) for r in of(records, "dreamed")] == [(1, 1, 8), (1, 2, 8), (2, 1, 8), (2, 2, 8)]
+    dreams = of(records, "dream")
+    tried = [d for d in dreams if d["kept"]]
+    assert len(tried) >= 8 and all(len(d["taus"]) == 2 and d["held_out"] is not None and d["importance"] for d in tried)
+    assert all(d["reward"] == int(sum(d["taus"]) / 2 > d["tau_before"]) for d in tried)
+    levels = {f"model.layers.{n}.mlp.memory.0" for n in (0, 1)}
+    assert all(d["experts"].keys() == levels and set(d["experts"].values()) <= {1, 2, 3, 4} for d in dreams)
+    assert {slot for d in dreams if d["night"] == 2 for slot in d["experts"].values()} >= {1, 2}  # random among the unlocked
+    good = [d for d in dreams if d["reward"]]
+    nights = [(r["night"], r["sender"]) for r in of(records, "night")]
+    assert nights == [entry for n in (1, 2) for entry in [(n, 0)] + [(n, -1)] * any(d["night"] == n for d in good)]
+    assert [sorted(r["forms"]) for r in of(records, "evaluate") if r["method"] == "sleep"][1:] == [["paraphrased", "reversed", "two-hop"]] * 2
+    kept = [json.loads(line) for file in sorted((folder / "dreams").iterdir()) for line in file.read_text().splitlines()]
+    assert [d["text"] for d in kept] == [d["text"] for d in dreams]
+    assert of(records, "done")[0]["status"] == "ok" and "<h2>Dreams</h2>" in (folder / "report.html").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.stack
 def test_a_smaller_model_is_seeded_into_a_grown_one(tmp_path):

@@ -74,8 +74,9 @@ def unique_pairs(facts: Sequence[tuple[str, ...]], values: Sequence[tuple[str, .
     """As many facts, with each pair of KEYS given to one person at most."""
     columns: dict[int, list[str]] = {}
     for a, b in KEYS:
-        pairs = rng.sample([(x, y) for x in values[a] for y in values[b]], len(facts))
-        columns[a], columns[b] = [x for x, _ in pairs], [y for _, y in pairs]
+        pairs = [(x, y) for x in values[a] for y in values[b]]
+        rng.shuffle(pairs)  # all of them: who comes first has the same facts however many follow
+        columns[a], columns[b] = ([pair[i] for pair in pairs[: len(facts)]] for i in (0, 1))
     return list(zip(*(columns[i] for i in range(4)), strict=True))
 
 
