@@ -56,26 +56,26 @@ def tasks_of(life: Life, night: int, number: int, row: dict[str, float]) -> list
 @stage
 def write(life: Life, night: int, number: int, tasks: list[DreamTask], policy: bool) -> list[dict]:
     """m dreams ~ LM(.|C) per task; for the i-th of every task each router also activates the same random experts."""
-    how, texts, learn = life.config.dream, life.texts, life.crew.learn
+    how, texts, learner = life.config.dream, life.texts, life.crew.learn
     rng = random.Random(f"dream {life.config.run.seed} {night} {number}")
     opener, dreams = texts.ids(life.task.dream_opener), []
     if policy:
-        learn.keep(SELF)
-        learn.use(DREAMER)
+        learner.keep(SELF)
+        learner.use(DREAMER)
     with life.console.phase(f"night {night}: dreams, round {number}", total=how.m) as tick:
         for i in range(how.m):
             wander = rng.getrandbits(31) if how.novelty else None
-            experts = {} if wander is None else learn.wander(wander)
+            experts = {} if wander is None else learner.wander(wander)
             if i == 0 or how.novelty:
                 life.crew.push(DREAMER, STUDENT)
-            learn.close_night(False)
+            learner.close_night(False)
             requests = [Request(opener, texts.context(t.context), rng.getrandbits(31)) for t in tasks]
             samples = life.sample(requests, DREAMER, life.task.max_dream_tokens, how.temperature, night=night, round=number)
             dreams += [_dream(texts, task, i, request, wander, experts, sample)
                        for task, request, sample in zip(tasks, requests, samples, strict=True)]
             tick(1, f"{len(dreams)} dreams")
     if policy:
-        learn.use(SELF)
+        learner.use(SELF)
     return _plain(dreams)
 
 
@@ -207,7 +207,7 @@ def _mean(values: list[float]) -> float | None:
 def follow(life: Life, night: int, number: int, good: list[Dream], policy: bool) -> bool:
     """The M-step: SFT of the dreaming policy on the rewarded dreams, with C in front, in an expert of its own. Returns
     whether the policy has a memory of its own now."""
-    how, texts, learn = life.config.dream, life.texts, life.crew.learn
+    how, texts, learner = life.config.dream, life.texts, life.crew.learn
     if not good or how.policy_epochs == 0:
         return policy
     by_id = {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
@@ -216,19 +216,19 @@ def follow(life: Life, night: int, number: int, good: list[Dream], policy: bool)
     rng = random.Random(f"follow {life.config.run.seed} {night} {number}")
     queue = [row for _ in range(how.policy_epochs) for row in rng.sample(rows, len(rows))]
     steps = math.ceil(len(queue) / how.policy_batch)
-    learn.keep(SELF)
+    learner.keep(SELF)
     again = policy and how.mstep_init == "previous"
     if again:
-        learn.use(DREAMER)
-    learn.open_night(1, on_full="again" if again else "newest")
+        learner.use(DREAMER)
+    learner.open_night(1, on_full="again" if again else "newest")
     with life.console.phase(f"night {night}: the dreaming policy follows {len(good)} dreams", total=steps) as tick:
         for step in range(steps):
-            metrics = learn.sft_step(queue[step * how.policy_batch :][: how.policy_batch], step, steps, how.policy_lr)
+            metrics = learner.sft_step(queue[step * how.policy_batch :][: how.policy_batch], step, steps, how.policy_lr)
             life.journal.log("policy", night=night, round=number, step=step, steps=steps, loss=metrics["loss"])
             tick(1, f"loss {metrics['loss']:.3f}")
-    learn.close_night(True)
-    learn.keep(DREAMER)
-    learn.use(SELF)
+    learner.close_night(True)
+    learner.keep(DREAMER)
+    learner.use(SELF)
     return True
 
 

@@ -58,6 +58,7 @@ class Plan:
     actors: tuple[Actor, ...]
     learner: Bytes  # per rank
     rollout: Bytes  # per engine, over all its GPUs
+    critic: Bytes | None  # per critic: engine, torch model and copies; None without dreaming
     cached_tokens: int | None  # that the KV cache of an engine holds
     push_bytes: int  # one expert of one level, over all layers
     full_bytes: int  # every parameter
@@ -105,6 +106,7 @@ def plan(config: Config) -> Plan:
     return Plan(
         config=config, base=shape, actors=actors,
         learner=_learner_bytes(config, shape, tokens), rollout=rollout, cached_tokens=cached_tokens,
+        critic=_critic_bytes(config, shape, rollout) if config.dream.rounds else None,
         push_bytes=expert_bytes(config, shape),
         full_bytes=shape.parameters * _width(config) + memory_bytes(config, shape),
         tokens=tokens, rows=rows, written=written, replayed=replayed, completions=completions,
@@ -153,6 +155,15 @@ def _rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
     cache = None if given is None else given * parts
     size = Bytes(shape.parameters * _width(config), 2 * memory_bytes(config, shape), cache=cache)
     return size, None if cache is None else cache // per_token
+
+
+def _critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
+    """An engine as the rollouts have it, the same model in torch, and `critics.together` LoRA copies: factor, gradient and
+    two moments, in every projection."""
+    inside, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    layer = (2 * (shape.hidden + inside) + 2 * (shape.hidden + kv) + 3 * (shape.hidden + shape.intermediate))
+    copies = config.critics.together * shape.layers * layer * config.dream.inner_rank * 4 * _width(config)
+    return Bytes(2 * rollout.base, rollout.memory + memory_bytes(config, shape), copies, cache=rollout.cache)
 
 
 def _night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> float:

@@ -25,6 +25,8 @@ def render(plan: Plan) -> str:
                          f"activations {_size(plan.learner.activations)} (rough)"),
         ("rollout engine", f"{_size(plan.rollout.total)}: base {_size(plan.rollout.base)}, memory of two states "
                            f"{_size(plan.rollout.memory)}, {_cache_words(plan)}"),
+        *([("critic", f"{_size(plan.critic.total)}: base twice {_size(plan.critic.base)}, copies {_size(plan.critic.optimizer)}")]
+          if plan.critic else []),
         ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
                         f"{plan.push_bytes / plan.full_bytes:.2%}"),
         ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
