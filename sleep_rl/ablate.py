@@ -104,25 +104,35 @@ def _free(folder: Path) -> Path:
 
 
 def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
-    """Accuracy on the known, the earlier days and the newest day after the last night: mean over seeds, and the 95 %
-    interval (Wilson) of all their answers together; in brackets how many seeds, where some failed."""
-    lines = [["row", KNOWN, "earlier days", "newest day", "note"]]
+    """Accuracy on the known, the earlier days, the newest day and its deeper questions (of a task that has some) after the
+    last night: mean over seeds, and the 95 % interval (Wilson) of all their answers together; in brackets how many seeds,
+    where some failed."""
+    last = {name: _last(folders, reasons) for name, folders in rows.items()}
+    forms = list(dict.fromkeys(f for found in last.values() for r in found for f in r.get("forms") or ()))
+    lines = [["row", KNOWN, "earlier days", "newest day", *forms, "note"]]
     for name, folders in rows.items():
-        found = []
-        for folder in folders:
-            retention = Retention.of(read(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else Retention()
-            if "sleep" in retention.methods and folder not in reasons:
-                found.append(retention.last("sleep"))
+        found = last[name]
         days = [c for c in found[0]["row"] if c != KNOWN] if found else []
-        cells = [_cell(found, columns) for columns in ([KNOWN], days[:-1], days[-1:])]
+        cells = [_cell(found, columns) for columns in ([KNOWN], days[:-1], days[-1:], *([f] for f in forms))]
         failed = [f"{folder.name}: {reason}" for folder, reason in reasons.items() if folder in folders]
         note = "; ".join(([f"[{len(found)} of {len(folders)} seeds]"] if len(found) < len(folders) else []) + failed)
         lines.append([name, *cells, note])
     return aligned(lines)
 
 
+def _last(folders: list[Path], reasons: dict[Path, str]) -> list[dict]:
+    """The last evaluation of each run that ended well."""
+    found = []
+    for folder in folders:
+        retention = Retention.of(read(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else Retention()
+        if "sleep" in retention.methods and folder not in reasons:
+            found.append(retention.last("sleep"))
+    return found
+
+
 def _cell(records: list[dict], columns: list[str]) -> str:
-    pairs = [(r["row"][c], r["n"][c]) for r in records for c in columns if c in r["row"]]
+    rows = [{**r["row"], **(r.get("forms") or {})} for r in records]
+    pairs = [(row[c], r["n"][c]) for row, r in zip(rows, records, strict=True) for c in columns if c in row]
     answers = sum(n for _, n in pairs)
     if not answers:
         return "-"

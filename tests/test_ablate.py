@@ -95,3 +95,20 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
 def test_bad_counts_are_one_line(capsys):
     assert main(["ablate", "--seeds", "0", DEMO]) == 2
     assert capsys.readouterr().err == "sleep-rl: --seeds: at least 1, got 0\n"
+
+
+def test_forms_of_deeper_questions_have_columns_of_their_own(tmp_path):
+    folders = []
+    for seed, reversed_ in ((0, 0.5), (1, 1.0)):
+        folder = tmp_path / f"r{seed}"
+        folder.mkdir()
+        record = {"t": 1, "kind": "evaluate", "after": "night 1", "method": "sleep", "open_book": None,
+                  "row": {"known": 1.0, "day1": 0.5}, "forms": {"reversed": reversed_}, "n": {"known": 4, "day1": 8, "reversed": 6}}
+        (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
+        folders.append(folder)
+    plain = {**record, "row": {"known": 1.0, "day1": 0.5}, "forms": {}}
+    (tmp_path / "p").mkdir()
+    (tmp_path / "p" / "metrics.jsonl").write_text(json.dumps(plain) + "\n")
+    lines = ablate.table({"whole": folders, "no-dreaming": [tmp_path / "p"]}, {}).splitlines()
+    low, high = wilson(0.75, 12)
+    assert "reversed" in lines[0] and f"0.750 [{low:.3f}, {high:.3f}]" in lines[1] and lines[2].split()[-1] == "-"
