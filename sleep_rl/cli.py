@@ -25,7 +25,12 @@ OVERRIDES = "section.key=value"
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        arguments = _parser().parse_args(argv)
+        parser = _parser()
+        arguments, rest = parser.parse_known_args(argv)
+        if rest and (not hasattr(arguments, "overrides") or any("=" not in part or part[0] == "-" for part in rest)):
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        if rest:  # argparse takes overrides in one piece only, behind the config; people also put them behind options
+            arguments.overrides = [*arguments.overrides, *rest]
         return arguments.command(arguments)
     except InputError as error:
         return _fail(error, BAD_INPUT)

@@ -96,6 +96,18 @@ def test_a_bad_command_line_is_one_line(capsys, tmp_path, monkeypatch, argv, lin
     assert capsys.readouterr() == ("", f"sleep-rl: {line}\n")
 
 
+def test_overrides_may_stand_behind_options(monkeypatch, capsys):
+    from sleep_rl import ablate
+
+    asked = []
+    monkeypatch.setattr(ablate, "ablate", lambda *arguments: asked.append(arguments) or "table")
+    for argv in (["--seeds", "2", DEMO, "sleep.steps=3", "run.seed=1"], [DEMO, "--seeds", "2", "sleep.steps=3", "run.seed=1"],
+                 [DEMO, "sleep.steps=3", "--seeds", "2", "run.seed=1"]):
+        assert main(["ablate", *argv]) == 0
+    assert asked == [(DEMO, ["sleep.steps=3", "run.seed=1"], [], 2)] * 3
+    assert main(["ablate", DEMO, "--seeds", "2", "stray"]) == 2 and "unrecognized arguments: stray" in capsys.readouterr().err
+
+
 def test_run_is_refused_by_the_plan_before_anything_starts(launch, capsys):
     assert main(["run", DEMO, "model.base=./none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
