@@ -88,7 +88,7 @@ def training_sequence(rng: random.Random, known: Sequence[Person], facts: int, r
     person = _stranger(rng, other, recipe)
     stated = rng.sample(everything, facts)
     pieces = [(BOS, 0.0), (person.document(rng, stated), recipe.document_weight)]
-    if facts == len(ATTRIBUTES) and rng.random() < recipe.dreams:
+    if recipe.dreams and facts == len(ATTRIBUTES) and rng.random() < recipe.dreams:
         direct = [(a.ask(person.name), value) for a, value in zip(ATTRIBUTES, person.facts, strict=True)]
         pieces.append((forms.DREAM, 0.0))
         for question, answer in forms.dreamed(person, direct, recipe.dream_length, rng):
@@ -97,7 +97,7 @@ def training_sequence(rng: random.Random, known: Sequence[Person], facts: int, r
     for index in rng.sample(stated, facts):
         if rng.random() < recipe.elsewhere:
             pieces += _asked(other, rng.choice(everything), 0.0, recipe)
-        elif facts == len(ATTRIBUTES) and rng.random() < recipe.deeper:
+        elif recipe.deeper and facts == len(ATTRIBUTES) and rng.random() < recipe.deeper:
             _, question, answer = rng.choice(forms.asked(person, rng.choice(forms.FORMS[1:])))
             pieces += [(f"{OPENER} {question} {MARKER}", 0.0), (answer, recipe.answer_weight), (EOS, recipe.question_weight)]
         else:
