@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts import InputError
-from sleep_rl.metrics import Record, aligned, read
+from sleep_rl.metrics import METHODS, Record, aligned, read
 
 SORTS = ("gain", "held_out", "importance", "tau_before", "logprob")
 STATES = ("rewarded", "unrewarded", "rejected", "failed")
@@ -65,7 +65,7 @@ def section(records: Sequence[Record], most: int = 6) -> str:
         return ""
     tried = sorted((d for d in dreams if d["gain"] is not None), key=lambda d: -d["gain"])
     rejected = [d for d in dreams if state(d) == "rejected"]
-    parts = [_rounds(rounds), _list("Best", tried[:most]), _list("Worst", tried[most:][-most:][::-1]),
+    parts = [_rounds(rounds), _forms(records), _list("Best", tried[:most]), _list("Worst", tried[most:][-most:][::-1]),
              _list("Rejected by selection", sorted(rejected, key=lambda d: d["importance"] or 0.0)[:most])]
     return ('<h2>Dreams</h2><p class="lead">What the model wrote about its tasks, tried out on isolated copies of itself. '
             "Gain: tau of the copies less that of the model. Held out: the gain on a training seed that the reward never "
@@ -80,6 +80,16 @@ def _rounds(rounds: list[Record]) -> str:
     return _table(head, rows)
 
 
+def _forms(records: Sequence[Record]) -> str:
+    """Accuracy on the newest day's deeper questions after each night."""
+    found = {(r["after"], r["method"]): r["forms"] for r in records if r["kind"] == "evaluate" and r.get("forms")}
+    names = list(dict.fromkeys(name for forms in found.values() for name in forms))
+    rows = [[after, METHODS.get(method, method), *(_number(forms.get(name)) for name in names)]
+            for (after, method), forms in found.items()]
+    head = ",".join(["after", "method", *names])
+    return f"<h3>The newest day, asked otherwise than its documents say it</h3>{_table(head, rows)}" if rows else ""
+
+
 def _list(title: str, dreams: list[Record]) -> str:
     if not dreams:
         return ""
@@ -90,5 +100,7 @@ def _list(title: str, dreams: list[Record]) -> str:
 
 def _table(head: str, rows: list[list]) -> str:
     names = "".join(f"<th>{name}</th>" for name in head.split(","))
-    body = "".join("<tr>" + "".join(f"<td>{escape(str(cell))}</td>" for cell in row) + "</tr>" for row in rows)
+    short = [' class="n"' if all(len(str(row[i])) < 12 for row in rows) else "" for i in range(head.count(",") + 1)]
+    body = "".join("<tr>" + "".join(f"<td{how}>{escape(str(cell))}</td>" for how, cell in zip(short, row, strict=True)) + "</tr>"
+                   for row in rows)
     return f'<table class="plain"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'

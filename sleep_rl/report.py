@@ -77,7 +77,7 @@ def _header(records: list[Record], run: Record, done: Record) -> str:
     started = run.get("started") or records[0].get("t")
     if isinstance(started, (int, float)):
         started = datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
-    facts = run | {"started": started, "seeds": str(run.get("seeds", "")).strip("[]")}
+    facts = run | {"started": started, "commit": str(run.get("commit") or "")[:12], "seeds": str(run.get("seeds", "")).strip("[]")}
     spans = "".join(f"<span><i>{name}</i> {escape(str(facts[name]))}</span>"
                     for name in ("task", "model", "started", "seeds", "commit") if facts.get(name) not in (None, ""))
     took = clock(done.get("seconds") or 0)
@@ -306,6 +306,7 @@ body{margin:0;background:#fff;color:#1d2330;font:15px/1.5 -apple-system,"Segoe U
 h1{font-size:27px;line-height:1.2;margin:0 0 8px;letter-spacing:-.01em}h3{font-size:14px;margin:0 0 6px}
 h2{font-size:18px;margin:44px 0 4px;padding-top:14px;border-top:1px solid #e3e6eb}header p{margin:8px 0 0}
 .facts span{margin-right:22px;white-space:nowrap}.facts i{font-style:normal;color:#7b8494;margin-right:3px}
+.plain .n,.plain .n+th{white-space:nowrap;overflow-wrap:normal;min-width:4.5em}h3{margin-top:18px}
 .good,.right{color:#2c7154}.bad,.wrong{color:#a8331f}.none{color:#a2a9b6}.wide{overflow-x:auto}
 .lead{margin:0 0 14px;color:#5d6675;font-size:14px}small{display:block;font-weight:400;font-size:11.5px;line-height:1.4;
 color:#7b8494}table{border-collapse:collapse;width:100%}th{font-weight:600;text-align:left}

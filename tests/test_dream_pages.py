@@ -81,7 +81,10 @@ def test_the_report_shows_the_best_the_worst_and_the_rejected(run):
     few = section([*DREAMS, ROUND], most=2)
     best, worst, rejected = few.index("<h3>Best"), few.index("<h3>Worst"), few.index("<h3>Rejected")
     assert numbers_in(few[best:worst]) == [0, 4] and numbers_in(few[worst:rejected]) == [1, 5] and numbers_in(few[rejected:]) == [2]
-    assert "<td>0.19</td><td>0.50</td><td>-</td>" in html  # of nothing there is no mean
+    cell = '<td class="n">{}</td>'.format
+    assert cell("0.19") + cell("0.50") + cell("-") in html  # of nothing there is no mean
+    evaluated = {"t": 3.0, "kind": "evaluate", "after": "night 1", "method": "sleep", "forms": {"reversed": 0.375, "two-hop": 0.25}}
+    assert cell("night 1") + cell("sleep") + cell("0.38") + cell("0.25") in section([*DREAMS, ROUND, evaluated])
     assert section(DREAMS) == "" and "<h2>Dreams</h2>" in write_report(run).read_text()
 
 
