@@ -128,3 +128,25 @@ class CheckingRollout:
 
     def close(self) -> None:
         self.forget()
+
+
+class CountingCritic(CheckingRollout):
+    """A Critic that answers with what it holds and was asked; the one named `victim` dies once, at its first trial, and
+    one with `drifts` changes its own weights by trying."""
+
+    def __init__(self, name: str = "", victim: str = "", path: str = "", drifts: bool = False) -> None:
+        super().__init__()
+        self.name, self.victim, self.path, self.drifts, self.tried = name, victim, path, drifts, 0
+
+    def try_out(self, trials_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
+        if self.name == self.victim and not os.path.exists(self.path):
+            open(self.path, "w").close()
+            os._exit(3)
+        if self.states.get(name, (-1,))[0] < version:
+            raise RunError(f"{name} version {version} is not held here")
+        self.tried += len(trials_N)
+        fill = int(self.value(name, next(iter(self.states[name][1]))))
+        return [((trial.seed, fill),) for trial in trials_N]
+
+    def digest(self) -> str:
+        return f"{sorted(self.states)} {self.tried if self.drifts else 0}"
