@@ -15,14 +15,15 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sleep_rl.dream_contracts import Trial
+from sleep_rl.objectives import token_logprobs
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 BETAS, EPSILON, CLIP = (0.9, 0.999), 1e-8, 1.0  # AdamW and gradient clipping as SEAL's trainer has them by default
+LOGIT_CHUNK = 1024
 
 
 class Copies:
@@ -39,8 +40,9 @@ class Copies:
             o, i = layer.weight.shape
             bound = i**-0.5  # peft's: Kaiming uniform with a = sqrt(5)
             a_NRI = torch.stack([torch.empty(rank, i).uniform_(-bound, bound, generator=g) for g in generators])
-            self.a[name] = a_NRI.to(layer.weight).requires_grad_()
-            self.b[name] = torch.zeros(len(seeds_N), o, rank).to(layer.weight).requires_grad_()
+            # In float32 whatever the model's dtype: in bfloat16 steps of a usual learning rate would round to nothing.
+            self.a[name] = a_NRI.to(layer.weight.device).requires_grad_()
+            self.b[name] = torch.zeros(len(seeds_N), o, rank, device=layer.weight.device).requires_grad_()
 
     def factors(self) -> list[Tensor]:
         """Every trained tensor; the first dimension is the copy."""
@@ -52,8 +54,8 @@ class Copies:
 
         def hook(name: str):
             def add(_: nn.Module, inputs: tuple[Tensor, ...], y_BTO: Tensor) -> Tensor:
-                low_BTR = inputs[0] @ self.a[name].transpose(1, 2)
-                return y_BTO + (self.alpha / self.rank) * (low_BTR @ self.b[name].transpose(1, 2))
+                a_NIR, b_NRO = (t.transpose(1, 2).to(y_BTO.dtype) for t in (self.a[name], self.b[name]))
+                return y_BTO + (self.alpha / self.rank) * (inputs[0] @ a_NIR @ b_NRO)
             return add
 
         handles = [layer.register_forward_hook(hook(name)) for name, layer in self.layers.items()]
@@ -103,20 +105,23 @@ def _order(trial: Trial) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 def _losses(model: nn.Module, rows_N: list[tuple[tuple[int, ...], tuple[int, ...]]], pad: int, device) -> Tensor:
-    """[N] mean cross entropy of each row's completion, nats per token."""
+    """[N] mean cross entropy of each row's completion, nats per token; logits of LOGIT_CHUNK positions live at once."""
     width = max(len(prompt) + len(completion) for prompt, completion in rows_N)
     ids_NT = torch.full((len(rows_N), width), pad, dtype=torch.long)
-    mask_NT, loss_NT = torch.zeros_like(ids_NT), torch.zeros(len(rows_N), width)
+    mask_NT, row_P, place_P = torch.zeros_like(ids_NT), [], []
     for n, (prompt, completion) in enumerate(rows_N):
         end = len(prompt) + len(completion)
         ids_NT[n, :end] = torch.tensor(prompt + completion)
         mask_NT[n, :end] = 1
-        loss_NT[n, len(prompt) : end] = 1
-    ids_NT, mask_NT, loss_NT = (t.to(device) for t in (ids_NT, mask_NT, loss_NT))
-    logits_NTV = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, :-1].float()
-    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), ids_NT[:, 1:], reduction="none")
-    weight_NT = loss_NT[:, 1:]
-    return (nats_NT * weight_NT).sum(1) / weight_NT.sum(1)
+        row_P += [n] * len(completion)
+        place_P += range(n * width + len(prompt) - 1, n * width + end - 1)
+    ids_NT, mask_NT = ids_NT.to(device), mask_NT.to(device)
+    rows, places = torch.tensor(row_P, device=device), torch.tensor(place_P, device=device)
+    hidden_NTD = model.model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).last_hidden_state
+    token_P = ids_NT.flatten()[places + 1]
+    logp_P = token_logprobs(model.lm_head, hidden_NTD.flatten(0, 1)[places], token_P, LOGIT_CHUNK)
+    counts_N = torch.bincount(rows, minlength=len(rows_N))
+    return torch.zeros(len(rows_N), device=device).index_add(0, rows, -logp_P) / counts_N
 
 
 class StackedAdamW:

@@ -162,7 +162,10 @@ class Workers:
         self.version += 1
         self._drafts.push(self.learn.export(TEACHER, self.version, self._drafts.have(TEACHER), TEACHER))
         before = self._critics.all(Critic.digest)[0]
-        answers = self._critics.map_again(revive, Critic.try_out, trials_N, TEACHER, self.version, how)
+        answers: list[tuple[tuple[int, ...], ...] | Failure] = []
+        size = max(len(self._critics.workers), 1) * self._config.critics.together  # a deadline is for one stack each
+        for start in range(0, len(trials_N), size):
+            answers += self._critics.map_again(revive, Critic.try_out, trials_N[start : start + size], TEACHER, self.version, how)
         for worker, after in zip(self._critics.workers, self._critics.all(Critic.digest), strict=True):
             if after != before:
                 raise RunError(f"{worker.name}: trying out dreams changed the model itself")
@@ -190,8 +193,10 @@ class Workers:
         """Drops every cached context of the rollout workers."""
         try:
             self.rollouts.all(Rollout.forget)
+            if self._critics.workers:
+                self._critics.all(Critic.forget)
         except (WorkerDied, WorkerLate):
-            self._revive()  # a new worker has nothing cached
+            self._revive()  # a new worker has nothing cached; a lost critic is started anew when it is needed
 
     def close(self) -> None:
         """Lets the workers end in good order; the backend ends those that do not."""
@@ -229,7 +234,7 @@ def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Ha
 
 def _critics(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
     c, d = config.critics, config.dream
-    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(config.rollouts.engine),
+    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": {**config.rollouts.engine, **c.engine},
               "seed": config.run.seed, "rank": d.inner_rank, "alpha": d.inner_alpha, "together": c.together,
               "device": "cuda" if c.gpus else "cpu", "probe_tolerance": config.probe_tolerance, "threads": c.threads}
     env = {} if c.gpus else cpu_environment(c.threads)

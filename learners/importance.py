@@ -1,10 +1,11 @@
 """How the gradients of many texts relate (paper.md section 4, step 2), without a gradient per text of the whole model.
 
 For loss l_i of text i the Gram matrix holds <grad l_i, grad l_j> over the low-rank parameters: the unlocked experts of
-every memory level and their router rows. One forward and one backward pass over all texts; each level then makes its own
-part from what went in and from the gradient of what came out, and forgets it.
+every memory level and their router rows. Texts go through in micro batches, forward and backward once; each level then
+makes its own part from what went in and from the gradient of what came out. Only the last text's gradient is kept, to
+be multiplied with the others'; for the whole matrix, all of them are, in host memory.
 
-Shapes: N texts, T tokens, D model width, S slots, L = d_low.
+Shapes: N texts, T tokens, P loss positions, D model width, S slots, L = d_low.
 """
 
 from __future__ import annotations
@@ -15,40 +16,64 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learners.seeding import Rows
 from sleep_rl.contracts import TEACHER
 from sleep_rl.memory import BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
+from sleep_rl.objectives import token_logprobs
 from sleep_rl.text import Ids
 
+Text = tuple[Ids, Ids]  # prompt and completion
 
-def gram(model: nn.Module, texts_N: Items[tuple[Ids, Ids]], pad: int) -> Tensor:
-    """[N, N] inner products of the gradients of each text's loss: cross entropy of (prompt, completion)'s completion,
-    in nats per token, in the stored (TEACHER) state. Raises ValueError when no expert is unlocked."""
+
+def gram(model: nn.Module, texts_N: Items[Text], pad: int, *, whole: bool = True, size: int = 64, chunk: int = 1024) -> Tensor:
+    """[N, N] inner products of the gradients of each text's loss: cross entropy of the completion, in nats per token, in
+    the stored (TEACHER) state. Without `whole` only the diagonal and the products with the last text are made, the rest is
+    0. `size` texts go through together, with logits of `chunk` positions at once. Raises ValueError when no expert is
+    unlocked."""
     levels = list(memory_levels(model).values())
     if not any((level.state[BASE_SLOT + 1 :] != LOCKED).any() for level in levels):
         raise ValueError("no expert is unlocked, so there is no low-rank parameter to take gradients of")
-    device = next(model.parameters()).device
-    out_NN = torch.zeros(len(texts_N), len(texts_N), dtype=torch.float64, device=device)
+    last, count = len(texts_N) - 1, len(texts_N)
+    out_NN = torch.zeros(count, count, dtype=torch.float64)
+    held: list[tuple[list[int], list[Tensor]]] = []  # places, and their gradients level by level, part by part
+    for start in range(0, count, size):  # the last text first: the others are multiplied with it
+        places = [(last - n) for n in range(start, min(start + size, count))]
+        parts = _gradients(model, [texts_N[n] for n in places], pad, chunk)
+        for others, theirs in [*held, (places, parts)]:
+            for mine, other in zip(parts, theirs, strict=True):
+                block = (mine @ other.to(mine).T).double().cpu()
+                for i, n in enumerate(places):
+                    for j, m in enumerate(others):
+                        if whole or n == m or last in (n, m):
+                            out_NN[n, m] += block[i, j]
+                            if others is not places:
+                                out_NN[m, n] += block[i, j]
+        if whole:
+            held.append((places, [part.cpu() for part in parts]))
+        elif not held:
+            held.append(([last], [part[:1] for part in parts]))
+    return out_NN
+
+
+def _gradients(model: nn.Module, texts_N: Items[Text], pad: int, chunk: int) -> list[Tensor]:
+    """[N, elements] per level and part, one row a text."""
+    parts: list[Tensor] = []
 
     def watch(level: MemoryLevel, inputs: tuple[Tensor], out_NTD: Tensor) -> None:
         x_NTD = inputs[0].detach()
-
-        def add(grad_NTD: Tensor) -> None:
-            for part in level_gradients(level, x_NTD, grad_NTD):
-                out_NN.add_((part @ part.T).double())
-
         if out_NTD.requires_grad:
-            out_NTD.register_hook(add)
+            out_NTD.register_hook(lambda grad_NTD: parts.extend(level_gradients(level, x_NTD, grad_NTD)))
 
-    used = [level for level in levels if (level.state != LOCKED).any()]
+    used = [level for level in memory_levels(model).values() if (level.state[BASE_SLOT + 1 :] != LOCKED).any()]
     handles = [level.register_forward_hook(watch) for level in used]
     handles.append(model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_()))
     try:
         with torch.enable_grad(), view_of(model, TEACHER):
-            _losses(model, texts_N, pad, device).sum().backward()
+            _loss(model, texts_N, pad, chunk).backward()
     finally:
         for handle in handles:
             handle.remove()
-    return out_NN
+    return parts
 
 
 @torch.no_grad()
@@ -74,17 +99,13 @@ def level_gradients(level: MemoryLevel, x_NTD: Tensor, grad_NTD: Tensor) -> tupl
     return tuple(part.flatten(1) for part in parts)
 
 
-def _losses(model: nn.Module, texts_N: Items[tuple[Ids, Ids]], pad: int, device) -> Tensor:
-    """[N] mean cross entropy of each completion, nats per token."""
-    width = max(len(prompt) + len(completion) for prompt, completion in texts_N)
-    ids_NT = torch.full((len(texts_N), width), pad, dtype=torch.long)
-    mask_NT, weight_NT = torch.zeros_like(ids_NT), torch.zeros(len(texts_N), width)
-    for n, (prompt, completion) in enumerate(texts_N):
-        end = len(prompt) + len(completion)
-        ids_NT[n, :end] = torch.tensor(prompt + completion)
-        mask_NT[n, :end] = 1
-        weight_NT[n, len(prompt) : end] = 1 / len(completion)
-    ids_NT, mask_NT, weight_NT = ids_NT.to(device), mask_NT.to(device), weight_NT.to(device)
-    logits_NTV = model(input_ids=ids_NT, attention_mask=mask_NT, use_cache=False).logits[:, :-1].float()
-    nats_NT = F.cross_entropy(logits_NTV.transpose(1, 2), ids_NT[:, 1:], reduction="none")
-    return (nats_NT * weight_NT[:, 1:]).sum(1)
+def _loss(model: nn.Module, texts_N: Items[Text], pad: int, chunk: int) -> Tensor:
+    """Sum over the texts of the mean cross entropy of each completion, nats per token."""
+    device = next(model.parameters()).device
+    prompts, completions = zip(*texts_N)
+    rows = Rows.of(list(prompts), list(completions), pad, device)
+    token_P = torch.tensor([t for c in completions for t in c], device=device)
+    share_P = torch.tensor([1 / len(c) for c in completions for _ in c], device=device)
+    hidden_NTD = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False).last_hidden_state
+    logp_P = token_logprobs(model.lm_head, hidden_NTD.flatten(0, 1)[rows.flat_P], token_P, chunk)
+    return -(logp_P * share_P).sum()

@@ -185,6 +185,15 @@ class LearnerWorker:
 
     # ----------------------------------------------------------------------------------------------------- dreams
 
+    def regraft(self, tag: str) -> None:
+        """See contracts.Learner."""
+        memory, _, order = self.kept[tag]
+        slot = order[1][-1]
+        self.open_night(1, on_full="newest")
+        self.engine.reset([memory[f"{name}.{part}"][slot] for name in self._of_level(1) for part in PARTS])
+        self.close_night(True)
+        self.keep(tag)
+
     def wander(self, seed: int) -> dict[str, int]:
         """See contracts.Learner. The chosen expert is FRESH: always on and outside the top-k, so each router lets it
         through beside those that it chooses."""
@@ -199,10 +208,11 @@ class LearnerWorker:
             self.levels[name].refresh()
         return chosen
 
-    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool) -> list[list[float]]:
         """See contracts.Learner."""
         try:
-            return gram(self.model, texts_N, self.pad).tolist()
+            return gram(self.model, texts_N, self.pad, whole=whole, size=self.config.learners.micro_batch,
+                        chunk=self.config.sleep.logit_chunk).tolist()
         except ValueError as error:
             raise RunError(f"learner: {error}") from error
 
@@ -252,8 +262,11 @@ class LearnerWorker:
         hidden_PD = self.module.hidden(rows, view)
         return tuple(token_logprobs(self.model.lm_head, hidden_PD, token_P, self.config.sleep.logit_chunk).tolist())
 
-    def keep(self, tag: str) -> None:
-        """Remembers the stored memory under `tag`: the lives of sleep and of the baselines share one learner."""
+    def keep(self, tag: str, of: str = "") -> None:
+        """See contracts.Learner. What is kept is never written to, so two tags may share it."""
+        if of:
+            self.kept[tag] = self.kept[of]
+            return
         memory = {k: v.detach().clone() for k, v in self.model.state_dict().items() if ".memory." in k}
         self.kept[tag] = memory, self.chunks.state(), self.order.state()
 

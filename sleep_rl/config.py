@@ -199,6 +199,7 @@ class Critics:
     gpus: float = key(0.0, "GPUs per critic", low=0, high=1)
     threads: int = key(1, "threads per critic on CPU", low=1)
     together: int = key(16, "isolated copies trained in one forward pass and held by the engine at once", low=1)
+    engine: dict = key({}, "options of the critics' vLLM engines that win over rollouts.engine")
 
 
 @dataclass(frozen=True)

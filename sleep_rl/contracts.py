@@ -273,9 +273,13 @@ class Learner(Protocol):
         """Forms the state that dreams: as STUDENT, each router also activates one random expert of its level. Returns
         which (level name -> slot); the same for the same seed. `close_night(False)` drops it."""
 
-    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[list[float]]:
+    def gram(self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool) -> list[list[float]]:
         """[N, N] inner products of the gradients of each text's loss over the low-rank parameters; a text is (prompt,
-        completion), its loss the completion's cross entropy in nats per token. Raises RunError before any expert is."""
+        completion), its loss the completion's cross entropy in nats per token. Without `whole` only the diagonal and the
+        products with the last text, the rest is 0. Raises RunError while no expert is unlocked."""
+
+    def regraft(self, tag: str) -> None:
+        """Keeps under `tag` the present memory plus the expert that was trained last in what `tag` held before."""
 
     def close_night(self, commit_night: bool) -> None:
         """Update: applies the prospective weights, resets the sender's experts and keeps the new one; or nothing."""
@@ -283,8 +287,9 @@ class Learner(Protocol):
     def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
         """The state of `view` (TEACHER or STUDENT) under `name`; tensors only where `have` (key -> digest) differs."""
 
-    def keep(self, tag: str) -> None:
-        """Remembers the stored memory under `tag`: the lives of sleep and of the baselines share one learner."""
+    def keep(self, tag: str, of: str = "") -> None:
+        """Remembers the stored memory (or what is kept under `of`) under `tag`: the lives of sleep, of the baselines and of
+        the dreaming policy share one learner."""
 
     def use(self, tag: str) -> None:
         """Puts the memory kept under `tag` back; an open night is dropped."""

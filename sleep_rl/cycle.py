@@ -26,10 +26,11 @@ def live(life: Life) -> None:
     for night, day in enumerate(life.task.days(), start=1):
         wake(life, day)
         before_night(life, day, night)
-        gate.remember(life)
+        gate.remember(life, policy)
         sleep(life, day, night)
-        policy = dream(life, night, row, policy)
-        row = gate.passed(life, night, row, evaluate(life, after=f"night {night}", lived=night))
+        dreaming = dream(life, night, row, policy)
+        row, stays = gate.passed(life, night, row, evaluate(life, after=f"night {night}", lived=night), policy)
+        policy = dreaming if stays else policy
         save(life, night)
         baselines.sft(life, day, night)
     baselines.joint(life)

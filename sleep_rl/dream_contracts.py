@@ -79,4 +79,7 @@ class Critic(Protocol):
     def held(self) -> dict[str, int]:
         """As Rollout.held."""
 
+    def forget(self) -> None:
+        """As Rollout.forget."""
+
     def close(self) -> None: ...

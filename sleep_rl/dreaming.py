@@ -17,7 +17,7 @@ from statistics import fmean
 
 from sleep_rl.contracts import (STUDENT, TEACHER, TEXT, Failure, InputError, Request, RunError, Sample, Sampling,
                                 Sequence, Text)
-from sleep_rl.dream_contracts import DreamTask, Trial
+from sleep_rl.dream_contracts import DreamTask, Lesson, Trial
 from sleep_rl.dreams import Dream, accepted, draw_tasks, judged, keep
 from sleep_rl.life import Life
 from sleep_rl.night import DREAMS, Night, Written, seed
@@ -61,7 +61,10 @@ def write(life: Life, night: int, number: int, tasks: list[DreamTask], policy: b
     opener, dreams = texts.ids(life.task.dream_opener), []
     if policy:
         learner.keep(SELF)
-        learner.use(DREAMER)
+        if number == 1:  # what the model learned since, the policy has, too
+            learner.regraft(DREAMER)
+        else:
+            learner.use(DREAMER)
     with life.console.phase(f"night {night}: dreams, round {number}", total=how.m) as tick:
         for i in range(how.m):
             wander = rng.getrandbits(31) if how.novelty else None
@@ -102,7 +105,8 @@ def select(life: Life, night: int, number: int, tasks: list[DreamTask], written:
             omega: list[float] = []
             if sound:
                 document = texts.document(task.context)
-                gram = life.crew.learn.gram([(start, d.ids) for d in sound] + [(document[:1], document[1:])])
+                texts_N = [(start, d.ids) for d in sound] + [(document[:1], document[1:])]
+                gram = life.crew.learn.gram(texts_N, how.importance == "greedy")
                 omega, kept = keep(gram, how, rng)
             chosen = {d.number: (w, i in kept) for i, (d, w) in enumerate(zip(sound, omega, strict=True))}
             out += [replace(d, importance=chosen[d.number][0], kept=chosen[d.number][1]) if d.number in chosen else d
@@ -115,8 +119,18 @@ def _checked(life: Life, task: DreamTask, dream: Dream) -> Dream:
     """The dream, given up where it teaches nothing."""
     if dream.reason:
         return dream
-    lesson = life.task.lesson(task, dream.text)
+    lesson = _lesson(life, task, dream.text)
     return replace(dream, reason=lesson.reason) if isinstance(lesson, Failure) else dream
+
+
+def _lesson(life: Life, task: DreamTask, text: str) -> Lesson | Failure:
+    """What a dream teaches, without texts that do not fit."""
+    lesson = life.task.lesson(task, text)
+    if isinstance(lesson, Failure):
+        return lesson
+    limit = {**life.config.rollouts.engine, **life.config.critics.engine}.get("max_model_len") or math.inf
+    fit = tuple(t for t in lesson.texts if sum(map(len, life.texts.baseline(t))) <= limit)
+    return replace(lesson, texts=fit) if fit else Failure(f"none of its texts fits into max_model_len = {limit}", "dream")
 
 
 @stage
@@ -150,7 +164,7 @@ def _asked(life: Life, task: DreamTask) -> tuple[tuple[int, ...], ...]:
 
 
 def _trial(life: Life, task: DreamTask, dream: Dream, copy: int) -> Trial:
-    how, lesson = life.config.dream, life.task.lesson(task, dream.text)
+    how, lesson = life.config.dream, _lesson(life, task, dream.text)
     rows = tuple(life.texts.baseline(text) for text in lesson.texts)
     rng = random.Random(f"copy {life.config.run.seed} {dream.task} {dream.seed} {copy}")
     return Trial(rows, _asked(life, task), rng.getrandbits(31), lesson.lr or how.inner_lr,
@@ -237,7 +251,7 @@ def learn(life: Life, night: int, good: list[Dream]) -> None:
     """The model itself learns the accepted dreams: cross entropy on their texts in one more expert of level 1, held to
     its old self by the same self-replay as in consolidation."""
     started, tasks = time.monotonic(), {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
-    lessons = [life.task.lesson(tasks[d.task], d.text) for d in good]
+    lessons = [_lesson(life, tasks[d.task], d.text) for d in good]
     told = dict.fromkeys(told_by(life.texts, text) for lesson in lessons for text in lesson.texts)  # each once
     crew = life.crew
     crew.learn.open_night(1)
@@ -256,7 +270,7 @@ def told_by(texts: Texts, text: Text) -> Written:
     later nights like one that the teacher wrote."""
     prompt, completion = texts.baseline(text)
     start = texts.context(None) + texts.opener
-    if prompt[: len(start)] == start:
+    if prompt[: len(start)] == start and texts.x_length(prompt[len(start) :]) == len(prompt) - len(start):
         return Written(start, prompt[len(start) :] + completion, False, teacher=TEXT)
     return Written(prompt, completion, False, teacher=TEXT)
 

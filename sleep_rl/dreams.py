@@ -16,6 +16,9 @@ from sleep_rl.dream_contracts import DreamTask
 from sleep_rl.text import Ids
 
 
+ROUNDING = 1e-9  # of a mean of grades, far below what one answer more or less changes
+
+
 @dataclass(frozen=True)
 class Dream:
     """A dream and all that became of it. None: it did not come to that. `reason`: why it was given up."""
@@ -81,10 +84,11 @@ def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:
     """GREATS: one dream after another, each by what a gradient step on it still takes off C's loss when the chosen ones
     were learned: <g_i, g_C> - eta sum over chosen j <g_i, g_j>, eta one over the largest squared norm."""
     count = len(gram) - 1
-    eta = 1 / max(max((gram[i][i] for i in range(count)), default=0.0), 1e-30)
+    sound = [i for i in range(count) if math.isfinite(gram[i][i]) and math.isfinite(gram[i][count])]
+    eta = 1 / max(max((gram[i][i] for i in sound), default=0.0), 1e-30)
     chosen: list[int] = []
-    while len(chosen) < min(k, count):
-        left = [i for i in range(count) if i not in chosen]
+    while len(chosen) < min(k, len(sound)):
+        left = [i for i in sound if i not in chosen]
         chosen.append(max(left, key=lambda i: (gram[i][count] - eta * sum(gram[i][j] for j in chosen), -i)))
     return chosen
 
@@ -92,11 +96,12 @@ def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:
 def judged(before: float | Failure, taus: Sequence[float | Failure], held_out: float | Failure,
            margin: float) -> tuple[float, tuple[float, ...], int, float | None] | Failure:
     """Equation 7: (tau before, taus, reward, held-out gain); the reward is 1 where the mean over the training seeds beats
-    the un-updated model by more than `margin`. One tau that failed fails the dream: it has no reward, not a zero."""
+    the un-updated model by more than `margin` (and rounding). One tau that failed fails the dream: it has no reward, not a
+    zero."""
     failed = next((tau for tau in (before, *taus) if isinstance(tau, Failure)), None)
     if failed:
         return failed
-    reward = int(math.fsum(taus) / len(taus) > before + margin)
+    reward = int(math.fsum(taus) / len(taus) - before > margin + ROUNDING)
     return before, tuple(taus), reward, None if isinstance(held_out, Failure) else held_out - before
 
 

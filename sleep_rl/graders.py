@@ -3,6 +3,7 @@ OpenAI-compatible endpoint. Each has its own name, which stands beside every num
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import string
@@ -71,9 +72,9 @@ class JudgeGrader:
                 return verdict(reply)
             except urllib.error.HTTPError as error:
                 reason = f"the judge answered {error.code} {error.reason}"
-            except (urllib.error.URLError, OSError, TimeoutError) as error:
+            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
                 reason = f"the judge cannot be reached ({getattr(error, 'reason', None) or error})"
-            except (ValueError, KeyError, IndexError, TypeError):
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
                 reason = "the judge's answer is not that of a chat completion"
         return Failure(reason, self.name)
 

@@ -180,15 +180,15 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
     if dotted == "run.name" and not RUN_NAME.fullmatch(value):  # a folder of this name is made inside run.dir
         raise _refusal(where, f"run.name: expected at most 100 letters, digits, '.', '_', '-', a letter or digit "
                               f"first, got {_show(value)}")
-    if dotted == "rollouts.engine":
-        _check_engine(value, where)
+    if dotted in ("rollouts.engine", "critics.engine"):
+        _check_engine(value, dotted, where)
     return value
 
 
-def _check_engine(options: dict, where: str) -> None:
+def _check_engine(options: dict, key: str, where: str) -> None:
     """Options go to vLLM as they are, but must not fight with what the program sets; what `plan` reads is checked."""
     for name, value in options.items():
-        dotted = f"rollouts.engine.{name}"
+        dotted = f"{key}.{name}"
         if name in OWNED:
             instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
             raise _refusal(where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}")

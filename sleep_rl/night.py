@@ -157,7 +157,7 @@ class Night:
 
     def close(self, seconds: float) -> None:
         """The journal's summary of the night; its own prompts are rehearsed from the next one on."""
-        prompts = [w.sequence_T[:length] for w in self.new.data if (length := self.life.texts.x_length(w.sequence_T))]
+        prompts = [w.sequence_T[:length] for w in self.new.data if (length := _asked(self.life.texts, w))]
         self.life.index.add(self.night, prompts, self.config.sleep.rehearse_prompts)
         self.life.journal.log("night", **self.where, steps=self.config.sleep.steps,
                               seconds=seconds, tokens_sampled=self.tokens, tokens_trained=self.trained,
@@ -340,4 +340,10 @@ def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     start = texts.context(None) + texts.opener
     return [Sequence(prompt_T=w.context_T if w.teacher == TEXT else start, completion_T=w.sequence_T,
                      teacher_T=w.context_T + texts.opener * (w.teacher != TEXT), replay=w.replay,
-                     teacher=w.teacher, x_length=texts.x_length(w.sequence_T) or 0) for w in written]
+                     teacher=w.teacher, x_length=_asked(texts, w)) for w in written]
+
+
+def _asked(texts: Texts, w: Written) -> int:
+    """Tokens of a sequence that ask: up to the marker, where it stands behind the opener."""
+    behind = w.teacher != TEXT or w.context_T[-len(texts.opener) :] == texts.opener
+    return (texts.x_length(w.sequence_T) or 0) if behind else 0

@@ -314,9 +314,9 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     if config.model.teachers:
         notes.append("model.teachers: in night 0 each takes a rollout engine of its own, and its weights come on top of the "
                      "learner's memory; hub names were not looked at")
-    if config.dream.rounds and config.dream.novelty and config.model.top_k >= config.model.experts:
-        notes.append(f"dream.novelty: with model.top_k = {config.model.top_k} the routers leave no expert out, so none can be "
-                     "activated besides")
+    if config.dream.rounds and config.dream.novelty and config.model.top_k >= config.most_experts[0]:
+        notes.append(f"dream.novelty: with model.top_k = {config.model.top_k} the routers of level 1 leave none of at most "
+                     f"{config.most_experts[0]} experts out, so none can be activated besides")
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")
     return tuple(notes)

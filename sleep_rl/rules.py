@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from string import Formatter
 
 from sleep_rl.config import Config
@@ -35,6 +36,8 @@ def check(config: Config) -> None:
            f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got {config.reward.template!r}")
     refuse(d.k + d.b > d.m, f"dream.k + dream.b: at most dream.m = {d.m}, got {d.k + d.b}")
     refuse(d.k + d.b == 0, "dream.k + dream.b: at least 1, got 0")
+    if d.rounds:
+        _check_dreams(config, refuse)
     refuse(s.batch < config.learners.world_size,
            f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), got {s.batch}")
     refuse(config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
@@ -43,6 +46,21 @@ def check(config: Config) -> None:
            f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}")
     refuse(config.learners.world_size > 1 and config.cluster.backend == "local",
            f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}")
+
+
+def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:
+    """What dreaming needs of the rest."""
+    d, task, ranks = config.dream, config.task.name, config.learners
+    refuse(task == "classify", f"dream.rounds: 0 with task classify, which has no tau, got {d.rounds}")
+    refuse(task == "world" and not config.task.world.deep, "task.world.deep: true for dreaming, got false")
+    refuse(d.replay == 1, "dream.replay: below 1, or no dream is learned, got 1")
+    refuse(config.sleep.alpha == 0, "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0")
+    refuse(ranks.zero_stage == 3 and ranks.world_size > 1,
+           "learners.zero_stage: at most 2 on several ranks with dream.rounds (their passes differ in number), got 3")
+    engine = {**config.rollouts.engine, **config.critics.engine}
+    refuse(config.critics.gpus > 0 and not engine.get("kv_cache_memory_bytes"),
+           "critics.engine.kv_cache_memory_bytes: a number of bytes where critics have GPUs, or their engine takes what "
+           "their copies need, got null")
 
 
 def _fields(template: str) -> set[str | None]:

@@ -40,7 +40,7 @@ def task(files):
 def test_grids_are_read_as_they_are_written():
     assert render(GRID) == "1 2 3\n4 5 6" and parse(render(GRID)) == GRID
     assert parse("1 2 3\n4 5 6\n\nInput:\n7") == GRID
-    assert [parse(text) for text in ("", "a b", "1 2\n3", "10 1\n2 3", "x 1")] == [None] * 5
+    assert [parse(text) for text in ("", "a b", "1 2\n3", "10 1\n2 3", "x 1", "² 1")] == [None] * 6
 
 
 def test_each_transformation_does_what_it_says():
@@ -65,7 +65,7 @@ def test_a_view_can_be_taken_back():
 
 
 @pytest.mark.parametrize("change,reason", [
-    (None, "it is no JSON object"), ({"strategy": "x"}, "strategy is not one of"), ({"learning_rate": 0}, "learning_rate is no number"),
+    (None, "it is no JSON object"), ({"strategy": "x"}, "strategy is not one of"), ({"strategy": ["train_using_all_tokens"]}, "strategy is not one of"), ({"learning_rate": 0}, "learning_rate is no number"),
     ({"learning_rate": float("nan")}, "learning_rate"), ({"num_train_epochs": 1.5}, "num_train_epochs is no whole number"),
     ({"use_size_augmentations": "yes"}, "use_size_augmentations is neither true nor false"),
     ({"num_train_epochs": 1000}, f"steps, more than {MOST_STEPS}")])

@@ -32,7 +32,7 @@ dream: margin accept mstep_init policy_lr policy_epochs policy_batch steps repla
 reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
-critics: workers cpus gpus threads together
+critics: workers cpus gpus threads together engine
 cluster: backend address start_timeout_s call_timeout_s watch_s restarts
 evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps
@@ -270,3 +270,16 @@ def test_capacity_is_the_ratio_of_chunk_lengths():
 def test_chunk_lengths_are_growing_multiples(chunks):
     with pytest.raises(InputError, match="model.chunks: whole numbers of nights, each a larger multiple"):
         check(life(1, chunks=chunks))
+
+
+@pytest.mark.parametrize("overrides,line", [
+    (["task.name=classify"], "dream.rounds: 0 with task classify, which has no tau, got 1"),
+    ([], "task.world.deep: true for dreaming, got false"),
+    (["task.world.deep=true", "dream.replay=1"], "dream.replay: below 1, or no dream is learned, got 1"),
+    (["task.world.deep=true", "sleep.alpha=0"], "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0"),
+    (["task.world.deep=true", "dream.k=15"], "dream.k + dream.b: at most dream.m = 15, got 16"),
+    (["task.world.deep=true", "learners.zero_stage=3", "learners.world_size=2"], "learners.zero_stage: at most 2 on several ranks"),
+    (["task.world.deep=true", "critics.gpus=1", "rollouts.engine.kv_cache_memory_bytes=null"], "critics.engine.kv_cache_memory_bytes: a"),
+    (["critics.engine.model=x"], "critics.engine.model: not an option to set here")])
+def test_what_dreaming_needs_of_the_rest(write, overrides, line):
+    assert line in refusal(write(), "dream.rounds=1", "model.experts=6", *overrides)

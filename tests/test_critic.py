@@ -83,6 +83,17 @@ def test_copies_that_are_trained_together_are_those_that_are_trained_alone(check
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
+def test_in_bfloat16_copies_keep_their_own_precision(checkpoint):
+    """Steps of 1e-4 on weights near 0.02 are below bfloat16's resolution; the factors learn all the same."""
+    model = modeling.load(checkpoint, dtype=torch.bfloat16)
+    trial = replace(TRIALS[0], lr=1e-4, epochs=20)
+    copies, [loss] = train(model, [trial], RANK, ALPHA, pad=0)
+    assert all(t.dtype == torch.float32 for t in copies.factors()) and math.isfinite(loss)
+    start = Copies(model, [trial.seed], RANK, ALPHA)
+    assert all(not torch.equal(copies.a[n], start.a[n]) and copies.b[n].abs().max() > 1e-4 for n in copies.layers)
+    assert copies.b[next(iter(copies.b))].abs().max() < 40 * 1e-4  # no more than its steps
+
+
 @pytest.fixture(scope="module")
 def critic(checkpoint):
     from actors.critic import CriticWorker

@@ -7,12 +7,13 @@ from dataclasses import replace
 import pytest
 
 from sleep_rl import dreaming
-from sleep_rl.config import Dream, Model, Sleep, TaskConfig, World
+from sleep_rl.config import Dream, Evaluate, Model, Rollouts, Sleep, TaskConfig, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import STUDENT, TEXT, Failure, InputError, Question, RunError, Sample, Text
 from sleep_rl.cycle import live
 from sleep_rl.dream_contracts import DreamTask, Dreamer, Lesson
 from sleep_rl.dreaming import DREAMER, SELF
+from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
 from sleep_rl.report import write_report
@@ -75,7 +76,14 @@ class Dreaming(Crew):
             self.pushed[name] = self.wandering, self.state
         super().push(name, view)
 
-    def keep(self, tag):
+    def regraft(self, tag):
+        assert tag == DREAMER and self.state == "own" and self.open is None
+        self.state = self.snapshots[tag] = f"graft of {self.snapshots[tag]}"
+
+    def keep(self, tag, of=""):
+        if of:
+            self.snapshots[tag] = self.snapshots[of]
+            return
         super().keep(tag)
         if tag in (SELF, DREAMER):
             self.protocol.append(("keep", tag))
@@ -103,7 +111,8 @@ class Dreaming(Crew):
         ids = self.texts.ids(words) + (self.texts.eos if reason == "stop" else ())
         return Sample(request.prompt_T, request.context_T, ids, (-0.5,) * len(ids), reason, request.seed, name, (1,) * len(ids))
 
-    def gram(self, texts_N):
+    def gram(self, texts_N, whole):
+        assert not whole
         assert all(prompt == self.texts.bos + self.texts.ids("D :") for prompt, _ in texts_N[:-1])
         assert texts_N[-1][0] == self.texts.bos and texts_N[-1][1][-1:] == self.texts.eos  # C itself, last
         size = len(texts_N)
@@ -207,7 +216,8 @@ def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_pat
     crew, _ = dreamed(tmp_path / "a")
     assert crew.policies == 6 and crew.state == "own"
     policy = crew.snapshots[DREAMER]
-    assert policy.startswith("policy 6 on policy 5 on policy 4") and policy.count("again") == 5 and policy.count("newest") == 1
+    assert policy.startswith("policy 6 on policy 5 on graft of policy 4 on policy 3 on graft of policy 2 on policy 1 on own (newest)")
+    assert policy.count("again") == 5
     crew, _ = dreamed(tmp_path / "b", replace(LIVED, dream=replace(HOW, mstep_init="base")))
     assert crew.snapshots[DREAMER] == "policy 6 on own (newest)"
 
@@ -217,6 +227,41 @@ def test_each_part_can_be_switched_off(tmp_path, change, gone):
     crew, records = dreamed(tmp_path, replace(LIVED, dream=replace(HOW, **change)))
     assert not gone & {r["kind"] for r in records}
     assert crew.policies == 0 and bool(crew.told) == (change != {"rounds": 0})
+
+
+class Losing(Dreaming):
+    """What was known before is lost in the second night, until that night is taken back."""
+
+    lost = False
+
+    def open_night(self, receiver, due=(), on_full=""):
+        super().open_night(receiver, due, on_full)
+        self.lost = sum(entry[0] == "wake" for entry in self.protocol) == 2
+
+    def use(self, tag):
+        super().use(tag)
+        self.lost = self.lost and tag != BEFORE
+
+    def answer(self, request, name):
+        sample = super().answer(request, name)
+        if "old ?" in self.texts.text(request.prompt_T) and name != DREAMER:
+            ids = self.texts.ids("no" if self.lost else "yes") + self.texts.eos
+            sample = replace(sample, completion_T=ids, logprobs_T=(-1.0,) * len(ids), versions_T=(1,) * len(ids))
+        return sample
+
+
+def test_a_rolled_back_night_leaves_nothing_in_the_policy(tmp_path):
+    crew, records = dreamed(tmp_path, replace(LIVED, evaluate=Evaluate(max_drop=0.5)), make=Losing)
+    assert [r["night"] for r in records if r["kind"] == "rolled_back"] == [2]
+    policy = crew.snapshots[DREAMER]
+    assert "policy 3" not in policy and "policy 4" not in policy and policy.startswith("policy 6 on policy 5 on graft of policy 2")
+
+
+def test_texts_that_do_not_fit_are_left_out(tmp_path):
+    config = replace(LIVED, rollouts=Rollouts(engine={"max_model_len": 9}))
+    _, records = dreamed(tmp_path, config)
+    reasons = {r["reason"] for r in records if r["kind"] == "dream"}
+    assert "none of its texts fits into max_model_len = 9" in reasons and not any(r.get("kept") for r in records if r["kind"] == "dream")
 
 
 class Judge(Dreaming):

@@ -59,9 +59,10 @@ def test_without_selection_every_dream_is_as_likely():
 def test_fewer_dreams_than_asked_for_are_all_kept_and_nothing_finite_beats_nan():
     assert keep(matrix(vectors(3)), How(k=4, b=1), random.Random(0))[1] == [0, 1]
     gram = matrix(vectors(4))
-    best = max((0, 1, 2), key=lambda i: gram[i][3])
-    gram[best][3] = math.nan
-    assert best not in keep(gram, How(k=2, b=0), random.Random(0))[1]
+    for how in ("inner", "greedy"):
+        best = max((0, 1, 2), key=lambda i: gram[i][3] if math.isfinite(gram[i][3]) else -math.inf)
+        gram[best][3] = math.nan
+        assert best not in keep(gram, How(k=1, b=0, importance=how), random.Random(0))[1]
 
 
 def test_greedy_takes_off_what_the_chosen_ones_already_teach():
@@ -81,7 +82,8 @@ def test_greedy_takes_off_what_the_chosen_ones_already_teach():
 
 @pytest.mark.parametrize("before,taus,margin,reward", [
     (0.5, (0.5, 0.5, 0.5), 0.0, 0), (0.5, (0.4, 0.5, 0.7), 0.0, 1), (0.5, (0.4, 0.5, 0.7), 0.1, 0), (0.0, (0.0,), 0.0, 0),
-    (1.0, (1.0, 1.0), 0.0, 0), (0.2, (0.1, 0.4), 0.04, 1)])
+    (1.0, (1.0, 1.0), 0.0, 0), (0.2, (0.1, 0.4), 0.04, 1), (0.2, (0.2, 0.2, 0.2), 0.0, 0), (0.3, (0.4, 0.4, 0.4), 0.1, 0),
+    (5 / 14, (4 / 14, 5 / 14, 6 / 14), 0.0, 0), (5 / 14, (5 / 14, 5 / 14, 6 / 14), 0.0, 1)])
 def test_the_reward_is_one_where_the_mean_over_seeds_beats_the_model(before, taus, margin, reward):
     assert judged(before, taus, 0.9, margin) == (before, taus, reward, pytest.approx(0.9 - before))
 

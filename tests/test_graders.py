@@ -92,12 +92,14 @@ def test_a_judge_is_asked_as_openai_would_be(endpoint):
 
 def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
     url, asked, replies = endpoint
-    replies += [(500, "x"), (500, "x"), (200, "{"), (200, "[]"), (503, "busy"), says("yes")]
+    replies += [(500, "x"), (500, "x"), (200, "{"), (200, "[]"), (503, "busy"), says("yes"), says(None), says(None)]
     grader = JudgeGrader(url, "m", timeout_s=5.0)
-    grades = grader.grade([("q", "g", "a")] * 3)
+    grades = grader.grade([("q", "g", "a")] * 4)
     assert [g.reason for g in grades[:2]] == ["the judge answered 500 Internal Server Error",
                                               "the judge's answer is not that of a chat completion"]
-    assert grades[2] == 1.0  # the second try
+    assert grades[2] == 1.0 and grades[3].reason == "the judge's answer is not that of a chat completion"  # second tries
+    [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", tries=1).grade([("q", "g", "a")])
+    assert isinstance(odd, Failure)
     [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=1.0, tries=1).grade([("q", "g", "a")])
     assert gone.reason.startswith("the judge cannot be reached") and gone.where == "judge:m"
 

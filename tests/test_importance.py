@@ -40,8 +40,13 @@ def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint,
     assert got.shape == (4, 4) and want.abs().min() > 0
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-6 * float(want.diagonal().max()))
     assert all(not parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
-    again = gram(model, TEXTS, pad=0)  # no hook is left behind
-    assert torch.equal(got, again)
+    assert torch.equal(got, gram(model, TEXTS, pad=0))  # no hook is left behind
+    for size in (1, 2, 3):  # in micro batches, the logits in pieces
+        assert torch.allclose(gram(model, TEXTS, pad=0, size=size, chunk=2), got, rtol=1e-4, atol=1e-7)
+        part = gram(model, TEXTS, pad=0, whole=False, size=size)
+        needed = torch.eye(4, dtype=torch.bool)
+        needed[3], needed[:, 3] = True, True
+        assert torch.allclose(part[needed], got[needed], rtol=1e-4, atol=1e-7) and not part[~needed].any()
 
 
 def test_a_batch_gives_each_text_what_it_gets_alone(sleep_checkpoint):

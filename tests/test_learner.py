@@ -213,6 +213,38 @@ def test_the_policy_trains_its_own_expert_on(worker):
     assert all(torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True))
 
 
+def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
+    learner = worker()
+
+    def night(token):
+        learner.open_night(1)
+        learner.sft_step([Sequence((5, 6), (token, 8, 1))], 0, 1, 1e-2)
+        learner.close_night(True)
+
+    night(7)
+    learner.keep("self")
+    night(20)  # the policy's, in slot 2
+    learner.keep("dreamer")
+    expert = {name: [getattr(level, p)[2].clone() for p in PARTS] for name, level in learner.levels.items()}
+    learner.use("self")
+    night(30)  # what the model learned since, in slot 2, too
+    learner.keep("self")
+    own = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    learner.regraft("dreamer")
+    for name, level in learner.levels.items():
+        assert level.state.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, LOCKED]
+        assert all(torch.equal(getattr(level, p)[3], e) for p, e in zip(PARTS, expert[name], strict=True))
+        assert all(torch.equal(getattr(level, p)[:3], own[f"{name}.{p}"][:3]) for p in PARTS)
+    learner.use("self")
+    assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
+    learner.use("dreamer")
+    assert learner.open_night(1, on_full="again") == 3  # it is what the policy trains on
+    learner.close_night(False)
+    learner.keep("spare", of="self")
+    learner.use("spare")
+    assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
+
+
 def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(worker):
     learner = worker(kind="dense")  # experts 1..3 ACTIVE, 4 FRESH: make room first
     for level in learner.levels.values():

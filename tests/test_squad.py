@@ -59,6 +59,19 @@ def test_each_line_of_a_dream_is_a_text_with_its_title_and_so_is_the_passage(pat
     assert task.lesson(one, dream).texts == (*(Text("", f"{title}\n{line}") for line in lines), Text("", one.context.text))
 
 
+def test_a_grade_that_fails_fails_tau_and_nobody_is_asked_further(path):
+    task, asked = Squad(path, days=1, passages_per_day=1), []
+
+    class Down:
+        def grade(self, asked_N):
+            asked.append(asked_N)
+            return [Failure("the judge cannot be reached", "judge")]
+
+    task.grader = Down()
+    [one] = task.dream_tasks(task.days()[0])
+    assert task.tau(one, ["a", "b"]) == Failure("the judge cannot be reached", "judge") and len(asked) == 1
+
+
 def test_an_empty_dream_teaches_nothing(path):
     task = Squad(path, days=1, passages_per_day=1)
     [one] = task.dream_tasks(task.days()[0])
@@ -93,6 +106,8 @@ def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
     with pytest.raises(InputError, match="task.squad.grader: judge needs task.squad.judge_endpoint"):
         Squad(path, days=1, passages_per_day=1, grader="judge")
     assert Squad(path, days=1, passages_per_day=1, grader="judge", judge_endpoint="http://x/v1", judge_model="m").grader.name == "judge:m"
+    with pytest.raises(InputError, match="task.squad.judge_endpoint: an address that begins with http"):
+        Squad(path, days=1, passages_per_day=1, grader="judge", judge_endpoint="localhost 80", judge_model="m")
     with pytest.raises(InputError, match="task.squad.base_text: passages to train the base on"):
         Squad(path, days=1, passages_per_day=8).base_checkpoint(".", 0, None)
 

@@ -63,7 +63,7 @@ class Recipe:
         if wrong := [key for key in SWITCHES if not isinstance(found[key], bool)]:
             raise ValueError(f"{wrong[0]} is neither true nor false")
         lr, epochs = found["learning_rate"], found["num_train_epochs"]
-        if found["strategy"] not in LOSSES:
+        if not isinstance(found["strategy"], str) or found["strategy"] not in LOSSES:
             raise ValueError(f"strategy is not one of {', '.join(LOSSES)}")
         if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr <= 1:
             raise ValueError("learning_rate is no number above 0 and up to 1")

@@ -23,7 +23,7 @@ def parse(text: str) -> Grid | None:
         if not line.strip():
             break
         cells = line.split()
-        if not all(len(cell) == 1 and cell.isdigit() for cell in cells) or rows and len(cells) != len(rows[0]):
+        if not all(len(cell) == 1 and cell in "0123456789" for cell in cells) or rows and len(cells) != len(rows[0]):
             return None
         rows.append(tuple(map(int, cells)))
     return tuple(rows) if rows else None

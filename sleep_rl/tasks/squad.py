@@ -102,6 +102,8 @@ class Squad:
         if grader == "judge" and not (judge_endpoint and judge_model):
             raise InputError(f"{WHERE}.grader: judge needs {WHERE}.judge_endpoint and judge_model, got {judge_endpoint} and "
                              f"{judge_model}")
+        if judge_endpoint and not re.fullmatch(r"https?://\S+", judge_endpoint):
+            raise InputError(f"{WHERE}.judge_endpoint: an address that begins with http:// or https://, got {judge_endpoint!r}")
         self.grader = (JudgeGrader(judge_endpoint, judge_model, os.environ.get(KEY, "")) if grader == "judge"
                        else RecallGrader())
         self._recipe = recipe or Recipe()
@@ -147,9 +149,14 @@ class Squad:
         return Lesson((*(Text("", f"{title}\n{line}") for line in dict.fromkeys(lines)), Text("", task.context.text)))
 
     def tau(self, task: DreamTask, answers: list[str]) -> float | Failure:
-        """Mean grade; one that failed fails it."""
-        grades = [self.grade(question, text) for question, text in zip(task.questions, answers, strict=True)]
-        return next((g for g in grades if isinstance(g, Failure)), None) or fmean(grades)
+        """Mean grade; one that failed fails it, and nobody is asked about the rest."""
+        grades: list[float] = []
+        for question, text in zip(task.questions, answers, strict=True):
+            grade = self.grade(question, text)
+            if isinstance(grade, Failure):
+                return grade
+            grades.append(grade)
+        return fmean(grades)
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:
         return {}
