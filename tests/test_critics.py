@@ -8,6 +8,7 @@ from cluster.group import RayBackend
 from cluster.pool import Pool
 from cluster.restarts import Restarts
 from cluster.weights import WeightStore
+from sleep_rl.config import Config, Critics
 from sleep_rl.contracts import TEACHER, RunError, Sampling
 from sleep_rl.dream_contracts import Trial
 from sleep_rl.metrics import Journal, read
@@ -38,6 +39,7 @@ def crew(backend, tmp_path):
                    for i, kwargs in enumerate(kwargs_N)]
         backend.ready(handles)
         made, journal = Workers.__new__(Workers), Journal(tmp_path / "metrics.jsonl")
+        made._config = Config(critics=Critics(together=2))  # seven trials are several calls
         made.version, made.learn, made._restarts = 4, Learner(), Restarts(1, journal)
         made._critics = Pool("critics", handles, 60)
         made._drafts = WeightStore(backend, made._critics)
