@@ -163,7 +163,7 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
     metrics = learner.seed_step(rows, 0, 10)
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
-    alone = -float(logp[2, 35] + logp[3, 1]) / 2
+    alone = -(logp[2, 35] + logp[3, 1]).item() / 2
     assert learner.row_divergence()[1] == pytest.approx(alone, abs=1e-5)
     learner.close_night(False)
     learner.open_night(1)
