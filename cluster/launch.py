@@ -142,6 +142,7 @@ def _reason(error: BaseException) -> str:
 
 def evaluate(checkpoint: str, config: Config) -> int:
     """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day, without documents."""
+    modeling.check_there(checkpoint)  # before a folder is made: a mistyped name leaves nothing behind
     task = make_task(config)
     folder, console = new_folder(config, suffix="-eval"), Console()
     journal = Journal(folder / METRICS, [console])

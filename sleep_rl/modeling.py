@@ -26,6 +26,7 @@ from transformers import initialization as init
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class
+from sleep_rl.shape import HUB_NAME
 
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
 """Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
@@ -82,6 +83,7 @@ for _base, _prefix in FAMILIES.items():
 
 def read_config(path: str) -> PretrainedConfig:
     """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
+    check_there(path)
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError) as error:
@@ -89,6 +91,12 @@ def read_config(path: str) -> PretrainedConfig:
     if config.model_type.removeprefix("sleep_") not in FAMILIES:
         raise InputError(f"model {path}: allowed families are {', '.join(FAMILIES)}, got {config.model_type}")
     return config
+
+
+def check_there(path: str) -> None:
+    """Raises InputError for what is no folder and cannot be the name of a hub either."""
+    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
+        raise InputError(f"model {path}: a checkpoint's folder or a hub name is needed, and there is no such folder")
 
 
 def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch.float32,

@@ -21,8 +21,8 @@ from sleep_rl.tasks.make import make_task
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 TASK_TOKENS = {"world": (34, 16), "classify": (134, 48), "squad": (450, 64), "arc": (4000, 1024)}
 """Longest document and longest text written about it, in tokens of the task's own vocabulary."""
-LEARN_FLOPS = {"cpu": 10e9, "gpu": 150e12}  # per thread, per device
-SAMPLE_FLOPS = {"cpu": 3e9, "gpu": 50e12}
+LEARN_FLOPS = {"cpu": 60e9, "gpu": 150e12}  # per thread, per device
+SAMPLE_FLOPS = {"cpu": 18e9, "gpu": 50e12}
 """Assumed throughput in FLOP/s. The CPU figures are what the demo's toy model reached; large models do better."""
 
 

@@ -174,3 +174,10 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
     with pytest.raises(InputError) as error:
         modeling.load_tokenizer(base_checkpoint(), 100)
     assert "100" in one_line(error) and "belong together" in one_line(error)
+
+
+@pytest.mark.parametrize("path", ["runs/none/memory/night-9", "/no/such", "./x", "a b", "../up"])
+def test_what_is_no_folder_and_no_hub_name_is_said_to_be_missing(path):
+    with pytest.raises(InputError, match="a checkpoint's folder or a hub name is needed, and there is no such folder$"):
+        modeling.read_config(path)
+    modeling.check_there("Qwen/Qwen3-8B")  # may be one of the hub's

@@ -93,7 +93,7 @@ def test_samples_steps_and_actors_of_the_demo():
     assert (p.cpus, p.gpus) == (2.0, 0)
     assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
     tokens, parameters = 50, TASK_BASES["world"].parameters
-    seconds = 6 * parameters * tokens * 40 * 400 / 10e9 + 2 * parameters * tokens * 10020 / (2 * 3e9)
+    seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (2 * 18e9)
     assert p.seconds == pytest.approx(3 * seconds)
 
 
