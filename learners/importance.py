@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from learners.seeding import Rows
 from sleep_rl.contracts import TEACHER
-from sleep_rl.memory import BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
+from sleep_rl.memory import ACTIVE, BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
 from sleep_rl.objectives import token_logprobs
 from sleep_rl.text import Ids
 
@@ -84,7 +84,7 @@ def level_gradients(level: MemoryLevel, x_NTD: Tensor, grad_NTD: Tensor) -> tupl
     slots = [s for s, value in enumerate(state.tolist()) if value != LOCKED and s != BASE_SLOT]
     router_SD, w_in, w_out_SLD = (getattr(level, part)[slots] for part in ("router", "w_in", "w_out"))
     x, grad = x_NTD.float(), grad_NTD.float()
-    choose = int((state == 1).sum()) > level.top_k
+    choose = int((state == ACTIVE).sum()) > level.top_k
     gate = level.gates(F.linear(x, level.router.float()), state, choose)[..., slots]  # [N, T, S]
     a = torch.einsum("ntd,skd->ntsk", x, w_in.float())
     first, second = a.split(level.d_low, dim=-1)

@@ -158,12 +158,13 @@ def _rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
 
 
 def _critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
-    """An engine as the rollouts have it, the same model in torch, and `critics.together` LoRA copies: factor, gradient and
-    two moments, in every projection."""
+    """An engine with `critics.engine`'s options, the same model in torch, and `critics.together` LoRA copies: factor,
+    gradient and two moments in float32, in every projection."""
     inside, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     layer = (2 * (shape.hidden + inside) + 2 * (shape.hidden + kv) + 3 * (shape.hidden + shape.intermediate))
-    copies = config.critics.together * shape.layers * layer * config.dream.inner_rank * 4 * _width(config)
-    return Bytes(2 * rollout.base, rollout.memory + memory_bytes(config, shape), copies, cache=rollout.cache)
+    copies = config.critics.together * shape.layers * layer * config.dream.inner_rank * 4 * DTYPE_BYTES["float32"]
+    cache = config.critics.engine.get("kv_cache_memory_bytes", rollout.cache)
+    return Bytes(2 * rollout.base, rollout.memory + memory_bytes(config, shape), copies, cache=cache)
 
 
 def _night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> float:

@@ -13,7 +13,7 @@ from sleep_rl import plan as planning
 from sleep_rl import shape as shapes
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import load
-from sleep_rl.plan import expert_bytes, memory_bytes, plan
+from sleep_rl.plan import Bytes, _critic_bytes, expert_bytes, memory_bytes, plan
 from sleep_rl.plan_words import render
 from sleep_rl.shape import FAMILIES, PUBLISHED, TASK_BASES, base_shape, parse_shape
 
@@ -272,3 +272,20 @@ def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_
     there = plan(config(f"model.teachers=[{checkpoint('a')},hub/name]"))
     assert [(a.role, a.count, a.cpus) for a in there.actors][1] == ("other", 2, 1.0) and there.steps == 4 * 600
     assert refusal(f"model.teachers=[{tmp_path}/none]").startswith("model.teachers: expected a checkpoint folder or a hub name")
+
+
+def test_a_critics_copies_are_counted_tensor_by_tensor():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actors.adapters import Copies
+
+    fields = {k: v for k, v in SMALL.items() if k != "model_type"}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("qwen3", **fields), dtype=torch.bfloat16)
+    copies = Copies(model, [0, 1, 2], rank=8, alpha=16.0)
+    dreaming = config("task.world.deep=true", "dream.rounds=1", "model.experts=6", "dream.inner_rank=8", "critics.together=3",
+                      "model.dtype=bfloat16", "critics.engine.kv_cache_memory_bytes=12345")
+    rollout = Bytes(base=100, memory=10, cache=7)
+    size = _critic_bytes(dreaming, parse_shape(SMALL, "test"), rollout)
+    assert size.optimizer == 4 * sum(t.nbytes for t in copies.factors())  # factor, gradient, two moments
+    assert (size.base, size.cache) == (200, 12345)
