@@ -76,9 +76,25 @@ class Arc:
 
 
 @dataclass(frozen=True)
+class Documents:
+    path: str = key("configs/documents", "folder or file of txt, md, jsonl or parquet, a folder saved by datasets, or a hub "
+                                         "name; rows have a column `text`. Every run of the same run.name takes in what is new")
+    questions: str | None = key(None, 'jsonl of {"question", "answer"[, "document"]} for evaluation; null: questions.jsonl in '
+                                      "the folder, if there is one")
+    known: str | None = key(None, "jsonl of the same form about what the base knew before, to see what is forgotten")
+    piece_tokens: int = key(512, "longest piece of a document, in tokens; a longer document is split", low=8)
+    max_new_tokens: int = key(96, "longest question with its answer that the model writes, in tokens", low=4)
+    max_answer_tokens: int = key(48, "longest answer in evaluation, in tokens", low=1)
+    days: int = key(1, "days of the life so far; `sleep-rl run` counts them", low=1)
+    record: str | None = key(None, "folder that says what was taken in on which day; `sleep-rl run` sets it")
+
+
+@dataclass(frozen=True)
 class TaskConfig:
-    name: str = key("world", "what the model lives through", choices=("world", "classify", "squad", "arc"))
+    name: str = key("world", "what the model lives through", choices=("world", "documents", "classify", "squad", "arc"))
+    path: str | None = key(None, "short for task.<name>.path, where the task has one")
     world: World = field(default_factory=World)
+    documents: Documents = field(default_factory=Documents)
     classify: Classify = field(default_factory=Classify)
     squad: Squad = field(default_factory=Squad)
     arc: Arc = field(default_factory=Arc)

@@ -51,7 +51,7 @@ def check(config: Config) -> None:
 def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:
     """What dreaming needs of the rest."""
     d, task, ranks = config.dream, config.task.name, config.learners
-    refuse(task == "classify", f"dream.rounds: 0 with task classify, which has no tau, got {d.rounds}")
+    refuse(task in ("classify", "documents"), f"dream.rounds: 0 with task {task}, which has no tau, got {d.rounds}")
     refuse(task == "world" and not config.task.world.deep, "task.world.deep: true for dreaming, got false")
     refuse(d.replay == 1, "dream.replay: below 1, or no dream is learned, got 1")
     refuse(config.sleep.alpha == 0, "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0")

@@ -14,6 +14,15 @@ def make_task(config: Config) -> Task:
         from sleep_rl.tasks.world import World
 
         return World(config.run.seed, **asdict(config.task.world))
+    if config.task.name == "documents":
+        from sleep_rl.tasks.documents import Documents
+        from sleep_rl.tasks.world import World
+
+        small = None if config.model.base else World(config.run.seed, **asdict(config.task.world))
+        options, longest = asdict(config.task.documents), config.rollouts.engine.get("max_model_len")
+        if longest and not small:  # a guess without a tokenizer; a run counts tokens
+            options["piece_tokens"] = max(min(options["piece_tokens"], longest - options["max_new_tokens"] - 8), 8)
+        return Documents(**options, small=small)
     if config.task.name == "squad":
         from sleep_rl.tasks.squad import Squad
 
