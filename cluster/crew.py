@@ -256,6 +256,9 @@ def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
     r = config.reward
     if r.semantic == "none":
         return []
+    if r.semantic == "custom":
+        own = {"target": r.target, "options": dict(r.options), "tokenizer_path": base}
+        return _rewards(backend, config, "semantic", "actors.custom:CustomReward", own, r.gpus)
     kwargs: dict[str, Any] = {"model": r.model or base, "tokenizer_path": base}
     if r.semantic == "encoder":
         kwargs |= {"threshold": r.threshold, "device": "cuda" if r.gpus else "cpu"}

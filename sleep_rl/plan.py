@@ -13,6 +13,7 @@ from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
+from sleep_rl.custom import found
 from sleep_rl.dream_contracts import Dreamer
 from sleep_rl.night import Shares
 from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
@@ -92,11 +93,13 @@ def plan(config: Config) -> Plan:
     _check_shape(config, shape)
     task, notes = _check_task(config)
     named = [("model.teachers", name) for name in config.model.teachers]
+    if config.reward.target:
+        found(config.reward.target, "reward.target")
     if config.reward.semantic != "none" and config.reward.model:
         named.append(("reward.model", config.reward.model))
     for key, name in named:  # a hub name is left to the run
         local_folder(name, key)
-    tokens = _tokens(config)
+    tokens = _tokens(config, task)
     rollout, cached_tokens = _rollout_bytes(config, shape)
     s, rows = config.sleep, Shares.of(config)
     written = _documents(config, task) * s.written if s.replay < 1 else 0
@@ -217,7 +220,7 @@ def _documents(config: Config, task: Task | None) -> int:
     """Documents a day: one per person, passage or puzzle, pages of labelled examples (as many a class as CLINC150 has), or
     the pieces of a person's own (1 where they were not looked at)."""
     classify = config.task.classify
-    if config.task.name == "documents":
+    if config.task.name in ("documents", "custom"):
         return len(task.days()[-1].documents) if task else 1
     if config.task.name == "squad":
         return config.task.squad.passages_per_day
@@ -227,14 +230,16 @@ def _documents(config: Config, task: Task | None) -> int:
     return config.task.world.people_per_day if config.task.name == "world" else pages
 
 
-def _tokens(config: Config) -> int:
+def _tokens(config: Config, task: Task | None) -> int:
     """A longest sequence with its document. With a foreign tokenizer a word is about 1.5 tokens; never above
     max_model_len."""
-    own = config.task.documents
+    own, longest = config.task.documents, config.rollouts.engine.get("max_model_len") or math.inf
     if config.task.name == "documents" and config.model.base:
-        return int(min(own.piece_tokens + own.max_new_tokens, config.rollouts.engine.get("max_model_len") or math.inf))
-    words = sum(TASK_TOKENS[config.task.name])
-    longest = config.rollouts.engine.get("max_model_len") or math.inf
+        return int(min(own.piece_tokens + own.max_new_tokens, longest))
+    if config.task.name == "custom":
+        words = max(len(d.text.split()) for day in task.days() for d in day.documents) + task.max_new_tokens
+    else:
+        words = sum(TASK_TOKENS[config.task.name])
     return int(min(words if config.model.base is None else 1.5 * words, longest))
 
 
@@ -248,7 +253,7 @@ def _check_shape(config: Config, shape: Shape) -> None:
     if longest and shape.positions and longest > shape.positions:
         raise InputError(f"rollouts.engine.max_model_len: at most the {shape.positions} positions of the base model, "
                          f"got {longest}")
-    document, new = TASK_TOKENS[config.task.name]
+    document, new = TASK_TOKENS["world"]
     if longest and config.task.name == "world" and m.base is None and longest < document + new:
         raise InputError(f"rollouts.engine.max_model_len: at least {document + new}, a document of the task and "
                          f"what is written about it, got {longest}")
