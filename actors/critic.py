@@ -101,16 +101,30 @@ class CriticWorker(RolloutWorker):
         if not trials_N or not trials_N[0].rows:
             return self._ask(trials_N, [None] * len(trials_N), how)
         copies, loss_N = train(self._model, trials_N, self._rank, self._alpha, self._pad)
-        sound = [n for n, loss in enumerate(loss_N) if math.isfinite(loss)]
+        result: list[Answers | Failure] = [Failure(f"the copy's loss became {loss}", "critic") for loss in loss_N]
+        loaded: dict[int, LoRARequest] = {}
         with tempfile.TemporaryDirectory(prefix="sleep_rl-", dir=SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None) as at:
-            adapters = [self._adapter(copies, n, Path(at)) for n in sound]
             try:
-                answered = iter(self._ask([trials_N[n] for n in sound], adapters, how))
+                for n in (n for n, loss in enumerate(loss_N) if math.isfinite(loss)):
+                    adapter = self._adapter(copies, n, Path(at))
+                    if reason := self._refused(adapter):
+                        result[n] = Failure(f"its adapter was not loaded: {reason}", "critic")
+                    else:
+                        loaded[n] = adapter
+                answered = self._ask([trials_N[n] for n in loaded], list(loaded.values()), how)
             finally:
-                for adapter in adapters:
+                for adapter in loaded.values():
                     self._engine.llm.llm_engine.remove_lora(adapter.lora_int_id)
-        return [next(answered) if n in sound else Failure(f"the copy's loss became {loss_N[n]}", "critic")
-                for n in range(len(trials_N))]
+        for n, answers in zip(loaded, answered, strict=True):
+            result[n] = answers
+        return result
+
+    def _refused(self, adapter: LoRARequest) -> str:
+        """Loads an adapter; why the engine does not take it, or empty."""
+        try:
+            return "" if self._engine.llm.llm_engine.add_lora(adapter) else "vLLM said no"
+        except Exception as error:  # vLLM raises what its loader raises; the engine goes on without the adapter
+            return modeling.first_line(error)
 
     def _adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
         name, self._next_id = f"dream-{self._next_id}", self._next_id + 1
