@@ -15,7 +15,7 @@ from sleep_rl.metrics import read
 from sleep_rl.stages import newest
 
 ROOT = Path(__file__).parents[1]
-DIFFERENT = ("t", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
+DIFFERENT = ("t", "commit", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
              "learner_waited_s", "rollouts_waited_s", "rewards_s")
 """Times, and what a push had to move: a new worker holds less than an old one. The name of the run is in its config."""
 SMALL = ("run.cache=cache", "model.chunks=[1,2]", "model.experts=2", "rollouts.workers=1", "baselines.sft=true",
