@@ -28,9 +28,10 @@ def note(**more):
     with open(here / "calls.jsonl", "a") as file:
         file.write(json.dumps({"name": name, "words": words, "env": seen, **more}) + "\n")
 
-def until_ended():
-    signal.signal(signal.SIGTERM, lambda *_: (note(ended=True), sys.exit(143)))
-    while True:
+def until_ended(code=143):
+    signal.signal(signal.SIGTERM, lambda *_: (note(ended=True), sys.exit(code)))
+    parent = os.getppid()
+    while os.getppid() == parent:  # nothing outlives a test
         time.sleep(0.05)
 
 note()
@@ -63,8 +64,8 @@ if words[0] == "run":  # sleep-rl begins its folder, as the real one does
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
 (here / "alive").touch()
-if os.environ.get("LIFE") == "long":
-    until_ended()
+if os.environ.get("LIFE", "").startswith("long"):
+    until_ended(0 if os.environ["LIFE"] == "long enough" else 143)
 sys.exit(int(os.environ.get("LIFE", "0")))
 """
 
@@ -173,6 +174,14 @@ def test_when_the_time_is_up_the_run_ends_is_queued_again_and_goes_on(job):
     assert again["words"] == ["resume", f"{job.folder}/shared/runs/gpu8_qwen3_8b-{job.number}",
                               f"cluster.address=127.0.0.1:{20000 + job.number}", "cluster.wait_s=1800"]
     check_command(["sleep-rl", *again["words"]])
+
+
+def test_a_run_that_ends_well_just_in_time_is_not_queued_again(job):
+    script = job("configs/gpu8_qwen3_8b.yaml", nodes="n1", LIFE="long enough")
+    until_alive(job, script)
+    script.send_signal(signal.SIGUSR1)
+    assert ended(script) == (0, "slurm.sh: the time is up")
+    assert [call["words"][0] for call in job.calls("scontrol")] == ["show"]
 
 
 def test_a_cancelled_or_failed_job_is_not_queued_again(job):
