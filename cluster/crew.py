@@ -63,7 +63,7 @@ class Workers:
             backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(scaled)
                                if learners or actor.role == "rollout"])
 
-        _until(lambda: check(config.rollouts.workers), backend, patient)
+        _until(lambda: check(config.rollouts.workers), backend, backend.start_timeout_s if patient else config.cluster.wait_s)
         handles = [_rollout(backend, config, checkpoint, f"rollout-{i}") for i in range(config.rollouts.workers)]
         ranks, literal, semantic = [], [], []
         if learners:
@@ -209,9 +209,9 @@ class Workers:
                 self.learn.close()
 
 
-def _until(check: Callable[[], None], backend: Backend, patient: bool) -> None:
-    """Passes once `check` raises no InputError; at once, or (patient) within cluster.start_timeout_s."""
-    deadline, said = time.monotonic() + backend.start_timeout_s * patient, False
+def _until(check: Callable[[], None], backend: Backend, limit_s: float) -> None:
+    """Passes once `check` raises no InputError, within `limit_s`; 0: at once."""
+    deadline, said = time.monotonic() + limit_s, False
     while True:
         try:
             return check()
@@ -219,7 +219,7 @@ def _until(check: Callable[[], None], backend: Backend, patient: bool) -> None:
             if time.monotonic() >= deadline:
                 raise
             if not said:
-                backend.watch.say(f"waiting up to {clock(backend.start_timeout_s)} for a node: {error}")
+                backend.watch.say(f"waiting up to {clock(limit_s)} for a node: {error}")
             said = True
             time.sleep(1)
 

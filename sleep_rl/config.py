@@ -188,6 +188,9 @@ class Cluster:
     start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
     call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
     watch_s: float = key(60.0, "seconds of waiting for workers after which the console says for which", above=0)
+    wait_s: float = key(0.0, "seconds that a run waits at its start for nodes that are still to come; 0: what is missing ends it "
+                             "at once", low=0)
+    gpu_gb: float | None = key(None, "memory of a GPU in GB, e.g. 80; what does not fit is refused; null: not known", above=0)
     restarts: int = key(3, "times that workers may be started anew in a run, after they died, were late or gave rubbish", low=0)
 
 

@@ -15,6 +15,7 @@ from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
 from sleep_rl.custom import found
 from sleep_rl.dream_contracts import Dreamer
+from sleep_rl.gpu_memory import check_fit, check_shares
 from sleep_rl.night import Shares
 from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.tasks.make import make_task
@@ -82,6 +83,11 @@ class Plan:
         return sum(a.count * a.gpus for a in self.actors)
 
     @property
+    def token_bytes(self) -> int:
+        """Of one token in a KV cache."""
+        return self.base.cached_values * _width(self.config)
+
+    @property
     def steps(self) -> int:
         """Optimizer steps of all nights, without baselines."""
         return len(self.config.consolidations) * self.config.sleep.steps
@@ -91,6 +97,7 @@ def plan(config: Config) -> Plan:
     """Works everything out from the config and the base model's shape. Starts nothing. Raises InputError."""
     shape = base_shape(config)
     _check_shape(config, shape)
+    check_shares(config)
     task, notes = _check_task(config)
     named = [("model.teachers", name) for name in config.model.teachers]
     if config.reward.target:
@@ -106,7 +113,7 @@ def plan(config: Config) -> Plan:
     replayed = s.replay_written + (s.rehearse_written if s.rehearse else 0) if s.replay > 0 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
     actors = actors_of(config)
-    return Plan(
+    found = Plan(
         config=config, base=shape, actors=actors,
         learner=_learner_bytes(config, shape, tokens), rollout=rollout, cached_tokens=cached_tokens,
         critic=_critic_bytes(config, shape, rollout) if config.dream.rounds else None,
@@ -118,6 +125,8 @@ def plan(config: Config) -> Plan:
         seconds=len(config.consolidations) * _night_seconds(config, shape, tokens, written + replayed + completions),
         notes=notes + _notes(config, shape, actors),
     )
+    check_fit(found)
+    return found
 
 
 # ---------------------------------------------------------------------------------------------------------- sizes

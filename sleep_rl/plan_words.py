@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sleep_rl.config import Config
+from sleep_rl.gpu_memory import GB, loads, smallest
 from sleep_rl.plan import LEARN_FLOPS, SAMPLE_FLOPS, Plan, memory_bytes, rank_batch, step_rows
 
 
@@ -27,6 +28,7 @@ def render(plan: Plan) -> str:
                            f"{_size(plan.rollout.memory)}, {_cache_words(plan)}"),
         *([("critic", f"{_size(plan.critic.total)}: base twice {_size(plan.critic.base)}, copies {_size(plan.critic.optimizer)}")]
           if plan.critic else []),
+        *([("gpu memory", _gpu_words(plan))] if loads(plan) else []),
         ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
                         f"{plan.push_bytes / plan.full_bytes:.2%}"),
         ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
@@ -50,6 +52,20 @@ def _cache_words(plan: Plan) -> str:
     if plan.rollout.cache is None:
         return "KV cache of what gpu_memory_utilization leaves"
     return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
+
+
+def _gpu_words(plan: Plan) -> str:
+    there, parts = plan.config.cluster.gpu_gb, []
+    for load in loads(plan):
+        words = f"{load.who} {_size(load.held)}"
+        if load.token and there:
+            cache = load.cache(there * GB)
+            words += f" and a KV cache of about {_size(cache)} ({cache / load.token / 1000:.0f} thousand tokens)"
+        elif load.token:
+            words += " and a KV cache"
+        parts.append(words)
+    least = f"GPUs from {smallest(plan)} GB on" if smallest(plan) else "no GPU that there is"
+    return f"on each GPU: {'; '.join(parts)}; fits {f'the {there:g} GB of cluster.gpu_gb' if there else least} (rough)"
 
 
 def _dream_words(config: Config) -> str:

@@ -36,7 +36,7 @@ reward: gamma z0 semantic target options model threshold template timeout_s work
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
 critics: workers cpus gpus threads together engine
-cluster: backend address start_timeout_s call_timeout_s watch_s restarts
+cluster: backend address start_timeout_s call_timeout_s watch_s wait_s gpu_gb restarts
 evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps
 wandb: mode project group

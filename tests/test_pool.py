@@ -8,6 +8,7 @@ from cluster import crew
 from cluster.group import LocalBackend, RayBackend
 from cluster.pool import Owed, Pool, RewardPool, RolloutPool, split
 from cluster.restarts import Restarts
+from sleep_rl.config import Config
 from sleep_rl.contracts import Failure, InputError, Pair, Request, Reward, RunError, Sample, Sampling
 from sleep_rl.metrics import Journal
 from workers import Echo, Scorer
@@ -253,11 +254,27 @@ def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeyp
         if len(tried) < 4:
             raise InputError("rollout: 2 CPU asked, the cluster has 1")
 
-    crew._until(check, here, patient=True)
+    crew._until(check, here, 300.0)
     assert len(tried) == 4 and said == ["waiting up to 5:00 min for a node: rollout: 2 CPU asked, the cluster has 1"]
-    for patient in (False, True):
-        tried.clear()
-        monkeypatch.setattr(here, "start_timeout_s", 0.0 if patient else 300.0)
-        with pytest.raises(InputError):
-            crew._until(check, here, patient)
-        assert len(tried) == 1
+    tried.clear()
+    with pytest.raises(InputError):
+        crew._until(check, here, 0.0)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 40.0])
+def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeypatch, tmp_path):
+    """Nodes that an autoscaler or a batch system still brings."""
+    now, asked = [100.0], []
+    monkeypatch.setattr(crew.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(crew.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+
+    class Empty(LocalBackend):
+        def preflight(self, asks):
+            asked.append(asks)
+            raise InputError("rollout: 1 CPU asked, the cluster has 0")
+
+    config = replace(Config(), cluster=replace(Config().cluster, wait_s=wait_s))
+    with pytest.raises(InputError, match="the cluster has 0"):
+        crew.Workers(Empty(), config, Journal(tmp_path / "m.jsonl", []), checkpoint="none", base="none")
+    assert (now[0], len(asked)) == (100 + wait_s, 1 + wait_s)
