@@ -129,6 +129,10 @@ class Console:
             else:
                 self.say(f"failed after {took}: {record.get('reason')}", "bold red")
 
+    def recall(self, records: list[Record]) -> None:
+        """The table of accuracies goes on where it stood."""
+        self._retention = Retention.of(records)
+
     def close(self) -> None:
         """Takes the bars off the terminal, should a phase still be open."""
         with self._lock:

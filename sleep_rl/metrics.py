@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -37,6 +37,9 @@ class Sink(Protocol):
 
     def log(self, record: Record) -> None: ...
 
+    def recall(self, records: list[Record]) -> None:
+        """These records stand, and nothing else that was told: what follows goes on behind them."""
+
     def close(self) -> None: ...
 
 
@@ -49,7 +52,7 @@ class Journal:
     def __init__(self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None) -> None:
         """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be written again."""
         self.path = Path(path)
-        self._lock = threading.RLock()
+        self._lock, self._secrets = threading.RLock(), secrets()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
@@ -66,13 +69,15 @@ class Journal:
                 self.log("sink_failed", sink=sink.name, reason=_one_line(sink.failed))
             else:
                 self._sinks.append(sink)
+        if keep:
+            self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
         """Appends one record. NaN and infinity become null, named in `nonfinite`."""
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
         nonfinite: list[str] = []
-        record = {"t": time.time(), "kind": kind, **{k: _plain(v, k, nonfinite) for k, v in values.items()}}
+        record = {"t": time.time(), "kind": kind, **{k: _plain(v, k, nonfinite, self._secrets) for k, v in values.items()}}
         if nonfinite:
             record["nonfinite"] = nonfinite
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
@@ -81,12 +86,7 @@ class Journal:
                 self._write(line)
             except OSError as error:
                 raise self._unwritable(error) from error
-            for sink in tuple(self._sinks):
-                try:
-                    sink.log(record)
-                except Exception as error:  # any: a broken dashboard must not cost a night of training
-                    self._sinks.remove(sink)
-                    self._report(sink, error)
+            self._tell(lambda sink: sink.log(record))
 
     def size(self) -> int:
         """Bytes written and on the disk: where a continued run goes on."""
@@ -101,6 +101,7 @@ class Journal:
                 self._file.truncate(keep)
             except OSError as error:
                 raise self._unwritable(error) from error
+            self._recall()
 
     def close(self) -> None:
         """Closes the sinks, the last one first (the console, given first, hears of the others), then the file."""
@@ -116,6 +117,18 @@ class Journal:
     def _write(self, line: bytes) -> None:
         while line:  # a raw write may stop short, e.g. when the disk fills up; the next one then raises
             line = line[self._file.write(line):]
+
+    def _recall(self) -> None:
+        records = read(self.path)
+        self._tell(lambda sink: sink.recall(records))
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                what(sink)
+            except Exception as error:  # any: a broken dashboard must not cost a night of training
+                self._sinks.remove(sink)
+                self._report(sink, error)
 
     def _report(self, sink: Sink, error: Exception) -> None:
         self.log("sink_failed", sink=sink.name, reason=_one_line(f"{type(error).__name__}: {error}"))
@@ -268,12 +281,25 @@ def clock(seconds: float) -> str:
 
 
 def without_secrets(config: Any) -> Any:
-    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`)."""
+    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`), and
+    without secrets inside of texts."""
     if isinstance(config, Mapping):
         return {key: without_secrets(value) for key, value in config.items() if not _is_secret(str(key))}
     if isinstance(config, (list, tuple)):
         return [without_secrets(value) for value in config]
-    return config
+    return masked(config, secrets()) if isinstance(config, str) else config
+
+
+def secrets() -> list[str]:
+    """Values of the environment variables whose name says that they are secret (HF_TOKEN, WANDB_API_KEY, ...)."""
+    return [value for name, value in os.environ.items() if len(value) >= 8 and _is_secret(name)]
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """The text without these secrets and without passwords in addresses."""
+    for value in secrets:
+        text = text.replace(value, "***")
+    return text if "://" not in text else re.sub(r"(?<=://)[^/\s@]+:[^/\s@]+@", "***@", text)
 
 
 def _is_secret(key: str) -> bool:
@@ -282,21 +308,23 @@ def _is_secret(key: str) -> bool:
     return not secret.isdisjoint(words)
 
 
-def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
+def _plain(value: Any, name: str, nonfinite: list[str], secrets: list[str]) -> Any:
     """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}
+        return {str(k): _plain(v, f"{name}.{k}", nonfinite, secrets) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v, f"{name}.{i}", nonfinite) for i, v in enumerate(value)]
+        return [_plain(v, f"{name}.{i}", nonfinite, secrets) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
         return None
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if value is None or isinstance(value, (bool, int, float)):
         return value
+    if isinstance(value, str):
+        return masked(value, secrets)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "item"):  # a scalar of numpy or torch
-        return _plain(value.item(), name, nonfinite)
+        return _plain(value.item(), name, nonfinite, secrets)
     raise TypeError(f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}")
 
 

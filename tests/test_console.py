@@ -127,6 +127,14 @@ def test_the_table_shows_the_newest_row_of_each_method():
     assert table.index("sleep") < table.index("plain SFT")
 
 
+def test_the_table_of_a_resumed_run_holds_what_was_measured_before():
+    console, stream = plain()
+    console.recall([evaluation("base", "sleep", {"known": 0.9}, 0), evaluation("night 1", "sleep", {"known": 0.8, "day 1": 0.7}, 1)])
+    console.log(evaluation("night 2", "sleep", {"known": 0.75, "day 1": 0.6, "day 2": 0.5}, 2))
+    assert re.search(r"base model +0\.90 +- +- *\n", stream.getvalue())
+    assert re.search(r"sleep +night 2 +0\.75 +0\.60 +0\.50", stream.getvalue())
+
+
 def test_an_open_book_measurement_is_one_line():
     console, stream = plain()
     console.log(evaluation("night 1", "sleep", {}, 0, open_book={"day 2": 0.98}))
