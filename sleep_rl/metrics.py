@@ -52,7 +52,7 @@ class Journal:
     def __init__(self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None) -> None:
         """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be written again."""
         self.path = Path(path)
-        self._lock, self._secrets = threading.RLock(), secrets()
+        self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
@@ -77,7 +77,7 @@ class Journal:
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
         nonfinite: list[str] = []
-        record = {"t": time.time(), "kind": kind, **{k: _plain(v, k, nonfinite, self._secrets) for k, v in values.items()}}
+        record = {"t": time.time(), "kind": kind, **{k: _plain(v, k, nonfinite) for k, v in values.items()}}
         if nonfinite:
             record["nonfinite"] = nonfinite
         line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
@@ -281,25 +281,12 @@ def clock(seconds: float) -> str:
 
 
 def without_secrets(config: Any) -> Any:
-    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`), and
-    without secrets inside of texts."""
+    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`)."""
     if isinstance(config, Mapping):
         return {key: without_secrets(value) for key, value in config.items() if not _is_secret(str(key))}
     if isinstance(config, (list, tuple)):
         return [without_secrets(value) for value in config]
-    return masked(config, secrets()) if isinstance(config, str) else config
-
-
-def secrets() -> list[str]:
-    """Values of the environment variables whose name says that they are secret (HF_TOKEN, WANDB_API_KEY, ...)."""
-    return [value for name, value in os.environ.items() if len(value) >= 8 and _is_secret(name)]
-
-
-def masked(text: str, secrets: Iterable[str]) -> str:
-    """The text without these secrets and without passwords in addresses."""
-    for value in secrets:
-        text = text.replace(value, "***")
-    return text if "://" not in text else re.sub(r"(?<=://)[^/\s@]+:[^/\s@]+@", "***@", text)
+    return config
 
 
 def _is_secret(key: str) -> bool:
@@ -308,23 +295,21 @@ def _is_secret(key: str) -> bool:
     return not secret.isdisjoint(words)
 
 
-def _plain(value: Any, name: str, nonfinite: list[str], secrets: list[str]) -> Any:
+def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON does not know."""
     if isinstance(value, Mapping):
-        return {str(k): _plain(v, f"{name}.{k}", nonfinite, secrets) for k, v in value.items()}
+        return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(v, f"{name}.{i}", nonfinite, secrets) for i, v in enumerate(value)]
+        return [_plain(v, f"{name}.{i}", nonfinite) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
         return None
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, (bool, int, float, str)):
         return value
-    if isinstance(value, str):
-        return masked(value, secrets)
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     if hasattr(value, "item"):  # a scalar of numpy or torch
-        return _plain(value.item(), name, nonfinite, secrets)
+        return _plain(value.item(), name, nonfinite)
     raise TypeError(f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}")
 
 

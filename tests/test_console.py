@@ -30,7 +30,7 @@ def test_a_log_gets_few_plain_lines_without_control_characters(monkeypatch):
             tick(1, "loss 0.31")
     first, last = stream.getvalue().splitlines()
     assert first == "night 1: seeding: 0/200"
-    assert re.fullmatch(r"night 1: seeding: done in \d\.\d s, 200/200, loss 0\.31", last)
+    assert re.fullmatch(r"night 1: seeding: done in \d\.\d s, 200/200, [\d,.]+/s, loss 0\.31", last)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", stream.getvalue())
 
 
@@ -53,7 +53,7 @@ def test_a_wait_of_unknown_length_and_one_that_fails():
         raise KeyError("worker")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "loading the engine ..." and re.fullmatch(r"loading the engine: done in 0\.\d s", lines[1])
-    assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9", lines[3])
+    assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9, [\d,.]+/s", lines[3])
 
 
 def test_the_innermost_open_phase_is_known():
