@@ -80,7 +80,7 @@ class Engine:
             self.llm = LLM(model=checkpoint, dtype=dtype, seed=seed, tensor_parallel_size=tensor_parallel, **chosen)
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             why = " ".join(str(error).split())[:300]  # the first line alone is often only "1 validation error for ..."
-            raise InputError(f"vLLM cannot serve {checkpoint} with {options}: {why}") from error
+            raise InputError(f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} with {options}: {why}") from error
         config = self.llm.llm_engine.model_config
         self.max_model_len, self.vocab_size = config.max_model_len, config.get_vocab_size()
         self._by_file = tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"

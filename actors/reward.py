@@ -25,7 +25,7 @@ def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
     try:
         return reader.from_pretrained(path, **options)
     except Exception as error:  # transformers raises many types for what a folder or a hub can lack
-        raise InputError(f"reward: {what} {path} cannot be read ({first_line(error)})") from error
+        raise InputError(f"reward.model: {what} {path} cannot be read ({first_line(error)})") from error
 
 
 class PolicyText:

@@ -156,7 +156,7 @@ class RolloutWorker:
         gaps = [abs(a - b) for a, b in zip(found, expected, strict=True)]
         if not all(gap <= self._tolerance for gap in gaps):  # also catches NaN
             raise RunError(f"{label}: log-probabilities of the probe prompt differ by {max(gaps):.2e} nats from the "
-                           f"sender's, allowed are {self._tolerance:.0e}")
+                           f"sender's, rollouts.probe_tolerance is {self._tolerance:.0e}")
         return max(gaps, default=0.0)
 
     def _forget_unnamed(self) -> None:

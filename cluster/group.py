@@ -107,13 +107,13 @@ class _RayPending(Pending[R]):
         except GetTimeoutError:
             raise self.late(limit_s) from None
         except RayActorError as error:
-            raise WorkerDied(f"worker {self.worker} died during {self.method}: {_cause(str(error))}") from error
+            raise WorkerDied(f"worker {self.worker} died during {self.method}: {_cause(str(error))}{self.told()}") from error
         except OutOfMemoryError as error:  # Ray ends the worker; its error says so, and is no RayActorError
             raise WorkerDied(f"worker {self.worker} died during {self.method}: the memory of its node was nearly full"
                              f"{_memory(str(error))}, and Ray ended it") from error
         except RayError as error:
             raise RunError(f"worker {self.worker}: {self.method} failed: {type(error).__name__}: "
-                           f"{_cause(str(error))}") from error
+                           f"{_cause(str(error))}{self.told()}") from error
 
 
 def _cause(text: str) -> str:
@@ -203,7 +203,7 @@ class RayBackend(Backend):
                 return _start_node(deadline, num_cpus=cpus, object_store_memory=memory, _temp_dir=self._temp_dir)
             except Exception as error:  # Ray raises bare Exceptions here
                 if "timed out" not in str(error) or time.monotonic() > deadline:
-                    raise RunError(f"cluster: Ray did not start within {self.start_timeout_s:g} s: "
+                    raise RunError(f"cluster.start_timeout_s: Ray did not start within {self.start_timeout_s:g} s: "
                                    f"{str(error).splitlines()[0]} (its logs: {self._temp_dir})") from error
 
     def open(self, ask: Ask) -> Channel:

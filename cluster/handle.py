@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from cluster.backend import Backend
 
 R = TypeVar("R")
+LIMITS = {"start": "cluster.start_timeout_s", "finding a free port": "cluster.start_timeout_s", "score": "reward.timeout_s"}
+"""What is called -> the key of its limit, where that is not cluster.call_timeout_s."""
 
 
 class WorkerDied(RunError):
@@ -159,11 +161,17 @@ class Pending(ABC, Generic[R]):
         if not isinstance(outcome, Raised):
             return outcome
         error = (outcome.kind(outcome.line) if outcome.kind else
-                 RunError(f"worker {self.worker}: {self.method} failed: {outcome.line}"))
+                 RunError(f"worker {self.worker}: {self.method} failed: {outcome.line}{self.told()}"))
         raise error from Trace(f"in worker {self.worker}:\n{outcome.trace}")
 
     def late(self, limit_s: float) -> WorkerLate:
-        return WorkerLate(f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s")
+        return WorkerLate(f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s "
+                          f"({LIMITS.get(self.method, 'cluster.call_timeout_s')}){self.told()}")
+
+    def told(self) -> str:
+        """Where the worker's own words are; empty when they are in no file here."""
+        path = os.path.join(self.watch.folder or "", f"{self.worker}.log")
+        return f"; see {path}" if self.watch.folder and os.path.isfile(path) else ""
 
     @abstractmethod
     def ready(self, wait_s: float) -> bool:

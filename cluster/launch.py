@@ -14,7 +14,7 @@ from cluster import identity, scale
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
-from cluster.tracking import WandbSink
+from cluster.wandb_sink import WandbSink
 from cluster.watch import Watch
 from cluster.weights import Damaged
 from sleep_rl import intake, modeling
@@ -289,7 +289,7 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 
 def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
     return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
-                     group=config.wandb.group, run_id=run_id)
+                     group=config.wandb.group, run_id=run_id, commit=_commit(), artifacts=config.wandb.artifacts)
 
 
 def _commit() -> str | None:

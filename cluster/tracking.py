@@ -1,116 +1,151 @@
-"""Weights & Biases as one sink of the journal. The only module that imports wandb, and only when a sink is made.
+"""The W&B client of a run, in a process of its own: `python -m cluster.tracking`. The only module that imports wandb.
 
-Whatever W&B does (no key, no network, no package, a dead server at the end) never stops or blocks a run: a sink that
-cannot start says why in `failed`, which the journal records once.
+`cluster.wandb_sink` starts it and writes one JSON line per message: first how to start, then ["recall", records] and
+["log", record], at last ["end", exit code]. Answers are JSON lines, too: {"ready": folder}, {"failed": reason},
+{"ended": true}. When the lines end without an end, the run was killed: what was told is still sent, and W&B counts it as
+failed.
 """
 
 from __future__ import annotations
 
+import io
+import json
 import os
-import threading
-from collections import Counter
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from sleep_rl.metrics import Record, without_secrets
+from cluster.curves import AXES, MATRIX, TABLES, Curves
+from sleep_rl.metrics import Record
 
-AXES = ("seed", "wake", "evaluate", "sample", "push", "night", "baseline")
-"""Kinds with curves. Each has its own x axis `<kind>/record`: steps start anew every night, so they cannot be one."""
+SLACK = 128 << 10  # bytes that the client may hold back before its file counts as one that does not grow
+CHECK_S = 5.0
 
 
-class WandbSink:
-    """Sends the numbers of the journal to W&B. `offline` needs no key; `wandb sync` uploads its files later."""
+class Client:
+    """One W&B run that is told a journal."""
 
-    name = "W&B"
+    def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
+        self._run, self._folder, self._name, self._artifacts = run, folder, name, artifacts
+        self._curves = Curves()
+        self._sent = self._size = 0  # bytes: told to the client, a lower bound; in its file when last looked at
+        self._looked = time.monotonic()
 
-    def __init__(self, project: str, mode: Literal["online", "offline"], *, dir: str | Path, config: Mapping[str, Any],
-                 name: str | None = None, group: str | None = None, run_id: str | None = None,
-                 start_seconds: float = 30.0, close_seconds: float = 60.0) -> None:
-        self.failed = ""
-        self._close_seconds = close_seconds
-        self._numbers: Counter[str] = Counter()  # records so far, per kind
-        self._failures = 0
-        self._run: Any = None
-        try:
-            Path(dir).mkdir(parents=True, exist_ok=True)  # wandb would quietly move to /tmp instead
-            self._run = _start(mode, start_seconds, close_seconds, project=project, dir=str(dir), name=name,
-                               group=group, id=run_id, resume="allow" if run_id else None,
-                               config=without_secrets(config))
-        except Exception as error:  # wandb raises many types; every one means "no W&B in this run"
-            self.failed = f"could not start: {type(error).__name__}: {error}"
+    def recall(self, records: list[Record]) -> None:
+        """The curves go on behind these records. Rows that W&B has already got are told again with the same step, and
+        dropped by it."""
+        self._curves = Curves(records)
 
     def log(self, record: Record) -> None:
-        """Curves for the kinds in AXES; the newest retention row, failures and the end of the run go to the summary."""
-        kind = record["kind"]
-        if kind in AXES:
-            self._numbers[kind] += 1
-            values = _numbers(record) | {"record": self._numbers[kind]}
-            self._run.log({f"{kind}/{name}": value for name, value in values.items()})
-        if kind == "evaluate" and record["after"] != "base" and record["row"]:
-            row = {f"retention/{record['method']}/{c}": v for c, v in record["row"].items() if v is not None}
-            self._run.summary.update(row | {f"retention/{record['method']}/after": record["after"]})
-        elif kind == "failure":
-            self._failures += record.get("count", 1)
-            self._run.summary["failures"] = self._failures
-        elif kind == "done":
-            end = {name: record[name] for name in ("seconds", "status", "reason") if record.get(name) is not None}
-            self._run.summary.update({f"done/{name}": value for name, value in end.items()})
+        """One row of W&B's history per record with curves, a table or a matrix."""
+        import wandb
 
-    def close(self) -> None:
-        """Finishes the W&B run. Raises TimeoutError when the server does not answer in time; the data stays on disk."""
-        if self._run is None:
-            return
-        run, self._run = self._run, None
-        errors: list[Exception] = []
+        told, curves = self._curves.take(record), self._curves
+        row: dict[str, Any] = dict(told.numbers)
+        row |= {name: wandb.Table(columns=list(TABLES[name]), data=rows) for name, rows in told.tables.items()}
+        if told.matrix:
+            row[MATRIX] = wandb.Image(_picture(curves), caption=f"after {record['after']}")
+        if row:
+            self._run.log(row, step=curves.rows, commit=True)
+            self._sent += sum(map(len, told.numbers))
+        if told.summary:
+            self._run.summary.update(told.summary)
+        if told.memory and self._artifacts:
+            self._send_memory(told.memory, record["night"])
+        if time.monotonic() - self._looked > CHECK_S:
+            self._check_growth(SLACK)
 
-        def finish() -> None:
-            try:
-                run.finish()
-            except Exception as error:  # handed to the caller's thread below
-                errors.append(error)
+    def end(self, code: int) -> None:
+        """Finishes the W&B run. Raises OSError when its file lacks what it was told."""
+        self._run.finish(exit_code=code)
+        self._size = -1
+        self._check_growth(0)
 
-        # wandb's own finish_timeout bounds the upload; the thread also bounds a client that hangs. A daemon must not
-        # keep the interpreter alive.
-        thread = threading.Thread(target=finish, name="wandb-finish", daemon=True)
-        thread.start()
-        thread.join(self._close_seconds)
-        if thread.is_alive():
-            where = Path(run.dir).parent
-            raise TimeoutError(f"no end after {self._close_seconds:g} s; `wandb sync {where}` uploads the rest")
-        if errors:
-            raise errors[0]
+    def _send_memory(self, path: str, night: int) -> None:
+        import wandb
+
+        after = self._curves.retention.records.get("sleep", {}).get(f"night {night}", {})
+        about = {"night": night, "accuracies": after.get("row", {})}
+        artifact = wandb.Artifact(f"{self._name}-memory", type="memory", metadata=about)
+        artifact.add_dir(str(self._folder / path), policy="immutable")  # no second copy: a night's memory does not change
+        self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
+
+    def _check_growth(self, slack: int) -> None:
+        """The client drops what its full disk refuses, and tells nobody. Offline, its file is all there is."""
+        file, self._looked = Path(self._run.settings.sync_file), time.monotonic()
+        if self._run.offline:
+            size, before = file.stat().st_size, self._size
+            self._size = size
+            if size <= before and self._sent - size > slack or before < 0 and size < self._sent:
+                raise OSError(f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?")
 
 
-def _start(mode: str, start_seconds: float, close_seconds: float, **init: Any) -> Any:
-    """A started wandb run, silent, with one x axis per kind."""
+def _picture(curves: Curves) -> Any:
+    from PIL import Image
+
+    from sleep_rl.heatmap import png
+
+    return Image.open(io.BytesIO(png(curves.retention)))
+
+
+def start(how: Mapping[str, Any]) -> Any:
+    """A started wandb run, silent, with one x axis per phase."""
     import wandb
 
     settings = wandb.Settings(
-        silent=True, console="off",  # our console owns the terminal
-        disable_code=True, disable_git=True, x_disable_meta=True,  # command line and source may hold secrets
-        init_timeout=start_seconds, finish_timeout=close_seconds,
+        silent=True, console="off", git_commit=how["commit"],
+        disable_code=True, disable_git=True, x_disable_meta=True,  # command line, source and remote may hold secrets
+        init_timeout=how["start_seconds"], finish_timeout=how["close_seconds"], x_stats_pid=os.getppid(),
     )
     wandb.setup(settings=wandb.Settings(silent=True))
+    mode = how["mode"]
     if mode == "online" and os.environ.get("WANDB_MODE") == "offline":
         mode = "offline"  # the environment may hold a run back, e.g. on a node without network
     if mode == "online" and not wandb.login(prompt=False, verify=False):  # init would ask on the terminal and wait
-        raise RuntimeError("no API key: set WANDB_API_KEY, run `wandb login`, or use mode offline")
-    run = wandb.init(mode=mode, settings=settings, **init)
-    for kind in AXES:
-        run.define_metric(f"{kind}/record", hidden=True)
-        run.define_metric(f"{kind}/*", step_metric=f"{kind}/record")
+        raise RuntimeError("wandb.mode is online, but there is no API key: set WANDB_API_KEY, run `wandb login`, or use "
+                           "wandb.mode=offline")
+    run = wandb.init(mode=mode, settings=settings, project=how["project"], dir=how["dir"], name=how["name"],
+                     group=how["group"], id=how["run_id"], resume="allow" if how["run_id"] else None,
+                     config={**how["config"], "commit": how["commit"]})
+    for phase, axis in AXES.items():
+        run.define_metric(f"{phase}/{axis}", hidden=True)
+        run.define_metric(f"{phase}/*", step_metric=f"{phase}/{axis}")
     return run
 
 
-def _numbers(record: Record) -> dict[str, float]:
-    """The numbers of a record by name; those of `row` and `open_book` by method and column."""
-    numbers: dict[str, float] = {}
-    for name, value in record.items():
-        if name == "row":
-            numbers |= {f"{record['method']}/{column}": v for column, v in value.items() if v is not None}
-        elif name == "open_book":
-            numbers |= {f"open_book/{column}": v for column, v in (value or {}).items() if v is not None}
-        elif name != "t" and isinstance(value, (int, float)):
-            numbers[name] = value
-    return numbers
+def main() -> int:
+    """Serves one sink. Whatever wandb prints goes to stderr, which the sink sends into a file."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**what: Any) -> None:
+        print(json.dumps(what), file=answers, flush=True)
+
+    try:
+        how = json.loads(sys.stdin.readline())
+        client = Client(start(how), Path(how["dir"]), how["name"] or "run", how["artifacts"])
+    except Exception as error:  # wandb raises many types; every one means "no W&B in this run"
+        text = str(error).split(" Consider increasing")[0]  # wandb's advice about a key that is none of ours
+        answer(failed=f"could not start: {type(error).__name__}: {text}")
+        return 1
+    try:
+        answer(ready=str(Path(client._run.dir).parent))
+        for line in sys.stdin:
+            verb, content = json.loads(line)
+            getattr(client, verb)(content)
+            if verb == "end":
+                answer(ended=True)
+                return 0
+        client.end(1)
+    except BrokenPipeError:  # nobody listens any more
+        return 1
+    except Exception as error:  # as above
+        answer(failed=f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

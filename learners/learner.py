@@ -164,7 +164,8 @@ class LearnerWorker:
             torch.distributed.all_reduce(rows_N)
         self.rows_N = rows_N
         if not math.isfinite(totals["loss"]):
-            raise RunError(f"learner: the loss is {totals['loss']} (lr {lr:.2g}); nothing of this night was applied")
+            raise RunError(f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, lower it (sleep.lr, baselines.lr, "
+                           "dream.policy_lr); nothing of this night was applied")
         totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(tokens),
                       sequences=float(len(batch_N)), seconds=time.perf_counter() - began)
         return _averages(totals, rewarded)

@@ -58,6 +58,8 @@ def rows_of(path: str, overrides: Sequence[str], names: Sequence[str], seeds: in
             continue
         for seed in range(whole.run.seed, whole.run.seed + seeds):
             mine = [*overrides, *keys, f"run.name={whole.run.name}-{name}-s{seed}", f"run.seed={seed}"]
+            if whole.wandb.group is None:  # the sweep stands together in W&B
+                mine.append(f"wandb.group={whole.run.name}-ablation")
             out.setdefault(name, []).append((load(path, mine), mine))
     return out
 
@@ -93,9 +95,14 @@ def _state(folder: Path, config: Config) -> str:
     except InputError:
         return "failed"
     kinds = {record["kind"]: record for record in records}
-    if "run" in kinds and kinds["run"]["config"] != without_secrets(dump(config)):
+    if "run" in kinds and _lived(kinds["run"]["config"]) != _lived(without_secrets(dump(config))):
         return "other"
     return "ok" if kinds.get("done", {}).get("status") == "ok" else "failed"
+
+
+def _lived(config: dict) -> dict:
+    """A configuration without what no life depends on."""
+    return {section: keys for section, keys in config.items() if section != "wandb"}
 
 
 def _free(folder: Path) -> Path:

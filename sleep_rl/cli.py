@@ -1,5 +1,5 @@
 """The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | dreams |
-summary | config.
+logs | summary | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -11,7 +11,8 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError
@@ -104,6 +105,11 @@ def _parser() -> argparse.ArgumentParser:
     dreams.add_argument("--only", default="", metavar="WHAT", help="rewarded, unrewarded, rejected or failed ones")
     dreams.add_argument("--sort", default="gain", metavar="FIELD", help="gain, held_out, importance, tau_before or logprob")
     dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
+    logs = command("logs", _logs, "list the workers of a run with their logs, or print one of them")
+    logs.add_argument("run", metavar="RUN", help="a run's folder")
+    logs.add_argument("--actor", metavar="NAME", help="whose log, e.g. rollout-0 (default: a list of all)")
+    logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many of its last lines (default 50)")
+    logs.add_argument("--follow", action="store_true", help="go on with what it prints, until the run ends or Ctrl-C")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     command("config", _config, "print every key with its default, what it allows and what it means")
@@ -111,9 +117,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _say(text: object) -> int:
-    """Prints a command's answer. A reader like `head` may close the pipe when it has seen enough."""
+    """Prints a command's answer."""
+    return _tell([text])
+
+
+def _tell(texts: Iterable[object]) -> int:
+    """Prints texts as they come. A reader like `head` may close the pipe when it has seen enough."""
     try:
-        print(text, flush=True)
+        for text in texts:
+            print(text, flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
     return DONE
@@ -205,6 +217,18 @@ def _dreams(arguments: argparse.Namespace) -> int:
 
     return _say(listing(arguments.run, task=arguments.task, night=arguments.night, only=arguments.only,
                         sort=arguments.sort, most=arguments.most))
+
+
+def _logs(arguments: argparse.Namespace) -> int:
+    from cluster.logs import lines, listing
+
+    if arguments.actor is None:
+        if arguments.follow:
+            raise InputError("--follow: follows one log, name it with --actor")
+        return _say(listing(arguments.run))
+    with suppress(KeyboardInterrupt):  # the way to stop following
+        _tell(lines(arguments.run, arguments.actor, arguments.lines, arguments.follow))
+    return DONE
 
 
 def _summary(arguments: argparse.Namespace) -> int:

@@ -216,7 +216,8 @@ class Baselines:
 class Wandb:
     mode: str = key("off", "off, offline (no key, no network) or online", choices=("off", "offline", "online"))
     project: str = key("sleep_rl", "W&B project")
-    group: str | None = key(None, "W&B group")
+    group: str | None = key(None, "W&B group; null: none, or that of all runs of one `sleep-rl ablate`")
+    artifacts: bool = key(False, "also send the memory after each night, as an artifact")
 
 
 @dataclass(frozen=True)

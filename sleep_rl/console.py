@@ -67,10 +67,9 @@ class Console:
             ended = "done"
         finally:
             self._close(task, name)
-            amount = "" if total is None and not state.done else f", {state.count()}"
-            note = f", {state.note}" if state.note else ""
-            style = "dim" if ended == "done" else "bold red"
-            self.say(f"{name}: {ended} in {clock(state.seconds())}{amount}{note}", style)
+            amount = [] if total is None and not state.done else [state.count(), *state.speed()]
+            told = ", ".join([f"{name}: {ended} in {clock(state.seconds())}", *amount, *filter(None, [state.note])])
+            self.say(told, "dim" if ended == "done" else "bold red")
 
     def current(self) -> str:
         """The innermost open phase; empty outside any."""
@@ -129,6 +128,10 @@ class Console:
             else:
                 self.say(f"failed after {took}: {record.get('reason')}", "bold red")
 
+    def recall(self, records: list[Record]) -> None:
+        """The table of accuracies goes on where it stood."""
+        self._retention = Retention.of(records)
+
     def close(self) -> None:
         """Takes the bars off the terminal, should a phase still be open."""
         with self._lock:
@@ -185,14 +188,16 @@ class _Phase:
     def count(self) -> str:
         return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
 
+    def speed(self) -> list[str]:
+        """ "2.4/s", or "3.1 s each"; nothing before the first tick."""
+        rate = self.done / max(self.seconds(), 1e-9)
+        return [f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"] if self.done else []
+
     def numbers(self) -> str:
         """ "40/200, 2.4/s, 1:07 min left, loss 0.31"; without a total or a first tick what can be said of it."""
-        parts = [] if self.total is None and not self.done else [self.count()]
-        rate = self.done / max(self.seconds(), 1e-9)
-        if self.done:
-            parts.append(f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each")
+        parts = [] if self.total is None and not self.done else [self.count(), *self.speed()]
         if self.done and self.total is not None:
-            parts.append(f"{clock(max(self.total - self.done, 0) / rate)} left")
+            parts.append(f"{clock(max(self.total - self.done, 0) * self.seconds() / self.done)} left")
         else:
             parts.append(clock(self.seconds()))
         return ", ".join([*parts, self.note] if self.note else parts)

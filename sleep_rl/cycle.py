@@ -63,8 +63,11 @@ def wake(life: Life, day: Day) -> None:
     """New data comes in: it stands in the context window, and its gradients join every level's chunk (equation 2)."""
     if life.config.wake.lr == 0:
         return
-    with life.console.phase(f"{day.name}: wake"), life.timed("wake", day=day.name, step=len(day.documents)) as record:
+    count = len(day.documents)
+    with life.console.phase(f"{day.name}: wake", total=count) as tick, \
+            life.timed("wake", day=day.name, step=count) as record:
         record |= life.crew.learn.wake([life.texts.document(d) for d in day.documents])
+        tick(count)
 
 
 def sleep(life: Life, day: Day, night: int) -> None:

@@ -18,10 +18,12 @@ def evaluate(life: Life, *, after: str, lived: int, method: str = "sleep",
     questions; journals the accuracies and returns the row of the known and the days."""
     limit, days = life.config.evaluate.questions, life.task.days()[:lived]
     columns = {"known": some(life.task.known(), limit)} | {day.name: some(day.questions, limit) for day in days}
-    with life.console.phase(f"{after}: {method} asked closed book"), \
+    deeper = {f: some(q, limit) for f, q in forms(life, days[-1]).items()} if days else {}
+    total = sum(map(len, (columns | deeper).values()))
+    with life.console.phase(f"{after}: {method} asked closed book", total=total) as tick, \
             life.timed("evaluate", after=after, method=method) as record:
-        deeper = {f: some(q, limit) for f, q in forms(life, days[-1]).items()} if days else {}
         scores = ask(life, columns | deeper, weights, {})
+        tick(total)
         row = {c: mean(scores[c]) for c in columns if scores[c]}
         record.update(row=row, open_book=None, n={c: len(v) for c, v in scores.items()},
                       forms={f: mean(scores[f]) for f in deeper if scores[f]})
@@ -42,9 +44,11 @@ def before_night(life: Life, day: Day, night: int) -> None:
     if not life.config.evaluate.open_book:
         return
     questions = {day.name: some(day.questions, life.config.evaluate.questions)}
-    with life.console.phase(f"day {night}: asked open book"), \
+    total = len(questions[day.name])
+    with life.console.phase(f"day {night}: asked open book", total=total) as tick, \
             life.timed("evaluate", after=f"day {night}", method="sleep") as record:
         row = ask(life, questions, TEACHER, {d.id: d for d in day.documents})
+        tick(total)
         record.update(row={}, open_book={c: mean(v) for c, v in row.items() if v}, n={c: len(v) for c, v in row.items()})
 
 

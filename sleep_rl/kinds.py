@@ -102,6 +102,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
               "dreams": ("dreams tried out", "count"), "seconds": _SECONDS},
     "policy": {"night": _NIGHT, "round": _ROUND, "step": _STEP, "steps": _STEPS,
                "loss": ("cross entropy of the dreaming policy on accepted dreams", "nats/token")},
+    "saved": {"night": _NIGHT, "path": ("its memory, from the run's folder", "")},
     "completion": {
         "when": ("before or after the nights", ""), "day": _DAY, "question": ("id of the question", ""),
         "prompt": ("what the model continued", ""), "answer": ("right answer", ""),

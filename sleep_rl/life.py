@@ -62,4 +62,6 @@ class Life:
 
     def save(self, night: int) -> None:
         """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier nights stay."""
-        self.crew.learn.save(os.path.join(self.folder, "memory", f"night-{night}"))
+        path = os.path.join("memory", f"night-{night}")
+        self.crew.learn.save(os.path.join(self.folder, path))
+        self.journal.log("saved", night=night, path=path)

@@ -12,7 +12,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +36,9 @@ class Sink(Protocol):
     failed: str  # why it cannot be used; empty while it works
 
     def log(self, record: Record) -> None: ...
+
+    def recall(self, records: list[Record]) -> None:
+        """These records stand, and nothing else that was told: what follows goes on behind them."""
 
     def close(self) -> None: ...
 
@@ -66,6 +69,8 @@ class Journal:
                 self.log("sink_failed", sink=sink.name, reason=_one_line(sink.failed))
             else:
                 self._sinks.append(sink)
+        if keep:
+            self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
         """Appends one record. NaN and infinity become null, named in `nonfinite`."""
@@ -81,12 +86,7 @@ class Journal:
                 self._write(line)
             except OSError as error:
                 raise self._unwritable(error) from error
-            for sink in tuple(self._sinks):
-                try:
-                    sink.log(record)
-                except Exception as error:  # any: a broken dashboard must not cost a night of training
-                    self._sinks.remove(sink)
-                    self._report(sink, error)
+            self._tell(lambda sink: sink.log(record))
 
     def size(self) -> int:
         """Bytes written and on the disk: where a continued run goes on."""
@@ -101,6 +101,7 @@ class Journal:
                 self._file.truncate(keep)
             except OSError as error:
                 raise self._unwritable(error) from error
+            self._recall()
 
     def close(self) -> None:
         """Closes the sinks, the last one first (the console, given first, hears of the others), then the file."""
@@ -116,6 +117,18 @@ class Journal:
     def _write(self, line: bytes) -> None:
         while line:  # a raw write may stop short, e.g. when the disk fills up; the next one then raises
             line = line[self._file.write(line):]
+
+    def _recall(self) -> None:
+        records = read(self.path)
+        self._tell(lambda sink: sink.recall(records))
+
+    def _tell(self, what: Callable[[Sink], None]) -> None:
+        for sink in tuple(self._sinks):
+            try:
+                what(sink)
+            except Exception as error:  # any: a broken dashboard must not cost a night of training
+                self._sinks.remove(sink)
+                self._report(sink, error)
 
     def _report(self, sink: Sink, error: Exception) -> None:
         self.log("sink_failed", sink=sink.name, reason=_one_line(f"{type(error).__name__}: {error}"))

@@ -21,7 +21,6 @@ from sleep_rl.rehearsal import Draw, Weighted
 from sleep_rl.rewards import group_advantage
 from sleep_rl.text import Ids, Texts
 
-
 DREAMS = -1
 """In place of a sender: what is learned are dreams."""
 
@@ -53,27 +52,27 @@ class Night:
         self.documents = day.documents if day else ()
         changed = {} if day else {"reading": 0} if self.others else {"replay": 1.0}
         if told:  # nothing is to be sampled from the student, so it need not be pushed before the end
-            steps = life.config.dream.steps
-            changed = {"replay": life.config.dream.replay, "reading": 0, "on_policy": 0.0, "steps": steps,
-                       "steps_per_round": steps}
-        config = replace(life.config, sleep=replace(life.config.sleep, **changed))
-        self.config, self.shares = config, Shares.of(config)
+            how = life.config.dream
+            changed = {"replay": how.replay, "reading": 0, "on_policy": 0.0, "steps": how.steps, "steps_per_round": how.steps}
+        self.config = config = replace(life.config, sleep=replace(life.config.sleep, **changed))
+        self.shares = Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
         self.trained = self.tokens = self.idle_s = 0.0
         self.last: Metrics = {}
-        self.tick: Callable[..., None] = lambda n, note: None  # of the phase that shows the steps
+        self.tick: Callable[..., None] = lambda n, note="": None  # of the phase that shows what is written, or the steps
 
     def write(self) -> None:
         """D ~ T: about each document with it in context, answers to rehearsed prompts, and self-replay from nothing."""
         life, config, seed = self.life, self.config, f"{self.night} {self.sender}"
-        with life.console.phase(f"{self.title}: the teacher writes", total=None):
-            behind, free = writing_requests(life.texts, self.documents, config, seed)
-            prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
-            again = rehearsal_requests(life.texts, prompts, config, seed)
+        behind, free = writing_requests(life.texts, self.documents, config, seed)
+        prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
+        again = rehearsal_requests(life.texts, prompts, config, seed)
+        total = len(behind) + len(free) * (1 + len(self.others)) + len(again)
+        with life.console.phase(f"{self.title}: the teacher writes", total=total) as self.tick:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples, config.sleep.confidence)
-            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
+            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
             for k in self.others:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
@@ -169,6 +168,7 @@ class Night:
         life, temperature = self.life, 1.0 if name == STUDENT else self.config.sleep.temperature
         samples = life.sample(requests_N, name, life.task.max_new_tokens, temperature, min_p, **self.where, round=round)
         self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
+        self.tick(0 if name == STUDENT else len(samples))  # what is sampled from the student shows in the steps
         return samples
 
 

@@ -150,7 +150,7 @@ def _heatmap(retention: Retention, method: str) -> str:
             value = record["row"].get(column)
             future = value is None or retention.future(record["after"], column)
             ink = "#fff" if value and value > 0.55 else INK
-            look = 'class="future"' if future else f'style="background:{_shade(value)};color:{ink}"'
+            look = 'class="future"' if future else f'style="background:{shade(value)};color:{ink}"'
             cells += f"<td {look}>{'' if value is None else f'{value:.2f}'}</td>"
         body += f"<tr><th>{escape(record['after'])}</th>{cells}</tr>"
     head = "".join(f"<th>{escape(c)}</th>" for c in retention.columns)
@@ -294,7 +294,8 @@ def _text(value: object, most: int = 300) -> str:
     return escape(text if len(text) <= most else text[:most] + " …")
 
 
-def _shade(value: float) -> str:
+def shade(value: float) -> str:
+    """The colour of an accuracy in a heat map."""
     share = min(max(value, 0.0), 1.0)  # 0 to 1: white to deep blue-green
     return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip((244, 246, 243), (23, 92, 105)))
 

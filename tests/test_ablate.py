@@ -92,6 +92,17 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
     assert "exit code" not in capsys.readouterr().out and Path("runs/b-no-replay-s1-failed-1").is_dir()
 
 
+def test_a_sweep_is_one_group_in_wandb_unless_another_is_given(lives):
+    def groups(*more):
+        return {config.wandb.group for runs in ablate.rows_of(DEMO, ["run.name=c", *more], ["no-replay"], 2).values()
+                for config, _ in runs}
+
+    assert groups() == {"c-ablation"} and groups("wandb.group=mine") == {"mine"}
+    command = ["ablate", "--seeds", "1", "--rows", "no-replay", DEMO, "run.name=c"]
+    assert main(command) == main([*command, "wandb.group=mine"]) == 0
+    assert len(lives.asked) == 2, "what W&B is told makes no other life"
+
+
 def test_bad_counts_are_one_line(capsys):
     assert main(["ablate", "--seeds", "0", DEMO]) == 2
     assert capsys.readouterr().err == "sleep-rl: --seeds: at least 1, got 0\n"

@@ -39,7 +39,7 @@ critics: workers cpus gpus threads together engine
 cluster: backend address start_timeout_s call_timeout_s watch_s wait_s gpu_gb restarts
 evaluate: questions open_book max_drop completions
 baselines: sft joint lr sft_steps joint_steps
-wandb: mode project group
+wandb: mode project group artifacts
 """
 
 

@@ -30,7 +30,7 @@ def test_a_log_gets_few_plain_lines_without_control_characters(monkeypatch):
             tick(1, "loss 0.31")
     first, last = stream.getvalue().splitlines()
     assert first == "night 1: seeding: 0/200"
-    assert re.fullmatch(r"night 1: seeding: done in \d\.\d s, 200/200, loss 0\.31", last)
+    assert re.fullmatch(r"night 1: seeding: done in \d\.\d s, 200/200, [\d,.]+/s, loss 0\.31", last)
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", stream.getvalue())
 
 
@@ -53,7 +53,7 @@ def test_a_wait_of_unknown_length_and_one_that_fails():
         raise KeyError("worker")
     lines = stream.getvalue().splitlines()
     assert lines[0] == "loading the engine ..." and re.fullmatch(r"loading the engine: done in 0\.\d s", lines[1])
-    assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9", lines[3])
+    assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9, [\d,.]+/s", lines[3])
 
 
 def test_the_innermost_open_phase_is_known():
@@ -125,6 +125,14 @@ def test_the_table_shows_the_newest_row_of_each_method():
     table = stream.getvalue().split("after night 2")[1]
     assert re.search(r"sleep +night 2 +0\.70", table) and re.search(r"plain SFT +night 1 +0\.30", table)
     assert table.index("sleep") < table.index("plain SFT")
+
+
+def test_the_table_of_a_resumed_run_holds_what_was_measured_before():
+    console, stream = plain()
+    console.recall([evaluation("base", "sleep", {"known": 0.9}, 0), evaluation("night 1", "sleep", {"known": 0.8, "day 1": 0.7}, 1)])
+    console.log(evaluation("night 2", "sleep", {"known": 0.75, "day 1": 0.6, "day 2": 0.5}, 2))
+    assert re.search(r"base model +0\.90 +- +- *\n", stream.getvalue())
+    assert re.search(r"sleep +night 2 +0\.75 +0\.60 +0\.50", stream.getvalue())
 
 
 def test_an_open_book_measurement_is_one_line():

@@ -137,11 +137,22 @@ class TestErrors:
             backend.ready([backend.spawn("nowhere:Class", {}, name="odd")])
 
     def test_deadline_names_worker_method_and_seconds(self, echo):
-        with pytest.raises(WorkerLate, match="^worker echo-0: sleep gave no answer within 0.2 s$"):
+        with pytest.raises(WorkerLate, match="^worker echo-0: sleep gave no answer within 0.2 s .cluster.call_timeout_s.$"):
             echo.start(Echo.sleep, 0.5).result(0.2)
-        with pytest.raises(WorkerLate, match="^waking up: worker echo-0: sleep gave no answer within 0.2 s$"):
+        with pytest.raises(WorkerLate, match="^waking up: worker echo-0: sleep gave no answer within 0.2 s .cluster.call_timeout_s.$"):
             wait_all([echo.start(Echo.sleep, 0.5)], 0.2, "waking up")
         assert echo.greet("Ann") == "hi Ann."
+
+    def test_errors_name_the_key_of_the_limit_and_the_log(self, backend, tmp_path):
+        handle = backend.spawn(ECHO, {}, name="echo-late")
+        backend.ready([handle])
+        pending = handle.start(Echo.sleep, 0.5)
+        pending.watch = Watch(folder=str(tmp_path))
+        with pytest.raises(WorkerLate, match=r"\(cluster.call_timeout_s\)$"):
+            pending.result(0.2)
+        (tmp_path / "echo-late.log").write_text("what it said")
+        pending.method = "start"
+        assert str(pending.late(3)).endswith(f"within 3 s (cluster.start_timeout_s); see {tmp_path / 'echo-late.log'}")
 
     def test_settle_keeps_results_beside_errors(self, echo):
         answers = settle([echo.start(Echo.greet, "Ann"), echo.start(Echo.run_error), echo.start(Echo.greet, "B")], 60)

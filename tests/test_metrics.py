@@ -17,12 +17,15 @@ class Listener:
 
     def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
         self.name, self.failed, self.raises, self.raises_on_close = name, failed, raises, raises_on_close
-        self.heard, self.closed = [], False
+        self.heard, self.closed, self.recalled = [], False, None
 
     def log(self, record):
         self.heard.append(record["kind"])
         if self.raises:
             raise self.raises
+
+    def recall(self, records):
+        self.recalled = [r.get("step") for r in records]
 
     def close(self):
         self.closed = True
@@ -104,6 +107,23 @@ def test_a_sink_that_fails_to_close_is_told_to_the_one_before_it(tmp_path):
     Journal(tmp_path / "m.jsonl", [console, slow]).close()
     assert console.heard == ["sink_failed"] and console.closed
     assert read(tmp_path / "m.jsonl")[0]["reason"] == "TimeoutError: no end after 1 s"
+
+
+def test_sinks_go_on_behind_the_records_that_stand(tmp_path):
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.log("wake", step=1)
+    keep = journal.size()
+    journal.log("wake", step=2)
+    listener = Listener()
+    journal = Journal(tmp_path / "m.jsonl", [listener], keep=keep)
+    assert listener.recalled == [1]
+    for step in (2, 3):
+        journal.log("wake", step=step)
+    journal.cut(keep)  # workers were lost: what they did since is done again
+    assert listener.recalled == [1] and listener.heard == ["wake", "wake"]
+    fresh = Listener()
+    Journal(tmp_path / "other.jsonl", [fresh])
+    assert fresh.recalled is None
 
 
 def test_a_full_disk_ends_the_run_with_one_line_naming_the_path():

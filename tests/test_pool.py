@@ -110,7 +110,7 @@ class TestPool:
     def test_late_worker_gives_failures_and_is_taken_out(self, handles):
         pool = Pool("echoes", handles, timeout_s=0.5)
         results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)
-        assert results == [2, Owed("worker echo-1: double gave no answer within 0.5 s", "echo-1"), 6]
+        assert results == [2, Owed("worker echo-1: double gave no answer within 0.5 s (cluster.call_timeout_s)", "echo-1"), 6]
         assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
         pool.restart_lost()
 
@@ -137,7 +137,7 @@ class TestRewardPool:
         assert rewards.score([self.SAME, self.OTHER, self.BAD]) == [1.0, 0.0, Failure("empty")]
 
     def test_late_call_fails_its_pairs_only(self, rewards):
-        late = Failure("worker reward-0: score gave no answer within 0.5 s", "reward-0")
+        late = Failure("worker reward-0: score gave no answer within 0.5 s (reward.timeout_s)", "reward-0")
         assert rewards.score([self.SAME, self.SLOW]) == [late, late]
         assert not rewards.lost
         rewards.timeout_s = 5.0  # the worker first ends the late call
@@ -149,7 +149,7 @@ class TestRewardPool:
         spent = []
         rewards._spend = lambda worker, reason: spent.append((worker, reason))
         assert [type(rewards.score([self.SLOW])[0]) for _ in range(2)] == [Failure, Failure]
-        assert spent == [("reward-0", "worker reward-0: score gave no answer within 0.5 s, twice in a row")]
+        assert spent == [("reward-0", "worker reward-0: score gave no answer within 0.5 s (reward.timeout_s), twice in a row")]
         rewards.timeout_s = 30
         assert rewards.score([self.SAME]) == [1.0] and not rewards.lost
 
