@@ -1,5 +1,5 @@
 """The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | dreams |
-summary | config.
+summary | watch | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -106,6 +106,10 @@ def _parser() -> argparse.ArgumentParser:
     dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    watch = command("watch", _watch, "serve a local page that shows a run while it goes on, or one that has ended")
+    watch.add_argument("run", metavar="RUN", help="a run's folder")
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
+    watch.add_argument("--port", type=int, default=8420, help="port to listen at (default 8420); 0: any that is free")
     command("config", _config, "print every key with its default, what it allows and what it means")
     return parser
 
@@ -211,6 +215,17 @@ def _summary(arguments: argparse.Namespace) -> int:
     from sleep_rl.summary import summarize
 
     return _say(summarize(arguments.runs))
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from cluster.identity import held
+    from sleep_rl.watch import Server
+
+    with Server(arguments.run, arguments.host, arguments.port, held) as server:
+        open_to = "" if server.loopback else "; WARNING: whoever reaches this address can read the run's texts"
+        _say(f"{server.url} shows {arguments.run}; ctrl-C ends it{open_to}")
+        server.serve_forever()
+    return DONE
 
 
 def _config(_: argparse.Namespace) -> int:
