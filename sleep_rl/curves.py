@@ -83,7 +83,7 @@ class Course:
     def points(self, name: str) -> Points:
         """The curve of one field, with a gap between nights; empty when it never was recorded."""
         points: Points = []
-        steps = sum(part.end - part.start for part in self.parts)
+        steps = sum(part.end - part.start for part in self.parts) or 1
         for part in self.parts:
             if name in part.traces:
                 points += ([(float(part.start), None)] if points else [])

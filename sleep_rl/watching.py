@@ -41,14 +41,16 @@ class Seen:
         self._clear()
 
     def _clear(self) -> None:
-        self.retention, self.crew, self.run, self.done = Retention(), Crew(), {}, None
+        self.retention, self.crew, self.done = Retention(), Crew(), None
         self.seeds = Course(*(name for _, lines in SEED.values() for name in lines))
         self.crossed: dict[str, Course] = {}  # method, or wake -> cross entropy
         self.sampled, self.trained, self.pushed = Trace(), Trace(), {}
-        self.phase: Record = {}
+        self.facts: dict[str, str] = {}
+        self.nights: int | None = None  # of the whole life
+        self.phase: dict[str, Any] = {}
         self.pace: deque[tuple[float, int]] = deque(maxlen=50)  # time and step of the current phase
         self.first = self.last = None  # times of records
-        self.written: Record = {}
+        self.written: dict[str, Any] = {"night": None, "texts": []}
         self.answers: dict[str, list[Record]] = {}  # of the newest days
         self.dreams: deque[Record] = deque(maxlen=8)
         self.failed: Counter[tuple[str, str]] = Counter()
@@ -70,7 +72,10 @@ class Seen:
             self.left_out += 1
             return
         try:
-            getattr(self, f"_{kind}", lambda record: None)(record)
+            if kind in KEPT:
+                KEPT[kind](self, record)
+            if kind in PHASES:
+                self._advance(record)
             self.crew.add(record)
         except (TypeError, ValueError, KeyError, AttributeError):  # a field of another type than METRICS says
             self.left_out += 1
@@ -78,20 +83,33 @@ class Seen:
         for name in record.get("nonfinite", ()):
             self.failed[f"{kind}.{name}", "value was not finite (NaN or infinite)"] += 1
         self.first, self.last = self.first or record["t"], record["t"]
-        if kind in PHASES:
-            if _phase_of(record) != _phase_of(self.phase):
-                self.pace.clear()
-            self.phase = record
-            if "step" in record:
-                self.pace.append((record["t"], record["step"]))
+
+    def _advance(self, record: Record) -> None:
+        """Where the life stands: the newest thing that was done, and its step of how many."""
+        said, steps = PHASES[record["kind"]](record), int(record.get("steps") or 0)
+        if record.get("night") and self.nights:
+            said = said.replace(f"Night {record['night']}", f"Night {record['night']} of {self.nights}", 1)
+        if said != self.phase.get("said"):
+            self.pace.clear()
+        self.phase = {"said": said, "t": record["t"]}
+        if steps and "step" in record:
+            self.pace.append((record["t"], int(record["step"])))
+            self.phase |= {"step": int(record["step"]) + 1, "steps": steps}
 
     # ------------------------------------------------------------------------------------------- kinds of records
 
     def _run(self, record: Record) -> None:
-        self.run, self.done = record, None
+        seeds = ", ".join(map(str, record.get("seeds") or ()))
+        facts = {"task": record.get("task"), "model": record.get("model"), "seed": seeds,
+                 "commit": str(record.get("commit") or "")[:12]}
+        self.nights, self.done = _nights(record), None
+        self.facts = {name: str(value) for name, value in facts.items() if value}
 
     def _done(self, record: Record) -> None:
-        self.done = record
+        took = clock(record.get("seconds") or 0)
+        ok = record.get("status") == "ok"
+        self.done = {"status": "ok", "said": f"Finished in {took}"} if ok else {
+            "status": "failed", "said": f"Failed after {took}: {record.get('reason')}"}
 
     def _seed(self, record: Record) -> None:
         sender, night = record.get("sender") or 0, record["night"]
@@ -118,18 +136,22 @@ class Seen:
         scores = [*record["row"].values(), *(record.get("open_book") or {}).values()]
         if any(value is not None and not 0 <= value <= 1 for value in scores):
             raise ValueError("a share of correct answers lies between 0 and 1")
+        heatmaps(Retention.of([record]))  # raises what the whole table would
         self.retention.add(record)
 
     def _written(self, record: Record) -> None:
-        self.written = record
+        self.written = {"night": record.get("night"), "texts": [str(text) for text in record.get("examples") or ()]}
 
     def _completion(self, record: Record) -> None:
+        completions([record])  # raises what the whole table would
         self.answers.setdefault(str(record["day"]), []).append(record)
         while len(self.answers) > 2:
             del self.answers[next(iter(self.answers))]
 
     def _dream(self, record: Record) -> None:
-        self.dreams.append(record)
+        gain = record["gain"] if record["gain"] is None else float(record["gain"])
+        self.dreams.append({"task": str(record["task"]), "text": str(record["text"]), "night": str(record["night"]), "gain": gain,
+                            "became": str(record["reason"] or state(record))})
 
     def _failure(self, record: Record) -> None:
         self.failed[str(record.get("where")), str(record.get("reason"))] += record.get("count") or 1
@@ -145,51 +167,35 @@ class Seen:
     def state(self) -> dict[str, Any]:
         """Everything that the page shows: plain values, which the page escapes, and `parts`, which are HTML."""
         f = self.follower
-        return {"name": self.folder.resolve().name, "facts": self._facts(), **self._status(), "phase": self._phase(),
+        return {"name": self.folder.resolve().name, "facts": self.facts, **self._status(), "phase": self._phase(),
                 "curves": self.panels(), "crew": self.crew.state(self.folder / "logs"),
                 "read": f.offset, "size": f.size, "left_out": f.torn + self.left_out,
-                "written": {"night": self.written.get("night"), "texts": [str(t) for t in self.written.get("examples") or ()]},
-                "dreams": [{"task": str(d["task"]), "text": str(d["text"]), "night": d["night"], "gain": d["gain"],
-                            "became": d["reason"] or state(d)} for d in reversed(self.dreams)],
-                "parts": self._parts()}
-
-    def _facts(self) -> dict[str, str]:
-        run = self.run
-        seeds = ", ".join(map(str, run.get("seeds") or ()))
-        facts = {"task": run.get("task"), "model": run.get("model"), "seed": seeds, "commit": str(run.get("commit") or "")[:12]}
-        return {name: str(value) for name, value in facts.items() if value}
+                "written": self.written, "dreams": list(reversed(self.dreams)), "parts": self._parts()}
 
     def _status(self) -> dict[str, Any]:
         """How the run is: `status` for its colour, `said` in words, `t` of the newest record."""
-        alive, done = self._held(self.folder), self.done
-        if alive and not done:
+        alive = self._held(self.folder)
+        if self.done:
+            how = self.done
+        elif alive:
             quiet = self.last is not None and time.time() - self.last > QUIET_S
             said = "Nothing is recorded yet" if self.last is None else "Quiet for a while" if quiet else "Goes on"
-            return {"status": "quiet" if quiet else "alive", "said": said, "t": self.last, "alive": alive}
-        if done and done.get("status") == "ok":
-            return {"status": "ok", "said": f"Finished in {clock(done.get('seconds') or 0)}", "t": self.last, "alive": alive}
-        if done:
-            said = f"Failed after {clock(done.get('seconds') or 0)}: {done.get('reason')}"
+            how = {"status": "quiet" if quiet else "alive", "said": said}
         elif (self.folder / "run.json").is_file():
-            said = f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes on with it"
+            how = {"status": "failed", "said": f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes on "
+                                               "with it"}
         else:
-            said = "No process holds this folder"
-        return {"status": "failed", "said": said, "t": self.last, "alive": alive}
+            how = {"status": "failed", "said": "No process holds this folder"}
+        return {**how, "t": self.last, "alive": alive}
 
     def _phase(self) -> dict[str, Any]:
-        """The newest thing that was done, its step of how many, and what is left of it at the pace of the last steps."""
-        record = self.phase
-        if not record:
-            return {"said": "", "t": None}
-        phase, nights = {"said": PHASES[record["kind"]](record), "t": record["t"]}, _nights(self.run)
-        if nights and record.get("night"):
-            phase["said"] = phase["said"].replace(f"Night {record['night']}", f"Night {record['night']} of {nights}", 1)
-        if record.get("steps") and "step" in record:
-            phase |= {"step": record["step"] + 1, "steps": record["steps"]}
-            (t0, s0), (t1, s1) = self.pace[0], self.pace[-1]
-            if s1 > s0 and t1 > t0 and record["kind"] == "seed":
-                phase["left"] = clock((record["steps"] - s1 - 1) * (t1 - t0) / (s1 - s0))
-        return phase
+        """The phase, and the time that its steps still take at the pace of the last ones."""
+        if "steps" not in self.phase:
+            return self.phase
+        (t0, s0), (t1, s1) = self.pace[0], self.pace[-1]
+        pace = (t1 - t0) / (s1 - s0) if s1 > s0 and t1 > t0 else None
+        left = {} if pace is None else {"left": clock(max(self.phase["steps"] - s1 - 1, 0) * pace)}
+        return {**self.phase, **left}
 
     def panels(self) -> list[dict[str, Any]]:
         """Every set of curves that has points, in the order of the report."""
@@ -229,10 +235,6 @@ def _nights(run: Record) -> int | None:
     return days if isinstance(days, int) else None
 
 
-def _phase_of(record: Record) -> tuple:
-    return tuple(record.get(name) for name in ("kind", "night", "sender", "day", "method", "round"))
-
-
 def _night(record: Record) -> str:
     sender = record.get("sender") or 0
     title = f"Night {record.get('night')}"
@@ -257,3 +259,7 @@ PHASES: dict[str, Callable[[Record], str]] = {
     "done": lambda r: "Ended",
 }
 """Records that say where a life stands, in words; the others belong to its workers."""
+
+KEPT = {"run": Seen._run, "done": Seen._done, "seed": Seen._seed, "baseline": Seen._baseline, "wake": Seen._wake,
+        "sample": Seen._sample, "push": Seen._push, "evaluate": Seen._evaluate, "written": Seen._written,
+        "completion": Seen._completion, "dream": Seen._dream, "failure": Seen._failure, "sink_failed": Seen._sink_failed}
