@@ -30,7 +30,8 @@ class Trace:
         if isinstance(y, (int, float)) and math.isfinite(y):
             last[1] += y
             last[2] += 1
-        self.shrink(2 * MOST)
+        if len(self._means) > 2 * MOST:
+            self.shrink(2 * MOST)
 
     def shrink(self, most: int) -> None:
         """To at most `most` means."""
@@ -78,7 +79,9 @@ class Course:
         part.step, part.end = step, max(part.end, part.start + max(step + 1, int(record.get("steps") or 0)))
         for name in self._names:
             if name in record:
-                part.traces.setdefault(name, Trace()).add(part.start + step, record[name])
+                if name not in part.traces:
+                    part.traces[name] = Trace()
+                part.traces[name].add(part.start + step, record[name])
 
     def points(self, name: str) -> Points:
         """The curve of one field, with a gap between nights; empty when it never was recorded."""

@@ -27,7 +27,7 @@ display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:5px;ve
 figure svg{touch-action:pan-y}.role{margin-top:16px}.role h3{display:inline;margin:0 8px 0 0}.role>span{font-size:14px}
 .role .age,.age{color:#7b8494;font-size:12.5px;white-space:nowrap;margin-left:5px}.workers{max-height:320px;overflow:auto;
 margin-top:4px}.workers td,.workers th{padding:3px 12px 3px 0;vertical-align:top;font-size:13px;font-weight:400}
-.workers th{white-space:nowrap;width:1%}.workers td.n{white-space:nowrap;width:1%;color:#7b8494}.workers td.again{color:#a8331f}
+.workers th{white-space:nowrap;width:96px}.workers td.n{white-space:nowrap;width:92px;color:#7b8494}.workers td.again{color:#a8331f}
 .workers td.log{font:12px/1.5 ui-monospace,Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere;color:#5d6675}
 .gone th{color:#a2a9b6;text-decoration:line-through}ul.texts{list-style:none;margin:0;padding:0}ul.texts li{padding:5px 0;
 border-bottom:1px solid #eef0f3;font-size:13.5px;overflow-wrap:anywhere;white-space:pre-wrap}ul.texts small{margin-bottom:1px}
