@@ -1,5 +1,5 @@
 """The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | dreams |
-summary | watch | config.
+summary | watch | doctor | config.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -110,6 +110,10 @@ def _parser() -> argparse.ArgumentParser:
     watch.add_argument("run", metavar="RUN", help="a run's folder")
     watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
     watch.add_argument("--port", type=int, default=8420, help="port to listen at (default 8420); 0: any that is free")
+    doctor = command("doctor", _doctor, "check what a run needs of this machine: each line ok, or what to do")
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file that is to run here; it is planned, too")
+    doctor.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
+    doctor.add_argument("--quick", action="store_true", help="without the tiny life at the end (about half a minute)")
     command("config", _config, "print every key with its default, what it allows and what it means")
     return parser
 
@@ -226,6 +230,12 @@ def _watch(arguments: argparse.Namespace) -> int:
         _say(f"{server.url} shows {arguments.run}; ctrl-C ends it{open_to}")
         server.serve_forever()
     return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from cluster.doctor import doctor
+
+    return doctor(arguments.config, arguments.overrides, arguments.quick, _say)
 
 
 def _config(_: argparse.Namespace) -> int:
