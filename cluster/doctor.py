@@ -28,7 +28,7 @@ from sleep_rl.plan_words import render
 
 RESULT = "result.json"  # of cluster.probe, which is not imported here: it brings torch and Ray
 DISTRIBUTION, PLUGIN = "sleep-rl", "sleep_rl"
-CHECK_S, IMPORT_S, PROBE_S = 20.0, 300.0, 600.0
+CHECK_S, IMPORT_S, PROBE_S = 20.0, 300.0, 900.0
 TORCH = ("import json, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; print(json.dumps({'version': "
          "torch.__version__, 'cuda': torch.version.cuda, 'gpus': [[torch.cuda.get_device_name(i), "
          "torch.cuda.get_device_properties(i).total_memory] for i in range(n)]}))")

@@ -23,14 +23,14 @@ from sleep_rl.loading import dump, reload
 from sleep_rl.metrics import Journal, read
 
 PROMPT, DOCUMENT = (3, 4, 5), tuple(range(10, 30))
-START_S, CALL_S = 400.0, 120.0
+START_S, CALL_S = 600.0, 300.0
 
 
 def config_of(gpu: bool, folder: Path) -> Config:
     """A GPU is shared by one rollout worker and one learner."""
     share = "0.4" if gpu else "0"
     return reload(dump(Config()), "doctor", [
-        f"model.base={folder / 'base'}", "model.experts=2", "model.top_k=2", "model.d_low=16", "rollouts.workers=1",
+        f"model.base={folder / 'base'}", "task.world.days=1", "model.experts=2", "model.top_k=2", "model.d_low=16", "rollouts.workers=1",
         f"rollouts.gpus={share}", f"learners.gpus={share}", "sleep.batch=4", "sleep.warmup=0",
         "rollouts.engine={max_model_len: 128, max_num_seqs: 8, kv_cache_memory_bytes: 33554432, enforce_eager: true}"])
 
@@ -99,8 +99,9 @@ def _sampled(crew: Workers) -> list[tuple]:
 def main(backend: str, device: str, where: str) -> None:
     folder = Path(where)
     try:
+        config = config_of(device == "gpu", folder)
         there = LocalBackend(START_S, CALL_S) if backend == "local" else RayBackend("local", START_S, CALL_S, str(folder / "logs"))
-        result = {"ok": True, "said": probe(there, config_of(device == "gpu", folder), folder)}
+        result = {"ok": True, "said": probe(there, config, folder)}
     except (InputError, RunError) as error:
         result = {"ok": False, "said": str(error)}
     (folder / RESULT).write_text(json.dumps(result))
