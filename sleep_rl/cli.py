@@ -106,6 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    _add_watch_and_doctor(command)
+    command("config", _config, "print every key with its default, what it allows and what it means")
+    return parser
+
+
+def _add_watch_and_doctor(command: Callable[..., argparse.ArgumentParser]) -> None:
     watch = command("watch", _watch, "serve a local page that shows a run while it goes on, or one that has ended")
     watch.add_argument("run", metavar="RUN", help="a run's folder")
     watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
@@ -114,8 +120,6 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file that is to run here; it is planned, too")
     doctor.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
     doctor.add_argument("--quick", action="store_true", help="without the tiny life at the end (about half a minute)")
-    command("config", _config, "print every key with its default, what it allows and what it means")
-    return parser
 
 
 def _say(text: object) -> int:
