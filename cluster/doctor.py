@@ -62,7 +62,10 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
         checks.cores(), checks.read_text("/proc/meminfo") or "", checks.read_text("/sys/fs/cgroup/memory.max")))
     gpus: list = []
     yield from torch_and_devices(planned, bool(where), gpus)
-    yield from within(CHECK_S, "ports", lambda: checks.ports(checks.ray_here(), checks.is_bound))
+    if where:
+        yield Finding("ports", True, f"not asked about: runs join {where}")
+    else:
+        yield from within(CHECK_S, "ports", lambda: checks.ports(checks.ray_here(), checks.is_bound))
     yield from within(CHECK_S, "cluster", lambda: checks.address(where))
     yield from within(CHECK_S, "shared memory", checks.shared_memory)
     least = max(checks.LEAST_DISK, 3 * planned.full_bytes if planned else 0)
@@ -75,7 +78,7 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
     mode = config.wandb.mode if path is not None else None
     yield from within(CHECK_S, "wandb", lambda: checks.wandb_login(os.environ, Path.home(), mode))
     yield from within(CHECK_S + 5 * len(checks.hub_names(config)[0]), "hub", lambda: _hub(config))
-    sound = yield from plugin()
+    sound = yield from plugin(len(gpus))
     if quick:
         return
     if not sound:
@@ -116,19 +119,24 @@ def torch_and_devices(planned: Plan | None, joins: bool, gpus: list) -> Iterable
     yield from within(CHECK_S, "devices", lambda: checks.devices(answer, checks.nvidia_driver(), asked, joins))
 
 
-def plugin(python: str = sys.executable) -> Iterable[Finding]:
-    """The entry point, and whether vLLM registers the architectures by it. Returns whether both hold."""
+def plugin(gpus: int) -> Iterable[Finding]:
+    """The entry point, and whether vLLM registers the architectures by it and is built for what is here. Returns whether
+    all of it holds."""
     entries = [e for e in importlib.metadata.entry_points(group="vllm.general_plugins") if e.name == PLUGIN]
     if not entries:
         yield Finding("vllm plugin", False, "vLLM's entry point sleep_rl is not installed: pip install -e . in the repository")
         return False
-    answer, finding = ask([python, "-m", "actors.check"], "vllm plugin", "vLLM", IMPORT_S, {**os.environ, **cpu_environment(1)})
+    answer, finding = ask([sys.executable, "-m", "actors.check"], "vllm plugin", "vLLM", IMPORT_S, {**os.environ, **cpu_environment(1)})
     if answer is None:
         yield finding
         return False
     if answer["missing"]:
         yield Finding("vllm plugin", False, f"vLLM {answer['version']} does not know {', '.join(answer['missing'])}: VLLM_PLUGINS, if it "
                                             f"is set, must name {PLUGIN}")
+        return False
+    if gpus and answer["platform"] == "cpu":
+        yield Finding("vllm plugin", False, f"vLLM {answer['version']} is the build for CPUs, and {gpus} GPUs are here: pip install -e "
+                                            "'.[gpu]' in a fresh virtual environment")
         return False
     yield Finding("vllm plugin", True, f"vLLM {answer['version']} on {answer['platform']} knows {', '.join(answer['found'])}")
     return True

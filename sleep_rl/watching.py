@@ -185,7 +185,7 @@ class Seen:
             how = {"status": "failed", "said": f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes on "
                                                "with it"}
         else:
-            how = {"status": "failed", "said": "No process holds this folder"}
+            how = {"status": "idle", "said": "No process holds this folder"}
         return {**how, "t": self.last, "alive": alive}
 
     def _phase(self) -> dict[str, Any]:

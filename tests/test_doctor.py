@@ -364,6 +364,15 @@ def test_all_is_ok(machine):
     assert not Path(machine.commands[2][4]).exists()
 
 
+def test_who_joins_a_cluster_needs_no_ports(machine, monkeypatch):
+    monkeypatch.setattr(doctor.checks, "is_bound", lambda port: True)
+    monkeypatch.setattr(doctor.checks, "ray_here", lambda: None)
+    assert "to do  ports: taken by something that is no Ray of this node" in " ".join(machine.doctor(quick=True)[1])
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    lines = machine.doctor(quick=True)[1]
+    assert "ok     ports: not asked about: runs join 127.0.0.1:1" in lines and "to do  cluster: nothing answers at 127.0.0.1:1" in " ".join(lines)
+
+
 def test_quick_leaves_the_probe_out(machine):
     code, lines = machine.doctor(quick=True)
     assert code == 0 and "probe" not in " ".join(lines) and len(machine.commands) == 2
@@ -371,6 +380,10 @@ def test_quick_leaves_the_probe_out(machine):
 
 def test_the_probe_uses_the_gpus_and_the_backend_that_there_are(machine):
     machine.torch = CUDA
+    code, lines = machine.doctor()
+    assert code == 1 and "the build for CPUs, and 2 GPUs are here" in lines[-3]
+    machine.vllm["platform"] = "cuda"
+    machine.commands.clear()
     assert machine.doctor(str(ROOT / "configs" / "demo.yaml"), ["cluster.backend=local"])[0] == 0
     assert machine.commands[2][2:4] == ["local", "gpu"]
 

@@ -173,6 +173,9 @@ def test_how_a_run_stands(tmp_path, watch):
     client.alive = False
     state = client.state()
     assert (state["status"], state["alive"]) == ("failed", False)
+    (tmp_path / "run.json").rename(tmp_path / "aside")  # as of an evaluation, which cannot be resumed
+    assert (client.state()["status"], client.state()["said"]) == ("idle", "No process holds this folder")
+    (tmp_path / "aside").rename(tmp_path / "run.json")
     assert state["said"] == f"Stopped: no process lives in this run; sleep-rl resume {tmp_path} goes on with it"
     journal.log("done", seconds=75, status="failed", reason="loss is nan at step 3")
     assert client.state()["said"] == "Failed after 1:15 min: loss is nan at step 3"
