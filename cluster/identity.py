@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -111,10 +112,14 @@ def held(folder: Path) -> bool:
 def alone(folder: Path) -> Iterator[None]:
     """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when it is held."""
     with open(folder / LOCK, "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise InputError(f"{folder}: another process lives in this run") from error
+        for last in (False, False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if last:
+                    raise InputError(f"{folder}: another process lives in this run") from error
+                time.sleep(0.05)  # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
         file.write(str(os.getpid()))
         file.flush()
         yield

@@ -1,5 +1,4 @@
-"""The command line: sleep-rl run | resume | scale | plan | eval | pretrain | grow | ablate | drill | report | dreams |
-logs | summary | config.
+"""The command line: `sleep-rl COMMAND ...`; `sleep-rl --help` lists the commands.
 
 Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
 stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
@@ -112,8 +111,20 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--follow", action="store_true", help="go on with what it prints, until the run ends or Ctrl-C")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    _add_watch_and_doctor(command)
     command("config", _config, "print every key with its default, what it allows and what it means")
     return parser
+
+
+def _add_watch_and_doctor(command: Callable[..., argparse.ArgumentParser]) -> None:
+    watch = command("watch", _watch, "serve a local page that shows a run while it goes on, or one that has ended")
+    watch.add_argument("run", metavar="RUN", help="a run's folder")
+    watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
+    watch.add_argument("--port", type=int, default=8420, help="port to listen at (default 8420); 0: any that is free")
+    doctor = command("doctor", _doctor, "check what a run needs of this machine: each line ok, or what to do")
+    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file that is to run here; it is planned, too")
+    doctor.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
+    doctor.add_argument("--quick", action="store_true", help="without the tiny life at the end (about half a minute)")
 
 
 def _say(text: object) -> int:
@@ -235,6 +246,23 @@ def _summary(arguments: argparse.Namespace) -> int:
     from sleep_rl.summary import summarize
 
     return _say(summarize(arguments.runs))
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from cluster.identity import held
+    from sleep_rl.watch import Server
+
+    with Server(arguments.run, arguments.host, arguments.port, held) as server:
+        open_to = "" if server.loopback else "; WARNING: whoever reaches this address can read the run's texts"
+        _say(f"{server.url} shows {arguments.run}; ctrl-C ends it{open_to}")
+        server.serve_forever()
+    return DONE
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from cluster.doctor import doctor
+
+    return doctor(arguments.config, arguments.overrides, arguments.quick, _say)
 
 
 def _config(_: argparse.Namespace) -> int:

@@ -50,20 +50,7 @@ class Panel:
 
 def write_report(run_dir: str | Path) -> Path:
     """Writes `run_dir/report.html` from `run_dir/metrics.jsonl` alone; also for a run that did not end."""
-    source = Path(run_dir) / "metrics.jsonl"
-    records = read(source)
-    if all(record["kind"] == "torn" for record in records):
-        raise InputError(f"no metrics to report: expected at least one record, got an empty file: {source}")
-    retention = Retention.of(records)
-    newest = {record["kind"]: record for record in records}
-    run = newest.get("run", {})
-    config = escape(json.dumps(run.get("config", {}), indent=2, ensure_ascii=False))
-    body = (_header(records, run, newest.get("done", {})) + _headline(retention) + _heatmaps(retention) + _curves(records)
-            + section(records) + _completions(records) + _failures(records)
-            + f"<h2>Configuration</h2><details><summary>every key of this run</summary><pre>{config}</pre></details>")
-    html = (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-            f"<title>sleep_rl: {escape(str(run.get('task', 'run')))}</title><style>{STYLE}</style>\n<main>{body}</main></html>\n")
-    target = Path(run_dir) / "report.html"
+    html, target = page(Path(run_dir) / "metrics.jsonl"), Path(run_dir) / "report.html"
     try:
         partial = target.with_suffix(".html.partial")
         partial.write_text(html, encoding="utf-8", errors="replace")
@@ -71,6 +58,22 @@ def write_report(run_dir: str | Path) -> Path:
     except OSError as error:
         raise RunError(f"cannot write the report {target}: {error.strerror or error}") from error
     return target
+
+
+def page(source: Path) -> str:
+    """The report of the journal `source` as HTML. Raises InputError when it cannot be read or holds no record."""
+    records = read(source)
+    if all(record["kind"] == "torn" for record in records):
+        raise InputError(f"no metrics to report: expected at least one record, got an empty file: {source}")
+    retention = Retention.of(records)
+    newest = {record["kind"]: record for record in records}
+    run = newest.get("run", {})
+    config = escape(json.dumps(run.get("config", {}), indent=2, ensure_ascii=False))
+    body = (_header(records, run, newest.get("done", {})) + headline(retention) + heatmaps(retention) + _curves(records)
+            + section(records) + completions(records) + failures(records)
+            + f"<h2>Configuration</h2><details><summary>every key of this run</summary><pre>{config}</pre></details>")
+    return (f'<!doctype html>\n<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+            f"<title>sleep_rl: {escape(str(run.get('task', 'run')))}</title><style>{STYLE}</style>\n<main>{body}</main></html>\n")
 
 
 def _header(records: list[Record], run: Record, done: Record) -> str:
@@ -95,7 +98,8 @@ def _header(records: list[Record], run: Record, done: Record) -> str:
     return f'<header><h1>Language models need sleep</h1><p class="facts">{spans}</p>{status}</header>'
 
 
-def _headline(retention: Retention) -> str:
+def headline(retention: Retention) -> str:
+    """The newest evaluation of every method in figures, as HTML."""
     if not retention.methods:
         return "<h2>Result</h2><p>No evaluation after a night yet.</p>"
     last = {method: retention.last(method) for method in retention.methods}
@@ -132,7 +136,8 @@ def _bar(value: float | None, colour: str, count: int | None, lived: bool = True
             f"<small>{interval}</small></td>")
 
 
-def _heatmaps(retention: Retention) -> str:
+def heatmaps(retention: Retention) -> str:
+    """The retention matrix of every method that has one, as HTML; empty before the first night."""
     methods = [m for m in retention.methods if m in ("sleep", "sft") or len(retention.records[m]) > 1]
     if not methods:
         return ""
@@ -159,7 +164,8 @@ def _heatmap(retention: Retention, method: str) -> str:
             f"<tbody>{body}</tbody></table></div></div>")
 
 
-def _completions(records: list[Record], most: int = 8) -> str:
+def completions(records: list[Record], most: int = 8) -> str:
+    """Answers of the same questions before and after, `most` per day, as HTML; empty without any."""
     found: dict[tuple[str, str], dict[str, Record]] = {}
     for record in records:
         if record["kind"] == "completion":  # the first before, the newest after
@@ -187,7 +193,8 @@ def _answer(record: Record | None) -> str:
     return f'<td class="{"right" if right else "wrong"}">{"✓" if right else "✗"} {_text(record["completion"])}</td>'
 
 
-def _failures(records: list[Record]) -> str:
+def failures(records: list[Record]) -> str:
+    """What failed and how often, as HTML; empty when nothing did."""
     counts: Counter[tuple[str, str]] = Counter()
     for record in records:
         if record["kind"] == "failure":

@@ -1,7 +1,9 @@
 """identity.py: what may change when a run goes on, and that only one process lives in a run."""
 
+import fcntl
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -78,3 +80,14 @@ def test_only_one_process_lives_in_a_run(tmp_path):
         held = other()
         assert held.returncode and "another process lives in this run" in held.stderr
     assert other().stdout == "in\n"  # the lock went with its holder
+
+
+def test_whoever_only_asks_keeps_nobody_out(folder):
+    """A page that watches a run asks every two seconds, by taking the lock for an instant."""
+    asking = open(folder / identity.LOCK, "w")
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    threading.Timer(0.03, asking.close).start()
+    with identity.alone(folder):
+        assert identity.held(folder)
+    with identity.alone(folder), pytest.raises(InputError, match="another process lives in this run"), identity.alone(folder):
+        pass
