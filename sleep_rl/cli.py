@@ -104,6 +104,22 @@ def _parser() -> argparse.ArgumentParser:
     dreams.add_argument("--only", default="", metavar="WHAT", help="rewarded, unrewarded, rejected or failed ones")
     dreams.add_argument("--sort", default="gain", metavar="FIELD", help="gain, held_out, importance, tau_before or logprob")
     dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
+    chat = command("chat", _chat, "ask a checkpoint before and after its nights, side by side")
+    chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    chat.add_argument("--prompt", action="append", metavar="TEXT", help="ask this and end; may be repeated (default: every "
+                                                                        "line of the standard input, each on its own)")
+    chat.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default 128)")
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: the most likely answer")
+    chat.add_argument("--seed", type=int, default=0, help="of sampling, where the temperature is above 0")
+    export = command("export", _export, "write a checkpoint that stands alone: weights, tokenizer, code, model card")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    export.add_argument("out", metavar="OUT", help="a new folder")
+    serve = command("serve", _serve, "answer as an OpenAI-compatible server, with the newest night of a run")
+    serve.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    serve.add_argument("overrides", metavar="OPTION=VALUE", nargs="*", default=[], help="vLLM's own, e.g. max_model_len=4096")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     command("config", _config, "print every key with its default, what it allows and what it means")
@@ -205,6 +221,27 @@ def _dreams(arguments: argparse.Namespace) -> int:
 
     return _say(listing(arguments.run, task=arguments.task, night=arguments.night, only=arguments.only,
                         sort=arguments.sort, most=arguments.most))
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from sleep_rl.chat import chat
+
+    for answers in chat(arguments.checkpoint, arguments.prompt, max_tokens=arguments.max_tokens,
+                        temperature=arguments.temperature, seed=arguments.seed):
+        _say(answers)
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from sleep_rl.export import export
+
+    return _say(export(arguments.checkpoint, arguments.out))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from cluster.serve import serve
+
+    return serve(arguments.checkpoint, arguments.host, arguments.port, arguments.overrides, arguments.follow)
 
 
 def _summary(arguments: argparse.Namespace) -> int:
