@@ -93,13 +93,15 @@ class Nights:
             await self._client.collective_rpc("memory_read", kwargs={"path": path})
             self._held = load_file(path)
         await self._client.update_weight_version(self.label)
-        self._seen = self._mark()
 
-    async def take(self, number: int) -> None:
-        """Answers with another night from now on. Raises InputError for a night that is not there or does not fit, Busy,
-        and RunError when its bytes did not arrive; in each case the night before goes on answering."""
+    async def take(self, number: int) -> bool:
+        """Answers with another night from now on; False when it is the one that answers already. Raises InputError for a
+        night that is not there or does not fit, Busy, and RunError when its bytes did not arrive; in each case the night
+        before goes on answering."""
         async with self._one:
             tensors = await asyncio.to_thread(self._read, number)  # nobody waits for the disk
+            if not tensors and number == self.night:
+                return False
             async with self.door.closed(self._drain_s):
                 try:
                     # Whom nobody waits for any more is ended, and every cached key and value is dropped.
@@ -108,7 +110,9 @@ class Nights:
                     await self._client.update_weight_version(f"night-{number}")
                     self.night = number
                 finally:
-                    await self._client.resume_generation()
+                    if not self.lost:  # else nobody is to be answered any more
+                        await self._client.resume_generation()
+        return True
 
     async def follow(self, say: Callable[[str], None], every_s: float = 2.0) -> None:
         """Takes every newest night of the run, for good. A night that cannot be taken is named once and left out."""
@@ -119,8 +123,8 @@ class Nights:
                 continue
             started = time.monotonic()
             try:
-                await self.take(mark[0])
-                say(f"night {mark[0]} answers from now on, taken in within {time.monotonic() - started:.1f} s")
+                if await self.take(mark[0]):
+                    say(f"night {mark[0]} answers from now on, taken in within {time.monotonic() - started:.1f} s")
             except Busy as error:
                 say(f"night {mark[0]} waits: {error}; tried again")
                 continue

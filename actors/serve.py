@@ -52,7 +52,8 @@ def serve(found: Found, host: str, port: int, options: Sequence[str], follow: bo
     """Serves until SIGINT or SIGTERM. `options`: vLLM's own, as name=value. `follow`: takes every night
     that the run adds. Raises InputError for a checkpoint, an option or an address that cannot work, RunError when the
     engine dies or its memory is lost."""
-    signal.signal(signal.SIGTERM, _interrupt)  # until the server takes it over
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the server takes them over; asyncio's own would wait for vLLM
+        signal.signal(number, _interrupt)
     register()
     with tempfile.TemporaryDirectory(prefix="sleep_rl-serve-") as folder:
         checkpoint = modeling.expand(found.path, os.path.join(folder, "model"), modeling.levels_of(found.path))

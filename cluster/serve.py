@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import socket
@@ -43,9 +44,20 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
     console.say(f"starting vLLM with {found.path}")
     from actors.serve import serve as answer
 
-    answer(found, host, port, options, follow, console.say)
+    try:
+        answer(found, host, port, options, follow, console.say)
+    except BaseException as error:
+        code = {InputError: 2, KeyboardInterrupt: 130}.get(type(error), 1)  # as the command line's
+        atexit.register(_end, code)  # behind the line that says why
+        raise
+    _end(0)
+
+
+def _end(code: int) -> NoReturn:
+    """Leaves without the exit in good order, which would print pages of what vLLM's libraries leak."""
     sys.stdout.flush()
-    os._exit(0)  # everything has ended; an exit in good order would print pages of what vLLM's libraries leak
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def _start(run: str) -> Found:

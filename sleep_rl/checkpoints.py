@@ -10,12 +10,12 @@ from sleep_rl.contracts import InputError
 from sleep_rl.shape import HUB_NAME, POINTER
 
 NIGHT = re.compile(r"night-(\d+)")
-WEIGHTS = "memory.safetensors"
+WEIGHTS = "memory.safetensors"  # of a memory folder (sleep_rl.modeling, which imports torch)
 
 
 @dataclass(frozen=True)
 class Found:
-    """`path`: a memory folder, a full checkpoint or a hub name. `run`: the run that it is of, None outside one. `night`:
+    """`path`: of a memory folder or a full checkpoint, absolute, or a hub name. `run`: the run that it is of, None outside one. `night`:
     how many nights of that run it holds, None where nobody says."""
 
     path: str
@@ -25,7 +25,7 @@ class Found:
     @property
     def name(self) -> str:
         """A short name for people: the run's, else the folder's, else the hub's."""
-        return (self.run or Path(self.path).absolute() if Path(self.path).is_dir() else Path(self.path)).name
+        return (self.run or Path(self.path)).name
 
 
 def find(path: str) -> Found:
@@ -40,11 +40,11 @@ def find(path: str) -> Found:
     if (folder / POINTER).is_file():
         run = folder.parent.parent if folder.parent.name == "memory" and is_run(folder.parent.parent) else None
         number = NIGHT.fullmatch(folder.name)
-        return Found(path, run, int(number[1]) if run and number else None)
+        return Found(str(folder), run, int(number[1]) if run and number else None)
     if (folder / "config.json").is_file():
         run = folder.parent if folder.name in ("model", "checkpoint") and is_run(folder.parent) else None
         last = max(nights(run), default=None) if run and folder.name == "model" else 0
-        return Found(path, run, last if run else None)
+        return Found(str(folder), run, last if run else None)
     if not is_run(folder):
         raise InputError(f"{path}: expected a run (metrics.jsonl), a memory folder ({POINTER}) or a full checkpoint "
                          "(config.json), got a folder with none of them")
