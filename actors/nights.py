@@ -129,7 +129,8 @@ class Nights:
                 say(f"night {mark[0]} waits: {error}; tried again")
                 continue
             except Exception as error:  # any: it must be said, and must not end a server that can go on answering
-                say(f"warning: night {mark[0]} is not taken in, {self.label} goes on answering: {modeling.first_line(error)}")
+                say(f"warning: night {mark[0]} is not taken in, {self.label} goes on answering: "
+                    f"{modeling.first_line(error)}")
             self._seen = mark
 
     def _mark(self) -> tuple | None:

@@ -49,9 +49,9 @@ Say = Callable[[str], None]
 
 
 def serve(found: Found, host: str, port: int, options: Sequence[str], follow: bool, say: Say) -> None:
-    """Serves until SIGINT or SIGTERM. `options`: vLLM's own, as name=value. `follow`: takes every night
-    that the run adds. Raises InputError for a checkpoint, an option or an address that cannot work, RunError when the
-    engine dies or its memory is lost."""
+    """Serves until SIGINT or SIGTERM. `options`: vLLM's own, as name=value. `follow`: takes every night that the run adds.
+    Raises InputError for a checkpoint, an option or an address that cannot work, RunError when the engine dies or its
+    memory is lost."""
     for number in (signal.SIGINT, signal.SIGTERM):  # until the server takes them over; asyncio's own would wait for vLLM
         signal.signal(number, _interrupt)
     register()
@@ -77,7 +77,8 @@ def _arguments(checkpoint: str, host: str, port: int, name: str, options: Sequen
         if key.partition(".")[0] in OWNED or key.startswith("data_parallel"):
             raise InputError(f"serve: {key} is no option to set here, the program sets it itself")
     given = {"served_model_name": name, "uvicorn_log_level": "warning", "disable_uvicorn_access_log": "true",
-             "use_tqdm_on_load": "false", "allowed_origins": "[]"}  # a web page must not ask a server on the loopback address
+             "use_tqdm_on_load": "false",
+             "allowed_origins": "[]"}  # a web page must not ask a server on the loopback address
     if current_platform.is_cpu():
         given |= _cpu_defaults(checkpoint)
     line = [f"--model={checkpoint}", f"--host={host}", f"--port={port}",
@@ -135,6 +136,10 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
     app.include_router(_routes(nights))
     host, port = listener.getsockname()[:2]
     scheme, name = "https" if arguments.ssl_keyfile else "http", arguments.served_model_name[0]
+    try:
+        listener.listen(2048)
+    except OSError as error:  # another server has begun to listen while this one was loading
+        raise InputError(f"serve: {host}:{port} cannot be listened on ({error.strerror or error})") from error
     say(f"{name} ({nights.label}) answers at {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
         f"{', and follows its run' if follow else ''}; ctrl-C ends it")
     following = asyncio.create_task(nights.follow(say)) if follow else None
@@ -143,8 +148,6 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
                                                          "ssl_ciphers", "enable_ssl_refresh")}
         ending = await serve_http(app, sock=listener, host=host, port=port, log_level=arguments.uvicorn_log_level,
                                   access_log=not arguments.disable_uvicorn_access_log, **ssl)
-    except OSError as error:  # another server has begun to listen while this one was loading
-        raise InputError(f"serve: {host}:{port} cannot be listened on ({error.strerror or error})") from error
     finally:
         if following:
             following.cancel()

@@ -41,10 +41,10 @@ def _head(name: str, base: str, model: Any, found: Found, task: str | None) -> s
                        for v in model.memory_levels)
     lived = {None: "", 0: " It has not slept yet."}.get(found.night, f" It has lived through {found.night} days and nights.")
     return (f"# {name}\n\nA language model that keeps learning: {f'`{base}`' if base else 'a base model'} "
-            f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, {model.hidden_size} hidden units), "
-            f"whose weights are unchanged, with memory in front of every MLP. Each night moves what a day's documents said "
-            f"into the memory, by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by "
-            f"sleep_rl).{lived}\n\nMemory, fastest level first: {levels}.")
+            f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, {model.hidden_size} hidden "
+            f"units), whose weights are unchanged, with memory in front of every MLP. Each night moves what a day's "
+            f"documents said into the memory, by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented "
+            f"by sleep_rl).{lived}\n\nMemory, fastest level first: {levels}.")
 
 
 def _diet(records: list[Record], last: int | None) -> str:
@@ -61,10 +61,12 @@ def _diet(records: list[Record], last: int | None) -> str:
     lost = [f"Night {r['night']} was rolled back: {r['column']} fell from {r['before']:.2f} to {r['after']:.2f}."
             for r in _until(records, "rolled_back", last)]
     head = ["night", "day", "from", "about it", "rehearsed", "self-replay", "steps", "tokens trained"]
-    wake = _until(records, "wake", None) and " By day, the documents as they stand moved the levels' own experts (wake.lr)."
-    return "\n\n".join([f"## What it was trained on\n\nTask `{task}`. By night, texts that the model wrote itself (in night 0: "
-                        "its teachers): about what was new, as answers to prompts of past nights (rehearsed), and from nothing "
-                        f"(self-replay).{wake or ''}", _table(head, rows), *lost])
+    text = (f"## What it was trained on\n\nTask `{task}`. By night, texts that the model wrote itself (in night 0: its "
+            "teachers): about what was new, as answers to prompts of past nights (rehearsed), and from nothing "
+            "(self-replay).")
+    if _until(records, "wake", None):
+        text += " By day, the documents as they stand moved the levels' own experts (wake.lr)."
+    return "\n\n".join([text, _table(head, rows), *lost])
 
 
 def _matrix(records: list[Record], last: int | None) -> str:
@@ -93,9 +95,9 @@ def _matrix(records: list[Record], last: int | None) -> str:
         rows.append(["open book", *(f"{retention.open_book[c]:.2f}" if c in retention.open_book else "–"
                                     for c in retention.columns)])
     rows.append(["questions", *(counts.get(c, "–") for c in retention.columns)])
-    return ("## Retention\n\nShare of correct answers without any document, after each night; down a column: how a day fares "
-            "once it is past. *known* is what the base model knew before. Numbers in italics: the day was not lived yet. "
-            "Open book: with the document in the context, before sleep.\n\n" + _table(["after", *retention.columns], rows))
+    return ("## Retention\n\nShare of correct answers without any document, after each night; down a column: how a day "
+            "fares once it is past. *known* is what the base model knew before. Numbers in italics: the day was not lived "
+            "yet. Open book: with the document in the context, before sleep.\n\n" + _table(["after", *retention.columns], rows))
 
 
 def _configuration(config: dict | None) -> str:

@@ -102,8 +102,8 @@ class Pair:
         drawn = {"temperature": self._temperature} if self._temperature else {}
         own, tokenizer = self.model.generation_config, self.tokenizer
         ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-        how = GenerationConfig(max_new_tokens=min(self._max_tokens, most - len(ids)), do_sample=bool(drawn), eos_token_id=ends,
-                               pad_token_id=0, **drawn)  # one sequence: nothing is padded
+        how = GenerationConfig(max_new_tokens=min(self._max_tokens, most - len(ids)), do_sample=bool(drawn),
+                               eos_token_id=ends, pad_token_id=0, **drawn)  # one sequence: nothing is padded
         ids_1T = torch.tensor([ids], device=self.model.device)
         torch.manual_seed(self._seed)
         with view_of(self.model, view):

@@ -15,8 +15,8 @@ WEIGHTS = "memory.safetensors"  # of a memory folder (sleep_rl.modeling, which i
 
 @dataclass(frozen=True)
 class Found:
-    """`path`: of a memory folder or a full checkpoint, absolute, or a hub name. `run`: the run that it is of, None outside one. `night`:
-    how many nights of that run it holds, None where nobody says."""
+    """`path`: of a memory folder or a full checkpoint, absolute, or a hub name. `run`: the run that it is of, None outside
+    one. `night`: how many nights of that run it holds, None where nobody says."""
 
     path: str
     run: Path | None = None

@@ -116,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("out", metavar="OUT", help="a new folder")
     serve = command("serve", _serve, "answer as an OpenAI-compatible server, with the newest night of a run")
     serve.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
-    serve.add_argument("overrides", metavar="OPTION=VALUE", nargs="*", default=[], help="vLLM's own, e.g. max_model_len=4096")
+    serve.add_argument("overrides", metavar="OPTION=VALUE", nargs="*", default=[],
+                       help="vLLM's own, e.g. max_model_len=4096")
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")

@@ -71,7 +71,7 @@ def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_noth
 def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(sleep_checkpoint, tmp_path):
     model = modeling.load(sleep_checkpoint())
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    tokenizer.chat_template = "[{{ messages[0].role }}]{{ messages[0].content }}{% if add_generation_prompt %}[a]{% endif %}"
     modeling.save(model, tokenizer, str(tmp_path / "template"))
     assert Pair(str(tmp_path / "template"), 1, 0.0, 0).ids("no") == make_tokenizer()("[user]no[a]")["input_ids"]
     tokenizer = make_tokenizer()
@@ -106,4 +106,5 @@ def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
 def test_columns_are_as_wide_as_they_must_be():
     assert side_by_side(("a", "b"), ("one two three", ""), 23) == ["a         | b", "-         | -", "one two   | (nothing)",
                                                                      "three     |"]
-    assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == ["left | right", "---- | -----", "x    | z", "     |", "y    |"]
+    assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == ["left | right", "---- | -----", "x    | z", "     |",
+                                                                    "y    |"]

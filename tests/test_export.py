@@ -60,7 +60,7 @@ def make_run(folder: Path, base: str, nights: int = 2, records: bool = False) ->
             for method in ("sleep", "sft"):
                 journal.log("evaluate", after=f"night {night}", method=method, row=row, open_book={f"day{night}": 1.0},
                             n={"known": 400, **{f"day{d}": 48 for d in range(1, night + 1)}})
-        journal.log("evaluate", after=f"night {nights}", method="joint", row={"known": 1.0, "day1": 0.99}, open_book=None, n={})
+        journal.log("evaluate", after=f"night {nights}", method="joint", row={"known": 1.0, "day1": 0.99}, n={})
     journal.close()
     return models
 
@@ -92,8 +92,8 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
         assert {file.suffix for file in files} <= {".safetensors", ".json", ".py", ".md"}
         assert not any(str(tmp_path) in file.read_text() for file in files if file.suffix != ".safetensors")
         assert torch.equal(logits(modeling.load(path)), want[family])
-    done = subprocess.run([sys.executable, "-c", ALONE, json.dumps(IDS.tolist()), *out.values()], capture_output=True, text=True,
-                          cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")}, timeout=600)
+    done = subprocess.run([sys.executable, "-c", ALONE, json.dumps(IDS.tolist()), *out.values()], text=True, timeout=600,
+                          capture_output=True, cwd=tmp_path, env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")})
     assert done.returncode == 0, done.stderr[-2000:]
     for line, family in zip(done.stdout.splitlines(), out, strict=True):
         found, ids = json.loads(line)
@@ -104,10 +104,12 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
 def test_the_card_says_what_the_record_says_and_whose_disk_it_was_not(base_checkpoint, tmp_path):
     make_run(tmp_path / "run", base_checkpoint(), records=True)
     text = (Path(export(str(tmp_path / "run"), str(tmp_path / "mine"))) / "README.md").read_text()
-    for line in ("# mine", "It has lived through 2 days and nights.", "4 consolidation experts of width 16, at most 4 at a time.",
+    for line in ("# mine", "It has lived through 2 days and nights.",
+                 "4 consolidation experts of width 16, at most 4 at a time.",
                  "| 2 | day2 | the day's documents | 722 | 5 | 100 | 7 | 123,456 |",
                  "| after | known | day1 | day2 |",
-                 "| before the first day | 0.90 | – | – |", "| night 1 | 0.88 | 0.62 | – |", "| night 2 | 0.88 | 0.62 | 0.75 |",
+                 "| before the first day | 0.90 | – | – |", "| night 1 | 0.88 | 0.62 | – |",
+                 "| night 2 | 0.88 | 0.62 | 0.75 |",
                  "| plain SFT, night 2 | 0.88 | 0.62 | 0.75 |", "| joint upper bound, night 2 | 1.00 | 0.99 | – |",
                  "| open book | – | 1.00 | 1.00 |", "| questions | 400 | 48 | 48 |",
                  "sleep.steps: 7", 'task.classify.path: "clinc"', "sleep-rl serve mine"):
@@ -168,8 +170,9 @@ def test_what_cannot_be_exported_is_one_line(base_checkpoint, sleep_checkpoint, 
     weights.pop("model.layers.1.mlp.memory.0.w_in")
     save_file(weights, damaged / modeling.WEIGHTS, metadata={"format": "pt"})
     (damaged / modeling.INDEX).write_text(json.dumps({"weight_map": index}))
-    for source, said in ((empty, "a folder with none of them"), (run, "a run that has slept"), (damaged, "w_in, which the index"),
-                         (tmp_path / "none", "no such folder"), (Path(base_checkpoint()), "a sleep checkpoint is needed")):
+    for source, said in ((empty, "a folder with none of them"), (run, "a run that has slept"),
+                         (damaged, "w_in, which the index promises"), (tmp_path / "none", "no such folder"),
+                         (Path(base_checkpoint()), "a sleep checkpoint is needed")):
         assert main(["export", str(source), str(tmp_path / "out")]) == 2
         error = capsys.readouterr().err
         assert said in error and error.count("\n") == 1
