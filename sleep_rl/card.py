@@ -43,8 +43,8 @@ def _head(name: str, base: str, model: Any, found: Found, task: str | None) -> s
     return (f"# {name}\n\nA language model that keeps learning: {f'`{base}`' if base else 'a base model'} "
             f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, {model.hidden_size} hidden "
             f"units), whose weights are unchanged, with memory in front of every MLP. Each night moves what a day's "
-            f"documents said into the memory, by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented "
-            f"by sleep_rl).{lived}\n\nMemory, fastest level first: {levels}.")
+            f"documents said into the memory, by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as "
+            f"implemented by sleep_rl).{lived}\n\nMemory, fastest level first: {levels}.")
 
 
 def _diet(records: list[Record], last: int | None) -> str:
@@ -95,9 +95,10 @@ def _matrix(records: list[Record], last: int | None) -> str:
         rows.append(["open book", *(f"{retention.open_book[c]:.2f}" if c in retention.open_book else "–"
                                     for c in retention.columns)])
     rows.append(["questions", *(counts.get(c, "–") for c in retention.columns)])
-    return ("## Retention\n\nShare of correct answers without any document, after each night; down a column: how a day "
+    text = ("## Retention\n\nShare of correct answers without any document, after each night; down a column: how a day "
             "fares once it is past. *known* is what the base model knew before. Numbers in italics: the day was not lived "
-            "yet. Open book: with the document in the context, before sleep.\n\n" + _table(["after", *retention.columns], rows))
+            "yet. Open book: with the document in the context, before sleep.")
+    return text + "\n\n" + _table(["after", *retention.columns], rows)
 
 
 def _configuration(config: dict | None) -> str:
@@ -145,10 +146,12 @@ def _versions(run: Record) -> str:
             found.append(f"{package} {version(package)}")
         except PackageNotFoundError:
             continue
-    begun = run.get("started")
-    lines = [f"Lived from {datetime.fromtimestamp(begun, timezone.utc):%Y-%m-%d %H:%M} UTC on, code of commit "
-             f"{run.get('commit') or 'unknown'}, seeds {', '.join(map(str, run.get('seeds') or []))}."] if begun else []
-    return "\n".join(["## Versions", "", *lines, f"Exported with {', '.join(found)}."])
+    lines = ["## Versions", ""]
+    if run.get("started") is not None:
+        begun, seeds = datetime.fromtimestamp(run["started"], timezone.utc), ", ".join(map(str, run.get("seeds") or []))
+        lines.append(f"Lived from {begun:%Y-%m-%d %H:%M} UTC on, code of commit {run.get('commit') or 'unknown'}, "
+                     f"seeds {seeds}.")
+    return "\n".join([*lines, f"Exported with {', '.join(found)}."])
 
 
 def _until(records: Iterable[Record], kind: str, last: int | None) -> list[Record]:

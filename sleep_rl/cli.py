@@ -104,6 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     dreams.add_argument("--only", default="", metavar="WHAT", help="rewarded, unrewarded, rejected or failed ones")
     dreams.add_argument("--sort", default="gain", metavar="FIELD", help="gain, held_out, importance, tau_before or logprob")
     dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
+    _with_models(command)
+    summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
+    summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
+    command("config", _config, "print every key with its default, what it allows and what it means")
+    return parser
+
+
+def _with_models(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands for what comes out of a run."""
     chat = command("chat", _chat, "ask a checkpoint before and after its nights, side by side")
     chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
     chat.add_argument("--prompt", action="append", metavar="TEXT", help="ask this and end; may be repeated (default: every "
@@ -121,10 +130,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
     serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
     serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")
-    summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
-    summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
-    command("config", _config, "print every key with its default, what it allows and what it means")
-    return parser
 
 
 def _say(text: object) -> int:

@@ -85,7 +85,7 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(sleep
 @pytest.mark.parametrize(("options", "said"), [
     (["--max-tokens", "0"], "--max-tokens from 1"),
     (["--temperature", "-1"], "--temperature from 0"),
-    (["--prompt", "yes " * 300], "a prompt of 1 to 255 tokens is needed, got 300"),
+    (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
 ])
 def test_what_cannot_be_asked_is_one_line(options, said, sleep_checkpoint, capsys):
     assert main(["chat", sleep_checkpoint(), *options]) == 2
@@ -104,7 +104,7 @@ def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
 
 
 def test_columns_are_as_wide_as_they_must_be():
-    assert side_by_side(("a", "b"), ("one two three", ""), 23) == ["a         | b", "-         | -", "one two   | (nothing)",
-                                                                     "three     |"]
+    assert side_by_side(("a", "b"), ("one two three", ""), 23) == ["a       | b", "-       | -", "one two | (nothing)",
+                                                                     "three   |"]
     assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == ["left | right", "---- | -----", "x    | z", "     |",
                                                                     "y    |"]
