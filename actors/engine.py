@@ -124,14 +124,14 @@ class Engine:
         if not self._by_file:
             self.llm.collective_rpc("memory_write", args=(tensors,))
             return
-        with _shared_file() as path:
+        with shared_file() as path:
             save_file({k: v.contiguous() for k, v in tensors.items()}, path)
             self.llm.collective_rpc("memory_write", kwargs={"path": path})
 
     def read_memory(self) -> dict[str, Tensor]:
         if not self._by_file:
             return self.llm.collective_rpc("memory_read")[0]
-        with _shared_file() as path:
+        with shared_file() as path:
             self.llm.collective_rpc("memory_read", kwargs={"path": path})
             return load_file(path)
 
@@ -153,7 +153,7 @@ class Engine:
 
 
 @contextmanager
-def _shared_file() -> Iterator[str]:
+def shared_file() -> Iterator[str]:
     """Path of a file in shared memory that is deleted when the block ends."""
     folder = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
     with tempfile.TemporaryDirectory(prefix="sleep_rl-", dir=folder) as name:

