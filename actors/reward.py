@@ -23,7 +23,7 @@ ENCODER_BATCH = 32  # texts per forward pass
 
 def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
     try:
-        return reader.from_pretrained(path, **options)
+        return reader.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many types for what a folder or a hub can lack
         raise InputError(f"reward: {what} {path} cannot be read ({first_line(error)})") from error
 
@@ -62,7 +62,7 @@ class EncoderReward:
         if config.model_type.startswith("sleep_"):
             self._model = modeling.load(model).model
         else:
-            self._model = _read("model", model, AutoModel, dtype="auto")
+            self._model = _read("model", model, AutoModel, dtype="auto", use_safetensors=True)
         self._tokenizer = _read("tokenizer", model, AutoTokenizer)
         self._model.eval().requires_grad_(False).to(device)
         self._limit = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))

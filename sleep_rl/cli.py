@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.loading import describe, load
+from sleep_rl.secret import masked
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -45,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(reason: object, code: int) -> int:
-    print(f"sleep-rl: {' '.join(str(reason).split())}", file=sys.stderr)
+    print(f"sleep-rl: {masked(' '.join(str(reason).split()))}", file=sys.stderr)
     return code
 
 

@@ -40,7 +40,7 @@ def grow(path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: 
                          f"them larger than now, got {layers}, {width}, {intermediate}")
     tokenizer = modeling.load_tokenizer(path, config.vocab_size)
     try:
-        small = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
+        small = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError) as error:
         raise InputError(f"model {path}: weights cannot be read ({modeling.first_line(error)})") from error
     large = AutoModelForCausalLM.from_config(_config(config, layers, width, intermediate), dtype=small.dtype)

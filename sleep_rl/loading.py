@@ -31,7 +31,7 @@ OWNED = {
     "tensor_parallel_size": "rollouts.gpus", "data_parallel_size": "rollouts.workers",
     "pipeline_parallel_size": "rollouts.gpus", "distributed_executor_backend": "rollouts.gpus",
     "logprobs_mode": None, "worker_extension_cls": None, "worker_cls": None, "hf_overrides": None,
-    "load_format": None, "model_impl": None, "quantization": None, "runner": None, "skip_tokenizer_init": None,
+    "load_format": None, "trust_remote_code": None, "model_impl": None, "quantization": None, "runner": None, "skip_tokenizer_init": None,
 }
 """vLLM options that the program sets itself -> the key to use instead, if there is one."""
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.kinds import METRICS
+from sleep_rl.secret import masked, without_secrets
 
 Record = dict[str, Any]
 
@@ -68,7 +69,7 @@ class Journal:
                 self._sinks.append(sink)
 
     def log(self, kind: str, /, **values: Any) -> None:
-        """Appends one record. NaN and infinity become null, named in `nonfinite`."""
+        """Appends one record. NaN and infinity become null, named in `nonfinite`; secrets become ***."""
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
         nonfinite: list[str] = []
@@ -267,21 +268,6 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
 
 
-def without_secrets(config: Any) -> Any:
-    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`)."""
-    if isinstance(config, Mapping):
-        return {key: without_secrets(value) for key, value in config.items() if not _is_secret(str(key))}
-    if isinstance(config, (list, tuple)):
-        return [without_secrets(value) for value in config]
-    return config
-
-
-def _is_secret(key: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-    secret = {"key", "keys", "apikey", "token", "authtoken", "password", "passwd", "secret", "secrets", "credentials"}
-    return not secret.isdisjoint(words)
-
-
 def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON does not know."""
     if isinstance(value, Mapping):
@@ -291,7 +277,9 @@ def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
         return None
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)

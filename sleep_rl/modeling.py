@@ -85,7 +85,7 @@ def read_config(path: str) -> PretrainedConfig:
     """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
     check_there(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"model {path}: no readable Hugging Face config ({first_line(error)})") from error
     if config.model_type.removeprefix("sleep_") not in FAMILIES:
@@ -118,7 +118,7 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
         raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
     try:
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
-        model = sleep_model.from_pretrained(path, config=config, dtype=dtype)
+        model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(f"model {path}: weights cannot be read ({first_line(error)})") from error
     for parameter in model.parameters():
@@ -158,7 +158,8 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
             return path
     folder = Path(path) if Path(path).is_dir() else Path(_download(path))
     sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
-    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels")}
+    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels",
+                                                                      "auto_map")}
     expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
     if memory is None:
         memory = new_memory(expanded, seed)
@@ -242,7 +243,7 @@ def load_tokenizer(path: str, vocab_size: int):
     """The checkpoint's tokenizer. Raises InputError when it is missing or holds ids that the model has no row for."""
     source = root(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(f"tokenizer {source}: cannot be read ({first_line(error)})") from error
     if len(tokenizer) > vocab_size:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from string import Formatter
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
+from sleep_rl.secret import found_in
 
 
 def check(config: Config) -> None:
     """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
     s, m, d = config.sleep, config.model, config.dream
+    for name, what in found_in(asdict(config)):
+        raise InputError(f"{name}: no secret stands in a config, since it is written down with every run; SLEEP_RL_JUDGE_KEY, "
+                         f"HF_TOKEN and WANDB_API_KEY are read from the environment; got {what}")
 
     def refuse(broken: bool, what: str) -> None:
         if broken:

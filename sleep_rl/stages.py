@@ -22,7 +22,7 @@ from sleep_rl.contracts import RunError
 if TYPE_CHECKING:
     from sleep_rl.life import Life
 
-LEARNER, DRIVER, MANIFEST = "learner.pt", "driver.json", "manifest.json"
+LEARNER, DRIVER, MANIFEST = "learner.safetensors", "driver.json", "manifest.json"
 KEPT = 2  # checkpoints; the one before the newest stays for a disk that lies
 
 
