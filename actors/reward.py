@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import os
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -56,7 +57,7 @@ class EncoderReward:
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
         self._policy, self._threshold, self._device = _PolicyText(tokenizer_path), threshold, device
-        if (Path(model) / modeling.POINTER).is_file():
+        if os.path.isfile(Path(model) / modeling.POINTER):
             raise InputError(f"reward: a full model is needed, got the memory folder {model}")
         config = _read("model", model, AutoConfig)
         if config.model_type.startswith("sleep_"):

@@ -57,8 +57,9 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
     """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns the exit code."""
     folder, console = Path(run_dir), Console()
     config, task, wandb_id = identity.read(folder, overrides, accept)
+    identity.check_inside(folder)
     with identity.alone(folder):
-        ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if (folder / METRICS).is_file() else []
+        ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if os.path.isfile(folder / METRICS) else []
         if ended and ended[-1]["status"] == "ok":
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0

@@ -20,6 +20,7 @@ from sleep_rl.secret import masked
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+MOST_CHARACTERS = 1000  # of a failure's line
 OVERRIDES = "section.key=value"
 
 
@@ -41,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in MACHINE_ERRORS:
             raise
         return _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
+    except MemoryError:
+        return _fail("this machine's memory does not suffice for what was asked", FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
 
 
 def _fail(reason: object, code: int) -> int:
-    print(f"sleep-rl: {masked(' '.join(str(reason).split()))}", file=sys.stderr)
+    text = masked(" ".join(str(reason).split()))
+    if len(text) > MOST_CHARACTERS:  # a name of thousands of letters: what matters stands at both ends
+        text = f"{text[:MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2:]}"
+    print("sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
     return code
 
 
@@ -114,7 +120,10 @@ def _parser() -> argparse.ArgumentParser:
 def _say(text: object) -> int:
     """Prints a command's answer. A reader like `head` may close the pipe when it has seen enough."""
     try:
-        print(text, flush=True)
+        try:
+            print(text, flush=True)
+        except UnicodeEncodeError:  # half a character in a record, or a terminal that knows ASCII only
+            print(str(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
     return DONE

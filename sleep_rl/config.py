@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+MOST_DAYS = 10_000  # of a life; chunks of memory levels are counted in nights, too
+
 
 def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None,
         above: float | None = None) -> Any:
@@ -24,12 +26,12 @@ class Run:
     name: str = key("world", "name of the run; its folder is <dir>/<name>")
     dir: str = key("runs", "folder that holds the run folders")
     cache: str = key("cache", "folder for base models that are trained on first use")
-    seed: int = key(0, "seed of data, initialisation and sampling", low=0)
+    seed: int = key(0, "seed of data, initialisation and sampling", low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True)
 class World:
-    days: int = key(3, "days (and nights) of the life", low=1)
+    days: int = key(3, "days (and nights) of the life", low=1, high=MOST_DAYS)
     people_per_day: int = key(12, "new people a day", low=1)
     known_people: int = key(100, "people that the base model knows by heart", low=1)
     deep: bool = key(False, "also ask what documents do not answer as they stand (reversed, two-hop, paraphrased); the "
@@ -39,7 +41,7 @@ class World:
 @dataclass(frozen=True)
 class Classify:
     path: str = key("clinc/clinc_oos", "local CLINC150 json, a saved datasets folder, or a hub name")
-    days: int = key(3, "days (and nights) of the life", low=1)
+    days: int = key(3, "days (and nights) of the life", low=1, high=MOST_DAYS)
     classes_per_day: int = key(15, "new classes a day", low=1)
     examples_per_document: int = key(6, "labelled examples in one document", low=1)
     pages_per_example: int = key(1, "documents that hold an example, beside other ones each time; a model that writes "
@@ -53,7 +55,7 @@ class Classify:
 @dataclass(frozen=True)
 class Squad:
     path: str = key("rajpurkar/squad", "passages with questions: json in SEAL's form, a saved datasets folder, or a hub name")
-    days: int = key(2, "days (and nights) of the life", low=1)
+    days: int = key(2, "days (and nights) of the life", low=1, high=MOST_DAYS)
     passages_per_day: int = key(10, "new passages a day", low=1)
     order_seed: int = key(42, "seed of the passages' order (SEAL's is 42)")
     max_dream_tokens: int = key(192, "longest dream, in tokens", low=1)
@@ -69,7 +71,7 @@ class Squad:
 class Arc:
     challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles")
     solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions")
-    days: int = key(1, "days (and nights) of the life", low=1)
+    days: int = key(1, "days (and nights) of the life", low=1, high=MOST_DAYS)
     puzzles_per_day: int = key(11, "new puzzles a day", low=1)
     views: int = key(2, "turned and recoloured forms in which a test is asked besides; all answers vote", low=0)
     max_dream_tokens: int = key(128, "longest recipe, in tokens", low=1)

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.kinds import METRICS
+from sleep_rl.files import content
+from sleep_rl.kinds import METRICS, fault
 from sleep_rl.secret import masked, without_secrets
 
 Record = dict[str, Any]
@@ -55,6 +56,9 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
             if keep is not None:
+                if os.fstat(self._file.fileno()).st_size < keep:  # truncate would fill it up with zeros
+                    raise RunError(f"the run's record {self.path}: expected at least the {keep} bytes that its checkpoint "
+                                   "knows of, got less; nothing was changed")
                 self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
@@ -126,19 +130,19 @@ class Journal:
 
 
 def read(path: str | Path) -> list[Record]:
-    """All records of a journal. A line that cannot be read becomes `{"kind": "torn", "line": number, "text": ...}`."""
+    """All records of a journal. A line that is none becomes `{"kind": "torn", "line": number, "text": ...}`."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read metrics: {error.strerror or error}: {path}") from error
+        lines = content(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read metrics: {getattr(error, 'strerror', None) or error}: {path}") from error
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            valid = isinstance(record, dict) and isinstance(record.get("kind"), str)
-        except ValueError:  # also UnicodeDecodeError: the crash cut a character in two
+            valid = isinstance(record, dict) and isinstance(record.get("kind"), str) and not fault(record)
+        except (ValueError, RecursionError):  # also UnicodeDecodeError: the crash cut a character in two
             valid = False
         text = line[:80].decode("utf-8", "replace")
         records.append(record if valid else {"kind": "torn", "line": number, "text": text})
@@ -211,7 +215,7 @@ class Retention:
 
 def nights(after: str) -> int | None:
     """How many nights an `after` label counts: "base" 0, "night 3" 3; None when it does not say."""
-    number = re.search(r"(\d+)\s*$", after)
+    number = re.search(r"(\d{1,9})\s*$", after)
     return int(number.group(1)) if number else 0 if after == "base" else None
 
 

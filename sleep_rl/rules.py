@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from string import Formatter
 
-from sleep_rl.config import Config
+from sleep_rl.config import MOST_DAYS, Config
 from sleep_rl.contracts import InputError
 from sleep_rl.secret import found_in
 
@@ -24,9 +24,10 @@ def check(config: Config) -> None:
 
     refuse(not all(isinstance(t, str) and t for t in m.teachers),
            f"model.teachers: a list of paths or hub names, got {m.teachers}")
-    whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
-    refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
-           "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))
+    whole = all(type(c) is int and 0 < c <= MOST_DAYS for c in m.chunks) and m.chunks
+    refuse(not whole or any(b % a or b <= a for a, b in zip(m.chunks, m.chunks[1:])),
+           f"model.chunks: whole numbers of nights, each a larger multiple of the one before and at most {MOST_DAYS}, got "
+           f"{str(m.chunks)[:100]}")
     for level, most in enumerate(config.most_experts, start=1):
         refuse(s.expansion and s.on_full == "error" and most > m.experts,
                f"model.experts: level {level} takes in {most} experts until it is reset (sleep.reset, model.chunks = "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
 NAMES = {"key", "keys", "apikey", "token", "authtoken", "password", "passwd", "secret", "secrets", "credentials"}
@@ -15,6 +16,7 @@ LOGIN = re.compile(r"(?<=://)(?!\*\*\*@)[^/\s@\"']*@")
 QUERY = re.compile(r"(?<=[?&;])([\w.-]+)=([^&;\s\"']+)")
 
 
+@cache
 def is_secret(name: str) -> bool:
     """Whether something of this name is a secret: `api_key`, `hfToken`; not `max_tokens`."""
     words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
