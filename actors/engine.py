@@ -74,6 +74,7 @@ class Engine:
             # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU generators cannot do:
             # the first batch of long prompts with seeds would kill the engine.
             chosen.setdefault("enable_chunked_prefill", False)
+        chosen |= {"trust_remote_code": False, "load_format": "safetensors"}
         if memory:
             chosen["worker_extension_cls"] = f"{__name__}.{MemoryAccess.__name__}"
         try:

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import os
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
@@ -23,7 +24,7 @@ ENCODER_BATCH = 32  # texts per forward pass
 
 def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
     try:
-        return reader.from_pretrained(path, **options)
+        return reader.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many types for what a folder or a hub can lack
         raise InputError(f"reward.model: {what} {path} cannot be read ({first_line(error)})") from error
 
@@ -56,13 +57,13 @@ class EncoderReward:
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
         self._policy, self._threshold, self._device = PolicyText(tokenizer_path), threshold, device
-        if (Path(model) / modeling.POINTER).is_file():
+        if os.path.isfile(Path(model) / modeling.POINTER):
             raise InputError(f"reward: a full model is needed, got the memory folder {model}")
         config = _read("model", model, AutoConfig)
         if config.model_type.startswith("sleep_"):
             self._model = modeling.load(model).model
         else:
-            self._model = _read("model", model, AutoModel, dtype="auto")
+            self._model = _read("model", model, AutoModel, dtype="auto", use_safetensors=True)
         self._tokenizer = _read("tokenizer", model, AutoTokenizer)
         self._model.eval().requires_grad_(False).to(device)
         self._limit = min(self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf))

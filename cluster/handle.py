@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from cluster.watch import Watch
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.secret import masked
 
 if TYPE_CHECKING:
     from cluster.backend import Backend
@@ -110,7 +111,7 @@ class Host:
         except Exception as error:  # the boundary of the worker: every exception is carried over and raised there
             kind = next((k for k in (InputError, RunError) if isinstance(error, k)), None)
             text = (str(error).splitlines() or [""])[0]
-            return Raised(kind, text if kind else f"{type(error).__name__}: {text}", traceback.format_exc())
+            return Raised(kind, masked(text if kind else f"{type(error).__name__}: {text}"), masked(traceback.format_exc()))
 
 
 def _import(path: str) -> Callable[..., Any]:

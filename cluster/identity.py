@@ -6,6 +6,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,15 @@ from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError, Task
+from sleep_rl.files import JSON_BYTES, content
 from sleep_rl.loading import dump, reload
 from sleep_rl.tasks.make import make_task
 
 FILE, LOCK = "run.json", ".lock"
 GROWING = ("task.documents.days", "task.documents.path", "task.documents.questions", "task.documents.record", "run.dir")
 """Keys that the next day of a life on documents may bring: what was taken in before stands in the record."""
+OWN = ("metrics.jsonl", "state", "memory", "dreams", "logs", "wandb", "report.html", "report.html.partial", FILE)
+"""What a run writes to in its folder, beside the lock."""
 FREE = ("cluster.", "wandb.", "reward.timeout_s", "rollouts.workers", "rollouts.cpus", "learners.threads")
 """Keys that may change when a run goes on: where and how fast it runs, not what it computes."""
 
@@ -74,11 +78,24 @@ def with_documents(config: Config, **keys: object) -> Config:
 def _stored(folder: Path) -> tuple[dict, str, str]:
     """(config as a tree, digest of the data, W&B id)."""
     try:
-        identity = json.loads((folder / FILE).read_text())
+        identity = json.loads(content(folder / FILE, JSON_BYTES))
         tree, data, wandb = (identity[key] for key in ("config", "data", "wandb"))
+        if not isinstance(tree, dict) or not re.fullmatch(r"[0-9a-f]{8}", wandb):
+            raise ValueError("damaged")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got {type(error).__name__}") from error
+        got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got {got}") from error
     return tree, data, wandb
+
+
+def check_inside(folder: Path) -> None:
+    """Raises InputError when something that a run writes to leads out of its folder: who made the folder could have it
+    write anywhere. The folder itself may be a link."""
+    home = os.path.realpath(folder)
+    for name in OWN:
+        there = os.path.realpath(folder / name)
+        if there != os.path.join(home, name):
+            raise InputError(f"{folder / name}: expected inside the run's folder, got a link to {there}")
 
 
 def data_digest(task: Task) -> str:
@@ -111,7 +128,11 @@ def held(folder: Path) -> bool:
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
     """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when it is held."""
-    with open(folder / LOCK, "w") as file:
+    try:  # a link of this name may lead to a file that is to stay as it is
+        lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise InputError(f"{folder / LOCK}: expected a file to write into, got: {error.strerror}") from error
+    with open(lock, "w") as file:
         for last in (False, False, True):
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -120,6 +141,7 @@ def alone(folder: Path) -> Iterator[None]:
                 if last:
                     raise InputError(f"{folder}: another process lives in this run") from error
                 time.sleep(0.05)  # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
+        file.truncate()
         file.write(str(os.getpid()))
         file.flush()
         yield

@@ -114,6 +114,7 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
     """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns the exit code."""
     folder, console = Path(run_dir), Console()
     config, task, wandb_id = identity.read(folder, overrides, accept)
+    identity.check_inside(folder)
     with identity.alone(folder):
         if _ended_well(folder, config.nights):
             console.say(f"{folder}: this life has been lived; nothing to do")

@@ -29,7 +29,7 @@ def ask(folder: Path, request: str) -> int:
     name, _, text = request.partition("=")
     if name != "rollouts" or not text.isdigit() or int(text) < 1:
         raise InputError(f"scale: rollouts=N with N at least 1, got {request}")
-    if not (folder / RUN).is_file():
+    if not os.path.isfile(folder / RUN):
         raise InputError(f"{folder}: expected the folder of a run with {RUN}")
     if not held(folder):
         raise InputError(f"{folder}: no process lives in this run ({LOCK}); sleep-rl resume {folder} "

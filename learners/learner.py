@@ -10,6 +10,7 @@ import time
 
 import torch
 
+from learners import snapshot
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.importance import gram
 from learners.places import Order
@@ -287,24 +288,21 @@ class LearnerWorker:
         """Writes everything that a new learner needs to go on between two nights (rank 0 only). Raises RunError."""
         self.keep(_NOW)
         now = self.kept.pop(_NOW)
-        if self.rank > 0:
-            return
-        try:
-            with open(path, "wb") as file:
-                torch.save({"now": now, "kept": self.kept, "generator": self.generator.get_state()}, file)
-                file.flush()
-                os.fsync(file.fileno())
-        except (OSError, RuntimeError) as error:
-            raise RunError(f"{path}: the learner's state cannot be written ({modeling.first_line(error)})") from error
+        if self.rank == 0:
+            snapshot.write(path, {**self.kept, _NOW: now}, self.generator)
 
     def restore(self, path: str) -> None:
         """Takes a snapshot back. Raises RunError when it cannot be read or is of another model."""
+        states, generator = snapshot.read(path, self.device)
+        mine = {k: v.shape for k, v in self.model.state_dict().items() if ".memory." in k}
+        for memory, *_ in states.values():
+            if {k: v.shape for k, v in memory.items()} != mine:
+                raise RunError(f"{path}: the learner's state cannot be read (it is of another model)")
         try:
-            state = torch.load(path, map_location=self.device, weights_only=True)
-            self.kept = {**state["kept"], _NOW: state["now"]}
+            self.kept = states
             self.use(_NOW)
-            self.generator.set_state(state["generator"].cpu())
-        except (OSError, RuntimeError, KeyError) as error:
+            self.generator.set_state(generator)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise RunError(f"{path}: the learner's state cannot be read ({modeling.first_line(error)})") from error
         del self.kept[_NOW]
 

@@ -16,9 +16,11 @@ from contextlib import suppress
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.loading import describe, load
+from sleep_rl.secret import masked
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
+MOST_CHARACTERS = 1000  # of a failure's line
 OVERRIDES = "section.key=value"
 
 
@@ -40,12 +42,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         if error.errno not in MACHINE_ERRORS:
             raise
         return _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
+    except MemoryError:
+        return _fail("this machine's memory does not suffice for what was asked", FAILED)
     except KeyboardInterrupt:
         return _fail("interrupted", INTERRUPTED)
 
 
 def _fail(reason: object, code: int) -> int:
-    print(f"sleep-rl: {' '.join(str(reason).split())}", file=sys.stderr)
+    text = masked(" ".join(str(reason).split()))
+    if len(text) > MOST_CHARACTERS:  # a name of thousands of letters: what matters stands at both ends
+        text = f"{text[:MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2:]}"
+    print("sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
     return code
 
 
@@ -158,7 +165,10 @@ def _tell(texts: Iterable[object]) -> int:
     """Prints texts as they come. A reader like `head` may close the pipe when it has seen enough."""
     try:
         for text in texts:
-            print(text, flush=True)
+            try:
+                print(text, flush=True)
+            except UnicodeEncodeError:  # half a character in a record, or a terminal that knows ASCII only
+                print(str(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding), flush=True)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
     return DONE

@@ -16,7 +16,7 @@ class Run:
     name: str = key("world", "name of the run; its folder is <dir>/<name>")
     dir: str = key("runs", "folder that holds the run folders")
     cache: str = key("cache", "folder for base models that are trained on first use")
-    seed: int = key(0, "seed of data, initialisation and sampling", low=0)
+    seed: int = key(0, "seed of data, initialisation and sampling", low=0, high=2**32 - 1)
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ layers        copies of evenly chosen layers behind the originals, whose two out
 from __future__ import annotations
 
 import copy
+import os
 import re
 from pathlib import Path
 
@@ -29,9 +30,9 @@ def grow(path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: 
     and heads, `intermediate` MLP units in all (0: as many as there are). Raises InputError for what cannot be read or is
     no growth, RunError when the disk refuses."""
     config = modeling.read_config(path)
-    if config.model_type.startswith("sleep_") or (Path(path) / modeling.POINTER).is_file():
+    if config.model_type.startswith("sleep_") or os.path.isfile(Path(path) / modeling.POINTER):
         raise InputError(f"grow: a checkpoint without memory levels, got {path}; grow its base")
-    if Path(out).exists():
+    if os.path.exists(out):
         raise InputError(f"grow: a new folder, {out} exists")
     intermediate = intermediate or config.intermediate_size
     if layers < 0 or width < 1 or intermediate < config.intermediate_size or (
@@ -40,8 +41,8 @@ def grow(path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: 
                          f"them larger than now, got {layers}, {width}, {intermediate}")
     tokenizer = modeling.load_tokenizer(path, config.vocab_size)
     try:
-        small = AutoModelForCausalLM.from_pretrained(path, dtype="auto")
-    except (OSError, ValueError, RuntimeError) as error:
+        small = AutoModelForCausalLM.from_pretrained(path, dtype="auto", use_safetensors=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for what a checkpoint can lack
         raise InputError(f"model {path}: weights cannot be read ({modeling.first_line(error)})") from error
     large = AutoModelForCausalLM.from_config(_config(config, layers, width, intermediate), dtype=small.dtype)
     generator = torch.Generator().manual_seed(seed)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 _DAY = ("name of the day", "")
 _NIGHT = ("number of the night, from 1", "")
 _SENDER = ("memory level that moves on; 0: the context window, -1: dreams", "")
@@ -123,3 +125,47 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
     "done": {"seconds": _SECONDS, "status": ("ok or failed", ""), "reason": ("why it failed", "")},
 }
 """kind -> field -> (meaning, unit). Every record also has `t`; `nonfinite` names values that were NaN or infinite."""
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "wake": ("step",), "seed": ("step",), "baseline": ("method", "step"), "push": ("name",), "evaluate": ("after", "method", "row"),
+    "completion": ("when", "day", "question", "answer", "completion"), "sink_failed": ("sink", "reason"),
+    "dream": ("night", "round", "task", "number", "text", "reason", "importance", "kept", "tau_before", "taus", "reward", "gain",
+              "held_out"),
+    "dreamed": ("night", "round", "written", "kept", "rewarded", "failed", "tau_before", "gain", "gain_rewarded",
+                "gain_held_out"),
+}
+"""kind -> fields that its readers cannot do without."""
+_TEXTS = {"day", "method", "question", "prompt", "answer", "completion", "when", "name", "sink", "task", "text", "status"}
+_NUMBERS = {"steps", "loss", "divergence", "divergence_replay", "policy_loss", "reward_mean", "reward_sem", "reward_abs",
+            "logprob_gap", "tokens_trained", "seconds", "tokens_per_second", "bytes", "score", "importance", "tau_before", "gain",
+            "held_out", "gain_rewarded", "gain_held_out", "count", "written", "rewarded", "failed", "reward"}
+_SCORES = {"row", "open_book", "forms", "n"}
+LARGEST = 2**63  # of a number in a record: nothing that is counted or measured comes near
+
+
+def fault(record: dict[str, Any]) -> str:
+    """The field of a record that its readers cannot use as it is; empty where there is none."""
+    kind = record["kind"]
+    missing = [name for name in ("t", *NEEDED.get(kind, ())) if name not in record]
+    wrong = [name for name, value in record.items() if not _fits(kind, name, value)]
+    return (missing + wrong + [""])[0]
+
+
+def _fits(kind: str, name: str, value: Any) -> bool:
+    if name in ("t", "step", "round", "number") or name == "night" and value is not None:
+        return _number(value)
+    if value is None:  # what was not finite, and what could not be measured
+        return name not in ("row", "after", "method", "taus", "nonfinite") and not (name in _TEXTS and name in NEEDED.get(kind, ()))
+    if name in _TEXTS or name == "after" and kind == "evaluate":
+        return isinstance(value, str)
+    if name in _NUMBERS:
+        return _number(value)
+    if name in _SCORES:
+        return isinstance(value, dict) and all(v is None or _number(v) for v in value.values())
+    if name == "taus":
+        return isinstance(value, list) and all(map(_number, value))
+    return name != "nonfinite" or isinstance(value, list) and all(isinstance(v, str) for v in value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and -LARGEST <= value <= LARGEST  # false for NaN

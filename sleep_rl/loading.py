@@ -21,17 +21,20 @@ from typing import Any, get_args, get_type_hints
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
+from sleep_rl.files import CONFIG_BYTES, content
 from sleep_rl.rules import check
 from sleep_rl.yaml_text import parse
 
 COMMAND_LINE = "command line"
+MOST_FILES = 100  # with all includes
+DEEPEST = 8  # lists and mappings inside an engine's option
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWNED = {
     "model": "model.base", "tokenizer": "model.base", "dtype": "model.dtype", "seed": "run.seed",
     "tensor_parallel_size": "rollouts.gpus", "data_parallel_size": "rollouts.workers",
     "pipeline_parallel_size": "rollouts.gpus", "distributed_executor_backend": "rollouts.gpus",
     "logprobs_mode": None, "worker_extension_cls": None, "worker_cls": None, "hf_overrides": None,
-    "load_format": None, "model_impl": None, "quantization": None, "runner": None, "skip_tokenizer_init": None,
+    "load_format": None, "trust_remote_code": None, "model_impl": None, "quantization": None, "runner": None, "skip_tokenizer_init": None,
 }
 """vLLM options that the program sets itself -> the key to use instead, if there is one."""
 
@@ -41,7 +44,7 @@ def load(path: str, overrides: Sequence[str] = ()) -> Config:
 
     Every layer is checked where it stands, so that a message names the file with the mistake. Raises InputError.
     """
-    return _config(_layers(Path(path), ()), overrides, path)
+    return _config(_layers(Path(path), (), []), overrides, path)
 
 
 def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
@@ -93,11 +96,12 @@ def keys() -> tuple[str, ...]:
 # --------------------------------------------------------------------------------------------------------- layers
 
 
-def _layers(path: Path, parents: tuple[Path, ...]) -> Iterator[tuple[str, dict]]:
-    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that include it."""
+def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[tuple[str, dict]]:
+    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that include it, `read` the
+    bytes of each file so far."""
     by = f"{parents[-1]}: include: " if parents else ""
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = content(path, CONFIG_BYTES - sum(read)).decode("utf-8-sig")
     except OSError as error:
         raise _refusal("", f"{by}cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
@@ -106,6 +110,9 @@ def _layers(path: Path, parents: tuple[Path, ...]) -> Iterator[tuple[str, dict]]
         raise _refusal("", f"{by}cannot read {path}: {error}") from None
     if os.path.realpath(path) in map(os.path.realpath, parents):
         raise _refusal("", f"{by}{' -> '.join(map(str, (*parents, path)))} is a cycle")
+    read.append(len(text.encode()))
+    if len(read) > MOST_FILES:
+        raise _refusal("", f"{by}at most {MOST_FILES} files make a config, {path} is one more")
     data = parse(text, str(path))
     if not isinstance(data, dict):
         got = "an empty file" if data is None else _show(data)
@@ -114,7 +121,7 @@ def _layers(path: Path, parents: tuple[Path, ...]) -> Iterator[tuple[str, dict]]
     if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
         raise _refusal(str(path), f"include: expected a list of file names, got {_show(includes)}")
     for name in includes:
-        yield from _layers(path.parent / name, (*parents, path))
+        yield from _layers(path.parent / name, (*parents, path), read)
     yield str(path), data
 
 
@@ -197,17 +204,19 @@ def _check_engine(options: dict, key: str, where: str) -> None:
         if name in OWNED:
             instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
             raise _refusal(where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}")
-        if not _finite(value):
-            raise _refusal(where, f"{dotted}: expected finite numbers, got {_show(value)}")
+        if not _plain(value):
+            raise _refusal(where, f"{dotted}: expected finite numbers, text, and lists and mappings of them, at most {DEEPEST} "
+                                  f"in one another, got {_show(value)}")
         if name in ("max_model_len", "max_num_seqs") and not (type(value) is int and value > 0):
             raise _refusal(where, f"{dotted}: expected an integer >= 1, got {_show(value)}")
         if name == "kv_cache_memory_bytes" and not (value is None or type(value) is int and value > 0):
             raise _refusal(where, f"{dotted}: expected an integer >= 1 or null, got {_show(value)}")
 
 
-def _finite(value: Any) -> bool:
+def _plain(value: Any, depth: int = 0) -> bool:
     if isinstance(value, (dict, list)):
-        return all(map(_finite, value.values() if isinstance(value, dict) else value))
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < DEEPEST and all(_plain(each, depth + 1) for each in inner)
     return not isinstance(value, float) or math.isfinite(value)
 
 
@@ -252,7 +261,10 @@ def _refusal(where: str, what: str) -> InputError:
 def _show(value: Any, limit: int = 60) -> str:
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of a {type(value).__name__} of a ..."
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.kinds import METRICS
+from sleep_rl.files import content
+from sleep_rl.kinds import METRICS, fault
+from sleep_rl.secret import masked, without_secrets
 
 Record = dict[str, Any]
 
@@ -57,6 +59,9 @@ class Journal:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
             if keep is not None:
+                if os.fstat(self._file.fileno()).st_size < keep:  # truncate would fill it up with zeros
+                    raise RunError(f"the run's record {self.path}: expected at least the {keep} bytes that its checkpoint "
+                                   "knows of, got less; nothing was changed")
                 self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
@@ -73,7 +78,7 @@ class Journal:
             self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
-        """Appends one record. NaN and infinity become null, named in `nonfinite`."""
+        """Appends one record. NaN and infinity become null, named in `nonfinite`; secrets become ***."""
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
         nonfinite: list[str] = []
@@ -138,19 +143,19 @@ class Journal:
 
 
 def read(path: str | Path) -> list[Record]:
-    """All records of a journal. A line that cannot be read becomes `{"kind": "torn", "line": number, "text": ...}`."""
+    """All records of a journal. A line that is none becomes `{"kind": "torn", "line": number, "text": ...}`."""
     try:
-        lines = Path(path).read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"cannot read metrics: {error.strerror or error}: {path}") from error
+        lines = content(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot read metrics: {getattr(error, 'strerror', None) or error}: {path}") from error
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            valid = isinstance(record, dict) and isinstance(record.get("kind"), str)
-        except ValueError:  # also UnicodeDecodeError: the crash cut a character in two
+            valid = isinstance(record, dict) and isinstance(record.get("kind"), str) and not fault(record)
+        except (ValueError, RecursionError):  # also UnicodeDecodeError: the crash cut a character in two
             valid = False
         text = line[:80].decode("utf-8", "replace")
         records.append(record if valid else {"kind": "torn", "line": number, "text": text})
@@ -223,7 +228,7 @@ class Retention:
 
 def nights(after: str) -> int | None:
     """How many nights an `after` label counts: "base" 0, "night 3" 3; None when it does not say."""
-    number = re.search(r"(\d+)\s*$", after)
+    number = re.search(r"(\d{1,9})\s*$", after)
     return int(number.group(1)) if number else 0 if after == "base" else None
 
 
@@ -280,21 +285,6 @@ def clock(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
 
 
-def without_secrets(config: Any) -> Any:
-    """A copy of a configuration without entries whose key names a secret (`api_key`, `hfToken`; not `max_tokens`)."""
-    if isinstance(config, Mapping):
-        return {key: without_secrets(value) for key, value in config.items() if not _is_secret(str(key))}
-    if isinstance(config, (list, tuple)):
-        return [without_secrets(value) for value in config]
-    return config
-
-
-def _is_secret(key: str) -> bool:
-    words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", key).lower())
-    secret = {"key", "keys", "apikey", "token", "authtoken", "password", "passwd", "secret", "secrets", "credentials"}
-    return not secret.isdisjoint(words)
-
-
 def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON does not know."""
     if isinstance(value, Mapping):
@@ -304,7 +294,9 @@ def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
         return None
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return masked(value)
+    if value is None or isinstance(value, (bool, int, float)):
         return value
     if isinstance(value, os.PathLike):
         return os.fspath(value)

@@ -23,8 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from sleep_rl.architecture import CLASSES, FAMILIES
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.files import JSON_BYTES, content
 from sleep_rl.memory import MemoryLevel, init_slots, memory_levels
-from sleep_rl.shape import HUB_NAME
+from sleep_rl.shape import HUB_NAME, check_levels
 
 POINTER, MEMORY = "memory.json", "memory.safetensors"
 WEIGHTS, BASE_WEIGHTS, INDEX = "model.safetensors", "base.safetensors", "model.safetensors.index.json"
@@ -38,8 +39,8 @@ def read_config(path: str) -> PretrainedConfig:
     """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
     check_there(path)
     try:
-        config = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # transformers raises many types for what a config can hold
         raise InputError(f"model {path}: no readable Hugging Face config ({first_line(error)})") from error
     if config.model_type.removeprefix("sleep_") not in FAMILIES:
         raise InputError(f"model {path}: allowed families are {', '.join(FAMILIES)}, got {config.model_type}")
@@ -48,7 +49,7 @@ def read_config(path: str) -> PretrainedConfig:
 
 def check_there(path: str) -> None:
     """Raises InputError for what is no folder and cannot be the name of a hub either."""
-    if not Path(path).is_dir() and not HUB_NAME.fullmatch(path):
+    if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise InputError(f"model {path}: a checkpoint's folder or a hub name is needed, and there is no such folder")
 
 
@@ -59,7 +60,7 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
     Raises InputError for a checkpoint that is missing, unreadable or of another family, for a base without `levels`,
     and when `levels` differs from the memory that is there.
     """
-    pointer = (Path(path) / POINTER).is_file()
+    pointer = os.path.isfile(Path(path) / POINTER)
     config = None if pointer else read_config(path)
     if pointer or not config.model_type.startswith("sleep_"):
         stored = read_memory(Path(path), levels)[0]["memory_levels"] if pointer else levels
@@ -71,8 +72,8 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
         raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
     try:
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
-        model = sleep_model.from_pretrained(path, config=config, dtype=dtype)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
+    except Exception as error:  # as above, for weights
         raise InputError(f"model {path}: weights cannot be read ({first_line(error)})") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -94,8 +95,12 @@ def levels_of(path: str) -> list[dict]:
 def root(path: str) -> str:
     """The checkpoint that a memory folder belongs to, through other memory folders where it was made on top of one;
     anything else is returned: a folder absolute, a hub name as it is."""
-    while (Path(path) / POINTER).is_file():
+    passed = [path]
+    while os.path.isfile(Path(path) / POINTER):
         path = _read_pointer(Path(path))["base"]
+        if path in passed:
+            raise InputError(f"memory {path}: its base leads back to itself")
+        passed.append(path)
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 
@@ -107,7 +112,7 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     of the base is copied, unless a file of it holds an older memory beside other weights.
     """
     memory = None
-    if (Path(path) / POINTER).is_file():
+    if os.path.isfile(Path(path) / POINTER):
         pointer, memory = read_memory(Path(path), levels)
         path = root(path)
     config = read_config(path)
@@ -121,7 +126,8 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
             return path
     folder = local(path)
     sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
-    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels")}
+    fields = {k: v for k, v in config.to_dict().items() if k not in ("model_type", "architectures", "memory_levels",
+                                                                      "auto_map")}
     expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
     if memory is None:
         memory = new_memory(expanded, seed)
@@ -141,14 +147,14 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
         files.setdefault(file, []).append(key)
     for file in folder.iterdir():
         if file.name not in (*files, "config.json", INDEX) and not file.name.startswith("."):
-            os.symlink(file.resolve(), target / file.name)
+            os.symlink(os.path.realpath(file), target / file.name)
     index = {}
     for file, keys in files.items():
         rest = [key for key in keys if ".memory." not in key]
         # A single weight file gets another name: under its own, loaders would take it for the whole checkpoint.
         name = BASE_WEIGHTS if file == WEIGHTS else file
         if len(rest) == len(keys):
-            os.symlink((folder / file).resolve(), target / name)
+            os.symlink(os.path.realpath(folder / file), target / name)
         elif rest:
             tensors = load_file(folder / file)
             save_file({key: tensors[key] for key in rest}, target / name, metadata={"format": "pt"})
@@ -159,7 +165,7 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
 def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
     """A sleep checkpoint of another model that may teach `student`: with the memory that it has, or an untouched one.
     Raises InputError when it cannot be read or speaks other tokens."""
-    if (Path(path) / POINTER).is_file():
+    if os.path.isfile(Path(path) / POINTER):
         levels = _read_pointer(Path(path))["memory_levels"]
     else:
         levels = getattr(read_config(path), "memory_levels", None) or [{"experts": 1, "d_low": 1, "top_k": 1}]
@@ -196,11 +202,14 @@ def local(name: str) -> Path:
 def weight_map(folder: Path) -> dict[str, str]:
     """Weight name -> file of a checkpoint folder."""
     try:
-        if (folder / INDEX).is_file():
-            return json.loads((folder / INDEX).read_text())["weight_map"]
+        if os.path.isfile(folder / INDEX):
+            weights = json.loads(content(folder / INDEX, JSON_BYTES))["weight_map"]
+            if not all(isinstance(file, str) and file == os.path.basename(file) and file for file in weights.values()):
+                raise ValueError(f"{INDEX}: expected names of files beside it")
+            return weights
         with safe_open(folder / WEIGHTS, "pt") as file:
             return {key: WEIGHTS for key in file.keys()}
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"model {folder}: no readable safetensors weights ({first_line(error)})") from error
 
 
@@ -208,8 +217,8 @@ def load_tokenizer(path: str, vocab_size: int):
     """The checkpoint's tokenizer. Raises InputError when it is missing or holds ids that the model has no row for."""
     source = root(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except Exception as error:  # as above, and tokenizers raises Exception itself
         raise InputError(f"tokenizer {source}: cannot be read ({first_line(error)})") from error
     if len(tokenizer) > vocab_size:
         raise InputError(f"tokenizer {source}: at most the model's {vocab_size} ids, got {len(tokenizer)}; "
@@ -250,9 +259,12 @@ def read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, d
 def _read_pointer(folder: Path) -> dict:
     """What a memory folder says of itself: base, vocab_size, memory_levels."""
     try:
-        pointer = json.loads((folder / POINTER).read_text())
-        return {key: pointer[key] for key in ("base", "vocab_size", "memory_levels")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        pointer = json.loads(content(folder / POINTER, JSON_BYTES))
+        base, levels = pointer["base"], check_levels(pointer["memory_levels"], str(folder / POINTER))
+        if not isinstance(base, str) or "\0" in base or not levels:
+            raise ValueError(f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}")
+        return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
 
 

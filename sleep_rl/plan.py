@@ -285,7 +285,7 @@ def _check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
     the hub is left to the run (no task), and noted."""
     name, longest = config.task.name, config.rollouts.engine.get("max_model_len")
     path = getattr(getattr(config.task, name), "path", ".")
-    if not Path(path).exists() and HUB_NAME.fullmatch(path.partition(":")[0]):
+    if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
         return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
     task = make_task(config)
     for document in (d for day in task.days() for d in day.documents):

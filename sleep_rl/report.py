@@ -12,6 +12,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from html import escape
@@ -79,7 +80,8 @@ def page(source: Path) -> str:
 def _header(records: list[Record], run: Record, done: Record) -> str:
     started = run.get("started") or records[0].get("t")
     if isinstance(started, (int, float)):
-        started = datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
+        with suppress(ValueError, OverflowError, OSError):  # no date of any calendar: shown as it is
+            started = datetime.fromtimestamp(started, timezone.utc).strftime("%Y-%m-%d %H:%M UTC")
     facts = run | {"started": started, "commit": str(run.get("commit") or "")[:12], "seeds": str(run.get("seeds", "")).strip("[]")}
     spans = "".join(f"<span><i>{name}</i> {escape(str(facts[name]))}</span>"
                     for name in ("task", "model", "started", "seeds", "commit") if facts.get(name) not in (None, ""))
@@ -94,7 +96,7 @@ def _header(records: list[Record], run: Record, done: Record) -> str:
         status = f'<p class="bad">Unfinished: no end of the run is recorded; the last entry is {escape(where)}.</p>'
     torn = [str(r["line"]) for r in records if r["kind"] == "torn"]
     if torn:
-        status += f'<p class="bad">Left out: metrics.jsonl line {", ".join(torn)}, cut off while being written.</p>'
+        status += f'<p class="bad">Left out: metrics.jsonl line {", ".join(torn)}, cut off while being written, or damaged.</p>'
     return f'<header><h1>Language models need sleep</h1><p class="facts">{spans}</p>{status}</header>'
 
 

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from string import Formatter
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
+from sleep_rl.task_config import MOST_DAYS
+from sleep_rl.secret import found_in
 
 
 def check(config: Config) -> None:
     """Rules over several keys. Raises InputError with one line: what, allowed, got, where."""
     s, m, d = config.sleep, config.model, config.dream
+    for name, what in found_in(asdict(config)):
+        raise InputError(f"{name}: no secret stands in a config, since it is written down with every run; SLEEP_RL_JUDGE_KEY, "
+                         f"HF_TOKEN and WANDB_API_KEY are read from the environment; got {what}")
 
     def refuse(broken: bool, what: str) -> None:
         if broken:
@@ -19,9 +25,10 @@ def check(config: Config) -> None:
 
     refuse(not all(isinstance(t, str) and t for t in m.teachers),
            f"model.teachers: a list of paths or hub names, got {m.teachers}")
-    whole = all(type(c) is int and c > 0 for c in m.chunks) and m.chunks
-    refuse(not whole or any(b % a or b == a for a, b in zip(m.chunks, m.chunks[1:])),
-           "model.chunks: whole numbers of nights, each a larger multiple of the one before, got " + str(m.chunks))
+    whole = all(type(c) is int and 0 < c <= MOST_DAYS for c in m.chunks) and m.chunks
+    refuse(not whole or any(b % a or b <= a for a, b in zip(m.chunks, m.chunks[1:])),
+           f"model.chunks: whole numbers of nights, each a larger multiple of the one before and at most {MOST_DAYS}, got "
+           f"{str(m.chunks)[:100]}")
     for level, most in enumerate(config.most_experts, start=1):
         refuse(s.expansion and s.on_full == "error" and most > m.experts,
                f"model.experts: level {level} takes in {most} experts until it is reset (sleep.reset, model.chunks = "

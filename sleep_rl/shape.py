@@ -7,6 +7,7 @@ the presets use.
 from __future__ import annotations
 
 import json
+import os
 import re
 import urllib.error
 import urllib.request
@@ -16,10 +17,12 @@ from typing import Any
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
+from sleep_rl.files import JSON_BYTES, content
 
 FAMILIES = ("qwen3", "qwen2", "llama")
-HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
+LEVEL = {"experts", "d_low", "top_k"}
 POINTER = "memory.json"  # of a memory checkpoint: names the base it belongs to (sleep_rl.modeling)
 
 
@@ -91,10 +94,10 @@ def checkpoint_shape(path: str) -> Shape:
 
 def local_folder(name: str, key: str) -> Path | None:
     """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that leads nowhere."""
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
         return path
-    if path.exists():
+    if os.path.exists(path):
         raise InputError(f"{key}: expected a checkpoint folder or a hub name, got the file {name}")
     if not HUB_NAME.fullmatch(name):
         raise InputError(f"{key}: expected a checkpoint folder or a hub name, got {name}: no such folder")
@@ -112,17 +115,17 @@ def _task_base(task: str, cache: Path) -> Shape:
 
 def _from_folder(folder: Path) -> Shape:
     """Of a full checkpoint, or of a memory checkpoint and the base that it points to."""
-    if (folder / POINTER).is_file():
+    if os.path.isfile(folder / POINTER):
         pointer = _read_json(folder / POINTER)
         base, levels = pointer.get("base"), pointer.get("memory_levels")
         if not isinstance(base, str):
             raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
         target = local_folder(base, f"{folder / POINTER}: base")
-        if target is not None and (target / POINTER).is_file():
+        if target is not None and os.path.isfile(target / POINTER):
             raise InputError(f"{folder / POINTER}: base: expected a full checkpoint, got the memory checkpoint {base}")
         shape = _from_folder(target) if target else _from_name(base)
-        return replace(shape, memory=_levels(levels, folder / POINTER))
-    if not (folder / "config.json").is_file():
+        return replace(shape, memory=check_levels(levels, str(folder / POINTER)))
+    if not os.path.isfile(folder / "config.json"):
         raise InputError(f"model.base: expected a checkpoint folder with config.json, got {folder}")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"model.base: expected a checkpoint folder with *.safetensors, got {folder}")
@@ -181,21 +184,25 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
         head_dim=count("head_dim", 128 if family == "qwen3" else hidden // heads), vocab=count("vocab_size"),
         tied=data.get("tie_word_embeddings") is True,
         positions=count("max_position_embeddings") if data.get("max_position_embeddings") is not None else None,
-        memory=_levels(data.get("memory_levels"), Path(where)),
+        memory=check_levels(data.get("memory_levels"), where),
     )
 
 
-def _levels(levels: Any, where: Path) -> tuple[dict, ...] | None:
+def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
+    """The memory levels that a checkpoint says it holds; None for none. Raises InputError for anything else."""
     if levels is None:
         return None
-    if not isinstance(levels, list) or not all(isinstance(level, dict) for level in levels):
-        raise InputError(f"{where}: memory_levels: expected a list of mappings, got {json.dumps(levels)[:60]}")
+    if not isinstance(levels, list) or not all(
+            isinstance(level, dict) and set(level) == LEVEL and all(type(n) is int and 0 < n < 1 << 20 for n in level.values())
+            for level in levels):
+        raise InputError(f"{where}: memory_levels: expected a list of mappings with {', '.join(sorted(LEVEL))}, each a number "
+                         f"from 1 on, got {json.dumps(levels)[:60]}")
     return tuple(levels)
 
 
 def _check_tokenizer(file: Path, vocab: int) -> None:
     """The largest id of a fast tokenizer must have a row in the embedding."""
-    if not file.is_file():
+    if not os.path.isfile(file):
         return
     data = _read_json(file)
     model = data.get("model")
@@ -215,7 +222,7 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
 
 def _read_json(file: Path) -> dict[str, Any]:
     try:
-        return _json_object(file.read_bytes(), str(file))
+        return _json_object(content(file, JSON_BYTES), str(file))
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
 

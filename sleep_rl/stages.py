@@ -12,17 +12,21 @@ import functools
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_rl.contracts import RunError
+from sleep_rl.files import JSON_BYTES, content, regular
+from sleep_rl.rehearsal import Index
 
 if TYPE_CHECKING:
     from sleep_rl.life import Life
 
-LEARNER, DRIVER, MANIFEST = "learner.pt", "driver.json", "manifest.json"
+LEARNER, DRIVER, MANIFEST = "learner.safetensors", "driver.json", "manifest.json"
+NAME = r"[0-9]{6,}"  # of a checkpoint's folder: how many stages were done
 KEPT = 2  # checkpoints; the one before the newest stays for a disk that lies
 
 
@@ -86,26 +90,43 @@ class Progress:
 
 
 def newest(folder: str) -> tuple[Path, dict] | None:
-    """(checkpoint, its driver state) of the newest complete checkpoint of a run, or None."""
-    for path in reversed(_complete(Path(folder) / "state")):
+    """(checkpoint, its driver state) of the newest complete checkpoint of a run; None for a run that has none yet. Raises
+    RunError where there are some and none is sound: to begin anew would write over what that life has saved."""
+    found = _complete(Path(folder) / "state")
+    for path in reversed(found):
         try:
-            manifest = json.loads((path / MANIFEST).read_text())
+            manifest = json.loads(content(path / MANIFEST, JSON_BYTES))
             if all(_digest(path / file) == manifest[file] for file in (LEARNER, DRIVER)):
-                return path, json.loads((path / DRIVER).read_text())
-        except (OSError, ValueError, KeyError):
+                return path, _driver(json.loads(content(path / DRIVER)))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
             continue  # cut off or damaged: the one before it counts
+    if found:
+        raise RunError(f"{folder}: expected a sound checkpoint in {Path(folder) / 'state'}, got {len(found)} damaged ones; "
+                       "remove them to begin the life anew, which writes over its record")
     return None
 
 
+def _driver(state: Any) -> dict:
+    """The driver's state as `Progress` wrote it. Raises ValueError for anything else."""
+    kinds = {"stage": str, "results": list, "index": dict, "version": int, "journal": int}
+    if not isinstance(state, dict) or any(type(state.get(name)) is not kind for name, kind in kinds.items()):
+        raise ValueError("not a driver's state")
+    if state["journal"] < 0 or state["version"] < 0:
+        raise ValueError("a negative number")
+    Index().restore(state["index"])
+    return state
+
+
 def _complete(folder: Path) -> list[Path]:
-    """Folders with a manifest, oldest first."""
-    if not folder.is_dir():
+    """Folders that were renamed into place, oldest first."""
+    if not os.path.isdir(folder):
         return []
-    return sorted(path for path in folder.iterdir() if path.name.isdigit() and (path / MANIFEST).is_file())
+    return sorted(path for path in folder.iterdir() if re.fullmatch(NAME, path.name) and os.path.isdir(path))
 
 
 def _digest(path: Path) -> str:
-    return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with regular(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def _write(path: Path, content: bytes) -> None:

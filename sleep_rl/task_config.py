@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
+MOST_DAYS = 10_000  # of a life; chunks of memory levels are counted in nights, too
+
+
 def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None,
         above: float | None = None) -> Any:
     """A documented key. `low` and `high` are inclusive, `above` is exclusive; units belong into `doc`."""
@@ -17,7 +20,7 @@ def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | No
 
 @dataclass(frozen=True)
 class World:
-    days: int = key(3, "days (and nights) of the life", low=1)
+    days: int = key(3, "days (and nights) of the life", low=1, high=MOST_DAYS)
     people_per_day: int = key(12, "new people a day", low=1)
     known_people: int = key(100, "people that the base model knows by heart", low=1)
     deep: bool = key(False, "also ask what documents do not answer as they stand (reversed, two-hop, paraphrased); the "
@@ -27,7 +30,7 @@ class World:
 @dataclass(frozen=True)
 class Classify:
     path: str = key("clinc/clinc_oos", "local CLINC150 json, a saved datasets folder, or a hub name")
-    days: int = key(3, "days (and nights) of the life", low=1)
+    days: int = key(3, "days (and nights) of the life", low=1, high=MOST_DAYS)
     classes_per_day: int = key(15, "new classes a day", low=1)
     examples_per_document: int = key(6, "labelled examples in one document", low=1)
     pages_per_example: int = key(1, "documents that hold an example, beside other ones each time; a model that writes "
@@ -41,7 +44,7 @@ class Classify:
 @dataclass(frozen=True)
 class Squad:
     path: str = key("rajpurkar/squad", "passages with questions: json in SEAL's form, a saved datasets folder, or a hub name")
-    days: int = key(2, "days (and nights) of the life", low=1)
+    days: int = key(2, "days (and nights) of the life", low=1, high=MOST_DAYS)
     passages_per_day: int = key(10, "new passages a day", low=1)
     order_seed: int = key(42, "seed of the passages' order (SEAL's is 42)")
     max_dream_tokens: int = key(192, "longest dream, in tokens", low=1)
@@ -57,7 +60,7 @@ class Squad:
 class Arc:
     challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles")
     solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions")
-    days: int = key(1, "days (and nights) of the life", low=1)
+    days: int = key(1, "days (and nights) of the life", low=1, high=MOST_DAYS)
     puzzles_per_day: int = key(11, "new puzzles a day", low=1)
     views: int = key(2, "turned and recoloured forms in which a test is asked besides; all answers vote", low=0)
     max_dream_tokens: int = key(128, "longest recipe, in tokens", low=1)
@@ -73,7 +76,7 @@ class Documents:
     piece_tokens: int = key(512, "longest piece of a document, in tokens; a longer document is split", low=8)
     max_new_tokens: int = key(96, "longest question with its answer that the model writes, in tokens", low=4)
     max_answer_tokens: int = key(48, "longest answer in evaluation, in tokens", low=1)
-    days: int = key(1, "days of the life so far; `sleep-rl run` counts them", low=1)
+    days: int = key(1, "days of the life so far; `sleep-rl run` counts them", low=1, high=MOST_DAYS)
     record: str | None = key(None, "folder that says what was taken in on which day; `sleep-rl run` sets it")
 
 
@@ -81,7 +84,7 @@ class Documents:
 class Custom:
     target: str | None = key(None, "a task of your own (sleep_rl.contracts.Task): module:Class or path/to/file.py:Class")
     options: dict = key({}, "keyword arguments of that class")
-    days: int = key(1, "days (and nights) of the life: as many as it has", low=1)
+    days: int = key(1, "days (and nights) of the life: as many as it has", low=1, high=MOST_DAYS)
 
 
 @dataclass(frozen=True)

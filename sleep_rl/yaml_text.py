@@ -19,8 +19,6 @@ def parse(text: str, where: str) -> Any:
     `where` and names the line of the text."""
     try:
         return yaml.load(text, _Loader)  # noqa: S506: _Loader is a SafeLoader with fewer constructors
-    except RecursionError:
-        problem, line = "nested too deeply", ""
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         problem, line = getattr(error, "problem", None) or str(error), f"line {mark.line + 1}: " if mark else ""
@@ -29,7 +27,11 @@ def parse(text: str, where: str) -> Any:
     raise InputError(" ".join(f"{where}: {line}not valid YAML: {problem}".split()))
 
 
+DEEPEST = 32  # of lists and mappings in one another
+
+
 class _Loader(yaml.SafeLoader):
+    depth = 0  # of the node that is being read
     yaml_implicit_resolvers: dict = {}  # none of YAML 1.1; those of 1.2 are added below
     yaml_constructors: dict = {}
 
@@ -39,7 +41,12 @@ class _Loader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
         if getattr(event, "tag", None):
             raise yaml.MarkedYAMLError(problem="tags are not supported", problem_mark=event.start_mark)
-        return super().compose_node(parent, index)
+        self.depth += 1
+        if self.depth > DEEPEST:  # counted here: Python's own limit comes after seconds, and gigabytes
+            raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
 
     def mapping(self, node: yaml.MappingNode) -> dict:
         """A dict with text keys. Unlike PyYAML's it refuses a key that stands twice, where the last one would win."""

@@ -134,7 +134,8 @@ VALUES = [
     ("rollouts.engine.model=x", "rollouts.engine.model: not an option to set here, use model.base; got 'x'"),
     ("rollouts.engine.logprobs_mode=x",
      "rollouts.engine.logprobs_mode: not an option to set here, the program needs its own value; got 'x'"),
-    ("rollouts.engine.a.b=[.inf]", "rollouts.engine.a: expected finite numbers, got {'b': [inf]}"),
+    ("rollouts.engine.a.b=[.inf]", "rollouts.engine.a: expected finite numbers, text, and lists and mappings of them, at most 8 in "
+     "one another, got {'b': [inf]}"),
     ("rollouts.engine.max_model_len=1e3", "rollouts.engine.max_model_len: expected an integer >= 1, got 1000.0"),
     ("sleep.steps", "expected section.key=value, got 'sleep.steps'"),
     ("=3", "expected section.key=value, got '=3'"),
@@ -165,7 +166,7 @@ FILES = [
     (b"a: !!python/name:os.system x", "c.yaml: line 1: not valid YAML: tags are not supported"),
     (b"1: 2", "c.yaml: line 1: not valid YAML: keys must be text"),
     (b"--- {}\n--- {}", "c.yaml: line 2: not valid YAML: but found another document"),
-    (b"a: " + b"[" * 800, "c.yaml: not valid YAML: nested too deeply"),
+    (b"a: " + b"[" * 800, "c.yaml: line 1: not valid YAML: nested too deeply"),
     (b"sleep: {stepps: 3}", "c.yaml: unknown key sleep.stepps; did you mean sleep.steps?"),
     (b"sleep: {prefix_min: 0.9}", "c.yaml: sleep.prefix_min: at most sleep.prefix_max = 0.7, got 0.9"),
     (b"include: other.yaml", "c.yaml: include: expected a list of file names, got 'other.yaml'"),

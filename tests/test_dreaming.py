@@ -18,7 +18,7 @@ from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
 from sleep_rl.report import write_report
-from sleep_rl.stages import Progress, newest
+from sleep_rl.stages import LEARNER, Progress, newest
 from sleep_rl.text import Texts
 from tests.test_cycle import CONFIG, Crew, Diary
 from tests.test_night import Words
@@ -322,7 +322,7 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(tmp_path,
     class Continued(Dreaming):
         def __init__(self, texts, rehearsed):
             super().__init__(texts, rehearsed)
-            self.restore(at / "learner.pt")
+            self.restore(at / LEARNER)
             self.version, self.versions = driver["version"], {"teacher": driver["version"]}
 
     texts = Texts(Three(), Words())

@@ -145,7 +145,8 @@ BAD_CONFIGS = [
     ({"hidden_size": "8"}, 'config.json: hidden_size: expected an integer >= 1, got "8"'),
     ({"vocab_size": None}, "config.json: vocab_size: expected an integer >= 1, got null"),
     ({"num_hidden_layers": 0}, "config.json: num_hidden_layers: expected an integer >= 1, got 0"),
-    ({"memory_levels": 3}, "config.json: memory_levels: expected a list of mappings, got 3"),
+    ({"memory_levels": 3}, "config.json: memory_levels: expected a list of mappings with d_low, experts, top_k, "
+     "each a number from 1 on, got 3"),
 ]
 
 

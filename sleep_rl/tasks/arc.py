@@ -12,10 +12,10 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from sleep_rl.contracts import Day, Document, Failure, InputError, Question, Text
 from sleep_rl.dream_contracts import DreamTask, Lesson
+from sleep_rl.files import content
 from sleep_rl.pretrain import Progress
 from sleep_rl.tasks.grids import TURNS, Example, Grid, View, families, fits, parse, random_view, render
 
@@ -75,7 +75,7 @@ class Recipe:
 def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
     """Puzzles of ARC's two json files that have a solution. Raises InputError with one line."""
     try:
-        asked, solved = (json.loads(Path(path).read_bytes().decode("utf-8-sig")) for path in (challenges, solutions))
+        asked, solved = (json.loads(content(path).decode("utf-8-sig")) for path in (challenges, solutions))
         return [Puzzle(name, tuple((_grid(e["input"]), _grid(e["output"])) for e in puzzle["train"]),
                        tuple((_grid(e["input"]), _grid(out)) for e, out in zip(puzzle["test"], solved[name], strict=True)))
                 for name, puzzle in asked.items() if name in solved]

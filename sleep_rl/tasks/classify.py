@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import re
 from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts import Day, Document, InputError, Question, Text
+from sleep_rl.files import content
 from sleep_rl.pretrain import Progress, train_base
 from sleep_rl.tasks.classify_base import (CONTEXT, MARKER, OPENER, BaseText, Examples, Recipe, model_config,
                                           train_tokenizer)
@@ -36,9 +38,9 @@ def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Exa
     and one new token per class would not be such. Raises InputError with one line for anything that cannot be read.
     """
     try:
-        if Path(path).is_file():
+        if os.path.exists(path) and not os.path.isdir(path):
             splits = _read_json(path)
-        elif Path(path).is_dir() or re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", path) and not path.endswith(".json"):
+        elif os.path.isdir(path) or re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", path) and not path.endswith(".json"):
             splits = _read_datasets(path)
         else:
             raise FileNotFoundError("no such file")
@@ -50,20 +52,20 @@ def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Exa
 
 
 def _read_json(path: str) -> list[list[tuple[str, str]]]:
-    text = Path(path).read_bytes().decode("utf-8-sig")
+    text = content(path).decode("utf-8-sig")
     if not text.strip():
         raise ValueError("the file is empty")
-    content = json.loads(text)
-    if not isinstance(content, dict) or not all(isinstance(content.get(key), list) for key in ("train", "test")):
+    found = json.loads(text)
+    if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in ("train", "test")):
         raise ValueError("expected an object with the lists train and test")
-    return [content[key] for key in ("train", "test")]
+    return [found[key] for key in ("train", "test")]
 
 
 def _read_datasets(path: str) -> list[list[tuple[str, str]]]:
     import datasets  # takes seconds to import and is needed for this kind of input only
 
-    if Path(path).is_dir():
-        saved = (Path(path) / "dataset_dict.json").is_file()
+    if os.path.isdir(path):
+        saved = os.path.isfile(Path(path) / "dataset_dict.json")
         loaded = datasets.load_from_disk(path) if saved else datasets.load_dataset(path)
     else:
         name, _, config = path.partition(":")

@@ -18,6 +18,7 @@ from statistics import fmean
 
 from sleep_rl.contracts import Day, Document, Failure, InputError, Question, Text
 from sleep_rl.dream_contracts import DreamTask, Lesson
+from sleep_rl.files import content
 from sleep_rl.graders import JudgeGrader, RecallGrader
 from sleep_rl.pretrain import Progress, train_base
 from sleep_rl.tasks.squad_base import Recipe, base_batches, model_config, train_tokenizer
@@ -47,7 +48,7 @@ def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
     """Passages of a json file in SEAL's form, a folder that `datasets` reads, or a hub dataset in SQuAD's form (its train
     split), each once, in order. Raises InputError with one line for anything that cannot be read."""
     try:
-        rows = json.loads(Path(path).read_bytes().decode("utf-8-sig")) if Path(path).is_file() else _rows(path)
+        rows = json.loads(content(path).decode("utf-8-sig")) if os.path.exists(path) and not os.path.isdir(path) else _rows(path)
         passages = _seal(rows) if rows and "questions" in rows[0] else _squad(rows)
         if not passages:
             raise ValueError("it holds no passage with a question")
@@ -60,9 +61,9 @@ def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
 def _rows(path: str) -> list[dict]:
     import datasets  # takes seconds to import and is needed for this kind of input only
 
-    if not Path(path).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
+    if not os.path.isdir(path) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise FileNotFoundError("no such file")
-    loaded = datasets.load_from_disk(path) if (Path(path) / "dataset_dict.json").is_file() else datasets.load_dataset(path)
+    loaded = datasets.load_from_disk(path) if os.path.isfile(Path(path) / "dataset_dict.json") else datasets.load_dataset(path)
     return list(loaded["train"])
 
 

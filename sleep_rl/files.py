@@ -1,0 +1,33 @@
+"""Reading what people point to: a file that is really one, so that no pipe or device keeps a command waiting."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from typing import BinaryIO
+
+CONFIG_BYTES = 1 << 15  # with all includes: YAML is read slowly, ten times more would take half a minute
+JSON_BYTES = 1 << 28  # of a checkpoint's or a run's own files; tokenizers have tens of megabytes
+DATA_BYTES = 1 << 32
+
+
+def regular(path: str | os.PathLike) -> BinaryIO:
+    """An open regular file. Raises OSError, whose `strerror` says it, for anything else, and ValueError for a name that
+    cannot be one."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # or a pipe without a writer would wait for one
+    mode = os.fstat(handle).st_mode
+    if stat.S_ISREG(mode):
+        return open(handle, "rb")
+    os.close(handle)
+    number, text = (errno.EISDIR, os.strerror(errno.EISDIR)) if stat.S_ISDIR(mode) else (errno.EINVAL, "Not a regular file")
+    raise OSError(number, text, path)
+
+
+def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:
+    """The bytes of a regular file. Raises what `regular` does, and OSError for more than `most` bytes."""
+    with regular(path) as file:
+        data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
+        if len(data) > most:
+            raise OSError(errno.EFBIG, f"Larger than {most:,} bytes", path)
+        return data + file.read()
