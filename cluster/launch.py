@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from cluster import identity, scale
+from cluster.commit import commit
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
@@ -80,7 +80,7 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
         if not (found and found[0]):
-            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
+            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=commit(),
                         seeds=[config.run.seed])
         restarts, begun, started = Restarts(config.cluster.restarts, journal), journal.size(), False
         while True:
@@ -234,13 +234,3 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
     return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
                      group=config.wandb.group, run_id=run_id)
-
-
-def _commit() -> str | None:
-    """The git commit of the code, or None outside a work tree."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
