@@ -156,16 +156,18 @@ def _start(server: JobServer, job: str, command: list[str], code: bytes, metadat
     if code:
         environment["working_dir"] = server.upload(code)
     server.submit(job, f"exec {shlex.join(command)}", environment, metadata | {"commit": commit() or "unknown"})
-    print(f"{job}: submitted to {server.address}; its run folder, which every node must see: {metadata['run']}\n"
-          f"{job}: {_hints(server, job)}", flush=True)
-    return _follow(server, job)
+    return _follow(server, job, f"{job}: submitted to {server.address}; its run folder, which every node must see: "
+                                f"{metadata['run']}\n{job}: {_hints(server, job)}\n")
 
 
-def _follow(server: JobServer, job: str) -> int:
+def _follow(server: JobServer, job: str, greeting: str = "") -> int:
     try:
         with _hangup_interrupts():
+            print(greeting, end="", flush=True)
             info = _tail(server, job)
-    except (KeyboardInterrupt, BrokenPipeError):
+    except (KeyboardInterrupt, BrokenPipeError) as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
         with suppress(OSError):  # the terminal may be gone
             print(f"\n{job}: goes on without you; {_hints(server, job)}", file=sys.stderr, flush=True)
         return 130
@@ -192,6 +194,8 @@ def _tail(server: JobServer, job: str) -> dict[str, Any]:
             away = 0.0
         except (Unreachable, Trouble) as error:
             log, away = None, away or began
+            if began - away > PATIENCE_S and info["status"] in ENDED:
+                return info
             if began - away > PATIENCE_S:
                 raise RunError(f"{job}: {error}, since {clock(PATIENCE_S)}; {_hints(server, job)}") from error
             if away == began:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 
-from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _pack, settle, wait_all
+from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, settle, wait_all
+from cluster.placement import check
 from cluster.watch import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
 from workers import Echo
@@ -176,9 +177,9 @@ class TestRay:
     def test_what_fits_in_sum_and_not_on_the_nodes(self, asks, wrong):
         nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}]
         if not wrong:
-            return _pack(asks, nodes)
+            return check(asks, nodes)
         with pytest.raises(InputError) as error:
-            _pack(asks, nodes)
+            check(asks, nodes)
         assert str(error.value).startswith(wrong)
 
     def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):
