@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -119,6 +121,7 @@ def _continue(life: Life, found: tuple[Path | None, dict] | None) -> None:
 def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None]:
     """Ends the journal and writes the report however the block ends; the block's own error is the one that is raised."""
     started = time.time()
+    _exit_on_sigterm()
     try:
         yield
     except BaseException as error:
@@ -132,10 +135,16 @@ def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None
     console.say(str(write_report(folder)))
 
 
+def _exit_on_sigterm() -> None:
+    """Lets SIGTERM end the run as Ctrl-C does, with a record and a report: how a job server stops a job."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, SystemExit):  # Ray turns SIGTERM into the exit of its number
+    if isinstance(error, SystemExit):
         return "ended by SIGTERM" if error.code == signal.SIGTERM else f"exit {error.code}"
     return str(error) or type(error).__name__
 
@@ -179,6 +188,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     probe = texts.context(None) + texts.question(known[0]) if known else texts.opener
     with console.phase("starting the workers"):
         there = backend(config, folder)
+    _exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
     there.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
     with there:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):

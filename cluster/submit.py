@@ -48,7 +48,9 @@ def submit(path: str, overrides: Sequence[str], address: str | None, installed: 
     server, job = JobServer(address), new_id(config.run.name)
     where = f"submitted/{Path(path).stem}.yaml"
     fixed = [*_absolute(config), f"run.name={job}", "cluster.backend=ray", "cluster.address=auto"]
-    command = ["python", "-m", "sleep_rl", "run", where, *overrides, *fixed]
+    keys = {text.partition("=")[0] for text in fixed}
+    mine = [text for text in overrides if text.partition("=")[0].strip() not in keys]
+    command = ["python", "-m", "sleep_rl", "run", where, *mine, *fixed]
     files = {where: yaml.safe_dump(dump(config), sort_keys=False)}
     run = os.path.join(os.path.abspath(config.run.dir), job)
     return _start(server, job, command, package(None if installed else ROOT, files), {"config": path, "run": run})
