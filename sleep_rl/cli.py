@@ -75,16 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", metavar="RUN", help="a run's folder")
     resume.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys to change from here on")
     resume.add_argument("--accept", default="", metavar="A,B", help="keys, or `data`, that may have changed")
-    submit = command("submit", _submit, "run a config as a job of a Ray cluster, and follow its log")
-    submit.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; what it names by path, nodes must see")
-    submit.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
-    submit.add_argument("--address", metavar="URL", default=os.environ.get("RAY_API_SERVER_ADDRESS"),
-                        help="the cluster's job server, e.g. http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)")
-    submit.add_argument("--follow", metavar="JOB", help="show the log of a submitted job instead, to its end")
-    submit.add_argument("--stop", metavar="JOB", help="stop a submitted job instead; its run can be resumed")
-    submit.add_argument("--resume", metavar="RUN", help="submit `sleep-rl resume RUN` instead")
-    submit.add_argument("--accept", default="", metavar="A,B", help="with --resume: keys, or `data`, that may have changed")
-    submit.add_argument("--installed", action="store_true", help="send no code: the cluster's nodes have sleep-rl installed")
+    _submit_options(command("submit", _submit, "run a config as a job of a Ray cluster, and follow its log"))
     scale = command("scale", _scale, "change the number of rollout workers of a run that goes on")
     scale.add_argument("run", metavar="RUN", help="a run's folder")
     scale.add_argument("request", metavar="rollouts=N", help="how many rollout workers it is to have")
@@ -118,6 +109,18 @@ def _parser() -> argparse.ArgumentParser:
     summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
     command("config", _config, "print every key with its default, what it allows and what it means")
     return parser
+
+
+def _submit_options(submit: argparse.ArgumentParser) -> None:
+    submit.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; what it names by path, nodes must see")
+    submit.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
+    submit.add_argument("--address", metavar="URL", default=os.environ.get("RAY_API_SERVER_ADDRESS"),
+                        help="the cluster's job server, e.g. http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)")
+    submit.add_argument("--follow", metavar="JOB", help="show the log of a submitted job instead, to its end")
+    submit.add_argument("--stop", metavar="JOB", help="stop a submitted job instead; its run can be resumed")
+    submit.add_argument("--resume", metavar="RUN", help="submit `sleep-rl resume RUN` instead")
+    submit.add_argument("--accept", default="", metavar="A,B", help="with --resume: keys, or `data`, that may have changed")
+    submit.add_argument("--installed", action="store_true", help="send no code: the cluster's nodes have sleep-rl installed")
 
 
 def _say(text: object) -> int:
