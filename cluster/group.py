@@ -155,6 +155,8 @@ class RayBackend(Backend):
         self._channels: list[_RayChannel] = []
         self._asked: set[str] = set()  # ids of nodes that said what they run
         self._said = ""
+        self._refused: list[Ask] = []
+        self._called = False  # whether an autoscaler was asked for nodes
         self._temp_dir = ""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
@@ -205,15 +207,28 @@ class RayBackend(Backend):
         return self._channels[-1]
 
     def preflight(self, asks: Sequence[Ask]) -> None:
-        """Says what is asked and what is there, and which nodes run something else than this process; asks each once."""
+        """Says what is asked and what is there, and which nodes run something else than this process; asks each once. Who
+        asks again after a refusal waits for nodes: an autoscaler hears of it."""
         import ray
 
         alive = [node for node in ray.nodes() if node["Alive"]]
         nodes = [node["Resources"] for node in alive]
         self._say(placement.inventory(asks, nodes))
-        placement.check(asks, nodes)
+        try:
+            placement.check(asks, nodes)
+        except InputError:
+            self._call_nodes(asks)
+            raise
         if len(alive) > 1:
             self._compare([node for node in alive if node["NodeID"] not in self._asked])
+
+    def _call_nodes(self, asks: Sequence[Ask]) -> None:
+        from ray.autoscaler.sdk import request_resources
+
+        if self._refused == asks and not self._called:
+            self._called = True
+            request_resources(bundles=placement.bundles(asks))
+        self._refused = list(asks)
 
     def _say(self, line: str) -> None:
         """Prints a line unless it was the last one: who waits for a node asks again and again."""
@@ -261,6 +276,11 @@ class RayBackend(Backend):
         import ray
 
         try:
+            if self._called and ray.is_initialized():
+                from ray.autoscaler.sdk import request_resources
+
+                request_resources(bundles=[])  # they may go
+                self._called = False
             while self._channels and ray.is_initialized():
                 self._channels.pop().kill()
         finally:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from cluster import identity, scale
-from cluster.commit import commit
+from cluster.commit import commit as _commit
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
@@ -82,7 +82,7 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
         if not (found and found[0]):
-            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=commit(),
+            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
                         seeds=[config.run.seed])
         restarts, begun, started = Restarts(config.cluster.restarts, journal), journal.size(), False
         while True:

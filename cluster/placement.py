@@ -37,6 +37,13 @@ def check(asks: Sequence[Ask], nodes: Nodes) -> None:
     _pack(asks, nodes)
 
 
+def bundles(asks: Sequence[Ask]) -> list[dict[str, float]]:
+    """What an autoscaler is to make room for: one entry per worker that takes anything."""
+    each = [{kind: amount for kind, amount in (("CPU", ask.cpus), ("GPU", ask.gpus)) if amount} for ask in asks
+            for _ in range(ask.count)]
+    return [bundle for bundle in each if bundle]
+
+
 def _pack(asks: Sequence[Ask], nodes: Nodes) -> None:
     """Raises InputError when the workers, the largest first, do not fit on the nodes, though they would in sum."""
     free = [[node.get("GPU", 0.0), node.get("CPU", 0.0)] for node in nodes]

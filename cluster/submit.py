@@ -153,16 +153,21 @@ def _text(value: Any) -> str:
 
 
 def _start(server: JobServer, job: str, command: list[str], code: bytes, metadata: dict[str, str]) -> int:
-    variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | ({VARIABLE: commit()} if commit() else {})
-    environment: dict[str, Any] = {"env_vars": variables}
+    known = commit()
+    environment: dict[str, Any] = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)} | ({VARIABLE: known} if known else {})}
     if code:
         environment["working_dir"] = server.upload(code)
-    server.submit(job, f"exec {shlex.join(command)}", environment, metadata | {"commit": commit() or "unknown"})
+    try:
+        server.submit(job, f"exec {shlex.join(command)}", environment, metadata | {"commit": known or "unknown"})
+    except (KeyboardInterrupt, Unreachable) as error:
+        raise RunError(f"{job}: {error or 'interrupted'}; it may have been submitted all the same: {_hints(server, job)}") from error
     return _follow(server, job, f"{job}: submitted to {server.address}; its run folder, which every node must see: "
                                 f"{metadata['run']}\n{job}: {_hints(server, job)}\n")
 
 
 def _follow(server: JobServer, job: str, greeting: str = "") -> int:
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a run's tables have lines that LANG=C cannot print
     try:
         with _hangup_interrupts():
             print(greeting, end="", flush=True)

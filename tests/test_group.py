@@ -166,6 +166,19 @@ class TestRay:
                                              "CPU, the cluster has 2$"):
             backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
 
+    def test_who_asks_again_after_a_refusal_waits_and_an_autoscaler_hears_of_it(self, backend, only_ray, monkeypatch):
+        import ray.autoscaler.sdk
+
+        lines, asked = [], []
+        monkeypatch.setattr(backend, "watch", Watch(lines.append))
+        monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles))
+        monkeypatch.setattr(backend, "_called", False)
+        for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
+            with pytest.raises(InputError, match="the cluster has 2$"):
+                backend.preflight([Ask("rollout", 3, cpus=1), Ask("reward", 1)])
+            assert asked == expected
+        assert lines == ["asked: 3 rollout of 1 CPU, 1 reward of 0 CPU = 3 CPU; there: 1 node with 2 CPU"]  # not once a try
+
     @pytest.mark.parametrize("asks, wrong", [
         ([Ask("a", 2, cpus=2), Ask("b", 2, cpus=1)], ""),
         ([Ask("b", 2, cpus=1), Ask("a", 2, cpus=2)], ""),  # the order of the asks does not matter

@@ -12,7 +12,7 @@ import transformers
 
 from cluster import versions
 from cluster.handle import Ask
-from cluster.placement import check, inventory
+from cluster.placement import bundles, check, inventory
 from cluster.sabotage import TwoNodes
 from cluster.versions import Node, differences, look, unseen
 from sleep_rl.contracts import InputError
@@ -45,6 +45,11 @@ def test_the_missing_resource_is_named(asks, line):
     with pytest.raises(InputError) as error:
         check(asks, nodes)
     assert str(error.value) == line
+
+
+def test_an_autoscaler_is_asked_for_one_bundle_per_worker_that_takes_anything():
+    asks = [Ask("rollout", 2, cpus=1, gpus=1), Ask("learner", 1, gpus=0.5), Ask("reward", 3)]
+    assert bundles(asks) == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}, {"GPU": 0.5}]
 
 
 def test_nodes_that_run_something_else_are_named_in_one_line():

@@ -248,6 +248,16 @@ def test_what_a_job_server_refuses_is_one_line(server, capsys, case, verb, monke
     assert capsys.readouterr() == ("", f"sleep-rl: {line.replace('ADDRESS', server.address)}\n")
 
 
+def test_a_submission_without_an_answer_says_that_it_may_be_there(server, capsys, monkeypatch):
+    def lost(*_, **__):
+        raise submit.Unreachable(f"no job server answers at {server.address}: timed out")
+
+    monkeypatch.setattr(submit.JobServer, "submit", lost)
+    assert cli(server, DEBUG) == 1
+    assert re.fullmatch(rf"sleep-rl: debug-\S+: no job server answers at {server.address}: timed out; it may have been submitted "
+                        r"all the same: sleep-rl submit --follow .*\n", capsys.readouterr().err)
+
+
 def test_nobody_there_and_no_address_are_one_line(capsys, monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert main(["submit", DEBUG, "--address", "http://127.0.0.1:9"]) == 2
