@@ -130,7 +130,7 @@ class TwoNodes:
                 process.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, *arguments: str, cpus: float, limit_s: float = 180.0) -> None:
+    def _start(self, *arguments: str, cpus: float, limit_s: float = 600.0) -> None:
         """Starts a node and waits until Ray says that it runs. Raises RunError."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--num-gpus=0",
                    f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats",

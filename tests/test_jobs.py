@@ -111,6 +111,22 @@ def test_a_config_that_fails_there_gives_its_exit_code(nodes, tmp_path):
     assert re.search(r"sleep-rl: debug-\S+: failed with exit code 2; what it printed last says why", said)
 
 
+def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(nodes, undisturbed, tmp_path):
+    client, _, folder = started(nodes, tmp_path, "cluster.restarts=8")
+    wait_for(folder, "seeding", 1, client)
+    nodes.cut(sabotage.kill)
+    deadline = time.monotonic() + LIMIT_S
+    while not any(record["kind"] == "restarted" for record in read(folder / "metrics.jsonl")):
+        assert client.process.poll() is None and time.monotonic() < deadline, client.end()
+        time.sleep(0.2)
+    waiting = client.until(r"(waiting since .* for 1 of 1 calls|waiting up to .* for a node: )")
+    nodes.join()
+    code, said = client.end()
+    print(waiting.string, [(r["worker"], r["reason"]) for r in read(folder / "metrics.jsonl") if r["kind"] == "restarted"])
+    assert code == 0, said
+    assert memories(folder) == memories(undisturbed[0])
+
+
 def test_a_job_is_left_stopped_and_resumed_and_ends_with_the_same_bytes(nodes, undisturbed, tmp_path):
     client, job, folder = started(nodes, tmp_path)
     wait_for(folder, "seeding", 2, client)
@@ -126,20 +142,4 @@ def test_a_job_is_left_stopped_and_resumed_and_ends_with_the_same_bytes(nodes, u
     assert code == 1 and f"sleep-rl: {job}: was stopped" in said
     code, said = Client(nodes, "--resume", folder).end()
     assert code == 0 and f"{folder}: goes on after stage" in said, said
-    assert memories(folder) == memories(undisturbed[0])
-
-
-def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(nodes, undisturbed, tmp_path):
-    client, _, folder = started(nodes, tmp_path, "cluster.restarts=8")
-    wait_for(folder, "seeding", 1, client)
-    nodes.cut(sabotage.kill)
-    deadline = time.monotonic() + LIMIT_S
-    while not any(record["kind"] == "restarted" for record in read(folder / "metrics.jsonl")):
-        assert client.process.poll() is None and time.monotonic() < deadline, client.end()
-        time.sleep(0.2)
-    waiting = client.until(r"(waiting since .* for 1 of 1 calls|waiting up to .* for a node: )")
-    nodes.join()
-    code, said = client.end()
-    print(waiting.string, [(r["worker"], r["reason"]) for r in read(folder / "metrics.jsonl") if r["kind"] == "restarted"])
-    assert code == 0, said
     assert memories(folder) == memories(undisturbed[0])

@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sleep_rl.metrics import read
+from cluster import launch
+from sleep_rl.console import Console
+from sleep_rl.metrics import Journal, read
 
 ROOT = Path(__file__).parents[1]
 DIFFERENT = ("t", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
@@ -116,6 +118,20 @@ def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
     assert restarted and set(restarted) <= {"rollout-0", "all workers"} and restarted[-1] == "all workers", printed
     assert memories(folder) == memories(whole)
     assert [r for r in lines(folder) if r["kind"] == "evaluate"] == [r for r in lines(whole) if r["kind"] == "evaluate"]
+
+
+def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
+    before, reports = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(launch, "write_report", reports.append)
+    try:
+        with pytest.raises(SystemExit) as error, launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    [last] = read(tmp_path / "metrics.jsonl")
+    assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
+    assert error.value.code == signal.SIGTERM and reports == [tmp_path]
 
 
 @pytest.mark.stack
