@@ -38,6 +38,7 @@ STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90  # seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
 PATIENCE_S = 300.0  # how long a job server may be away while a job is followed
 POLL_S = 1.0
+BAD_INPUT = 2  # the exit code of a run whose input cannot work: going on with it would end the same way
 
 
 def submit(path: str, overrides: Sequence[str], address: str | None, installed: bool = False) -> int:
@@ -184,8 +185,8 @@ def _follow(server: JobServer, job: str, greeting: str = "") -> int:
         raise RunError(f"{job}: was stopped; {_again(info, server)}")
     if not (code := info.get("driver_exit_code")):
         raise RunError(f"{job}: failed: {(str(info.get('message')).strip().splitlines() or ['no reason given'])[-1]}")
-    print(f"sleep-rl: {job}: failed with exit code {code}; what it printed last says why; {_again(info, server)}",
-          file=sys.stderr, flush=True)
+    more = f"; {_again(info, server)}" if code != BAD_INPUT else ""
+    print(f"sleep-rl: {job}: failed with exit code {code}; what it printed last says why{more}", file=sys.stderr, flush=True)
     return code if 0 < code < 256 else 1
 
 
@@ -220,12 +221,14 @@ def _tail(server: JobServer, job: str) -> dict[str, Any]:
 
 @contextmanager
 def _hangup_interrupts() -> Iterator[None]:
-    """A lost terminal ends the following like Ctrl-C."""
+    """A lost terminal ends the following like Ctrl-C; under `nohup` it goes on."""
 
     def hang_up(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGHUP, hang_up)
+    before = signal.getsignal(signal.SIGHUP)
+    if before is not signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, hang_up)
     try:
         yield
     finally:

@@ -172,8 +172,9 @@ def test_paths_that_are_here_are_sent_as_absolute_ones_and_hub_names_as_they_are
 
 
 ENDS = [(("SUCCEEDED", "log\n", 0), 0, ""),
-        (("FAILED", "sleep-rl: x\n", 2), 2, "life-1: failed with exit code 2; what it printed last says why; sleep-rl submit "
+        (("FAILED", "sleep-rl: x\n", 1), 1, "life-1: failed with exit code 1; what it printed last says why; sleep-rl submit "
                                             "--resume /shared/runs/life-1 --address ADDRESS goes on with its run"),
+        (("FAILED", "sleep-rl: x\n", 2), 2, "life-1: failed with exit code 2; what it printed last says why"),
         (("FAILED", "", None), 1, "life-1: failed: as told"),
         (("STOPPED", "log\n", None), 1, "life-1: was stopped; sleep-rl submit --resume /shared/runs/life-1 --address ADDRESS "
                                         "goes on with its run")]
@@ -331,6 +332,15 @@ def test_a_lost_terminal_leaves_the_job(server, job, number):
     assert err.strip() == (f"{job}: goes on without you; sleep-rl submit --follow {job} --address {server.address} shows its "
                            f"log, sleep-rl submit --stop {job} --address {server.address} stops it")
     assert server.stopped == []
+
+
+def test_under_nohup_a_lost_terminal_changes_nothing(server, job):
+    server.story = 3 * [("RUNNING", "begun\n", None)] + [("SUCCEEDED", "begun\nended\n", 0)]
+    process = subprocess.Popen(["nohup", sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
+                               cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30) == ("ended\n", "") and process.returncode == 0
 
 
 def test_a_reader_that_closes_the_pipe_leaves_the_job(server, job):
