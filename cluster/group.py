@@ -27,6 +27,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from cluster import placement, versions
 from cluster.backend import Backend, LocalBackend
 from cluster.handle import (Ask, Channel, Handle, Host, Pending, Raised, Ref, WorkerDied, WorkerLate, settle,
                             tensor_from_bytes, tensor_to_bytes, wait_all)
@@ -36,6 +37,7 @@ __all__ = ["Ask", "Backend", "Handle", "LocalBackend", "Pending", "RayBackend", 
            "settle", "wait_all"]
 
 R = TypeVar("R")
+NODE_S = 60.0  # that a node has to say what it runs
 OBJECT_STORE_BYTES = 2 << 30  # most that our own node's store takes; it must hold a full memory state beside deltas
 
 
@@ -161,6 +163,10 @@ class RayBackend(Backend):
         super().__init__(start_timeout_s, call_timeout_s)
         self._log_dir = os.path.abspath(log_dir) if log_dir else None
         self._channels: list[_RayChannel] = []
+        self._asked: set[str] = set()  # ids of nodes that said what they run
+        self._said = ""
+        self._refused: list[Ask] = []
+        self._called = False  # whether an autoscaler was asked for nodes
         self._temp_dir = ""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's coming default; silences its warning
@@ -211,21 +217,61 @@ class RayBackend(Backend):
         return self._channels[-1]
 
     def preflight(self, asks: Sequence[Ask]) -> None:
+        """Says what is asked and what is there, and which nodes run something else than this process; asks each once. Who
+        asks again after a refusal waits for nodes: an autoscaler hears of it."""
         import ray
 
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        for kind in ("CPU", "GPU"):
-            wanted = [(ask.name, ask.count, ask.cpus if kind == "CPU" else ask.gpus) for ask in asks]
-            wanted = [(name, count, amount) for name, count, amount in wanted if count * amount > 0]
-            total = sum(count * amount for _, count, amount in wanted)
-            there, largest = (most(node.get(kind, 0.0) for node in nodes) for most in (sum, max))
-            if total > there + 1e-6:
-                parts = " + ".join(f"{name}: {count} actors x {amount:g} {kind}" for name, count, amount in wanted)
-                raise InputError(f"{parts} asked = {total:g} {kind}, the cluster has {there:g}")
-            for name, _, amount in wanted:
-                if amount > largest + 1e-6:
-                    raise InputError(f"{name}: {amount:g} {kind} per actor asked, the largest node has {largest:g}")
-        _pack(asks, nodes)
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        nodes = [node["Resources"] for node in alive]
+        self._say(placement.inventory(asks, nodes))
+        try:
+            placement.check(asks, nodes)
+        except InputError:
+            self._call_nodes(asks)
+            raise
+        if len(alive) > 1:
+            self._compare([node for node in alive if node["NodeID"] not in self._asked])
+
+    def _call_nodes(self, asks: Sequence[Ask]) -> None:
+        from ray.autoscaler.sdk import request_resources
+
+        if self._refused == asks and not self._called:
+            self._called = True
+            request_resources(bundles=placement.bundles(asks))
+        self._refused = list(asks)
+
+    def _say(self, line: str) -> None:
+        """Prints a line unless it was the last one: who waits for a node asks again and again."""
+        if line != self._said:
+            self.watch.say(line)
+        self._said = line
+
+    def _compare(self, nodes: Sequence[dict[str, Any]]) -> None:
+        """Asks nodes what they run. Raises InputError when one cannot import this program or does not see the run's folder:
+        no worker can start there; a node with other versions is named on the console."""
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        folder = os.path.dirname(self._log_dir) if self._log_dir else None
+        names = sorted(os.listdir(folder)) if folder and os.path.isdir(folder) else []
+        look = ray.remote(num_cpus=0, max_retries=0)(versions.look)
+        pendings = []
+        for node in nodes:
+            name = f"node {node['NodeManagerHostname']} ({node['NodeManagerAddress']}, {node['NodeID'][:6]})"
+            there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            pendings.append(_RayPending(name, "look", look.options(scheduling_strategy=there).remote(folder, names)))
+        answers = dict(zip([p.worker for p in pendings], settle(pendings, min(NODE_S, self.start_timeout_s), stacks=False)))
+        said = {name: answer for name, answer in answers.items() if isinstance(answer, versions.Node)}
+        for name, error in answers.items():
+            if isinstance(error, Exception):
+                if "ModuleNotFoundError" in str(error):
+                    raise InputError(f"{name} cannot run this program: {error}")
+                self.watch.say(f"warning: {name} does not say what it runs: {error}")  # it may be about to leave
+        if blind := versions.unseen(said):
+            raise InputError(f"run.dir: {folder} is not seen from {blind}; it must lie where every node sees it")
+        if other := versions.differences(versions.installed(), said):
+            self.watch.say(f"warning: not every node runs what the driver runs: {other}")
+        self._asked |= {node["NodeID"] for node in nodes}
 
     def put(self, value: R) -> Ref[R]:
         import ray
@@ -240,25 +286,17 @@ class RayBackend(Backend):
         import ray
 
         try:
+            if self._called and ray.is_initialized():
+                from ray.autoscaler.sdk import request_resources
+
+                request_resources(bundles=[])  # they may go
+                self._called = False
             while self._channels and ray.is_initialized():
                 self._channels.pop().kill()
         finally:
             ray.shutdown()
             if self._temp_dir:
                 shutil.rmtree(self._temp_dir, ignore_errors=True)
-
-
-def _pack(asks: Sequence[Ask], nodes: list[dict[str, float]]) -> None:
-    """Raises InputError when the workers, the largest first, do not fit on the nodes, though they would in sum."""
-    free = [[node.get("GPU", 0.0), node.get("CPU", 0.0)] for node in nodes]
-    for ask in sorted(asks, key=lambda ask: (ask.gpus, ask.cpus), reverse=True):
-        for number in range(ask.count):
-            place = next((f for f in free if f[0] >= ask.gpus - 1e-6 and f[1] >= ask.cpus - 1e-6), None)
-            if place is None:
-                there = ", ".join(f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes)
-                raise InputError(f"{ask.name}: {ask.cpus:g} CPU and {ask.gpus:g} GPU for each of {ask.count} actors asked; "
-                                 f"actor {number + 1} finds room on no node beside the others; nodes: {there}")
-            place[0], place[1] = place[0] - ask.gpus, place[1] - ask.cpus
 
 
 def _start_node(deadline: float, **options: Any) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
+import sys
+import threading
 import time
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Callable, Iterator, Sequence
 
 from cluster import identity, scale
+from cluster.commit import commit as _commit
 from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
@@ -176,6 +178,7 @@ def _continue(life: Life, found: tuple[Path | None, dict] | None) -> None:
 def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None]:
     """Ends the journal and writes the report however the block ends; the block's own error is the one that is raised."""
     started = time.time()
+    _exit_on_sigterm()
     try:
         yield
     except BaseException as error:
@@ -189,10 +192,16 @@ def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None
     console.say(str(write_report(folder)))
 
 
+def _exit_on_sigterm() -> None:
+    """Lets SIGTERM end the run as Ctrl-C does, with a record and a report: how a job server stops a job."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
+
+
 def _reason(error: BaseException) -> str:
     if isinstance(error, KeyboardInterrupt):
         return "interrupted"
-    if isinstance(error, SystemExit):  # Ray turns SIGTERM into the exit of its number
+    if isinstance(error, SystemExit):
         return "ended by SIGTERM" if error.code == signal.SIGTERM else f"exit {error.code}"
     return str(error) or type(error).__name__
 
@@ -236,6 +245,7 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     probe = texts.context(None) + texts.question(known[0]) if known else texts.opener
     with console.phase("starting the workers"):
         there = backend(config, folder)
+    _exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
     there.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
     with there:
         with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
@@ -290,14 +300,4 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 
 def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
     return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
-                     group=config.wandb.group, run_id=run_id, commit=_commit(), artifacts=config.wandb.artifacts)
-
-
-def _commit() -> str | None:
-    """The git commit of the code, or None outside a work tree."""
-    try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() or None
+                     group=config.wandb.group, run_id=run_id, commit=commit(), artifacts=config.wandb.artifacts)

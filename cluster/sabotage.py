@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -85,17 +86,18 @@ def flipped(config: Config, folder: Path) -> RayBackend:
 
 
 class TwoNodes:
-    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and replaced."""
+    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and replaced. With `jobs` the head
+    has a job server, at `self.jobs`."""
 
-    def __init__(self, head_cpus: float, node_cpus: float) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.address = f"127.0.0.1:{probe.getsockname()[1]}"
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}  # who joins needs it
+    def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
+        self.address, self.jobs = f"127.0.0.1:{_free_port()}", f"http://127.0.0.1:{_free_port()}" if jobs else ""
+        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # who joins needs it
+                            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # a job's `python` is ours
         self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")  # Unix sockets inside: at most 107 bytes
         self._node_cpus, self._cut, self._nodes, self._started = node_cpus, [], [], 0
         try:
-            self._start("--head", f"--port={self.address.split(':')[1]}", "--include-dashboard=false",
+            self._start("--head", f"--port={self.address.split(':')[1]}", f"--include-dashboard={str(jobs).lower()}",
+                        *([f"--dashboard-port={self.jobs.rpartition(':')[2]}"] if jobs else []),
                         f"--temp-dir={self._folder}", f"--system-config={json.dumps(HEALTH)}", cpus=head_cpus)
             self.join()
         except BaseException:
@@ -106,12 +108,12 @@ class TwoNodes:
         """Starts the second node, or one in the place of the one that was cut off."""
         self._start(f"--address={self.address}", cpus=self._node_cpus)
 
-    def cut(self) -> None:
-        """The second node answers no more, neither the head nor the driver; nothing of it has ended."""
+    def cut(self, harm: Callable[[psutil.Process], None] = freeze) -> None:
+        """The second node answers no more, neither the head nor the driver; with `freeze` nothing of it has ended."""
         node = self._nodes.pop()
         self._cut = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
         for process in self._cut:
-            freeze(process)
+            harm(process)
 
     def close(self) -> None:
         """Ends both nodes and what was cut off."""
@@ -128,10 +130,11 @@ class TwoNodes:
                 process.kill()
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def _start(self, *arguments: str, cpus: float, limit_s: float = 180.0) -> None:
+    def _start(self, *arguments: str, cpus: float, limit_s: float = 600.0) -> None:
         """Starts a node and waits until Ray says that it runs. Raises RunError."""
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--num-gpus=0",
-                   f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats"]
+                   f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
+                   f"--dashboard-agent-listen-port={_free_port()}"]
         log, deadline = Path(self._folder) / f"node-{self._started}.log", time.monotonic() + limit_s
         self._started += 1
         with open(log, "wb") as file:
@@ -141,6 +144,12 @@ class TwoNodes:
             if time.monotonic() > deadline or self._nodes[-1].poll() is not None:
                 raise RunError(f"drill: no Ray node within {limit_s:g} s: {(said.strip().splitlines() or ['nothing said'])[-1]}")
             time.sleep(0.2)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
 
 
 if __name__ == "__main__":

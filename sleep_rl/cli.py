@@ -82,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     resume.add_argument("run", metavar="RUN", help="a run's folder")
     resume.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys to change from here on")
     resume.add_argument("--accept", default="", metavar="A,B", help="keys, or `data`, that may have changed")
+    _submit_options(command("submit", _submit, "run a config as a job of a Ray cluster, and follow its log"))
     scale = command("scale", _scale, "change the number of rollout workers of a run that goes on")
     scale.add_argument("run", metavar="RUN", help="a run's folder")
     scale.add_argument("request", metavar="rollouts=N", help="how many rollout workers it is to have")
@@ -156,6 +157,18 @@ def _with_models(command: Callable[..., argparse.ArgumentParser]) -> None:
     serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")
 
 
+def _submit_options(submit: argparse.ArgumentParser) -> None:
+    submit.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; what it names by path, nodes must see")
+    submit.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
+    submit.add_argument("--address", metavar="URL", default=os.environ.get("RAY_API_SERVER_ADDRESS"),
+                        help="the cluster's job server, e.g. http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)")
+    submit.add_argument("--follow", metavar="JOB", help="show the log of a submitted job instead, to its end")
+    submit.add_argument("--stop", metavar="JOB", help="stop a submitted job instead; its run can be resumed")
+    submit.add_argument("--resume", metavar="RUN", help="submit `sleep-rl resume RUN` instead")
+    submit.add_argument("--accept", default="", metavar="A,B", help="with --resume: keys, or `data`, that may have changed")
+    submit.add_argument("--installed", action="store_true", help="send no code: the cluster's nodes have sleep-rl installed")
+
+
 def _say(text: object) -> int:
     """Prints a command's answer."""
     return _tell([text])
@@ -192,6 +205,26 @@ def _resume(arguments: argparse.Namespace) -> int:
     from cluster.launch import resume
 
     return resume(arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name])
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from cluster import submit
+
+    a, address = arguments, arguments.address
+    given = [name for name in ("config", "follow", "stop", "resume") if getattr(a, name) is not None]
+    if a.resume is not None and "=" in (a.config or ""):  # argparse takes the first override for the config
+        a.overrides.insert(0, a.config)
+        given.remove("config")
+    if len(given) != 1 or a.overrides and given[0] in ("follow", "stop"):
+        raise InputError("submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume RUN, got "
+                         f"{' and '.join(given + a.overrides) or 'none of them'}")
+    if a.follow is not None:
+        return submit.follow(a.follow, address)
+    if a.stop is not None:
+        return submit.stop(a.stop, address)
+    if a.resume is not None:
+        return submit.resume(a.resume, a.overrides, a.accept, address, a.installed)
+    return submit.submit(a.config, a.overrides, address, a.installed)
 
 
 def _scale(arguments: argparse.Namespace) -> int:

@@ -11,7 +11,8 @@ import psutil
 import pytest
 import torch
 
-from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _pack, _RayPending, settle, wait_all
+from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _RayPending, settle, wait_all
+from cluster.placement import check
 from cluster.watch import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
 from workers import Echo
@@ -192,6 +193,19 @@ class TestRay:
                                              "CPU, the cluster has 2$"):
             backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
 
+    def test_who_asks_again_after_a_refusal_waits_and_an_autoscaler_hears_of_it(self, backend, only_ray, monkeypatch):
+        import ray.autoscaler.sdk
+
+        lines, asked = [], []
+        monkeypatch.setattr(backend, "watch", Watch(lines.append))
+        monkeypatch.setattr(ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles))
+        monkeypatch.setattr(backend, "_called", False)
+        for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
+            with pytest.raises(InputError, match="the cluster has 2$"):
+                backend.preflight([Ask("rollout", 3, cpus=1), Ask("reward", 1)])
+            assert asked == expected
+        assert lines == ["asked: 3 rollout of 1 CPU, 1 reward of 0 CPU = 3 CPU; there: 1 node with 2 CPU"]  # not once a try
+
     @pytest.mark.parametrize("asks, wrong", [
         ([Ask("a", 2, cpus=2), Ask("b", 2, cpus=1)], ""),
         ([Ask("b", 2, cpus=1), Ask("a", 2, cpus=2)], ""),  # the order of the asks does not matter
@@ -203,9 +217,9 @@ class TestRay:
     def test_what_fits_in_sum_and_not_on_the_nodes(self, asks, wrong):
         nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}]
         if not wrong:
-            return _pack(asks, nodes)
+            return check(asks, nodes)
         with pytest.raises(InputError) as error:
-            _pack(asks, nodes)
+            check(asks, nodes)
         assert str(error.value).startswith(wrong)
 
     def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):

@@ -11,7 +11,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sleep_rl.metrics import read
+from cluster import launch
+from sleep_rl.console import Console
+from sleep_rl.metrics import Journal, read
 from sleep_rl.stages import newest
 
 ROOT = Path(__file__).parents[1]
@@ -156,6 +158,20 @@ def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
     assert process.returncode == 0, printed
     assert lines(folder) == whole
     assert memories(folder) == memories(tmp_path / "whole")
+
+
+def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
+    before, reports = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(launch, "write_report", reports.append)
+    try:
+        with pytest.raises(SystemExit) as error, launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    [last] = read(tmp_path / "metrics.jsonl")
+    assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
+    assert error.value.code == signal.SIGTERM and reports == [tmp_path]
 
 
 @pytest.mark.stack
