@@ -300,4 +300,4 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 
 def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
     return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
-                     group=config.wandb.group, run_id=run_id, commit=commit(), artifacts=config.wandb.artifacts)
+                     group=config.wandb.group, run_id=run_id, commit=_commit(), artifacts=config.wandb.artifacts)

@@ -10,24 +10,24 @@ import argparse
 import errno
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.loading import describe, load
+from sleep_rl.options import options
 from sleep_rl.secret import masked
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 MOST_CHARACTERS = 1000  # of a failure's line
-OVERRIDES = "section.key=value"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code."""
     try:
-        parser = _parser()
+        parser = options(COMMANDS)
         arguments, rest = parser.parse_known_args(argv)
         if rest and (not hasattr(arguments, "overrides") or any("=" not in part or part[0] == "-" for part in rest)):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -54,119 +54,6 @@ def _fail(reason: object, code: int) -> int:
         text = f"{text[:MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2:]}"
     print("sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
     return code
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:
-        """Like every other bad input: one line, instead of argparse's usage and message."""
-        raise InputError(f"{message}; see {self.prog} --help")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="sleep-rl", description="A language model that keeps learning after deployment: it lives "
-                                                  "through days, sleeps, and remembers.")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
-
-    def command(name: str, body: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(command=body)
-        return sub
-
-    def with_config(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("config", metavar="CONFIG", help="a YAML file, e.g. configs/demo.yaml")
-        sub.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[],
-                         help="keys that win over the file's")
-
-    with_config(command("run", _run, "live through a config's days and nights, and write the report"))
-    resume = command("resume", _resume, "go on with a run that was cut off, where its newest checkpoint stands")
-    resume.add_argument("run", metavar="RUN", help="a run's folder")
-    resume.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys to change from here on")
-    resume.add_argument("--accept", default="", metavar="A,B", help="keys, or `data`, that may have changed")
-    _submit_options(command("submit", _submit, "run a config as a job of a Ray cluster, and follow its log"))
-    scale = command("scale", _scale, "change the number of rollout workers of a run that goes on")
-    scale.add_argument("run", metavar="RUN", help="a run's folder")
-    scale.add_argument("request", metavar="rollouts=N", help="how many rollout workers it is to have")
-    with_config(command("plan", _plan, "check a config and print what it asks for, without starting anything"))
-    evaluate = command("eval", _evaluate, "ask a checkpoint every question of a config's task")
-    evaluate.add_argument("checkpoint", metavar="CHECKPOINT", help="a folder that a run saved, or any base model")
-    with_config(evaluate)
-    with_config(command("pretrain", _pretrain, "train the task's own small base model into the cache"))
-    grow = command("grow", _grow, "write a larger model that computes what a smaller one does")
-    grow.add_argument("checkpoint", metavar="BASE", help="a checkpoint without memory levels, or a hub name")
-    grow.add_argument("out", metavar="OUT", help="a new folder")
-    grow.add_argument("--layers", type=int, default=0, metavar="N", help="layers more")
-    grow.add_argument("--width", type=int, default=1, metavar="M", help="times as many hidden units and heads")
-    grow.add_argument("--intermediate", type=int, default=0, metavar="I", help="MLP units in all (default: as many as now)")
-    grow.add_argument("--seed", type=int, default=0, help="of what is new")
-    ablate = command("ablate", _ablate, "live a config's life again with one part switched off at a time: one table")
-    ablate.add_argument("--seeds", type=int, default=3, metavar="N", help="seeds per row, from run.seed on (default 3)")
-    ablate.add_argument("--rows", default="", metavar="A,B", help="rows beside `whole` (default: all that change anything)")
-    with_config(ablate)
-    with_config(command("drill", _drill, "kill, hang, stall, damage and cut off parts of a config's real runs: one table"))
-    report = command("report", _report, "write the HTML report of a run, also of one that did not end")
-    report.add_argument("run", metavar="RUN", help="a run's folder")
-    dreams = command("dreams", _dreams, "list the dreams of a run with their scores, best first")
-    dreams.add_argument("run", metavar="RUN", help="a run's folder")
-    dreams.add_argument("--task", default="", metavar="TEXT", help="only tasks whose name holds TEXT")
-    dreams.add_argument("--night", type=int, metavar="N", help="only dreams of night N")
-    dreams.add_argument("--only", default="", metavar="WHAT", help="rewarded, unrewarded, rejected or failed ones")
-    dreams.add_argument("--sort", default="gain", metavar="FIELD", help="gain, held_out, importance, tau_before or logprob")
-    dreams.add_argument("--most", type=int, default=20, metavar="N", help="how many (default 20)")
-    logs = command("logs", _logs, "list the workers of a run with their logs, or print one of them")
-    logs.add_argument("run", metavar="RUN", help="a run's folder")
-    logs.add_argument("--actor", metavar="NAME", help="whose log, e.g. rollout-0 (default: a list of all)")
-    logs.add_argument("--lines", type=int, default=50, metavar="N", help="how many of its last lines (default 50)")
-    logs.add_argument("--follow", action="store_true", help="go on with what it prints, until the run ends or Ctrl-C")
-    _with_models(command)
-    summary = command("summary", _summary, "print mean and range over runs that differ in their seed")
-    summary.add_argument("runs", metavar="RUN", nargs="+", help="folders of runs")
-    _add_watch_and_doctor(command)
-    command("config", _config, "print every key with its default, what it allows and what it means")
-    return parser
-
-
-def _add_watch_and_doctor(command: Callable[..., argparse.ArgumentParser]) -> None:
-    watch = command("watch", _watch, "serve a local page that shows a run while it goes on, or one that has ended")
-    watch.add_argument("run", metavar="RUN", help="a run's folder")
-    watch.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine only)")
-    watch.add_argument("--port", type=int, default=8420, help="port to listen at (default 8420); 0: any that is free")
-    doctor = command("doctor", _doctor, "check what a run needs of this machine: each line ok, or what to do")
-    doctor.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file that is to run here; it is planned, too")
-    doctor.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
-    doctor.add_argument("--quick", action="store_true", help="without the tiny life at the end (about half a minute)")
-
-
-def _with_models(command: Callable[..., argparse.ArgumentParser]) -> None:
-    """Commands for what comes out of a run."""
-    chat = command("chat", _chat, "ask a checkpoint before and after its nights, side by side")
-    chat.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
-    chat.add_argument("--prompt", action="append", metavar="TEXT", help="ask this and end; may be repeated (default: every "
-                                                                        "line of the standard input, each on its own)")
-    chat.add_argument("--max-tokens", type=int, default=128, metavar="N", help="of an answer (default 128)")
-    chat.add_argument("--temperature", type=float, default=0.0, metavar="T", help="default 0: the most likely answer")
-    chat.add_argument("--seed", type=int, default=0, help="of sampling, where the temperature is above 0")
-    export = command("export", _export, "write a checkpoint that stands alone: weights, tokenizer, code, model card")
-    export.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
-    export.add_argument("out", metavar="OUT", help="a new folder")
-    serve = command("serve", _serve, "answer as an OpenAI-compatible server, with the newest night of a run")
-    serve.add_argument("checkpoint", metavar="CHECKPOINT", help="a run, a memory folder or a full checkpoint")
-    serve.add_argument("overrides", metavar="OPTION=VALUE", nargs="*", default=[],
-                       help="vLLM's own, e.g. max_model_len=4096")
-    serve.add_argument("--host", default="127.0.0.1", help="address to listen on (default: this machine only)")
-    serve.add_argument("--port", type=int, default=8000, help="default 8000; 0 takes a free one")
-    serve.add_argument("--follow", action="store_true", help="take every night that the run adds, without a restart")
-
-
-def _submit_options(submit: argparse.ArgumentParser) -> None:
-    submit.add_argument("config", metavar="CONFIG", nargs="?", help="a YAML file; what it names by path, nodes must see")
-    submit.add_argument("overrides", metavar=OVERRIDES, nargs="*", default=[], help="keys that win over the file's")
-    submit.add_argument("--address", metavar="URL", default=os.environ.get("RAY_API_SERVER_ADDRESS"),
-                        help="the cluster's job server, e.g. http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS)")
-    submit.add_argument("--follow", metavar="JOB", help="show the log of a submitted job instead, to its end")
-    submit.add_argument("--stop", metavar="JOB", help="stop a submitted job instead; its run can be resumed")
-    submit.add_argument("--resume", metavar="RUN", help="submit `sleep-rl resume RUN` instead")
-    submit.add_argument("--accept", default="", metavar="A,B", help="with --resume: keys, or `data`, that may have changed")
-    submit.add_argument("--installed", action="store_true", help="send no code: the cluster's nodes have sleep-rl installed")
 
 
 def _say(text: object) -> int:
@@ -353,3 +240,9 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _config(_: argparse.Namespace) -> int:
     return _say(describe())
+
+
+COMMANDS = {"run": _run, "resume": _resume, "submit": _submit, "scale": _scale, "plan": _plan, "eval": _evaluate,
+            "pretrain": _pretrain, "ablate": _ablate, "drill": _drill, "grow": _grow, "report": _report,
+            "dreams": _dreams, "logs": _logs, "chat": _chat, "export": _export, "serve": _serve, "summary": _summary,
+            "watch": _watch, "doctor": _doctor, "config": _config}

@@ -8,8 +8,8 @@ from string import Formatter
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
-from sleep_rl.task_config import MOST_DAYS
 from sleep_rl.secret import found_in
+from sleep_rl.task_config import MOST_DAYS
 
 
 def check(config: Config) -> None:

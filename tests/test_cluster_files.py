@@ -14,7 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from kuberay_kinds import KINDS
-from sleep_rl.cli import _parser
+from sleep_rl.cli import COMMANDS
+from sleep_rl.options import options
 from sleep_rl.loading import load
 from sleep_rl.plan import plan
 
@@ -40,7 +41,7 @@ def nowhere(tmp_path, monkeypatch):
 def check_command(words):
     """A `sleep-rl` or `ray` command line, as the real command lines take it; with its config, if it has one, planned."""
     if words[0] == "sleep-rl":
-        given, unknown = _parser().parse_known_args(words[1:])
+        given, unknown = options(COMMANDS).parse_known_args(words[1:])
         assert not [word for word in unknown if "=" not in word], words
         if getattr(given, "config", None) and given.config != "CONFIG":
             plan(load(given.config, [*given.overrides, *unknown]))
@@ -88,7 +89,7 @@ def spoken(text):
 
 def check_page(text):
     found = list(commands(spoken(text)))
-    parser = _parser()._subparsers._group_actions[0].choices
+    parser = options(COMMANDS)._subparsers._group_actions[0].choices
     for words in found:
         if words[:2] != ["sleep-rl", "submit"] or "submit" in parser:
             check_command(words)
