@@ -23,7 +23,8 @@ from sleep_rl.tasks.make import make_task
 FILE, LOCK = "run.json", ".lock"
 GROWING = ("task.documents.days", "task.documents.path", "task.documents.questions", "task.documents.record", "run.dir")
 """Keys that the next day of a life on documents may bring: what was taken in before stands in the record."""
-OWN = ("metrics.jsonl", "state", "memory", "dreams", "logs", "wandb", "report.html", "report.html.partial", FILE)
+OWN = ("metrics.jsonl", "state", "memory", "dreams", "logs", "wandb", "report.html", "report.html.partial", "documents.json",
+       "documents.partial", FILE)
 """What a run writes to in its folder, beside the lock."""
 FREE = ("cluster.", "wandb.", "reward.timeout_s", "rollouts.workers", "rollouts.cpus", "learners.threads")
 """Keys that may change when a run goes on: where and how fast it runs, not what it computes."""

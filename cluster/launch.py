@@ -64,14 +64,15 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
     <run.dir>/<run.name>, or its first one. Returns the exit code."""
     task = make_task(config)  # before a folder is made: documents that cannot be read leave nothing behind
     folder, console, own = Path(config.run.dir) / config.run.name, Console(), config.task.documents
-    begun = (folder / identity.FILE).is_file()
-    if not begun and folder.is_dir() and any(folder.iterdir()):
+    begun = os.path.isfile(folder / identity.FILE)
+    if not begun and os.path.isdir(folder) and os.listdir(folder):
         raise InputError(f"run.name: {folder} is there, but holds no life that could go on ({identity.FILE} is missing); choose "
                          "another name")
     wandb_id = identity.check_same(folder, config) if begun else ""
     found, asked = scan(own.path, "task.documents.path"), questions(own.questions, own.path, "task.documents.questions")
     most, count = _pieces(config, base_checkpoint(config, task, console), task)
     folder.mkdir(parents=True, exist_ok=True)
+    identity.check_inside(folder)
     with identity.alone(folder):
         days = intake.read(folder)
         grown = intake.next_day(days, found.sources, asked, most, count)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts import InputError
+from sleep_rl.files import content, regular
 from sleep_rl.shape import HUB_NAME
 
 TEXT_FILES, ROW_FILES = (".txt", ".md"), (".jsonl", ".parquet")
@@ -58,8 +59,9 @@ def scan(path: str, where: str) -> Found:
     """Every document at `path`: a folder with txt, md, jsonl and parquet files (hidden ones and questions.jsonl aside), one
     such file, a folder saved by `datasets`, or a hub dataset's train split. Raises InputError for what cannot be read, and
     when there is no document at all."""
-    place, left_out = Path(path).expanduser(), {}
-    if place.is_dir() and not any((place / mark).is_file() for mark in ("dataset_info.json", "dataset_dict.json")):
+    place, left_out = Path(os.path.expanduser(path)), {}
+    folder = os.path.isdir(place)
+    if folder and not any(os.path.isfile(place / mark) for mark in ("dataset_info.json", "dataset_dict.json")):
         sources = []
         for file in _files(place):
             name = file.relative_to(place).as_posix()
@@ -67,12 +69,12 @@ def scan(path: str, where: str) -> Found:
                 sources += _read(file, name, where)
             elif name != QUESTIONS:
                 left_out[name] = "no txt, md, jsonl or parquet file"
-    elif place.is_file():
+    elif os.path.exists(place) and not folder:
         if place.suffix.lower() not in TEXT_FILES + ROW_FILES:
             raise InputError(f"{where}: a txt, md, jsonl or parquet file, got {path}")
         sources = _read(place, place.name, where)
-    elif place.is_dir() or HUB_NAME.fullmatch(path):
-        sources = _dataset(path, where)
+    elif folder or HUB_NAME.fullmatch(path):
+        sources = _dataset(str(place), where)
     else:
         raise InputError(f"{where}: a folder or file of documents, a datasets folder or a hub name, got {path}: no such file")
     sound: dict[str, Source] = {}
@@ -91,8 +93,8 @@ def scan(path: str, where: str) -> Found:
 def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
     """The questions in a jsonl file of {"question", "answer"[, "document"]}; without a path those of `questions.jsonl` in
     the documents' folder, if there is one. Raises InputError."""
-    file = Path(path).expanduser() if path else Path(folder).expanduser() / QUESTIONS
-    if not path and not file.is_file():
+    file = Path(os.path.expanduser(path or folder)) / ("" if path else QUESTIONS)
+    if not path and not os.path.isfile(file):
         return ()
     out = []
     for number, row in _rows(file, where):
@@ -107,31 +109,41 @@ def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
 def pieces(text: str, most: int, count: Callable[[str], int]) -> list[str]:
     """The text in pieces of at most `most` tokens, as `count` counts them, cut at the best places and each as long as it
     can be. A word that alone is longer is cut between characters."""
-    return list(_packed(text.strip(), most, count, 0))
+    text = text.strip()
+    return list(_packed(text, count(text), most, count, 0))
 
 
-def _packed(text: str, most: int, count: Callable[[str], int], level: int) -> Iterator[str]:
-    if count(text) <= most:
+def _packed(text: str, size: int, most: int, count: Callable[[str], int], level: int) -> Iterator[str]:
+    """`size`: the text's tokens; each text is counted once, since that is what takes time."""
+    if size <= most:
         yield text
         return
     if level == len(SEPARATORS):
-        size = max(len(text) * most // (2 * count(text)), 1)
-        for start in range(0, len(text), size):
-            yield text[start : start + size]
+        step = max(len(text) * most // (2 * size), 1)
+        for start in range(0, len(text), step):
+            yield text[start : start + step]
         return
-    held = ""
+    if not SEPARATORS[level].search(text):
+        yield from _packed(text, size, most, count, level + 1)
+        return
+    held, size = "", 0
+
+    def ended(piece: str) -> Iterator[str]:  # the sum of its parts is a little more, or less, than the whole
+        return _packed(piece, count(piece), most, count, level + 1)
+
     for part, behind in _cut(text, SEPARATORS[level]):
-        if held and count(held + part) > most:
-            yield held.strip()
-            held = ""
-        if not held and count(part) > most:
-            *whole, held = _packed(part, most, count, level + 1)
+        longer = count(part + behind)
+        if held and size + longer > most:
+            yield from ended(held.strip())
+            held, size = "", 0
+        if not held and longer > most:
+            *whole, held = _packed(part, longer, most, count, level + 1)
             yield from whole
-            held += behind
+            held, size = held + behind, count(held + behind)
         else:
-            held += part + behind
+            held, size = held + part + behind, size + longer
     if held.strip():
-        yield held.strip()
+        yield from ended(held.strip())
 
 
 def _cut(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
@@ -161,10 +173,12 @@ def _read(file: Path, name: str, where: str) -> list[Source]:
 
 def _text(file: Path, where: str) -> str:
     try:
-        text = file.read_bytes().decode("utf-8-sig")
+        text = content(file).decode("utf-8-sig")
     except OSError as error:
         raise InputError(f"{where}: cannot read {file}: {error.strerror}") from None
-    except UnicodeDecodeError as error:
+    except ValueError as error:  # a NUL in the name
+        if not isinstance(error, UnicodeDecodeError):
+            raise InputError(f"{where}: cannot read {file}: {error}") from None
         raise InputError(f"{where}: UTF-8 text, got another encoding in {file} at byte {error.start}") from None
     if "\0" in text:
         raise InputError(f"{where}: UTF-8 text, got a NUL character in {file}")
@@ -177,7 +191,8 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
         import pyarrow.parquet as parquet  # comes with `datasets`
 
         try:
-            yield from enumerate(parquet.read_table(file).to_pylist(), start=1)
+            with regular(file) as source:
+                yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
         except Exception as error:  # pyarrow's errors have no common base class; all of it is about this file
             raise InputError(f"{where}: a parquet file, got {file}: {' '.join(str(error).split())[:200]}") from None
         return
@@ -210,9 +225,9 @@ def _dataset(path: str, where: str) -> list[Source]:
     import datasets  # takes seconds to import and is needed for this kind of input only
 
     try:
-        loaded = datasets.load_from_disk(path) if Path(path).is_dir() else datasets.load_dataset(path, split="train")
+        loaded = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path, split="train")
         rows = loaded["train"] if isinstance(loaded, dict) else loaded
-        return _named(rows, path if not Path(path).is_dir() else Path(path).name, where)
+        return _named(rows, Path(path).name if os.path.isdir(path) else path, where)
     except InputError:
         raise
     except Exception as error:  # what the loaders raise has no common base class; all of it is about this input

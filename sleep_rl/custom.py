@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import sys
 import traceback
 from pathlib import Path
@@ -46,7 +47,7 @@ def _file(path: Path) -> Any:
     """The module in a file, under a name of its own: what it is called elsewhere is left alone."""
     name = f"sleep_rl_custom_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or not path.is_file():
+    if spec is None or not os.path.isfile(path):
         raise FileNotFoundError("no such file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look there

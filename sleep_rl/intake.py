@@ -14,6 +14,7 @@ from pathlib import Path
 
 from sleep_rl.collection import Asked, Source, pieces
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.files import content
 
 FILE = "documents.json"
 
@@ -38,11 +39,11 @@ class Intake:
 def read(folder: str | Path) -> tuple[Intake, ...]:
     """The record in a run's folder, a day each; empty where there is none. Raises InputError when it is damaged."""
     file = Path(folder) / FILE
-    if not file.is_file():
+    if not os.path.lexists(file):
         return ()
     try:
         return tuple(Intake(tuple(Taken(d["name"], d["digest"], tuple(d["pieces"])) for d in day["documents"]),
-                            tuple(Asked(**q) for q in day["questions"])) for day in json.loads(file.read_text("utf-8")))
+                            tuple(Asked(**q) for q in day["questions"])) for day in json.loads(content(file)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{file}: expected the record of what was taken in, got {type(error).__name__}: {error}") from None
 

@@ -22,7 +22,7 @@ import pytest
 import yaml
 
 from cluster import identity
-from sleep_rl import modeling, report
+from sleep_rl import intake, modeling, report
 from sleep_rl.cli import main
 from sleep_rl.contracts import RunError
 from sleep_rl.loading import keys, load
@@ -213,6 +213,22 @@ def test_inputs_of_tasks(name, sentinel, tmp_path, capfd):
         code, _ = ends(capfd, command, f"{name} is {what}")
         assert code == 2 or what == "unreadable" and os.getuid() == 0
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def test_folders_of_documents(sentinel, tmp_path, capfd):
+    """A run on them reads, splits and records them, up to the start of engines; what is refused leaves no run behind."""
+    base = make_base("qwen3", str(tmp_path / "base"))
+    for number, (what, folder) in enumerate(mutations.document_folders(random.Random(f"{SEED} documents"), tmp_path / "data")):
+        command = ["run", str(ROOT / "configs" / "documents.yaml"), f"task.path={folder}", f"model.base={base}", f"run.name=d{number}",
+                   "rollouts.engine.max_model_len=200", "task.documents.max_new_tokens=32"]
+        code, line = ends(capfd, command, what)
+        made = tmp_path / "runs" / f"d{number}"
+        assert code == (1 if NO_ENGINES in line else 2), (what, line)
+        assert made.is_dir() == (code == 1), (what, line)
+        if code == 1:
+            taken = intake.read(made)
+            assert len(taken) == 1 and all(d.pieces and all(p.strip() for p in d.pieces) for d in taken[0].documents), what
+            assert ends(capfd, command, f"{what}, again")[0] == 1 and intake.read(made) == taken
 
 
 # ------------------------------------------------------------------------------------------------------ saved things
