@@ -39,7 +39,7 @@ def _front(hub_name: str) -> str:
 def _head(name: str, base: str, model: Any, found: Found, task: str | None) -> str:
     levels = "; ".join(f"{v['experts']} consolidation experts of width {v['d_low']}, at most {v['top_k']} at a time"
                        for v in model.memory_levels)
-    lived = {None: "", 0: " It has not slept yet."}.get(found.night, f" It has lived through {found.night} days and nights.")
+    lived = {None: "", 0: " It has not slept yet."}.get(found.night, f" Nights lived through: {found.night}.")
     return (f"# {name}\n\nA language model that keeps learning: {f'`{base}`' if base else 'a base model'} "
             f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, {model.hidden_size} hidden "
             f"units), whose weights are unchanged, with memory in front of every MLP. Each night moves what a day's "

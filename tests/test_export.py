@@ -104,7 +104,7 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
 def test_the_card_says_what_the_record_says_and_whose_disk_it_was_not(base_checkpoint, tmp_path):
     make_run(tmp_path / "run", base_checkpoint(), records=True)
     text = (Path(export(str(tmp_path / "run"), str(tmp_path / "mine"))) / "README.md").read_text()
-    for line in ("# mine", "It has lived through 2 days and nights.",
+    for line in ("# mine", "Nights lived through: 2.",
                  "4 consolidation experts of width 16, at most 4 at a time.",
                  "| 2 | day2 | the day's documents | 722 | 5 | 100 | 7 | 123,456 |",
                  "| after | known | day1 | day2 |",
