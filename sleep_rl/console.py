@@ -214,10 +214,10 @@ def _night(record: Record) -> str:
     def number(name: str, form: str) -> str:
         return "not finite" if record.get(name) is None else format(record[name], form)
 
-    return (f"night of {record.get('day')}: {number('steps', ',')} steps in {clock(record.get('seconds') or 0.0)}, "
+    return (f"night of {record.get('day')}: {number('steps', ',.0f')} steps in {clock(record.get('seconds') or 0.0)}, "
             f"loss {number('loss', '.3f')}, divergence {number('divergence', '.3f')}, "
-            f"reward {number('reward_mean', '.2f')}, {number('tokens_sampled', ',')} tokens sampled, "
-            f"{number('tokens_trained', ',')} trained")
+            f"reward {number('reward_mean', '.2f')}, {number('tokens_sampled', ',.0f')} tokens sampled, "
+            f"{number('tokens_trained', ',.0f')} trained")
 
 
 def _cell(value: float | None) -> str:
