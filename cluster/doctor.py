@@ -28,7 +28,7 @@ from sleep_rl.plan_words import render
 
 RESULT = "result.json"  # of cluster.probe, which is not imported here: it brings torch and Ray
 DISTRIBUTION, PLUGIN = "sleep-rl", "sleep_rl"
-CHECK_S, IMPORT_S, PROBE_S = 20.0, 300.0, 900.0
+CHECK_S, PLAN_S, IMPORT_S, PROBE_S = 20.0, 120.0, 300.0, 900.0
 TORCH = ("import json, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; print(json.dumps({'version': "
          "torch.__version__, 'cuda': torch.version.cuda, 'gpus': [[torch.cuda.get_device_name(i), "
          "torch.cuda.get_device_properties(i).total_memory] for i in range(n)]}))")
@@ -50,13 +50,10 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
     yield from within(CHECK_S, "python", lambda: checks.python(_requires(), platform.python_version()))
     yield from within(CHECK_S, "packages", lambda: checks.packages(_requirements(), _version))
     if path is not None:
-        try:
-            config = load(path, overrides)
-            planned = plan(config)
-            yield Finding("config", True, render(planned).splitlines()[0])
-            yield from (Finding("config", True, f"note: {note}") for note in planned.notes)
-        except InputError as error:
-            yield Finding("config", False, str(error))
+        plans: list[Plan] = []
+        yield from within(PLAN_S, "config", lambda: planning(path, overrides, plans))
+        planned = plans[0] if plans else None
+        config = planned.config if planned else config
     where = config.cluster.address or os.environ.get("RAY_ADDRESS")
     yield from within(CHECK_S, "machine", lambda: checks.cores_and_memory(
         checks.cores(), checks.read_text("/proc/meminfo") or "", checks.read_text("/sys/fs/cgroup/memory.max")))
@@ -85,6 +82,16 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
         yield Finding("probe", False, "left out until vLLM finds the plugin")
         return
     yield from probe(config.cluster.backend, "gpu" if gpus else "cpu")
+
+
+def planning(path: str, overrides: Sequence[str], plans: list[Plan]) -> list[Finding]:
+    """What `sleep-rl plan` says of a config, in one line, and its notes. Appends the plan to `plans` when there is one."""
+    try:
+        plans.append(plan(load(path, overrides)))
+    except InputError as error:
+        return [Finding("config", False, str(error))]
+    notes = [Finding("config", True, f"note: {note}") for note in plans[0].notes]
+    return [Finding("config", True, render(plans[0]).splitlines()[0]), *notes]
 
 
 def within(seconds: float, name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
