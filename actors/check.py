@@ -1,4 +1,4 @@
-"""Whether vLLM finds this package: `python -m actors.check` prints it as the last line, as JSON. Imports vLLM, so it takes a while."""
+"""Whether vLLM finds this package: `python -m actors.check` prints it as its last line, as JSON. It imports vLLM."""
 
 from __future__ import annotations
 

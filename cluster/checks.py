@@ -1,4 +1,4 @@
-"""What `sleep-rl doctor` looks at on this machine. Each check is given what it judges and says what to do where it is not ok.
+"""What `sleep-rl doctor` looks at on this machine. Each check is given what it judges and says what to do if it is not ok.
 
 Nothing here starts a worker; `cluster.doctor` puts the checks in order and adds those that need processes.
 """
@@ -50,10 +50,11 @@ def python(requires: str | None, version: str) -> Finding:
     from packaging.specifiers import SpecifierSet
 
     if requires is None:
-        return Finding("python", False, f"{version}, but sleep-rl is not installed here: pip install -e '.[cpu]' (or [gpu]) in "
-                                        "the repository")
+        return Finding("python", False, f"{version}, but sleep-rl is not installed here: pip install -e '.[cpu]' (or "
+                                        "[gpu]) in the repository")
     if not SpecifierSet(requires).contains(version, prereleases=True):
-        return Finding("python", False, f"{version} runs this, {requires} is needed: make a virtual environment with such a one")
+        return Finding("python", False, f"{version} runs this, {requires} is needed: make a virtual environment with such "
+                                        "a one")
     return Finding("python", True, version)
 
 
@@ -90,13 +91,14 @@ def devices(torch: Mapping[str, Any], driver: str | None, asked: float, joins: b
     `asked`: GPUs of the config; `joins`: the workers run in a cluster elsewhere."""
     version, gpus, cuda = torch["version"], torch["gpus"], torch["cuda"]
     if driver and not cuda:
-        return Finding("devices", False, f"an NVIDIA driver ({driver}) is here, but torch {version} is a build for CPUs: pip install "
-                                         "-e '.[gpu]' in a fresh virtual environment")
+        return Finding("devices", False, f"an NVIDIA driver ({driver}) is here, but torch {version} is a build for CPUs: "
+                                         "pip install -e '.[gpu]' in a fresh virtual environment")
     if driver and not gpus:
-        return Finding("devices", False, f"torch {version} (CUDA {cuda}) sees no GPU behind driver {driver}: a newer driver, or GPUs "
-                                         "that CUDA_VISIBLE_DEVICES or the container does not hide")
+        return Finding("devices", False, f"torch {version} (CUDA {cuda}) sees no GPU behind driver {driver}: a newer "
+                                         "driver, or GPUs that CUDA_VISIBLE_DEVICES or the container does not hide")
     if len(gpus) < asked and not joins:
-        return Finding("devices", False, f"the config asks for {asked:g} GPUs, torch {version} sees {len(gpus)}: cluster.address of "
+        return Finding("devices", False, f"the config asks for {asked:g} GPUs, torch {version} sees {len(gpus)}: "
+                                         "cluster.address of "
                                          "a cluster that has them, or fewer in rollouts.gpus and learners.gpus")
     if gpus:
         names = ", ".join(f"{name} {size / GB:.0f} GB" for name, size in gpus)
@@ -136,8 +138,8 @@ def ports(cluster: str | None, bound: Callable[[int], bool]) -> Finding:
     if cluster:
         return Finding("ports", True, f"a Ray cluster was started on this node ({cluster})")
     what = "; ".join(f"{port} ({PORTS[port]})" for port in taken)
-    return Finding("ports", False, f"taken by something that is no Ray of this node: {what}; end it, or choose others with ray start "
-                                   "--head --port=... --dashboard-port=...")
+    return Finding("ports", False, f"taken by something that is no Ray of this node: {what}; end it, or choose others with "
+                                   "ray start --head --port=... --dashboard-port=...")
 
 
 def is_bound(port: int) -> bool:
@@ -154,7 +156,7 @@ def is_bound(port: int) -> bool:
 def address(where: str | None) -> Finding:
     """Whether the Ray cluster at cluster.address (or RAY_ADDRESS) takes connections."""
     if not where or where in ("local", "auto"):
-        return Finding("cluster", True, "a Ray of its own on this node" if where != "auto" else "the Ray of this node (auto)")
+        return Finding("cluster", True, "the Ray of this node" if where == "auto" else "a Ray of its own on this node")
     host, _, port = where.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return Finding("cluster", False, f"cluster.address: HOST:PORT or auto, got {where}")
@@ -173,8 +175,10 @@ def shared_memory(path: str = "/dev/shm") -> Finding:
     except OSError as error:
         return Finding("shared memory", False, f"{path}: {error.strerror}; Ray's object store needs it")
     if free < LEAST_SHM:
-        return Finding("shared memory", False, f"{path} has {free / GB:.2g} of {total / GB:.2g} GB free, Ray's object store wants "
-                                               f"{LEAST_SHM / GB:g}: docker run --shm-size=4g, or mount a larger tmpfs there")
+        return Finding("shared memory", False, f"{path} has {free / GB:.2g} of {total / GB:.2g} GB free, Ray's object "
+                                               "store wants "
+                                               f"{LEAST_SHM / GB:g}: docker run --shm-size=4g, or mount a larger tmpfs "
+                                               "there")
     return Finding("shared memory", True, f"{path} has {free / GB:.3g} of {total / GB:.3g} GB free")
 
 
@@ -189,9 +193,11 @@ def room(name: str, folder: str, least: int) -> Finding:
             file.flush()
         free = shutil.disk_usage(place).free
     except OSError as error:
-        return Finding(name, False, f"{folder}: cannot write into {place} ({error.strerror}); give another folder, or its rights")
+        return Finding(name, False, f"{folder}: cannot write into {place} ({error.strerror}); give another folder, or its "
+                                    "rights")
     if free < least:
-        return Finding(name, False, f"{folder}: {free / GB:.2g} GB free, {least / GB:.2g} wanted; make room, or set {name} elsewhere")
+        return Finding(name, False, f"{folder}: {free / GB:.2g} GB free, {least / GB:.2g} wanted; make room, or set {name} "
+                                    "elsewhere")
     return Finding(name, True, f"{folder} can be written, {free / GB:.3g} GB free")
 
 
@@ -200,15 +206,14 @@ def limits(files: tuple[int, int], processes: tuple[int, int], group: str | None
     def number(limit: int) -> str:
         return "unlimited" if limit == resource.RLIM_INFINITY else f"{limit:,}"
 
-    most = min((limit for limit in (processes[0], int(group) if group and group.strip().isdigit() else resource.RLIM_INFINITY)
-                if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
+    counted = [processes[0]] + ([int(group)] if group and group.strip().isdigit() else [])
+    most = min((limit for limit in counted if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
     few_files = files[1] != resource.RLIM_INFINITY and files[1] < LEAST_FILES
     few_processes = most != resource.RLIM_INFINITY and most < LEAST_PROCESSES
-    return [
-        Finding("open files", not few_files, f"at most {number(files[1])}" + (
-            f", {LEAST_FILES:,} wanted: ulimit -Hn, /etc/security/limits.conf, or docker run --ulimit nofile=65536" if few_files else "")),
-        Finding("processes", not few_processes, f"at most {number(most)}" + (
-            f", {LEAST_PROCESSES:,} wanted (threads count): ulimit -u, or docker run --pids-limit=-1" if few_processes else ""))]
+    more_files = f", {LEAST_FILES:,} wanted: /etc/security/limits.conf, or docker run --ulimit nofile=65536"
+    more_processes = f", {LEAST_PROCESSES:,} wanted (threads count): ulimit -u, or docker run --pids-limit=-1"
+    return [Finding("open files", not few_files, f"at most {number(files[1])}{more_files if few_files else ''}"),
+            Finding("processes", not few_processes, f"at most {number(most)}{more_processes if few_processes else ''}")]
 
 
 # ------------------------------------------------------------------------------------------------------------ services
@@ -226,14 +231,15 @@ def wandb_login(environment: Mapping[str, str], home: Path, mode: str | None) ->
             continue
         except (OSError, netrc.NetrcParseError) as error:
             why = getattr(error, "strerror", None) or "it cannot be parsed"
-            return Finding("wandb", mode in (None, "off", "offline"), f"{file}: {why}; wandb login writes it anew (wandb.mode=online "
-                                                                     "needs it)")
+            return Finding("wandb", mode in (None, "off", "offline"), f"{file}: {why}; wandb login writes it anew "
+                                                                      "(wandb.mode=online needs it)")
         there = there or (f"for {host} in {file}" if entry else "")
     if there:
         return Finding("wandb", True, f"a key is there ({there})")
     if mode == "online":
         return Finding("wandb", False, "wandb.mode is online and there is no key: wandb login, or wandb.mode=offline")
-    return Finding("wandb", True, f"wandb.mode is {mode or 'off by default'}; no key is there, and online would need one (wandb login)")
+    return Finding("wandb", True, f"wandb.mode is {mode or 'off by default'}; no key is there, and online would need one "
+                                  "(wandb login)")
 
 
 def hub_names(config: Config) -> tuple[list[str], list[str]]:
@@ -255,8 +261,9 @@ def hub(endpoint: str, cache: str, offline: bool, models: list[str], data: list[
                if not (Path(cache) / f"{kind}--{n.replace('/', '--')}").is_dir()]
     findings = [room("hub cache", cache, LEAST_TMP)]
     if offline:
-        said = f"HF_HUB_OFFLINE is set; {', '.join(missing)} is not in {cache}: unset it, or copy the cache of another machine"
-        return [*findings, Finding("hub", not missing, said if missing else "HF_HUB_OFFLINE is set; nothing is missing")]
+        said = (f"{', '.join(missing)} is not in {cache}: unset it, or copy another machine's cache" if missing
+                else "nothing is missing")
+        return [*findings, Finding("hub", not missing, f"HF_HUB_OFFLINE is set; {said}")]
     try:
         urllib.request.urlopen(urllib.request.Request(endpoint, method="HEAD"), timeout=TRY_S).close()
     except urllib.error.HTTPError:
@@ -264,14 +271,16 @@ def hub(endpoint: str, cache: str, offline: bool, models: list[str], data: list[
     except (OSError, ValueError) as error:
         why = getattr(error, "reason", error)
         if missing:
-            return [*findings, Finding("hub", False, f"{endpoint} cannot be reached ({why}), and {', '.join(missing)} is not in "
-                                                     f"{cache}: a proxy in HTTPS_PROXY, a mirror in HF_ENDPOINT, or a copied cache")]
-        return [*findings, Finding("hub", True, f"{endpoint} cannot be reached ({why}); nothing here needs it; HF_HUB_OFFLINE=1 "
-                                                "spares the tries")]
+            said = (f"{', '.join(missing)} is not in {cache}: a proxy in HTTPS_PROXY, a mirror in HF_ENDPOINT, or a "
+                    "copied cache")
+        else:
+            said = "nothing here needs it; HF_HUB_OFFLINE=1 spares the tries"
+        return [*findings, Finding("hub", not missing, f"{endpoint} cannot be reached ({why}); {said}")]
     refused = [f"{name}: {reason}" for name in models if (reason := may_read(name))]
     if refused:
         return [*findings, Finding("hub", False, f"{'; '.join(refused)}")]
-    return [*findings, Finding("hub", True, f"{endpoint} answers" + (f"; {', '.join(models)} may be read" if models else ""))]
+    read = f"; {', '.join(models)} may be read" if models else ""
+    return [*findings, Finding("hub", True, f"{endpoint} answers{read}")]
 
 
 def may_read(endpoint: str, name: str) -> str:

@@ -28,14 +28,15 @@ from sleep_rl.plan_words import render
 
 RESULT = "result.json"  # of cluster.probe, which is not imported here: it brings torch and Ray
 DISTRIBUTION, PLUGIN = "sleep-rl", "sleep_rl"
-CHECK_S, IMPORT_S, PROBE_S = 20.0, 300.0, 900.0
-TORCH = ("import json, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; print(json.dumps({'version': "
+CHECK_S, PLAN_S, IMPORT_S, PROBE_S = 20.0, 120.0, 300.0, 900.0
+TORCH = ("import json, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
+         "print(json.dumps({'version': "
          "torch.__version__, 'cuda': torch.version.cuda, 'gpus': [[torch.cuda.get_device_name(i), "
          "torch.cuda.get_device_properties(i).total_memory] for i in range(n)]}))")
 
 
 def doctor(path: str | None, overrides: Sequence[str], quick: bool, say: Callable[[str], object]) -> int:
-    """Runs every check and says each finding at once. `path`: a config that is planned as well; `quick` leaves the probe out.
+    """Runs every check and says each finding at once. `path`: a config that is planned as well; `quick`: without the probe.
     Returns 0 when all is ok, 1 when something is to be done."""
     todo = 0
     for finding in _examine(path, overrides, quick):
@@ -50,13 +51,10 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
     yield from within(CHECK_S, "python", lambda: checks.python(_requires(), platform.python_version()))
     yield from within(CHECK_S, "packages", lambda: checks.packages(_requirements(), _version))
     if path is not None:
-        try:
-            config = load(path, overrides)
-            planned = plan(config)
-            yield Finding("config", True, render(planned).splitlines()[0])
-            yield from (Finding("config", True, f"note: {note}") for note in planned.notes)
-        except InputError as error:
-            yield Finding("config", False, str(error))
+        plans: list[Plan] = []
+        yield from within(PLAN_S, "config", lambda: planning(path, overrides, plans))
+        planned = plans[0] if plans else None
+        config = planned.config if planned else config
     where = config.cluster.address or os.environ.get("RAY_ADDRESS")
     yield from within(CHECK_S, "machine", lambda: checks.cores_and_memory(
         checks.cores(), checks.read_text("/proc/meminfo") or "", checks.read_text("/sys/fs/cgroup/memory.max")))
@@ -85,6 +83,16 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
         yield Finding("probe", False, "left out until vLLM finds the plugin")
         return
     yield from probe(config.cluster.backend, "gpu" if gpus else "cpu")
+
+
+def planning(path: str, overrides: Sequence[str], plans: list[Plan]) -> list[Finding]:
+    """What `sleep-rl plan` says of a config, in one line, and its notes. Appends the plan to `plans` when there is one."""
+    try:
+        plans.append(plan(load(path, overrides)))
+    except InputError as error:
+        return [Finding("config", False, str(error))]
+    notes = [Finding("config", True, f"note: {note}") for note in plans[0].notes]
+    return [Finding("config", True, render(plans[0]).splitlines()[0]), *notes]
 
 
 def within(seconds: float, name: str, check: Callable[[], Finding | list[Finding]]) -> list[Finding]:
@@ -124,21 +132,24 @@ def plugin(gpus: int) -> Iterable[Finding]:
     all of it holds."""
     entries = [e for e in importlib.metadata.entry_points(group="vllm.general_plugins") if e.name == PLUGIN]
     if not entries:
-        yield Finding("vllm plugin", False, "vLLM's entry point sleep_rl is not installed: pip install -e . in the repository")
+        yield Finding("vllm plugin", False, "vLLM's entry point sleep_rl is not installed: pip install -e . in the "
+                                            "repository")
         return False
-    answer, finding = ask([sys.executable, "-m", "actors.check"], "vllm plugin", "vLLM", IMPORT_S, {**os.environ, **cpu_environment(1)})
+    environment = {**os.environ, **cpu_environment(1)}
+    answer, finding = ask([sys.executable, "-m", "actors.check"], "vllm plugin", "vLLM", IMPORT_S, environment)
     if answer is None:
         yield finding
         return False
     if answer["missing"]:
-        yield Finding("vllm plugin", False, f"vLLM {answer['version']} does not know {', '.join(answer['missing'])}: VLLM_PLUGINS, if it "
-                                            f"is set, must name {PLUGIN}")
+        yield Finding("vllm plugin", False, f"vLLM {answer['version']} does not know {', '.join(answer['missing'])}: "
+                                            f"VLLM_PLUGINS, if it is set, must name {PLUGIN}")
         return False
     if gpus and answer["platform"] == "cpu":
-        yield Finding("vllm plugin", False, f"vLLM {answer['version']} is the build for CPUs, and {gpus} GPUs are here: pip install -e "
-                                            "'.[gpu]' in a fresh virtual environment")
+        yield Finding("vllm plugin", False, f"vLLM {answer['version']} is the build for CPUs, and {gpus} GPUs are here: "
+                                            "pip install -e '.[gpu]' in a fresh virtual environment")
         return False
-    yield Finding("vllm plugin", True, f"vLLM {answer['version']} on {answer['platform']} knows {', '.join(answer['found'])}")
+    yield Finding("vllm plugin", True, f"vLLM {answer['version']} on {answer['platform']} knows "
+                                       f"{', '.join(answer['found'])}")
     return True
 
 
@@ -176,8 +187,8 @@ def ask(command: list[str], name: str, what: str, limit_s: float, environment) -
 
 def run(command: list[str], limit_s: float, environment, out) -> int | None:
     """The exit code of a command whose output goes into `out`; None when it had to be ended. With it end its children."""
-    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
-                               start_new_session=True)
+    process = subprocess.Popen(command, env=dict(environment), stdin=subprocess.DEVNULL, stdout=out,
+                               stderr=subprocess.STDOUT, start_new_session=True)
     try:
         return process.wait(limit_s)
     except subprocess.TimeoutExpired:

@@ -30,8 +30,8 @@ def config_of(gpu: bool, folder: Path) -> Config:
     """A GPU is shared by one rollout worker and one learner."""
     share = "0.4" if gpu else "0"
     return reload(dump(Config()), "doctor", [
-        f"model.base={folder / 'base'}", "task.world.days=1", "model.experts=2", "model.top_k=2", "model.d_low=16", "rollouts.workers=1",
-        f"rollouts.gpus={share}", f"learners.gpus={share}", "sleep.batch=4", "sleep.warmup=0",
+        f"model.base={folder / 'base'}", "task.world.days=1", "model.experts=2", "model.top_k=2", "model.d_low=16",
+        "rollouts.workers=1", f"rollouts.gpus={share}", f"learners.gpus={share}", "sleep.batch=4", "sleep.warmup=0",
         "rollouts.engine={max_model_len: 128, max_num_seqs: 8, kv_cache_memory_bytes: 33554432, enforce_eager: true}"])
 
 
@@ -48,9 +48,9 @@ def make_base(path: Path) -> str:
     backend.pre_tokenizer = Whitespace()
     torch.manual_seed(0)
     model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2,
-        head_dim=64, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.1, bos_token_id=None,
-        eos_token_id=1, pad_token_id=0))
+        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
+        num_key_value_heads=2, head_dim=64, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.1,
+        bos_token_id=None, eos_token_id=1, pad_token_id=0))
     modeling.save(model, PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="pad", eos_token="eos"), str(path))
     return str(path)
 
@@ -83,8 +83,8 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     push = [r for r in read(folder / "metrics.jsonl") if r["kind"] == "push"][-1]
     if not push["tensors"] or not math.isfinite(loss):
         raise RunError(f"a step with loss {loss} changed {push['tensors']} tensors of the student")
-    return (f"expanded, sampled {len(first)} completions, scored them, one step (loss {loss:.3f}), pushed {push['tensors']} tensors "
-            f"in {push['seconds']:.2f} s, verified to {push['probe_gap']:.0e} nats")
+    return (f"expanded, sampled {len(first)} completions, scored them, one step (loss {loss:.3f}), pushed "
+            f"{push['tensors']} tensors in {push['seconds']:.2f} s, verified to {push['probe_gap']:.0e} nats")
 
 
 def _sampled(crew: Workers) -> list[tuple]:
@@ -100,7 +100,8 @@ def main(backend: str, device: str, where: str) -> None:
     folder = Path(where)
     try:
         config = config_of(device == "gpu", folder)
-        there = LocalBackend(START_S, CALL_S) if backend == "local" else RayBackend("local", START_S, CALL_S, str(folder / "logs"))
+        there = (LocalBackend(START_S, CALL_S) if backend == "local" else
+                 RayBackend("local", START_S, CALL_S, str(folder / "logs")))
         result = {"ok": True, "said": probe(there, config, folder)}
     except (InputError, RunError) as error:
         result = {"ok": False, "said": str(error)}

@@ -25,7 +25,8 @@ from sleep_rl.watch_page import PAGE, SCRIPT_DIGEST
 from sleep_rl.watching import Seen
 
 HOLD_S = 2.0  # for how long it counts whether a process lives in the run
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+POLICY = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
+          "frame-ancestors 'none'")
 PAGE_POLICY = f"{POLICY}; script-src 'sha256-{SCRIPT_DIGEST}'; connect-src 'self'"
 HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
 

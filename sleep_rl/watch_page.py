@@ -27,13 +27,16 @@ display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:5px;ve
 figure svg{touch-action:pan-y}.role{margin-top:16px}.role h3{display:inline;margin:0 8px 0 0}.role>span{font-size:14px}
 .role .age,.age{color:#7b8494;font-size:12.5px;white-space:nowrap;margin-left:5px}.workers{max-height:320px;overflow:auto;
 margin-top:4px}.workers td,.workers th{padding:3px 12px 3px 0;vertical-align:top;font-size:13px;font-weight:400}
-.workers th{white-space:nowrap;width:96px}.workers td.n{white-space:nowrap;width:92px;color:#7b8494}.workers td.again{color:#a8331f}
+.workers th{white-space:nowrap;width:96px}.workers td.n{white-space:nowrap;width:92px;color:#7b8494}
+.workers td.again{color:#a8331f}
 .workers td.log{font:12px/1.5 ui-monospace,Menlo,Consolas,"Liberation Mono",monospace;overflow-wrap:anywhere;color:#5d6675}
 .gone th{color:#a2a9b6;text-decoration:line-through}ul.texts{list-style:none;margin:0;padding:0}ul.texts li{padding:5px 0;
-border-bottom:1px solid #eef0f3;font-size:13.5px;overflow-wrap:anywhere;white-space:pre-wrap}ul.texts small{margin-bottom:1px}
+border-bottom:1px solid #eef0f3;font-size:13.5px;overflow-wrap:anywhere;white-space:pre-wrap}
+ul.texts small{margin-bottom:1px}
 .facts span{display:inline-block;white-space:normal;overflow-wrap:anywhere}
 @media(max-width:560px){main{padding:20px 16px 48px}h1{font-size:22px}.workers tr{display:block;padding:4px 0}
-.workers th,.workers td,.workers td.n{display:inline-block;width:auto;padding:0 10px 0 0}.workers td.log{display:block;padding:0}
+.workers th,.workers td,.workers td.n{display:inline-block;width:auto;padding:0 10px 0 0}
+.workers td.log{display:block;padding:0}
 .plain th,.plain td{padding-right:8px;font-size:12.5px}}
 """
 
@@ -97,13 +100,14 @@ function ticks(low, high, most) {
   return out;
 }
 function draw(panel, figure) {
-  const wide = Math.max(260, figure.clientWidth || 420), all = panel.series.flatMap(s => s.points).filter(p => p[1] !== null);
+  const wide = Math.max(260, figure.clientWidth || 420), across = wide - LEFT - RIGHT, up = HEIGHT - BOTTOM - TOP;
+  const all = panel.series.flatMap(s => s.points).filter(p => p[1] !== null);
   const xs = all.map(p => p[0]), ys = all.map(p => p[1]);
   let x0 = Math.min(0, ...xs), x1 = Math.max(...xs), y0 = Math.min(0, ...ys), y1 = Math.max(0, ...ys);
   if (x1 <= x0) x1 = x0 + 1;
   if (y1 <= y0) y1 = y0 + 1;
   y1 += 0.06 * (y1 - y0);
-  const X = x => LEFT + (wide - LEFT - RIGHT) * (x - x0) / (x1 - x0), Y = y => HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP) * (y - y0) / (y1 - y0);
+  const X = x => LEFT + across * (x - x0) / (x1 - x0), Y = y => HEIGHT - BOTTOM - up * (y - y0) / (y1 - y0);
   const svg = make('svg', {viewBox: '0 0 ' + wide + ' ' + HEIGHT, role: 'img', 'aria-label': panel.title});
   for (const y of ticks(y0, y1, 4)) svg.append(
     make('line', {x1: LEFT, x2: wide - RIGHT, y1: Y(y), y2: Y(y), stroke: Math.abs(y) < 1e-12 ? '#a2a9b6' : '#eef0f3'}),
@@ -138,7 +142,8 @@ function draw(panel, figure) {
     make('i', {style: 'background:' + s.colour}), s.label, make('b', {}, number(pick(s)[1])))), make('span', {}, at));
   const rest = () => { cross.setAttribute('visibility', 'hidden'); tell(newest, ''); };
   svg.addEventListener('pointermove', event => {
-    const box = svg.getBoundingClientRect(), x = x0 + ((event.clientX - box.left) * wide / box.width - LEFT) / (wide - LEFT - RIGHT) * (x1 - x0);
+    const box = svg.getBoundingClientRect(), inside = (event.clientX - box.left) * wide / box.width - LEFT;
+    const x = x0 + inside / across * (x1 - x0);
     const near = s => s.points.filter(p => p[1] !== null).reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a);
     const at = near(panel.series[0])[0];
     cross.setAttribute('x1', X(at)); cross.setAttribute('x2', X(at)); cross.setAttribute('visibility', 'visible');
@@ -151,7 +156,8 @@ function draw(panel, figure) {
 }
 function curves(s, again) {
   $('course').hidden = !s.curves.length;
-  for (const panel of s.curves) if (!figures.has(panel.title)) figures.set(panel.title, $('curves').appendChild(make('figure', {})));
+  for (const panel of s.curves)
+    if (!figures.has(panel.title)) figures.set(panel.title, $('curves').appendChild(make('figure', {})));
   for (const panel of s.curves) {  // when all have their places: how wide one is depends on how many there are
     figures.get(panel.title).style.order = s.curves.indexOf(panel);  // also of one that comes late
     if (changed('curve ' + panel.title, panel) || again) draw(panel, figures.get(panel.title));
@@ -173,7 +179,8 @@ function crew(s) {
     if (role.restarts) did.push(make('span', {'class': 'bad'}, '; the crew was started anew ' + role.restarts + ' times'));
     if (!role.did.length && role.role !== 'files') did.push(make('span', {'class': 'none'}, 'nothing recorded yet'));
     const rows = role.workers.map(w => make('tr', w.left ? {'class': 'gone'} : {}, make('th', {}, w.name),
-      make('td', {'class': w.restarts ? 'n again' : 'n'}, w.left ? 'has left' : w.restarts ? 'restarted ' + w.restarts + ' ×' : ''),
+      make('td', {'class': w.restarts ? 'n again' : 'n'},
+        w.left ? 'has left' : w.restarts ? 'restarted ' + w.restarts + ' ×' : ''),
       make('td', {'class': 'n'}, w.log && w.log.bytes ? age(w.log.t) : ''),
       make('td', {'class': 'log'}, w.log ? w.log.line || 'nothing in its log' : 'no log')));
     return make('div', {'class': 'role'}, make('h3', {}, NAMES[role.role]), ...did,
@@ -188,8 +195,8 @@ function texts(s) {
     make('h3', {}, 'What the teacher wrote' + (s.written.night === null ? '' : ' in night ' + s.written.night)),
     make('ul', {'class': 'texts'}, ...s.written.texts.map(t => make('li', {}, t)))] : []));
   if (changed('dreams', s.dreams)) $('dreams').replaceChildren(...(s.dreams.length ? [make('h3', {}, 'Newest dreams'),
-    make('ul', {'class': 'texts'}, ...s.dreams.map(d => make('li', {}, make('small', {}, 'night ' + d.night + ', ' + d.task + ': ' +
-      d.became + (d.gain === null ? '' : ', gain ' + number(d.gain))), d.text)))] : []));
+    make('ul', {'class': 'texts'}, ...s.dreams.map(d => make('li', {}, make('small', {}, 'night ' + d.night + ', ' +
+      d.task + ': ' + d.became + (d.gain === null ? '' : ', gain ' + number(d.gain))), d.text)))] : []));
 }
 
 function show(s) {
@@ -210,7 +217,8 @@ async function poll() {
     problem(''); failing = 0;
   } catch (error) {
     failing++;
-    problem(error instanceof TypeError ? 'The server of this page does not answer; is sleep-rl watch still there?' : error.message);
+    const gone = 'The server of this page does not answer; is sleep-rl watch still there?';
+    problem(error instanceof TypeError ? gone : error.message);
   }
   tick();
   setTimeout(poll, failing ? Math.min(10000, EVERY * failing) : soon);
@@ -228,7 +236,8 @@ BODY = """<main><header><h1 id="name">…</h1><a class="full" href="report">full
 <section id="course" hidden><h2>Course</h2><div class="figures" id="curves"></div></section>
 <section id="workers" hidden><h2>Workers</h2><p class="lead">What each kind did last, and the end of each worker's log.</p>
 <div id="crew"></div></section>
-<section id="newest" hidden><h2>Newest texts</h2><div class="pair"><div id="written"></div><div id="dreams"></div></div></section>
+<section id="newest" hidden><h2>Newest texts</h2><div class="pair"><div id="written"></div>
+<div id="dreams"></div></div></section>
 <div id="answers"></div><div id="failures"></div></main>"""
 
 PAGE = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '

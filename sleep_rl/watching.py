@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class Seen:
         self.left_out = 0
 
     def look(self) -> dict[str, Any]:
-        """Takes in what is new and returns the state, as JSON knows it. Raises InputError when the journal cannot be read."""
+        """Takes in what is new and returns the state, as JSON knows it. Raises InputError for an unreadable journal."""
         anew, records = self.follower.more()
         if anew:
             self._clear()
@@ -150,8 +150,8 @@ class Seen:
 
     def _dream(self, record: Record) -> None:
         gain = record["gain"] if record["gain"] is None else float(record["gain"])
-        self.dreams.append({"task": str(record["task"]), "text": str(record["text"]), "night": str(record["night"]), "gain": gain,
-                            "became": str(record["reason"] or state(record))})
+        texts = {name: str(record[name]) for name in ("task", "text", "night")}
+        self.dreams.append({**texts, "gain": gain, "became": str(record["reason"] or state(record))})
 
     def _failure(self, record: Record) -> None:
         self.failed[str(record.get("where")), str(record.get("reason"))] += record.get("count") or 1
@@ -182,8 +182,8 @@ class Seen:
             said = "Nothing is recorded yet" if self.last is None else "Quiet for a while" if quiet else "Goes on"
             how = {"status": "quiet" if quiet else "alive", "said": said}
         elif (self.folder / "run.json").is_file():
-            how = {"status": "failed", "said": f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes on "
-                                               "with it"}
+            how = {"status": "failed", "said": f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes "
+                                               "on with it"}
         else:
             how = {"status": "idle", "said": "No process holds this folder"}
         return {**how, "t": self.last, "alive": alive}
@@ -203,7 +203,8 @@ class Seen:
         panels = []
         for title, (unit, lines) in SEED.items():
             drawn = [(name, *line, points) for name, line in lines.items() if (points := self.seeds.points(name))]
-            meaning = "; ".join((f"{label}: " if len(drawn) > 1 else "") + METRICS["seed"][name][0] for name, label, *_ in drawn)
+            meaning = "; ".join((f"{label}: " if len(drawn) > 1 else "") + METRICS["seed"][name][0]
+                                for name, label, *_ in drawn)
             panels.append(_panel(title, unit, axis, meaning, [line for _, *line in drawn], nights))
         cross = [(METHODS.get(m, m), COLOURS.get(m, MUTED), c.points("loss")) for m, c in self.crossed.items()]
         states = zip(self.pushed, (BLUE, PURPLE, CYAN))
@@ -218,12 +219,14 @@ class Seen:
 
     def _parts(self) -> dict[str, str]:
         """The parts of the report that a running life has already, as HTML."""
-        failed = [{"kind": "failure", "where": where, "reason": reason, "count": n} for (where, reason), n in self.failed.items()]
+        failed = [{"kind": "failure", "where": where, "reason": reason, "count": n}
+                  for (where, reason), n in self.failed.items()]
         return {"retention": heatmaps(self.retention) or headline(self.retention), "failures": failures(failed),
                 "answers": completions([r for records in self.answers.values() for r in records])}
 
 
-def _panel(title: str, unit: str, x: str, meaning: str, series: list, nights: list = (), dots: bool = False) -> dict[str, Any]:
+def _panel(title: str, unit: str, x: str, meaning: str, series: list, nights: Sequence = (),
+           dots: bool = False) -> dict[str, Any]:
     return {"title": title, "unit": unit, "x": x, "meaning": meaning, "nights": list(nights), "dots": dots,
             "series": [{"label": label, "colour": colour, "points": points} for label, colour, points in series if points]}
 

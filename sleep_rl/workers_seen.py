@@ -35,12 +35,14 @@ class Crew:
             self.names[str(record["worker"])] = not record["joined"]
         elif kind == "sample":
             speed = record.get("tokens_per_second")
-            self.did["rollout"]["sample"] = (f"sampled {record.get('sequences') or 0:,} sequences ({record.get('weights') or 'model'})"
+            self.did["rollout"]["sample"] = (f"sampled {record.get('sequences') or 0:,} sequences "
+                                             f"({record.get('weights') or 'model'})"
                                              + (f", {speed:,.0f} tokens a second" if speed else ""), t)
         elif kind == "push":
             self.did["rollout"]["push"] = (f"verified version {record.get('version')} of the {record['name']}", t)
         elif kind in ("seed", "baseline", "policy"):
-            what = {"seed": "consolidation", "policy": "dreaming policy"}.get(kind) or METHODS.get(record["method"], record["method"])
+            what = {"seed": "consolidation", "policy": "dreaming policy"}.get(kind)
+            what = what or METHODS.get(record["method"], record["method"])
             steps = f" of {record['steps']:,}" if record.get("steps") else ""
             loss = "" if record.get("loss") is None else f", loss {record['loss']:.3f}"
             self.did["learner"]["step"] = (f"{what}, step {record.get('step', 0) + 1:,}{steps}{loss}", t)
@@ -68,7 +70,8 @@ class Crew:
     def _read(self, logs: Path) -> dict[str, tuple[tuple[int, int], str]]:
         """Name -> (bytes, nanoseconds of the last change), last line; of every log. One that cannot be read says why."""
         try:
-            files = [entry for entry in os.scandir(logs) if entry.name.endswith(".log") and entry.is_file(follow_symlinks=False)]
+            files = [entry for entry in os.scandir(logs)
+                     if entry.name.endswith(".log") and entry.is_file(follow_symlinks=False)]
         except OSError:  # workers in this process have no logs
             files = []
         seen = self._tails

@@ -51,7 +51,8 @@ def test_only_what_was_added_is_read_again(path, monkeypatch):
 
 
 def test_a_long_journal_is_read_piece_by_piece_and_lines_longer_than_a_piece_whole(path):
-    append(path, *(line(step) for step in range(40)), json.dumps({"t": 1, "kind": "seed", "step": 40, "x": "a" * 900}).encode() + b"\n")
+    long = json.dumps({"t": 1, "kind": "seed", "step": 40, "x": "a" * 900}).encode() + b"\n"
+    append(path, *(line(step) for step in range(40)), long)
     follower, found = Follower(path, piece=200), []
     for calls in range(100):
         found += steps(follower)[1]
@@ -83,7 +84,8 @@ def test_another_file_in_its_place_is_read_from_the_start(path):
 
 
 def test_lines_that_are_no_records_are_counted(path):
-    append(path, line(0), b"{\"t\": 1, \"ki\n", b"\xff\xfe\n", b"[1]\n", b"7\n", b"{\"kind\": \"seed\"}\n", b"\n", b"[" * 9000 + b"\n", line(1))
+    rubbish = [b"{\"t\": 1, \"ki", b"\xff\xfe", b"[1]", b"7", b"{\"kind\": \"seed\"}", b"", b"[" * 9000]
+    append(path, line(0), *(text + b"\n" for text in rubbish), line(1))
     follower = Follower(path)
     assert steps(follower) == (False, [0, 1]) and follower.torn == 6
 

@@ -42,8 +42,8 @@ def begin(folder, config=CONFIG):
 
 def seed(journal, night, *steps, of=4, **more):
     for step in steps:
-        journal.log("seed", night=night, sender=0, day=f"day {night}", step=step, steps=of, loss=night + step / 10, divergence=0.5,
-                    reward_mean=0.8, logprob_gap=1e-6, tokens_trained=900, seconds=0.5, **more)
+        journal.log("seed", night=night, sender=0, day=f"day {night}", step=step, steps=of, loss=night + step / 10,
+                    divergence=0.5, reward_mean=0.8, logprob_gap=1e-6, tokens_trained=900, seconds=0.5, **more)
 
 
 def evaluated(journal, after, **row):
@@ -111,7 +111,8 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     seed(journal, 1, 0, 1)
     state = client.state()
     assert curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1]]
-    assert state["phase"]["said"] == "Night 1 of 2: consolidation" and (state["phase"]["step"], state["phase"]["steps"]) == (2, 4)
+    assert state["phase"]["said"] == "Night 1 of 2: consolidation"
+    assert (state["phase"]["step"], state["phase"]["steps"]) == (2, 4)
     assert re.fullmatch(r"[\d.]+ s", state["phase"]["left"])
     seed(journal, 1, 2, 3)
     evaluated(journal, "night 1", known=0.9, **{"day 1": 0.75})
@@ -134,7 +135,8 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     journal.log("scaled", worker="rollout-2", joined=True, workers=3)
     journal.log("scaled", worker="rollout-0", joined=False, workers=2)
     (tmp_path / "logs").mkdir()
-    (tmp_path / "logs" / "rollout-1.log").write_bytes(b"a\n" * 5000 + b"\x1b[31mloading\x1b[0m 10%\rloading 100%\x00 \xff\n\n")
+    ended = b"\x1b[31mloading\x1b[0m 10%\rloading 100%\x00 \xff\n\n"
+    (tmp_path / "logs" / "rollout-1.log").write_bytes(b"a\n" * 5000 + ended)
     (tmp_path / "logs" / "stacks.log").write_text("Thread 1")
     (tmp_path / "logs" / "learner-0.log").write_text("")
     (tmp_path / "logs" / "stolen.log").symlink_to("/etc/hostname")
@@ -146,7 +148,8 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     assert list(workers) == ["rollout-0", "rollout-1", "rollout-2", "learner-0", "reward-0", "stacks"]
     assert [workers[f"rollout-{i}"]["left"] for i in range(3)] == [True, False, False]
     assert (workers["rollout-1"]["restarts"], crew["learner"]["restarts"]) == (1, 1)
-    assert workers["rollout-1"]["log"]["line"] == "loading 100% \ufffd" and abs(workers["rollout-1"]["log"]["t"] - time.time()) < 60
+    log = workers["rollout-1"]["log"]
+    assert log["line"] == "loading 100% \ufffd" and abs(log["t"] - time.time()) < 60
     assert workers["learner-0"]["log"]["line"] == "" and workers["reward-0"]["log"] is None
     assert [did["said"] for did in crew["learner"]["did"]] == ["consolidation, step 3 of 4, loss 1.200"]
     assert crew["reward"]["did"][0]["said"] == "mean reward 0.80"
@@ -202,7 +205,8 @@ def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
     journal = begin(tmp_path)
     journal.close()
     senseless = [{"kind": "evaluate"}, {"kind": "evaluate", "after": "base", "method": "sleep", "row": {"known": "much"}},
-                 {"kind": "seed", "night": 1, "step": "one"}, {"kind": "seed", "night": [], "step": None}, {"kind": "push", "name": []},
+                 {"kind": "seed", "night": 1, "step": "one"}, {"kind": "seed", "night": [], "step": None},
+                 {"kind": "push", "name": []},
                  {"kind": "run", "config": []}, {"kind": "completion", "day": 1}, {"kind": "dream"}, {"kind": "scaled"},
                  {"kind": "baseline", "method": {}, "step": 1}, {"kind": "failure", "count": "many"}, {"kind": "__class__"},
                  {"kind": "written", "new": "a", "replay": None, "examples": 5}, {"kind": "done", "seconds": "x"}]
@@ -214,7 +218,8 @@ def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
         file.write("{\"t\": 1, \"kind\": \"seed\", \"step\"")  # not ended yet: neither read nor counted
     client = watch()
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [[0, 1.0]] and state["left_out"] == 12  # three of them are sound, and one more is torn
+    assert curve(state, "Seeding loss", "loss") == [[0, 1.0]]
+    assert state["left_out"] == len(senseless) - 3 + 1  # three of them are sound, and one more is torn
 
 
 def test_a_long_life_is_a_short_answer(tmp_path, watch):
@@ -222,8 +227,10 @@ def test_a_long_life_is_a_short_answer(tmp_path, watch):
     for night in range(1, 41):
         seed(journal, night, *range(100), of=100)
         for i in range(30):
-            journal.log("completion", when="after", day=f"day {night}", question=f"q{i}", prompt="p", answer="a", completion="c", score=1)
-            journal.log("dream", night=night, round=1, task="t", number=i, text="d" * 50, reason="", kept=True, reward=1, gain=0.1)
+            journal.log("completion", when="after", day=f"day {night}", question=f"q{i}", prompt="p", answer="a",
+                        completion="c", score=1)
+            journal.log("dream", night=night, round=1, task="t", number=i, text="d" * 50, reason="", kept=True, reward=1,
+                        gain=0.1)
     client = watch()
     began = time.monotonic()
     client.state()
@@ -269,8 +276,8 @@ def wicked(folder):
     evaluated(journal, "night 1", known=1.0, **{EVIL: 0.5})
     journal.log("completion", when="after", day=EVIL, question="q", prompt=EVIL, answer=EVIL, completion=EVIL, score=1)
     journal.log("written", night=1, sender=0, new=1, replay=1, examples=[EVIL])
-    journal.log("dream", night=1, round=1, task=EVIL, number=0, text=EVIL, reason="", kept=True, reward=1, gain=0.1, importance=1.0,
-                tau_before=0.5, taus=[0.6], held_out=0.1, logprob=-1.0)
+    journal.log("dream", night=1, round=1, task=EVIL, number=0, text=EVIL, reason="", kept=True, reward=1, gain=0.1,
+                importance=1.0, tau_before=0.5, taus=[0.6], held_out=0.1, logprob=-1.0)
     journal.log("failure", where=EVIL, reason=EVIL, count=1)
     journal.log("restarted", worker=EVIL, reason=EVIL)
     (folder / "logs").mkdir()
@@ -295,20 +302,25 @@ def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
         _, headers, _ = client.ask(path)
         policy = headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (path == "/")
-        assert "frame-ancestors 'none'" in policy and "unsafe-inline'; script" not in policy.replace("style-src 'unsafe-inline'", "")
+        assert "frame-ancestors 'none'" in policy and "unsafe-inline'; script" not in policy.replace("style-src "
+                                                                                                     "'unsafe-inline'", "")
         assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
         assert headers["Cross-Origin-Resource-Policy"] == "same-origin" and "Access-Control-Allow-Origin" not in headers
     page = client.ask("/")[2]
-    assert not re.search(r"(src|href)=\"(?!report\"|data:,)", page) and "http:" not in page.replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"(src|href)=\"(?!report\"|data:,)", page)
+    assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
 def test_no_other_file_is_served(tmp_path, watch):
     begin(tmp_path)
     client = watch()
-    for path in ("/metrics.jsonl", "/run.json", "/logs/", "/../run.json", "/%2e%2e/run.json", "//etc/hostname", "/etc/hostname",
-                 "/report/../run.json", "/state.json/", "/?/run.json/.."):
+    for path in ("/metrics.jsonl", "/run.json", "/logs/", "/../run.json", "/%2e%2e/run.json", "//etc/hostname",
+                 "/etc/hostname", "/report/../run.json", "/state.json/", "/?/run.json/.."):
         status, _, body = client.ask(path)
-        assert (status, body) == (404, "no such page\n") or (path.startswith("/?") and status == 200 and "<main>" in body), path
+        if path.startswith("/?"):
+            assert status == 200 and "<main>" in body
+        else:
+            assert (status, body) == (404, "no such page\n"), path
 
 
 @pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"])
@@ -338,7 +350,8 @@ def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
 def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
-    for request in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n", b""):
+    for request in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
+                    b""):
         with socket.create_connection(client.server.server_address[:2], timeout=10) as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
@@ -408,7 +421,8 @@ def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
 
 
 def test_the_servers_modules_know_no_machinery(tmp_path):
-    code = "import sys, sleep_rl.watch; print(sorted({'ray', 'vllm', 'wandb', 'deepspeed', 'torch', 'matplotlib'} & set(sys.modules)))"
+    machinery = {"ray", "vllm", "wandb", "deepspeed", "torch", "matplotlib"}
+    code = f"import sys, sleep_rl.watch; print(sorted({machinery} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -425,12 +439,21 @@ browser = pytest.mark.skipif(not CHROME, reason="no chromium or chrome on this m
 
 
 def dom(url, tmp_path, milliseconds=4000, width=1200):
-    """The page's elements after a while, as a real browser holds them."""
-    done = subprocess.run([CHROME, "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'profile'}",
-                           f"--window-size={width},2000", f"--virtual-time-budget={milliseconds}", "--dump-dom", url],
-                          capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    """The page's elements after a while, as a real browser holds them. One that hangs, as chromium may on a busy machine, is
+    ended with its children and started once more."""
+    for last in (False, True):
+        browser = subprocess.Popen([CHROME, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000",
+                                    f"--user-data-dir={tmp_path / f'profile-{last}'}",
+                                    f"--virtual-time-budget={milliseconds}", "--dump-dom", url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+                                   start_new_session=True)
+        try:
+            page, _ = browser.communicate(timeout=60)
+            assert browser.returncode == 0 and "<main>" in page
+            return page
+        except subprocess.TimeoutExpired:
+            os.killpg(browser.pid, signal.SIGKILL)
+            browser.communicate()
+            assert not last, "two browsers hung"
 
 
 @browser
