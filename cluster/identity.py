@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError, Task
-from sleep_rl.files import JSON_BYTES, content
+from sleep_rl.files import JSON_BYTES, parsed
 from sleep_rl.loading import dump, reload
 from sleep_rl.tasks.make import make_task
 
@@ -39,12 +39,15 @@ def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple
     """(config, task, W&B id) of a run that is to go on. Raises InputError when there is none, and when anything that the
     results depend on is not what it was, unless `accept` names it: a key that an override changes, or `data`."""
     try:
-        identity = json.loads(content(folder / FILE, JSON_BYTES))
+        identity = parsed(folder / FILE, JSON_BYTES)
         tree, data, wandb = (identity[key] for key in ("config", "data", "wandb"))
         if not isinstance(tree, dict) or not re.fullmatch(r"[0-9a-f]{8}", wandb):
-            raise ValueError("damaged")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise ValueError("other values than a run wrote")
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got: {got}") from error
+    except (KeyError, TypeError) as error:
+        got = "a file that lacks some of config, data and wandb"
         raise InputError(f"{folder}: expected the folder of a run with {FILE}, got {got}") from error
     before, config = reload(tree, str(folder / FILE)), reload(tree, str(folder / FILE), overrides)
     task = make_task(config)

@@ -25,9 +25,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 from transformers import initialization as init
 
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.files import JSON_BYTES, content
+from sleep_rl.files import JSON_BYTES, parsed
 from sleep_rl.memory import MemoryLevel, attach_memory, init_slots, memory_levels, swap_class
-from sleep_rl.shape import HUB_NAME, check_levels
+from sleep_rl.shape import HUB_NAME, check_levels, parse_shape, read_json
 
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
 """Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
@@ -85,6 +85,11 @@ for _base, _prefix in FAMILIES.items():
 def read_config(path: str) -> PretrainedConfig:
     """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
     check_there(path)
+    file = Path(path) / "config.json"
+    if os.path.lexists(file):  # transformers says little of what is wrong in it, and waits for a pipe
+        data = read_json(file)
+        if str(data.get("model_type")).removeprefix("sleep_") in FAMILIES:
+            parse_shape(data, str(file))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for what a config can hold
@@ -237,7 +242,7 @@ def _weight_map(folder: Path) -> dict[str, str]:
     """Weight name -> file of a checkpoint folder."""
     try:
         if os.path.isfile(folder / INDEX):
-            weights = json.loads(content(folder / INDEX, JSON_BYTES))["weight_map"]
+            weights = parsed(folder / INDEX, JSON_BYTES)["weight_map"]
             if not all(isinstance(file, str) and file == os.path.basename(file) and file for file in weights.values()):
                 raise ValueError(f"{INDEX}: expected names of files beside it")
             return weights
@@ -293,12 +298,12 @@ def _read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, 
 def _read_pointer(folder: Path) -> dict:
     """What a memory folder says of itself: base, vocab_size, memory_levels."""
     try:
-        pointer = json.loads(content(folder / POINTER, JSON_BYTES))
+        pointer = parsed(folder / POINTER, JSON_BYTES)
         base, levels = pointer["base"], check_levels(pointer["memory_levels"], str(folder / POINTER))
         if not isinstance(base, str) or "\0" in base or not levels:
             raise ValueError(f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}")
         return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
 
 
