@@ -38,6 +38,7 @@ __all__ = ["Ask", "Backend", "Handle", "LocalBackend", "Pending", "RayBackend", 
 
 R = TypeVar("R")
 NODE_S = 60.0  # that a node has to say what it runs
+LOOPBACK = "127.0.0.1"
 OBJECT_STORE_BYTES = 2 << 30  # most that our own node's store takes; it must hold a full memory state beside deltas
 
 
@@ -300,12 +301,13 @@ class RayBackend(Backend):
 
 
 def _start_node(deadline: float, **options: Any) -> None:
-    """`ray.init` with two corrections of Ray 2.60: it waits for a raylet that is slow but alive until our deadline
-    instead of 30 s, and a start that fails leaves no processes behind."""
+    """`ray.init` with three corrections of Ray 2.60: it waits for a raylet that is slow but alive until our deadline
+    instead of 30 s, a start that fails leaves no processes behind, and its servers listen on the loopback address only
+    (Ray would look for another one, and then listen on all)."""
     import ray
     from ray._private import node, services
 
-    ask, start = services.get_node, node.Node.start_ray_processes
+    ask, start, resolve = services.get_node, node.Node.start_ray_processes, services.resolve_ip_for_localhost
     nodes: list[Any] = []
 
     def start_and_remember(self: Any) -> None:
@@ -323,12 +325,13 @@ def _start_node(deadline: float, **options: Any) -> None:
                     raise
 
     services.get_node, node.Node.start_ray_processes = ask_patiently, start_and_remember
+    services.resolve_ip_for_localhost = str
     try:
-        ray.init(address="local", include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
+        ray.init(address="local", _node_ip_address=LOOPBACK, include_dashboard=False, log_to_driver=False, logging_level="ERROR", **options)
     except BaseException:  # Ctrl-C and SIGTERM, too
         for each in nodes:
             each.kill_all_processes(check_alive=False, allow_graceful=False, wait=True)
         ray.shutdown()
         raise
     finally:
-        services.get_node, node.Node.start_ray_processes = ask, start
+        services.get_node, node.Node.start_ray_processes, services.resolve_ip_for_localhost = ask, start, resolve

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, RunError, Task
-from sleep_rl.files import JSON_BYTES, content
+from sleep_rl.files import JSON_BYTES, parsed
 from sleep_rl.loading import dump, reload
 from sleep_rl.tasks.make import make_task
 
@@ -79,12 +79,15 @@ def with_documents(config: Config, **keys: object) -> Config:
 def _stored(folder: Path) -> tuple[dict, str, str]:
     """(config as a tree, digest of the data, W&B id)."""
     try:
-        identity = json.loads(content(folder / FILE, JSON_BYTES))
+        identity = parsed(folder / FILE, JSON_BYTES)
         tree, data, wandb = (identity[key] for key in ("config", "data", "wandb"))
         if not isinstance(tree, dict) or not re.fullmatch(r"[0-9a-f]{8}", wandb):
-            raise ValueError("damaged")
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        got = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+            raise ValueError("other values than a run wrote")
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got: {got}") from error
+    except (KeyError, TypeError) as error:
+        got = "a file that lacks some of config, data and wandb"
         raise InputError(f"{folder}: expected the folder of a run with {FILE}, got {got}") from error
     return tree, data, wandb
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import stat
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 CONFIG_BYTES = 1 << 15  # with all includes: YAML is read slowly, ten times more would take half a minute
 JSON_BYTES = 1 << 28  # of a checkpoint's or a run's own files; tokenizers have tens of megabytes
@@ -31,3 +32,24 @@ def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:
         if len(data) > most:
             raise OSError(errno.EFBIG, f"Larger than {most:,} bytes", path)
         return data + file.read()
+
+
+def parsed(path: str | os.PathLike, most: int = DATA_BYTES) -> Any:
+    """What a JSON file holds. Raises what `content` does, and ValueError, with words for people, for no JSON."""
+    return parse(content(path, most))
+
+
+def parse(data: bytes) -> Any:
+    """What JSON holds. Raises ValueError, with words for people."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected UTF-8 text, got another encoding at byte {error.start}") from None
+    if not text.strip():
+        raise ValueError("the file is empty")
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("its JSON is nested too deeply") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"expected JSON, got {error}") from None

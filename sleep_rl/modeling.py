@@ -23,9 +23,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from sleep_rl.architecture import CLASSES, FAMILIES
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.files import JSON_BYTES, content
+from sleep_rl.files import JSON_BYTES, parsed
 from sleep_rl.memory import MemoryLevel, init_slots, memory_levels
-from sleep_rl.shape import HUB_NAME, check_levels
+from sleep_rl.shape import HUB_NAME, check_levels, parse_shape, read_json
 
 POINTER, MEMORY = "memory.json", "memory.safetensors"
 WEIGHTS, BASE_WEIGHTS, INDEX = "model.safetensors", "base.safetensors", "model.safetensors.index.json"
@@ -38,6 +38,11 @@ for _config, _model in CLASSES.values():
 def read_config(path: str) -> PretrainedConfig:
     """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
     check_there(path)
+    file = Path(path) / "config.json"
+    if os.path.lexists(file):  # transformers says little of what is wrong in it, and waits for a pipe
+        data = read_json(file)
+        if str(data.get("model_type")).removeprefix("sleep_") in FAMILIES:
+            parse_shape(data, str(file))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for what a config can hold
@@ -203,7 +208,7 @@ def weight_map(folder: Path) -> dict[str, str]:
     """Weight name -> file of a checkpoint folder."""
     try:
         if os.path.isfile(folder / INDEX):
-            weights = json.loads(content(folder / INDEX, JSON_BYTES))["weight_map"]
+            weights = parsed(folder / INDEX, JSON_BYTES)["weight_map"]
             if not all(isinstance(file, str) and file == os.path.basename(file) and file for file in weights.values()):
                 raise ValueError(f"{INDEX}: expected names of files beside it")
             return weights
@@ -259,12 +264,12 @@ def read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, d
 def _read_pointer(folder: Path) -> dict:
     """What a memory folder says of itself: base, vocab_size, memory_levels."""
     try:
-        pointer = json.loads(content(folder / POINTER, JSON_BYTES))
+        pointer = parsed(folder / POINTER, JSON_BYTES)
         base, levels = pointer["base"], check_levels(pointer["memory_levels"], str(folder / POINTER))
         if not isinstance(base, str) or "\0" in base or not levels:
             raise ValueError(f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}")
         return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
-from sleep_rl.files import JSON_BYTES, content
+from sleep_rl.files import JSON_BYTES, content, parse
 
 FAMILIES = ("qwen3", "qwen2", "llama")
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -116,7 +116,7 @@ def _task_base(task: str, cache: Path) -> Shape:
 def _from_folder(folder: Path) -> Shape:
     """Of a full checkpoint, or of a memory checkpoint and the base that it points to."""
     if os.path.isfile(folder / POINTER):
-        pointer = _read_json(folder / POINTER)
+        pointer = read_json(folder / POINTER)
         base, levels = pointer.get("base"), pointer.get("memory_levels")
         if not isinstance(base, str):
             raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
@@ -129,7 +129,7 @@ def _from_folder(folder: Path) -> Shape:
         raise InputError(f"model.base: expected a checkpoint folder with config.json, got {folder}")
     if not any(folder.glob("*.safetensors")):
         raise InputError(f"model.base: expected a checkpoint folder with *.safetensors, got {folder}")
-    shape = parse_shape(_read_json(folder / "config.json"), str(folder / "config.json"))
+    shape = parse_shape(read_json(folder / "config.json"), str(folder / "config.json"))
     _check_tokenizer(folder / "tokenizer.json", shape.vocab)
     return replace(shape, source=str(folder))
 
@@ -150,7 +150,7 @@ def _hub_config(name: str) -> tuple[dict | None, str]:
 
     cached = try_to_load_from_cache(name, "config.json")
     if isinstance(cached, str):
-        return _read_json(Path(cached)), "hub cache"
+        return read_json(Path(cached)), "hub cache"
     if constants.is_offline_mode():
         return None, "the hub is switched off (HF_HUB_OFFLINE)"
     request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers())
@@ -204,7 +204,7 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
     """The largest id of a fast tokenizer must have a row in the embedding."""
     if not os.path.isfile(file):
         return
-    data = _read_json(file)
+    data = read_json(file)
     model = data.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(words, list):  # a Unigram model lists [piece, score]; its place is its id
@@ -220,7 +220,7 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
                          "tokenizer and base do not belong together")
 
 
-def _read_json(file: Path) -> dict[str, Any]:
+def read_json(file: Path) -> dict[str, Any]:
     try:
         return _json_object(content(file, JSON_BYTES), str(file))
     except OSError as error:
@@ -229,9 +229,9 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 def _json_object(raw: bytes, where: str) -> dict[str, Any]:
     try:
-        data = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise InputError(" ".join(f"{where}: expected JSON, got {error}".split())) from None
+        data = parse(raw)
+    except ValueError as error:
+        raise InputError(" ".join(f"{where}: {error}".split())) from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sleep_rl.contracts import RunError
-from sleep_rl.files import JSON_BYTES, content, regular
+from sleep_rl.files import JSON_BYTES, parsed, regular
 from sleep_rl.rehearsal import Index
 
 if TYPE_CHECKING:
@@ -95,10 +95,10 @@ def newest(folder: str) -> tuple[Path, dict] | None:
     found = _complete(Path(folder) / "state")
     for path in reversed(found):
         try:
-            manifest = json.loads(content(path / MANIFEST, JSON_BYTES))
+            manifest = parsed(path / MANIFEST, JSON_BYTES)
             if all(_digest(path / file) == manifest[file] for file in (LEARNER, DRIVER)):
-                return path, _driver(json.loads(content(path / DRIVER)))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                return path, _driver(parsed(path / DRIVER))
+        except (OSError, ValueError, KeyError, TypeError):
             continue  # cut off or damaged: the one before it counts
     if found:
         raise RunError(f"{folder}: expected a sound checkpoint in {Path(folder) / 'state'}, got {len(found)} damaged ones; "

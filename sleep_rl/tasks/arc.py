@@ -12,10 +12,11 @@ import json
 import random
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 from sleep_rl.contracts import Day, Document, Failure, InputError, Question, Text
 from sleep_rl.dream_contracts import DreamTask, Lesson
-from sleep_rl.files import content
+from sleep_rl.files import parsed
 from sleep_rl.pretrain import Progress
 from sleep_rl.tasks.grids import TURNS, Example, Grid, View, families, fits, parse, random_view, render
 
@@ -75,17 +76,32 @@ class Recipe:
 def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
     """Puzzles of ARC's two json files that have a solution. Raises InputError with one line."""
     try:
-        asked, solved = (json.loads(content(path).decode("utf-8-sig")) for path in (challenges, solutions))
-        return [Puzzle(name, tuple((_grid(e["input"]), _grid(e["output"])) for e in puzzle["train"]),
-                       tuple((_grid(e["input"]), _grid(out)) for e, out in zip(puzzle["test"], solved[name], strict=True)))
-                for name, puzzle in asked.items() if name in solved]
+        asked, solved = (parsed(path) for path in (challenges, solutions))
+        if not isinstance(asked, dict) or not isinstance(solved, dict):
+            raise ValueError("expected objects with a puzzle under each name")
+        return [_puzzle(name, puzzle, solved[name]) for name, puzzle in asked.items() if name in solved]
     except Exception as error:  # unreadable files, other json, other shapes: all of it is about this input
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{WHERE}: ARC's challenges and solutions as json, got {challenges} and {solutions}: {what}") from error
 
 
-def _grid(rows: list[list[int]]) -> Grid:
-    grid = tuple(tuple(row) for row in rows)
+def _puzzle(name: str, puzzle: Any, solved: Any) -> Puzzle:
+    parts = [puzzle.get(part) if isinstance(puzzle, dict) else None for part in ("train", "test")]
+    if not all(isinstance(part, list) and all(isinstance(e, dict) for e in part) for part in parts):
+        raise ValueError(f"puzzle {name[:40]}: expected train and test, lists of objects")
+    train, test = parts
+    if not isinstance(solved, list) or len(solved) != len(test):
+        raise ValueError(f"puzzle {name[:40]}: expected {len(test)} solutions, one per test")
+    try:
+        return Puzzle(name, tuple((_grid(e.get("input")), _grid(e.get("output"))) for e in train),
+                      tuple((_grid(e.get("input")), _grid(out)) for e, out in zip(test, solved)))
+    except ValueError as error:
+        raise ValueError(f"puzzle {name[:40]}: {error}") from None
+
+
+def _grid(rows: Any) -> Grid:
+    whole = isinstance(rows, list) and all(isinstance(row, list) for row in rows)
+    grid = tuple(tuple(row) for row in rows) if whole else ()
     if not grid or not grid[0] or any(len(r) != len(grid[0]) or not all(type(c) is int and 0 <= c <= 9 for c in r) for r in grid):
         raise ValueError("a grid is a rectangle of colours 0 to 9")
     return grid

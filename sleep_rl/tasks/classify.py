@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts import Day, Document, InputError, Question, Text
-from sleep_rl.files import content
+from sleep_rl.files import parsed
 from sleep_rl.pretrain import Progress, train_base
 from sleep_rl.tasks.classify_base import (CONTEXT, MARKER, OPENER, BaseText, Examples, Recipe, model_config,
                                           train_tokenizer)
@@ -52,10 +52,7 @@ def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Exa
 
 
 def _read_json(path: str) -> list[list[tuple[str, str]]]:
-    text = content(path).decode("utf-8-sig")
-    if not text.strip():
-        raise ValueError("the file is empty")
-    found = json.loads(text)
+    found = parsed(path)
     if not isinstance(found, dict) or not all(isinstance(found.get(key), list) for key in ("train", "test")):
         raise ValueError("expected an object with the lists train and test")
     return [found[key] for key in ("train", "test")]

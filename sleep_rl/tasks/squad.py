@@ -7,7 +7,6 @@ Pooled: the model itself learns the dreams about a night's passages, and is aske
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import re
@@ -15,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from sleep_rl.contracts import Day, Document, Failure, InputError, Question, Text
 from sleep_rl.dream_contracts import DreamTask, Lesson
-from sleep_rl.files import content
+from sleep_rl.files import parsed
 from sleep_rl.graders import JudgeGrader, RecallGrader
 from sleep_rl.pretrain import Progress, train_base
 from sleep_rl.tasks.squad_base import Recipe, base_batches, model_config, train_tokenizer
@@ -48,7 +48,9 @@ def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
     """Passages of a json file in SEAL's form, a folder that `datasets` reads, or a hub dataset in SQuAD's form (its train
     split), each once, in order. Raises InputError with one line for anything that cannot be read."""
     try:
-        rows = json.loads(content(path).decode("utf-8-sig")) if os.path.exists(path) and not os.path.isdir(path) else _rows(path)
+        rows = parsed(path) if os.path.exists(path) and not os.path.isdir(path) else _rows(path)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError("expected a list of passages, each an object")
         passages = _seal(rows) if rows and "questions" in rows[0] else _squad(rows)
         if not passages:
             raise ValueError("it holds no passage with a question")
@@ -68,18 +70,32 @@ def _rows(path: str) -> list[dict]:
 
 
 def _seal(rows: list[dict]) -> list[Passage]:
-    out = [Passage(row["title"].strip(), row["context"].strip(),
-                   tuple((q["question"].strip(), q["answer"].strip()) for q in row["questions"]),
-                   tuple(row.get("completions", ()))) for row in rows]
+    out = []
+    for i, row in enumerate(rows):
+        where, asked, dreams = f"passage {i}", row.get("questions"), row.get("completions") or []
+        if not isinstance(asked, list) or not isinstance(dreams, list) or not all(isinstance(d, str) for d in dreams):
+            raise ValueError(f"{where}: expected lists of questions and completions")
+        out.append(Passage(_said(row, "title", where), _said(row, "context", where),
+                           tuple((_said(q, "question", where), _said(q, "answer", where)) for q in asked), tuple(dreams)))
     return [p for p in out if p.context and p.asked]
+
+
+def _said(row: Any, key: str, where: str) -> str:
+    if not isinstance(row, dict) or not isinstance(row.get(key), str):
+        raise ValueError(f"{where}: {key}: expected text, got {str(row.get(key) if isinstance(row, dict) else row)[:60]!r}")
+    return row[key].strip()
 
 
 def _squad(rows: list[dict]) -> list[Passage]:
     found: dict[tuple[str, str], list[tuple[str, str]]] = {}
-    for row in rows:
-        if row["answers"]["text"]:
-            found.setdefault((row["title"].replace("_", " "), row["context"].strip()), []).append(
-                (row["question"].strip(), row["answers"]["text"][0].strip()))
+    for i, row in enumerate(rows):
+        where, answers = f"row {i}", row.get("answers")
+        texts = answers.get("text") if isinstance(answers, dict) else None
+        if not isinstance(texts, list):
+            raise ValueError(f"{where}: expected answers with a list text, got {str(answers)[:60]!r}")
+        if texts:
+            about = _said(row, "title", where).replace("_", " "), _said(row, "context", where)
+            found.setdefault(about, []).append((_said(row, "question", where), _said({"answer": texts[0]}, "answer", where)))
     return [Passage(title, context, tuple(asked)) for (title, context), asked in found.items()]
 
 
