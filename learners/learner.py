@@ -19,7 +19,7 @@ from learners.seeding import Rows, Seeding, collate, shares
 from learners.wake import Chunks
 from sleep_rl import modeling
 from sleep_rl.config import Config
-from sleep_rl.contracts import STUDENT, TEACHER, InputError, Metrics, RunError, Sequence, Weights
+from sleep_rl.contracts import STUDENT, Metrics, RunError, Sequence, Weights
 from sleep_rl.digest import digest
 from sleep_rl.memory import (ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, Expert, MemoryLevel, commit, discard, init_slots,
                              level_number, memory_levels, patch, tensors_of)

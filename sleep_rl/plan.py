@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 
+from sleep_rl import custom
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
-from sleep_rl.custom import found
 from sleep_rl.dream_contracts import Dreamer
 from sleep_rl.gpu_memory import check_fit, check_shares
 from sleep_rl.night import Shares
@@ -101,7 +100,7 @@ def plan(config: Config) -> Plan:
     task, notes = _check_task(config)
     named = [("model.teachers", name) for name in config.model.teachers]
     if config.reward.target:
-        found(config.reward.target, "reward.target")
+        custom.found(config.reward.target, "reward.target")
     if config.reward.semantic != "none" and config.reward.model:
         named.append(("reward.model", config.reward.model))
     for key, name in named:  # a hub name is left to the run

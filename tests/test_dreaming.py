@@ -6,18 +6,16 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl import dreaming
 from sleep_rl.config import Dream, Evaluate, Model, Rollouts, Sleep
 from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.console import Console
-from sleep_rl.contracts import STUDENT, TEXT, Failure, InputError, Question, RunError, Sample, Text
+from sleep_rl.contracts import STUDENT, TEXT, Failure, InputError, Question, Sample, Text
 from sleep_rl.cycle import live
 from sleep_rl.dream_contracts import DreamTask, Dreamer, Lesson
 from sleep_rl.dreaming import DREAMER, SELF
 from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
-from sleep_rl.report import write_report
 from sleep_rl.stages import LEARNER, Progress, newest
 from sleep_rl.text import Texts
 from tests.test_cycle import CONFIG, Crew, Diary

@@ -16,7 +16,7 @@ from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read
 from sleep_rl.stages import DRIVER, LEARNER, MANIFEST, Progress, newest
 from sleep_rl.text import Texts
-from tests.test_cycle import CONFIG, Crew, Diary, Forgetful
+from tests.test_cycle import CONFIG, Diary, Forgetful
 from tests.test_night import Words
 
 
