@@ -175,7 +175,7 @@ print(type(model).__name__, shape.parse_shape(__import__("json").load(open("base
 def test_a_model_family_is_a_row_for_both_hosts_and_one_for_plan(tmp_path):
     for package in ("sleep_rl", "actors"):
         shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    rows = {"sleep_rl/modeling.py": ('"llama": "Llama"}', '"llama": "Llama", "mistral": "Mistral"}'),
+    rows = {"sleep_rl/architecture.py": ('"llama": "Llama"}', '"llama": "Llama", "mistral": "Mistral"}'),
             "sleep_rl/shape.py": ('FAMILIES = ("qwen3", "qwen2", "llama")', 'FAMILIES = ("qwen3", "qwen2", "llama", "mistral")')}
     for file, (old, new) in rows.items():
         text = (tmp_path / file).read_text()
