@@ -222,11 +222,7 @@ def test_notes_say_what_deserves_a_look(monkeypatch):
     assert plan(config("reward.gamma=0.5", "reward.semantic=encoder", "rollouts.cpus=0.5")).notes == ()
 
 
-<<<<<<< HEAD
 def test_the_families_are_those_of_architecture():
-=======
-def test_the_families_are_those_of_the_architecture():
->>>>>>> serve
     tree = ast.parse((ROOT / "sleep_rl" / "architecture.py").read_text())
     found = [ast.literal_eval(node.value) for node in tree.body
              if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FAMILIES"]
