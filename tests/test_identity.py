@@ -89,5 +89,6 @@ def test_whoever_only_asks_keeps_nobody_out(folder):
     threading.Timer(0.03, asking.close).start()
     with identity.alone(folder):
         assert identity.held(folder)
-    with identity.alone(folder), pytest.raises(InputError, match="another process lives in this run"), identity.alone(folder):
-        pass
+    with identity.alone(folder), pytest.raises(InputError, match="another process lives in this run"):
+        with identity.alone(folder):
+            pass

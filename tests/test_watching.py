@@ -350,8 +350,8 @@ def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
 def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
-    for request in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n",
-                    b""):
+    long = b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n"
+    for request in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", long, b""):
         with socket.create_connection(client.server.server_address[:2], timeout=10) as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
@@ -444,8 +444,8 @@ def dom(url, tmp_path, milliseconds=4000, width=1200):
     for last in (False, True):
         browser = subprocess.Popen([CHROME, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000",
                                     f"--user-data-dir={tmp_path / f'profile-{last}'}",
-                                    f"--virtual-time-budget={milliseconds}", "--dump-dom", url], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-                                   start_new_session=True)
+                                    f"--virtual-time-budget={milliseconds}", "--dump-dom", url],
+                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
         try:
             page, _ = browser.communicate(timeout=60)
             assert browser.returncode == 0 and "<main>" in page
