@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass, fields
-from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
