@@ -37,7 +37,7 @@ ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90  # seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
 PATIENCE_S = 300.0  # how long a job server may be away while a job is followed
-POLL_S = 1.0
+POLL_S, LONGEST_POLL_S = 1.0, 15.0
 BAD_INPUT = 2  # the exit code of a run whose input cannot work: going on with it would end the same way
 
 
@@ -216,7 +216,8 @@ def _tail(server: JobServer, job: str) -> dict[str, Any]:
             if info["status"] == "PENDING" and info.get("message") not in (None, told):
                 told = info["message"]
                 print(f"{job}: {' '.join(told.split())}", file=sys.stderr, flush=True)
-        time.sleep(max(POLL_S, 10 * (time.monotonic() - began)))  # a long log costs the server a tenth of its time at most
+        # A long log costs the server little of its time; a busy one is not asked again and again.
+        time.sleep(min(max(POLL_S, 10 * (time.monotonic() - began)), LONGEST_POLL_S))
 
 
 @contextmanager
