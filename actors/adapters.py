@@ -2,7 +2,7 @@
 
 Copies share nothing but the frozen base: each has its own factors, its own rows, learning rate, optimizer moments and
 gradient norm. Shapes: N copies, B sequences of a forward pass (one per copy and step), T tokens, R rank, I and O the
-inputs and outputs of a linear layer.
+inputs and outputs of a linear layer, P all factors of a copy.
 """
 
 from __future__ import annotations
@@ -33,20 +33,29 @@ class Copies:
         self.model, self.rank, self.alpha = model, rank, alpha
         self.layers = {name: module for name, module in model.named_modules()
                        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] in TARGETS}
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds_N]
         self.a: dict[str, Tensor] = {}
         self.b: dict[str, Tensor] = {}
+        generators, shapes = [torch.Generator().manual_seed(seed) for seed in seeds_N], []
         for name, layer in self.layers.items():
             o, i = layer.weight.shape
-            bound = i**-0.5  # peft's: Kaiming uniform with a = sqrt(5)
-            a_NRI = torch.stack([torch.empty(rank, i).uniform_(-bound, bound, generator=g) for g in generators])
-            # In float32 whatever the model's dtype: in bfloat16 steps of a usual learning rate would round to nothing.
-            self.a[name] = a_NRI.to(layer.weight.device).requires_grad_()
-            self.b[name] = torch.zeros(len(seeds_N), o, rank, device=layer.weight.device).requires_grad_()
+            shapes += [(self.a, name, (rank, i)), (self.b, name, (o, rank))]
+        # All factors of a copy lie in one row, which a step of the optimizer reads and writes once.
+        # In float32 whatever the model's dtype: in bfloat16 steps of a usual learning rate would round to nothing.
+        size, device = sum(math.prod(shape) for *_, shape in shapes), next(model.parameters()).device
+        self.values_NP = torch.zeros(len(seeds_N), size, device=device)
+        start = 0
+        for stack, name, shape in shapes:
+            end = start + math.prod(shape)
+            place = self.values_NP[:, start:end].unflatten(1, shape)
+            if stack is self.a:  # peft's: Kaiming uniform with a = sqrt(5)
+                bound = shape[1] ** -0.5
+                place.copy_(torch.stack([torch.empty(shape).uniform_(-bound, bound, generator=g) for g in generators]))
+            stack[name] = place.detach().requires_grad_()
+            start = end
 
     def factors(self) -> list[Tensor]:
-        """Every trained tensor; the first dimension is the copy."""
-        return [*self.a.values(), *self.b.values()]
+        """Every trained tensor, in the order of a row; the first dimension is the copy."""
+        return [stack[name] for name in self.layers for stack in (self.a, self.b)]
 
     @contextmanager
     def attached(self) -> Iterator[None]:
@@ -82,17 +91,16 @@ def train(model: nn.Module, trials_N: list[Trial], rank: int, alpha: float, pad:
     token (NaN and infinity included: the caller says what failed)."""
     copies = Copies(model, [trial.seed for trial in trials_N], rank, alpha)
     plans = [_order(trial) for trial in trials_N]
-    optimizer = StackedAdamW(copies.factors())
+    optimizer = StackedAdamW(copies)
     device = next(model.parameters()).device
     last_N = [math.nan] * len(trials_N)
     with copies.attached():
         for step in range(max(map(len, plans))):
-            alive_N = torch.tensor([step < len(plan) for plan in plans], device=device)
+            alive_N = [step < len(plan) for plan in plans]
             rows = [plan[min(step, len(plan) - 1)] for plan in plans]
             loss_N = _losses(model, rows, pad, device)
-            (loss_N * alive_N).sum().backward()
-            lr_N = [trial.lr * (1 - step / len(plan)) for trial, plan in zip(trials_N, plans)]
-            optimizer.step(torch.tensor(lr_N, device=device), alive_N)
+            (loss_N * torch.tensor(alive_N, device=device)).sum().backward()
+            optimizer.step([trial.lr * max(1 - step / len(plan), 0.0) for trial, plan in zip(trials_N, plans)], alive_N)
             for n, (loss, plan) in enumerate(zip(loss_N.tolist(), plans)):
                 last_N[n] = loss if step < len(plan) else last_N[n]
     return copies, last_N
@@ -125,25 +133,23 @@ def _losses(model: nn.Module, rows_N: list[tuple[tuple[int, ...], tuple[int, ...
 
 
 class StackedAdamW:
-    """AdamW without weight decay for tensors whose first dimension is the copy. Each copy has its own learning rate and
-    its own gradient norm, clipped to CLIP; one that is not alive stays as it is."""
+    """AdamW without weight decay for copies. Each has its own learning rate and its own gradient norm, clipped to CLIP; one
+    that is not alive stays as it is."""
 
-    def __init__(self, tensors: list[Tensor]):
-        self.tensors, self.steps = tensors, 0
-        self.first, self.second = ([torch.zeros_like(t) for t in tensors] for _ in range(2))
+    def __init__(self, copies: Copies):
+        self.factors, self.grads_NP = copies.factors(), torch.zeros_like(copies.values_NP)
+        self.rows = [nn.Parameter(row) for row in copies.values_NP]  # they share its storage
+        self.adamw = torch.optim.AdamW([{"params": [row]} for row in self.rows], betas=BETAS, eps=EPSILON, weight_decay=0.0,
+                                       fused=True)
 
     @torch.no_grad()
-    def step(self, lr_N: Tensor, alive_N: Tensor) -> None:
+    def step(self, lr_N: list[float], alive_N: list[bool]) -> None:
         """One step of every copy that is alive; drops the gradients."""
-        self.steps += 1
-        norm_N = torch.stack([t.grad.float().square().flatten(1).sum(1) for t in self.tensors]).sum(0).sqrt()
-        scale_N = (CLIP / (norm_N + 1e-6)).clamp(max=1.0)
-        corrections = [1 - beta**self.steps for beta in BETAS]
-        for tensor, first, second in zip(self.tensors, self.first, self.second, strict=True):
-            shape = (-1,) + (1,) * (tensor.dim() - 1)
-            grad = tensor.grad * scale_N.view(shape)
-            first.lerp_(grad, 1 - BETAS[0])
-            second.lerp_(grad * grad, 1 - BETAS[1])
-            change = (first / corrections[0]) / ((second / corrections[1]).sqrt() + EPSILON)
-            tensor -= torch.where(alive_N.view(shape), lr_N.to(tensor).view(shape) * change, 0)
-            tensor.grad = None
+        torch.cat([factor.grad.flatten(1) for factor in self.factors], dim=1, out=self.grads_NP)
+        norm_N = torch.linalg.vector_norm(self.grads_NP, dim=1)
+        self.grads_NP *= (CLIP / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
+        for row, grad, group, lr, alive in zip(self.rows, self.grads_NP, self.adamw.param_groups, lr_N, alive_N, strict=True):
+            row.grad, group["lr"] = grad if alive else None, lr
+        self.adamw.step()
+        for factor in self.factors:
+            factor.grad = None

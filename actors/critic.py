@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import tempfile
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -36,6 +38,7 @@ class CriticWorker(RolloutWorker):
     def __init__(self, checkpoint: str, *, dtype: str, engine: dict, seed: int, rank: int, alpha: float, together: int,
                  device: str = "cpu", probe_tolerance: float = 1e-3, threads: int = 1):
         torch.set_num_threads(threads)
+        self._threads = threads
         lora = {"enable_lora": True, "max_loras": together, "max_cpu_loras": together, "max_lora_rank": max(rank, 8)}
         super().__init__(checkpoint, dtype=dtype, engine={**engine, **lora}, seed=seed, probe_tolerance=probe_tolerance)
         self._model = modeling.load(checkpoint, dtype=getattr(torch, dtype)).to(device)
@@ -79,10 +82,25 @@ class CriticWorker(RolloutWorker):
                 fit.append(n)
         plain = [n for n in fit if not trials_N[n].rows]
         taught = sorted((n for n in fit if trials_N[n].rows), key=lambda n: (_longest(trials_N[n]), n))
-        for group in [plain] + [taught[i : i + self._together] for i in range(0, len(taught), self._together)]:
-            for n, answers in zip(group, self._answers([trials_N[n] for n in group], how), strict=True):
+        stacks = [taught[i : i + self._together] for i in range(0, len(taught), self._together)]
+        answered = [(plain, self._ask([trials_N[n] for n in plain], [None] * len(plain), how))]
+        answered += zip(stacks, self._learned([[trials_N[n] for n in stack] for stack in stacks], how))
+        for group, answers_N in answered:
+            for n, answers in zip(group, answers_N, strict=True):
                 result[n] = answers
         return result
+
+    def _learned(self, stacks: list[list[Trial]], how: Sampling) -> Iterator[list[Answers | Failure]]:
+        """The answers of each stack's copies. While the engine answers for one stack, torch trains the next."""
+        with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(self._threads,)) as side:
+            def trained(stack: list[Trial]) -> Future:
+                return side.submit(train, self._model, stack, self._rank, self._alpha, self._pad)
+
+            ahead = [trained(stack) for stack in stacks[:1]]
+            for number, stack in enumerate(stacks):
+                copies, loss_N = ahead.pop().result()
+                ahead = [trained(coming) for coming in stacks[number + 1 : number + 2]]
+                yield self._answers(stack, copies, loss_N, how)
 
     def _reason(self, trial: Trial) -> str:
         """Why a trial cannot be made; empty when it can."""
@@ -97,20 +115,31 @@ class CriticWorker(RolloutWorker):
                 return f"a training row: {reason}"
         return next((reason for q in trial.questions if (reason := self._engine.refusal(q))), "")
 
-    def _answers(self, trials_N: list[Trial], how: Sampling) -> list[Answers | Failure]:
-        if not trials_N or not trials_N[0].rows:
-            return self._ask(trials_N, [None] * len(trials_N), how)
-        copies, loss_N = train(self._model, trials_N, self._rank, self._alpha, self._pad)
-        sound = [n for n, loss in enumerate(loss_N) if math.isfinite(loss)]
+    def _answers(self, trials_N: list[Trial], copies: Copies, loss_N: list[float], how: Sampling) -> list[Answers | Failure]:
+        result: list[Answers | Failure] = [Failure(f"the copy's loss became {loss}", "critic") for loss in loss_N]
+        loaded: dict[int, LoRARequest] = {}
         with tempfile.TemporaryDirectory(prefix="sleep_rl-", dir=SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None) as at:
-            adapters = [self._adapter(copies, n, Path(at)) for n in sound]
             try:
-                answered = iter(self._ask([trials_N[n] for n in sound], adapters, how))
+                for n in (n for n, loss in enumerate(loss_N) if math.isfinite(loss)):
+                    adapter = self._adapter(copies, n, Path(at))
+                    if reason := self._refused(adapter):
+                        result[n] = Failure(f"its adapter was not loaded: {reason}", "critic")
+                    else:
+                        loaded[n] = adapter
+                answered = self._ask([trials_N[n] for n in loaded], list(loaded.values()), how)
             finally:
-                for adapter in adapters:
+                for adapter in loaded.values():
                     self._engine.llm.llm_engine.remove_lora(adapter.lora_int_id)
-        return [next(answered) if n in sound else Failure(f"the copy's loss became {loss_N[n]}", "critic")
-                for n in range(len(trials_N))]
+        for n, answers in zip(loaded, answered, strict=True):
+            result[n] = answers
+        return result
+
+    def _refused(self, adapter: LoRARequest) -> str:
+        """Loads an adapter; why the engine does not take it, or empty."""
+        try:
+            return "" if self._engine.llm.llm_engine.add_lora(adapter) else "vLLM said no"
+        except Exception as error:  # vLLM raises what its loader raises; the engine goes on without the adapter
+            return modeling.first_line(error)
 
     def _adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
         name, self._next_id = f"dream-{self._next_id}", self._next_id + 1

@@ -28,7 +28,7 @@ def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
         raise InputError(f"reward: {what} {path} cannot be read ({first_line(error)})") from error
 
 
-class _PolicyText:
+class PolicyText:
     """Turns a pair's token ids into text with the policy's tokenizer."""
 
     def __init__(self, tokenizer_path: str):
@@ -55,7 +55,7 @@ class EncoderReward:
     """
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
-        self._policy, self._threshold, self._device = _PolicyText(tokenizer_path), threshold, device
+        self._policy, self._threshold, self._device = PolicyText(tokenizer_path), threshold, device
         if (Path(model) / modeling.POINTER).is_file():
             raise InputError(f"reward: a full model is needed, got the memory folder {model}")
         config = _read("model", model, AutoConfig)
@@ -114,7 +114,7 @@ class JudgeReward:
         self._template = template
         if "\0" not in self._ask("\0", "") or "\0" not in self._ask("", "\0"):
             raise InputError(f"reward.template: {{student}} and {{teacher}} are needed, got {template!r}")
-        self._policy = _PolicyText(tokenizer_path)
+        self._policy = PolicyText(tokenizer_path)
         self._tokenizer = _read("tokenizer", model, AutoTokenizer)
         yes, no = self._first_ids("yes"), self._first_ids("no")
         # A token that begins both words (a lone space) tells nothing.

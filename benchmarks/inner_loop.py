@@ -1,6 +1,6 @@
 """Dreams trained and scored per minute: isolated copies together, beside SEAL's way with the same model and recipe.
 
-.venv/bin/python benchmarks/inner_loop.py [--size embedded|20m] [--dreams 32] [--repeat 3]
+.venv/bin/python benchmarks/inner_loop.py [--size embedded|20m] [--dreams 64] [--repeat 3]
 
 SEAL's way: each sequence padded to the full length, one dream after another, its adapter saved, loaded into the engine,
 asked, and removed again (padding has no loss on either side). Ours: `actors.critic.CriticWorker.try_out`.
@@ -90,7 +90,7 @@ def _full(model, row, pad):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", choices=SIZES, default="embedded")
-    parser.add_argument("--dreams", type=int, default=32)
+    parser.add_argument("--dreams", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     from actors.critic import CriticWorker

@@ -24,6 +24,7 @@ from sleep_rl.metrics import Journal, clock
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
 
+STACKS = 4  # of copies that a critic tries out in one call, training one while it asks another; they share a deadline
 CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
 
 
@@ -163,7 +164,7 @@ class Workers:
         self._drafts.push(self.learn.export(TEACHER, self.version, self._drafts.have(TEACHER), TEACHER))
         before = self._critics.all(Critic.digest)[0]
         answers: list[tuple[tuple[int, ...], ...] | Failure] = []
-        size = max(len(self._critics.workers), 1) * self._config.critics.together  # a deadline is for one stack each
+        size = max(len(self._critics.workers), 1) * self._config.critics.together * STACKS
         for start in range(0, len(trials_N), size):
             answers += self._critics.map_again(revive, Critic.try_out, trials_N[start : start + size], TEACHER, self.version, how)
         for worker, after in zip(self._critics.workers, self._critics.all(Critic.digest), strict=True):
@@ -256,6 +257,9 @@ def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
     r = config.reward
     if r.semantic == "none":
         return []
+    if r.semantic == "custom":
+        own = {"target": r.target, "options": dict(r.options), "tokenizer_path": base}
+        return _rewards(backend, config, "semantic", "actors.custom:CustomReward", own, r.gpus)
     kwargs: dict[str, Any] = {"model": r.model or base, "tokenizer_path": base}
     if r.semantic == "encoder":
         kwargs |= {"threshold": r.threshold, "device": "cuda" if r.gpus else "cpu"}

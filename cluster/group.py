@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import faulthandler
 import os
+import re
 import shutil
 import socket
 import sys
@@ -101,7 +102,7 @@ class _RayPending(Pending[R]):
 
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         import ray
-        from ray.exceptions import GetTimeoutError, RayActorError, RayError
+        from ray.exceptions import GetTimeoutError, OutOfMemoryError, RayActorError, RayError
 
         try:
             return ray.get(self._answer, timeout=wait_s)
@@ -109,6 +110,9 @@ class _RayPending(Pending[R]):
             raise self.late(limit_s) from None
         except RayActorError as error:
             raise WorkerDied(f"worker {self.worker} died during {self.method}: {_cause(str(error))}") from error
+        except OutOfMemoryError as error:  # Ray ends the worker; its error says so, and is no RayActorError
+            raise WorkerDied(f"worker {self.worker} died during {self.method}: the memory of its node was nearly full"
+                             f"{_memory(str(error))}, and Ray ended it") from error
         except RayError as error:
             raise RunError(f"worker {self.worker}: {self.method} failed: {type(error).__name__}: "
                            f"{_cause(str(error))}") from error
@@ -120,6 +124,12 @@ def _cause(text: str) -> str:
         if mark in text:
             return text.split(mark, 1)[1].splitlines()[0].split(". ")[0].rstrip(".")
     return text.strip().splitlines()[-1]  # of a traceback the last line
+
+
+def _memory(text: str) -> str:
+    """How full, from Ray's words."""
+    found = re.search(r"\b([\d.]+ ?[GM]i?B) ?/ ?([\d.]+ ?[GM]i?B)", text)
+    return f" ({found[1]} of {found[2]})" if found else ""
 
 
 class _RayChannel(Channel):

@@ -19,10 +19,11 @@ from cluster.restarts import Restarts
 from cluster.tracking import WandbSink
 from cluster.watch import Watch
 from cluster.weights import Damaged
-from sleep_rl import modeling
+from sleep_rl import intake, modeling
+from sleep_rl.collection import questions, scan
 from sleep_rl.config import Config
 from sleep_rl.console import Console
-from sleep_rl.contracts import RunError, Task
+from sleep_rl.contracts import InputError, RunError, Task
 from sleep_rl.cycle import live
 from sleep_rl.evaluate import evaluate as ask
 from sleep_rl.life import Life
@@ -30,6 +31,7 @@ from sleep_rl.loading import dump
 from sleep_rl.metrics import Journal, read
 from sleep_rl.rehearsal import Index
 from sleep_rl.report import write_report
+from sleep_rl.rules import check
 from sleep_rl.stages import LEARNER, Progress, newest
 from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
@@ -48,6 +50,8 @@ def backend_of(config: Config, folder: Path) -> Backend:
 
 def run(config: Config, backend: Make = backend_of) -> int:
     """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
+    if config.task.name == "documents":
+        return next_day(config, backend)
     task = make_task(config)  # before a folder is made: data that cannot be read leaves nothing behind
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
@@ -55,19 +59,71 @@ def run(config: Config, backend: Make = backend_of) -> int:
         return _live(config, task, folder, console, identity.write(folder, config, task), None, backend)
 
 
+def next_day(config: Config, backend: Make = backend_of) -> int:
+    """`sleep-rl run` on a person's own documents: what is new or changed at their path is the next day of the life in
+    <run.dir>/<run.name>, or its first one. Returns the exit code."""
+    task = make_task(config)  # before a folder is made: documents that cannot be read leave nothing behind
+    folder, console, own = Path(config.run.dir) / config.run.name, Console(), config.task.documents
+    begun = (folder / identity.FILE).is_file()
+    if not begun and folder.is_dir() and any(folder.iterdir()):
+        raise InputError(f"run.name: {folder} is there, but holds no life that could go on ({identity.FILE} is missing); choose "
+                         "another name")
+    wandb_id = identity.check_same(folder, config) if begun else ""
+    found, asked = scan(own.path, "task.documents.path"), questions(own.questions, own.path, "task.documents.questions")
+    most, count = _pieces(config, base_checkpoint(config, task, console), task)
+    folder.mkdir(parents=True, exist_ok=True)
+    with identity.alone(folder):
+        days = intake.read(folder)
+        grown = intake.next_day(days, found.sources, asked, most, count)
+        for name, why in found.left_out.items():
+            console.say(f"{own.path}: {name} was left out: {why}", "yellow")
+        if grown == days and _ended_well(folder, len(days)):
+            console.say(f"{folder}: nothing in {own.path} is new since day {len(days)}; nothing to do")
+            return 0
+        config = identity.with_documents(config, days=len(grown), record=str(folder))
+        check(config)  # the life is longer now
+        console.say(f"{folder}: {intake.told(grown)}")
+        intake.write(folder, grown)
+        task = make_task(config)
+        return _live(config, task, folder, console, identity.write(folder, config, task, wandb_id),
+                     _found(folder) if begun else None, backend)
+
+
+def _pieces(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:
+    """(most tokens of a piece of a document, how they are counted)."""
+    shape = modeling.read_config(base)
+    texts = Texts(task, modeling.load_tokenizer(base, shape.vocab_size))
+    longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
+    room = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
+    if room < 8:
+        raise InputError(f"rollouts.engine.max_model_len: at least {longest - room + 8}, a piece of a document and what is "
+                         f"written about it, got {longest}")
+    return min(task.piece_tokens, room), lambda text: len(texts.ids(task.read_as(text)))
+
+
+def _ended_well(folder: Path, nights: int) -> bool:
+    """Whether a run's journal ends with its end, and that of so many nights."""
+    ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if (folder / METRICS).is_file() else []
+    return bool(ended) and ended[-1]["status"] == "ok" and (folder / "memory" / f"night-{nights}").is_dir()
+
+
+def _found(folder: Path) -> tuple[Path | None, dict]:
+    """The newest checkpoint, or the beginning."""
+    return newest(str(folder)) or (None, {"results": [], "journal": 0})
+
+
 def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
     """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns the exit code."""
     folder, console = Path(run_dir), Console()
     config, task, wandb_id = identity.read(folder, overrides, accept)
     with identity.alone(folder):
-        ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if (folder / METRICS).is_file() else []
-        if ended and ended[-1]["status"] == "ok":
+        if _ended_well(folder, config.nights):
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
-        found = newest(str(folder))
-        console.say(f"{folder}: goes on after stage {len(found[1]['results'])} ({found[1]['stage']})" if found else
+        found = _found(folder)
+        console.say(f"{folder}: goes on after stage {len(found[1]['results'])} ({found[1]['stage']})" if found[0] else
                     f"{folder}: has no complete checkpoint; begins anew")
-        return _live(config, task, folder, console, wandb_id, found or (None, {"results": [], "journal": 0}))
+        return _live(config, task, folder, console, wandb_id, found)
 
 
 def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,

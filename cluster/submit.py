@@ -32,7 +32,8 @@ from sleep_rl.plan import plan
 
 ROOT = Path(__file__).parents[1]
 LEFT_HERE = {"cache", "runs", "wandb", "build", "__pycache__"}  # and whatever is hidden: .git, .venv, .env
-PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions")  # last parts of keys that name files
+PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions",
+         "questions")  # last parts of keys that name files
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90  # seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
@@ -48,12 +49,13 @@ def submit(path: str, overrides: Sequence[str], address: str | None, installed: 
     plan(config)
     server, job = JobServer(address), new_id(config.run.name)
     where = f"submitted/{Path(path).stem}.yaml"
-    fixed = [*_absolute(config), f"run.name={job}", "cluster.backend=ray", "cluster.address=auto"]
+    name = config.run.name if config.task.name == "documents" else job  # documents: today is the next day of the same life
+    fixed = [*_absolute(config), f"run.name={name}", "cluster.backend=ray", "cluster.address=auto"]
     keys = {text.partition("=")[0] for text in fixed}
     mine = [text for text in overrides if text.partition("=")[0].strip() not in keys]
     command = ["python", "-m", "sleep_rl", "run", where, *mine, *fixed]
     files = {where: yaml.safe_dump(dump(config), sort_keys=False)}
-    run = os.path.join(os.path.abspath(config.run.dir), job)
+    run = os.path.join(os.path.abspath(config.run.dir), name)
     return _start(server, job, command, package(None if installed else ROOT, files), {"config": path, "run": run})
 
 

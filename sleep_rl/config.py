@@ -7,16 +7,8 @@ what is not declared. Rules that need several keys stand in `sleep_rl.rules`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-
-def key(default: Any, doc: str, *, choices: tuple | None = None, low: float | None = None, high: float | None = None,
-        above: float | None = None) -> Any:
-    """A documented key. `low` and `high` are inclusive, `above` is exclusive; units belong into `doc`."""
-    meta = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
-    if isinstance(default, (list, dict)):
-        return field(default_factory=lambda: default.copy(), metadata=meta)
-    return field(default=default, metadata=meta)
+from sleep_rl.task_config import TaskConfig, key
 
 
 @dataclass(frozen=True)
@@ -25,63 +17,6 @@ class Run:
     dir: str = key("runs", "folder that holds the run folders")
     cache: str = key("cache", "folder for base models that are trained on first use")
     seed: int = key(0, "seed of data, initialisation and sampling", low=0)
-
-
-@dataclass(frozen=True)
-class World:
-    days: int = key(3, "days (and nights) of the life", low=1)
-    people_per_day: int = key(12, "new people a day", low=1)
-    known_people: int = key(100, "people that the base model knows by heart", low=1)
-    deep: bool = key(False, "also ask what documents do not answer as they stand (reversed, two-hop, paraphrased); the "
-                            "base model can then dream; at most 400 people")
-
-
-@dataclass(frozen=True)
-class Classify:
-    path: str = key("clinc/clinc_oos", "local CLINC150 json, a saved datasets folder, or a hub name")
-    days: int = key(3, "days (and nights) of the life", low=1)
-    classes_per_day: int = key(15, "new classes a day", low=1)
-    examples_per_document: int = key(6, "labelled examples in one document", low=1)
-    pages_per_example: int = key(1, "documents that hold an example, beside other ones each time; a model that writes "
-                                    "mostly about one place of a page reaches the others so", low=1)
-    order_seed: int | None = key(None, "seed of the class order; null: order of first appearance")
-    test_per_class: int | None = key(None, "test questions a class; null: all", low=1)
-    base_text: str | None = key(None, "dataset whose text the small base is trained on; null: the classes of `path` "
-                                      "that no day brings")
-
-
-@dataclass(frozen=True)
-class Squad:
-    path: str = key("rajpurkar/squad", "passages with questions: json in SEAL's form, a saved datasets folder, or a hub name")
-    days: int = key(2, "days (and nights) of the life", low=1)
-    passages_per_day: int = key(10, "new passages a day", low=1)
-    order_seed: int = key(42, "seed of the passages' order (SEAL's is 42)")
-    max_dream_tokens: int = key(192, "longest dream, in tokens", low=1)
-    grader: str = key("recall", "who says whether an answer is right: gold-token recall of at least 0.67, or a language model",
-                      choices=("recall", "judge"))
-    judge_endpoint: str | None = key(None, "OpenAI-compatible endpoint of the judge, e.g. http://localhost:8000/v1; its key "
-                                           "is read from SLEEP_RL_JUDGE_KEY")
-    judge_model: str | None = key(None, "name of the judge's model there")
-    base_text: str | None = key(None, "passages that the small base is trained on; null: those of `path` that no day brings")
-
-
-@dataclass(frozen=True)
-class Arc:
-    challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles")
-    solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions")
-    days: int = key(1, "days (and nights) of the life", low=1)
-    puzzles_per_day: int = key(11, "new puzzles a day", low=1)
-    views: int = key(2, "turned and recoloured forms in which a test is asked besides; all answers vote", low=0)
-    max_dream_tokens: int = key(128, "longest recipe, in tokens", low=1)
-
-
-@dataclass(frozen=True)
-class TaskConfig:
-    name: str = key("world", "what the model lives through", choices=("world", "classify", "squad", "arc"))
-    world: World = field(default_factory=World)
-    classify: Classify = field(default_factory=Classify)
-    squad: Squad = field(default_factory=Squad)
-    arc: Arc = field(default_factory=Arc)
 
 
 @dataclass(frozen=True)
@@ -207,7 +142,10 @@ class RewardConfig:
     gamma: float | None = key(None, "weight of the semantic reward in equation 4; null: 0.5 with a reward model, else 0",
                               low=0, high=1)
     z0: float = key(0.5, "equation 5 cut-off: below 1 a share of the longer sequence, from 1 on a token count", above=0)
-    semantic: str = key("none", "frozen reward model", choices=("none", "encoder", "judge"))
+    semantic: str = key("none", "frozen reward model, or a class of your own", choices=("none", "encoder", "judge", "custom"))
+    target: str | None = key(None, "custom: module:Class or path/to/file.py:Class, which every node can import; its `score` takes "
+                                   "a list of (student's text, teacher's text) and returns a number from 0 to 1 for each")
+    options: dict = key({}, "custom: keyword arguments of that class")
     model: str | None = key(None, "path or hub name of the reward model; null: the base model itself")
     threshold: float = key(0.9, "encoder: least cosine similarity that counts as the same meaning", low=-1, high=1)
     template: str = key("First: {student}\nSecond: {teacher}\nSame meaning (yes or no):",

@@ -13,13 +13,14 @@ from pathlib import Path
 
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
+from sleep_rl.custom import found
 from sleep_rl.dream_contracts import Dreamer
 from sleep_rl.night import Shares
 from sleep_rl.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.tasks.make import make_task
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-TASK_TOKENS = {"world": (34, 16), "classify": (134, 48), "squad": (450, 64), "arc": (4000, 1024)}
+TASK_TOKENS = {"world": (34, 16), "documents": (34, 16), "classify": (134, 48), "squad": (450, 64), "arc": (4000, 1024)}
 """Longest document and longest text written about it, in tokens of the task's own vocabulary."""
 LEARN_FLOPS = {"cpu": 60e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"cpu": 18e9, "gpu": 50e12}
@@ -90,16 +91,18 @@ def plan(config: Config) -> Plan:
     """Works everything out from the config and the base model's shape. Starts nothing. Raises InputError."""
     shape = base_shape(config)
     _check_shape(config, shape)
-    notes = _check_task(config)
+    task, notes = _check_task(config)
     named = [("model.teachers", name) for name in config.model.teachers]
+    if config.reward.target:
+        found(config.reward.target, "reward.target")
     if config.reward.semantic != "none" and config.reward.model:
         named.append(("reward.model", config.reward.model))
     for key, name in named:  # a hub name is left to the run
         local_folder(name, key)
-    tokens = _tokens(config)
+    tokens = _tokens(config, task)
     rollout, cached_tokens = _rollout_bytes(config, shape)
     s, rows = config.sleep, Shares.of(config)
-    written = _documents(config) * s.written if s.replay < 1 else 0
+    written = _documents(config, task) * s.written if s.replay < 1 else 0
     replayed = s.replay_written + (s.rehearse_written if s.rehearse else 0) if s.replay > 0 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
     actors = actors_of(config)
@@ -213,9 +216,12 @@ def step_rows(config: Config) -> int:
     return config.sleep.batch + (config.sleep.reading if config.sleep.replay < 1 else 0)
 
 
-def _documents(config: Config) -> int:
-    """Documents a day: one per person, passage or puzzle, or pages of labelled examples (as many a class as CLINC150 has)."""
+def _documents(config: Config, task: Task | None) -> int:
+    """Documents a day: one per person, passage or puzzle, pages of labelled examples (as many a class as CLINC150 has), or
+    the pieces of a person's own (1 where they were not looked at)."""
     classify = config.task.classify
+    if config.task.name in ("documents", "custom"):
+        return len(task.days()[-1].documents) if task else 1
     if config.task.name == "squad":
         return config.task.squad.passages_per_day
     if config.task.name == "arc":
@@ -224,11 +230,16 @@ def _documents(config: Config) -> int:
     return config.task.world.people_per_day if config.task.name == "world" else pages
 
 
-def _tokens(config: Config) -> int:
+def _tokens(config: Config, task: Task | None) -> int:
     """A longest sequence with its document. With a foreign tokenizer a word is about 1.5 tokens; never above
     max_model_len."""
-    words = sum(TASK_TOKENS[config.task.name])
-    longest = config.rollouts.engine.get("max_model_len") or math.inf
+    own, longest = config.task.documents, config.rollouts.engine.get("max_model_len") or math.inf
+    if config.task.name == "documents" and config.model.base:
+        return int(min(own.piece_tokens + own.max_new_tokens, longest))
+    if config.task.name == "custom":
+        words = max(len(d.text.split()) for day in task.days() for d in day.documents) + task.max_new_tokens
+    else:
+        words = sum(TASK_TOKENS[config.task.name])
     return int(min(words if config.model.base is None else 1.5 * words, longest))
 
 
@@ -242,7 +253,7 @@ def _check_shape(config: Config, shape: Shape) -> None:
     if longest and shape.positions and longest > shape.positions:
         raise InputError(f"rollouts.engine.max_model_len: at most the {shape.positions} positions of the base model, "
                          f"got {longest}")
-    document, new = TASK_TOKENS[config.task.name]
+    document, new = TASK_TOKENS["world"]
     if longest and config.task.name == "world" and m.base is None and longest < document + new:
         raise InputError(f"rollouts.engine.max_model_len: at least {document + new}, a document of the task and "
                          f"what is written about it, got {longest}")
@@ -260,13 +271,13 @@ def _check_shape(config: Config, shape: Shape) -> None:
                          f"{list(wanted)}")
 
 
-def _check_task(config: Config) -> tuple[str, ...]:
-    """Builds the task as a run does, and looks whether its documents can fit: a word is at least a token. A dataset of
-    the hub is left to the run, and noted."""
+def _check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
+    """(the task as a run builds it, notes). Looks whether its documents can fit: a word is at least a token. A dataset of
+    the hub is left to the run (no task), and noted."""
     name, longest = config.task.name, config.rollouts.engine.get("max_model_len")
     path = getattr(getattr(config.task, name), "path", ".")
     if not Path(path).exists() and HUB_NAME.fullmatch(path.partition(":")[0]):
-        return (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
+        return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
     task = make_task(config)
     for document in (d for day in task.days() for d in day.documents):
         least = len(document.text.split())
@@ -275,7 +286,7 @@ def _check_task(config: Config) -> tuple[str, ...]:
                              f"{document.id} and what is written about it, got {longest}")
     if config.dream.rounds:
         _check_dreams(config, task)
-    return ()
+    return task, ()
 
 
 def _check_dreams(config: Config, task: Task) -> None:

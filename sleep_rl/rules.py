@@ -32,6 +32,14 @@ def check(config: Config) -> None:
            f"sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), got {s.beta}")
     refuse(config.gamma > 0 and config.reward.semantic == "none",
            f"reward.gamma: 0 without a reward.semantic model, got {config.reward.gamma}")
+    refuse((config.reward.semantic == "custom") != (config.reward.target is not None),
+           f"reward.target: with reward.semantic custom, and only with it, got {config.reward.target or 'null'} with "
+           f"{config.reward.semantic}")
+    refuse((config.task.name == "custom") != (config.task.custom.target is not None),
+           f"task.custom.target: with task.name custom, and only with it, got {config.task.custom.target or 'null'} with "
+           f"{config.task.name}")
+    refuse(config.task.name == "custom" and m.base is None,
+           "model.base: a language model is needed for task custom, which has no small base, got null")
     refuse(config.reward.semantic == "judge" and _fields(config.reward.template) != {"student", "teacher"},
            f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got {config.reward.template!r}")
     refuse(d.k + d.b > d.m, f"dream.k + dream.b: at most dream.m = {d.m}, got {d.k + d.b}")
@@ -51,7 +59,7 @@ def check(config: Config) -> None:
 def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:
     """What dreaming needs of the rest."""
     d, task, ranks = config.dream, config.task.name, config.learners
-    refuse(task == "classify", f"dream.rounds: 0 with task classify, which has no tau, got {d.rounds}")
+    refuse(task in ("classify", "documents"), f"dream.rounds: 0 with task {task}, which has no tau, got {d.rounds}")
     refuse(task == "world" and not config.task.world.deep, "task.world.deep: true for dreaming, got false")
     refuse(d.replay == 1, "dream.replay: below 1, or no dream is learned, got 1")
     refuse(config.sleep.alpha == 0, "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0")

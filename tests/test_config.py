@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from sleep_rl.config import Config, Model, Sleep, TaskConfig, World
+from sleep_rl.config import Config, Model, Sleep
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import describe, dump, keys, load
 from sleep_rl.rules import check
@@ -17,11 +18,13 @@ CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
 
 KEYS = """
 run: name dir cache seed
-task: name
+task: name path
 task.world: days people_per_day known_people deep
+task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens days record
 task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
 task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model base_text
 task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
+task.custom: target options days
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_by reading on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
@@ -29,7 +32,7 @@ sleep: scale_advantage
 sleep: is_cap temperature min_p confidence written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
 dream: rounds tasks curriculum m k b importance novelty temperature inner_lr inner_epochs inner_rank inner_alpha seeds
 dream: margin accept mstep_init policy_lr policy_epochs policy_batch steps replay
-reward: gamma z0 semantic model threshold template timeout_s workers cpus gpus
+reward: gamma z0 semantic target options model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus threads probe_tolerance engine
 learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
 critics: workers cpus gpus threads together engine
@@ -116,7 +119,7 @@ VALUES = [
     ("sleep.is_cap=0", "sleep.is_cap: expected a number > 0, got 0"),
     ("sleep.replay=1.5", "sleep.replay: expected a number from 0 to 1, got 1.5"),
     ("sleep.reset=1", "sleep.reset: expected true or false, got 1"),
-    ("task.name=wrold", "task.name: expected one of world, classify, squad, arc, got 'wrold'"),
+    ("task.name=wrold", "task.name: expected one of world, documents, classify, squad, arc, custom, got 'wrold'"),
     ("learners.zero_stage=true", "learners.zero_stage: expected one of 0, 1, 2, 3, got true"),
     ("run.dir=''", "run.dir: expected text, got ''"),
     ("evaluate.questions=0", "evaluate.questions: expected an integer >= 1 or null, got 0"),

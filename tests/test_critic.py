@@ -136,3 +136,21 @@ def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
     assert [good] == critic.try_out([TRIALS[2]], "base", 0, GREEDY)
     with pytest.raises(InputError, match="temperature 0 is allowed, got 1"):
         critic.try_out(TRIALS, "base", 0, Sampling(4, 1.0))
+
+
+@pytest.mark.stack
+def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monkeypatch):
+    wanted, save = critic.try_out(TRIALS, "base", 0, GREEDY), Copies.save
+
+    def damaged(self, number, folder):
+        save(self, number, folder)
+        if number == 1:
+            (folder / "adapter_model.safetensors").write_bytes(b"no tensors")
+
+    monkeypatch.setattr(Copies, "save", damaged)
+    digest = critic.digest()
+    got = critic.try_out(TRIALS[:3], "base", 0, GREEDY)
+    failed = [n for n, answers in enumerate(got) if isinstance(answers, Failure)]
+    assert len(failed) == 1 and got[failed[0]].reason.startswith("its adapter was not loaded: ")
+    assert [a for n, a in enumerate(got) if n not in failed] == [a for n, a in enumerate(wanted[:3]) if n not in failed]
+    assert critic.digest() == digest and critic._engine.llm.llm_engine.list_loras() == set()

@@ -5,7 +5,8 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config import Baselines, Config, Evaluate, Model, Sleep, TaskConfig, Wake, World
+from sleep_rl.config import Baselines, Config, Evaluate, Model, Sleep, Wake
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import TEACHER, Day, Document, Question, Sample, Text
 from sleep_rl.cycle import due, live

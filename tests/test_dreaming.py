@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from sleep_rl import dreaming
-from sleep_rl.config import Dream, Evaluate, Model, Rollouts, Sleep, TaskConfig, World
+from sleep_rl.config import Dream, Evaluate, Model, Rollouts, Sleep
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import STUDENT, TEXT, Failure, InputError, Question, RunError, Sample, Text
 from sleep_rl.cycle import live

@@ -11,7 +11,7 @@ import psutil
 import pytest
 import torch
 
-from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, settle, wait_all
+from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _RayPending, settle, wait_all
 from cluster.placement import check
 from cluster.watch import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
@@ -26,6 +26,22 @@ def test_nobody_at_the_address_is_an_input_error():
     with pytest.raises(InputError, match="^cluster.address: a running Ray cluster, got 127.0.0.1:9: "):
         RayBackend("127.0.0.1:9")
     assert time.monotonic() - began < 15
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_has_died(monkeypatch):
+    import ray
+    from ray.exceptions import OutOfMemoryError
+
+    def get(answer, timeout):
+        assert answer == "answer" and timeout == 1.0
+        raise OutOfMemoryError("Memory on the node (IP: 10.0.0.1) was 22.90GB / 23.54GB (0.97), above 0.95.\nRefer to the "
+                               "documentation on how to address the out of memory issue: https://...")
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(WorkerDied) as died:
+        _RayPending("critic-0", "try_out", "answer").outcome(1.0, 600.0)
+    assert str(died.value) == ("worker critic-0 died during try_out: the memory of its node was nearly full (22.90GB of 23.54GB), "
+                               "and Ray ended it")
 
 
 @pytest.fixture(scope="module")

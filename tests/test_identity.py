@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from cluster import identity
-from sleep_rl.config import Config, TaskConfig, World
+from sleep_rl.config import Config
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.tasks.make import make_task
 

@@ -14,9 +14,10 @@ import pytest
 from cluster import launch
 from sleep_rl.console import Console
 from sleep_rl.metrics import Journal, read
+from sleep_rl.stages import newest
 
 ROOT = Path(__file__).parents[1]
-DIFFERENT = ("t", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
+DIFFERENT = ("t", "commit", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
              "learner_waited_s", "rollouts_waited_s", "rewards_s")
 """Times, and what a push had to move: a new worker holds less than an old one. The name of the run is in its config."""
 SMALL = ("run.cache=cache", "model.chunks=[1,2]", "model.experts=2", "rollouts.workers=1", "baselines.sft=true",
@@ -132,6 +133,45 @@ def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
     [last] = read(tmp_path / "metrics.jsonl")
     assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
     assert error.value.code == signal.SIGTERM and reports == [tmp_path]
+
+
+DREAMING = ("run.cache=cache", "task.world.deep=true", "task.world.days=1", "rollouts.workers=1", "dream.rounds=1", "dream.tasks=2",
+            "dream.m=4", "dream.k=3", "dream.b=1", "dream.seeds=1", "dream.inner_lr=5.0e-3", "dream.steps=4", "model.experts=3",
+            "model.top_k=1")
+STEPS = {"consolidate": 0.3, "write": 0.0, "select": 1.0, "try_out": 0.0, "follow": 0.5}
+"""Stage -> how long into the stage behind it the kill comes, in seconds."""
+
+
+def kill_behind(process, folder, stage, wait_s):
+    """SIGKILL to the driver while it does what follows a stage."""
+    deadline = time.monotonic() + 600
+    while (found := newest(str(folder))) is None or found[1]["stage"] != stage:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{folder} never came behind {stage}"
+        time.sleep(0.01)
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest(str(folder))[1]["stage"] == stage, "killed too late"
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
+    arguments = ("configs/debug.yaml", f"run.dir={tmp_path}", "cluster.backend=local", *DREAMING)
+    done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=900)
+    assert done.returncode == 0, done.stdout
+    whole, folder = lines(tmp_path / "whole"), tmp_path / "cut"
+    kinds = {record["kind"] for record in whole}
+    assert {"tried", "dreamed", "policy"} <= kinds and any(r.get("reward") for r in whole if r["kind"] == "dream")
+    process = subprocess.Popen(**command("run", *arguments, "run.name=cut"))
+    for stage, wait_s in STEPS.items():
+        kill_behind(process, folder, stage, wait_s)
+        process = subprocess.Popen(**command("resume", str(folder)))
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    assert lines(folder) == whole
+    assert memories(folder) == memories(tmp_path / "whole")
 
 
 @pytest.mark.stack
