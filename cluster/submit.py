@@ -32,12 +32,13 @@ from sleep_rl.plan import plan
 
 ROOT = Path(__file__).parents[1]
 LEFT_HERE = {"cache", "runs", "wandb", "build", "__pycache__"}  # and whatever is hidden: .git, .venv, .env
-PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions")  # last parts of keys that name files
+PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions",
+         "questions")  # last parts of keys that name files
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90  # seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
 PATIENCE_S = 300.0  # how long a job server may be away while a job is followed
-POLL_S = 1.0
+POLL_S, LONGEST_POLL_S = 1.0, 15.0
 BAD_INPUT = 2  # the exit code of a run whose input cannot work: going on with it would end the same way
 
 
@@ -48,12 +49,13 @@ def submit(path: str, overrides: Sequence[str], address: str | None, installed: 
     plan(config)
     server, job = JobServer(address), new_id(config.run.name)
     where = f"submitted/{Path(path).stem}.yaml"
-    fixed = [*_absolute(config), f"run.name={job}", "cluster.backend=ray", "cluster.address=auto"]
+    name = config.run.name if config.task.name == "documents" else job  # documents: today is the next day of the same life
+    fixed = [*_absolute(config), f"run.name={name}", "cluster.backend=ray", "cluster.address=auto"]
     keys = {text.partition("=")[0] for text in fixed}
     mine = [text for text in overrides if text.partition("=")[0].strip() not in keys]
     command = ["python", "-m", "sleep_rl", "run", where, *mine, *fixed]
     files = {where: yaml.safe_dump(dump(config), sort_keys=False)}
-    run = os.path.join(os.path.abspath(config.run.dir), job)
+    run = os.path.join(os.path.abspath(config.run.dir), name)
     return _start(server, job, command, package(None if installed else ROOT, files), {"config": path, "run": run})
 
 
@@ -216,7 +218,8 @@ def _tail(server: JobServer, job: str) -> dict[str, Any]:
             if info["status"] == "PENDING" and info.get("message") not in (None, told):
                 told = info["message"]
                 print(f"{job}: {' '.join(told.split())}", file=sys.stderr, flush=True)
-        time.sleep(max(POLL_S, 10 * (time.monotonic() - began)))  # a long log costs the server a tenth of its time at most
+        # A long log costs the server little of its time; a busy one is not asked again and again.
+        time.sleep(min(max(POLL_S, 10 * (time.monotonic() - began)), LONGEST_POLL_S))
 
 
 @contextmanager

@@ -48,7 +48,7 @@ def test_every_record_is_on_disk_before_log_returns(tmp_path):
 
 def test_nan_and_infinity_become_null_and_are_named(tmp_path):
     journal = Journal(tmp_path / "m.jsonl")
-    journal.log("seed", loss=math.nan, lr=1e-3, grad_norm=np.float64("inf"))
+    journal.log("seed", step=0, loss=math.nan, lr=1e-3, grad_norm=np.float64("inf"))
     journal.log("evaluate", after="base", method="sleep", row={"known": 1.0, "day 1": -math.inf})
     text = (tmp_path / "m.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text

@@ -149,6 +149,18 @@ def test_a_config_becomes_a_job_with_code_config_and_absolute_paths(server, caps
     assert TOKEN not in out + err + json.dumps(sent)
 
 
+def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("Nora Costa lives in Oslo.")
+    monkeypatch.setattr(submit, "plan", lambda config: None)  # its base model is not here
+    assert cli(server, str(ROOT / "configs" / "documents.yaml"), "task.path=notes", "run.name=mine") == 0
+    [(job, sent)] = server.jobs.items()
+    command = shlex.split(sent["entrypoint"])
+    assert job.startswith("mine-") and "run.name=mine" in command and sent["metadata"]["run"] == f"{tmp_path}/runs/mine"
+    assert command.index(f"task.documents.path={tmp_path}/notes") > command.index("task.path=notes")
+
+
 def test_installed_sends_the_config_and_no_code(server, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"include: [{DEBUG}]\nrun: {{name: mine}}\n")

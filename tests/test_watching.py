@@ -367,8 +367,8 @@ def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd
     assert client.ask()[::2] == (500, "sleep-rl watch failed: KeyError: 'gone'\n")
     deadline = time.monotonic() + 5
     err = ""
-    while not err and time.monotonic() < deadline:
-        err = capfd.readouterr().err
+    while not err.endswith("\n") and time.monotonic() < deadline:
+        err += capfd.readouterr().err
     assert err == "sleep-rl watch: KeyError: 'gone'\n"
 
 
