@@ -142,7 +142,7 @@ def test_a_dataset_with_class_labels_gives_the_same_task_and_drops_oos(path, tmp
 @pytest.mark.parametrize(("text", "says"), [
     (None, "no such file"),
     ("", "the file is empty"),
-    (b"\xff\xfe\x00", "'utf-8' codec can't decode byte 0xff in position 0"),
+    (b"\xff\xfe\x00", "expected UTF-8 text, got another encoding at byte 0"),
     ('{"train": [', "Expecting value: line 1 column 12"),
     ("[1, 2]", "expected an object with the lists train and test"),
     ('{"train": [], "val": []}', "expected an object with the lists train and test"),

@@ -135,8 +135,8 @@ def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_end
                             f"run.cache={job.folder}/shared/cache", f"cluster.address=127.0.0.1:{port}",
                             "cluster.wait_s=1800", "sleep.steps=3"]
     sruns, rays = job.calls("srun"), job.calls("ray")
-    assert [next(w for w in step["words"] if w.startswith("--nodelist")) for step in sruns] == [
-        "--nodelist=n1", "--nodelist=n2", "--nodelist=n3"]
+    head, *others = [next(w for w in step["words"] if w.startswith("--nodelist")) for step in sruns]
+    assert head == "--nodelist=n1" and sorted(others) == ["--nodelist=n2", "--nodelist=n3"]  # these begin at once
     for step in sruns:
         assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=64", "--gpus-per-node=8"} <= set(step["words"])
     heads = [ray["words"] for ray in rays if "--head" in ray["words"]]

@@ -90,7 +90,7 @@ def test_squads_own_form_is_grouped_by_passage(tmp_path):
 
 
 @pytest.mark.parametrize("content,line", [
-    (b"", "Expecting value"), (b"\xff\xfe", "codec can't decode"), (b"[]", "no passage with a question"), (b'{"a": 1}', "a json of passages"),
+    (b"", "the file is empty"), (b"\xff\xfe", "another encoding at byte 0"), (b"[]", "no passage with a question"), (b'{"a": 1}', "a json of passages"),
     (b'[{"title": "t"}]', "answers")])
 def test_bad_files_are_one_line(tmp_path, content, line):
     file = tmp_path / "p.json"

@@ -75,8 +75,9 @@ def first_night(journal: Journal) -> None:
         journal.log("seed", day="day 1", night=1, sender=0, step=step, steps=2, loss=loss, grad_norm=float("nan"))
     journal.log("push", name="student", version=1, bytes=786432, seconds=0.01)
     journal.log("dream", night=1, round=1, task="t", number=0, text="I dreamed", importance=0.5, kept=True, tau_before=0.25,
-                reward=1, gain=0.5, held_out=0.25, reason="")
-    journal.log("dreamed", night=1, round=1, written=1, kept=1, rewarded=1, failed=0, tau_before=0.25, gain=0.5)
+                taus=[0.75], reward=1, gain=0.5, held_out=0.25, reason="")
+    journal.log("dreamed", night=1, round=1, written=1, kept=1, rewarded=1, failed=0, tau_before=0.25, gain=0.5,
+                gain_rewarded=0.5, gain_held_out=0.25)
     journal.log("seed", day="dreams", night=1, sender=-1, step=0, steps=1, loss=0.75)
     journal.log("evaluate", after="night 1", method="sleep", row={"known": 0.9, "day 1": 0.94}, forms={"two-hop": 0.5})
     journal.log("completion", when="after", day="day 1", question="q1", prompt="Q", answer="a", completion="a", score=1.0)
