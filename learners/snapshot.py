@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sleep_rl.contracts import RunError
+from sleep_rl.files import checked
 from sleep_rl.modeling import first_line
 
 Kept = tuple[dict[str, Tensor], dict[str, Tensor], dict[int, list[int]]]
@@ -42,7 +43,7 @@ def write(path: str, states: dict[str, Kept], generator: torch.Generator) -> Non
 def read(path: str, device: str) -> tuple[dict[str, Kept], Tensor]:
     """(tag -> memory, the generator's state), as `write` got them. Raises RunError for anything else."""
     try:
-        with safe_open(path, "pt", device=device) as file:
+        with safe_open(checked(path), "pt", device=device) as file:
             header = json.loads((file.metadata() or {})[HEADER])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
         kept: list[Kept] = [({}, {}, {int(level): [int(slot) for slot in slots] for level, slots in order})

@@ -25,6 +25,12 @@ def regular(path: str | os.PathLike) -> BinaryIO:
     raise OSError(number, text, path)
 
 
+def checked(path: str | os.PathLike) -> str:
+    """The path of a regular file, for a reader that would wait for anything else. Raises what `regular` does."""
+    regular(path).close()
+    return os.fspath(path)
+
+
 def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:
     """The bytes of a regular file. Raises what `regular` does, and OSError for more than `most` bytes."""
     with regular(path) as file:

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Pretra
 
 from sleep_rl.architecture import CLASSES, FAMILIES
 from sleep_rl.contracts import InputError, RunError
-from sleep_rl.files import JSON_BYTES, parsed
+from sleep_rl.files import JSON_BYTES, checked, parsed
 from sleep_rl.memory import MemoryLevel, init_slots, memory_levels
 from sleep_rl.shape import HUB_NAME, check_levels, parse_shape, read_json
 
@@ -75,6 +75,8 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
             return load(expand(path, os.path.join(temporary, "expanded"), stored, seed), stored, dtype)
     if levels is not None and config.memory_levels != levels:
         raise InputError(f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}")
+    if os.path.isdir(path):
+        weight_map(Path(path))  # a pipe in place of a file would be waited for
     try:
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
@@ -89,7 +91,7 @@ def load(path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch
 
 def levels_of(path: str) -> list[dict]:
     """The memory levels that a checkpoint or a memory folder holds. Raises InputError where there are none."""
-    if (Path(path) / POINTER).is_file():
+    if os.path.isfile(Path(path) / POINTER):
         return _read_pointer(Path(path))["memory_levels"]
     config = read_config(path)
     if not getattr(config, "memory_levels", None):
@@ -211,8 +213,10 @@ def weight_map(folder: Path) -> dict[str, str]:
             weights = parsed(folder / INDEX, JSON_BYTES)["weight_map"]
             if not all(isinstance(file, str) and file == os.path.basename(file) and file for file in weights.values()):
                 raise ValueError(f"{INDEX}: expected names of files beside it")
+            for file in set(weights.values()):
+                checked(folder / file)
             return weights
-        with safe_open(folder / WEIGHTS, "pt") as file:
+        with safe_open(checked(folder / WEIGHTS), "pt") as file:
             return {key: WEIGHTS for key in file.keys()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SafetensorError) as error:
         raise InputError(f"model {folder}: no readable safetensors weights ({first_line(error)})") from error
@@ -252,7 +256,7 @@ def read_memory(folder: Path, levels: list[dict] | None = None) -> tuple[dict, d
     """(pointer, tensors) of a memory folder; with `levels`, they must be what it holds."""
     pointer = _read_pointer(folder)
     try:
-        tensors = load_file(folder / MEMORY)
+        tensors = load_file(checked(folder / MEMORY))
     except (OSError, SafetensorError) as error:
         raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
     stored = pointer["memory_levels"]

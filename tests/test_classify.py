@@ -146,8 +146,8 @@ def test_a_dataset_with_class_labels_gives_the_same_task_and_drops_oos(path, tmp
     ('{"train": [', "Expecting value: line 1 column 12"),
     ("[1, 2]", "expected an object with the lists train and test"),
     ('{"train": [], "val": []}', "expected an object with the lists train and test"),
-    ('{"train": [["hi", "greet"], ["hi"]], "test": []}', "record 1 is not a pair of utterance and label"),
-    ('{"train": [["hi", 3]], "test": []}', "record 0 is not a pair of utterance and label"),
+    ('{"train": [["hi", "greet"], ["hi"]], "test": []}', "record 1: expected a pair of utterance and label"),
+    ('{"train": [["hi", 3]], "test": []}', "record 0: expected a pair of utterance and label"),
 ], ids=str)
 def test_a_file_that_cannot_be_used_is_refused_in_one_line(text, says, tmp_path):
     path = str(tmp_path / "bad.json") if text is None else write(tmp_path / "bad.json", text)

@@ -86,7 +86,7 @@ def _by_label(pairs: list[Any]) -> Examples:
     for i, pair in enumerate(pairs):
         if (not isinstance(pair, (list, tuple)) or len(pair) != 2
                 or not all(isinstance(part, str) and part.strip() for part in pair)):
-            raise ValueError(f"record {i} is not a pair of utterance and label: {str(pair)[:60]!r}")
+            raise ValueError(f"record {i}: expected a pair of utterance and label, got {str(pair)[:60]!r}")
         utterance = " ".join(pair[0].replace(MARKER.strip(), "->").split())  # one line, without the marker
         if pair[1] != OUT_OF_SCOPE and utterance not in seen:
             seen.add(utterance)
