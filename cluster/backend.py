@@ -31,7 +31,8 @@ class Backend(ABC):
     def spawn_ranks(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, world_size: int,
                     cpus: float = 0.0, gpus: float = 0.0, env: dict[str, str] | None = None) -> list[Handle]:
         """Starts the ranks of one process group, `<name>-<rank>`. Rank 0's node supplies the meeting point. LOCAL_RANK
-        is 0 everywhere, since a worker sees only its own devices."""
+        is 0 everywhere, since a worker sees only its own devices. They get room together, or the start fails."""
+        self.reserve([f"{name}-{rank}" for rank in range(world_size)], cpus, gpus)
         handles = [Handle(self, cls, kwargs, Ask(f"{name}-{rank}", 1, cpus, gpus), {}) for rank in range(world_size)]
         meeting = handles[0]._channel.send(Host.rendezvous, "finding a free port")
         host, port = meeting.result(self.start_timeout_s)
@@ -54,6 +55,9 @@ class Backend(ABC):
     @abstractmethod
     def open(self, ask: Ask) -> Channel:
         """A process (or a place in this one) for one worker."""
+
+    def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
+        """Holds room for workers that are of use together only. Raises RunError when there is none in time."""
 
     @abstractmethod
     def preflight(self, asks: Sequence[Ask]) -> None:

@@ -5,8 +5,7 @@ so that vllm, torch and deepspeed are imported in the worker's process only.
 
     with RayBackend(log_dir="runs/world/logs") as backend:
         backend.preflight([Ask("rollouts", 2, cpus=1)])
-        workers = [backend.spawn("actors.rollout:VllmRollout", {"path": path}, name=f"rollout-{i}", cpus=1,
-                                 env={"OMP_NUM_THREADS": "1"}) for i in range(2)]
+        workers = [backend.spawn("actors.rollout:RolloutWorker", {"checkpoint": path}, name=f"rollout-{i}") for i in range(2)]
         backend.ready(workers)
         workers[0].held()                                                 # blocks, like the worker's own method
         pending = workers[1].start(Rollout.sample, requests, "student", 3, how)  # does not
@@ -128,18 +127,17 @@ def _cause(text: str) -> str:
 
 
 def _memory(text: str) -> str:
-    """How full, from Ray's words."""
     found = re.search(r"\b([\d.]+ ?[GM]i?B) ?/ ?([\d.]+ ?[GM]i?B)", text)
     return f" ({found[1]} of {found[2]})" if found else ""
 
 
 class _RayChannel(Channel):
-    def __init__(self, ask: Ask, log_dir: str | None, limits_s: tuple[float, float]) -> None:
+    def __init__(self, ask: Ask, log_dir: str | None, limits_s: tuple[float, float], place: Any = "DEFAULT") -> None:
         import ray
 
         self._name = ask.name
         self._actor = ray.remote(RayHost).options(
-            num_cpus=ask.cpus, num_gpus=ask.gpus, max_restarts=0, max_task_retries=0).remote(
+            num_cpus=ask.cpus, num_gpus=ask.gpus, max_restarts=0, max_task_retries=0, scheduling_strategy=place).remote(
                 ask.name, ask.gpus, log_dir, sys.path, limits_s)
 
     def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
@@ -164,6 +162,7 @@ class RayBackend(Backend):
         super().__init__(start_timeout_s, call_timeout_s)
         self._log_dir = os.path.abspath(log_dir) if log_dir else None
         self._channels: list[_RayChannel] = []
+        self._places: dict[str, Any] = {}  # worker -> its bundle of a placement group
         self._asked: set[str] = set()  # ids of nodes that said what they run
         self._said = ""
         self._refused: list[Ask] = []
@@ -214,8 +213,22 @@ class RayBackend(Backend):
                                    f"{str(error).splitlines()[0]} (its logs: {self._temp_dir})") from error
 
     def open(self, ask: Ask) -> Channel:
-        self._channels.append(_RayChannel(ask, self._log_dir, (self.start_timeout_s, self.call_timeout_s)))
+        limits_s, place = (self.start_timeout_s, self.call_timeout_s), self._places.get(ask.name, "DEFAULT")
+        self._channels.append(_RayChannel(ask, self._log_dir, limits_s, place))
         return self._channels[-1]
+
+    def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
+        from ray.util import placement_group, remove_placement_group
+        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Place
+
+        bundles = placement.bundles([Ask("rank", len(names), cpus, gpus)])
+        if len(bundles) > 1:
+            group = placement_group(bundles, strategy="PACK")  # on as few nodes as they fit on
+            if not group.wait(self.start_timeout_s):
+                remove_placement_group(group)
+                raise RunError(f"cluster.start_timeout_s: no room for {', '.join(names)} together within "
+                               f"{self.start_timeout_s:g} s ({cpus:g} CPU and {gpus:g} GPU each); other jobs hold it")
+            self._places |= {name: Place(group, number) for number, name in enumerate(names)}
 
     def preflight(self, asks: Sequence[Ask]) -> None:
         """Says what is asked and what is there, and which nodes run something else than this process; asks each once. Who

@@ -72,6 +72,25 @@ def only_ray(backend):
         pytest.skip("needs a process per worker")
 
 
+@pytest.mark.stack
+def test_ranks_get_room_together_or_the_start_fails(backend, only_ray):
+    from ray.util import placement_group_table
+
+    ranks = backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="rank", world_size=2, cpus=0.5)
+    backend.ready(ranks)
+    assert [rank.greet("you", mark="!") for rank in ranks] == ["hi you!"] * 2
+    [group] = [g for g in placement_group_table().values() if g["state"] == "CREATED"]
+    assert list(group["bundles"].values()) == [{"CPU": 0.5}] * 2 and group["strategy"] == "PACK"
+    before, backend.start_timeout_s = backend.start_timeout_s, 1.0
+    try:
+        with pytest.raises(RunError, match="no room for big-0, big-1 together within 1 s .1.5 CPU and 0 GPU each."):
+            backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="big", world_size=2, cpus=1.5)
+    finally:
+        backend.start_timeout_s = before
+        for rank in ranks:
+            rank.kill()
+
+
 class TestCalls:
     def test_blocking_call_and_pending(self, echo):
         assert echo.greet("Ann", mark="!") == "hi Ann!"
