@@ -6,6 +6,7 @@ The environment is set before anything imports torch or vLLM: they read it once.
 from __future__ import annotations
 
 import os
+import signal
 
 from actors.environment import cpu_environment
 
@@ -112,3 +113,9 @@ def rollout():
     yield worker
     for engine in live.values():
         engine.close()
+
+
+def as_at_a_terminal() -> None:
+    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and so do its children."""
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -22,6 +22,7 @@ from cluster.checks import GB, Finding
 from sleep_rl.cli import main
 from sleep_rl.config import Config, Model, RewardConfig
 from sleep_rl.contracts import InputError
+from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
 NO_LIMIT = resource.RLIM_INFINITY
@@ -451,7 +452,7 @@ def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
     child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     code = "import sys; from cluster import doctor; doctor.run([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
     process = subprocess.Popen([sys.executable, "-c", code, child, str(tmp_path / "pid")], stderr=subprocess.DEVNULL,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)})
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=as_at_a_terminal)
     deadline = time.monotonic() + 60
     while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
         assert time.monotonic() < deadline and process.poll() is None
@@ -489,6 +490,7 @@ def test_the_doctor_finds_this_machine_sound(tmp_path):
                      r"tensors in [\d.]+ s, verified to \de-\d+ nats$", done.stdout, re.M)
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_the_probe_goes_through_a_night_in_one_process(tmp_path):
     """In a process of its own, because an engine of vLLM cannot share one with those of other tests."""

@@ -133,6 +133,7 @@ def test_a_config_that_cannot_work_is_one_line(capsys, keys, line):
     assert line in capsys.readouterr().err
 
 
+@pytest.mark.slow
 @pytest.mark.stack
 def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
     base = World(0).base_checkpoint(str(ROOT / "cache"), 0, None)

@@ -14,6 +14,7 @@ from cluster import logs
 from cluster.identity import alone
 from sleep_rl.cli import main
 from sleep_rl.contracts import InputError
+from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
 
@@ -108,7 +109,7 @@ def test_following_stops_when_nobody_looks_any_more(run, how):
     with alone(run):
         process = subprocess.Popen([sys.executable, "-m", "sleep_rl", "logs", str(run), "--actor", "rollout-0", "--follow"],
                                    stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                                   env={**os.environ, "PYTHONPATH": str(ROOT)})
+                                   env={**os.environ, "PYTHONPATH": str(ROOT)}, preexec_fn=as_at_a_terminal)
         for _ in range(3):
             assert process.stdout.readline()
         if how == "Ctrl-C":

@@ -279,11 +279,15 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
 
 @pytest.mark.stack
 def test_a_ray_of_our_own_listens_on_the_loopback_address_only():
+    def listening():
+        me = psutil.Process()
+        return {connection.laddr for process in (me, *me.children(recursive=True)) if process.is_running()
+                for connection in process.net_connections("inet") if connection.status == psutil.CONN_LISTEN}
+
+    before = listening()  # of other tests in this process
     with RayBackend(cpus=1, start_timeout_s=600) as backend:
         worker = backend.spawn("tests.workers:Echo", {}, name="echo", cpus=0)
         backend.ready([worker])
         assert worker.greet("you") == "hello you."
-        me = psutil.Process()
-        there = {connection.laddr.ip for process in (me, *me.children(recursive=True)) if process.is_running()
-                 for connection in process.net_connections("inet") if connection.status == psutil.CONN_LISTEN}
+        there = {address.ip for address in listening() - before}
     assert there and {ip.removeprefix("::ffff:") for ip in there} == {"127.0.0.1"}

@@ -26,6 +26,7 @@ from sleep_rl.contracts import InputError, RunError
 from sleep_rl.digest import digest
 from sleep_rl.memory import tensors_of
 from sleep_rl.metrics import Journal
+from tests.conftest import as_at_a_terminal
 
 PROMPT = list(range(20, 40))
 
@@ -301,7 +302,8 @@ def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, t
     command = [sys.executable, "-m", "sleep_rl", "serve", str(run), "--port", "0", "--follow", "max_num_seqs=4",
                "block_size=32"]
     with log.open("w") as out, errors.open("w") as err:
-        server = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "TMPDIR": str(tmp_path)})
+        server = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "TMPDIR": str(tmp_path)},
+                                  preexec_fn=as_at_a_terminal)
     body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
 
     def until(found, what):

@@ -20,6 +20,7 @@ from cluster import submit
 from sleep_rl.cli import main
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import dump, load
+from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
 DEBUG = str(ROOT / "configs" / "debug.yaml")
@@ -336,7 +337,8 @@ def test_exactly_one_thing_is_asked(server, argv, capsys):
 def test_a_lost_terminal_leaves_the_job(server, job, number):
     server.story = 10_000 * [("RUNNING", "begun\n", None)]
     process = subprocess.Popen([sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
-                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                               cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                               preexec_fn=as_at_a_terminal)
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
     out, err = process.communicate(timeout=20)

@@ -25,6 +25,7 @@ from sleep_rl.metrics import Journal
 from sleep_rl.watch import PAGE_POLICY, Server
 from sleep_rl.watch_page import PAGE
 from sleep_rl.watching import QUIET_S
+from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
 CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -396,7 +397,8 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
     seed(begin(tmp_path), 1, 0)
     process = subprocess.Popen([sys.executable, "-m", "sleep_rl", "watch", str(tmp_path), "--port", "0"], text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                               preexec_fn=as_at_a_terminal)
     try:
         said = process.stdout.readline()
         host, port = re.match(r"http://(127\.0\.0\.1):(\d+) shows .*; ctrl-C ends it\n", said).groups()
