@@ -14,6 +14,7 @@ from cluster import sabotage
 from cluster.drill import reached
 from cluster.sabotage import TwoNodes
 from sleep_rl.metrics import read
+from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
 LIFE = ("configs/debug.yaml", "run.cache=cache", "task.world.days=4", "sleep.steps=6", "rollouts.workers=2", "learners.cpus=1",
@@ -38,7 +39,8 @@ class Client:
         token = {"RAY_AUTH_TOKEN": nodes.environment["RAY_AUTH_TOKEN"]}
         self.process = subprocess.Popen(
             [sys.executable, "-m", "sleep_rl", "submit", *map(str, arguments), "--address", nodes.jobs], cwd=ROOT, text=True,
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**kept, **token, **environment})
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**kept, **token, **environment},
+            preexec_fn=as_at_a_terminal)
         self.said = []
 
     def until(self, pattern):
