@@ -7,6 +7,7 @@ the night that wrote it, whole, in the header `x-sleep-rl-night`.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import signal
 import socket
@@ -118,7 +119,7 @@ async def _serve(arguments: Namespace, listener: socket.socket, found: Found, fo
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise InputError(f"vLLM cannot serve {found.path}: {' '.join(str(error).split())[:300]}") from error
         nights, ending = await _answer(client, arguments, listener, found, follow, say)
-    told = ending.__name__ == "shutdown"  # vLLM hands this back when a signal ended it, and something else otherwise
+        told = ending.__name__ == "shutdown"  # vLLM hands this back when a signal ended it, and something else otherwise
     await ending
     if not told:
         raise RunError(f"serve: {nights.lost or 'the engine died'}")
@@ -133,6 +134,7 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
     nights = Nights(client, found, end=lambda: setattr(app.state.server, "should_exit", True))
     await nights.begin()
     app.state.nights = nights
+    client.shutdown = _quiet(client.shutdown)
     app.include_router(_routes(nights))
     host, port = listener.getsockname()[:2]
     scheme, name = "https" if arguments.ssl_keyfile else "http", arguments.served_model_name[0]
@@ -154,6 +156,15 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
             with suppress(asyncio.CancelledError):
                 await following
     return nights, ending
+
+
+def _quiet(shutdown: Callable[..., None]) -> Callable[..., None]:
+    """That the engine is gone when it was told to end is no error, though vLLM's client logs it as one."""
+    def ended(*given: object, **options: object) -> None:
+        logging.getLogger("vllm").setLevel(logging.CRITICAL)
+        shutdown(*given, **options)
+
+    return ended
 
 
 class Gate:

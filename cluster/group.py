@@ -44,8 +44,7 @@ OBJECT_STORE_BYTES = 2 << 30  # most that our own node's store takes; it must ho
 class RayHost(Host):
     """A Host in an actor's process."""
 
-    def __init__(self, name: str, gpus: float, log_dir: str | None, search: list[str],
-                 limits_s: tuple[float, float]) -> None:
+    def __init__(self, name: str, gpus: float, log_dir: str | None, search: list[str], limits_s: tuple[float, float]) -> None:
         super().__init__(name)
         self._limits_s = limits_s  # of construction, and of a call
         sys.path += [path for path in search if path not in sys.path]  # what the driver can import, this can
