@@ -32,8 +32,8 @@ from sleep_rl.plan import plan
 
 ROOT = Path(__file__).parents[1]
 LEFT_HERE = {"cache", "runs", "wandb", "build", "__pycache__"}  # and whatever is hidden: .git, .venv, .env
-PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions",
-         "questions")  # last parts of keys that name files
+PATHS = ("path", "base", "base_text", "teachers", "model", "challenges", "solutions", "questions", "known",
+         "target")  # last parts of keys that name files
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90  # seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
@@ -147,6 +147,8 @@ def _absolute(config: Config) -> list[str]:
 def _here(value: Any) -> Any:
     if isinstance(value, list):
         return [_here(each) for each in value]
+    if isinstance(value, str) and (parts := value.rpartition(":"))[0].endswith(".py"):  # own code: path/to/file.py:Class
+        return f"{_here(parts[0])}:{parts[2]}"
     return os.path.abspath(value) if isinstance(value, str) and os.path.exists(value) else value
 
 

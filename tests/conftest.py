@@ -26,9 +26,9 @@ ENGINE = {"max_model_len": 128, "max_num_seqs": 64, "kv_cache_memory_bytes": 32 
 EOS, PAD = 1, 0
 VOCABULARY = 300  # the tokenizer has fewer ids: a model may have rows to spare
 LEVELS = {"dense": [{"experts": 4, "d_low": 16, "top_k": 4}], "sparse": [{"experts": 4, "d_low": 16, "top_k": 2}]}
-LEVELS |= {"locked": LEVELS["dense"], "two levels": 2 * LEVELS["dense"]}
-"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them per token; no expert
-is unlocked in `locked` and `two levels`."""
+LEVELS |= {"locked": LEVELS["dense"], "two levels": 2 * LEVELS["dense"], "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}]}
+"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them per token, `sparser` one; no
+expert is unlocked in `locked` and `two levels`."""
 STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
 
 
@@ -87,7 +87,7 @@ def sleep_checkpoint(base_checkpoint, tmp_path_factory):
     def path(family: str = "qwen3", kind: str = "dense") -> str:
         if (family, kind) not in made:
             model = modeling.load(base_checkpoint(family), LEVELS[kind])
-            if kind in ("dense", "sparse"):
+            if kind in ("dense", "sparse", "sparser"):
                 fill_memory(model)
             target = str(tmp_path_factory.mktemp("sleep") / f"{family}-{kind.replace(' ', '-')}")
             modeling.save(model, make_tokenizer(), target)

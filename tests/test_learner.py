@@ -201,6 +201,26 @@ def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(
     assert worker().wander(0) == {}  # before any expert is unlocked there is nothing to activate
 
 
+@pytest.mark.stack
+def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(worker, rollout, sleep_checkpoint):
+    from sleep_rl.contracts import Request, Sampling
+
+    engine, learner, versions = rollout(sleep_checkpoint("qwen3", "sparser")), worker(kind="sparser"), iter(range(1, 9))
+
+    def dream(learner, wander):
+        """(experts, tokens) as `sleep_rl.dreaming.write` gets them."""
+        experts, version = learner.wander(wander), next(versions)
+        engine.load(learner.export("dreamer", version, {}, STUDENT))
+        learner.close_night(False)
+        samples = engine.sample([Request((5, 6), (7,), seed) for seed in (11, 12)], "dreamer", version, Sampling(24))
+        return experts, [sample.completion_T for sample in samples]
+
+    dreams = {wander: dream(learner, wander) for wander in (1, 4, 6)}
+    experts = [str(chosen) for chosen, _ in dreams.values()]
+    assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})  # whom a router also hears is heard
+    assert dream(worker(kind="sparser"), 1) == dreams[1]  # another learner, later, from what was recorded alone
+
+
 def test_the_policy_trains_its_own_expert_on(worker):
     learner = worker()
     assert learner.open_night(1, on_full="newest") == 1

@@ -175,12 +175,14 @@ def test_paths_that_are_here_are_sent_as_absolute_ones_and_hub_names_as_they_are
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.json").write_text("[]")
     (tmp_path / "small base").mkdir()
-    config = load(DEBUG, ["task.classify.path=data.json", "task.squad.path=rajpurkar/squad", "model.base=small base",
+    (tmp_path / "own.py").write_text("")
+    config = load(DEBUG, ["reward.semantic=custom", "reward.target=own.py:Same", "task.classify.path=data.json", "task.squad.path=rajpurkar/squad", "model.base=small base",
                           "model.teachers=[small base, Qwen/Qwen3-0.6B]"])
     overrides = submit._absolute(config)
-    got = load(DEBUG, overrides)
+    got = load(DEBUG, ["reward.semantic=custom", *overrides])
     assert (got.task.classify.path, got.model.base) == (str(tmp_path / "data.json"), str(tmp_path / "small base"))
     assert got.model.teachers == [str(tmp_path / "small base"), "Qwen/Qwen3-0.6B"]
+    assert got.reward.target == f"{tmp_path}/own.py:Same"
     assert got.task.squad.path == "rajpurkar/squad" and not any("squad" in text for text in overrides)
 
 
