@@ -22,7 +22,7 @@ os.environ.update(cpu_environment(1), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM
 
 SIZES = {"embedded": {"hidden_size": 96, "intermediate_size": 192, "num_hidden_layers": 2, "num_attention_heads": 6,
                       "num_key_value_heads": 6, "vocab_size": 256},
-         "20m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 10, "num_attention_heads": 6,
+         "20m": {"hidden_size": 384, "intermediate_size": 1024, "num_hidden_layers": 13, "num_attention_heads": 6,
                  "num_key_value_heads": 6, "vocab_size": 4096}}
 FULL, ROWS, QUESTIONS, EPOCHS = 256, 3, 14, 10  # tokens of a padded sequence; of a dream: texts, questions, passes
 

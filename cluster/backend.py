@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cluster.handle import Ask, Channel, Handle, Host, Pending, Ref, wait_all
-from cluster.watch import Watch
+from cluster.watchdog import Watch
 
 R = TypeVar("R")
 

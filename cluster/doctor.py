@@ -18,8 +18,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from actors.environment import cpu_environment
-from cluster import checks
-from cluster.checks import Finding
+from cluster import doctor_checks as checks
+from cluster.doctor_checks import Finding
 from sleep_rl.config import Config
 from sleep_rl.contracts import InputError
 from sleep_rl.loading import load
@@ -136,7 +136,7 @@ def plugin(gpus: int) -> Iterable[Finding]:
                                             "repository")
         return False
     environment = {**os.environ, **cpu_environment(1)}
-    answer, finding = ask([sys.executable, "-m", "actors.check"], "vllm plugin", "vLLM", IMPORT_S, environment)
+    answer, finding = ask([sys.executable, "-m", "actors.plugin_check"], "vllm plugin", "vLLM", IMPORT_S, environment)
     if answer is None:
         yield finding
         return False

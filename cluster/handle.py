@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from cluster.watch import Watch
+from cluster.watchdog import Watch
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.secret import masked
 

@@ -17,7 +17,7 @@ from cluster.crew import CHECKPOINT, Workers
 from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.restarts import Restarts
 from cluster.wandb_sink import WandbSink
-from cluster.watch import Watch
+from cluster.watchdog import Watch
 from cluster.weights import Damaged
 from sleep_rl import intake, modeling
 from sleep_rl.collection import questions, scan

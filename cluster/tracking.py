@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.curves import AXES, MATRIX, TABLES, Curves
+from cluster.wandb_curves import AXES, MATRIX, TABLES, Curves
 from sleep_rl.metrics import Record
 
 SLACK = 128 << 10  # bytes that the client may hold back before its file counts as one that does not grow

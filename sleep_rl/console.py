@@ -163,6 +163,8 @@ class Console:
             self._rich.print(self.table(f"after {record['after']}"))
             return
         scores = record["row"] or record.get("open_book") or {}
+        if not scores:  # nobody asks
+            return
         row = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
         if not record["row"]:
             self.say(f"open book, {record['after']}: {row}")

@@ -14,7 +14,7 @@ from typing import Any
 from sleep_rl.curves import Course, Trace
 from sleep_rl.dream_pages import state
 from sleep_rl.follow import Follower
-from sleep_rl.kinds import METRICS
+from sleep_rl.kinds import METRICS, fault
 from sleep_rl.metrics import METHODS, Record, Retention, clock
 from sleep_rl.report import BLUE, COLOURS, CYAN, MUTED, PURPLE, completions, failures, headline, heatmaps
 from sleep_rl.workers_seen import Crew
@@ -26,10 +26,6 @@ SEED = {"Seeding loss": ("L_KS", {"loss": ("loss", BLUE)}),
                                         "reward_abs": ("edit distance", PURPLE)}),
         "Log-probability gap": ("nats per token", {"logprob_gap": ("gap", BLUE)})}
 """Title of a panel of the consolidations -> unit, field -> label and colour."""
-NEEDED = {"evaluate": ("after", "method", "row"), "completion": ("when", "day", "question", "answer", "completion"),
-          "dream": ("night", "round", "task", "text", "reason", "kept", "reward", "gain"), "seed": ("night", "step"),
-          "push": ("name",), "sample": (), "baseline": ("method", "step"), "wake": ("step",), "restarted": ("worker",),
-          "scaled": ("worker", "joined"), "sink_failed": ("sink", "reason")}
 
 
 class Seen:
@@ -66,9 +62,9 @@ class Seen:
         return self.state()
 
     def add(self, record: Record) -> None:
-        """Takes one record in. One that lacks what its kind has is counted and left out."""
+        """Takes one record in. One that its readers cannot use is counted and left out."""
         kind = record["kind"]
-        if any(name not in record for name in NEEDED.get(kind, ())):
+        if fault(record):
             self.left_out += 1
             return
         try:

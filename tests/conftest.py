@@ -115,6 +115,17 @@ def rollout():
         engine.close()
 
 
+@pytest.fixture
+def nowhere(tmp_path, monkeypatch):
+    """No hub, no cache of one, no base trained before, an empty working folder."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
 def as_at_a_terminal() -> None:
     """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and so do its children."""
     for number in (signal.SIGINT, signal.SIGHUP):

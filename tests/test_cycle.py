@@ -243,3 +243,25 @@ def test_other_models_are_seeded_before_the_first_day(tmp_path):
     assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == ["base", "night 0", "night 1"]
     assert config.most_experts == [5] and config.consolidations[0] == (0, 0)
     assert undocumented(records) == []
+
+
+def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, capsys):
+    """As on one's own documents without questions: the retention matrix stays empty, and says so."""
+
+    class Silent(Diary):
+        def days(self):
+            return tuple(replace(day, questions=()) for day in super().days())
+
+        def known(self):
+            return ()
+
+    texts = Texts(Silent(), Words())
+    console = Console()
+    journal = Journal(tmp_path / "metrics.jsonl", [console])
+    live(Life(Crew(texts, []), Silent(), texts, replace(CONFIG, baselines=Baselines(sft=False, joint=False)), journal, console,
+              str(tmp_path)))
+    journal.close()
+    records = read(tmp_path / "metrics.jsonl")
+    assert [r["row"] for r in records if r["kind"] == "evaluate" and r["method"] == "sleep" and r["open_book"] is None] == [{}] * (DAYS + 1)
+    assert "open book, " not in capsys.readouterr().out
+    assert "No evaluation after a night yet" in write_report(tmp_path).read_text()

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checks, doctor
-from cluster.checks import GB, Finding
+from cluster import doctor
+from cluster import doctor_checks as checks
+from cluster.doctor_checks import GB, Finding
 from sleep_rl.cli import main
 from sleep_rl.config import Config, Model, RewardConfig
 from sleep_rl.contracts import InputError
@@ -370,7 +371,7 @@ def test_all_is_ok(machine):
     assert names == ["python", "packages", "machine", "devices", "ports", "cluster", "shared memory", "run.dir", "run.cache",
                      "temporary files", "open files", "processes", "wandb", "hub cache", "hub", "vllm plugin", "probe"]
     assert lines[-2] == "ok     probe: on ray, cpu: verified"
-    assert machine.commands[1] == ["-m", "actors.check"] and machine.commands[2][:4] == ["-m", "cluster.probe", "ray", "cpu"]
+    assert machine.commands[1] == ["-m", "actors.plugin_check"] and machine.commands[2][:4] == ["-m", "cluster.probe", "ray", "cpu"]
     assert not Path(machine.commands[2][4]).exists()
 
 

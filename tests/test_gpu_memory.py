@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from huggingface_hub import constants
 
 from sleep_rl.contracts import InputError
 from sleep_rl.gpu_memory import loads
@@ -18,16 +17,7 @@ ROOT = Path(__file__).parents[1]
 CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
 SIZED = {f"gpu{count}_{model}": (count, base) for count in (1, 8, 64)
          for model, base in (("qwen3_8b", "Qwen/Qwen3-8B"), ("llama3_8b", "meta-llama/Llama-3.1-8B"))}
-
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch):
-    """No hub, no cache of one, an empty working folder."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 def config(*overrides: str, name: str = "demo"):

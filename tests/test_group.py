@@ -13,7 +13,7 @@ import torch
 
 from cluster.group import Ask, LocalBackend, RayBackend, WorkerDied, WorkerLate, _RayPending, settle, wait_all
 from cluster.placement import check
-from cluster.watch import STACKS, Watch
+from cluster.watchdog import STACKS, Watch
 from sleep_rl.contracts import InputError, RunError
 from workers import Echo
 

@@ -90,7 +90,7 @@ def test_the_digest_of_the_sources_changes_with_them(tmp_path):
 PREFLIGHT = """
 import sys
 from cluster.group import Ask, RayBackend
-from cluster.watch import Watch
+from cluster.watchdog import Watch
 with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
     backend.watch = Watch(print)
     for workers in (1, 1, 2):

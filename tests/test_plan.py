@@ -23,15 +23,7 @@ SMALL = {"model_type": "qwen3", "hidden_size": 8, "num_hidden_layers": 2, "inter
          "tie_word_embeddings": True, "max_position_embeddings": 64}
 SMALL_ARGS = ("model.d_low=2", "model.experts=3", "model.top_k=3", "rollouts.engine.max_model_len=64",
               "rollouts.engine.kv_cache_memory_bytes=6400")
-
-
-@pytest.fixture(autouse=True)
-def nowhere(tmp_path, monkeypatch):
-    """No hub, no cache of one, no base trained before, an empty working folder."""
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("nowhere")
 
 
 @pytest.fixture

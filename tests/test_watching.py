@@ -220,7 +220,7 @@ def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
     client = watch()
     state = client.state()
     assert curve(state, "Seeding loss", "loss") == [[0, 1.0]]
-    assert state["left_out"] == len(senseless) - 3 + 1  # three of them are sound, and one more is torn
+    assert state["left_out"] == len(senseless) - 2 + 1  # two of them are sound, and one more is torn
 
 
 def test_a_long_life_is_a_short_answer(tmp_path, watch):

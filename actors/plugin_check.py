@@ -1,4 +1,4 @@
-"""Whether vLLM finds this package: `python -m actors.check` prints it as its last line, as JSON. It imports vLLM."""
+"""Whether vLLM finds this package: `python -m actors.plugin_check` prints it as its last line, as JSON. It imports vLLM."""
 
 from __future__ import annotations
 
