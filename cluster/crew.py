@@ -17,7 +17,7 @@ from cluster.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import (TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, RunError, Sample,
+from sleep_rl.contracts import (STUDENT, TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, RunError, Sample,
                                 Sampling, other)
 from sleep_rl.dream_contracts import Critic, Trial
 from sleep_rl.metrics import Journal, clock
@@ -114,6 +114,11 @@ class Workers:
         self.learn.restore(snapshot)
         self.version = version
         self.store.push(self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER))
+
+    def resume_night(self, path: str, step: int, steps: int) -> None:
+        """See contracts.Crew."""
+        self.learn.resume_night(path, step, steps)
+        self.store.push(self.learn.export(STUDENT, self.version, self.store.have(STUDENT), STUDENT))
 
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name`, spread over the workers, in order."""

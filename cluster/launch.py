@@ -32,7 +32,7 @@ from sleep_rl.metrics import Journal, read
 from sleep_rl.rehearsal import Index
 from sleep_rl.report import write_report
 from sleep_rl.rules import check
-from sleep_rl.stages import LEARNER, Progress, newest
+from sleep_rl.stages import LEARNER, Part, Progress, newest
 from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
 
@@ -108,9 +108,13 @@ def _ended_well(folder: Path, nights: int) -> bool:
     return bool(ended) and ended[-1]["status"] == "ok" and (folder / "memory" / f"night-{nights}").is_dir()
 
 
-def _found(folder: Path) -> tuple[Path | None, dict]:
+Found = tuple[Path | None, dict, Part | None]
+"""A checkpoint's folder, the driver's state there, and how far the next stage was; see stages.newest."""
+
+
+def _found(folder: Path) -> Found:
     """The newest checkpoint, or the beginning."""
-    return newest(str(folder)) or (None, {"results": [], "journal": 0})
+    return newest(str(folder)) or (None, {"results": [], "journal": 0}, None)
 
 
 def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
@@ -123,15 +127,21 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
         found = _found(folder)
-        console.say(f"{folder}: goes on after stage {len(found[1]['results'])} ({found[1]['stage']})" if found[0] else
+        console.say(f"{folder}: goes on {_place(found)}" if found[0] else
                     f"{folder}: has no complete checkpoint; begins anew")
         return _live(config, task, folder, console, wandb_id, found)
 
 
+def _place(found: Found) -> str:
+    """Where a checkpoint stands, for people."""
+    done = f"after stage {len(found[1]['results'])} ({found[1]['stage']})"
+    return f"{done}, at step {found[2].step:,} of the next ({found[2].stage})" if found[2] else done
+
+
 def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,
-          found: tuple[Path | None, dict] | None,
+          found: Found | None,
           backend: Make = backend_of) -> int:
-    """A life from its beginning (`found` None) or from a checkpoint (its folder and the driver's state there)."""
+    """A life from its beginning (`found` None) or from a checkpoint."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
     if config.gamma == 0 and config.sleep.alpha < 1:
@@ -158,19 +168,19 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
                 found = newest(str(folder))
                 journal.cut(found[1]["journal"] if found else begun)
                 restarts.spend("all workers", str(error))
-                console.say(f"warning: {error}; going on from the newest checkpoint", "yellow")
+                console.say(f"warning: {error}; going on from the newest checkpoint{': ' + _place(found) if found else ''}", "yellow")
         last = folder / "memory" / f"night-{config.nights}"
         model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
         console.say(f"{model}: the model after the last night, an ordinary checkpoint for vLLM and transformers")
     return 0
 
 
-def _continue(life: Life, found: tuple[Path | None, dict] | None) -> None:
+def _continue(life: Life, found: Found | None) -> None:
     """Brings workers and driver to where a checkpoint was written, if there is one."""
     if not (found and found[0]):
         return
-    at, driver = found
-    life.progress.results[:] = driver["results"]
+    at, driver, part = found
+    life.progress.results[:], life.progress.part = driver["results"], part
     life.index.restore(driver["index"])
     life.crew.resume(str((at / LEARNER).absolute()), driver["version"])
 

@@ -9,7 +9,8 @@ os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_D
 import deepspeed  # noqa: E402  (the accelerator is chosen at import)
 import torch  # noqa: E402
 import torch.distributed as dist  # noqa: E402
-from deepspeed.utils import safe_set_full_fp32_param  # noqa: E402
+from deepspeed.utils import (safe_get_full_fp32_param, safe_get_full_optimizer_state,  # noqa: E402
+                             safe_set_full_fp32_param, safe_set_full_optimizer_state)
 from torch import Tensor, nn  # noqa: E402
 
 from sleep_rl.contracts import RunError  # noqa: E402
@@ -44,6 +45,9 @@ def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
     }
 
 
+STEPS, MOMENTS = "steps", ("exp_avg", "exp_avg_sq")
+
+
 class Engine:
     """Trains the plastic experts of a `Seeding` module and nothing else."""
 
@@ -57,16 +61,53 @@ class Engine:
 
     def reset(self, values: list[Tensor]) -> None:
         """New values for the plastic parameters and an optimizer without memory: the start of a night."""
-        optimizer = getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
-        for state in optimizer.state.values():
+        for state in self._adam.state.values():
             for tensor in state.values():
                 tensor.zero_()  # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
+        self._set(values)
+
+    def _set(self, values: list[Tensor]) -> None:
         with torch.no_grad(), deepspeed.zero.GatheredParameters(self.plastic, modifier_rank=0):
             for parameter, value in zip(self.plastic, values, strict=True):
                 parameter.data.copy_(value)
         with torch.no_grad():
             for parameter, value in zip(self.plastic, values, strict=True):
-                safe_set_full_fp32_param(parameter, value.float())  # ZeRO's and bf16's own fp32 copy, where there is one
+                safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))  # ZeRO's and bf16's own fp32 copy, where there is one
+
+    @property
+    def _adam(self) -> torch.optim.Optimizer:
+        """The optimizer itself, which ZeRO and bf16 wrap."""
+        return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
+
+    def state(self) -> dict[str, Tensor]:
+        """Behind the first step: fp32 values and moments of the plastic parameters, whole, and the steps done. Every rank is
+        to ask."""
+        out = {STEPS: next(iter(self._adam.state.values()))["step"].detach().clone().cpu()}
+        for i, parameter in enumerate(self.plastic):
+            value = safe_get_full_fp32_param(parameter)  # None: there is no copy beside the parameter
+            out[f"{i}/value"] = parameter.detach() if value is None else value
+            for key in MOMENTS:
+                moment = safe_get_full_optimizer_state(parameter, key)
+                out[f"{i}/{key}"] = self._adam.state[parameter][key] if moment is None else moment
+        return {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in out.items()}
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Takes back what `state` gave, of any number of ranks; behind `reset`. Raises KeyError and RuntimeError for
+        tensors of another model."""
+        if not self._adam.state:  # nobody stepped here yet; the first step makes the moments, and links them to parameters
+            with self.whole():
+                self.backward(sum(p.sum() for p in self.plastic) * 0.0, last=True)
+            self.step(0.0)
+        self._set([state[f"{i}/value"] for i in range(len(self.plastic))])
+        for i, parameter in enumerate(self.plastic):
+            for key in MOMENTS:
+                moment = state[f"{i}/{key}"].to(parameter.device)
+                if safe_get_full_optimizer_state(parameter, key) is None:  # plain AdamW
+                    self._adam.state[parameter][key].copy_(moment)
+                else:
+                    safe_set_full_optimizer_state(parameter, moment, key)
+        for mine in self._adam.state.values():
+            mine["step"].copy_(state[STEPS])
 
     def whole(self):
         """Context in which every rank can read the plastic parameters (ZeRO-3 may hold parts of them in between)."""

@@ -15,7 +15,7 @@ from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.importance import gram
 from learners.places import Order
 from learners.recall import Recall
-from learners.seeding import Rows, Seeding, collate, shares
+from learners.seeding import Rows, Seeding, averages, collate, shares
 from learners.wake import Chunks
 from sleep_rl import modeling
 from sleep_rl.config import Config
@@ -93,8 +93,7 @@ class LearnerWorker:
             values += place.start(level, self.generator)
             rows.setdefault(name, {})[self.slot] = plastic
         self.engine.reset(values)
-        if self.module.recall:
-            self.module.recall.clear()
+        self.module.forget()
         patch(self.model, rows, emptied=senders)
         for name in receivers if place.absorbed else ():
             self.levels[name].patch.state_S[place.absorbed] = LOCKED
@@ -169,14 +168,15 @@ class LearnerWorker:
                            "dream.policy_lr); nothing of this night was applied")
         totals.update(grad_norm=self.engine.step(lr), lr=lr, tokens_trained=float(tokens),
                       sequences=float(len(batch_N)), seconds=time.perf_counter() - began)
-        return _averages(totals, rewarded)
+        return averages(totals, rewarded)
 
     def _micro_batches(self, batch_N: list[Sequence]) -> list[tuple[list[Sequence], list[float], list[int]]]:
         """This rank's rows in micro batches (rows, weights, places in the batch), short ones first: rows of like length
         are padded little. Every rank gets equally many: collectives run in each backward pass."""
         size = self.config.learners.micro_batch
         share = math.ceil(len(batch_N) / self.world)
-        places = sorted(range(self.rank, len(batch_N), self.world), key=lambda n: _read(batch_N[n]))
+        places = sorted(range(self.rank, len(batch_N), self.world),
+                        key=lambda n: len(batch_N[n].prompt_T) + len(batch_N[n].completion_T))  # what the student reads
         fill = share - len(places)  # filler counts nothing
         rows, weights = [batch_N[n] for n in places] + batch_N[:1] * fill, [1.0] * len(places) + [0.0] * fill
         return [(rows[i : i + size], weights[i : i + size], places[i : i + size]) for i in range(0, share, size)]
@@ -284,6 +284,25 @@ class LearnerWorker:
         for level in self.levels.values():
             level.refresh()
 
+    def save_night(self, path: str) -> None:
+        """See contracts.Learner (rank 0 writes)."""
+        self.module.forget()  # a row's states depend, in the last bit, on the rows beside it when they were computed
+        state = self.engine.state()
+        if self.rank == 0:
+            snapshot.write_tensors(path, state | {snapshot.GENERATOR: self.generator.get_state()})
+
+    def resume_night(self, path: str, step: int, steps: int) -> None:
+        """See contracts.Learner. Raises RunError when it cannot be read or is of another model."""
+        self.module.forget()
+        tensors = snapshot.read_tensors(path)
+        try:
+            self.generator.set_state(tensors.pop(snapshot.GENERATOR))
+            self.engine.restore(tensors)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise RunError(f"{path}: the night's state cannot be read ({modeling.first_line(error)})") from error
+        if step > steps // 2:
+            self._settle(steps // 2, steps)
+
     def snapshot(self, path: str) -> None:
         """Writes everything that a new learner needs to go on between two nights (rank 0 only). Raises RunError."""
         self.keep(_NOW)
@@ -321,27 +340,7 @@ class LearnerWorker:
         return {name: level for name, level in self.levels.items() if level_number(name) == number}
 
 
-def _read(row: Sequence) -> int:
-    """Tokens that the student reads of a row."""
-    return len(row.prompt_T) + len(row.completion_T)
-
-
 def _module(key: str) -> str:
     """`<level>#<slot>` of a tensor's key, or the key itself for a level's state."""
     name, _, slot = key.partition("#")
     return f"{name.rsplit('.', 1)[0]}#{slot}" if slot else key
-
-
-def _averages(totals: dict[str, float], rewarded: int) -> Metrics:
-    """Means from the sums over all ranks, under the journal's names."""
-    out = {k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences", "seconds")}
-    pairs = {"divergence": ("divergence_sum", "divergence_count"), "divergence_replay": ("replay_sum", "replay_count"),
-             "logprob_gap": ("gap_sum", "stale_count"), "is_ratio_mean": ("ratio_sum", "stale_count")}
-    for name, (top, bottom) in pairs.items():
-        if totals.get(bottom, 0.0) > 0:
-            out[name] = totals[top] / totals[bottom]
-    if rewarded and "policy_sum" in totals:
-        out["policy_loss"] = totals["policy_sum"] / rewarded
-    if totals.get("stale_count", 0.0) > 0:
-        out["is_ratio_max"] = totals["ratio_max"]
-    return out

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.recall import Reading, Recall, alike
-from sleep_rl.contracts import STUDENT, TEACHER, TEXT, Sequence
+from sleep_rl.contracts import STUDENT, TEACHER, TEXT, Metrics, Sequence
 from sleep_rl.memory import Expert, memory_levels, view_of
 from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
 
@@ -119,6 +119,11 @@ class Seeding(nn.Module):
             out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
         return out.last_hidden_state.flatten(0, 1)[rows.flat_P]
 
+    def forget(self) -> None:
+        """Drops what is remembered of the teacher."""
+        if self.recall:
+            self.recall.clear()
+
     @torch.no_grad()
     def _taught(self, readings: list[tuple[Reading, bool]], model: nn.Module) -> Tensor:
         """[P, D] last hidden states of the teacher `model`: remembered ones, and the others in passes of like length."""
@@ -185,3 +190,18 @@ class Seeding(nn.Module):
             "stale_count": batch.stale_P.sum(),
             "ratio_max": ratio_P.max() if ratio_P.numel() else ratio_P.sum(),
         }
+
+
+def averages(totals: dict[str, float], rewarded: int) -> Metrics:
+    """Means from the sums over all ranks, under the journal's names."""
+    out = {k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences", "seconds")}
+    pairs = {"divergence": ("divergence_sum", "divergence_count"), "divergence_replay": ("replay_sum", "replay_count"),
+             "logprob_gap": ("gap_sum", "stale_count"), "is_ratio_mean": ("ratio_sum", "stale_count")}
+    for name, (top, bottom) in pairs.items():
+        if totals.get(bottom, 0.0) > 0:
+            out[name] = totals[top] / totals[bottom]
+    if rewarded and "policy_sum" in totals:
+        out["policy_loss"] = totals["policy_sum"] / rewarded
+    if totals.get("stale_count", 0.0) > 0:
+        out["is_ratio_max"] = totals["ratio_max"]
+    return out

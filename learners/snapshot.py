@@ -7,7 +7,7 @@ import os
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sleep_rl.contracts import RunError
@@ -31,13 +31,25 @@ def write(path: str, states: dict[str, Kept], generator: torch.Generator) -> Non
             orders.append(sorted(order.items()))
             tensors |= {f"{number}/memory/{key}": tensor.contiguous() for key, tensor in memory.items()}
             tensors |= {f"{number}/chunks/{key}": tensor.contiguous() for key, tensor in chunks.items()}
-    header = {"tags": {tag: numbers[id(state)] for tag, state in states.items()}, "orders": orders}
+    write_tensors(path, tensors, {"tags": {tag: numbers[id(state)] for tag, state in states.items()}, "orders": orders})
+
+
+def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = None) -> None:
+    """Writes tensors, synced to the disk. Raises RunError."""
     try:
         save_file(tensors, path, metadata={HEADER: json.dumps(header)})
         with open(path, "rb") as file:
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise RunError(f"{path}: the learner's state cannot be written ({first_line(error)})") from error
+
+
+def read_tensors(path: str) -> dict[str, Tensor]:
+    """What `write_tensors` wrote. Raises RunError for anything else."""
+    try:
+        return load_file(checked(path))
+    except (OSError, SafetensorError, ValueError) as error:
+        raise RunError(f"{path}: the learner's state cannot be read ({first_line(error)})") from error
 
 
 def read(path: str, device: str) -> tuple[dict[str, Kept], Tensor]:

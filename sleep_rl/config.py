@@ -50,6 +50,8 @@ class Sleep:
     steps: int = key(600, "optimizer steps a night", low=1)
     steps_per_round: int = key(20, "steps between two pushes of the student, sampled for at once", low=1)
     lag: int = key(0, "versions by which the rollouts may run ahead of the learner; 0: they take turns", low=0)
+    checkpoint_steps: int = key(300, "steps of a night after which, at the end of a round, it writes a checkpoint to go on from; "
+                                     "0: only between nights", low=0)
     max_gap: float = key(1.0, "largest mean log-probability difference between sampler and learner, at the first step "
                               "behind a push, nats per token; a larger one ends the run", above=0)
     batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)

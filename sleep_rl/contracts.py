@@ -294,6 +294,13 @@ class Learner(Protocol):
     def use(self, tag: str) -> None:
         """Puts the memory kept under `tag` back; an open night is dropped."""
 
+    def save_night(self, path: str) -> None:
+        """Writes what the open night's training has come to, so that `resume_night` can go on from it; what is remembered of
+        the teacher is dropped, as for one that goes on. Raises RunError."""
+
+    def resume_night(self, path: str, step: int, steps: int) -> None:
+        """Behind `open_night`: takes back what was written after `step` of `steps` steps of the same night."""
+
     def snapshot(self, path: str) -> None:
         """Writes everything that a new learner needs to go on between two nights. Raises RunError."""
 
@@ -318,6 +325,9 @@ class Crew(Protocol):
     def offer(self, name: str, view: str) -> Callable[[], None]:
         """Exports the state now; what it returns does the rest of a push, and may be called in another thread. Offers
         are to be delivered in order."""
+
+    def resume_night(self, path: str, step: int, steps: int) -> None:
+        """Brings learners and rollout workers to where a part of the open night was written, as its last push."""
 
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
         """Samples from the current version of `name` or a newer one, spread over the rollout workers, in order."""

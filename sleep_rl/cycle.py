@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from sleep_rl import baselines, gate
 from sleep_rl.config import Config
 from sleep_rl.contracts import STUDENT, TEACHER, Day
@@ -76,7 +74,7 @@ def sleep(life: Life, day: Day, night: int) -> None:
     updates = set(due(life.config, night))
     for sender in senders(life.config, night):
         mine = updates if sender == 0 else updates & {sender, sender + 1}
-        consolidate(life, night, sender, day if sender == 0 else None, tuple(sorted(mine)))
+        consolidate(life, night, sender, day, tuple(sorted(mine)))
         updates -= mine
     if life.config.sleep.reset:
         life.crew.forget()  # the documents leave the context window and every cache of it
@@ -85,17 +83,18 @@ def sleep(life: Life, day: Day, night: int) -> None:
 @stage
 def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple[int, ...]) -> None:
     """Knowledge Seeding from the sender (0: the context window, whose documents only the teacher has) into the next
-    level (paper.md section 3). `due`: levels whose own weights move by equation 2 with this consolidation."""
-    learn, started = life.crew.learn, time.monotonic()
+    level (paper.md section 3). From a memory level both have the documents, which are read and not learned. `due`: levels
+    whose own weights move by equation 2 with this consolidation."""
+    learn, data = life.crew.learn, Night(life, night, sender, day)
     learn.open_night(sender + 1, due)  # (a) compute: prospective weights, reset sender, one more expert; not applied
-    life.crew.push(TEACHER, TEACHER)
-    life.crew.push(STUDENT, STUDENT)
-    data = Night(life, night, sender, day)
-    data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
+    if not data.goes_on():  # a night that was cut off, where its newest checkpoint stands
+        life.crew.push(TEACHER, TEACHER)
+        life.crew.push(STUDENT, STUDENT)
+        data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
     seed(life, data)  # (b) consolidate: y ~ S(.|x) without the document, r(y), and L_KS minimised over the new expert
     learn.close_night(True)  # (c) update: apply the prospective weights, reset the sender, keep the new expert
     life.crew.push(TEACHER, TEACHER)
-    data.close(time.monotonic() - started)
+    data.close()
 
 
 def senders(config: Config, night: int) -> list[int]:

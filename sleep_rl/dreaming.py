@@ -10,7 +10,6 @@ import json
 import math
 import os
 import random
-import time
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
@@ -20,9 +19,10 @@ from sleep_rl.contracts import (STUDENT, TEACHER, TEXT, Failure, InputError, Req
 from sleep_rl.dream_contracts import DreamTask, Lesson, Trial
 from sleep_rl.dreams import Dream, accepted, draw_tasks, judged, keep
 from sleep_rl.life import Life
-from sleep_rl.night import DREAMS, Night, Written, seed
+from sleep_rl.night import DREAMS, Night, seed
 from sleep_rl.stages import stage
 from sleep_rl.text import Texts
+from sleep_rl.written import Written
 
 DREAMER, SELF = "dreamer", "self"  # tags of memories in the learner: the policy's, and the model's own meanwhile
 
@@ -250,19 +250,18 @@ def follow(life: Life, night: int, number: int, good: list[Dream], policy: bool)
 def learn(life: Life, night: int, good: list[Dream]) -> None:
     """The model itself learns the accepted dreams: cross entropy on their texts in one more expert of level 1, held to
     its old self by the same self-replay as in consolidation."""
-    started, tasks = time.monotonic(), {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
+    tasks = {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
     lessons = [_lesson(life, tasks[d.task], d.text) for d in good]
     told = dict.fromkeys(told_by(life.texts, text) for lesson in lessons for text in lesson.texts)  # each once
-    crew = life.crew
+    crew, data = life.crew, Night(life, night, DREAMS, None, told=list(told))
     crew.learn.open_night(1)
     crew.push(TEACHER, TEACHER)
     crew.push(STUDENT, STUDENT)
-    data = Night(life, night, DREAMS, None, told=list(told))
     data.write()
     seed(life, data)
     crew.learn.close_night(True)
     crew.push(TEACHER, TEACHER)
-    data.close(time.monotonic() - started)
+    data.close()
 
 
 def told_by(texts: Texts, text: Text) -> Written:

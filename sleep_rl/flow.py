@@ -31,14 +31,19 @@ PATIENCE_S = 60.0  # at the end, with a loop that is inside a call
 def rounds(life: Life, data: Night) -> Iterator[Round]:
     """The night's rounds of steps with their samples, in order. The student is pushed after each; its samples in the
     next are at most `sleep.lag` versions old. To be closed (contextlib.closing), however the night ends."""
-    steps = data.config.sleep.steps
-    with life.console.phase(f"{data.title}: seeding", total=steps) as data.tick:
-        yield from _ahead(life, data) if life.config.sleep.lag else _in_turn(life, data)
+    total, size = data.config.sleep.steps, data.config.sleep.steps_per_round
+    with life.console.phase(f"{data.title}: seeding", total=total) as data.tick:
+        data.tick(data.done)
+        for part in data.schedule():  # between parts the queue is empty and every state is pushed
+            numbered = [(steps.start // size, steps) for steps in part]
+            yield from _ahead(life, data, numbered) if life.config.sleep.lag else _in_turn(life, data, numbered)
+            if part[-1].stop < total:
+                data.safe(part[-1].stop)
 
 
-def _in_turn(life: Life, data: Night) -> Iterator[Round]:
+def _in_turn(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
     pushed_s = 0.0
-    for number, steps in enumerate(data.schedule()):
+    for number, steps in part:
         began = time.monotonic()
         sampled = data.sampled(number, steps)
         sampled_s = time.monotonic() - began
@@ -50,7 +55,7 @@ def _in_turn(life: Life, data: Night) -> Iterator[Round]:
         pushed_s = time.monotonic() - began
 
 
-def _ahead(life: Life, data: Night) -> Iterator[Round]:
+def _ahead(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
     lag, cluster = life.config.sleep.lag, life.config.cluster
     limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s  # a call, a restart, and the call again
     there = _Counter(limit_s)  # versions that every rollout worker has verified
@@ -58,8 +63,8 @@ def _ahead(life: Life, data: Night) -> Iterator[Round]:
     offers: queue.Queue[Callable[[], None] | None] = queue.Queue()
 
     def sample() -> None:
-        for number, steps in enumerate(data.schedule()):
-            waited_s = there.wait(number - lag, f"version {number - lag} of the student for round {number}")
+        for place, (number, steps) in enumerate(part):
+            waited_s = there.wait(place - lag, f"version {number - lag} of the student for round {number}")
             ready.put((data.sampled(number, steps), waited_s))
 
     def push() -> None:
@@ -81,7 +86,7 @@ def _ahead(life: Life, data: Night) -> Iterator[Round]:
 
     threads = [guarded(sample), guarded(push)]
     try:
-        for _ in data.schedule():
+        for _ in part:
             began = time.monotonic()
             try:
                 item = ready.get(timeout=limit_s)
@@ -94,7 +99,7 @@ def _ahead(life: Life, data: Night) -> Iterator[Round]:
             yield sampled
             data.flowed(sampled, time.monotonic() - began, learner_waited_s=learner_s, rollouts_waited_s=rollouts_s)
             offers.put(life.crew.offer(STUDENT, STUDENT))  # exported now, delivered while the next round trains
-        there.wait(len(data.schedule()), "the last push of the night")
+        there.wait(len(part), "the last push")
     finally:
         there.stop(RunError(f"{data.title}: over"))
         offers.put(None)

@@ -20,7 +20,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
     },
     "wake": {"day": _DAY, "step": _STEP, "loss": ("cross entropy on the day's documents", "nats/token"),
              "updates": ("gradients that joined the chunks", "count"), "seconds": _SECONDS},
-    "written": {"day": _DAY, "night": _NIGHT, "sender": _SENDER, "new": ("sequences of D about documents", "count"),
+    "written": {"day": _DAY, "night": _NIGHT, "sender": _SENDER, "new": ("sequences about documents (when a level sends, only read)", "count"),
                 "rehearsed": ("answers to prompts of past nights", "count"), "prompts": ("prompts kept so far", "count"),
                 "replay": ("sequences of D written without a document", "count"), "failed": ("no sample", "count"),
                 "unfinished": ("left out: no end", "count"), "no_answer": ("left out: no answer", "count"),

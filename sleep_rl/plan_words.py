@@ -31,7 +31,8 @@ def render(plan: Plan) -> str:
         *([("gpu memory", _gpu_words(plan))] if loads(plan) else []),
         ("weight push", f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
                         f"{plan.push_bytes / plan.full_bytes:.2%}"),
-        ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"),
+        ("a night", f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a push after each"
+                    + (f", a checkpoint every {s.checkpoint_steps}" if 0 < s.checkpoint_steps < s.steps else "")),
         ("a step", f"{step_rows(c)} sequences = {plan.micro_batches} micro batch(es) of at most "
                    f"{min(rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} rank(s), up to "
                    f"{plan.tokens} tokens each"),

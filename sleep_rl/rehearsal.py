@@ -6,14 +6,13 @@ Only prompts are kept, no answers and no documents: in each night the teacher of
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sleep_rl.text import Ids
 
 if TYPE_CHECKING:
-    from sleep_rl.night import Written
+    from sleep_rl.written import Written
 
 MEMORY = 0.7  # of a prompt's mean divergence, per visit
 ALIKE = 1e-3  # nats per token: below this prompts are equally well taken over
@@ -74,14 +73,16 @@ class Draw:
     """Endless passes over D in random order: each sequence once before any comes again."""
 
     def __init__(self, data: list[Written], rng: random.Random):
-        self.data, self.rng, self.order = data, rng, self._passes()
-
-    def _passes(self) -> Iterator[Written]:
-        while True:
-            yield from self.rng.sample(self.data, len(self.data))
+        self.data, self.rng = data, rng
+        self.left: list[int] = []  # places in `data` that are still to come in this pass, the next one last
 
     def take(self, count: int) -> list[Written]:
-        return [next(self.order) for _ in range(count)] if self.data else []
+        return [self._next() for _ in range(count)] if self.data else []
+
+    def _next(self) -> Written:
+        if not self.left:
+            self.left = self.rng.sample(range(len(self.data)), len(self.data))[::-1]
+        return self.data[self.left.pop()]
 
 
 class Weighted:

@@ -66,6 +66,8 @@ class Crew:
         documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
         assert bool(documents) == (self.open == 1)  # only the context window holds documents
         assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
+        read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]  # whoever sends, reading stays
+        assert len(read) == CONFIG.sleep.reading > 0 and all(r.replay and not r.teacher_T for r in read)
         return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
 
     def row_divergence(self):
@@ -158,7 +160,7 @@ def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(
     assert by_teacher == {(2, "1"), (1, "1"), (2, "2"), (1, "2"), (2, "3"), (1, "3")}  # never of the night itself
     written = [r for r in records if r["kind"] == "written"]
     assert [(r["night"], r["sender"], r["new"], r["rehearsed"], r["prompts"]) for r in written] == [
-        (1, 0, 2, 0, 0), (2, 1, 0, 20, 1), (2, 0, 2, 20, 1), (3, 1, 0, 20, 2), (3, 0, 2, 20, 2), (4, 1, 0, 20, 3),
+        (1, 0, 2, 0, 0), (2, 1, 2, 20, 1), (2, 0, 2, 20, 1), (3, 1, 2, 20, 2), (3, 0, 2, 20, 2), (4, 1, 2, 20, 3),
         (4, 0, 2, 20, 3)]
     assert undocumented(records) == []
 

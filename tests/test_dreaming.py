@@ -315,7 +315,7 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(tmp_path,
     setattr(Mortal, method, dying)
     with pytest.raises(Killed):
         dreamed(tmp_path / "cut", make=Mortal, progress=Progress(str(tmp_path / "cut")))
-    at, driver = newest(str(tmp_path / "cut"))
+    at, driver, _ = newest(str(tmp_path / "cut"))
 
     class Continued(Dreaming):
         def __init__(self, texts, rehearsed):

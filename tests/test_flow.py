@@ -15,7 +15,7 @@ from sleep_rl.life import Life
 from sleep_rl.metrics import read
 from tests.test_cycle import CONFIG, Crew, life_of
 
-SIZE, COUNT = 2, 12  # steps a round, rounds
+SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
 
 class Rollouts:
@@ -28,10 +28,18 @@ class Rollouts:
         self.version, self.held, self.events, self.ages = 0, 0, [], []
         self.lock = threading.Lock()
         config = Config(sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag), cluster=Cluster(call_timeout_s=20))
-        self.config, self.life = config, Life(self, None, None, config, None, Console(), "")
+        self.config, self.life, self.done = config, Life(self, None, None, config, None, Console(), ""), 0
 
     def schedule(self):
-        return [range(start, start + SIZE) for start in range(0, SIZE * COUNT, SIZE)]
+        """Two parts, of five rounds and seven."""
+        rounds = [range(start, start + SIZE) for start in range(0, SIZE * COUNT, SIZE)]
+        return [rounds[:PART], rounds[PART:]]
+
+    def safe(self, step):
+        """Between parts nothing is under way: all that was sampled is trained on, and its state is with the workers."""
+        assert step == SIZE * PART and self.held == self.version == PART
+        assert [e[1] for e in self.events if e[0] == "trained"] == list(range(PART))
+        assert max(e[1] for e in self.events) == PART - 1
 
     def sampled(self, number, steps):
         began, age = time.monotonic(), number - self.held
@@ -125,7 +133,7 @@ def test_rollouts_that_never_answer_are_given_up():
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
-    config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=6, lag=lag))
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=6, checkpoint_steps=2, lag=lag))
     protocol, _, records = life_of(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
     assert steps == [(night, sender, step) for night, sender in config.consolidations for step in range(6)]

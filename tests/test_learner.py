@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import make_base
+from safetensors.torch import save_file
 
 from sleep_rl import modeling
 from sleep_rl.config import Config, Learners, Model, Sleep, Wake
@@ -490,3 +491,45 @@ def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
         learner.seed_step(ROWS, step, 4)
         states.append(int(next(iter(learner.levels.values())).patch.state_S[1]))
     assert states == [FRESH, FRESH, ACTIVE, ACTIVE]
+
+
+@pytest.mark.parametrize("stage, dtype", [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")])
+@pytest.mark.parametrize("cut", [2, 4])  # before and behind the half, from which on the expert competes for the top-k
+def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tmp_path):
+    """Like AdamW that was never interrupted: weights, moments and step count come back, bit for bit."""
+    config = replace(CONFIG, learners=replace(CONFIG.learners, zero_stage=stage), model=replace(CONFIG.model, top_k=1, dtype=dtype))
+    whole = worker(config)
+    whole.open_night(1)
+    for step in range(6):
+        if step == cut:
+            whole.save_night(str(tmp_path / "night"))
+        whole.seed_step(ROWS, step, 6)
+    other = worker(config)
+    other.open_night(1)
+    if cut == 4:
+        other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
+    other.resume_night(str(tmp_path / "night"), cut, 6)
+    assert not other.module.recall or not other.module.recall.bytes
+    for step in range(cut, 6):
+        metrics = other.seed_step(ROWS, step, 6)
+    assert metrics["grad_norm"] > 0
+    for mine, want in zip(plastic_of(other), plastic_of(whole), strict=True):
+        assert torch.equal(mine, want)
+    assert {name: level.patch.state_S.tolist() for name, level in other.levels.items() if level.patch} == \
+           {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}
+
+
+def test_a_nights_state_that_is_damaged_or_anothers_is_one_line(worker, tmp_path):
+    learner = worker()
+    learner.open_night(1)
+    learner.seed_step(ROWS, 0, 6)
+    learner.save_night(str(tmp_path / "night"))
+    (tmp_path / "cut").write_bytes((tmp_path / "night").read_bytes()[:-5])
+    (tmp_path / "empty").write_bytes(b"")
+    for name in ("cut", "empty", "none"):
+        with pytest.raises(RunError, match=f"{name}: the learner's state cannot be read"):
+            learner.resume_night(str(tmp_path / name), 1, 6)
+    tensors = {"steps": torch.ones(()), "generator": torch.Generator().get_state()}
+    save_file(tensors, tmp_path / "other")
+    with pytest.raises(RunError, match="other: the night's state cannot be read"):
+        learner.resume_night(str(tmp_path / "other"), 1, 6)

@@ -8,10 +8,11 @@ import pytest
 
 from sleep_rl.config import Config, Sleep
 from sleep_rl.contracts import Document, Failure, Question, Sample
-from sleep_rl.night import (Prefix, Shares, Written, continuation_requests, cut, pairs_of, readable, reading_rows,
-                            student_rows, teacher_rows, writing_requests)
+from sleep_rl.night import Shares
 from sleep_rl.rehearsal import Draw
 from sleep_rl.text import Texts
+from sleep_rl.written import (Prefix, Written, continuation_requests, cut, packed, pairs_of, readable, reading_rows,
+                              student_rows, teacher_rows, unpacked, writing_requests)
 
 
 class Words:

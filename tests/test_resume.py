@@ -21,7 +21,8 @@ DIFFERENT = ("t", "commit", "seconds", "started", "tokens_per_second", "bytes", 
              "learner_waited_s", "rollouts_waited_s", "rewards_s")
 """Times, and what a push had to move: a new worker holds less than an old one. The name of the run is in its config."""
 SMALL = ("run.cache=cache", "model.chunks=[1,2]", "model.experts=2", "rollouts.workers=1", "baselines.sft=true",
-         "baselines.sft_steps=2", "baselines.joint=true", "baselines.joint_steps=2", "sleep.rehearse_written=8")
+         "baselines.sft_steps=2", "baselines.joint=true", "baselines.joint_steps=2", "sleep.rehearse_written=8",
+         "sleep.steps=6", "sleep.checkpoint_steps=2")
 
 
 def command(*arguments):

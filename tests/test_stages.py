@@ -5,9 +5,11 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from sleep_rl import stages
 from sleep_rl.config import Evaluate
 from sleep_rl.console import Console
 from sleep_rl.contracts import RunError
@@ -43,7 +45,7 @@ class Mortal(Forgetful):
 
     def __init__(self, texts, rehearsed, at=None):
         super().__init__(texts, rehearsed)
-        self.at, self.calls, self.weights, self.kept = at, 0, "", {}
+        self.at, self.calls, self.weights, self.kept, self.resumed = at, 0, "", {}, []
 
     def _learn(self, *what):
         self.calls += 1
@@ -84,6 +86,21 @@ class Mortal(Forgetful):
         with open(path, "w") as file:
             json.dump([self.weights, self.kept, self.protocol], file)
 
+    def save_night(self, path):
+        self.calls += 1
+        if self.calls == self.at:  # while a part is being written
+            raise Killed
+        with open(path, "w") as file:
+            json.dump([self.weights, self.protocol], file)
+
+    def resume_night(self, path, step, steps):
+        assert self.protocol[-1][0] == "open", "a night is gone on with behind its opening"
+        with open(path) as file:
+            self.weights, protocol = json.load(file)
+        self.protocol[:] = [tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol]
+        self.versions["student"] = self.version
+        self.resumed.append((step, steps))
+
     def resume(self, path, version):
         with open(path) as file:
             self.weights, self.kept, protocol = json.load(file)
@@ -92,7 +109,7 @@ class Mortal(Forgetful):
         self.version = version
 
 
-CONFIG = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
+CONFIG = replace(CONFIG, evaluate=Evaluate(max_drop=0.5), sleep=replace(CONFIG.sleep, steps=5, steps_per_round=1, checkpoint_steps=2))
 
 
 def lives(folder, at=None):
@@ -103,7 +120,7 @@ def lives(folder, at=None):
     journal = Journal(folder / "metrics.jsonl", keep=found[1]["journal"] if found else 0)
     life = Life(crew, texts.task, texts, CONFIG, journal, Console(), str(folder), progress=Progress(str(folder)))
     if found:
-        life.progress.results[:] = found[1]["results"]
+        life.progress.results[:], life.progress.part = found[1]["results"], found[2]
         life.index.restore(found[1]["index"])
         crew.resume(str(found[0] / LEARNER), found[1]["version"])
     try:
@@ -125,6 +142,7 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path,
     whole.mkdir()
     want = lives(whole)
     assert want.calls > 100
+    gone_on = set()
     for at in range(1, want.calls + 1):
         folder = tmp_path / "cut"
         folder.mkdir()
@@ -134,7 +152,9 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path,
         assert again.weights == want.weights, f"killed at call {at}"
         assert lines(folder) == lines(whole), f"killed at call {at}"
         assert again.calls < want.calls or at < 5  # it went on, and did not begin anew
+        gone_on |= set(again.resumed)
         shutil.rmtree(folder)
+    assert gone_on == {(2, 5), (4, 5)}  # also inside nights: at a part behind two of their five steps, and four
 
 
 def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
@@ -166,9 +186,53 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
     assert newest(str(tmp_path))[0] == before
 
 
+def cut_in_a_night(folder):
+    """A life that died behind the second part of a night, which lies beside the checkpoint before it."""
+    for at in range(40, 200):
+        with pytest.raises(Killed):
+            lives(folder, at)
+        if (part := newest(str(folder))[2]) and part.step == 4:
+            return part
+        shutil.rmtree(folder)
+        folder.mkdir()
+    raise AssertionError("no death fell behind a part")
+
+
+@pytest.mark.parametrize("damage", ["manifest", "driver", "learner", "partial"])
+def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), folder.mkdir()
+    want, part = lives(whole), cut_in_a_night(folder)
+    [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}  # the newest part alone is kept
+    assert part.learner == str(at / LEARNER) and part.stage == "consolidate"
+    if damage == "manifest":
+        (at / MANIFEST).unlink()
+    elif damage == "partial":
+        at.rename(at.with_suffix(".partial"))
+    else:
+        file = at / {"driver": DRIVER, "learner": LEARNER}[damage]
+        file.write_bytes(file.read_bytes()[:-1])
+    assert newest(str(folder))[2] is None
+    again = lives(folder)
+    assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
+
+
+def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
+    part = cut_in_a_night(tmp_path)
+    at = Path(part.learner).parent
+    driver = json.loads((at / DRIVER).read_text())
+    driver["state"]["where"]["night"] = 77
+    (at / DRIVER).write_text(json.dumps(driver))
+    (at / MANIFEST).write_text(json.dumps({file: stages._digest(at / file) for file in (LEARNER, DRIVER)}))
+    with pytest.raises(RunError, match=r"cannot be gone on from \(it is of .*77.*remove that folder"):
+        lives(tmp_path)
+    shutil.rmtree(at)
+    lives(tmp_path)
+
+
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, capsys):
     lives(tmp_path)
-    at, driver = newest(str(tmp_path))
+    at, driver, _ = newest(str(tmp_path))
 
     def full(*_):
         raise OSError(28, "No space left on device")
