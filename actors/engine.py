@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 from actors.environment import ENGINE_ENVIRONMENT
 
@@ -25,6 +26,7 @@ from sleep_rl.digest import digest
 from sleep_rl.memory import tensors_of
 from sleep_rl.modeling import first_line
 
+R = TypeVar("R")
 SHARED_MEMORY = "/dev/shm"  # where a node's processes exchange tensors; the temporary folder where there is none
 
 
@@ -105,13 +107,26 @@ class Engine:
         Raises RunError when vLLM fails, and from then on: half-run requests would come back with later ones.
         """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
+        return self._sound(lambda: self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N) if prompts else [])
+
+    def start(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> None:
+        """Queues prompts, checked like those of `generate`; `step` goes on with them. Raises what `generate` raises."""
+        if prompts := [{"prompt_token_ids": list(ids)} for ids in prompts_N]:
+            self._sound(lambda: self.llm.enqueue(prompts, params_N, use_tqdm=False))
+
+    def step(self) -> list[RequestOutput]:
+        """One step of all queued prompts, a token or so for each. Returns those that ended; the numbers in `request_id` are in
+        the order of `start`. Raises what `generate` raises."""
+        return [output for output in self._sound(self.llm.llm_engine.step) if output.finished]
+
+    def _sound(self, call: Callable[[], R]) -> R:
+        if self._broken:
+            raise RunError(f"vLLM failed earlier: {self._broken}")
         try:
-            if not self._broken:
-                return self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N) if prompts else []
+            return call()
         except Exception as error:
             self._broken = first_line(error)
             raise RunError(f"vLLM failed: {self._broken}") from error
-        raise RunError(f"vLLM failed earlier: {self._broken}")
 
     def drop_cache(self) -> bool:
         """Drops all cached keys and values, of running requests too. False when vLLM refuses."""

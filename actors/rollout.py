@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import resource
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 from vllm import RequestOutput, SamplingParams
@@ -27,6 +27,22 @@ BASE = "base"
 class _State:
     version: int
     manifest: dict[str, str]  # memory key -> digest, for every memory tensor of the model
+
+
+@dataclass
+class _Batch:
+    """Requests that are under way: all of them have begun in the state `name`."""
+
+    name: str
+    requests_N: list[Request]
+    reasons_N: list[str]  # why a request cannot be answered; empty where it can
+    fit: list[int]  # places of the requests that the engine was given, in order
+    outputs: list[RequestOutput] = field(default_factory=list)  # of those that ended
+    unprobed: Weights | None = None  # the version that was loaded meanwhile
+
+    @property
+    def done(self) -> bool:
+        return len(self.outputs) == len(self.fit)
 
 
 class RolloutWorker:
@@ -50,6 +66,7 @@ class RolloutWorker:
         self._cache = {self._live[key]: t for key, t in own.items()}  # digest -> CPU tensor
         self._states = {BASE: _State(0, dict(self._live))}
         self._active: tuple[str, int] | None = None
+        self._batch: _Batch | None = None  # what is under way
         self._tokens, self._seconds = 0, 0.0
         self._activate(BASE, self._states[BASE])
 
@@ -59,25 +76,38 @@ class RolloutWorker:
         """Takes a version: checks it whole, copies what differs, verifies bytes and probe. See contracts.Rollout.
 
         After a RunError the states that were held before are still held, and the failed version is not. A version
-        older than the held one changes nothing.
+        older than the held one changes nothing. Requests that are under way (`begin`) are frozen meanwhile, and go on with
+        the new weights, their cached keys and values computed anew. The seconds of the answer are those of this pause, behind
+        the checks of what was sent.
         """
         start = time.perf_counter()
         held = self._states.get(weights.name)
         if held and held.version > weights.version:  # a delta from before this worker was filled anew
             return Loaded(weights.name, held.version, 0, 0, time.perf_counter() - start, 0.0)
-        state = _State(weights.version, dict(weights.manifest))
+        batch = self._batch
+        if batch and batch.name != weights.name:
+            self._go_on(batch, math.inf)  # nobody goes on in a state that is not its own
         self._cache |= self._stage(weights)
+        start = time.perf_counter()
+        under_way = batch is not None and not batch.done
+        state = _State(weights.version, dict(weights.manifest))
         try:
             copied = self._activate(weights.name, state)
-            gap = self._probe_gap(weights)
+            gap = None if under_way else self._probe_gap(weights)
         except RunError:
-            self._active = None
-            self._forget_unnamed()
+            self._drop()
             raise
+        if under_way:  # a probe's step would be one of theirs, too: it comes behind them, and they are held back until then
+            batch.unprobed = weights
         self._states[weights.name] = state
         self._forget_unnamed()
         size = sum(self._cache[state.manifest[key]].nbytes for key in copied)
         return Loaded(weights.name, weights.version, len(copied), size, time.perf_counter() - start, gap)
+
+    def _drop(self) -> None:
+        """What lies in the model did not pass."""
+        self._active = None
+        self._forget_unnamed()
 
     def held(self) -> dict[str, int]:
         """Name -> version that can be sampled from now; with `base`, the checkpoint's own memory, as version 0."""
@@ -178,22 +208,57 @@ class RolloutWorker:
 
         Completions end at `how.stop_T` or `how.max_tokens` (cut to what fits), never at the checkpoint's own eos.
         """
+        self.begin(requests_N, name, version, how)
+        return self.more(math.inf)
+
+    def begin(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> None:
+        """See contracts.Rollout. Raises RunError while another batch is under way."""
         if how.max_tokens < 1 or how.temperature < 0 or not 0 <= how.min_p <= 1:
             raise InputError(f"sampling: max_tokens from 1, temperature from 0 and min_p in [0, 1] are allowed, got {how}")
+        if self._batch:
+            raise RunError(f"rollout: {len(self._batch.requests_N)} requests to {self._batch.name} are under way")
         self._switch(name, version)
-        start = time.perf_counter()
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
         reason_N = ["the prompt is empty" if not r.prompt_T else self._engine.refusal(ids)
                     for r, ids in zip(requests_N, ids_N, strict=True)]
         fit = [n for n, reason in enumerate(reason_N) if not reason]
         params = [self._params(len(ids_N[n]), requests_N[n].seed, how) for n in fit]
-        outputs = self._engine.generate((ids_N[n] for n in fit), params)
-        result: list[Sample | Failure] = [Failure(reason, "rollout") for reason in reason_N]
-        for n, output in zip(fit, outputs, strict=True):
-            result[n] = _sample(requests_N[n], output, name)
-        self._tokens += sum(len(output.outputs[0].token_ids) for output in outputs)
+        self._engine.start((ids_N[n] for n in fit), params)
+        self._batch = _Batch(name, requests_N, reason_N, fit)
+
+    def more(self, seconds: float) -> list[Sample | Failure] | None:
+        """See contracts.Rollout. Raises RunError, and gives up the batch, when a version that was loaded meanwhile does not
+        pass its probe."""
+        batch, start = self._batch, time.perf_counter()
+        if batch is None:
+            raise RunError("rollout: no requests are under way")
+        self._go_on(batch, seconds)
         self._seconds += time.perf_counter() - start
+        if not batch.done:
+            return None
+        self._batch = None
+        if batch.unprobed:
+            try:
+                self._probe_gap(batch.unprobed)
+            except RunError:
+                self._states.pop(batch.name, None)
+                self._drop()
+                raise
+        result: list[Sample | Failure] = [Failure(reason, "rollout") for reason in batch.reasons_N]
+        for n, output in zip(batch.fit, sorted(batch.outputs, key=lambda o: int(o.request_id)), strict=True):
+            result[n] = _sample(batch.requests_N[n], output, batch.name)
+        self._tokens += sum(len(output.outputs[0].token_ids) for output in batch.outputs)
         return result
+
+    def _go_on(self, batch: _Batch, seconds: float) -> None:
+        """Steps the engine until the batch is done, or for so long."""
+        until = time.perf_counter() + seconds
+        try:
+            while not batch.done and time.perf_counter() < until:
+                batch.outputs += self._engine.step()
+        except RunError:
+            self._batch = None
+            raise
 
     def logprobs(self, ids_T: tuple[int, ...] | list[int], name: str = BASE) -> list[float]:
         """Log-probabilities (nats) of ids_T[1:] under the held state `name`. Raises RunError when they do not fit."""
@@ -209,7 +274,10 @@ class RolloutWorker:
         return {"tokens": float(self._tokens), "seconds": self._seconds, "peak_rss_mib": peak}
 
     def close(self) -> None:
-        """Stops the engine; nothing is held afterwards."""
+        """Stops the engine behind the requests that are under way, which `more` still answers; no weights are held
+        afterwards."""
+        if self._batch:
+            self._go_on(self._batch, math.inf)
         self._states.clear()
         self._cache.clear()
         self._engine.close()

@@ -5,7 +5,8 @@
 
 Prints, as medians over 30 repetitions: (a) put into Ray's shared memory and copied out by the same two worker
 processes, nothing else done; (b) the push of the product: digests checked, staged, copied into the engine, prefix cache
-reset, read back and compared, and a probe prompt scored by vLLM against the learner's log-probabilities.
+reset, read back and compared, and a probe prompt scored by vLLM against the learner's log-probabilities; (c) for how long
+a worker did not sample meanwhile.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ def main(repetitions: int = 30) -> None:
         crew.push(STUDENT, STUDENT)
         known = crew.store.have(STUDENT)
         blank = {key: "" for key in known if key.split("#")[-1] == "1" or key.endswith("state")}
-        copy, plain, probed = [], [], []
+        copy, plain, probed, pauses = [], [], [], []
         for i in range(repetitions):
             true = crew.learn.export(STUDENT, 100 + 2 * i, known | blank, STUDENT)
             delta = changed(true)
@@ -91,12 +92,14 @@ def main(repetitions: int = 30) -> None:
                 began = time.perf_counter()
                 crew.store.push(weights)
                 seconds.append(time.perf_counter() - began)
+                pauses.append(crew.store.metrics["push/pause"])
         crew.close()
     base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, plain, probed))
     print(f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, {repetitions} repetitions")
     print(f"copy through shared memory      {base_s * 1e3:7.1f} ms")
     print(f"push, bytes verified            {plain_s * 1e3:7.1f} ms   {plain_s / base_s:.2f} x")
     print(f"push, bytes and probe verified  {probe_s * 1e3:7.1f} ms   {probe_s / base_s:.2f} x")
+    print(f"pause of sampling in a push     {statistics.median(pauses) * 1e3:7.1f} ms, at most {max(pauses) * 1e3:.1f} ms")
 
 
 if __name__ == "__main__":

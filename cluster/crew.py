@@ -25,6 +25,7 @@ from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
 
 STACKS = 4  # of copies that a critic tries out in one call, training one while it asks another; they share a deadline
+SLICE_S = 0.25  # with rollouts ahead of the learner: a push waits no longer for samples that are under way
 CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
 
 
@@ -73,7 +74,7 @@ class Workers:
             semantic = _semantic(backend, config, base)
         critics = _critics(backend, config, checkpoint) if learners and config.dream.rounds else []
         backend.ready(handles + ranks + literal + semantic + critics)
-        self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s)
+        self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s, SLICE_S if config.sleep.lag else None)
         self.store = WeightStore(backend, self.rollouts)
         self._critics = Pool("critics", critics, config.cluster.call_timeout_s)
         self._drafts = WeightStore(backend, self._critics)  # what copies are made of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
@@ -148,8 +149,27 @@ class Pool:
 class RolloutPool(Pool):
     """Rollout workers. A sample that does not belong to its request, or to the version that was asked for, is rubbish."""
 
-    def __init__(self, handles: Sequence[Handle], timeout_s: float) -> None:
+    def __init__(self, handles: Sequence[Handle], timeout_s: float, slice_s: float | None = None) -> None:
+        """`slice_s`: seconds after which a worker that samples takes up what else it was asked, above all newer weights; None:
+        when it is done."""
         super().__init__("rollouts", handles, timeout_s)
+        self._slice_s = slice_s
+
+    def ask(self, handles: Sequence[Handle], method: Callable[..., R], args_N: Sequence[tuple[Any, ...]],
+            **kwargs: Any) -> list[R | InputError | RunError]:
+        if method is not Rollout.sample or self._slice_s is None:
+            return super().ask(handles, method, args_N, **kwargs)
+        until = time.monotonic() + self.timeout_s
+        answers: list[Any] = super().ask(handles, Rollout.begin, args_N, **kwargs)
+        while under_way := [i for i, answer in enumerate(answers) if answer is None]:
+            late = time.monotonic() > until
+            given = ([WorkerLate(f"worker {handles[i].name} gave no samples within {self.timeout_s:g} s") for i in under_way] if late
+                     else super().ask([handles[i] for i in under_way], Rollout.more, [(self._slice_s,)] * len(under_way)))
+            for i, answer in zip(under_way, given, strict=True):
+                answers[i] = answer
+                if late:
+                    self._lose(handles[i], str(answer))
+        return answers
 
     def sample(self, revive: Callable[[], None], requests_N: list[Request], name: str, version: int,
                how: Sampling) -> list[Sample | Failure]:

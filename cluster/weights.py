@@ -94,7 +94,9 @@ class WeightStore:
         self._verified[name] = version
         self.metrics = {"push/bytes": sum(l.bytes for l in loaded), "push/tensors": sum(l.tensors for l in loaded),
                         "push/seconds": time.monotonic() - began, "push/workers": len(loaded),
-                        "push/probe_gap": max(l.probe_gap for l in loaded), "push/pause": max(l.seconds for l in loaded)}
+                        "push/pause": max(l.seconds for l in loaded)}
+        if all(l.probe_gap is not None for l in loaded):
+            self.metrics["push/probe_gap"] = max(l.probe_gap for l in loaded)
         return loaded
 
     def confirm(self, name: str, version: int) -> None:

@@ -47,7 +47,8 @@ class Wake:
 
 @dataclass(frozen=True)
 class Sleep:
-    steps: int = key(600, "optimizer steps a night", low=1)
+    steps: int = key(600, "optimizer steps of a consolidation; a level's takes as many for each that came into it since it "
+                          "last moved", low=1)
     steps_per_round: int = key(20, "steps between two pushes of the student, sampled for at once", low=1)
     lag: int = key(0, "versions by which the rollouts may run ahead of the learner; 0: they take turns", low=0)
     checkpoint_steps: int = key(300, "steps of a night after which, at the end of a round, it writes a checkpoint to go on from; "
@@ -272,6 +273,17 @@ class Config:
                     held[sender + 1] += 1
                     held[sender] = 0 if self.sleep.reset else held[sender]
         return out
+
+    def steps(self, night: int, sender: int) -> int:
+        """Optimizer steps of a consolidation: sleep.steps for each one whose knowledge moves on with it, which are those into
+        the sender since it sent last (the context window counts as one)."""
+        came = [0] * (self.model.levels + 1)
+        for n, level in self.consolidations:
+            if (n, level) == (night, sender):
+                break
+            came[level + 1] += 1
+            came[level] = 0
+        return self.sleep.steps * max(came[sender], 1)
 
     @property
     def most_experts(self) -> list[int]:

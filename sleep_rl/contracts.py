@@ -169,8 +169,8 @@ class Loaded:
     version: int
     tensors: int  # copied
     bytes: int  # copied
-    seconds: float
-    probe_gap: float  # largest |log-probability difference| on the probe prompt, nats
+    seconds: float  # in which nothing was sampled
+    probe_gap: float | None  # largest |log-probability difference| on the probe prompt, nats; None: see Rollout.begin
 
 
 @runtime_checkable
@@ -178,12 +178,17 @@ class Rollout(Protocol):
     """Produces text from named weight versions (a vLLM engine in `actors/rollout.py`)."""
 
     def load(self, weights: Weights) -> Loaded:
-        """Takes a version without restart. Raises RunError naming the missing or mismatching tensors; a version that
-        fails its check is never sampled from."""
+        """Takes a version. Raises RunError naming what is missing or wrong; that version is never sampled from."""
 
     def sample(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order, from `version` of `name` or a newer verified one that has arrived
-        since. Raises RunError when none is loaded here."""
+        """One Sample or Failure per request, in order, from `version` of `name` or a newer one. Raises RunError without."""
+
+    def begin(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> None:
+        """Begins what `sample` does in one call. Between calls of `more` a newer version of `name` may be loaded: the
+        requests go on with it, and are held back until its probe, which is checked behind them, has passed."""
+
+    def more(self, seconds: float) -> list[Sample | Failure] | None:
+        """Goes on for so long: what `sample` gives once all requests are done, None before."""
 
     def forget(self) -> None:
         """Drops the cached contexts of earlier requests (the KV of documents)."""
@@ -288,18 +293,16 @@ class Learner(Protocol):
         """The state of `view` (TEACHER or STUDENT) under `name`; tensors only where `have` (key -> digest) differs."""
 
     def keep(self, tag: str, of: str = "") -> None:
-        """Remembers the stored memory (or what is kept under `of`) under `tag`: the lives of sleep, of the baselines and of
-        the dreaming policy share one learner."""
+        """Remembers the stored memory (or what is kept under `of`) under `tag`: several lives share one learner."""
 
     def use(self, tag: str) -> None:
         """Puts the memory kept under `tag` back; an open night is dropped."""
 
     def save_night(self, path: str) -> None:
-        """Writes what the open night's training has come to, so that `resume_night` can go on from it; what is remembered of
-        the teacher is dropped, as for one that goes on. Raises RunError."""
+        """Writes what the open night has come to, and drops what is remembered of the teacher. Raises RunError."""
 
     def resume_night(self, path: str, step: int, steps: int) -> None:
-        """Behind `open_night`: takes back what was written after `step` of `steps` steps of the same night."""
+        """Behind `open_night`: takes back what was written after `step` of `steps` steps."""
 
     def snapshot(self, path: str) -> None:
         """Writes everything that a new learner needs to go on between two nights. Raises RunError."""
@@ -323,8 +326,7 @@ class Crew(Protocol):
         """Moves the learner's `view` to every rollout worker as the next version of `name`, verified."""
 
     def offer(self, name: str, view: str) -> Callable[[], None]:
-        """Exports the state now; what it returns does the rest of a push, and may be called in another thread. Offers
-        are to be delivered in order."""
+        """Exports the state now; what it returns does the rest of a push, in any thread, and in the order of offers."""
 
     def resume_night(self, path: str, step: int, steps: int) -> None:
         """Brings learners and rollout workers to where a part of the open night was written, as its last push."""

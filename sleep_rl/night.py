@@ -47,7 +47,7 @@ class Night:
         source = "other models" if self.others else "dreams" if told else f"level {sender}" if sender else day.name
         self.where = {"night": night, "sender": sender, "day": source}
         self.documents = day.documents if day and how.replay < 1 and (how.reading or not sender) else ()
-        changed = {"replay": 1.0} if sender else {} if day else {"reading": 0}
+        changed = {"replay": 1.0, "steps": life.config.steps(night, sender)} if sender else {} if day else {"reading": 0}
         if told:  # nothing is to be sampled from the student, so it need not be pushed before the end
             how = life.config.dream
             changed = {"replay": how.replay, "reading": 0, "on_policy": 0.0, "steps": how.steps, "steps_per_round": how.steps}

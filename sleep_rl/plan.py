@@ -89,7 +89,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps of all nights, without baselines."""
-        return len(self.config.consolidations) * self.config.sleep.steps
+        return _steps(self.config)
 
 
 def plan(config: Config) -> Plan:
@@ -121,7 +121,7 @@ def plan(config: Config) -> Plan:
         tokens=tokens, rows=rows, written=written, replayed=replayed, completions=completions,
         micro_batches=math.ceil(rank_batch(config) / config.learners.micro_batch),
         rounds=math.ceil(s.steps / s.steps_per_round),
-        seconds=len(config.consolidations) * _night_seconds(config, shape, tokens, written + replayed + completions),
+        seconds=_steps(config) / s.steps * _night_seconds(config, shape, tokens, written + replayed + completions),
         notes=notes + _notes(config, shape, actors),
     )
     check_fit(found)
@@ -212,6 +212,10 @@ def _width(config: Config) -> int:
 
 def _parallel(config: Config) -> int:
     return max(1, int(config.rollouts.gpus))
+
+
+def _steps(config: Config) -> int:
+    return sum(config.steps(night, sender) for night, sender in config.consolidations)
 
 
 def rank_batch(config: Config) -> int:

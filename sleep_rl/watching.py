@@ -243,7 +243,7 @@ def _night(record: Record) -> str:
 PHASES: dict[str, Callable[[Record], str]] = {
     "run": lambda r: "Started: workers and base model",
     "wake": lambda r: f"{r.get('day')}: awake, {r.get('step')} documents taken in",
-    "written": lambda r: f"{_night(r)}: the teacher wrote {r.get('new'):,} sequences about what is new, {r.get('replay'):,} "
+    "written": lambda r: f"{_night(r)}: the teacher wrote {r.get('new'):,} sequences about documents, {r.get('replay'):,} "
                          "from nothing",
     "seed": lambda r: f"{_night(r)}: consolidation",
     "night": lambda r: f"{_night(r)}: consolidated",

@@ -270,6 +270,15 @@ def test_capacity_is_the_ratio_of_chunk_lengths():
         check(kept)
 
 
+def test_what_moves_decides_how_many_steps_a_consolidation_takes():
+    """Level 2 has taken in one night when it first moves on, and three each time after that."""
+    config = replace(life(10, chunks=[1, 3, 9]), sleep=Sleep(steps=7))
+    more = {c: config.steps(*c) for c in config.consolidations if config.steps(*c) != 7}
+    assert more == {(6, 2): 21, (9, 2): 21} and (3, 2) in config.consolidations
+    kept = replace(config, sleep=Sleep(steps=7, reset=False))  # what stayed there is not moved a second time
+    assert kept.steps(9, 2) == 21
+
+
 @pytest.mark.parametrize("chunks", [[], [0], [2, 3], [2, 2], [1.5], [True], ["1"]])
 def test_chunk_lengths_are_growing_multiples(chunks):
     with pytest.raises(InputError, match="model.chunks: whole numbers of nights, each a larger multiple"):

@@ -1,5 +1,7 @@
 """Work split over workers: order, balance, and what happens to the items of a lost worker."""
 
+import threading
+import time
 from dataclasses import replace
 
 import pytest
@@ -232,6 +234,43 @@ class TestRolloutPool:
         with pytest.raises(RunError, match=f"^rollouts: every worker failed: worker rollout-0: sample gave .*{wrong}"):
             pool.sample(revive, self.REQUESTS, "student", 2, self.HOW)
         assert len(revived) == 1
+
+
+class TestSlices:
+    """With rollouts ahead of the learner a worker takes up newer weights while its samples are under way."""
+
+    REQUESTS = [Request((n,), (9,), seed=n) for n in range(5)]
+
+    def test_every_worker_goes_on_until_it_is_done(self, here):
+        handles = [here.spawn("workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)]
+        pool = RolloutPool(handles, 60, slice_s=0.01)
+        for _ in range(2):
+            samples = pool.sample(lambda: pytest.fail("nobody is lost"), self.REQUESTS, "student", 4, Sampling(1))
+            assert [s.seed for s in samples] == [r.seed for r in self.REQUESTS]
+        assert [len(handle.seen()) for handle in handles] == [2, 6]
+
+    def test_who_is_never_done_is_late(self, here):
+        pool = RolloutPool([here.spawn("workers:Sliced", {"slices": 10**6}, name="rollout-0")], 0.2, slice_s=0.01)
+        with pytest.raises(RunError, match="rollouts: every worker failed: worker rollout-0 gave no samples within 0.2 s"):
+            pool.sample(lambda: pool.restart_lost(), self.REQUESTS, "student", 4, Sampling(1))
+
+    @pytest.mark.stack
+    def test_a_push_is_taken_up_between_two_slices(self):
+        with RayBackend(cpus=1) as ray:
+            handle = ray.spawn("workers:Sliced", {"slices": 20}, name="rollout-0")
+            ray.ready([handle])
+            pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
+            sampling = threading.Thread(target=lambda: samples.extend(
+                pool.sample(lambda: None, self.REQUESTS, "student", 4, Sampling(1))))
+            sampling.start()
+            time.sleep(0.5)
+            began = time.monotonic()
+            handle.load(None)
+            took = time.monotonic() - began
+            sampling.join(60)
+            log = handle.seen()
+        assert len(samples) == len(self.REQUESTS) and took < 1.0  # all slices take two seconds
+        assert log.count("slice") == 20 and 0 < log.index("load") < 20
 
 
 class Answering:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -276,14 +278,76 @@ def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
     with monkeypatch.context() as patch:
         def fails(*_, **__):
             raise RuntimeError("out of memory\nat line 3")
-        patch.setattr(worker._engine.llm, "generate", fails)
+        patch.setattr(worker._engine.llm.llm_engine, "step", fails)
         with pytest.raises(RunError, match="vLLM failed: out of memory$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
+    worker._engine.llm.wait_for_completion(use_tqdm=False)
     try:
         with pytest.raises(RunError, match="vLLM failed earlier: out of memory$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
     finally:
         worker._engine._broken = ""  # nothing was left behind here
+
+
+LONG = Sampling(60, 1.0)  # so many tokens that a batch is still under way after some of them
+
+
+def begun(worker, model, name):
+    """A batch to version 1 of a state of the test's own, of which some tokens are sampled, and not all."""
+    worker.load(weights_of(model, name, 1))
+    worker.begin(REQUESTS, name, 1, LONG)
+    for _ in range(8):
+        assert worker._engine.step() == []
+
+
+def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
+    """Keep mode: the tokens before are of the old version and those behind of the new one, which reads what it would have
+    computed itself for the tokens before."""
+    old, new = changed_model(path, 1), changed_model(path, 5)
+    begun(worker, old, "ahead")
+    loaded = worker.load(weights_of(new, "ahead", 2, have))
+    assert loaded.version == 2 and loaded.probe_gap is None and loaded.seconds < 0.3
+    assert worker.more(0.0) is None
+    samples = worker.more(60.0)
+    assert [s.prompt_T for s in samples] == [r.prompt_T for r in REQUESTS]
+    for sample in samples:
+        assert set(sample.versions_T) == {1, 2} and list(sample.versions_T) == sorted(sample.versions_T)
+        ids_T = sample.context_T + sample.prompt_T + sample.completion_T
+        before, behind = (hf_logprobs(model, ids_T)[-len(sample.completion_T):] for model in (old, new))
+        for version, logprob, a, b in zip(sample.versions_T, sample.logprobs_T, before, behind, strict=True):
+            assert logprob == pytest.approx(a if version == 1 else b, abs=1e-4)
+    assert gap(new, worker, "ahead", 2) < 1e-4
+
+
+def test_another_state_waits_for_requests_under_way(worker, path, have):
+    student, other = changed_model(path, 1), changed_model(path, 6)
+    begun(worker, student, "alone")
+    loaded = worker.load(weights_of(other, "other", 1, have))
+    assert loaded.probe_gap < 1e-4
+    for sample in worker.more(0.0):  # all of it was done before
+        assert set(sample.versions_T) == {1} and sample.weights == "alone"
+        expected = hf_logprobs(student, sample.context_T + sample.prompt_T + sample.completion_T)[-len(sample.completion_T):]
+        assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
+    assert gap(other, worker, "other", 1) < 1e-4
+
+
+def test_samples_that_went_on_with_a_version_that_fails_its_probe_are_held_back(worker, path, have):
+    weights = weights_of(changed_model(path, 5), "failing", 2, have)
+    begun(worker, changed_model(path, 1), "failing")
+    worker.load(replace(weights, probe_logprobs_T=tuple(p - 1.0 for p in weights.probe_logprobs_T)))
+    with pytest.raises(RunError, match="failing v2: log-probabilities of the probe prompt differ"):
+        worker.more(60.0)
+    assert "failing" not in worker.held()
+    with pytest.raises(RunError, match="no requests are under way"):
+        worker.more(1.0)
+    assert len(worker.sample(REQUESTS, "teacher", 1, HOW)) == len(REQUESTS)
+
+
+def test_one_batch_at_a_time(worker, path):
+    begun(worker, changed_model(path, 1), "first")
+    with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
+        worker.begin(REQUESTS, "teacher", 1, HOW)
+    assert len(worker.more(60.0)) == len(REQUESTS)
 
 
 def test_every_token_has_its_version(worker, path, have):

@@ -6,7 +6,7 @@ import os
 import time
 from typing import Any
 
-from sleep_rl.contracts import Failure, InputError, Loaded, Pair, RunError, Weights
+from sleep_rl.contracts import Failure, InputError, Loaded, Pair, RunError, Sample, Weights
 from sleep_rl.digest import digest
 
 
@@ -150,3 +150,30 @@ class CountingCritic(CheckingRollout):
 
     def digest(self) -> str:
         return f"{sorted(self.states)} {self.tried if self.drifts else 0}"
+
+
+class Sliced:
+    """A Rollout that samples in slices only: `slices` of them, each as long as it is asked for, for every batch."""
+
+    def __init__(self, slices: int) -> None:
+        self.slices, self.left, self.batch, self.log = slices, 0, (), []
+
+    def begin(self, requests_N: list[Any], name: str, version: int, how: Any) -> None:
+        if self.left:
+            raise RunError("a batch is under way")
+        self.batch, self.left = (requests_N, name, version), self.slices
+
+    def more(self, seconds: float) -> list[Any] | None:
+        time.sleep(seconds)
+        self.left -= 1
+        self.log.append("slice")
+        if self.left:
+            return None
+        requests, name, version = self.batch
+        return [Sample(r.prompt_T, r.context_T, (1,), (-1.0,), "stop", r.seed, name, (version,)) for r in requests]
+
+    def load(self, weights: Any) -> None:
+        self.log.append("load")
+
+    def seen(self) -> list[str]:
+        return self.log
