@@ -65,6 +65,9 @@ class Sleep:
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
                        low=0)
+    reading_written: int = key(0, "texts that the teacher begins from nothing per night for these rows; those that are documents, "
+                                  "and what it writes about them, are read instead of the day's, which it comes to know by heart",
+                               low=0)
     on_policy: float = key(1.0, "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
                            low=0, high=1)
     alpha: float = key(0.5, "weight of the divergence in equation 6; 1 - alpha weighs the imitation reward; 1 switches "

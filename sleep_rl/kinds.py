@@ -23,6 +23,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
     "written": {"day": _DAY, "night": _NIGHT, "sender": _SENDER, "new": ("sequences about documents (when a level sends, only read)", "count"),
                 "rehearsed": ("answers to prompts of past nights", "count"), "prompts": ("prompts kept so far", "count"),
                 "replay": ("sequences of D written without a document", "count"), "failed": ("no sample", "count"),
+                "read": ("sequences about documents of the teacher's own", "count"),
                 "unfinished": ("left out: no end", "count"), "no_answer": ("left out: no answer", "count"),
                 "unsure": ("left out: an answer below sleep.confidence", "count"),
                 "examples": ("a few of D", "")},

@@ -14,7 +14,7 @@ from sleep_rl.contracts import Crew, Failure, Request, Sample, Sampling, Task
 from sleep_rl.metrics import Journal
 from sleep_rl.rehearsal import Index
 from sleep_rl.stages import Progress
-from sleep_rl.text import Texts
+from sleep_rl.text import Ids, Texts
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,14 @@ class Life:
         self.journal.log(kind, **record, seconds=time.monotonic() - started)
 
     def sample(self, requests_N: list[Request], name: str, tokens: int, temperature: float, min_p: float = 0.0,
-               **where: Any) -> list[Sample | Failure]:
-        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures in the journal."""
+               stop: Ids = (), **where: Any) -> list[Sample | Failure]:
+        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures in the journal. `stop`:
+        tokens that end a sample beside eos."""
         if not requests_N:
             return []
         with self.timed("sample", **where) as record:
             began = time.monotonic()
-            samples = self.crew.sample(requests_N, name, Sampling(tokens, temperature, self.texts.eos, min_p))
+            samples = self.crew.sample(requests_N, name, Sampling(tokens, temperature, self.texts.eos + stop, min_p))
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)
             record.update(weights=name, tokens=produced, sequences=len(done), failed=len(samples) - len(done),

@@ -14,8 +14,9 @@ from sleep_rl.contracts import STUDENT, TEACHER, Day, Failure, Metrics, Request,
 from sleep_rl.flow import rounds
 from sleep_rl.life import Life
 from sleep_rl.rehearsal import Draw, Weighted
-from sleep_rl.written import (Written, asked, continuation_requests, cut, pairs_of, packed, readable, reading_rows,
-                              rehearsal_requests, rehearsed, student_rows, teacher_rows, unpacked, writing_requests)
+from sleep_rl.written import (Written, asked, continuation_requests, cut, document_requests, documents_of, packed, pairs_of,
+                              readable, reading_rows, rehearsal_requests, rehearsed, student_rows, teacher_rows, unpacked,
+                              whole_rows, writing_requests)
 
 DREAMS = -1
 """In place of a sender: what is learned are dreams."""
@@ -46,7 +47,8 @@ class Night:
         self.told, how = told or [], life.config.sleep
         source = "other models" if self.others else "dreams" if told else f"level {sender}" if sender else day.name
         self.where = {"night": night, "sender": sender, "day": source}
-        self.documents = day.documents if day and how.replay < 1 and (how.reading or not sender) else ()
+        self.reads = day.documents if day and how.replay < 1 and how.reading else ()
+        self.documents = day.documents if day and how.replay < 1 and not sender else () if how.reading_written else self.reads
         changed = {"replay": 1.0, "steps": life.config.steps(night, sender)} if sender else {} if day else {"reading": 0}
         if told:  # nothing is to be sampled from the student, so it need not be pushed before the end
             how = life.config.dream
@@ -75,27 +77,38 @@ class Night:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
                 unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
+            own = self._read_anew() if self.reads and config.sleep.reading_written else []
         new += self.told
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
             raise RunError(f"{self.title}: the teacher wrote {len(new)} readable sequences about what is new and "
                            f"{len(replay)} from nothing; left out: {left}")
         life.journal.log("written", **self.where, new=len(new), replay=len(replay), rehearsed=len(answers),
-                         prompts=len(life.index.prompts), **{k.replace(" ", "_"): v for k, v in left.items()},
+                         prompts=len(life.index.prompts), read=len(own), **{k.replace(" ", "_"): v for k, v in left.items()},
                          examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]])
-        self._hold(new, replay, answers)
+        self._hold(new, replay, answers, own)
 
-    def _hold(self, new: list[Written], replay: list[Written], answers: list[Written]) -> None:
-        self.new, self.free = Draw(new, self.rng), Draw(replay, self.rng)
+    def _hold(self, new: list[Written], replay: list[Written], answers: list[Written], own: list[Written]) -> None:
+        self.new, self.free, self.own = Draw(new, self.rng), Draw(replay, self.rng), Draw(own, self.rng)
         self.again = Weighted(answers, self.rng, self.life.index)
+
+    def _read_anew(self) -> list[Written]:
+        """What the teacher writes about documents that it wrote itself, from nothing: no memory can answer for the reading."""
+        life, texts, sleep = self.life, self.life.texts, self.config.sleep
+        longest = max(len(texts.ids(document.text)) for document in self.reads)
+        begun = document_requests(texts, self.config, f"{self.night} {self.sender}")
+        contexts = documents_of(texts, life.sample(begun, TEACHER, longest, 1.0, stop=texts.opener[:1], **self.where, round=0))
+        seeds = random.Random(f"read {self.config.run.seed} {self.night} {self.sender}")
+        requests = [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
+        return readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p), sleep.confidence)[0]
 
     def safe(self, step: int) -> None:
         """Writes how far the night is after `step` steps, so that it can go on from there (stages.py)."""
         version, internal, gauss = self.rng.getstate()
         counts = [self.trained, self.tokens, self.idle_s, time.monotonic() - self.began]
         state = {"where": self.where, "rng": [version, list(internal), gauss], "counts": counts, "last": self.last,
-                 "written": [packed(draw.data) for draw in (self.new, self.free, self.again)],
-                 "left": [self.new.left, self.free.left]}
+                 "written": [packed(draw.data) for draw in (self.new, self.free, self.again, self.own)],
+                 "left": [self.new.left, self.free.left, self.own.left]}
         self.life.progress.write_part(self.life, step, state)
         self.life.crew.forget()  # as for a process that goes on from here, what comes begins with empty caches
 
@@ -110,7 +123,7 @@ class Night:
             version, internal, gauss = part.state["rng"]
             self.rng.setstate((version, tuple(internal), gauss))
             self._hold(*(unpacked(plain) for plain in part.state["written"]))
-            self.new.left, self.free.left = (list(left) for left in part.state["left"])
+            self.new.left, self.free.left, self.own.left = (list(left) for left in part.state["left"])
             self.trained, self.tokens, self.idle_s, seconds = part.state["counts"]
             self.began, self.last, self.done = self.began - seconds, dict(part.state["last"]), part.step
         except (KeyError, TypeError, ValueError, IndexError) as error:
@@ -160,7 +173,8 @@ class Night:
         rows = [row for groups, count in ((new, shares.groups_new), (replay, shares.groups_replay))
                 for _ in range(count) if groups for row in groups.pop()]
         written = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
-        reading = reading_rows(texts, self.new.take(self.config.sleep.reading))
+        count = self.config.sleep.reading
+        reading = whole_rows(texts, self.own.take(count)) or reading_rows(texts, self.new.take(count))
         if not rows and not written:
             raise RunError(f"{self.title}: nothing to train on: every sample of the round failed (the journal's `failure` "
                            "records say why); nothing of this night was applied")

@@ -58,6 +58,22 @@ def writing_requests(texts: Texts, documents: tuple[Document, ...], config: Conf
     return behind, free
 
 
+def document_requests(texts: Texts, config: Config, seed: str) -> list[Request]:
+    """Texts that begin from nothing: with bos, or behind the end of another text where there is none."""
+    seeds = random.Random(f"documents {config.run.seed} {seed}")
+    return [Request(texts.bos or texts.eos, (), seeds.getrandbits(31)) for _ in range(config.sleep.reading_written)]
+
+
+def documents_of(texts: Texts, samples_N: list[Sample | Failure]) -> list[Ids]:
+    """The contexts that such texts are, up to where one ends or asks; what asks at once is no document."""
+    ends, out = (texts.eos[0], texts.opener[0]), []
+    for sample in samples_N:
+        body = () if isinstance(sample, Failure) else sample.completion_T
+        body = body[:-1] if body and body[-1] in ends else body
+        out += [texts.bos + body] if body else []
+    return out
+
+
 def rehearsal_requests(texts: Texts, prompts: list[Ids], config: Config, seed: str) -> list[Request]:
     """The teacher is asked what it asked itself before; it answers without any document."""
     seeds = random.Random(f"rehearse {config.run.seed} {seed}")
@@ -134,6 +150,16 @@ def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     down what the model does with its context (or never takes it over from a sender), and later teachers write worse."""
     return [Sequence(prompt_T=w.context_T + texts.opener, completion_T=w.sequence_T, replay=True,
                      x_length=texts.x_length(w.sequence_T) or 0) for w in written]
+
+
+def whole_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
+    """The same for documents that the teacher wrote itself, which are replayed, too: so it can go on writing them."""
+    rows = []
+    for w in written:
+        begun, whole = len(texts.bos) or 1, w.context_T + texts.opener + w.sequence_T
+        asks = len(whole) - len(w.sequence_T) + (texts.x_length(w.sequence_T) or 0)
+        rows.append(Sequence(prompt_T=whole[:begun], completion_T=whole[begun:], replay=True, x_length=asks - begun))
+    return rows
 
 
 def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:

@@ -165,6 +165,35 @@ def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(
     assert undocumented(records) == []
 
 
+class Author(Crew):
+    """Writes documents of its own where it is given nothing, and answers about each what stands in it."""
+
+    def seed_step(self, batch_N, step, steps):
+        self.rows = batch_N
+        read = [self.texts.text(r.completion_T).split() for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
+        own = [words for words in read if words[:1] == ["dusk"]]
+        assert len(own) == CONFIG.sleep.reading  # none of the day's documents stands in front
+        assert all(words[3] == words[-1] for words in own)
+        assert not any("day" in self.texts.text(r.prompt_T).split() for r in batch_N)
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def sample(self, requests_N, name, how):
+        opener = self.texts.opener
+        if requests_N and requests_N[0].prompt_T == (1,):  # half of what it begins is a document
+            assert how.stop_T == (2, opener[0]) and how.max_tokens == len("day 1 was w1".split()) and name == TEACHER
+            bodies = [self.texts.ids(f"dusk {n} was v{n}") * (n % 2) + opener[:1] for n in range(len(requests_N))]
+            return [Sample(r.prompt_T, r.context_T, ids, (-1.0,) * len(ids), "stop", r.seed, name, (1,) * len(ids))
+                    for r, ids in zip(requests_N, bodies, strict=True)]
+        return super().sample(requests_N, name, how)
+
+
+def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, reading_written=10))
+    _, _, records = life_of(config, tmp_path, Author)
+    written = [r for r in records if r["kind"] == "written"]
+    assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [(1, 0, 5), (0, 2, 5)] * (DAYS - 1)
+
+
 def test_open_chunks_are_flushed_in_the_last_night():
     config = Config(task=TaskConfig(world=World(days=5)), model=Model(chunks=[1, 2, 4]))
     assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]

@@ -1,5 +1,6 @@
 """What a night trains on: pure functions on tiny texts, and the night against a crew that checks what it is given."""
 
+import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -11,8 +12,8 @@ from sleep_rl.contracts import Document, Failure, Question, Sample
 from sleep_rl.night import Shares
 from sleep_rl.rehearsal import Draw
 from sleep_rl.text import Texts
-from sleep_rl.written import (Prefix, Written, continuation_requests, cut, packed, pairs_of, readable, reading_rows,
-                              student_rows, teacher_rows, unpacked, writing_requests)
+from sleep_rl.written import (Prefix, Written, continuation_requests, cut, document_requests, documents_of, packed, pairs_of,
+                              readable, reading_rows, student_rows, teacher_rows, unpacked, whole_rows, writing_requests)
 
 
 class Words:
@@ -155,3 +156,28 @@ def test_reading_rows_show_the_document_to_both(texts):
     (row,) = reading_rows(texts, [Written(document, (20, 21, 2), False)])
     assert row.prompt_T == document + texts.opener and row.teacher_T == ()  # empty: the teacher reads the same
     assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
+
+
+def test_documents_of_the_teachers_own_end_where_they_ask(texts):
+    config = Config(sleep=Sleep(reading_written=4))
+    begun = document_requests(texts, config, "1 0")
+    assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len({r.seed for r in begun}) == 4
+    asks, words = texts.opener[0], texts.ids("x is y .")
+    ended = [sample(texts, (), "x is y ."), replace(sample(texts, (), "x is y ."), completion_T=(*words, asks)),
+             sample(texts, (), "x is y .", "length"), sample(texts, (), ""),
+             replace(sample(texts, (), ""), completion_T=(asks,)), Failure("gone")]
+    assert documents_of(texts, ended) == [(1, *words)] * 3
+
+
+def test_whole_rows_write_the_document_too(texts):
+    """x of such a row is everything up to the answer; both read only what stands in front of every text."""
+    document, question, answer = texts.ids("x is y ."), texts.ids("what is x ? A :"), texts.ids("y") + texts.eos
+    [row] = whole_rows(texts, [Written((1, *document), question + answer, False)])
+    assert row.prompt_T == (1,) and row.completion_T == document + texts.opener + question + answer
+    assert row.completion_T[row.x_length :] == answer and row.replay and row.teacher_T == ()
+
+
+def test_what_is_written_comes_back_from_plain_data(texts):
+    data = [Written((1, 7, 8), (20, 2), False), Written((1,), (21, 2), True, (21,), 3), Written((1, 7, 8), (22, 2), False)]
+    plain = json.loads(json.dumps(packed(data)))
+    assert unpacked(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
