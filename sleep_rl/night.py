@@ -14,6 +14,7 @@ from sleep_rl.contracts import STUDENT, TEACHER, Day, Failure, Metrics, Request,
 from sleep_rl.flow import rounds
 from sleep_rl.life import Life
 from sleep_rl.rehearsal import Draw, Weighted
+from sleep_rl.text import Ids
 from sleep_rl.written import (Written, asked, continuation_requests, cut, document_requests, documents_of, packed, pairs_of,
                               readable, reading_rows, rehearsal_requests, rehearsed, student_rows, teacher_rows, unpacked,
                               whole_rows, writing_requests)
@@ -47,8 +48,9 @@ class Night:
         self.told, how = told or [], life.config.sleep
         source = "other models" if self.others else "dreams" if told else f"level {sender}" if sender else day.name
         self.where = {"night": night, "sender": sender, "day": source}
-        self.reads = day.documents if day and how.replay < 1 and how.reading else ()
-        self.documents = day.documents if day and how.replay < 1 and not sender else () if how.reading_written else self.reads
+        there = day.documents if day and how.replay < 1 else ()
+        self.reads = there if how.reading else ()
+        self.documents = there if sender == 0 else () if how.reading_written else self.reads
         changed = {"replay": 1.0, "steps": life.config.steps(night, sender)} if sender else {} if day else {"reading": 0}
         if told:  # nothing is to be sampled from the student, so it need not be pushed before the end
             how = life.config.dream
@@ -67,7 +69,8 @@ class Night:
         behind, free = writing_requests(life.texts, self.documents, config, seed)
         prompts = life.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
         again = rehearsal_requests(life.texts, prompts, config, seed)
-        total = len(behind) + len(free) * (1 + len(self.others)) + len(again)
+        anew = config.sleep.reading_written if self.reads else 0
+        total = len(behind) + len(free) * (1 + len(self.others)) + len(again) + anew
         with life.console.phase(f"{self.title}: the teacher writes", total=total) as self.tick:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples, config.sleep.confidence)
@@ -77,7 +80,7 @@ class Night:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
                 unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
-            own = self._read_anew() if self.reads and config.sleep.reading_written else []
+            own = self._read_anew() if anew else []
         new += self.told
         left = {k: v + unanswered[k] for k, v in left.items()}
         if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
@@ -94,13 +97,13 @@ class Night:
 
     def _read_anew(self) -> list[Written]:
         """What the teacher writes about documents that it wrote itself, from nothing: no memory can answer for the reading."""
-        life, texts, sleep = self.life, self.life.texts, self.config.sleep
+        texts, sleep = self.life.texts, self.config.sleep
         longest = max(len(texts.ids(document.text)) for document in self.reads)
         begun = document_requests(texts, self.config, f"{self.night} {self.sender}")
-        contexts = documents_of(texts, life.sample(begun, TEACHER, longest, 1.0, stop=texts.opener[:1], **self.where, round=0))
+        contexts = documents_of(texts, self._sample(begun, TEACHER, tokens=longest, stop=texts.opener[:1]))
         seeds = random.Random(f"read {self.config.run.seed} {self.night} {self.sender}")
         requests = [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
-        return readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p), sleep.confidence)[0]
+        return readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p, shown=False), sleep.confidence)[0]
 
     def safe(self, step: int) -> None:
         """Writes how far the night is after `step` steps, so that it can go on from there (stages.py)."""
@@ -214,12 +217,15 @@ class Night:
                               loss=last.get("loss"), divergence=last.get("divergence", last.get("divergence_replay")),
                               reward_mean=last.get("reward_mean"), learner_idle=self.idle_s / max(seconds, 1e-9))
 
-    def _sample(self, requests_N: list[Request], name: str, round: int = 0, min_p: float = 0.0) -> list[Sample | Failure]:
-        """The student's samples are those of its own distribution: equations 3 and 6 are expectations under it."""
+    def _sample(self, requests_N: list[Request], name: str, round: int = 0, min_p: float = 0.0, tokens: int = 0,
+                stop: Ids = (), shown: bool = True) -> list[Sample | Failure]:
+        """The student's samples are those of its own distribution: equations 3 and 6 are expectations under it. `tokens`: at
+        most, if not the task's number; `stop`: see Life.sample; `shown`: they are among what the phase counts."""
         life, temperature = self.life, 1.0 if name == STUDENT else self.config.sleep.temperature
-        samples = life.sample(requests_N, name, life.task.max_new_tokens, temperature, min_p, **self.where, round=round)
+        samples = life.sample(requests_N, name, tokens or life.task.max_new_tokens, temperature, min_p, stop, **self.where,
+                              round=round)
         self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))
-        self.tick(0 if name == STUDENT else len(samples))  # what is sampled from the student shows in the steps
+        self.tick(0 if name == STUDENT or not shown else len(samples))  # the student's show in the steps
         return samples
 
 
