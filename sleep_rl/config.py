@@ -61,6 +61,8 @@ class Sleep:
                                "rest is written from nothing", low=0, high=1)
     rehearse_written: int = key(1000, "answers to such prompts that the teacher writes per night", low=1)
     rehearse_prompts: int = key(500, "prompts kept per night: those that were written most often", low=1)
+    rehearse_free: int = key(0, "the same for prompts that were written without a document: what was known long ago is then "
+                                "rehearsed, too, where the student lacks it", low=0)
     rehearse_by: str = key("divergence", "which prompts: those the student has not yet taken over, or all alike",
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",

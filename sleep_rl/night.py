@@ -208,9 +208,10 @@ class Night:
 
     def close(self) -> None:
         """The journal's summary of the night; its own prompts are rehearsed from the next one on."""
+        texts, sleep = self.life.texts, self.config.sleep
         learned = self.new.data if self.sender <= 0 else []  # not what was only read
-        prompts = [w.sequence_T[:length] for w in learned if (length := asked(self.life.texts, w))]
-        self.life.index.add(self.night, prompts, self.config.sleep.rehearse_prompts)
+        for data, most in ((learned, sleep.rehearse_prompts), (self.free.data, sleep.rehearse_free)):
+            self.life.index.add(self.night, [w.sequence_T[:n] for w in data if (n := asked(texts, w))], most)
         seconds, last = time.monotonic() - self.began, self.last
         self.life.journal.log("night", **self.where, steps=self.config.sleep.steps,
                               seconds=seconds, tokens_sampled=self.tokens, tokens_trained=self.trained,

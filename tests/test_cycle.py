@@ -296,3 +296,12 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
     assert [r["row"] for r in records if r["kind"] == "evaluate" and r["method"] == "sleep" and r["open_book"] is None] == [{}] * (DAYS + 1)
     assert "open book, " not in capsys.readouterr().out
     assert "No evaluation after a night yet" in write_report(tmp_path).read_text()
+
+
+def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
+    """The crew writes another prompt each time, of which the most frequent ones are kept."""
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, rehearse_free=3))
+    _, _, records = life_of(config, tmp_path)
+    prompts = [r["prompts"] for r in records if r["kind"] == "written"]
+    assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
+    assert prompts == sorted(prompts) and prompts[2] == prompts[1] + 3 and prompts[3] == prompts[2] + 1 + 3
