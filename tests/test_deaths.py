@@ -175,7 +175,7 @@ def test_deaths_change_nothing(steps, least, tmp_path, capsys):
 def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(tmp_path, capsys, monkeypatch):
     turns, _, records = life_under(0.0, tmp_path / "turns", 20)
     threaded = []
-    monkeypatch.setattr(flow, "_in_turn", lambda life, data: threaded.append(data) or flow._ahead(life, data))
+    monkeypatch.setattr(flow, "_in_turn", lambda life, data, part: threaded.append(data) or flow._ahead(life, data, part))
     ahead, _, again = life_under(0.0, tmp_path / "ahead", 20)
     assert ahead == turns and len(threaded) == 7  # consolidations
     kinds = ("seed", "push", "written", "evaluate", "flow")
