@@ -162,7 +162,7 @@ def _fits(kind: str, name: str, value: Any) -> bool:
     if name in _NUMBERS:
         return _number(value)
     if name in _SCORES:
-        return isinstance(value, dict) and all(v is None or _number(v) for v in value.values())
+        return isinstance(value, dict) and all(v is None and name != "n" or _number(v) for v in value.values())
     if name == "taus":
         return isinstance(value, list) and all(map(_number, value))
     return name != "nonfinite" or isinstance(value, list) and all(isinstance(v, str) for v in value)
