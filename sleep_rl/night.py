@@ -75,7 +75,8 @@ class Night:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples, config.sleep.confidence)
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
-            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)))
+            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)),
+                                           config.sleep.rehearse_confidence)
             for k in self.others:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]

@@ -88,21 +88,21 @@ def rehearsed(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sam
 
 def readable(texts: Texts, samples_N: list[Sample | Failure],
              confidence: float = 0.0) -> tuple[list[Written], dict[str, int]]:
-    """(D, counts of what was left out and why): a sequence must end by itself and hold a question and an answer; about a
-    document the teacher must have given that answer at least the probability `confidence`."""
+    """(D, counts of what was left out and why): a sequence must end by itself and hold a question and an answer. An
+    answer about a document, or to a prompt that was given, must have had at least the probability `confidence`."""
     data, left = [], {"failed": 0, "unfinished": 0, "no answer": 0, "unsure": 0}
     plain = texts.context(None)
     for sample in samples_N:
+        begun = () if isinstance(sample, Failure) else sample.prompt_T[len(texts.opener) :]  # what it was asked, if it was
         if isinstance(sample, Failure):
             left["failed"] += 1
         elif sample.finish_reason != "stop":
             left["unfinished"] += 1
         elif (parts := texts.split(sample.completion_T)) is None:
             left["no answer"] += 1
-        elif sample.context_T != plain and math.exp(math.fsum(sample.logprobs_T[len(parts[0]) :])) < confidence:
+        elif (begun or sample.context_T != plain) and math.exp(math.fsum(sample.logprobs_T[-len(parts[1]) :])) < confidence:
             left["unsure"] += 1
         else:
-            begun = sample.prompt_T[len(texts.opener) :]  # what it was asked, if it was
             data.append(Written(sample.context_T, sample.completion_T, sample.context_T == plain, begun))
     return data, left
 

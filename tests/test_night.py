@@ -1,6 +1,7 @@
 """What a night trains on: pure functions on tiny texts, and the night against a crew that checks what it is given."""
 
 import json
+import math
 import random
 from collections import Counter
 from dataclasses import replace
@@ -13,7 +14,8 @@ from sleep_rl.night import Shares
 from sleep_rl.rehearsal import Draw
 from sleep_rl.text import Texts
 from sleep_rl.written import (Prefix, Written, continuation_requests, cut, document_requests, documents_of, packed, pairs_of,
-                              readable, reading_rows, student_rows, teacher_rows, unpacked, whole_rows, writing_requests)
+                              readable, reading_rows, rehearsed, student_rows, teacher_rows, unpacked, whole_rows,
+                              writing_requests)
 
 
 class Words:
@@ -181,3 +183,24 @@ def test_what_is_written_comes_back_from_plain_data(texts):
     data = [Written((1, 7, 8), (20, 2), False), Written((1,), (21, 2), True, (21,), 3), Written((1, 7, 8), (22, 2), False)]
     plain = json.loads(json.dumps(packed(data)))
     assert unpacked(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
+
+
+def test_answers_that_the_teacher_doubts_are_left_out(texts):
+    """Of the answer's probability, two tokens and eos here; what nobody asked for and no document says is never doubted."""
+    document, plain = texts.context(Document("a", "one")), texts.context(None)
+    asked = texts.ids("what is x ? A :")
+
+    def answer(context, prompt, logprob):
+        ids = texts.ids("y z") + texts.eos
+        written = ids if prompt else asked + ids
+        logprobs = (-9.0,) * (len(written) - 3) + (logprob,) * 3
+        return Sample(texts.opener + prompt, context, written, logprobs, "stop", 0, "teacher", (1,) * len(written))
+
+    sure, unsure = math.log(0.9), math.log(0.7)  # 0.729 and 0.343 together
+    about = [answer(document, (), sure), answer(document, (), unsure), answer(plain, (), unsure)]
+    data, left = readable(texts, about, 0.5)
+    assert [(w.context_T, w.replay) for w in data] == [(document, False), (plain, True)] and left["unsure"] == 1
+    again = rehearsed([asked, asked], [answer(plain, asked, sure), answer(plain, asked, unsure)])
+    data, left = readable(texts, again, 0.5)
+    assert [(w.prompt_T, w.sequence_T) for w in data] == [(asked, about[0].completion_T)] and left["unsure"] == 1
+    assert readable(texts, about + again)[1]["unsure"] == 0
