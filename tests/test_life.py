@@ -54,7 +54,9 @@ def test_a_life_from_config_to_report(backend, tmp_path):
     flow = of(records, "flow")
     assert flow and all(r["newest"] - r["oldest"] <= 1 for r in flow)
     pushes = of(records, "push")
-    assert all(r["workers"] == 1 and r["probe_gap"] < 1e-3 for r in pushes)
+    assert all(r["workers"] == 1 for r in pushes)
+    gaps = [r["probe_gap"] for r in pushes if "probe_gap" in r]  # one that came while samples were under way has none
+    assert gaps and max(gaps) < 1e-3
     assert [r["version"] for r in pushes] == list(range(1, len(pushes) + 1))
     assert not of(records, "sink_failed") and bool(list(folder.glob("wandb/offline-run-*"))) == (backend == "local")
     assert of(records, "done")[0]["status"] == "ok" and "<svg" in (folder / "report.html").read_text()

@@ -254,23 +254,20 @@ class TestSlices:
         with pytest.raises(RunError, match="rollouts: every worker failed: worker rollout-0 gave no samples within 0.2 s"):
             pool.sample(lambda: pool.restart_lost(), self.REQUESTS, "student", 4, Sampling(1))
 
-    @pytest.mark.stack
-    def test_a_push_is_taken_up_between_two_slices(self):
-        with RayBackend(cpus=1) as ray:
-            handle = ray.spawn("workers:Sliced", {"slices": 20}, name="rollout-0")
-            ray.ready([handle])
-            pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
-            sampling = threading.Thread(target=lambda: samples.extend(
-                pool.sample(lambda: None, self.REQUESTS, "student", 4, Sampling(1))))
-            sampling.start()
-            time.sleep(0.5)
-            began = time.monotonic()
-            handle.load(None)
-            took = time.monotonic() - began
-            sampling.join(60)
-            log = handle.seen()
-        assert len(samples) == len(self.REQUESTS) and took < 1.0  # all slices take two seconds
-        assert log.count("slice") == 20 and 0 < log.index("load") < 20
+    def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
+        handle = backend.spawn("workers:Sliced", {"slices": 20}, name="rollout-0")
+        backend.ready([handle])
+        pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
+        sampling = threading.Thread(target=lambda: samples.extend(
+            pool.sample(lambda: None, self.REQUESTS, "student", 4, Sampling(1))))
+        sampling.start()
+        time.sleep(0.5)
+        handle.load(None)
+        sampling.join(60)
+        log = handle.seen()
+        handle.kill()
+        assert len(samples) == len(self.REQUESTS)
+        assert log.count("slice") == 20 and 0 < log.index("load") < 20  # not behind all of them
 
 
 class Answering:
