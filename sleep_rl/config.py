@@ -63,8 +63,8 @@ class Sleep:
     rehearse_prompts: int = key(500, "prompts kept per night: those that were written most often", low=1)
     rehearse_free: int = key(0, "the same for prompts that were written without a document: what was known long ago is then "
                                 "rehearsed, too, where the student lacks it", low=0)
-    rehearse_confidence: float = key(0.0, "answers to such prompts are left out where the teacher gave them less than this "
-                                          "probability; 0: none is", low=0, high=1)
+    rehearse_confidence: float = key(0.0, "a prompt is not kept, and an answer to one left out, where the teacher gave its answer "
+                                          "less than this probability; 0: none is", low=0, high=1)
     rehearse_by: str = key("divergence", "which prompts: those the student has not yet taken over, or all alike",
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",

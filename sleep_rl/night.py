@@ -212,7 +212,8 @@ class Night:
         texts, sleep = self.life.texts, self.config.sleep
         learned = self.new.data if self.sender <= 0 else []  # not what was only read
         for data, most in ((learned, sleep.rehearse_prompts), (self.free.data, sleep.rehearse_free)):
-            self.life.index.add(self.night, [w.sequence_T[:n] for w in data if (n := asked(texts, w))], most)
+            sound = [w.sequence_T[:n] for w in data if w.sure >= sleep.rehearse_confidence and (n := asked(texts, w))]
+            self.life.index.add(self.night, sound, most)
         seconds, last = time.monotonic() - self.began, self.last
         self.life.journal.log("night", **self.where, steps=self.config.sleep.steps,
                               seconds=seconds, tokens_sampled=self.tokens, tokens_trained=self.trained,

@@ -64,9 +64,13 @@ class Index:
         return [max(self.divergence.get(x, mean), 0.1 * mean, ALIKE) for x in prompts]
 
     def draw(self, count: int, rng: random.Random) -> list[Ids]:
-        """Prompts to be answered in a night, with repetitions; none while the index is empty."""
+        """Prompts to be answered in a night: each once, if `count` is enough for all, since what no answer is written to is
+        not rehearsed; the rest, or of too many a part, by weight. None while the index is empty."""
         prompts = list(self.prompts)
-        return rng.choices(prompts, self.weights(prompts), k=count) if prompts else []
+        if not prompts:
+            return []
+        once = prompts if count >= len(prompts) else []
+        return once + rng.choices(prompts, self.weights(prompts), k=count - len(once))
 
 
 class Draw:

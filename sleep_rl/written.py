@@ -24,6 +24,7 @@ class Written:
     replay: bool
     prompt_T: Ids = ()  # the rehearsed prompt that it begins with
     teacher: int = 0  # who wrote it: see contracts.Sequence
+    sure: float = 1.0  # the probability of its answer y, which the teacher gave it
 
 
 @dataclass(frozen=True)
@@ -100,11 +101,16 @@ def readable(texts: Texts, samples_N: list[Sample | Failure],
             left["unfinished"] += 1
         elif (parts := texts.split(sample.completion_T)) is None:
             left["no answer"] += 1
-        elif (begun or sample.context_T != plain) and math.exp(math.fsum(sample.logprobs_T[-len(parts[1]) :])) < confidence:
+        elif (begun or sample.context_T != plain) and _sure(sample, parts[1]) < confidence:
             left["unsure"] += 1
         else:
-            data.append(Written(sample.context_T, sample.completion_T, sample.context_T == plain, begun))
+            free = sample.context_T == plain
+            data.append(Written(sample.context_T, sample.completion_T, free, begun, sure=_sure(sample, parts[1])))
     return data, left
+
+
+def _sure(sample: Sample, answer_T: Ids) -> float:
+    return math.exp(math.fsum(sample.logprobs_T[-len(answer_T) :]))
 
 
 def cut(written: Written, config: Config, rng: random.Random) -> Prefix:
@@ -181,11 +187,11 @@ def packed(data: list[Written]) -> dict:
     """D as plain data, each context once; `unpacked` takes it back."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(w.context_T for w in data))}
     return {"contexts": [list(context) for context in contexts],
-            "rows": [[contexts[w.context_T], list(w.sequence_T), w.replay, list(w.prompt_T), w.teacher] for w in data]}
+            "rows": [[contexts[w.context_T], list(w.sequence_T), w.replay, list(w.prompt_T), w.teacher, w.sure] for w in data]}
 
 
 def unpacked(plain: dict) -> list[Written]:
     """What `packed` was given. Raises what plain data of another shape raises."""
     contexts = [tuple(context) for context in plain["contexts"]]
-    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), teacher)
-            for context, sequence, replay, prompt, teacher in plain["rows"]]
+    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), teacher, sure)
+            for context, sequence, replay, prompt, teacher, sure in plain["rows"]]

@@ -1,5 +1,6 @@
 """The driver against a crew that writes down, and checks, everything it is asked for."""
 
+import math
 import random
 from dataclasses import replace
 
@@ -305,3 +306,13 @@ def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
     prompts = [r["prompts"] for r in records if r["kind"] == "written"]
     assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
     assert prompts == sorted(prompts) and prompts[2] == prompts[1] + 3 and prompts[3] == prompts[2] + 1 + 3
+
+
+def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
+    """The crew gives every token of its answers a log-probability of -1."""
+    for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        sleep = replace(CONFIG.sleep, rehearse_free=3, rehearse_confidence=least)
+        _, _, records = life_of(replace(CONFIG, sleep=sleep), folder)
+        assert all((r["prompts"] > 0) == (kept and r["night"] > 1) for r in records if r["kind"] == "written")

@@ -90,7 +90,9 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
     bad = [sample(texts, document, "who ? A : me and", "length"), sample(texts, document, "who ?"),
            Failure("engine died")]
     data, left = readable(texts, good + bad)
-    assert data == [Written(document, good[0].completion_T, False), Written(texts.context(None), good[1].completion_T, True)]
+    sure = pytest.approx(math.exp(-2.0))  # y and eos, a nat each
+    assert data == [Written(document, good[0].completion_T, False, sure=sure),
+                    Written(texts.context(None), good[1].completion_T, True, sure=sure)]
     assert left == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
 
 
@@ -180,7 +182,7 @@ def test_whole_rows_write_the_document_too(texts):
 
 
 def test_what_is_written_comes_back_from_plain_data(texts):
-    data = [Written((1, 7, 8), (20, 2), False), Written((1,), (21, 2), True, (21,), 3), Written((1, 7, 8), (22, 2), False)]
+    data = [Written((1, 7, 8), (20, 2), False), Written((1,), (21, 2), True, (21,), 3, 0.1), Written((1, 7, 8), (22, 2), False)]
     plain = json.loads(json.dumps(packed(data)))
     assert unpacked(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 

@@ -49,3 +49,15 @@ def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing()
     index.add(1, [(1,), (2,)], most=2)
     index.learned((1,), 5.0)
     assert index.weights([(1,), (2,)]) == [1.0, 1.0]
+
+
+def test_every_prompt_is_answered_once_before_any_is_drawn_again():
+    """What no answer is written to is not rehearsed, however little weight it has."""
+    index = Index()
+    index.add(1, [(n,) for n in range(20)], 20)
+    for n in range(20):
+        index.learned((n,), 5.0 if n < 2 else 0.0)
+    drawn = index.draw(50, random.Random(0))
+    assert len(drawn) == 50 and set(drawn) == set(index.prompts)
+    assert sum(x in ((0,), (1,)) for x in drawn[20:]) > 20  # of 30, by weight
+    assert len(index.draw(7, random.Random(0))) == 7 and Index().draw(7, random.Random(0)) == []
