@@ -251,9 +251,12 @@ class RolloutWorker:
         return result
 
     def _go_on(self, batch: _Batch, seconds: float) -> None:
-        """Steps the engine until the batch is done, or for so long."""
+        """Steps the engine until the batch is done, or for so long; in a held version of its state, whatever a load that did
+        not pass has left in the model."""
         until = time.perf_counter() + seconds
         try:
+            if not batch.done:
+                self._switch(batch.name)
             while not batch.done and time.perf_counter() < until:
                 batch.outputs += self._engine.step()
         except RunError:

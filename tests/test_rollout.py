@@ -343,6 +343,22 @@ def test_samples_that_went_on_with_a_version_that_fails_its_probe_are_held_back(
     assert len(worker.sample(REQUESTS, "teacher", 1, HOW)) == len(REQUESTS)
 
 
+def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(worker, path, have, monkeypatch):
+    """Wrong bytes lie in the model when `load` raises; not one token comes from them."""
+    old, new = changed_model(path, 1), changed_model(path, 5)
+    begun(worker, old, "undone")
+    write = worker._engine.write_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(worker._engine, "write_memory",
+                      lambda tensors: write({k: t + 1 if t.is_floating_point() else t for k, t in tensors.items()}))
+        with pytest.raises(RunError, match="did not arrive in the model"):
+            worker.load(weights_of(new, "undone", 2, have))
+    for sample in worker.more(60.0):
+        assert set(sample.versions_T) == {1}
+        expected = hf_logprobs(old, sample.context_T + sample.prompt_T + sample.completion_T)[-len(sample.completion_T):]
+        assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
+
+
 def test_one_batch_at_a_time(worker, path):
     begun(worker, changed_model(path, 1), "first")
     with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
