@@ -83,8 +83,8 @@ def sleep(life: Life, day: Day, night: int) -> None:
 @stage
 def consolidate(life: Life, night: int, sender: int, day: Day | None, due: tuple[int, ...]) -> None:
     """Knowledge Seeding from the sender (0: the context window, whose documents only the teacher has) into the next
-    level (paper.md section 3). From a memory level both have the documents, which are read and not learned. `due`: levels
-    whose own weights move by equation 2 with this consolidation."""
+    level (paper.md section 3). From a memory level nothing of the day is learned. `due`: levels whose own weights move by
+    equation 2 with this consolidation."""
     learn, data = life.crew.learn, Night(life, night, sender, day)
     learn.open_night(sender + 1, due)  # (a) compute: prospective weights, reset sender, one more expert; not applied
     if not data.goes_on():  # a night that was cut off, where its newest checkpoint stands

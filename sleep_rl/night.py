@@ -37,7 +37,8 @@ class Night:
     """The material of one consolidation, in the order in which the driver asks for it.
 
     `sender` 0 is the context window: the teacher writes about the documents of `day`. When a memory level sends, what is
-    trained on is replayed or rehearsed, and the day's documents, which the context window still holds, are only read.
+    trained on is replayed or rehearsed. Beside it documents are read: the teacher's own, or those of the day, which the
+    context window still holds then.
     In night 0 the models of model.teachers write, from nothing. With sender DREAMS what is new was `told`: the texts of
     accepted dreams, beside dream.replay of self-replay.
     """

@@ -170,19 +170,27 @@ def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
     assert deaths > 10 and crew.weights == want.weights and lines(cut) == lines(whole)
 
 
-@pytest.mark.parametrize("damage", ["manifest", "driver", "learner", "partial"])
+DAMAGES = ("manifest", "driver", "learner", "partial")
+
+
+def hurt(at, damage):
+    """Makes a checkpoint or a part one that is not whole."""
+    if damage == "manifest":
+        (at / MANIFEST).unlink()
+    elif damage == "partial":
+        at.rename(at.with_suffix(".partial"))
+    else:
+        file = at / {"driver": DRIVER, "learner": LEARNER}[damage]
+        file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
     lives(tmp_path)
     states = sorted((tmp_path / "state").iterdir())
     assert [s.name.isdigit() for s in states] == [True, True]  # two are kept, nothing half-written lies about
     before, last = states
-    if damage == "manifest":
-        (last / MANIFEST).unlink()
-    elif damage == "partial":
-        last.rename(last.with_suffix(".partial"))
-    else:
-        file = last / {"driver": DRIVER, "learner": LEARNER}[damage]
-        file.write_bytes(file.read_bytes()[:-1])
+    hurt(last, damage)
     assert newest(str(tmp_path))[0] == before
 
 
@@ -198,20 +206,14 @@ def cut_in_a_night(folder):
     raise AssertionError("no death fell behind a part")
 
 
-@pytest.mark.parametrize("damage", ["manifest", "driver", "learner", "partial"])
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_path, capsys):
     whole, folder = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), folder.mkdir()
     want, part = lives(whole), cut_in_a_night(folder)
     [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}  # the newest part alone is kept
     assert part.learner == str(at / LEARNER) and part.stage == "consolidate"
-    if damage == "manifest":
-        (at / MANIFEST).unlink()
-    elif damage == "partial":
-        at.rename(at.with_suffix(".partial"))
-    else:
-        file = at / {"driver": DRIVER, "learner": LEARNER}[damage]
-        file.write_bytes(file.read_bytes()[:-1])
+    hurt(at, damage)
     assert newest(str(folder))[2] is None
     again = lives(folder)
     assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
