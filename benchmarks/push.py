@@ -6,7 +6,7 @@
 Prints, as medians over 30 repetitions: (a) put into Ray's shared memory and copied out by the same two worker
 processes, nothing else done; (b) the push of the product: digests checked, staged, copied into the engine, prefix cache
 reset, read back and compared, and a probe prompt scored by vLLM against the learner's log-probabilities; (c) for how long
-a worker did not sample meanwhile.
+workers that were sampling did not, in a push like (b) that came while requests were under way.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cluster.launch import base_checkpoint, memory_of
 from sleep_rl import modeling
 from sleep_rl.config import Config, Model
 from sleep_rl.console import Console
-from sleep_rl.contracts import STUDENT, TEACHER, Weights
+from sleep_rl.contracts import STUDENT, TEACHER, Request, Rollout, RunError, Sampling, Weights
 from sleep_rl.digest import digest
 from sleep_rl.metrics import Journal
 from sleep_rl.tasks.make import make_task
@@ -50,6 +50,20 @@ def changed(weights: Weights) -> Weights:
     tensors = {k: v + 1e-4 if v.is_floating_point() else v for k, v in weights.tensors.items()}
     return replace(weights, tensors=tensors, probe_T=(), probe_logprobs_T=(),
                    manifest=weights.manifest | {k: digest(v) for k, v in tensors.items()})
+
+
+def push_under_way(crew: Workers, weights: Weights) -> float:
+    """Pushes while every rollout worker is sampling; seconds that the slower of them did not sample."""
+    requests = [Request(tuple(range(4, 12)), (), seed) for seed in range(4)]
+    version = crew.store.current(STUDENT)
+    crew.rollouts.all(Rollout.begin, requests, STUDENT, version, Sampling(max_tokens=8, temperature=1.0))
+    crew.rollouts.all(Rollout.more, 1e-3)  # a token or so
+    crew.store.push(weights)
+    pause = crew.store.metrics["push/pause"]
+    answers = crew.rollouts.all(Rollout.more, 600.0)
+    if {sample.versions_T[-1] for samples in answers for sample in samples} != {weights.version}:
+        raise RunError("requests that were under way in a push did not end in the pushed version")
+    return pause
 
 
 def synthetic(base: str, folder: str) -> str:
@@ -82,7 +96,7 @@ def main(repetitions: int = 30) -> None:
         blank = {key: "" for key in known if key.split("#")[-1] == "1" or key.endswith("state")}
         copy, plain, probed, pauses = [], [], [], []
         for i in range(repetitions):
-            true = crew.learn.export(STUDENT, 100 + 2 * i, known | blank, STUDENT)
+            true = crew.learn.export(STUDENT, 100 + 3 * i, known | blank, STUDENT)
             delta = changed(true)
             began = time.perf_counter()
             ref = backend.put(delta.tensors)
@@ -92,7 +106,7 @@ def main(repetitions: int = 30) -> None:
                 began = time.perf_counter()
                 crew.store.push(weights)
                 seconds.append(time.perf_counter() - began)
-                pauses.append(crew.store.metrics["push/pause"])
+            pauses.append(push_under_way(crew, replace(true, version=true.version + 2)))
         crew.close()
     base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, plain, probed))
     print(f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, {repetitions} repetitions")

@@ -48,6 +48,7 @@ class Batch:
     told_P: Tensor  # the positions where the text itself stands for a teacher
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
+    temperature_P: Tensor | None  # of the teacher's distribution; None: 1 everywhere
     share_P: Tensor  # what a position counts in the divergence: see `shares`
     advantage_P: Tensor
     behaviour_P: Tensor
@@ -86,6 +87,8 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         told_P=torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == TEXT], dtype=torch.long, device=device),
         token_P=torch.tensor([t for c in completions for t in c], device=device),
         weight_P=spread(weights_B),
+        temperature_P=(None if all(r.temperature == 1 for r in rows_B) else torch.tensor(
+            [t for r in rows_B for t in [1.0] * r.x_length + [r.temperature] * (len(r.completion_T) - r.x_length)], device=device)),
         share_P=torch.tensor([share for r in rows_B for share in shares(r, prompt_weight)], device=device),
         advantage_P=spread([r.advantage or 0.0 for r in rows_B]),
         behaviour_P=torch.tensor([p for row in known for p in row], dtype=torch.float32, device=device),
@@ -143,11 +146,12 @@ class Seeding(nn.Module):
 
     def _terms(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """([P] divergence from the teacher of each position, [P] student log-probability of the token)."""
-        s, found, where = self.sleep, [], []
+        s, found, where, sharp_P = self.sleep, [], [], batch.temperature_P
         for who, (readings, where_P) in batch.teachers.items():
             model = self.others[who - 1] if who else self.model
             found.append(seeding_terms(self.model.lm_head, self._taught(readings, model), student_PD[where_P],
                                        batch.token_P[where_P], kind=s.divergence, beta=s.beta, chunk=s.logit_chunk,
+                                       temperature_P=sharp_P if sharp_P is None else sharp_P[where_P],
                                        teacher_head=model.lm_head))
             where.append(where_P)
         if len(batch.told_P):  # the text itself: all of T lies on its token, and KL(T||S) is -log S(token)

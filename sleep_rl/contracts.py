@@ -227,18 +227,17 @@ class Reward(Protocol):
 class Sequence:
     """One row of a seeding batch: the student reads prompt_T + completion_T, the teacher teacher_T + completion_T.
 
-    `advantage` is None for rows without a reward (teacher-written rows); then only the divergence counts.
-    `behaviour_T`: log-probabilities under the sampler, for the truncated importance weight; empty = on policy.
-    """
+    `advantage` is None for rows without a reward (teacher-written rows); then only the divergence counts."""
 
     prompt_T: tuple[int, ...]
     completion_T: tuple[int, ...]
     teacher_T: tuple[int, ...] = ()  # privileged prompt, with the document; empty: the same as prompt_T
     advantage: float | None = None
-    behaviour_T: tuple[float, ...] = ()
+    behaviour_T: tuple[float, ...] = ()  # log-probabilities under the sampler, for the importance weight; empty: on policy
     replay: bool = False  # what the model knew already; only for the metrics
     teacher: int = 0  # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, TEXT the text itself
     x_length: int = 0  # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
+    temperature: float = 1.0  # of the teacher's distribution on what follows x
 
 
 TEXT = -1

@@ -1,11 +1,14 @@
-"""Digests of tensors: learner and readers name the bytes they mean by them."""
+"""Digests of tensors: learner and readers name the bytes they mean by them.
+
+They find what was damaged or mixed up, at the speed of memory. They are no guard against forgery: whoever may send weights
+to a worker may send wrong ones.
+"""
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 
@@ -20,9 +23,9 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 
 def digest(value: Tensor | np.ndarray) -> str:
-    """32 hex digits of BLAKE2b over dtype, shape and raw bytes; equal for a tensor and an array of the same content.
+    """32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array of the same content.
 
-    A contiguous CPU tensor or array is read in place (about 1 GB/s).
+    A contiguous CPU tensor or array is read in place.
     """
     if isinstance(value, Tensor):
         dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
@@ -30,6 +33,6 @@ def digest(value: Tensor | np.ndarray) -> str:
     else:
         dtype, shape = value.dtype.name, value.shape
         raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
-    state = hashlib.blake2b(f"{dtype}{shape}".encode(), digest_size=16)
+    state = xxhash.xxh3_128(f"{dtype}{shape}".encode())
     state.update(memoryview(raw))
     return state.hexdigest()

@@ -76,8 +76,10 @@ class Night:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(free, TEACHER)
             data, left = readable(life.texts, samples, config.sleep.confidence)
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
-            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER)),
+            sharp = config.sleep.rehearse_temperature
+            answers, unanswered = readable(life.texts, rehearsed(prompts, self._sample(again, TEACHER, temperature=sharp)),
                                            config.sleep.rehearse_confidence)
+            answers = [replace(w, temperature=sharp) for w in answers]
             for k in self.others:
                 told, lost = readable(life.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
@@ -105,7 +107,8 @@ class Night:
         contexts = documents_of(texts, self._sample(begun, TEACHER, tokens=longest, stop=texts.opener[:1]))
         seeds = random.Random(f"read {self.config.run.seed} {self.night} {self.sender}")
         requests = [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
-        return readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p, shown=False), sleep.confidence)[0]
+        read = readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p, shown=False), sleep.confidence)[0]
+        return [replace(w, temperature=sleep.rehearse_temperature) for w in read]
 
     def safe(self, step: int) -> None:
         """Writes how far the night is after `step` steps, so that it can go on from there (stages.py)."""
@@ -222,10 +225,12 @@ class Night:
                               reward_mean=last.get("reward_mean"), learner_idle=self.idle_s / max(seconds, 1e-9))
 
     def _sample(self, requests_N: list[Request], name: str, round: int = 0, min_p: float = 0.0, tokens: int = 0,
-                stop: Ids = (), shown: bool = True) -> list[Sample | Failure]:
+                stop: Ids = (), shown: bool = True, temperature: float = 0.0) -> list[Sample | Failure]:
         """The student's samples are those of its own distribution: equations 3 and 6 are expectations under it. `tokens`: at
-        most, if not the task's number; `stop`: see Life.sample; `shown`: they are among what the phase counts."""
-        life, temperature = self.life, 1.0 if name == STUDENT else self.config.sleep.temperature
+        most, if not the task's number; `stop`: see Life.sample; `shown`: they are among what the phase counts;
+        `temperature`: if it is not that of sleep.temperature."""
+        life = self.life
+        temperature = 1.0 if name == STUDENT else temperature or self.config.sleep.temperature
         samples = life.sample(requests_N, name, tokens or life.task.max_new_tokens, temperature, min_p, stop, **self.where,
                               round=round)
         self.tokens += sum(len(s.completion_T) for s in samples if not isinstance(s, Failure))

@@ -6,6 +6,7 @@ Every loss here is MINIMISED; the paper's J_KS is maximised, so signs are flippe
 
 from __future__ import annotations
 
+import itertools
 from typing import Callable
 
 import torch
@@ -34,25 +35,29 @@ def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 
 
 
 def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_PD: Tensor, token_P: Tensor, *,
-                  kind: str, beta: float, chunk: int,
+                  kind: str, beta: float, chunk: int, temperature_P: Tensor | None = None,
                   teacher_head: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
     """([P] divergence, [P] student log-probability of the token), from last hidden states. `teacher_head`: of a teacher
-    that is another model; its hidden states may have another width.
+    that is another model; its hidden states may have another width. `temperature_P`: of the teacher's distribution, 1 if not
+    given: T becomes T^(1/temperature), normalised.
 
     Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed there): two full
     [P, V] tensors never live at once.
     """
 
-    def terms(teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor) -> tuple[Tensor, Tensor]:
+    def terms(teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor, sharp_c: Tensor | None) -> tuple[Tensor, Tensor]:
         student_cV = head(student_cD)
         with torch.no_grad():
             teacher_cV = (teacher_head or head)(teacher_cD)
+            if sharp_c is not None:
+                teacher_cV = teacher_cV.float() / sharp_c[:, None]
         logp_c = F.log_softmax(student_cV.float(), -1).gather(-1, token_c[:, None])[:, 0]
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 
     # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in another storage.
     parts = [checkpoint(terms, *piece, use_reentrant=False, determinism_check="none")
-             for piece in zip(teacher_PD.split(chunk), student_PD.split(chunk), token_P.split(chunk), strict=True)]
+             for piece in zip(teacher_PD.split(chunk), student_PD.split(chunk), token_P.split(chunk),
+                              itertools.repeat(None) if temperature_P is None else temperature_P.split(chunk))]
     return torch.cat([d for d, _ in parts]), torch.cat([p for _, p in parts])
 
 

@@ -25,6 +25,7 @@ class Written:
     prompt_T: Ids = ()  # the rehearsed prompt that it begins with
     teacher: int = 0  # who wrote it: see contracts.Sequence
     sure: float = 1.0  # the probability of its answer y, which the teacher gave it
+    temperature: float = 1.0  # of the teacher's distribution on y: see contracts.Sequence
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def student_rows(texts: Texts, prefixes: list[Prefix], samples_N: list[Sample | 
         rows = [Sequence(prompt_T=sample.context_T + sample.prompt_T, completion_T=sample.completion_T,
                          teacher_T=prefix.written.context_T + sample.prompt_T, advantage=advantage,
                          behaviour_T=sample.logprobs_T, replay=prefix.written.replay, teacher=prefix.written.teacher,
-                         x_length=prefix.x_length(texts, sample.completion_T))
+                         x_length=prefix.x_length(texts, sample.completion_T), temperature=prefix.written.temperature)
                 for sample, advantage in zip(samples_N[mine], advantages, strict=True) if not isinstance(sample, Failure)]
         groups.append(rows)
     return groups
@@ -164,7 +165,8 @@ def whole_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     for w in written:
         begun, whole = len(texts.bos) or 1, w.context_T + texts.opener + w.sequence_T
         asks = len(whole) - len(w.sequence_T) + (texts.x_length(w.sequence_T) or 0)
-        rows.append(Sequence(prompt_T=whole[:begun], completion_T=whole[begun:], replay=True, x_length=asks - begun))
+        rows.append(Sequence(prompt_T=whole[:begun], completion_T=whole[begun:], replay=True, x_length=asks - begun,
+                             temperature=w.temperature))
     return rows
 
 
@@ -174,7 +176,7 @@ def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     start = texts.context(None) + texts.opener
     return [Sequence(prompt_T=w.context_T if w.teacher == TEXT else start, completion_T=w.sequence_T,
                      teacher_T=w.context_T + texts.opener * (w.teacher != TEXT), replay=w.replay,
-                     teacher=w.teacher, x_length=asked(texts, w)) for w in written]
+                     teacher=w.teacher, x_length=asked(texts, w), temperature=w.temperature) for w in written]
 
 
 def asked(texts: Texts, w: Written) -> int:
@@ -187,11 +189,12 @@ def packed(data: list[Written]) -> dict:
     """D as plain data, each context once; `unpacked` takes it back."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(w.context_T for w in data))}
     return {"contexts": [list(context) for context in contexts],
-            "rows": [[contexts[w.context_T], list(w.sequence_T), w.replay, list(w.prompt_T), w.teacher, w.sure] for w in data]}
+            "rows": [[contexts[w.context_T], list(w.sequence_T), w.replay, list(w.prompt_T), w.teacher, w.sure, w.temperature]
+                     for w in data]}
 
 
 def unpacked(plain: dict) -> list[Written]:
     """What `packed` was given. Raises what plain data of another shape raises."""
     contexts = [tuple(context) for context in plain["contexts"]]
-    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), teacher, sure)
-            for context, sequence, replay, prompt, teacher, sure in plain["rows"]]
+    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), *rest)
+            for context, sequence, replay, prompt, *rest in plain["rows"]]

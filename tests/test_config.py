@@ -27,7 +27,7 @@ task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
 task.custom: target options days
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
-sleep: steps steps_per_round lag checkpoint_steps max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_free rehearse_confidence rehearse_by reading reading_written on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
+sleep: steps steps_per_round lag checkpoint_steps max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_free rehearse_confidence rehearse_temperature rehearse_by reading reading_written on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
 sleep: scale_advantage
 sleep: is_cap temperature min_p confidence written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
 dream: rounds tasks curriculum m k b importance novelty temperature inner_lr inner_epochs inner_rank inner_alpha seeds

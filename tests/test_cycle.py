@@ -308,6 +308,24 @@ def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
     assert prompts == sorted(prompts) and prompts[2] == prompts[1] + 3 and prompts[3] == prompts[2] + 1 + 3
 
 
+def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp_path):
+    asked, learned = set(), set()
+
+    class Sharp(Crew):
+        def sample(self, requests_N, name, how):
+            if name == TEACHER and how.max_tokens == self.texts.task.max_new_tokens:
+                asked.update((bool(r.prompt_T[len(self.texts.opener) :]), how.temperature) for r in requests_N)
+            return super().sample(requests_N, name, how)
+
+        def seed_step(self, batch_N, step, steps):
+            learned.update(row.temperature for row in batch_N)
+            return super().seed_step(batch_N, step, steps)
+
+    sleep = replace(CONFIG.sleep, rehearse_temperature=0.5, temperature=0.9)
+    life_of(replace(CONFIG, sleep=sleep), tmp_path, Sharp)
+    assert asked == {(False, 0.9), (True, 0.5)} and learned == {1.0, 0.5}
+
+
 def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
     """The crew gives every token of its answers a log-probability of -1."""
     for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos

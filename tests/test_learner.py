@@ -55,8 +55,10 @@ def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_wei
         who = others[row.teacher - 1] if row.teacher else model
         teacher = logprobs(who, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
         for t, token in enumerate(row.completion_T):
-            share = prompt_weight if t < row.x_length else 1.0
-            divergence = divergence + share * (teacher[t].exp() * (teacher[t] - student[t])).sum()
+            share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
+            raised = teacher[t].exp() ** power
+            p = raised / raised.sum()  # T at the row's temperature
+            divergence = divergence + share * (p * (p.log() - student[t])).sum()
             positions += share
             if row.advantage is not None:
                 weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)
@@ -78,6 +80,22 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
+    """On the answer only: x is drawn from the teacher's own distribution, and is to be drawn from it again."""
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    rows = [replace(row, temperature=temperature, x_length=1) for row, temperature in zip(ROWS, (0.5, 1.0, 0.25, 1.0), strict=True)]
+    slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha)
+    plain = slow_l_ks(learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.sleep.alpha)
+    assert abs(slow.item() - plain.item()) > 1e-3
+    norm = torch.stack([g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]).norm()
+    metrics = learner.seed_step(rows, 0, 10)
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
 
 def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path):

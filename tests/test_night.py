@@ -155,6 +155,14 @@ def test_teacher_rows_hide_the_document_from_the_student(texts):
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
+def test_rows_are_learned_at_the_temperature_at_which_their_answers_were_written(texts):
+    written = Written(texts.context(None), (20, 21, 2), True, (20,), temperature=0.5)
+    [[student, _]] = student_rows(texts, [Prefix(written, 1)], [sample(texts, (1,), "a b")] * 2, None, Config(sleep=Sleep(group=2)))
+    [taught], [read] = teacher_rows(texts, [written]), whole_rows(texts, [replace(written, context_T=(1, 7))])
+    assert {row.temperature for row in (student, taught, read)} == {0.5}
+    assert teacher_rows(texts, [replace(written, temperature=1.0)])[0].temperature == 1
+
+
 def test_reading_rows_show_the_document_to_both(texts):
     document = texts.context(Document("a", "one"))
     (row,) = reading_rows(texts, [Written(document, (20, 21, 2), False)])
@@ -183,6 +191,7 @@ def test_whole_rows_write_the_document_too(texts):
 
 def test_what_is_written_comes_back_from_plain_data(texts):
     data = [Written((1, 7, 8), (20, 2), False), Written((1,), (21, 2), True, (21,), 3, 0.1), Written((1, 7, 8), (22, 2), False)]
+    data[1] = replace(data[1], temperature=0.5)
     plain = json.loads(json.dumps(packed(data)))
     assert unpacked(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 
