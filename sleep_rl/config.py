@@ -66,8 +66,9 @@ class Sleep:
     rehearse_confidence: float = key(0.0, "a prompt is not kept, and an answer to one left out, where the teacher gave its answer "
                                           "less than this probability; 0: none is", low=0, high=1)
     rehearse_temperature: float = key(1.0, "temperature of the teacher where it answers such prompts, both to sample the answers "
-                                           "and to learn from them: below 1 what it is fairly sure of becomes surer again, which "
-                                           "many consolidations would wear down", above=0)
+                                           "and to learn from them; and of what is learned of its answers about texts of its own "
+                                           "(reading_written). Below 1 what it is fairly sure of becomes surer again, which many "
+                                           "consolidations would wear down", above=0)
     rehearse_by: str = key("divergence", "which prompts: those the student has not yet taken over, or all alike",
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
