@@ -171,7 +171,9 @@ class Author(Crew):
 
     def seed_step(self, batch_N, step, steps):
         self.rows = batch_N
-        read = [self.texts.text(r.completion_T).split() for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
+        rows = [r for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
+        read = [self.texts.text(r.completion_T).split() for r in rows]
+        assert {r.temperature for r in rows} == {0.5}
         own = [words for words in read if words[:1] == ["dusk"]]
         assert len(own) == CONFIG.sleep.reading  # none of the day's documents stands in front
         assert all(words[3] == words[-1] for words in own)
@@ -189,7 +191,7 @@ class Author(Crew):
 
 
 def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
-    config = replace(CONFIG, sleep=replace(CONFIG.sleep, reading_written=10))
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, reading_written=10, rehearse_temperature=0.5))
     _, _, records = life_of(config, tmp_path, Author)
     written = [r for r in records if r["kind"] == "written"]
     assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [(1, 0, 5), (0, 2, 5)] * (DAYS - 1)
