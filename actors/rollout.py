@@ -77,8 +77,8 @@ class RolloutWorker:
 
         After a RunError the states that were held before are still held, and the failed version is not. A version
         older than the held one changes nothing. Requests that are under way (`begin`) are frozen meanwhile, and go on with
-        the new weights, their cached keys and values computed anew. The seconds of the answer are those of this pause, behind
-        the checks of what was sent.
+        the new weights, their cached keys and values computed anew. The seconds of the answer are those of this pause, the
+        checks of what was sent included.
         """
         start = time.perf_counter()
         held = self._states.get(weights.name)
@@ -87,8 +87,8 @@ class RolloutWorker:
         batch = self._batch
         if batch and batch.name != weights.name:
             self._go_on(batch, math.inf)  # nobody goes on in a state that is not its own
-        self._cache |= self._stage(weights)
         start = time.perf_counter()
+        self._cache |= self._stage(weights)
         under_way = batch is not None and not batch.done
         state = _State(weights.version, dict(weights.manifest))
         try:

@@ -45,9 +45,9 @@ class Copier:
         return len(tensors)
 
 
-def changed(weights: Weights) -> Weights:
+def changed(weights: Weights, by: float) -> Weights:
     """The same modules with new numbers, as a learner would send after a step (no probe: the weights are made up)."""
-    tensors = {k: v + 1e-4 if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    tensors = {k: v + by if v.is_floating_point() else v for k, v in weights.tensors.items()}
     return replace(weights, tensors=tensors, probe_T=(), probe_logprobs_T=(),
                    manifest=weights.manifest | {k: digest(v) for k, v in tensors.items()})
 
@@ -59,7 +59,9 @@ def push_under_way(crew: Workers, weights: Weights) -> float:
     crew.rollouts.all(Rollout.begin, requests, STUDENT, version, Sampling(max_tokens=8, temperature=1.0))
     crew.rollouts.all(Rollout.more, 1e-3)  # a token or so
     crew.store.push(weights)
-    pause = crew.store.metrics["push/pause"]
+    pause, copied = (crew.store.metrics[f"push/{key}"] for key in ("pause", "bytes"))
+    if copied < sum(v.nbytes for v in weights.tensors.values() if v.is_floating_point()) * len(crew.rollouts.workers):
+        raise RunError(f"a push of {weights.nbytes} bytes in which only {copied} were copied by all workers measures nothing")
     answers = crew.rollouts.all(Rollout.more, 600.0)
     if {sample.versions_T[-1] for samples in answers for sample in samples} != {weights.version}:
         raise RunError("requests that were under way in a push did not end in the pushed version")
@@ -97,7 +99,7 @@ def main(repetitions: int = 30) -> None:
         copy, plain, probed, pauses = [], [], [], []
         for i in range(repetitions):
             true = crew.learn.export(STUDENT, 100 + 3 * i, known | blank, STUDENT)
-            delta = changed(true)
+            delta = changed(true, 1e-3)
             began = time.perf_counter()
             ref = backend.put(delta.tensors)
             wait_all([copier.start(Copier.take, ref) for copier in copiers], 60, "copying")
@@ -106,7 +108,7 @@ def main(repetitions: int = 30) -> None:
                 began = time.perf_counter()
                 crew.store.push(weights)
                 seconds.append(time.perf_counter() - began)
-            pauses.append(push_under_way(crew, replace(true, version=true.version + 2)))
+            pauses.append(push_under_way(crew, replace(changed(true, 2e-3), version=true.version + 2)))
         crew.close()
     base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, plain, probed))
     print(f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, {repetitions} repetitions")

@@ -57,7 +57,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "seconds": ("time until every rollout worker had verified the version", "s"),
         "workers": ("rollout workers that took it", "count"),
         "probe_gap": ("largest |log-probability difference| on the probe prompt", "nats"),
-        "pause": ("longest time that a worker did not sample: copying and verifying", "s"),
+        "pause": ("longest time that a worker did not sample: checking, copying and verifying", "s"),
     },
     "flow": {
         "day": _DAY, "night": _NIGHT, "sender": _SENDER, "round": ("round of steps within the night", ""),

@@ -108,7 +108,7 @@ class Night:
         seeds = random.Random(f"read {self.config.run.seed} {self.night} {self.sender}")
         requests = [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
         read = readable(texts, self._sample(requests, TEACHER, min_p=sleep.min_p, shown=False), sleep.confidence)[0]
-        return [replace(w, temperature=sleep.rehearse_temperature) for w in read]
+        return [replace(w, temperature=sleep.rehearse_temperature) for w in read]  # sampled as ever: questions of all sorts
 
     def safe(self, step: int) -> None:
         """Writes how far the night is after `step` steps, so that it can go on from there (stages.py)."""

@@ -6,7 +6,6 @@ Every loss here is MINIMISED; the paper's J_KS is maximised, so signs are flippe
 
 from __future__ import annotations
 
-import itertools
 from typing import Callable
 
 import torch
@@ -55,9 +54,10 @@ def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 
     # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in another storage.
+    tokens = token_P.split(chunk)
+    sharp = [None] * len(tokens) if temperature_P is None else temperature_P.split(chunk)
     parts = [checkpoint(terms, *piece, use_reentrant=False, determinism_check="none")
-             for piece in zip(teacher_PD.split(chunk), student_PD.split(chunk), token_P.split(chunk),
-                              itertools.repeat(None) if temperature_P is None else temperature_P.split(chunk))]
+             for piece in zip(teacher_PD.split(chunk), student_PD.split(chunk), tokens, sharp, strict=True)]
     return torch.cat([d for d, _ in parts]), torch.cat([p for _, p in parts])
 
 

@@ -110,7 +110,7 @@ def plan(config: Config) -> Plan:
     s, rows = config.sleep, Shares.of(config)
     written = _documents(config, task) * s.written if s.replay < 1 else 0
     replayed = s.replay_written + (s.rehearse_written if s.rehearse else 0) if s.replay > 0 else 0
-    replayed += 2 * s.reading_written if s.reading else 0  # texts, and at most one question about each
+    replayed += 2 * s.reading_written if s.reading and s.replay < 1 else 0  # texts, and at most one question about each
     completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
     actors = actors_of(config)
     found = Plan(

@@ -196,5 +196,5 @@ def packed(data: list[Written]) -> dict:
 def unpacked(plain: dict) -> list[Written]:
     """What `packed` was given. Raises what plain data of another shape raises."""
     contexts = [tuple(context) for context in plain["contexts"]]
-    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), *rest)
-            for context, sequence, replay, prompt, *rest in plain["rows"]]
+    return [Written(contexts[context], tuple(sequence), replay, tuple(prompt), teacher, sure, temperature)
+            for context, sequence, replay, prompt, teacher, sure, temperature in plain["rows"]]

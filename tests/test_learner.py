@@ -172,13 +172,14 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
     told = Sequence((5, 6), (33, 34, 35, 1), teacher=TEXT, x_length=2)
-    rows = [ROWS[0], told, *ROWS[1:]]
+    real = [replace(ROWS[0], temperature=0.5), *ROWS[1:-1], replace(ROWS[-1], temperature=0.25)]
+    rows = [real[0], told, *real[1:]]
     logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
     weight = [CONFIG.sleep.prompt_weight] * 2 + [1.0] * 2
     mine = -sum(w * logp[t, token] for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True)))
     positions = sum(CONFIG.sleep.prompt_weight if t < r.x_length else 1.0 for r in ROWS for t in range(len(r.completion_T)))
-    rest = slow_l_ks(learner.model, ROWS, 1.0) * positions
-    policy = slow_l_ks(learner.model, ROWS, 0.0)
+    rest = slow_l_ks(learner.model, real, 1.0) * positions
+    policy = slow_l_ks(learner.model, real, 0.0)
     slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
     metrics = learner.seed_step(rows, 0, 10)
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)

@@ -155,7 +155,7 @@ def test_teacher_rows_hide_the_document_from_the_student(texts):
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
-def test_rows_are_learned_at_the_temperature_at_which_their_answers_were_written(texts):
+def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts):
     written = Written(texts.context(None), (20, 21, 2), True, (20,), temperature=0.5)
     [[student, _]] = student_rows(texts, [Prefix(written, 1)], [sample(texts, (1,), "a b")] * 2, None, Config(sleep=Sleep(group=2)))
     [taught], [read] = teacher_rows(texts, [written]), whole_rows(texts, [replace(written, context_T=(1, 7))])

@@ -72,7 +72,8 @@ def test_an_unknown_divergence_is_refused(logits):
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 100])
-def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk):
+@pytest.mark.parametrize("temperature", [None, torch.linspace(0.3, 1.2, 10)])
+def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk, temperature):
     torch.manual_seed(1)
     head = torch.nn.Linear(5, 11, bias=False)
     teacher, token = torch.randn(10, 5), torch.randint(0, 11, (10,))
@@ -87,9 +88,12 @@ def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk):
     def whole(student):
         logits = head(student)
         logp = logits.log_softmax(-1)[torch.arange(10), token]
-        return divergence("jsd", head(teacher).detach(), logits, 0.3), logp
+        p = head(teacher).detach().softmax(-1)
+        raised = p if temperature is None else torch.stack([row ** (1 / t) for row, t in zip(p, temperature)])
+        return divergence("jsd", (raised / raised.sum(-1, keepdim=True)).log(), logits, 0.3), logp
 
-    fast = grads(lambda s: seeding_terms(head, teacher, s, token, kind="jsd", beta=0.3, chunk=chunk))
+    fast = grads(lambda s: seeding_terms(head, teacher, s, token, kind="jsd", beta=0.3, chunk=chunk,
+                                         temperature_P=temperature))
     for got, want in zip(fast, grads(whole), strict=True):
         assert torch.allclose(got, want, atol=1e-5)
     only = token_logprobs(head, hidden, token, chunk)

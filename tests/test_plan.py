@@ -84,6 +84,8 @@ def test_samples_steps_and_actors_of_the_demo():
         ("semantic", 1, 0.0, 0.0)]
     assert (p.cpus, p.gpus) == (2.0, 0)
     assert plan(config(*fixed, "sleep.reading_written=50")).replayed == p.replayed + 100
+    reads = (plan(config("sleep.replay=1", f"sleep.reading_written={n}")).replayed for n in (0, 50))
+    assert len(set(reads)) == 1  # then nothing is read
     assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
     tokens, parameters = 50, TASK_BASES["world"].parameters
     seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (2 * 18e9)
