@@ -15,7 +15,7 @@ from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
 from learners.importance import gram
 from learners.places import Order
 from learners.recall import Recall
-from learners.seeding import Rows, Seeding, averages, collate, shares
+from learners.seeding import Rows, Seeding, averages, collate, over_tokens
 from learners.wake import Chunks
 from sleep_rl import modeling
 from sleep_rl.config import Config
@@ -143,7 +143,7 @@ class LearnerWorker:
     def _optimize(self, batch_N: list[Sequence], lr: float, seeding: bool) -> Metrics:
         began, tokens = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
         weight = self.config.sleep.prompt_weight if seeding else 1.0
-        positions = sum(sum(shares(r, weight)) for r in batch_N)
+        positions = sum(sum(over_tokens(r, weight, 1.0)) for r in batch_N)
         rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, torch.Tensor] = {}

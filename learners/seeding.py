@@ -49,7 +49,7 @@ class Batch:
     token_P: Tensor
     weight_P: Tensor  # 0 for filler rows that only keep the ranks in step
     temperature_P: Tensor | None  # of the teacher's distribution; None: 1 everywhere
-    share_P: Tensor  # what a position counts in the divergence: see `shares`
+    share_P: Tensor  # what a position counts in the divergence: prompt_weight on x, 1 on y
     advantage_P: Tensor
     behaviour_P: Tensor
     rewarded_P: Tensor
@@ -59,9 +59,9 @@ class Batch:
     row_P: Tensor  # which row of the micro batch
 
 
-def shares(row: Sequence, prompt_weight: float) -> list[float]:
-    """What each token of the completion counts in the divergence: `prompt_weight` on x, 1 on y."""
-    return [prompt_weight] * row.x_length + [1.0] * (len(row.completion_T) - row.x_length)
+def over_tokens(row: Sequence, x: float, y: float) -> list[float]:
+    """A value for each token of the completion: one on x, another on y."""
+    return [x] * row.x_length + [y] * (len(row.completion_T) - row.x_length)
 
 
 def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, teacher: bool = True,
@@ -87,15 +87,15 @@ def collate(rows_B: list[Sequence], weights_B: list[float], pad: int, device, te
         told_P=torch.tensor([p for p, b in enumerate(row_P) if rows_B[b].teacher == TEXT], dtype=torch.long, device=device),
         token_P=torch.tensor([t for c in completions for t in c], device=device),
         weight_P=spread(weights_B),
-        temperature_P=(None if all(r.temperature == 1 for r in rows_B) else torch.tensor(
-            [t for r in rows_B for t in [1.0] * r.x_length + [r.temperature] * (len(r.completion_T) - r.x_length)], device=device)),
-        share_P=torch.tensor([share for r in rows_B for share in shares(r, prompt_weight)], device=device),
+        temperature_P=(None if all(r.temperature == 1 for r in rows_B) else
+                       torch.tensor([t for r in rows_B for t in over_tokens(r, 1.0, r.temperature)], device=device)),
+        share_P=torch.tensor([share for r in rows_B for share in over_tokens(r, prompt_weight, 1.0)], device=device),
         advantage_P=spread([r.advantage or 0.0 for r in rows_B]),
         behaviour_P=torch.tensor([p for row in known for p in row], dtype=torch.float32, device=device),
         rewarded_P=spread([float(r.advantage is not None) for r in rows_B]) * spread(weights_B),
         stale_P=spread([float(bool(r.behaviour_T)) for r in rows_B]) * spread(weights_B),
         replay_P=spread([float(r.replay) for r in rows_B]),
-        answer_P=torch.tensor([share for r in rows_B for share in shares(r, 0.0)], device=device),
+        answer_P=torch.tensor([share for r in rows_B for share in over_tokens(r, 0.0, 1.0)], device=device),
         row_P=torch.tensor(row_P, device=device),
     )
 

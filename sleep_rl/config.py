@@ -69,7 +69,8 @@ class Sleep:
                                            "and to learn from them; and of what is learned of its answers about texts of its own "
                                            "(reading_written). Below 1 what it is fairly sure of becomes surer again, which many "
                                            "consolidations would wear down", low=0.01)
-    rehearse_by: str = key("divergence", "which prompts: those where the student still differs from the teacher (at rehearse_temperature), or all alike",
+    rehearse_by: str = key("divergence", "which prompts: those where the student still differs from the teacher (at "
+                                         "rehearse_temperature), or all alike",
                            choices=("divergence", "uniform"))
     reading: int = key(4, "rows per step beside the batch on which the student has the document, too: it goes on reading",
                        low=0)
@@ -90,7 +91,8 @@ class Sleep:
     prefix_max: float = key(0.7, "longest imitation prefix, as a share of the teacher's sequence", low=0, high=1)
     scale_advantage: bool = key(True, "divide the advantage by the group's standard deviation (GRPO)")
     is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
-    temperature: float = key(1.0, "sampling temperature of the teacher's writing, rehearsed answers aside; the student samples with 1", above=0)
+    temperature: float = key(1.0, "sampling temperature of the teacher's writing, rehearsed answers aside; the student samples "
+                                  "with 1", above=0)
     min_p: float = key(0.0, "writing about a document: tokens less likely than this share of the likeliest are not "
                             "sampled; a small model copies more faithfully so (from nothing it is to write all sorts)",
                        low=0, high=1)

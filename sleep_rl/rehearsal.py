@@ -57,7 +57,7 @@ class Index:
 
     def weights(self, prompts: list[Ids]) -> list[float]:
         """How much each prompt is to be drawn: in proportion to its divergence, but no less than a tenth of the mean (or
-        ALIKE: at a night's first step the student still is the teacher, at temperature 1, and rounding makes divergences of -1e-9)."""
+        ALIKE: where the student still is the teacher, at temperature 1, rounding makes divergences of -1e-9)."""
         if not self.by_divergence or not self.divergence:
             return [1.0] * len(prompts)
         mean = sum(self.divergence.values()) / len(self.divergence)
