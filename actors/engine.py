@@ -1,4 +1,6 @@
-"""One vLLM engine as workers use it: token ids in, outputs out, and memory tensors that are written in place."""
+"""One vLLM engine as workers use it: token ids in, outputs out, and memory tensors that are written
+in place.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,17 @@ from sleep_rl.memory import tensors_of
 from sleep_rl.modeling import first_line
 
 R = TypeVar("R")
-SHARED_MEMORY = "/dev/shm"  # where a node's processes exchange tensors; the temporary folder where there is none
+# where a node's processes exchange tensors; the temporary folder where there is none
+SHARED_MEMORY = "/dev/shm"
 
 
 class MemoryAccess:
-    """Mixed into vLLM's worker (`worker_extension_cls`): reads and writes the memory tensors of its model.
+    """Mixed into vLLM's worker (`worker_extension_cls`): reads and writes the memory tensors of its
+    model.
 
-    Keys are those of `sleep_rl.memory.tensors_of`. Tensors come and go directly where the worker lives in the caller's
-    process, and through a safetensors file otherwise: vLLM cannot send tensors as arguments.
+    Keys are those of `sleep_rl.memory.tensors_of`. Tensors come and go directly where the worker
+    lives in the caller's process, and through a safetensors file otherwise: vLLM cannot send
+    tensors as arguments.
     """
 
     def memory_write(self, tensors: dict[str, Tensor] | None = None, path: str = "") -> None:
@@ -47,8 +52,12 @@ class MemoryAccess:
         model.refresh_memory()
 
     def memory_read(self, path: str = "") -> dict[str, Tensor]:
-        """CPU copies of all memory tensors; with `path` the first rank writes them there and nothing is returned."""
-        copies = {k: v.to("cpu", copy=True) for k, v in tensors_of(self.model_runner.get_model()).items()}
+        """CPU copies of all memory tensors; with `path` the first rank writes them there and
+        nothing is returned.
+        """
+        copies = {
+            k: v.to("cpu", copy=True) for k, v in tensors_of(self.model_runner.get_model()).items()
+        }
         if not path:
             return copies
         if self.rank == 0:
@@ -62,28 +71,54 @@ class MemoryAccess:
 
 
 class Engine:
-    """A running vLLM engine. Raises InputError when vLLM does not accept the checkpoint or the options."""
+    """A running vLLM engine. Raises InputError when vLLM does not accept the checkpoint or the
+    options.
+    """
 
     _open: list[Engine] = []
     _parked: list[LLM] = []
 
-    def __init__(self, checkpoint: str, *, dtype: str, options: dict, seed: int, tensor_parallel: int = 1,
-                 memory: bool = True):
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        dtype: str,
+        options: dict,
+        seed: int,
+        tensor_parallel: int = 1,
+        memory: bool = True,
+    ):
         register()
-        chosen = {"enable_prefix_caching": True, "skip_tokenizer_init": True, "disable_log_stats": True,
-                  "use_tqdm_on_load": False, **options}
+        chosen = {
+            "enable_prefix_caching": True,
+            "skip_tokenizer_init": True,
+            "disable_log_stats": True,
+            "use_tqdm_on_load": False,
+            **options,
+        }
         if current_platform.is_cpu():
-            # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU generators cannot do:
+            # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU
+            # generators cannot do:
             # the first batch of long prompts with seeds would kill the engine.
             chosen.setdefault("enable_chunked_prefill", False)
         chosen |= {"trust_remote_code": False, "load_format": "safetensors"}
         if memory:
             chosen["worker_extension_cls"] = f"{__name__}.{MemoryAccess.__name__}"
         try:
-            self.llm = LLM(model=checkpoint, dtype=dtype, seed=seed, tensor_parallel_size=tensor_parallel, **chosen)
+            self.llm = LLM(
+                model=checkpoint,
+                dtype=dtype,
+                seed=seed,
+                tensor_parallel_size=tensor_parallel,
+                **chosen,
+            )
         except (ValueError, TypeError, OSError, RuntimeError) as error:
-            why = " ".join(str(error).split())[:300]  # the first line alone is often only "1 validation error for ..."
-            raise InputError(f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} with {options}: {why}") from error
+            # the first line alone is often only "1 validation error for ..."
+            why = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} "
+                f"with {options}: {why}"
+            ) from error
         config = self.llm.llm_engine.model_config
         self.max_model_len, self.vocab_size = config.max_model_len, config.get_vocab_size()
         self._by_file = tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
@@ -97,26 +132,44 @@ class Engine:
         if len(ids_T) + 1 > self.max_model_len:
             return f"{len(ids_T)} tokens and a new one do not fit into max_model_len {self.max_model_len}"
         outside = next((i for i in ids_T if not 0 <= i < self.vocab_size), None)
-        return "" if outside is None else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
+        return (
+            ""
+            if outside is None
+            else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
+        )
 
-    def generate(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams],
-                 adapters_N: list[LoRARequest | None] | None = None) -> list[RequestOutput]:
-        """Runs all prompts as one batch, each through its LoRA adapter if it has one. The caller has checked them with
-        `refusal`.
+    def generate(
+        self,
+        prompts_N: Iterable[Iterable[int]],
+        params_N: list[SamplingParams],
+        adapters_N: list[LoRARequest | None] | None = None,
+    ) -> list[RequestOutput]:
+        """Runs all prompts as one batch, each through its LoRA adapter if it has one. The caller
+        has checked them with `refusal`.
 
-        Raises RunError when vLLM fails, and from then on: half-run requests would come back with later ones.
+        Raises RunError when vLLM fails, and from then on: half-run requests would come back with
+        later ones.
         """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
-        return self._sound(lambda: self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N) if prompts else [])
+        return self._sound(
+            lambda: (
+                self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N)
+                if prompts
+                else []
+            )
+        )
 
     def start(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> None:
-        """Queues prompts, checked like those of `generate`; `step` goes on with them. Raises what `generate` raises."""
+        """Queues prompts, checked like those of `generate`; `step` goes on with them. Raises what
+        `generate` raises.
+        """
         if prompts := [{"prompt_token_ids": list(ids)} for ids in prompts_N]:
             self._sound(lambda: self.llm.enqueue(prompts, params_N, use_tqdm=False))
 
     def step(self) -> list[RequestOutput]:
-        """One step of all queued prompts, a token or so for each. Returns those that ended; the numbers in `request_id` are in
-        the order of `start`. Raises what `generate` raises."""
+        """One step of all queued prompts, a token or so for each. Returns those that ended; the
+        numbers in `request_id` are in the order of `start`. Raises what `generate` raises.
+        """
         return [output for output in self._sound(self.llm.llm_engine.step) if output.finished]
 
     def _sound(self, call: Callable[[], R]) -> R:
@@ -156,8 +209,9 @@ class Engine:
         return self.llm.collective_rpc("memory_digests", args=(keys,))
 
     def close(self) -> None:
-        """Stops the engine. Shutting one down destroys process groups that all engines of a process share, so the
-        engines of a process really stop together with the last of them."""
+        """Stops the engine. Shutting one down destroys process groups that all engines of a process
+        share, so the engines of a process really stop together with the last of them.
+        """
         if self not in Engine._open:
             return
         Engine._open.remove(self)

@@ -7,7 +7,9 @@ from sleep_rl.rewards import levenshtein_reward
 
 
 class LevenshteinReward:
-    """Implements contracts.Reward: r_abs of equation 5. `z0`: below 1 a share of the longer sequence, else a count."""
+    """Implements contracts.Reward: r_abs of equation 5. `z0`: below 1 a share of the longer
+    sequence, else a count.
+    """
 
     def __init__(self, z0: float):
         self._z0 = z0

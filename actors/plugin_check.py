@@ -1,4 +1,6 @@
-"""Whether vLLM finds this package: `python -m actors.plugin_check` prints it as its last line, as JSON. It imports vLLM."""
+"""Whether vLLM finds this package: `python -m actors.plugin_check` prints it as its last line, as
+JSON. It imports vLLM.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import json
 
 
 def found() -> dict[str, object]:
-    """vLLM's version and platform, and which of our architectures its own loading of plugins makes known."""
+    """vLLM's version and platform, and which of our architectures its own loading of plugins makes
+    known.
+    """
     import vllm
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
@@ -16,8 +20,12 @@ def found() -> dict[str, object]:
 
     load_general_plugins()
     wanted = {f"Sleep{prefix}ForCausalLM" for prefix in FAMILIES.values()}
-    return {"version": vllm.__version__, "platform": current_platform.device_type,
-            "missing": sorted(wanted - set(ModelRegistry.get_supported_archs())), "found": sorted(wanted)}
+    return {
+        "version": vllm.__version__,
+        "platform": current_platform.device_type,
+        "missing": sorted(wanted - set(ModelRegistry.get_supported_archs())),
+        "found": sorted(wanted),
+    }
 
 
 if __name__ == "__main__":

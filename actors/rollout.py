@@ -1,7 +1,8 @@
 """The rollout worker: samples from named weight versions of one vLLM engine (contracts.Rollout).
 
-A state is a manifest (memory key -> digest) beside a host cache of tensors by digest. The model holds one state at a
-time; switching copies only the tensors that differ. Suffixes: `_T` tokens of one sequence, `_N` requests of one call.
+A state is a manifest (memory key -> digest) beside a host cache of tensors by digest. The model
+holds one state at a time; switching copies only the tensors that differ. Suffixes: `_T` tokens of
+one sequence, `_N` requests of one call.
 """
 
 from __future__ import annotations
@@ -15,12 +16,23 @@ from torch import Tensor
 from vllm import RequestOutput, SamplingParams
 
 from actors.engine import Engine
-from sleep_rl.contracts import Failure, InputError, Loaded, Request, RunError, Sample, Sampling, Weights
+from sleep_rl.contracts import (
+    Failure,
+    InputError,
+    Loaded,
+    Request,
+    RunError,
+    Sample,
+    Sampling,
+    Weights,
+)
 from sleep_rl.digest import as_tensor, digest
 from sleep_rl.modeling import first_line, read_config
 
 BASE = "base"
-"""Name of the state (version 0) that the checkpoint itself holds: known at the start, so a first push is a delta."""
+"""Name of the state (version 0) that the checkpoint itself holds: known at the start, so a first
+push is a delta.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,21 +60,35 @@ class _Batch:
 class RolloutWorker:
     """Implements contracts.Rollout.
 
-    Arguments: `checkpoint`, the folder of a sleep checkpoint; `dtype`, of weights and activations; `engine`, options
-    handed to vLLM as they are; `seed` of the engine (every request brings its own); `tensor_parallel`, GPUs of the
-    engine; `probe_tolerance`, largest log-probability difference on a push's probe prompt, in nats.
-    Raises InputError when the checkpoint has no memory or vLLM does not accept it.
+    Arguments: `checkpoint`, the folder of a sleep checkpoint; `dtype`, of weights and activations;
+    `engine`, options handed to vLLM as they are; `seed` of the engine (every request brings its
+    own); `tensor_parallel`, GPUs of the engine; `probe_tolerance`, largest log-probability
+    difference on a push's probe prompt, in nats. Raises InputError when the checkpoint has no
+    memory or vLLM does not accept it.
     """
 
-    def __init__(self, checkpoint: str, *, dtype: str, engine: dict, seed: int, tensor_parallel: int = 1,
-                 probe_tolerance: float = 1e-3):
+    def __init__(
+        self,
+        checkpoint: str,
+        *,
+        dtype: str,
+        engine: dict,
+        seed: int,
+        tensor_parallel: int = 1,
+        probe_tolerance: float = 1e-3,
+    ):
         if not getattr(read_config(checkpoint), "memory_levels", None):
-            raise InputError(f"rollout: a checkpoint with memory levels is needed, got {checkpoint}")
-        self._engine = Engine(checkpoint, dtype=dtype, options=engine, seed=seed, tensor_parallel=tensor_parallel)
+            raise InputError(
+                f"rollout: a checkpoint with memory levels is needed, got {checkpoint}"
+            )
+        self._engine = Engine(
+            checkpoint, dtype=dtype, options=engine, seed=seed, tensor_parallel=tensor_parallel
+        )
         self._tolerance = probe_tolerance
         own = self._engine.read_memory()
         self._shapes = {key: (tuple(t.shape), t.dtype) for key, t in own.items()}
-        self._live = {key: digest(t) for key, t in own.items()}  # what lies in the model; "" where unknown
+        # what lies in the model; "" where unknown
+        self._live = {key: digest(t) for key, t in own.items()}
         self._cache = {self._live[key]: t for key, t in own.items()}  # digest -> CPU tensor
         self._states = {BASE: _State(0, dict(self._live))}
         self._active: tuple[str, int] | None = None
@@ -70,19 +96,23 @@ class RolloutWorker:
         self._tokens, self._seconds = 0, 0.0
         self._activate(BASE, self._states[BASE])
 
-    # ------------------------------------------------------------------------------------------------- weights
+    # -------------------------------------------------------------------------------------------------
+    # weights
 
     def load(self, weights: Weights) -> Loaded:
-        """Takes a version: checks it whole, copies what differs, verifies bytes and probe. See contracts.Rollout.
+        """Takes a version: checks it whole, copies what differs, verifies bytes and probe. See
+        contracts.Rollout.
 
-        After a RunError the states that were held before are still held, and the failed version is not. A version
-        older than the held one changes nothing. Requests that are under way (`begin`) are frozen meanwhile, and go on with
-        the new weights, their cached keys and values computed anew. The seconds of the answer are those of this pause, the
-        checks of what was sent included.
+        After a RunError the states that were held before are still held, and the failed version is
+        not. A version older than the held one changes nothing. Requests that are under way
+        (`begin`) are frozen meanwhile, and go on with the new weights, their cached keys and values
+        computed anew. The seconds of the answer are those of this pause, the checks of what was
+        sent included.
         """
         start = time.perf_counter()
         held = self._states.get(weights.name)
-        if held and held.version > weights.version:  # a delta from before this worker was filled anew
+        # a delta from before this worker was filled anew
+        if held and held.version > weights.version:
             return Loaded(weights.name, held.version, 0, 0, time.perf_counter() - start, 0.0)
         batch = self._batch
         if batch and batch.name != weights.name:
@@ -97,12 +127,16 @@ class RolloutWorker:
         except RunError:
             self._drop()
             raise
-        if under_way:  # a probe's step would be one of theirs, too: it comes behind them, and they are held back until then
+        # a probe's step would be one of theirs, too: it comes behind them, and they are held back
+        # until then
+        if under_way:
             batch.unprobed = weights
         self._states[weights.name] = state
         self._forget_unnamed()
         size = sum(self._cache[state.manifest[key]].nbytes for key in copied)
-        return Loaded(weights.name, weights.version, len(copied), size, time.perf_counter() - start, gap)
+        return Loaded(
+            weights.name, weights.version, len(copied), size, time.perf_counter() - start, gap
+        )
 
     def _drop(self) -> None:
         """What lies in the model did not pass."""
@@ -110,19 +144,25 @@ class RolloutWorker:
         self._forget_unnamed()
 
     def held(self) -> dict[str, int]:
-        """Name -> version that can be sampled from now; with `base`, the checkpoint's own memory, as version 0."""
+        """Name -> version that can be sampled from now; with `base`, the checkpoint's own memory,
+        as version 0.
+        """
         return {name: state.version for name, state in self._states.items()}
 
     def forget(self) -> None:
-        """Drops the cached keys and values of earlier requests (their contexts). See contracts.Rollout."""
+        """Drops the cached keys and values of earlier requests (their contexts). See
+        contracts.Rollout.
+        """
         if not self._engine.drop_cache():
-            raise RunError("rollout: vLLM did not reset its prefix cache, it would mix two versions")
+            raise RunError(
+                "rollout: vLLM did not reset its prefix cache, it would mix two versions"
+            )
 
     def _stage(self, weights: Weights) -> dict[str, Tensor]:
         """The new tensors by digest, after checks that leave model and cache untouched.
 
-        The manifest must name every memory tensor of the model: so a slot's router, w_in and w_out always come from
-        one manifest, and half a module cannot be loaded.
+        The manifest must name every memory tensor of the model: so a slot's router, w_in and w_out
+        always come from one manifest, and half a module cannot be loaded.
         """
         manifest = weights.manifest
 
@@ -131,9 +171,14 @@ class RolloutWorker:
                 more = f" (and {len(keys) - 1} more)" if len(keys) > 1 else ""
                 raise RunError(f"weights {weights.name} v{weights.version}: {keys[0]}{more} {what}")
 
-        refuse(sorted(manifest.keys() - self._shapes.keys()), "is in the manifest but not in this model")
+        refuse(
+            sorted(manifest.keys() - self._shapes.keys()),
+            "is in the manifest but not in this model",
+        )
         refuse(sorted(self._shapes.keys() - manifest.keys()), "is missing from the manifest")
-        refuse(sorted(weights.tensors.keys() - manifest.keys()), "was sent but is not in the manifest")
+        refuse(
+            sorted(weights.tensors.keys() - manifest.keys()), "was sent but is not in the manifest"
+        )
         staged: dict[str, Tensor] = {}
         for key, value in weights.tensors.items():
             tensor = as_tensor(value)
@@ -143,15 +188,24 @@ class RolloutWorker:
             if found not in self._cache:
                 staged[found] = tensor.clone()  # the sender may go on writing into its own
         known = self._cache | staged
-        refuse(sorted(key for key, d in manifest.items() if d not in known), "was not sent and is not held here")
+        refuse(
+            sorted(key for key, d in manifest.items() if d not in known),
+            "was not sent and is not held here",
+        )
         for key, d in manifest.items():  # also a held tensor may be of another kind than this key
             shape, dtype = self._shapes[key]
             if tuple(known[d].shape) != shape or known[d].dtype != dtype:
-                refuse([key], f"is {known[d].dtype} {list(known[d].shape)}, this model has {dtype} {list(shape)}")
+                refuse(
+                    [key],
+                    f"is {known[d].dtype} {list(known[d].shape)}, this model has "
+                    f"{dtype} {list(shape)}",
+                )
         return staged
 
     def _activate(self, name: str, state: _State) -> list[str]:
-        """Makes the model compute `state` and returns the keys that were copied. Raises RunError if some are wrong."""
+        """Makes the model compute `state` and returns the keys that were copied. Raises RunError if
+        some are wrong.
+        """
         if self._active == (name, state.version) and self._live == state.manifest:
             return []
         label = f"weights {name} v{state.version}"
@@ -162,13 +216,18 @@ class RolloutWorker:
             try:
                 self._engine.write_memory({key: self._cache[state.manifest[key]] for key in keys})
             except Exception as error:  # a full /dev/shm, or whatever a worker process raised
-                raise RunError(f"{label}: could not be written into the model ({first_line(error)})") from error
+                raise RunError(
+                    f"{label}: could not be written into the model ({first_line(error)})"
+                ) from error
             self.forget()  # cached keys and values are those of other weights
         self._engine.set_version(str(state.version))
         for rank, found in enumerate(self._engine.memory_digests(keys) if keys else []):
             wrong = [key for key in keys if found[key] != state.manifest[key]]
             if wrong:
-                raise RunError(f"{label}: {wrong[0]} did not arrive in the model (rank {rank}, {len(wrong)} tensors)")
+                raise RunError(
+                    f"{label}: {wrong[0]} did not arrive in the model (rank {rank}, "
+                    f"{len(wrong)} tensors)"
+                )
         self._live |= {key: state.manifest[key] for key in keys}
         self._active = (name, state.version)
         return keys
@@ -185,8 +244,11 @@ class RolloutWorker:
         found = self._prompt_logprobs(weights.probe_T)
         gaps = [abs(a - b) for a, b in zip(found, expected, strict=True)]
         if not all(gap <= self._tolerance for gap in gaps):  # also catches NaN
-            raise RunError(f"{label}: log-probabilities of the probe prompt differ by {max(gaps):.2e} nats from the "
-                           f"sender's, rollouts.probe_tolerance is {self._tolerance:.0e}")
+            raise RunError(
+                f"{label}: log-probabilities of the probe prompt differ by "
+                f"{max(gaps):.2e} nats from the "
+                f"sender's, rollouts.probe_tolerance is {self._tolerance:.0e}"
+            )
         return max(gaps, default=0.0)
 
     def _forget_unnamed(self) -> None:
@@ -200,13 +262,17 @@ class RolloutWorker:
         self._activate(name, state)
         return state
 
-    # ------------------------------------------------------------------------------------------------ sampling
+    # ------------------------------------------------------------------------------------------------
+    # sampling
 
-    def sample(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order. The same call gives the same tokens, as long as no newer version
-        has been loaded. See contracts.Rollout.
+    def sample(
+        self, requests_N: list[Request], name: str, version: int, how: Sampling
+    ) -> list[Sample | Failure]:
+        """One Sample or Failure per request, in order. The same call gives the same tokens, as long
+        as no newer version has been loaded. See contracts.Rollout.
 
-        Completions end at `how.stop_T` or `how.max_tokens` (cut to what fits), never at the checkpoint's own eos.
+        Completions end at `how.stop_T` or `how.max_tokens` (cut to what fits), never at the
+        checkpoint's own eos.
         """
         self.begin(requests_N, name, version, how)
         return self.more(math.inf)
@@ -214,21 +280,30 @@ class RolloutWorker:
     def begin(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> None:
         """See contracts.Rollout. Raises RunError while another batch is under way."""
         if how.max_tokens < 1 or how.temperature < 0 or not 0 <= how.min_p <= 1:
-            raise InputError(f"sampling: max_tokens from 1, temperature from 0 and min_p in [0, 1] are allowed, got {how}")
+            raise InputError(
+                "sampling: max_tokens from 1, temperature from 0 and min_p in [0, "
+                f"1] are allowed, got {how}"
+            )
         if self._batch:
-            raise RunError(f"rollout: {len(self._batch.requests_N)} requests to {self._batch.name} are under way")
+            raise RunError(
+                f"rollout: {len(self._batch.requests_N)} requests to "
+                f"{self._batch.name} are under way"
+            )
         self._switch(name, version)
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
-        reason_N = ["the prompt is empty" if not r.prompt_T else self._engine.refusal(ids)
-                    for r, ids in zip(requests_N, ids_N, strict=True)]
+        reason_N = [
+            "the prompt is empty" if not r.prompt_T else self._engine.refusal(ids)
+            for r, ids in zip(requests_N, ids_N, strict=True)
+        ]
         fit = [n for n, reason in enumerate(reason_N) if not reason]
         params = [self._params(len(ids_N[n]), requests_N[n].seed, how) for n in fit]
         self._engine.start((ids_N[n] for n in fit), params)
         self._batch = _Batch(name, requests_N, reason_N, fit)
 
     def more(self, seconds: float) -> list[Sample | Failure] | None:
-        """See contracts.Rollout. Raises RunError, and gives up the batch, when a version that was loaded meanwhile does not
-        pass its probe."""
+        """See contracts.Rollout. Raises RunError, and gives up the batch, when a version that was
+        loaded meanwhile does not pass its probe.
+        """
         batch, start = self._batch, time.perf_counter()
         if batch is None:
             raise RunError("rollout: no requests are under way")
@@ -245,14 +320,17 @@ class RolloutWorker:
                 self._drop()
                 raise
         result: list[Sample | Failure] = [Failure(reason, "rollout") for reason in batch.reasons_N]
-        for n, output in zip(batch.fit, sorted(batch.outputs, key=lambda o: int(o.request_id)), strict=True):
+        for n, output in zip(
+            batch.fit, sorted(batch.outputs, key=lambda o: int(o.request_id)), strict=True
+        ):
             result[n] = _sample(batch.requests_N[n], output, batch.name)
         self._tokens += sum(len(output.outputs[0].token_ids) for output in batch.outputs)
         return result
 
     def _go_on(self, batch: _Batch, seconds: float) -> None:
-        """Steps the engine until the batch is done, or for so long; in a held version of its state, whatever a load that did
-        not pass has left in the model."""
+        """Steps the engine until the batch is done, or for so long; in a held version of its state,
+        whatever a load that did not pass has left in the model.
+        """
         until = time.perf_counter() + seconds
         try:
             if not batch.done:
@@ -264,7 +342,9 @@ class RolloutWorker:
             raise
 
     def logprobs(self, ids_T: tuple[int, ...] | list[int], name: str = BASE) -> list[float]:
-        """Log-probabilities (nats) of ids_T[1:] under the held state `name`. Raises RunError when they do not fit."""
+        """Log-probabilities (nats) of ids_T[1:] under the held state `name`. Raises RunError when
+        they do not fit.
+        """
         self._switch(name)
         reason = self._engine.refusal(ids_T)
         if reason:
@@ -272,13 +352,16 @@ class RolloutWorker:
         return self._prompt_logprobs(ids_T)
 
     def stats(self) -> dict[str, float]:
-        """Tokens sampled and the seconds they took since the start, and the process's largest resident size in MiB."""
+        """Tokens sampled and the seconds they took since the start, and the process's largest
+        resident size in MiB.
+        """
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         return {"tokens": float(self._tokens), "seconds": self._seconds, "peak_rss_mib": peak}
 
     def close(self) -> None:
-        """Stops the engine behind the requests that are under way, which `more` still answers; no weights are held
-        afterwards."""
+        """Stops the engine behind the requests that are under way, which `more` still answers; no
+        weights are held afterwards.
+        """
         if self._batch:
             self._go_on(self._batch, math.inf)
         self._states.clear()
@@ -292,7 +375,8 @@ class RolloutWorker:
             min_p=how.min_p,
             stop_token_ids=list(how.stop_T),
             ignore_eos=True,  # what ends a completion is the caller's choice: `stop_T`
-            seed=seed if how.temperature > 0 else None,  # costs 9 to 25 % speed; makes every sample replayable
+            # costs 9 to 25 % speed; makes every sample replayable
+            seed=seed if how.temperature > 0 else None,
             logprobs=0,
             flat_logprobs=True,
             detokenize=False,
@@ -301,19 +385,34 @@ class RolloutWorker:
     def _prompt_logprobs(self, ids_T: tuple[int, ...] | list[int]) -> list[float]:
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
         [output] = self._engine.generate([ids_T], [params])
-        return [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)]
+        return [
+            entry[token].logprob
+            for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)
+        ]
 
 
 def _sample(request: Request, output: RequestOutput, name: str) -> Sample | Failure:
     completion = output.outputs[0]
     ids_T, logprobs_T = tuple(completion.token_ids), tuple(completion.logprobs.logprobs)
-    versions_T = tuple(int(s.version) for s in completion.weight_versions for _ in range(s.start, s.end))
+    versions_T = tuple(
+        int(s.version) for s in completion.weight_versions for _ in range(s.start, s.end)
+    )
     if completion.finish_reason not in ("stop", "length"):
         return Failure(f"vLLM ended the request with {completion.finish_reason}", "rollout")
     if not all(map(math.isfinite, logprobs_T)):
         return Failure("a sampled token has a log-probability that is not finite", "rollout")
     if not len(ids_T) == len(logprobs_T) == len(versions_T):
-        counts = f"{len(ids_T)} tokens, {len(logprobs_T)} log-probabilities, {len(versions_T)} versions"
+        counts = (
+            f"{len(ids_T)} tokens, {len(logprobs_T)} log-probabilities, {len(versions_T)} versions"
+        )
         return Failure(f"vLLM's answer does not fit together: {counts}", "rollout")
-    return Sample(request.prompt_T, request.context_T, ids_T, logprobs_T, completion.finish_reason, request.seed, name,
-                  versions_T)
+    return Sample(
+        request.prompt_T,
+        request.context_T,
+        ids_T,
+        logprobs_T,
+        completion.finish_reason,
+        request.seed,
+        name,
+        versions_T,
+    )

@@ -1,7 +1,7 @@
 """vLLM's OpenAI-compatible server for a sleep checkpoint, with one more route and one more header.
 
-`GET /v1/night` says which night answers and which there are, `POST /v1/night {"night": 2}` changes it. Every answer names
-the night that wrote it, whole, in the header `x-sleep-rl-night`.
+`GET /v1/night` says which night answers and which there are, `POST /v1/night {"night": 2}` changes
+it. Every answer names the night that wrote it, whole, in the header `x-sleep-rl-night`.
 """
 
 from __future__ import annotations
@@ -15,8 +15,6 @@ import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack, suppress
-
-from actors.engine import MemoryAccess  # first: it sets the environment that vLLM reads at import
 
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
@@ -34,6 +32,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
+from actors.engine import MemoryAccess  # first: it sets the environment that vLLM reads at import
 from actors.nights import Busy, Nights
 from actors.plugin import register
 from sleep_rl import modeling
@@ -42,22 +41,45 @@ from sleep_rl.contracts import InputError, RunError
 from sleep_rl.shape import parse_shape
 
 ROUTE, HEADER = "/v1/night", "x-sleep-rl-night"
-OWNED = ("model", "model_tag", "tokenizer", "host", "port", "uds", "config", "headless", "grpc", "worker_cls",
-         "worker_extension_cls", "api_server_count", "skip_tokenizer_init", "root_path")
-"""vLLM options that cannot be set; nor any data_parallel one: a night is written into one engine."""
-CPU_LONGEST, CPU_CACHE_MIB = 4096, (64, 2048)  # tokens of a sequence; room for eight of them, but within these
+OWNED = (
+    "model",
+    "model_tag",
+    "tokenizer",
+    "host",
+    "port",
+    "uds",
+    "config",
+    "headless",
+    "grpc",
+    "worker_cls",
+    "worker_extension_cls",
+    "api_server_count",
+    "skip_tokenizer_init",
+    "root_path",
+)
+"""vLLM options that cannot be set; nor any data_parallel one: a night is written into one
+engine.
+"""
+# tokens of a sequence; room for eight of them, but within these
+CPU_LONGEST, CPU_CACHE_MIB = 4096, (64, 2048)
 Say = Callable[[str], None]
 
 
-def serve(found: Found, host: str, port: int, options: Sequence[str], follow: bool, say: Say) -> None:
-    """Serves until SIGINT or SIGTERM. `options`: vLLM's own, as name=value. `follow`: takes every night that the run adds.
-    Raises InputError for a checkpoint, an option or an address that cannot work, RunError when the engine dies or its
-    memory is lost."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the server takes them over; asyncio's own would wait for vLLM
+def serve(
+    found: Found, host: str, port: int, options: Sequence[str], follow: bool, say: Say
+) -> None:
+    """Serves until SIGINT or SIGTERM. `options`: vLLM's own, as name=value. `follow`: takes every
+    night that the run adds. Raises InputError for a checkpoint, an option or an address that cannot
+    work, RunError when the engine dies or its memory is lost.
+    """
+    # until the server takes them over; asyncio's own would wait for vLLM
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     register()
     with tempfile.TemporaryDirectory(prefix="sleep_rl-serve-") as folder:
-        checkpoint = modeling.expand(found.path, os.path.join(folder, "model"), modeling.levels_of(found.path))
+        checkpoint = modeling.expand(
+            found.path, os.path.join(folder, "model"), modeling.levels_of(found.path)
+        )
         arguments = _arguments(checkpoint, host, port, found.name, options)
         try:
             _, listener = setup_server(arguments, reuse_port=False)
@@ -71,28 +93,47 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
-def _arguments(checkpoint: str, host: str, port: int, name: str, options: Sequence[str]) -> Namespace:
-    """What vLLM's own parser makes of name=value; true and false stand for a bare --name and --no-name."""
-    chosen = {key.replace("-", "_"): value for key, _, value in (option.partition("=") for option in options)}
+def _arguments(
+    checkpoint: str, host: str, port: int, name: str, options: Sequence[str]
+) -> Namespace:
+    """What vLLM's own parser makes of name=value; true and false stand for a bare --name and
+    --no-name.
+    """
+    chosen = {
+        key.replace("-", "_"): value
+        for key, _, value in (option.partition("=") for option in options)
+    }
     for key in chosen:
         if key.partition(".")[0] in OWNED or key.startswith("data_parallel"):
             raise InputError(f"serve: {key} is no option to set here, the program sets it itself")
-    given = {"served_model_name": name, "uvicorn_log_level": "warning", "disable_uvicorn_access_log": "true",
-             "use_tqdm_on_load": "false",
-             "allowed_origins": "[]"}  # a web page must not ask a server on the loopback address
+    given = {
+        "served_model_name": name,
+        "uvicorn_log_level": "warning",
+        "disable_uvicorn_access_log": "true",
+        "use_tqdm_on_load": "false",
+        "allowed_origins": "[]",
+    }  # a web page must not ask a server on the loopback address
     if current_platform.is_cpu():
         given |= _cpu_defaults(checkpoint)
-    line = [f"--model={checkpoint}", f"--host={host}", f"--port={port}",
-            f"--worker-extension-cls={MemoryAccess.__module__}.{MemoryAccess.__qualname__}",
-            f"--middleware={Gate.__module__}.{Gate.__qualname__}"]
+    line = [
+        f"--model={checkpoint}",
+        f"--host={host}",
+        f"--port={port}",
+        f"--worker-extension-cls={MemoryAccess.__module__}.{MemoryAccess.__qualname__}",
+        f"--middleware={Gate.__module__}.{Gate.__qualname__}",
+    ]
     for key, value in (given | chosen).items():
         flag = key.replace("_", "-")
-        line.append({"true": f"--{flag}", "false": f"--no-{flag}"}.get(value.lower(), f"--{flag}={value}"))
+        line.append(
+            {"true": f"--{flag}", "false": f"--no-{flag}"}.get(value.lower(), f"--{flag}={value}")
+        )
     try:
         arguments = make_arg_parser(_Parser(allow_abbrev=False)).parse_args(line)
         validate_parsed_serve_args(arguments)
     except (ValueError, TypeError) as error:
-        raise InputError(f"serve: vLLM refuses its options: {' '.join(str(error).split())[:300]}") from error
+        raise InputError(
+            f"serve: vLLM refuses its options: {' '.join(str(error).split())[:300]}"
+        ) from error
     configure_logging_from_args(arguments)
     return arguments
 
@@ -103,31 +144,53 @@ class _Parser(FlexibleArgumentParser):
 
 
 def _cpu_defaults(checkpoint: str) -> dict[str, str]:
-    """Options with which a server on CPU starts in seconds and takes no more memory than it needs."""
+    """Options with which a server on CPU starts in seconds and takes no more memory than it
+    needs.
+    """
     shape = parse_shape(modeling.read_config(checkpoint).to_dict(), checkpoint)
     longest = min(shape.positions or CPU_LONGEST, CPU_LONGEST)
     least, most = CPU_CACHE_MIB
     cache = min(max(8 * longest * shape.cached_values * 4, least << 20), most << 20)
-    return {"dtype": "float32", "enforce_eager": "true", "max_model_len": str(longest), "kv_cache_memory_bytes": str(cache),
-            "enable_chunked_prefill": "false"}  # see actors.engine: with it, seeds would kill the engine
+    return {
+        "dtype": "float32",
+        "enforce_eager": "true",
+        "max_model_len": str(longest),
+        "kv_cache_memory_bytes": str(cache),
+        # see actors.engine: with it, seeds would kill the engine
+        "enable_chunked_prefill": "false",
+    }
 
 
-async def _serve(arguments: Namespace, listener: socket.socket, found: Found, follow: bool, say: Say) -> None:
+async def _serve(
+    arguments: Namespace, listener: socket.socket, found: Found, follow: bool, say: Say
+) -> None:
     async with AsyncExitStack() as stack:
         try:
             client = await stack.enter_async_context(build_async_engine_client(arguments))
         except (ValueError, TypeError, OSError, RuntimeError) as error:
-            raise InputError(f"vLLM cannot serve {found.path}: {' '.join(str(error).split())[:300]}") from error
+            raise InputError(
+                f"vLLM cannot serve {found.path}: {' '.join(str(error).split())[:300]}"
+            ) from error
         nights, ending = await _answer(client, arguments, listener, found, follow, say)
-        told = ending.__name__ == "shutdown"  # vLLM hands this back when a signal ended it, and something else otherwise
+        # vLLM hands this back when a signal ended it, and something else otherwise
+        told = ending.__name__ == "shutdown"
     await ending
     if not told:
         raise RunError(f"serve: {nights.lost or 'the engine died'}")
     say("ended")
 
 
-async def _answer(client: EngineClient, arguments: Namespace, listener: socket.socket, found: Found, follow: bool, say: Say):
-    """Answers until a signal or a failure; returns the nights and what is left to await when the engine has ended."""
+async def _answer(
+    client: EngineClient,
+    arguments: Namespace,
+    listener: socket.socket,
+    found: Found,
+    follow: bool,
+    say: Say,
+):
+    """Answers until a signal or a failure; returns the nights and what is left to await when the
+    engine has ended.
+    """
     tasks = await client.get_supported_tasks()
     app = build_app(arguments, tasks, client.model_config)
     await init_app_state(client, app.state, arguments, tasks)
@@ -141,15 +204,36 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
     try:
         listener.listen(2048)
     except OSError as error:  # another server has begun to listen while this one was loading
-        raise InputError(f"serve: {host}:{port} cannot be listened on ({error.strerror or error})") from error
-    say(f"{name} ({nights.label}) answers at {scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
-        f"{', and follows its run' if follow else ''}; ctrl-C ends it")
+        raise InputError(
+            f"serve: {host}:{port} cannot be listened on ({error.strerror or error})"
+        ) from error
+    say(
+        f"{name} ({nights.label}) answers at "
+        f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/v1"
+        f"{', and follows its run' if follow else ''}; ctrl-C ends it"
+    )
     following = asyncio.create_task(nights.follow(say)) if follow else None
     try:
-        ssl = {key: getattr(arguments, key) for key in ("ssl_keyfile", "ssl_certfile", "ssl_ca_certs", "ssl_cert_reqs",
-                                                         "ssl_ciphers", "enable_ssl_refresh")}
-        ending = await serve_http(app, sock=listener, host=host, port=port, log_level=arguments.uvicorn_log_level,
-                                  access_log=not arguments.disable_uvicorn_access_log, **ssl)
+        ssl = {
+            key: getattr(arguments, key)
+            for key in (
+                "ssl_keyfile",
+                "ssl_certfile",
+                "ssl_ca_certs",
+                "ssl_cert_reqs",
+                "ssl_ciphers",
+                "enable_ssl_refresh",
+            )
+        }
+        ending = await serve_http(
+            app,
+            sock=listener,
+            host=host,
+            port=port,
+            log_level=arguments.uvicorn_log_level,
+            access_log=not arguments.disable_uvicorn_access_log,
+            **ssl,
+        )
     finally:
         if following:
             following.cancel()
@@ -159,7 +243,10 @@ async def _answer(client: EngineClient, arguments: Namespace, listener: socket.s
 
 
 def _quiet(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """That the engine is gone when it was told to end is no error, though vLLM's client logs it as one."""
+    """That the engine is gone when it was told to end is no error, though vLLM's client logs it as
+    one.
+    """
+
     def ended(*given: object, **options: object) -> None:
         logging.getLogger("vllm").setLevel(logging.CRITICAL)
         shutdown(*given, **options)
@@ -168,7 +255,9 @@ def _quiet(shutdown: Callable[..., None]) -> Callable[..., None]:
 
 
 class Gate:
-    """ASGI middleware: what asks the model for something goes through the door, and its answer says who wrote it."""
+    """ASGI middleware: what asks the model for something goes through the door, and its answer says
+    who wrote it.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
@@ -205,7 +294,9 @@ def _routes(nights: Nights) -> APIRouter:
             await nights.take(wish.night)
         except (InputError, RunError) as error:
             code = 400 if isinstance(error, InputError) else 503 if isinstance(error, Busy) else 500
-            return JSONResponse({"error": {"message": str(error), "type": type(error).__name__, "code": code}}, code)
+            return JSONResponse(
+                {"error": {"message": str(error), "type": type(error).__name__, "code": code}}, code
+            )
         return await night()
 
     return router

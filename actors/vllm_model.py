@@ -1,8 +1,10 @@
-"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.memory`, by one factory.
+"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.memory`, by one
+factory.
 
-Base parameter names stay as they are (the MLP's class is swapped, not wrapped), so weight loading, quantisation, LoRA
-and tensor parallelism of the base work unchanged. Memory tensors are plain parameters: every tensor parallel rank
-holds all of them and computes the same residual, which needs no communication.
+Base parameter names stay as they are (the MLP's class is swapped, not wrapped), so weight loading,
+quantisation, LoRA and tensor parallelism of the base work unchanged. Memory tensors are plain
+parameters: every tensor parallel rank holds all of them and computes the same residual, which needs
+no communication.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from sleep_rl.modeling import FAMILIES
 
 
 def _make(family: str, prefix: str) -> type[nn.Module]:
-    base = getattr(importlib.import_module(f"vllm.model_executor.models.{family}"), f"{prefix}ForCausalLM")
+    base = getattr(
+        importlib.import_module(f"vllm.model_executor.models.{family}"), f"{prefix}ForCausalLM"
+    )
 
     class SleepModel(base):
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -46,4 +50,5 @@ def _make(family: str, prefix: str) -> type[nn.Module]:
 
 
 for _family, _prefix in FAMILIES.items():
-    globals()[f"Sleep{_prefix}ForCausalLM"] = _make(_family, _prefix)  # vLLM and pickle find them by name
+    # vLLM and pickle find them by name
+    globals()[f"Sleep{_prefix}ForCausalLM"] = _make(_family, _prefix)

@@ -1,10 +1,12 @@
-"""Time of an asynchronous night against its slower side alone, with one core for the rollouts and one for the learner.
+"""Time of an asynchronous night against its slower side alone, with one core for the rollouts and
+one for the learner.
 
-    .venv/bin/python benchmarks/overlap.py            # two nights of the embedded task on Ray, about three minutes
+    .venv/bin/python benchmarks/overlap.py            # two nights of the embedded task on Ray,
+    about three minutes
 
-In a night that takes turns (sleep.lag=0) either side has the machine to itself: the seconds of all sampling and scoring,
-and those of all optimizer steps, are what each takes alone. The same night with sleep.lag=1 is timed from its first
-sample to its last push.
+In a night that takes turns (sleep.lag=0) either side has the machine to itself: the seconds of all
+sampling and scoring, and those of all optimizer steps, are what each takes alone. The same night
+with sleep.lag=1 is timed from its first sample to its last push.
 """
 
 from __future__ import annotations
@@ -17,17 +19,38 @@ from pathlib import Path
 
 from sleep_rl.metrics import read
 
-COMMON = ("task.world.days=1", "rollouts.workers=1", "baselines.sft=false", "baselines.joint=false",
-          "evaluate.open_book=false", "learners.threads=1", "rollouts.threads=1")
+COMMON = (
+    "task.world.days=1",
+    "rollouts.workers=1",
+    "baselines.sft=false",
+    "baselines.joint=false",
+    "evaluate.open_book=false",
+    "learners.threads=1",
+    "rollouts.threads=1",
+)
 
 
 def night(lag: int, steps: int, overrides: list[str]) -> list[dict]:
     """The records of one night's seeding."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"lag{lag}"
-        subprocess.run([sys.executable, "-m", "sleep_rl", "run", "configs/demo.yaml", f"run.dir={folder}", f"run.name={name}",
-                        f"sleep.lag={lag}", f"sleep.steps={steps}", *COMMON, *overrides], check=True,
-                       stdout=subprocess.DEVNULL)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "sleep_rl",
+                "run",
+                "configs/demo.yaml",
+                f"run.dir={folder}",
+                f"run.name={name}",
+                f"sleep.lag={lag}",
+                f"sleep.steps={steps}",
+                *COMMON,
+                *overrides,
+            ],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
         return read(Path(folder) / name / "metrics.jsonl")
 
 
@@ -51,10 +74,16 @@ def main() -> None:
     print(f"{arguments.steps} steps in {len(rounds)} rounds")
     print(f"rollouts alone      {rollouts_s:7.1f} s")
     print(f"learner alone       {learner_s:7.1f} s")
-    print(f"asynchronous night  {took_s:7.1f} s   {took_s / max(rollouts_s, learner_s):.2f} x the slower side")
-    print(f"the learner waited  {sum(r['learner_waited_s'] for r in flow):7.1f} s, the rollouts "
-          f"{sum(r['rollouts_waited_s'] for r in flow):.1f} s; samples at most {max(r['newest'] - r['oldest'] for r in flow)} "
-          "version apart within a round")
+    print(
+        f"asynchronous night  {took_s:7.1f} s   {took_s / max(rollouts_s, learner_s):.2f} x "
+        "the slower side"
+    )
+    print(
+        f"the learner waited  {sum(r['learner_waited_s'] for r in flow):7.1f} s, the rollouts "
+        f"{sum(r['rollouts_waited_s'] for r in flow):.1f} s; samples at most "
+        f"{max(r['newest'] - r['oldest'] for r in flow)} "
+        "version apart within a round"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,6 @@
-"""What a backend is, and the one that runs every worker in this process. `cluster.group` adds Ray."""
+"""What a backend is, and the one that runs every worker in this process. `cluster.group` adds
+Ray.
+"""
 
 from __future__ import annotations
 
@@ -15,36 +17,72 @@ R = TypeVar("R")
 
 
 class Backend(ABC):
-    """Starts workers, holds objects, ends both. A context manager: leaving it shuts everything down."""
+    """Starts workers, holds objects, ends both. A context manager: leaving it shuts everything
+    down.
+    """
 
     def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
         self.start_timeout_s, self.call_timeout_s = start_timeout_s, call_timeout_s
         self.watch = Watch()
 
-    def spawn(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, cpus: float = 0.0,
-              gpus: float = 0.0, env: dict[str, str] | None = None) -> Handle:
-        """Starts one worker of `cls` ("module:Class" or a callable) without waiting for it: see `ready`."""
+    def spawn(
+        self,
+        cls: str | Callable[..., Any],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        cpus: float = 0.0,
+        gpus: float = 0.0,
+        env: dict[str, str] | None = None,
+    ) -> Handle:
+        """Starts one worker of `cls` ("module:Class" or a callable) without waiting for it: see
+        `ready`.
+        """
         handle = Handle(self, cls, kwargs, Ask(name, 1, cpus, gpus), dict(env or {}))
         handle._build()
         return handle
 
-    def spawn_ranks(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], *, name: str, world_size: int,
-                    cpus: float = 0.0, gpus: float = 0.0, env: dict[str, str] | None = None) -> list[Handle]:
-        """Starts the ranks of one process group, `<name>-<rank>`. Rank 0's node supplies the meeting point. LOCAL_RANK
-        is 0 everywhere, since a worker sees only its own devices. They get room together, or the start fails."""
+    def spawn_ranks(
+        self,
+        cls: str | Callable[..., Any],
+        kwargs: dict[str, Any],
+        *,
+        name: str,
+        world_size: int,
+        cpus: float = 0.0,
+        gpus: float = 0.0,
+        env: dict[str, str] | None = None,
+    ) -> list[Handle]:
+        """Starts the ranks of one process group, `<name>-<rank>`. Rank 0's node supplies the
+        meeting point. LOCAL_RANK is 0 everywhere, since a worker sees only its own devices. They
+        get room together, or the start fails.
+        """
         self.reserve([f"{name}-{rank}" for rank in range(world_size)], cpus, gpus)
-        handles = [Handle(self, cls, kwargs, Ask(f"{name}-{rank}", 1, cpus, gpus), {}) for rank in range(world_size)]
+        handles = [
+            Handle(self, cls, kwargs, Ask(f"{name}-{rank}", 1, cpus, gpus), {})
+            for rank in range(world_size)
+        ]
         meeting = handles[0]._channel.send(Host.rendezvous, "finding a free port")
         host, port = meeting.result(self.start_timeout_s)
         for rank, handle in enumerate(handles):
-            handle._env = {**(env or {}), "RANK": str(rank), "LOCAL_RANK": "0", "WORLD_SIZE": str(world_size),
-                           "MASTER_ADDR": host, "MASTER_PORT": str(port)}
+            handle._env = {
+                **(env or {}),
+                "RANK": str(rank),
+                "LOCAL_RANK": "0",
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": host,
+                "MASTER_PORT": str(port),
+            }
             handle._build()
         return handles
 
     def ready(self, handles: Sequence[Handle]) -> None:
         """Waits until every worker is constructed; raises what a constructor raised."""
-        wait_all([h._built for h in handles], self.start_timeout_s, f"starting {', '.join(h.name for h in handles)}")
+        wait_all(
+            [h._built for h in handles],
+            self.start_timeout_s,
+            f"starting {', '.join(h.name for h in handles)}",
+        )
 
     def __enter__(self) -> Backend:
         return self
@@ -57,7 +95,9 @@ class Backend(ABC):
         """A process (or a place in this one) for one worker."""
 
     def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
-        """Holds room for workers that are of use together only. Raises RunError when there is none in time."""
+        """Holds room for workers that are of use together only. Raises RunError when there is none
+        in time.
+        """
 
     @abstractmethod
     def preflight(self, asks: Sequence[Ask]) -> None:
@@ -77,7 +117,9 @@ class Backend(ABC):
 
 
 class _LocalPending(Pending[R]):
-    """A call that is over already. It cannot be interrupted, but past its deadline it counts as late all the same."""
+    """A call that is over already. It cannot be interrupted, but past its deadline it counts as
+    late all the same.
+    """
 
     def __init__(self, worker: str, method: str, answer: Any, seconds: float) -> None:
         super().__init__(worker, method)
@@ -93,12 +135,16 @@ class _LocalPending(Pending[R]):
 
 
 class _LocalChannel(Channel):
-    """Calls the Host at once, in the caller's thread: deterministic, and a debugger sees everything."""
+    """Calls the Host at once, in the caller's thread: deterministic, and a debugger sees
+    everything.
+    """
 
     def __init__(self, name: str) -> None:
         self._host = Host(name)
 
-    def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
+    def send(
+        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
         began = time.monotonic()
         answer = verb(self._host, *args, **kwargs)
         return _LocalPending(self._host.name, label, answer, time.monotonic() - began)

@@ -6,7 +6,8 @@ import os
 import subprocess
 from pathlib import Path
 
-VARIABLE = "SLEEP_RL_COMMIT"  # a submitted job has a copy of the code without .git: who submits says what it was
+# a submitted job has a copy of the code without .git: who submits says what it was
+VARIABLE = "SLEEP_RL_COMMIT"
 
 
 def commit() -> str | None:
@@ -14,8 +15,13 @@ def commit() -> str | None:
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
     try:
-        done = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-                              timeout=10)
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None

@@ -1,4 +1,6 @@
-"""The crew of a run: which workers there are, what they ask for, and what the driver calls on them."""
+"""The crew of a run: which workers there are, what they ask for, and what the driver calls on
+them.
+"""
 
 from __future__ import annotations
 
@@ -17,20 +19,38 @@ from cluster.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.config import Config
-from sleep_rl.contracts import (STUDENT, TEACHER, Failure, InputError, Learner, Metrics, Pair, Request, Rollout, RunError, Sample,
-                                Sampling, other)
+from sleep_rl.contracts import (
+    STUDENT,
+    TEACHER,
+    Failure,
+    InputError,
+    Learner,
+    Metrics,
+    Pair,
+    Request,
+    Rollout,
+    RunError,
+    Sample,
+    Sampling,
+    other,
+)
 from sleep_rl.dream_contracts import Critic, Trial
 from sleep_rl.metrics import Journal, clock
 from sleep_rl.plan import actors_of
 from sleep_rl.rewards import mixture
 
-STACKS = 4  # of copies that a critic tries out in one call, training one while it asks another; they share a deadline
-SLICE_S = 0.25  # with rollouts ahead of the learner: a push waits no longer for samples that are under way
+# of copies that a critic tries out in one call, training one while it asks another; they share a
+# deadline
+STACKS = 4
+# with rollouts ahead of the learner: a push waits no longer for samples that are under way
+SLICE_S = 0.25
 CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
 
 
 class Ranks:
-    """The learner group behind the methods of contracts.Learner: every rank gets each call, rank 0 answers."""
+    """The learner group behind the methods of contracts.Learner: every rank gets each call, rank 0
+    answers.
+    """
 
     def __init__(self, handles: list[Handle], timeout_s: float):
         self._handles, self._timeout_s = handles, timeout_s
@@ -46,14 +66,28 @@ class Ranks:
 
 
 class Workers:
-    """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner workers."""
+    """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner
+    workers.
+    """
 
-    def __init__(self, backend: Backend, config: Config, journal: Journal, *, checkpoint: str, base: str,
-                 probe_T: tuple[int, ...] = (), learners: bool = True, restarts: Restarts | None = None,
-                 wanted: Callable[[], int | None] = lambda: None, teachers: list[str] | None = None,
-                 patient: bool = False):
-        """`teachers`: sleep checkpoints of model.teachers. `patient`: a cluster that has too little may get more in time;
-        it held these workers before."""
+    def __init__(
+        self,
+        backend: Backend,
+        config: Config,
+        journal: Journal,
+        *,
+        checkpoint: str,
+        base: str,
+        probe_T: tuple[int, ...] = (),
+        learners: bool = True,
+        restarts: Restarts | None = None,
+        wanted: Callable[[], int | None] = lambda: None,
+        teachers: list[str] | None = None,
+        patient: bool = False,
+    ):
+        """`teachers`: sleep checkpoints of model.teachers. `patient`: a cluster that has too little
+        may get more in time; it held these workers before.
+        """
         self._teachers, self._others = teachers or [], {}
         self._backend, self._config, self._journal, self.version = backend, config, journal, 0
         self._reviving = threading.Lock()
@@ -61,26 +95,52 @@ class Workers:
 
         def check(count: int) -> None:
             scaled = replace(config, rollouts=replace(config.rollouts, workers=count))
-            backend.preflight([Ask(actor.role, actor.count, actor.cpus, actor.gpus) for actor in actors_of(scaled)
-                               if learners or actor.role == "rollout"])
+            backend.preflight(
+                [
+                    Ask(actor.role, actor.count, actor.cpus, actor.gpus)
+                    for actor in actors_of(scaled)
+                    if learners or actor.role == "rollout"
+                ]
+            )
 
-        _until(lambda: check(config.rollouts.workers), backend, backend.start_timeout_s if patient else config.cluster.wait_s)
-        handles = [_rollout(backend, config, checkpoint, f"rollout-{i}") for i in range(config.rollouts.workers)]
+        _until(
+            lambda: check(config.rollouts.workers),
+            backend,
+            backend.start_timeout_s if patient else config.cluster.wait_s,
+        )
+        handles = [
+            _rollout(backend, config, checkpoint, f"rollout-{i}")
+            for i in range(config.rollouts.workers)
+        ]
         ranks, literal, semantic = [], [], []
         if learners:
             ranks = _learners(backend, config, checkpoint, base, probe_T)
-            literal = _rewards(backend, config, "reward", "actors.imitation:LevenshteinReward",
-                               {"z0": config.reward.z0}, gpus=0.0)
+            literal = _rewards(
+                backend,
+                config,
+                "reward",
+                "actors.imitation:LevenshteinReward",
+                {"z0": config.reward.z0},
+                gpus=0.0,
+            )
             semantic = _semantic(backend, config, base)
         critics = _critics(backend, config, checkpoint) if learners and config.dream.rounds else []
         backend.ready(handles + ranks + literal + semantic + critics)
-        self.rollouts = RolloutPool(handles, config.cluster.call_timeout_s, SLICE_S if config.sleep.lag else None)
+        self.rollouts = RolloutPool(
+            handles, config.cluster.call_timeout_s, SLICE_S if config.sleep.lag else None
+        )
         self.store = WeightStore(backend, self.rollouts)
         self._critics = Pool("critics", critics, config.cluster.call_timeout_s)
         self._drafts = WeightStore(backend, self._critics)  # what copies are made of
         self._wanted = wanted
-        self._scaler = Scaler(backend, self.rollouts, self.store, journal,
-                              lambda i: _rollout(backend, config, checkpoint, f"rollout-{i}"), check)
+        self._scaler = Scaler(
+            backend,
+            self.rollouts,
+            self.store,
+            journal,
+            lambda i: _rollout(backend, config, checkpoint, f"rollout-{i}"),
+            check,
+        )
         self.learn: Learner = Ranks(ranks, config.cluster.call_timeout_s)
         self._has_learners = bool(ranks)
         spend, limit_s = self._restarts.spend, config.reward.timeout_s
@@ -88,7 +148,9 @@ class Workers:
         self._semantic = RewardPool(semantic, limit_s, spend) if semantic else None
 
     def push(self, name: str, view: str) -> None:
-        """Exports the learner's `view`, as a delta against what the workers have, and waits until all verified it."""
+        """Exports the learner's `view`, as a delta against what the workers have, and waits until
+        all verified it.
+        """
         self.offer(name, view)()
 
     def offer(self, name: str, view: str) -> Callable[[], None]:
@@ -105,16 +167,24 @@ class Workers:
             except (WorkerDied, WorkerLate):
                 self._revive()
                 self.store.confirm(name, version)
-            self._journal.log("push", name=name, version=version,
-                              **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()})
+            self._journal.log(
+                "push",
+                name=name,
+                version=version,
+                **{key.removeprefix("push/"): value for key, value in self.store.metrics.items()},
+            )
 
         return deliver
 
     def resume(self, snapshot: str, version: int) -> None:
-        """Brings learners and rollout workers to where a checkpoint was written, as its last push."""
+        """Brings learners and rollout workers to where a checkpoint was written, as its last
+        push.
+        """
         self.learn.restore(snapshot)
         self.version = version
-        self.store.push(self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER))
+        self.store.push(
+            self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER)
+        )
 
     def resume_night(self, path: str, step: int, steps: int) -> None:
         """See contracts.Crew."""
@@ -130,7 +200,9 @@ class Workers:
         return self.rollouts.sample(self._revive, requests_N, name, version, how)
 
     def attend(self, there: bool) -> None:
-        """Starts one rollout worker per model of model.teachers, and lets the learners load it; or ends them."""
+        """Starts one rollout worker per model of model.teachers, and lets the learners load it; or
+        ends them.
+        """
         for pool in self._others.values():
             with suppress(WorkerDied, WorkerLate):
                 pool.all(Rollout.close)
@@ -139,10 +211,15 @@ class Workers:
         self._others, names = {}, [other(k) for k in range(1, len(self._teachers) + 1)]
         self.learn.attend(self._teachers if there else [])
         if there:
-            handles = [_rollout(self._backend, self._config, path, name) for name, path in zip(names, self._teachers)]
+            handles = [
+                _rollout(self._backend, self._config, path, name)
+                for name, path in zip(names, self._teachers)
+            ]
             self._backend.ready(handles)
-            self._others = {name: RolloutPool([handle], self._config.cluster.call_timeout_s)
-                            for name, handle in zip(names, handles)}
+            self._others = {
+                name: RolloutPool([handle], self._config.cluster.call_timeout_s)
+                for name, handle in zip(names, handles)
+            }
 
     def _restart(self, pool: RolloutPool) -> None:
         """Starts a lost worker of another model anew; what it samples from is its checkpoint."""
@@ -151,15 +228,21 @@ class Workers:
         pool.restart_lost()
 
     def _revive(self) -> None:
-        """Starts lost rollout workers anew and brings them to the newest published weights. A request's seed decides its
-        sample, so work that is asked again gives what the lost worker would have given."""
+        """Starts lost rollout workers anew and brings them to the newest published weights. A
+        request's seed decides its sample, so work that is asked again gives what the lost worker
+        would have given.
+        """
         with self._reviving:  # a push and a sample may both find a worker lost
             for worker, reason in self.rollouts.lost.items():
                 self._restarts.spend(worker, reason)
             self.rollouts.restart_lost(self.store.refill)
 
-    def try_out(self, trials_N: list[Trial], how: Sampling) -> list[tuple[tuple[int, ...], ...] | Failure]:
-        """See contracts.Crew. Raises RunError when a critic's own weights are not what they were before."""
+    def try_out(
+        self, trials_N: list[Trial], how: Sampling
+    ) -> list[tuple[tuple[int, ...], ...] | Failure]:
+        """See contracts.Crew. Raises RunError when a critic's own weights are not what they were
+        before.
+        """
 
         def revive() -> None:
             for worker, reason in self._critics.lost.items():
@@ -167,33 +250,47 @@ class Workers:
             self._critics.restart_lost(self._drafts.refill)
 
         self.version += 1
-        self._drafts.push(self.learn.export(TEACHER, self.version, self._drafts.have(TEACHER), TEACHER))
+        self._drafts.push(
+            self.learn.export(TEACHER, self.version, self._drafts.have(TEACHER), TEACHER)
+        )
         before = self._critics.all(Critic.digest)[0]
         answers: list[tuple[tuple[int, ...], ...] | Failure] = []
         size = max(len(self._critics.workers), 1) * self._config.critics.together * STACKS
         for start in range(0, len(trials_N), size):
-            answers += self._critics.map_again(revive, Critic.try_out, trials_N[start : start + size], TEACHER, self.version, how)
-        for worker, after in zip(self._critics.workers, self._critics.all(Critic.digest), strict=True):
+            answers += self._critics.map_again(
+                revive, Critic.try_out, trials_N[start : start + size], TEACHER, self.version, how
+            )
+        for worker, after in zip(
+            self._critics.workers, self._critics.all(Critic.digest), strict=True
+        ):
             if after != before:
                 raise RunError(f"{worker.name}: trying out dreams changed the model itself")
         return answers
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
-        """Equation 4 for each pair, in order. What one part could not score is a Failure, and counted."""
+        """Equation 4 for each pair, in order. What one part could not score is a Failure, and
+        counted.
+        """
         sound = [pair for pair in pairs_N if not isinstance(pair, Failure)]
         literal = self._literal.score(sound)
         semantic = self._semantic.score(sound) if self._semantic else [0.0] * len(sound)
         gamma = self._config.gamma
-        mixed = [a if isinstance(a, Failure) else mixture(s, a, gamma)
-                 for s, a in zip(semantic, literal, strict=True)]
+        mixed = [
+            a if isinstance(a, Failure) else mixture(s, a, gamma)
+            for s, a in zip(semantic, literal, strict=True)
+        ]
         scored = iter(mixed)
         rewards = [pair if isinstance(pair, Failure) else next(scored) for pair in pairs_N]
         numbers = _numbers(mixed)
-        metrics = {"reward_mean": statistics.fmean(numbers) if numbers else float("nan"),
-                   "reward_std": statistics.pstdev(numbers) if numbers else float("nan"),
-                   "reward_failed": float(len(pairs_N) - len(numbers))}
+        metrics = {
+            "reward_mean": statistics.fmean(numbers) if numbers else float("nan"),
+            "reward_std": statistics.pstdev(numbers) if numbers else float("nan"),
+            "reward_failed": float(len(pairs_N) - len(numbers)),
+        }
         parts = {"reward_abs": literal} | ({"reward_sem": semantic} if self._semantic else {})
-        metrics |= {key: statistics.fmean(_numbers(part)) for key, part in parts.items() if _numbers(part)}
+        metrics |= {
+            key: statistics.fmean(_numbers(part)) for key, part in parts.items() if _numbers(part)
+        }
         return rewards, metrics
 
     def forget(self) -> None:
@@ -203,7 +300,8 @@ class Workers:
             if self._critics.workers:
                 self._critics.all(Critic.forget)
         except (WorkerDied, WorkerLate):
-            self._revive()  # a new worker has nothing cached; a lost critic is started anew when it is needed
+            # a new worker has nothing cached; a lost critic is started anew when it is needed
+            self._revive()
 
     def close(self) -> None:
         """Lets the workers end in good order; the backend ends those that do not."""
@@ -232,31 +330,69 @@ def _until(check: Callable[[], None], backend: Backend, limit_s: float) -> None:
 
 def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Handle:
     r = config.rollouts
-    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": dict(r.engine), "seed": config.run.seed,
-              "tensor_parallel": max(int(r.gpus), 1), "probe_tolerance": config.probe_tolerance}
+    kwargs = {
+        "checkpoint": checkpoint,
+        "dtype": config.model.dtype,
+        "engine": dict(r.engine),
+        "seed": config.run.seed,
+        "tensor_parallel": max(int(r.gpus), 1),
+        "probe_tolerance": config.probe_tolerance,
+    }
     env = {} if r.gpus else cpu_environment(r.threads)
-    return backend.spawn("actors.rollout:RolloutWorker", kwargs, name=name, cpus=r.cpus, gpus=r.gpus,
-                         env=env)
+    return backend.spawn(
+        "actors.rollout:RolloutWorker", kwargs, name=name, cpus=r.cpus, gpus=r.gpus, env=env
+    )
 
 
 def _critics(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
     c, d = config.critics, config.dream
-    kwargs = {"checkpoint": checkpoint, "dtype": config.model.dtype, "engine": {**config.rollouts.engine, **c.engine},
-              "seed": config.run.seed, "rank": d.inner_rank, "alpha": d.inner_alpha, "together": c.together,
-              "device": "cuda" if c.gpus else "cpu", "probe_tolerance": config.probe_tolerance, "threads": c.threads}
+    kwargs = {
+        "checkpoint": checkpoint,
+        "dtype": config.model.dtype,
+        "engine": {**config.rollouts.engine, **c.engine},
+        "seed": config.run.seed,
+        "rank": d.inner_rank,
+        "alpha": d.inner_alpha,
+        "together": c.together,
+        "device": "cuda" if c.gpus else "cpu",
+        "probe_tolerance": config.probe_tolerance,
+        "threads": c.threads,
+    }
     env = {} if c.gpus else cpu_environment(c.threads)
-    return [backend.spawn("actors.critic:CriticWorker", kwargs, name=f"critic-{i}", cpus=c.cpus, gpus=c.gpus, env=env)
-            for i in range(c.workers)]
+    return [
+        backend.spawn(
+            "actors.critic:CriticWorker",
+            kwargs,
+            name=f"critic-{i}",
+            cpus=c.cpus,
+            gpus=c.gpus,
+            env=env,
+        )
+        for i in range(c.workers)
+    ]
 
 
-def _learners(backend: Backend, config: Config, checkpoint: str, base: str, probe_T: tuple[int, ...]) -> list[Handle]:
+def _learners(
+    backend: Backend, config: Config, checkpoint: str, base: str, probe_T: tuple[int, ...]
+) -> list[Handle]:
     v = config.learners
     kwargs = {"checkpoint": checkpoint, "config": config, "probe_T": probe_T, "base": base}
-    env = {"OMP_NUM_THREADS": str(v.threads), "DS_ACCELERATOR": "cuda" if v.gpus else "cpu",
-           "GOMP_SPINCOUNT": "30000"}  # wait awake for about 30 us: asleep, every small operation waits for its threads;
+    env = {
+        "OMP_NUM_THREADS": str(v.threads),
+        "DS_ACCELERATOR": "cuda" if v.gpus else "cpu",
+        # wait awake for about 30 us: asleep, every small operation waits for its threads;
+        "GOMP_SPINCOUNT": "30000",
+    }
     # longer, and threads that only wait take the cores that the rollouts need
-    return backend.spawn_ranks("learners.learner:LearnerWorker", kwargs, name="learner", world_size=v.world_size,
-                               cpus=v.cpus, gpus=v.gpus, env=env)
+    return backend.spawn_ranks(
+        "learners.learner:LearnerWorker",
+        kwargs,
+        name="learner",
+        world_size=v.world_size,
+        cpus=v.cpus,
+        gpus=v.gpus,
+        env=env,
+    )
 
 
 def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
@@ -270,14 +406,22 @@ def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
     if r.semantic == "encoder":
         kwargs |= {"threshold": r.threshold, "device": "cuda" if r.gpus else "cpu"}
         return _rewards(backend, config, "semantic", "actors.reward:EncoderReward", kwargs, r.gpus)
-    kwargs |= {"template": r.template, "dtype": config.model.dtype, "engine": dict(config.rollouts.engine)}
+    kwargs |= {
+        "template": r.template,
+        "dtype": config.model.dtype,
+        "engine": dict(config.rollouts.engine),
+    }
     return _rewards(backend, config, "semantic", "actors.reward:JudgeReward", kwargs, r.gpus)
 
 
-def _rewards(backend: Backend, config: Config, role: str, cls: str, kwargs: dict, gpus: float) -> list[Handle]:
+def _rewards(
+    backend: Backend, config: Config, role: str, cls: str, kwargs: dict, gpus: float
+) -> list[Handle]:
     env = {} if gpus else cpu_environment(1)
-    return [backend.spawn(cls, kwargs, name=f"{role}-{i}", cpus=config.reward.cpus, gpus=gpus, env=env)
-            for i in range(config.reward.workers)]
+    return [
+        backend.spawn(cls, kwargs, name=f"{role}-{i}", cpus=config.reward.cpus, gpus=gpus, env=env)
+        for i in range(config.reward.workers)
+    ]
 
 
 def _numbers(values: list[float | Failure]) -> list[float]:

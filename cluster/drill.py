@@ -1,8 +1,9 @@
 """`sleep-rl drill CONFIG`: what happens to a run when things break, tried on real runs.
 
-Each life is a real `sleep-rl run` of the config, in a process of its own, upon which faults come from outside while its
-journal shows that it is in the phase they are meant for. A life must end with the same bytes of memory and the same
-last evaluation as the one that nothing happened to, by itself, or after `sleep-rl resume` where it says that it ended.
+Each life is a real `sleep-rl run` of the config, in a process of its own, upon which faults come
+from outside while its journal shows that it is in the phase they are meant for. A life must end
+with the same bytes of memory and the same last evaluation as the one that nothing happened to, by
+itself, or after `sleep-rl resume` where it says that it ended.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ LIMIT_S = 1800.0  # of one life
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that breaks: `do` is called once the run is in `phase` of `night`, and says whom it hit."""
+    """One thing that breaks: `do` is called once the run is in `phase` of `night`, and says whom it
+    hit.
+    """
 
     what: str
     phase: str
@@ -58,18 +61,39 @@ class Row:
 class Life:
     """One run of the drill: started, watched through its journal, and compared when it is over."""
 
-    def __init__(self, name: str, path: str, overrides: list[str], home: Path, *, flipped: bool = False,
-                 environment: dict[str, str] | None = None):
+    def __init__(
+        self,
+        name: str,
+        path: str,
+        overrides: list[str],
+        home: Path,
+        *,
+        flipped: bool = False,
+        environment: dict[str, str] | None = None,
+    ):
         self._environment, self.name, self.folder = environment, name, home / name
         module = "cluster.sabotage" if flipped else "sleep_rl"
         verb = [] if flipped else ["run"]
-        self._arguments = ["-m", module, *verb, path, *overrides, f"run.dir={home}", f"run.name={name}"]
+        self._arguments = [
+            "-m",
+            module,
+            *verb,
+            path,
+            *overrides,
+            f"run.dir={home}",
+            f"run.name={name}",
+        ]
         self.printed = home / f"{name}.txt"
         self.process = self._start(self._arguments)
 
     def _start(self, arguments: list[str]) -> subprocess.Popen:
-        process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-                                   stdin=subprocess.DEVNULL, env=self._environment)
+        process = subprocess.Popen(
+            [sys.executable, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env=self._environment,
+        )
         self._reader = threading.Thread(target=self._read, args=(process,), daemon=True)
         self._reader.start()
         return process
@@ -86,14 +110,19 @@ class Life:
         return read(journal) if journal.is_file() else []
 
     def until(self, there: Callable[[list[Record]], bool]) -> bool:
-        """Waits for something in the journal; False when the run ends first. Raises RunError when neither happens."""
+        """Waits for something in the journal; False when the run ends first. Raises RunError when
+        neither happens.
+        """
         deadline = time.monotonic() + LIMIT_S
         while not there(self.records()):
             if self.process.poll() is not None:
                 return there(self.records())
             if time.monotonic() > deadline:
                 self.end()
-                raise RunError(f"drill: {self.folder} did not end within {LIMIT_S:g} s; what it printed: {self.printed}")
+                raise RunError(
+                    f"drill: {self.folder} did not end within {LIMIT_S:g} s; what it "
+                    f"printed: {self.printed}"
+                )
             time.sleep(0.1)
         return True
 
@@ -124,17 +153,27 @@ class Life:
 
     def outcome(self) -> tuple[dict[str, bytes], dict]:
         """(bytes of each night's memory, last evaluation of sleep)."""
-        memories = {path.parent.name: path.read_bytes() for path in sorted(self.folder.glob("memory/*/memory.safetensors"))}
-        rows = [r["row"] for r in self.records() if r["kind"] == "evaluate" and r["method"] == "sleep" and r["row"]]
+        memories = {
+            path.parent.name: path.read_bytes()
+            for path in sorted(self.folder.glob("memory/*/memory.safetensors"))
+        }
+        rows = [
+            r["row"]
+            for r in self.records()
+            if r["kind"] == "evaluate" and r["method"] == "sleep" and r["row"]
+        ]
         return memories, rows[-1] if rows else {}
 
 
 def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -> str:
-    """Runs every life of the drill and returns the table. Raises RunError with the table's failed rows, if there are any,
-    and InputError when the config cannot be drilled."""
+    """Runs every life of the drill and returns the table. Raises RunError with the table's failed
+    rows, if there are any, and InputError when the config cannot be drilled.
+    """
     config = load(path, overrides)
     if config.cluster.backend != "ray":
-        raise InputError(f"drill: cluster.backend ray, where workers are processes, got {config.cluster.backend}")
+        raise InputError(
+            f"drill: cluster.backend ray, where workers are processes, got {config.cluster.backend}"
+        )
     home = _home(config)
     fixed = [*overrides, "sleep.lag=0", f"cluster.restarts={4 * len(PHASES)}", "cluster.watch_s=20"]
     say(f"{home}: what each life printed, and its run folder")
@@ -147,11 +186,17 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
         for row in life(path, fixed, home, want):
             rows.append(row)
             say(f"{row.what}, {row.where}: {row.happened}: {row.word}")
-    table = aligned([["fault", "where", "what happened", ""]] + [[r.what, r.where, r.happened, r.word] for r in rows])
+    table = aligned(
+        [["fault", "where", "what happened", ""]]
+        + [[r.what, r.where, r.happened, r.word] for r in rows]
+    )
     failed = [row for row in rows if row.passed is False]
     if failed:
         say(table)
-        raise RunError(f"drill: {len(failed)} of {len(rows)} rows failed: {', '.join(f'{r.what} ({r.where})' for r in failed)}")
+        raise RunError(
+            f"drill: {len(failed)} of {len(rows)} rows failed: "
+            f"{', '.join(f'{r.what} ({r.where})' for r in failed)}"
+        )
     return f"{table}\n{sum(row.passed is True for row in rows)} of {len(rows)} passed"
 
 
@@ -162,16 +207,31 @@ Play = Callable[[str, list[str], Path, tuple], Rows]
 def lives(config: Config) -> list[Play]:
     """The drill's lives, each with one or more faults."""
     nights = [min(i, config.nights) for i in range(1, len(PHASES) + 1)]
-    kills = [[Fault(f"kill {name}", phase, night, _upon(name, sabotage.kill)) for phase, night in zip(PHASES, nights)]
-             for name in ("rollout-0", "reward-0", "learner-0")]
-    hangs = [Fault(f"hang {name}", "seeding", night, _upon(name, sabotage.freeze))
-             for name, night in (("rollout-0", nights[0]), ("learner-0", nights[1]))]
-    return [*(_same(f"kill-{faults[0].what.split()[1]}", faults) for faults in kills),
-            _same("hang", hangs, f"cluster.call_timeout_s={HANG_S:g}"), _stall, _flip, _disk, _cut]
+    kills = [
+        [
+            Fault(f"kill {name}", phase, night, _upon(name, sabotage.kill))
+            for phase, night in zip(PHASES, nights)
+        ]
+        for name in ("rollout-0", "reward-0", "learner-0")
+    ]
+    hangs = [
+        Fault(f"hang {name}", "seeding", night, _upon(name, sabotage.freeze))
+        for name, night in (("rollout-0", nights[0]), ("learner-0", nights[1]))
+    ]
+    return [
+        *(_same(f"kill-{faults[0].what.split()[1]}", faults) for faults in kills),
+        _same("hang", hangs, f"cluster.call_timeout_s={HANG_S:g}"),
+        _stall,
+        _flip,
+        _disk,
+        _cut,
+    ]
 
 
 def _same(name: str, faults: list[Fault], *keys: str) -> Play:
-    """A life upon which `faults` come one after another; it must go on by itself and end like the undisturbed one."""
+    """A life upon which `faults` come one after another; it must go on by itself and end like the
+    undisturbed one.
+    """
 
     def play(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
         life = Life(name, path, [*fixed, *keys], home)
@@ -181,8 +241,12 @@ def _same(name: str, faults: list[Fault], *keys: str) -> Play:
         finally:
             life.end()
         for fault, (hit, story) in zip(faults, stories):
-            yield Row(fault.what, f"{fault.phase}, night {fault.night}", f"{story}; {verdict or 'same bytes'}",
-                      hit and not verdict)
+            yield Row(
+                fault.what,
+                f"{fault.phase}, night {fault.night}",
+                f"{story}; {verdict or 'same bytes'}",
+                hit and not verdict,
+            )
 
     return play
 
@@ -209,20 +273,27 @@ def _told(record: Record, since: float) -> str:
 
 def _recovery(records: list[Record], since: float, name: str) -> Record | None:
     """The record of a restart that made good for `name`."""
-    mine = [r for r in records if r["kind"] == "restarted" and r["t"] > since and r["worker"] in (name, "all workers")]
+    mine = [
+        r
+        for r in records
+        if r["kind"] == "restarted" and r["t"] > since and r["worker"] in (name, "all workers")
+    ]
     return mine[0] if mine else None
 
 
 def reached(records: list[Record], phase: str, night: int) -> bool:
     """Whether a journal shows that the life is in a phase of a night, or past it."""
     before = [i for i, r in enumerate(records) if r["kind"] == "night" and r["night"] == night - 1]
-    later = records[before[-1]:] if before else records if night == 1 else []
-    return any({
-        "wake": lambda r: r["kind"] == "evaluate" and r["method"] == "sleep" and r["row"],
-        "writing": lambda r: r["kind"] == "push" and r["name"] == STUDENT,
-        "seeding": lambda r: r["kind"] == "seed",
-        "evaluation": lambda r: r["kind"] == "night" and r["night"] == night,
-    }[phase](r) for r in later)
+    later = records[before[-1] :] if before else records if night == 1 else []
+    return any(
+        {
+            "wake": lambda r: r["kind"] == "evaluate" and r["method"] == "sleep" and r["row"],
+            "writing": lambda r: r["kind"] == "push" and r["name"] == STUDENT,
+            "seeding": lambda r: r["kind"] == "seed",
+            "evaluation": lambda r: r["kind"] == "night" and r["night"] == night,
+        }[phase](r)
+        for r in later
+    )
 
 
 def _verdict(life: Life, want: tuple) -> str:
@@ -230,15 +301,25 @@ def _verdict(life: Life, want: tuple) -> str:
     if (code := life.wait()) != 0:
         return _end(life, code)
     got = life.outcome()
-    return "" if got == want else "another memory" if got[0] != want[0] else f"another evaluation: {got[1]}"
+    return (
+        ""
+        if got == want
+        else "another memory"
+        if got[0] != want[0]
+        else f"another evaluation: {got[1]}"
+    )
 
 
 def _end(life: Life, code: int | None) -> str:
-    return f"did not end within {LIMIT_S:g} s" if code is None else f"exit {code}: {life.last_line()}"
+    return (
+        f"did not end within {LIMIT_S:g} s" if code is None else f"exit {code}: {life.last_line()}"
+    )
 
 
 def _stall(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
-    """A reward worker that does not answer: its pairs get failures in place of rewards, and it is started anew."""
+    """A reward worker that does not answer: its pairs get failures in place of rewards, and it is
+    started anew.
+    """
     fault = Fault("stall reward-0", "seeding", 1, _upon("reward-0", sabotage.freeze))
     life = Life("stall", path, [*fixed, f"reward.timeout_s={STALL_S:g}"], home)
     try:
@@ -246,9 +327,15 @@ def _stall(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
         code = life.wait()
     finally:
         life.end()
-    failed = sum(r["count"] for r in life.records() if r["kind"] == "failure" and r["where"] == "reward")
-    yield Row(fault.what, "seeding, night 1", f"{story}; {failed} pairs without a reward; exit {code}",
-              hit and failed > 0 and code == 0)
+    failed = sum(
+        r["count"] for r in life.records() if r["kind"] == "failure" and r["where"] == "reward"
+    )
+    yield Row(
+        fault.what,
+        "seeding, night 1",
+        f"{story}; {failed} pairs without a reward; exit {code}",
+        hit and failed > 0 and code == 0,
+    )
 
 
 def _flip(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
@@ -259,33 +346,49 @@ def _flip(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
     finally:
         life.end()
     refused = [r for r in life.records() if r["kind"] == "restarted" and "damaged" in r["reason"]]
-    yield Row("flip a byte", f"push {sabotage.PUSH} of the student",
-              f"{'refused and made anew' if refused else 'not noticed'}; {verdict or 'same bytes'}",
-              bool(refused) and not verdict)
+    yield Row(
+        "flip a byte",
+        f"push {sabotage.PUSH} of the student",
+        f"{'refused and made anew' if refused else 'not noticed'}; {verdict or 'same bytes'}",
+        bool(refused) and not verdict,
+    )
 
 
 def _disk(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
-    """No file can grow any more: the run ends with one line, and goes on when there is room again."""
+    """No file can grow any more: the run ends with one line, and goes on when there is room
+    again.
+    """
     life = Life("disk", path, fixed, home)
     try:
         hit = life.until(lambda records: reached(records, "seeding", 1))
         if hit:
-            for process in (psutil.Process(life.process.pid), sabotage.worker(life.folder, "learner-0")):
+            for process in (
+                psutil.Process(life.process.pid),
+                sabotage.worker(life.folder, "learner-0"),
+            ):
                 sabotage.no_more_disk(process)
         code, line = life.wait(), life.last_line()
         life.resume()
         verdict = _verdict(life, want)
     finally:
         life.end()
-    yield Row("full disk", "seeding, night 1", f"exit {code}: {line}; resumed: {verdict or 'same bytes'}",
-              hit and code == 1 and line.startswith("sleep-rl: ") and not verdict)
+    yield Row(
+        "full disk",
+        "seeding, night 1",
+        f"exit {code}: {line}; resumed: {verdict or 'same bytes'}",
+        hit and code == 1 and line.startswith("sleep-rl: ") and not verdict,
+    )
 
 
 def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
-    """A node that the head loses sight of, with a rollout worker on it; later another one takes its place."""
+    """A node that the head loses sight of, with a rollout worker on it; later another one takes its
+    place.
+    """
     what, where = "cut off a node", "seeding, night 1"
     config = load(path, fixed)
-    config = replace(config, rollouts=replace(config.rollouts, workers=max(config.rollouts.workers, 2)))
+    config = replace(
+        config, rollouts=replace(config.rollouts, workers=max(config.rollouts.workers, 2))
+    )
     if any(actor.gpus for actor in actors_of(config)):
         yield Row(what, where, "two nodes on one machine cannot share its GPUs", None)
         return
@@ -293,8 +396,17 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
     with ExitStack() as ending:
         nodes = sabotage.TwoNodes(cpus - config.rollouts.cpus, config.rollouts.cpus)
         ending.callback(nodes.close)
-        life = Life("cut", path, [*fixed, f"cluster.address={nodes.address}", f"rollouts.workers={config.rollouts.workers}"],
-                    home, environment=nodes.environment)
+        life = Life(
+            "cut",
+            path,
+            [
+                *fixed,
+                f"cluster.address={nodes.address}",
+                f"rollouts.workers={config.rollouts.workers}",
+            ],
+            home,
+            environment=nodes.environment,
+        )
         ending.callback(life.end)
         hit, began = life.until(lambda records: reached(records, "seeding", 1)), time.time()
         if hit:
@@ -304,7 +416,9 @@ def _cut(path: str, fixed: list[str], home: Path, want: tuple) -> Rows:
         verdict = _verdict(life, want)
     restarted = [r for r in life.records() if r["kind"] == "restarted"]
     story = _told(restarted[0], began) if restarted else "not noticed"
-    yield Row(what, where, f"{story}; {verdict or 'same bytes'}", hit and bool(restarted) and not verdict)
+    yield Row(
+        what, where, f"{story}; {verdict or 'same bytes'}", hit and bool(restarted) and not verdict
+    )
 
 
 def _upon(name: str, harm: Callable) -> Callable[[Path], str]:

@@ -1,4 +1,5 @@
-"""One worker and the calls to it, wherever it runs: the Host around the plain worker, and the Handle that calls it.
+"""One worker and the calls to it, wherever it runs: the Host around the plain worker, and the
+Handle that calls it.
 
 Knows nothing of Ray; `cluster.backend` and `cluster.group` supply the channels between the two.
 """
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
     from cluster.backend import Backend
 
 R = TypeVar("R")
-LIMITS = {"start": "cluster.start_timeout_s", "finding a free port": "cluster.start_timeout_s", "score": "reward.timeout_s"}
+LIMITS = {
+    "start": "cluster.start_timeout_s",
+    "finding a free port": "cluster.start_timeout_s",
+    "score": "reward.timeout_s",
+}
 """What is called -> the key of its limit, where that is not cluster.call_timeout_s."""
 
 
@@ -47,17 +52,22 @@ class Ask:
 
 @dataclass(frozen=True)
 class Ref(Generic[R]):
-    """A value put once with `Backend.put`; given as an argument of a call, the worker receives the value."""
+    """A value put once with `Backend.put`; given as an argument of a call, the worker receives the
+    value.
+    """
 
     held: Any  # the value itself (local) or Ray's ObjectRef, which keeps the stored object alive
 
 
-# ------------------------------------------------------------------------------------------------ the worker's side
+# ------------------------------------------------------------------------------------------------
+# the worker's side
 
 
 @dataclass(frozen=True)
 class Raised:
-    """A worker's exception on its way to the caller: as text, because not every exception can be pickled."""
+    """A worker's exception on its way to the caller: as text, because not every exception can be
+    pickled.
+    """
 
     kind: type[InputError] | type[RunError] | None  # None: anything else
     line: str
@@ -69,16 +79,23 @@ class Trace(Exception):
 
 
 class Host:
-    """Holds one plain worker. What the worker raises is returned as `Raised`, identically in both backends."""
+    """Holds one plain worker. What the worker raises is returned as `Raised`, identically in both
+    backends.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.worker: Any = None
-        self.failed = "its class could not be sent"  # why there is no worker; empty when there is one
+        # why there is no worker; empty when there is one
+        self.failed = "its class could not be sent"
         self.before: dict[str, str | None] = {}  # the environment that `build` changed
 
-    def build(self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]) -> Any:
-        """Constructs the worker. `env` is set before its module is imported: OpenMP reads it at import."""
+    def build(
+        self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
+    ) -> Any:
+        """Constructs the worker. `env` is set before its module is imported: OpenMP reads it at
+        import.
+        """
         self.before = {key: os.environ.get(key) for key in env}
         os.environ.update(env)
 
@@ -96,7 +113,9 @@ class Host:
         return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
 
     def rendezvous(self) -> tuple[str, int]:
-        """Address of this node, and a port that is free on it now, for the process group that rank 0 leads."""
+        """Address of this node, and a port that is free on it now, for the process group that rank
+        0 leads.
+        """
         with socket.socket() as probe:
             probe.bind(("", 0))
             return self.address(), probe.getsockname()[1]
@@ -108,10 +127,15 @@ class Host:
         """The function's result, or `Raised`."""
         try:
             return function()
-        except Exception as error:  # the boundary of the worker: every exception is carried over and raised there
+        except Exception as error:
+            # the boundary of the worker: every exception is carried over and raised there
             kind = next((k for k in (InputError, RunError) if isinstance(error, k)), None)
             text = (str(error).splitlines() or [""])[0]
-            return Raised(kind, masked(text if kind else f"{type(error).__name__}: {text}"), masked(traceback.format_exc()))
+            return Raised(
+                kind,
+                masked(text if kind else f"{type(error).__name__}: {text}"),
+                masked(traceback.format_exc()),
+            )
 
 
 def _import(path: str) -> Callable[..., Any]:
@@ -124,7 +148,11 @@ def tensor_to_bytes(tensor: Any) -> tuple[Any, str, tuple[int, ...]]:
     import torch
 
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy(), str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)
+    return (
+        flat.view(torch.uint8).numpy(),
+        str(tensor.dtype).removeprefix("torch."),
+        tuple(tensor.shape),
+    )
 
 
 def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
@@ -137,7 +165,8 @@ def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
     return tensor
 
 
-# ------------------------------------------------------------------------------------------------ the caller's side
+# ------------------------------------------------------------------------------------------------
+# the caller's side
 
 
 class Pending(ABC, Generic[R]):
@@ -149,25 +178,37 @@ class Pending(ABC, Generic[R]):
         self.worker, self.method = worker, method
 
     def result(self, timeout_s: float) -> R:
-        """The worker's result. Raises its InputError or RunError as it is, any other exception as a RunError that
-        names the worker and the method, WorkerLate past the deadline, WorkerDied when the process is gone."""
+        """The worker's result. Raises its InputError or RunError as it is, any other exception as a
+        RunError that names the worker and the method, WorkerLate past the deadline, WorkerDied when
+        the process is gone.
+        """
         [answer] = settle([self], timeout_s)
         if isinstance(answer, InputError | RunError):
             raise answer
         return answer
 
     def finish(self, wait_s: float, limit_s: float) -> R:
-        """Like `result`, for a call that has used up part of its limit already; says nothing while it waits."""
+        """Like `result`, for a call that has used up part of its limit already; says nothing while
+        it waits.
+        """
         outcome = self.outcome(max(wait_s, 0.0), limit_s)
         if not isinstance(outcome, Raised):
             return outcome
-        error = (outcome.kind(outcome.line) if outcome.kind else
-                 RunError(f"worker {self.worker}: {self.method} failed: {outcome.line}{self.told()}"))
+        error = (
+            outcome.kind(outcome.line)
+            if outcome.kind
+            else RunError(
+                f"worker {self.worker}: {self.method} failed: {outcome.line}{self.told()}"
+            )
+        )
         raise error from Trace(f"in worker {self.worker}:\n{outcome.trace}")
 
     def late(self, limit_s: float) -> WorkerLate:
-        return WorkerLate(f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s "
-                          f"({LIMITS.get(self.method, 'cluster.call_timeout_s')}){self.told()}")
+        return WorkerLate(
+            f"worker {self.worker}: {self.method} gave no answer within "
+            f"{limit_s:g} s "
+            f"({LIMITS.get(self.method, 'cluster.call_timeout_s')}){self.told()}"
+        )
 
     def told(self) -> str:
         """Where the worker's own words are; empty when they are in no file here."""
@@ -182,14 +223,20 @@ class Pending(ABC, Generic[R]):
     def outcome(self, wait_s: float, limit_s: float) -> Any: ...
 
 
-def settle(pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True) -> list[R | InputError | RunError]:
-    """Waits for all calls under one deadline; what each gave or raised, in order. A long wait says what it waits for;
-    one past its deadline leaves this process's stacks behind, unless a late call is nothing unusual (`stacks`)."""
+def settle(
+    pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True
+) -> list[R | InputError | RunError]:
+    """Waits for all calls under one deadline; what each gave or raised, in order. A long wait says
+    what it waits for; one past its deadline leaves this process's stacks behind, unless a late call
+    is nothing unusual (`stacks`).
+    """
     began = time.monotonic()
     results: list[R | InputError | RunError] = []
     for pending in pendings:
         watch = pending.watch
-        while not pending.ready(pause := min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))):
+        while not pending.ready(
+            pause := min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))
+        ):
             waited = time.monotonic() - began
             if waited >= timeout_s:
                 if stacks:
@@ -206,7 +253,9 @@ def settle(pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True
 
 
 def wait_all(pendings: Sequence[Pending[R]], timeout_s: float, what: str) -> list[R]:
-    """The results of all calls, under one deadline. `what` says what is waited for when a worker is late or dead."""
+    """The results of all calls, under one deadline. `what` says what is waited for when a worker is
+    late or dead.
+    """
     results = settle(pendings, timeout_s)
     for error in results:
         if isinstance(error, WorkerLate | WorkerDied):
@@ -220,7 +269,9 @@ class Channel(ABC):
     """The way to one Host."""
 
     @abstractmethod
-    def send(self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
+    def send(
+        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
         """Starts a method of Host; `label` names it in errors."""
 
     @abstractmethod
@@ -228,23 +279,39 @@ class Channel(ABC):
 
 
 class Handle:
-    """One worker. `handle.sample(...)` blocks like the worker's own method, so a handle can stand where the role's
-    Protocol is asked for; `handle.start(Rollout.sample, ...)` returns a Pending."""
+    """One worker. `handle.sample(...)` blocks like the worker's own method, so a handle can stand
+    where the role's Protocol is asked for; `handle.start(Rollout.sample, ...)` returns a Pending.
+    """
 
-    def __init__(self, backend: Backend, cls: str | Callable[..., Any], kwargs: dict[str, Any], ask: Ask,
-                 env: dict[str, str]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        cls: str | Callable[..., Any],
+        kwargs: dict[str, Any],
+        ask: Ask,
+        env: dict[str, str],
+    ) -> None:
         self.name = ask.name
-        self._backend, self._cls, self._kwargs, self._ask, self._env = backend, cls, kwargs, ask, env
+        self._backend, self._cls, self._kwargs, self._ask, self._env = (
+            backend,
+            cls,
+            kwargs,
+            ask,
+            env,
+        )
         self._channel = backend.open(ask)
         self._built: Pending[None]
 
     def start(self, method: Callable[..., R], /, *args: Any, **kwargs: Any) -> Pending[R]:
-        """Starts `method` (a function of the role's Protocol, e.g. Rollout.sample); a Ref among the arguments arrives
-        as its value."""
+        """Starts `method` (a function of the role's Protocol, e.g. Rollout.sample); a Ref among the
+        arguments arrives as its value.
+        """
         return self._start(method.__name__, *args, **kwargs)
 
     def restart(self) -> None:
-        """Ends the worker's process and constructs the worker anew, with the state of its first start."""
+        """Ends the worker's process and constructs the worker anew, with the state of its first
+        start.
+        """
         self._channel.kill()
         self._channel = self._backend.open(self._ask)
         self._build()
@@ -262,11 +329,20 @@ class Handle:
         wait_all([self._built], self._backend.start_timeout_s, f"starting {self.name}")
 
     def _start(self, method: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
-        return self._watched(self._channel.send(Host.call, method, method, *map(_inner, args),
-                                                **{key: _inner(value) for key, value in kwargs.items()}))
+        return self._watched(
+            self._channel.send(
+                Host.call,
+                method,
+                method,
+                *map(_inner, args),
+                **{key: _inner(value) for key, value in kwargs.items()},
+            )
+        )
 
     def _build(self) -> None:
-        self._built = self._watched(self._channel.send(Host.build, "start", self._cls, self._kwargs, self._env))
+        self._built = self._watched(
+            self._channel.send(Host.build, "start", self._cls, self._kwargs, self._env)
+        )
 
     def _watched(self, pending: Pending[Any]) -> Pending[Any]:
         pending.watch = self._backend.watch
@@ -275,7 +351,9 @@ class Handle:
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
             raise AttributeError(method)
-        return lambda *args, **kwargs: self._start(method, *args, **kwargs).result(self._backend.call_timeout_s)
+        return lambda *args, **kwargs: self._start(method, *args, **kwargs).result(
+            self._backend.call_timeout_s
+        )
 
 
 def _inner(argument: Any) -> Any:

@@ -1,4 +1,6 @@
-"""What a run's folder says of the run: its config, its data, its W&B id; and that only one process lives in it."""
+"""What a run's folder says of the run: its config, its data, its W&B id; and that only one process
+lives in it.
+"""
 
 from __future__ import annotations
 
@@ -21,18 +23,50 @@ from sleep_rl.loading import dump, reload
 from sleep_rl.tasks.make import make_task
 
 FILE, LOCK = "run.json", ".lock"
-GROWING = ("task.documents.days", "task.documents.path", "task.documents.questions", "task.documents.record", "run.dir")
-"""Keys that the next day of a life on documents may bring: what was taken in before stands in the record."""
-OWN = ("metrics.jsonl", "state", "memory", "dreams", "logs", "wandb", "report.html", "report.html.partial", "documents.json",
-       "documents.partial", FILE)
+GROWING = (
+    "task.documents.days",
+    "task.documents.path",
+    "task.documents.questions",
+    "task.documents.record",
+    "run.dir",
+)
+"""Keys that the next day of a life on documents may bring: what was taken in before stands in the
+record.
+"""
+OWN = (
+    "metrics.jsonl",
+    "state",
+    "memory",
+    "dreams",
+    "logs",
+    "wandb",
+    "report.html",
+    "report.html.partial",
+    "documents.json",
+    "documents.partial",
+    FILE,
+)
 """What a run writes to in its folder, beside the lock."""
-FREE = ("cluster.", "wandb.", "reward.timeout_s", "rollouts.workers", "rollouts.cpus", "learners.threads")
+FREE = (
+    "cluster.",
+    "wandb.",
+    "reward.timeout_s",
+    "rollouts.workers",
+    "rollouts.cpus",
+    "learners.threads",
+)
 """Keys that may change when a run goes on: where and how fast it runs, not what it computes."""
 
 
 def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
-    """Writes a run's identity; returns its W&B id, a new one unless `wandb` is it. Raises RunError when the disk refuses."""
-    identity = {"config": dump(config), "data": data_digest(task), "wandb": wandb or secrets.token_hex(4)}
+    """Writes a run's identity; returns its W&B id, a new one unless `wandb` is it. Raises RunError
+    when the disk refuses.
+    """
+    identity = {
+        "config": dump(config),
+        "data": data_digest(task),
+        "wandb": wandb or secrets.token_hex(4),
+    }
     try:
         (folder / f"{FILE}.partial").write_text(json.dumps(identity, indent=1))
         os.replace(folder / f"{FILE}.partial", folder / FILE)
@@ -42,8 +76,10 @@ def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
 
 
 def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple[Config, Task, str]:
-    """(config, task, W&B id) of a run that is to go on. Raises InputError when there is none, and when anything that the
-    results depend on is not what it was, unless `accept` names it: a key that an override changes, or `data`."""
+    """(config, task, W&B id) of a run that is to go on. Raises InputError when there is none, and
+    when anything that the results depend on is not what it was, unless `accept` names it: a key
+    that an override changes, or `data`.
+    """
     tree, data, wandb = _stored(folder)
     before, config = reload(tree, str(folder / FILE)), reload(tree, str(folder / FILE), overrides)
     if config.task.documents.record:  # the folder may have been moved
@@ -54,26 +90,35 @@ def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple
         changed.append("data")
     refused = [key for key in changed if key not in accept]
     if refused:
-        raise InputError(f"{folder}: {', '.join(refused)} changed since the run began; --accept {','.join(refused)} goes "
-                         "on all the same")
+        raise InputError(
+            f"{folder}: {', '.join(refused)} changed since the run began; --accept "
+            f"{','.join(refused)} goes "
+            "on all the same"
+        )
     return config, task, wandb
 
 
 def check_same(folder: Path, config: Config) -> str:
-    """The W&B id of the life in `folder`, which is to live its next day with `config`. Raises InputError where that differs in
-    a key that its days so far depended on."""
+    """The W&B id of the life in `folder`, which is to live its next day with `config`. Raises
+    InputError where that differs in a key that its days so far depended on.
+    """
     tree, _, wandb = _stored(folder)
     changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
     refused = sorted(key for key in changed if not key.startswith((*FREE, *GROWING)))
     if refused:
-        raise InputError(f"{folder}: a life goes on as it began, but {', '.join(refused)} changed; choose another run.name for "
-                         "another life")
+        raise InputError(
+            f"{folder}: a life goes on as it began, but {', '.join(refused)} "
+            "changed; choose another run.name for "
+            "another life"
+        )
     return wandb
 
 
 def with_documents(config: Config, **keys: object) -> Config:
     """The config with keys of task.documents changed."""
-    return replace(config, task=replace(config.task, documents=replace(config.task.documents, **keys)))
+    return replace(
+        config, task=replace(config.task, documents=replace(config.task.documents, **keys))
+    )
 
 
 def _stored(folder: Path) -> tuple[dict, str, str]:
@@ -85,21 +130,28 @@ def _stored(folder: Path) -> tuple[dict, str, str]:
             raise ValueError("other values than a run wrote")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
-        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got: {got}") from error
+        raise InputError(
+            f"{folder}: expected the folder of a run with {FILE}, got: {got}"
+        ) from error
     except (KeyError, TypeError) as error:
         got = "a file that lacks some of config, data and wandb"
-        raise InputError(f"{folder}: expected the folder of a run with {FILE}, got {got}") from error
+        raise InputError(
+            f"{folder}: expected the folder of a run with {FILE}, got {got}"
+        ) from error
     return tree, data, wandb
 
 
 def check_inside(folder: Path) -> None:
-    """Raises InputError when something that a run writes to leads out of its folder: who made the folder could have it
-    write anywhere. The folder itself may be a link."""
+    """Raises InputError when something that a run writes to leads out of its folder: who made the
+    folder could have it write anywhere. The folder itself may be a link.
+    """
     home = os.path.realpath(folder)
     for name in OWN:
         there = os.path.realpath(folder / name)
         if there != os.path.join(home, name):
-            raise InputError(f"{folder / name}: expected inside the run's folder, got a link to {there}")
+            raise InputError(
+                f"{folder / name}: expected inside the run's folder, got a link to {there}"
+            )
 
 
 def data_digest(task: Task) -> str:
@@ -131,11 +183,19 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when it is held."""
+    """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when
+    it is held.
+    """
     try:  # a link of this name may lead to a file that is to stay as it is
-        lock = os.open(folder / LOCK, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
+        lock = os.open(
+            folder / LOCK,
+            os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            0o644,
+        )
     except OSError as error:
-        raise InputError(f"{folder / LOCK}: expected a file to write into, got: {error.strerror}") from error
+        raise InputError(
+            f"{folder / LOCK}: expected a file to write into, got: {error.strerror}"
+        ) from error
     with open(lock, "w") as file:
         for last in (False, False, True):
             try:
@@ -144,7 +204,8 @@ def alone(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if last:
                     raise InputError(f"{folder}: another process lives in this run") from error
-                time.sleep(0.05)  # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
+                # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
+                time.sleep(0.05)
         file.truncate()
         file.write(str(os.getpid()))
         file.flush()

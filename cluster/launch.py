@@ -1,4 +1,6 @@
-"""What the command line starts: builds the workers a config asks for, runs the driver, and ends everything."""
+"""What the command line starts: builds the workers a config asks for, runs the driver, and ends
+everything.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +9,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
 
 from cluster import identity, scale
 from cluster.commit import commit as _commit
@@ -37,7 +39,8 @@ from sleep_rl.tasks.make import make_task
 from sleep_rl.text import Texts
 
 METRICS = "metrics.jsonl"
-Make = Callable[[Config, Path], Backend]  # how a run gets its backend; the drill gives one that does damage
+# how a run gets its backend; the drill gives one that does damage
+Make = Callable[[Config, Path], Backend]
 
 
 def backend_of(config: Config, folder: Path) -> Backend:
@@ -49,27 +52,40 @@ def backend_of(config: Config, folder: Path) -> Backend:
 
 
 def run(config: Config, backend: Make = backend_of) -> int:
-    """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns the exit code."""
+    """`sleep-rl run`: the whole life, with a report at the end, also of one that failed. Returns
+    the exit code.
+    """
     if config.task.name == "documents":
         return next_day(config, backend)
-    task = make_task(config)  # before a folder is made: data that cannot be read leaves nothing behind
+    # before a folder is made: data that cannot be read leaves nothing behind
+    task = make_task(config)
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
     with identity.alone(folder):
-        return _live(config, task, folder, console, identity.write(folder, config, task), None, backend)
+        return _live(
+            config, task, folder, console, identity.write(folder, config, task), None, backend
+        )
 
 
 def next_day(config: Config, backend: Make = backend_of) -> int:
-    """`sleep-rl run` on a person's own documents: what is new or changed at their path is the next day of the life in
-    <run.dir>/<run.name>, or its first one. Returns the exit code."""
-    task = make_task(config)  # before a folder is made: documents that cannot be read leave nothing behind
+    """`sleep-rl run` on a person's own documents: what is new or changed at their path is the next
+    day of the life in <run.dir>/<run.name>, or its first one. Returns the exit code.
+    """
+    # before a folder is made: documents that cannot be read leave nothing behind
+    task = make_task(config)
     folder, console, own = Path(config.run.dir) / config.run.name, Console(), config.task.documents
     begun = os.path.isfile(folder / identity.FILE)
     if not begun and os.path.isdir(folder) and os.listdir(folder):
-        raise InputError(f"run.name: {folder} is there, but holds no life that could go on ({identity.FILE} is missing); choose "
-                         "another name")
+        raise InputError(
+            f"run.name: {folder} is there, but holds no life that could go on "
+            f"({identity.FILE} is missing); choose "
+            "another name"
+        )
     wandb_id = identity.check_same(folder, config) if begun else ""
-    found, asked = scan(own.path, "task.documents.path"), questions(own.questions, own.path, "task.documents.questions")
+    found, asked = (
+        scan(own.path, "task.documents.path"),
+        questions(own.questions, own.path, "task.documents.questions"),
+    )
     most, count = _pieces(config, base_checkpoint(config, task, console), task)
     folder.mkdir(parents=True, exist_ok=True)
     identity.check_inside(folder)
@@ -79,15 +95,24 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
         for name, why in found.left_out.items():
             console.say(f"{own.path}: {name} was left out: {why}", "yellow")
         if grown == days and _ended_well(folder, len(days)):
-            console.say(f"{folder}: nothing in {own.path} is new since day {len(days)}; nothing to do")
+            console.say(
+                f"{folder}: nothing in {own.path} is new since day {len(days)}; nothing to do"
+            )
             return 0
         config = identity.with_documents(config, days=len(grown), record=str(folder))
         check(config)  # the life is longer now
         console.say(f"{folder}: {intake.told(grown)}")
         intake.write(folder, grown)
         task = make_task(config)
-        return _live(config, task, folder, console, identity.write(folder, config, task, wandb_id),
-                     _found(folder) if begun else None, backend)
+        return _live(
+            config,
+            task,
+            folder,
+            console,
+            identity.write(folder, config, task, wandb_id),
+            _found(folder) if begun else None,
+            backend,
+        )
 
 
 def _pieces(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:
@@ -97,19 +122,32 @@ def _pieces(config: Config, base: str, task: Task) -> tuple[int, Callable[[str],
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     room = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
     if room < 8:
-        raise InputError(f"rollouts.engine.max_model_len: at least {longest - room + 8}, a piece of a document and what is "
-                         f"written about it, got {longest}")
+        raise InputError(
+            f"rollouts.engine.max_model_len: at least {longest - room + 8}, a piece "
+            "of a document and what is "
+            f"written about it, got {longest}"
+        )
     return min(task.piece_tokens, room), lambda text: len(texts.ids(task.read_as(text)))
 
 
 def _ended_well(folder: Path, nights: int) -> bool:
     """Whether a run's journal ends with its end, and that of so many nights."""
-    ended = [r for r in read(folder / METRICS) if r["kind"] == "done"] if (folder / METRICS).is_file() else []
-    return bool(ended) and ended[-1]["status"] == "ok" and (folder / "memory" / f"night-{nights}").is_dir()
+    ended = (
+        [r for r in read(folder / METRICS) if r["kind"] == "done"]
+        if (folder / METRICS).is_file()
+        else []
+    )
+    return (
+        bool(ended)
+        and ended[-1]["status"] == "ok"
+        and (folder / "memory" / f"night-{nights}").is_dir()
+    )
 
 
 Found = tuple[Path | None, dict, Part | None]
-"""A checkpoint's folder, the driver's state there, and how far the next stage was; see stages.newest."""
+"""A checkpoint's folder, the driver's state there, and how far the next stage was; see
+stages.newest.
+"""
 
 
 def _found(folder: Path) -> Found:
@@ -118,7 +156,9 @@ def _found(folder: Path) -> Found:
 
 
 def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
-    """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns the exit code."""
+    """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns
+    the exit code.
+    """
     folder, console = Path(run_dir), Console()
     config, task, wandb_id = identity.read(folder, overrides, accept)
     identity.check_inside(folder)
@@ -127,8 +167,11 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
         found = _found(folder)
-        console.say(f"{folder}: goes on {_place(found)}" if found[0] else
-                    f"{folder}: has no complete checkpoint; begins anew")
+        console.say(
+            f"{folder}: goes on {_place(found)}"
+            if found[0]
+            else f"{folder}: has no complete checkpoint; begins anew"
+        )
         return _live(config, task, folder, console, wandb_id, found)
 
 
@@ -138,9 +181,15 @@ def _place(found: Found) -> str:
     return f"{done}, at step {found[2].step:,} of the next ({found[2].stage})" if found[2] else done
 
 
-def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: str,
-          found: Found | None,
-          backend: Make = backend_of) -> int:
+def _live(
+    config: Config,
+    task: Task,
+    folder: Path,
+    console: Console,
+    wandb_id: str,
+    found: Found | None,
+    backend: Make = backend_of,
+) -> int:
     """A life from its beginning (`found` None) or from a checkpoint."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
     journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
@@ -150,28 +199,52 @@ def _live(config: Config, task: Task, folder: Path, console: Console, wandb_id: 
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
         if not (found and found[0]):
-            journal.log("run", config=dump(config), task=task.name, model=base, started=time.time(), commit=_commit(),
-                        seeds=[config.run.seed])
+            journal.log(
+                "run",
+                config=dump(config),
+                task=task.name,
+                model=base,
+                started=time.time(),
+                commit=_commit(),
+                seeds=[config.run.seed],
+            )
         restarts, begun, started = Restarts(config.cluster.restarts, journal), journal.size(), False
         while True:
             try:
-                with crew_of(config, base, task, journal, console, folder, restarts=restarts,
-                             backend=backend, patient=started) as life:
+                with crew_of(
+                    config,
+                    base,
+                    task,
+                    journal,
+                    console,
+                    folder,
+                    restarts=restarts,
+                    backend=backend,
+                    patient=started,
+                ) as life:
                     started = True
                     _continue(life, found)
                     live(life)
                 break
-            # A learner's group is gone, and with it all since the checkpoint; or weights that only a learner can give are.
+            # A learner's group is gone, and with it all since the checkpoint; or weights that only
+            # a learner can give are.
             except (WorkerDied, WorkerLate, Damaged) as error:
                 if not started:  # what cannot be started once is not tried again
                     raise
                 found = newest(str(folder))
                 journal.cut(found[1]["journal"] if found else begun)
                 restarts.spend("all workers", str(error))
-                console.say(f"warning: {error}; going on from the newest checkpoint{': ' + _place(found) if found else ''}", "yellow")
+                console.say(
+                    f"warning: {error}; going on from the newest "
+                    f"checkpoint{': ' + _place(found) if found else ''}",
+                    "yellow",
+                )
         last = folder / "memory" / f"night-{config.nights}"
         model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
-        console.say(f"{model}: the model after the last night, an ordinary checkpoint for vLLM and transformers")
+        console.say(
+            f"{model}: the model after the last night, an ordinary checkpoint for vLLM "
+            "and transformers"
+        )
     return 0
 
 
@@ -187,14 +260,19 @@ def _continue(life: Life, found: Found | None) -> None:
 
 @contextmanager
 def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None]:
-    """Ends the journal and writes the report however the block ends; the block's own error is the one that is raised."""
+    """Ends the journal and writes the report however the block ends; the block's own error is the
+    one that is raised.
+    """
     started = time.time()
     _exit_on_sigterm()
     try:
         yield
     except BaseException as error:
-        with suppress(RunError):  # a full disk has ended the run already; it cannot be recorded on the same disk
-            journal.log("done", seconds=time.time() - started, status="failed", reason=_reason(error))
+        # a full disk has ended the run already; it cannot be recorded on the same disk
+        with suppress(RunError):
+            journal.log(
+                "done", seconds=time.time() - started, status="failed", reason=_reason(error)
+            )
             journal.close()
             console.say(str(write_report(folder)))
         raise
@@ -204,7 +282,9 @@ def _recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None
 
 
 def _exit_on_sigterm() -> None:
-    """Lets SIGTERM end the run as Ctrl-C does, with a record and a report: how a job server stops a job."""
+    """Lets SIGTERM end the run as Ctrl-C does, with a record and a report: how a job server stops a
+    job.
+    """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 
@@ -218,8 +298,11 @@ def _reason(error: BaseException) -> str:
 
 
 def evaluate(checkpoint: str, config: Config) -> int:
-    """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day, without documents."""
-    modeling.check_there(checkpoint)  # before a folder is made: a mistyped name leaves nothing behind
+    """`sleep-rl eval`: asks a checkpoint (or a memory folder) about the known and every day,
+    without documents.
+    """
+    # before a folder is made: a mistyped name leaves nothing behind
+    modeling.check_there(checkpoint)
     task = make_task(config)
     folder, console = new_folder(config, suffix="-eval"), Console()
     journal = Journal(folder / METRICS, [console])
@@ -240,14 +323,31 @@ def pretrain(config: Config) -> int:
 
 
 @contextmanager
-def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Console, folder: Path,
-            learners: bool = True, restarts: Restarts | None = None,
-            backend: Make = backend_of, patient: bool = False) -> Iterator[Life]:
+def crew_of(
+    config: Config,
+    base: str,
+    task: Task,
+    journal: Journal,
+    console: Console,
+    folder: Path,
+    learners: bool = True,
+    restarts: Restarts | None = None,
+    backend: Make = backend_of,
+    patient: bool = False,
+) -> Iterator[Life]:
     """The workers of a run, ready; all of them end with the block. `patient`: see Workers."""
-    checkpoint = modeling.expand(base, str(folder / "checkpoint"), memory_of(config), config.run.seed)
+    checkpoint = modeling.expand(
+        base, str(folder / "checkpoint"), memory_of(config), config.run.seed
+    )
     tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
-    teachers = [modeling.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
-                for k, path in enumerate(config.model.teachers, start=1)] if learners else []
+    teachers = (
+        [
+            modeling.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
+            for k, path in enumerate(config.model.teachers, start=1)
+        ]
+        if learners
+        else []
+    )
     texts = Texts(task, tokenizer)
     if learners:
         documents = [d for day in task.days() for d in day.documents]
@@ -259,17 +359,41 @@ def crew_of(config: Config, base: str, task: Task, journal: Journal, console: Co
     _exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
     there.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
     with there:
-        with console.phase(f"loading {config.rollouts.workers} rollout engines and {config.learners.world_size} learners"):
-            crew = Workers(there, config, journal, checkpoint=checkpoint, base=modeling.root(base), probe_T=probe,
-                           learners=learners, restarts=restarts, wanted=lambda: scale.wanted(folder), teachers=teachers,
-                           patient=patient)
-        yield Life(crew, task, texts, config, journal, console, str(folder),
-                   Index(config.sleep.rehearse_by == "divergence"), Progress(str(folder) if learners else None))
+        with console.phase(
+            f"loading {config.rollouts.workers} rollout engines and "
+            f"{config.learners.world_size} learners"
+        ):
+            crew = Workers(
+                there,
+                config,
+                journal,
+                checkpoint=checkpoint,
+                base=modeling.root(base),
+                probe_T=probe,
+                learners=learners,
+                restarts=restarts,
+                wanted=lambda: scale.wanted(folder),
+                teachers=teachers,
+                patient=patient,
+            )
+        yield Life(
+            crew,
+            task,
+            texts,
+            config,
+            journal,
+            console,
+            str(folder),
+            Index(config.sleep.rehearse_by == "divergence"),
+            Progress(str(folder) if learners else None),
+        )
         crew.close()
 
 
 def memory_of(config: Config) -> list[dict]:
-    """The memory levels that the config asks for, fastest first, as a checkpoint's config holds them."""
+    """The memory levels that the config asks for, fastest first, as a checkpoint's config holds
+    them.
+    """
     m = config.model
     return [{"experts": m.experts, "d_low": m.d_low, "top_k": m.top_k} for _ in range(m.levels)]
 
@@ -287,7 +411,9 @@ def make_base(config: Config, task: Task, console: Console) -> str:
         def progress(step: int, steps: int, loss: float) -> None:
             nonlocal tick, done
             if tick is None:  # only what is trained has a bar; the cache answers at once
-                tick = shown.enter_context(console.phase(f"training the base model of {task.name}, once", total=steps))
+                tick = shown.enter_context(
+                    console.phase(f"training the base model of {task.name}, once", total=steps)
+                )
             tick(step - done, f"loss {loss:.3f}")
             done = step
 
@@ -310,5 +436,14 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 
 
 def _wandb(config: Config, folder: Path, run_id: str) -> WandbSink:
-    return WandbSink(config.wandb.project, config.wandb.mode, dir=folder, config=dump(config), name=folder.name,
-                     group=config.wandb.group, run_id=run_id, commit=_commit(), artifacts=config.wandb.artifacts)
+    return WandbSink(
+        config.wandb.project,
+        config.wandb.mode,
+        dir=folder,
+        config=dump(config),
+        name=folder.name,
+        group=config.wandb.group,
+        run_id=run_id,
+        commit=_commit(),
+        artifacts=config.wandb.artifacts,
+    )

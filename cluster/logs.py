@@ -1,5 +1,7 @@
-"""`sleep-rl logs RUN`: what each worker of a run printed. Its file is <run>/logs/<worker>.log, also of Ray, vLLM and
-DeepSpeed in its process; a worker on a node without the run's folder has it on that node."""
+"""`sleep-rl logs RUN`: what each worker of a run printed. Its file is <run>/logs/<worker>.log, also
+of Ray, vLLM and DeepSpeed in its process; a worker on a node without the run's folder has it on
+that node.
+"""
 
 from __future__ import annotations
 
@@ -21,21 +23,29 @@ ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b
 
 
 def listing(run: str) -> str:
-    """A table: the workers of a run, how much each printed, and its last line. Raises InputError when there is none."""
+    """A table: the workers of a run, how much each printed, and its last line. Raises InputError
+    when there is none.
+    """
     rows = [["actor", "bytes", "last line"]]
     for name, path in sorted(_files(run).items()):
         last = [line for line in _last(path, 20) if line.strip()][-1:]
-        rows.append([name, f"{path.stat().st_size:,}", *(line[:WIDEST] for line in last)] + [""] * (not last))
+        rows.append(
+            [name, f"{path.stat().st_size:,}", *(line[:WIDEST] for line in last)]
+            + [""] * (not last)
+        )
     return aligned(rows)
 
 
 def lines(run: str, actor: str, most: int, follow: bool = False) -> Iterator[str]:
-    """The last `most` lines of a worker's log; with `follow` also what it prints until the run ends. Raises InputError
-    for a worker that the run does not have."""
+    """The last `most` lines of a worker's log; with `follow` also what it prints until the run
+    ends. Raises InputError for a worker that the run does not have.
+    """
     files = _files(run)
     if actor not in files:
         near = get_close_matches(actor, files, n=1, cutoff=0.0)[0]
-        raise InputError(f"--actor: one of {', '.join(sorted(files))}, got {actor!r}; did you mean {near}?")
+        raise InputError(
+            f"--actor: one of {', '.join(sorted(files))}, got {actor!r}; did you mean {near}?"
+        )
     if most < 0:
         raise InputError(f"--lines: at least 0, got {most}")
     path = files[actor]
@@ -53,7 +63,9 @@ def _files(run: str) -> dict[str, Path]:
         raise InputError(f"{run}: expected the folder of a run, with {FILE} or metrics.jsonl in it")
     found = {path.stem: path for path in (folder / "logs").glob("*.log") if path.is_file()}
     if not found:
-        raise InputError(f"{run}: no logs; workers on Ray (cluster.backend=ray) write some, in {folder / 'logs'}")
+        raise InputError(
+            f"{run}: no logs; workers on Ray (cluster.backend=ray) write some, in {folder / 'logs'}"
+        )
     return found
 
 
@@ -65,8 +77,9 @@ def _last(path: Path, most: int, end: int | None = None) -> list[str]:
 
 
 def _tail(path: Path, end: int, most: int = 0) -> bytes:
-    """What stands before byte `end`: `most` whole lines at least (if there are so many), and one that has no end. Read from
-    the end, however long the file is."""
+    """What stands before byte `end`: `most` whole lines at least (if there are so many), and one
+    that has no end. Read from the end, however long the file is.
+    """
     data, at = b"", end
     with open(path, "rb") as file:
         while at > 0 and data.count(b"\n") <= most:
@@ -77,7 +90,9 @@ def _tail(path: Path, end: int, most: int = 0) -> bytes:
 
 
 def _coming(run: Path, path: Path, at: int) -> Iterator[str]:
-    """What is printed from byte `at` on. Ends when nobody lives in the run any more and all is told."""
+    """What is printed from byte `at` on. Ends when nobody lives in the run any more and all is
+    told.
+    """
     rest = b""
     while True:
         lives = held(run)  # asked before reading: what was written until then is still told

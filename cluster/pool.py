@@ -1,13 +1,26 @@
-"""Several workers of one role: work is split over them, and what a lost worker owed comes back as Failure."""
+"""Several workers of one role: work is split over them, and what a lost worker owed comes back as
+Failure.
+"""
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from cluster.group import Handle, WorkerDied, WorkerLate, settle
-from sleep_rl.contracts import Failure, InputError, Pair, Request, Reward, Rollout, RunError, Sample, Sampling
+from sleep_rl.contracts import (
+    Failure,
+    InputError,
+    Pair,
+    Request,
+    Reward,
+    Rollout,
+    RunError,
+    Sample,
+    Sampling,
+)
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -18,11 +31,12 @@ class Owed(Failure):
 
 
 class Pool:
-    """Workers that any item may go to. `workers` are those in use; `lost` says why each other one is not.
+    """Workers that any item may go to. `workers` are those in use; `lost` says why each other one
+    is not.
 
-    A worker that dies, is late or answers with rubbish is taken out (a late one is in the middle of a call that nobody
-    waits for any more); `restart_lost` brings them back. An exception that a worker raises is raised here: it is an
-    error of the call, not of the worker.
+    A worker that dies, is late or answers with rubbish is taken out (a late one is in the middle of
+    a call that nobody waits for any more); `restart_lost` brings them back. An exception that a
+    worker raises is raised here: it is an error of the call, not of the worker.
     """
 
     keeps_late = False  # a late worker stays in use
@@ -34,19 +48,29 @@ class Pool:
         self.lost: dict[str, str] = {}
         self._handles = list(handles)
 
-    def map(self, method: Callable[..., list[R]], items: Sequence[T], /, *args: Any,
-            **kwargs: Any) -> list[R | Failure]:
+    def map(
+        self, method: Callable[..., list[R]], items: Sequence[T], /, *args: Any, **kwargs: Any
+    ) -> list[R | Failure]:
         """`method(items, *args)` over the workers; one result per item, in order.
 
-        Each worker gets one contiguous part, and the parts differ by one item at most, so that equal prompts stay
-        together. Raises RunError when every worker that was asked is lost.
+        Each worker gets one contiguous part, and the parts differ by one item at most, so that
+        equal prompts stay together. Raises RunError when every worker that was asked is lost.
         """
         return self._map(method, items, args, kwargs, bear_all=False)
 
-    def map_again(self, revive: Callable[[], None], method: Callable[..., list[R]], items: Sequence[T], /, *args: Any,
-                  **kwargs: Any) -> list[R | Failure]:
-        """Like `map`; but after workers were lost `revive` is called, and what they owed is asked once more, of all. (By
-        then another thread may have brought them back; `revive` is to do nothing in that case.)"""
+    def map_again(
+        self,
+        revive: Callable[[], None],
+        method: Callable[..., list[R]],
+        items: Sequence[T],
+        /,
+        *args: Any,
+        **kwargs: Any,
+    ) -> list[R | Failure]:
+        """Like `map`; but after workers were lost `revive` is called, and what they owed is asked
+        once more, of all. (By then another thread may have brought them back; `revive` is to do
+        nothing in that case.)
+        """
         results = self._map(method, items, args, kwargs, bear_all=True)
         owed = [i for i, result in enumerate(results) if isinstance(result, Owed)]
         if owed:
@@ -56,11 +80,17 @@ class Pool:
                 results[i] = result
         return results
 
-    def _map(self, method: Callable[..., list[R]], items: Sequence[T], args: tuple, kwargs: dict,
-             bear_all: bool) -> list[R | Failure]:
+    def _map(
+        self,
+        method: Callable[..., list[R]],
+        items: Sequence[T],
+        args: tuple,
+        kwargs: dict,
+        bear_all: bool,
+    ) -> list[R | Failure]:
         workers = self._usable()  # once: another thread may add or lose some
         parts = split(items, len(workers))
-        handles = workers[:len(parts)]
+        handles = workers[: len(parts)]
         answers = self.ask(handles, method, [(part, *args) for part in parts], **kwargs)
         for i, (handle, part, answer) in enumerate(zip(handles, parts, answers)):
             wrong = "" if isinstance(answer, Exception) else self.rubbish(part, answer, *args)
@@ -84,13 +114,25 @@ class Pool:
                 raise answer
         return answers
 
-    def ask(self, handles: Sequence[Handle], method: Callable[..., R], args_N: Sequence[tuple[Any, ...]],
-            **kwargs: Any) -> list[R | InputError | RunError]:
-        """One call per handle, all at once, under one deadline: what each gave or raised. Takes out lost workers."""
-        answers = settle([handle.start(method, *args, **kwargs) for handle, args in zip(handles, args_N)],
-                         self.timeout_s, stacks=not self.keeps_late)
+    def ask(
+        self,
+        handles: Sequence[Handle],
+        method: Callable[..., R],
+        args_N: Sequence[tuple[Any, ...]],
+        **kwargs: Any,
+    ) -> list[R | InputError | RunError]:
+        """One call per handle, all at once, under one deadline: what each gave or raised. Takes out
+        lost workers.
+        """
+        answers = settle(
+            [handle.start(method, *args, **kwargs) for handle, args in zip(handles, args_N)],
+            self.timeout_s,
+            stacks=not self.keeps_late,
+        )
         for handle, answer in zip(handles, answers):
-            if isinstance(answer, WorkerDied) or isinstance(answer, WorkerLate) and not self.keeps_late:
+            if isinstance(answer, WorkerDied) or (
+                isinstance(answer, WorkerLate) and not self.keeps_late
+            ):
                 self._lose(handle, str(answer))
         return answers
 
@@ -99,8 +141,9 @@ class Pool:
         self.workers = [other for other in self.workers if other.name not in self.lost]
 
     def restart_lost(self, prepare: Callable[[list[Handle]], None] | None = None) -> list[Handle]:
-        """Starts the lost workers anew and takes them back into use, after `prepare` (for rollouts WeightStore.refill:
-        a new worker holds no pushed weights)."""
+        """Starts the lost workers anew and takes them back into use, after `prepare` (for rollouts
+        WeightStore.refill: a new worker holds no pushed weights).
+        """
         handles = [handle for handle in self._handles if handle.name in self.lost]
         for handle in handles:
             handle.restart()
@@ -116,8 +159,10 @@ class Pool:
         self._handles, self.workers = [*self._handles, handle], [*self.workers, handle]
 
     def remove(self, count: int) -> list[Handle]:
-        """Takes the last `count` workers out of use, but never all; calls under way are still answered."""
-        gone = self.workers[max(len(self.workers) - count, 1):] if count else []
+        """Takes the last `count` workers out of use, but never all; calls under way are still
+        answered.
+        """
+        gone = self.workers[max(len(self.workers) - count, 1) :] if count else []
         self.workers = [handle for handle in self.workers if handle not in gone]
         self._handles = [handle for handle in self._handles if handle not in gone]
         return gone
@@ -128,8 +173,13 @@ class Pool:
             raise RunError(f"{self.role}: no worker left: {'; '.join(self.lost.values())}")
         return workers
 
-    def _join(self, handles: Sequence[Handle], parts: Sequence[Sequence[T]],
-              answers: Sequence[Any], bear_all: bool) -> list[R | Failure]:
+    def _join(
+        self,
+        handles: Sequence[Handle],
+        parts: Sequence[Sequence[T]],
+        answers: Sequence[Any],
+        bear_all: bool,
+    ) -> list[R | Failure]:
         results: list[R | Failure] = []
         for handle, part, answer in zip(handles, parts, answers):
             if isinstance(answer, WorkerDied | WorkerLate):
@@ -141,39 +191,75 @@ class Pool:
                 raise answer
             else:
                 results += answer
-        if handles and not (self.keeps_late or bear_all) and all(isinstance(a, WorkerDied | WorkerLate) for a in answers):
-            raise RunError(f"{self.role}: every worker failed: {'; '.join(str(a) for a in answers)}") from answers[0]
+        if (
+            handles
+            and not (self.keeps_late or bear_all)
+            and all(isinstance(a, WorkerDied | WorkerLate) for a in answers)
+        ):
+            raise RunError(
+                f"{self.role}: every worker failed: {'; '.join(str(a) for a in answers)}"
+            ) from answers[0]
         return results
 
 
 class RolloutPool(Pool):
-    """Rollout workers. A sample that does not belong to its request, or to the version that was asked for, is rubbish."""
+    """Rollout workers. A sample that does not belong to its request, or to the version that was
+    asked for, is rubbish.
+    """
 
-    def __init__(self, handles: Sequence[Handle], timeout_s: float, slice_s: float | None = None) -> None:
-        """`slice_s`: seconds after which a worker that samples takes up what else it was asked, above all newer weights; None:
-        when it is done."""
+    def __init__(
+        self, handles: Sequence[Handle], timeout_s: float, slice_s: float | None = None
+    ) -> None:
+        """`slice_s`: seconds after which a worker that samples takes up what else it was asked,
+        above all newer weights; None: when it is done.
+        """
         super().__init__("rollouts", handles, timeout_s)
         self._slice_s = slice_s
 
-    def ask(self, handles: Sequence[Handle], method: Callable[..., R], args_N: Sequence[tuple[Any, ...]],
-            **kwargs: Any) -> list[R | InputError | RunError]:
+    def ask(
+        self,
+        handles: Sequence[Handle],
+        method: Callable[..., R],
+        args_N: Sequence[tuple[Any, ...]],
+        **kwargs: Any,
+    ) -> list[R | InputError | RunError]:
         if method is not Rollout.sample or self._slice_s is None:
             return super().ask(handles, method, args_N, **kwargs)
         until = time.monotonic() + self.timeout_s
         answers: list[Any] = super().ask(handles, Rollout.begin, args_N, **kwargs)
         while under_way := [i for i, answer in enumerate(answers) if answer is None]:
             late = time.monotonic() > until
-            given = ([WorkerLate(f"worker {handles[i].name} gave no samples within {self.timeout_s:g} s") for i in under_way] if late
-                     else super().ask([handles[i] for i in under_way], Rollout.more, [(self._slice_s,)] * len(under_way)))
+            given = (
+                [
+                    WorkerLate(
+                        f"worker {handles[i].name} gave no samples within {self.timeout_s:g} s"
+                    )
+                    for i in under_way
+                ]
+                if late
+                else super().ask(
+                    [handles[i] for i in under_way],
+                    Rollout.more,
+                    [(self._slice_s,)] * len(under_way),
+                )
+            )
             for i, answer in zip(under_way, given, strict=True):
                 answers[i] = answer
                 if late:
                     self._lose(handles[i], str(answer))
         return answers
 
-    def sample(self, revive: Callable[[], None], requests_N: list[Request], name: str, version: int,
-               how: Sampling) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order; what a lost worker owed is asked once more."""
+    def sample(
+        self,
+        revive: Callable[[], None],
+        requests_N: list[Request],
+        name: str,
+        version: int,
+        how: Sampling,
+    ) -> list[Sample | Failure]:
+        """One Sample or Failure per request, in order; what a lost worker owed is asked once
+        more.
+        """
         return self.map_again(revive, Rollout.sample, requests_N, name, version, how)
 
     def rubbish(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
@@ -195,14 +281,20 @@ class RolloutPool(Pool):
 
 
 class RewardPool(Pool):
-    """Reward workers under the limit of reward.timeout_s. A call that raises costs its pairs only, and so does a late one,
-    which stays in use; one that is late twice in a row, has died, or gave values outside [0, 1] is started anew, and what
-    the latter two owed is asked once more. Stands where a Reward is asked for."""
+    """Reward workers under the limit of reward.timeout_s. A call that raises costs its pairs only,
+    and so does a late one, which stays in use; one that is late twice in a row, has died, or gave
+    values outside [0, 1] is started anew, and what the latter two owed is asked once more. Stands
+    where a Reward is asked for.
+    """
 
     keeps_late = bears_errors = True
 
-    def __init__(self, handles: Sequence[Handle], timeout_s: float,
-                 spend: Callable[[str, str], None] = lambda worker, reason: None) -> None:
+    def __init__(
+        self,
+        handles: Sequence[Handle],
+        timeout_s: float,
+        spend: Callable[[str, str], None] = lambda worker, reason: None,
+    ) -> None:
         """`spend` is told of each restart beforehand, and raises when there may be no more."""
         super().__init__("rewards", handles, timeout_s)
         self._spend, self._late = spend, dict.fromkeys((handle.name for handle in handles), 0)
@@ -214,11 +306,18 @@ class RewardPool(Pool):
             self._revive()
         return values
 
-    def ask(self, handles: Sequence[Handle], method: Callable[..., R], args_N: Sequence[tuple[Any, ...]],
-            **kwargs: Any) -> list[R | InputError | RunError]:
+    def ask(
+        self,
+        handles: Sequence[Handle],
+        method: Callable[..., R],
+        args_N: Sequence[tuple[Any, ...]],
+        **kwargs: Any,
+    ) -> list[R | InputError | RunError]:
         answers = super().ask(handles, method, args_N, **kwargs)
         for handle, answer in zip(handles, answers):
-            self._late[handle.name] = self._late[handle.name] + 1 if isinstance(answer, WorkerLate) else 0
+            self._late[handle.name] = (
+                self._late[handle.name] + 1 if isinstance(answer, WorkerLate) else 0
+            )
             if self._late[handle.name] == 2:
                 self._lose(handle, f"{answer}, twice in a row")
         return answers
@@ -226,7 +325,9 @@ class RewardPool(Pool):
     def rubbish(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
         wrong = super().rubbish(part, answer)
         for value in () if wrong else answer:
-            if not isinstance(value, Failure) and not (isinstance(value, int | float) and 0 <= value <= 1):
+            if not isinstance(value, Failure) and not (
+                isinstance(value, int | float) and 0 <= value <= 1
+            ):
                 return f"the reward {value!r}, allowed is [0, 1]"  # also refuses NaN
         return wrong
 
@@ -245,4 +346,4 @@ def split(items: Sequence[T], parts: int) -> list[Sequence[T]]:
     """Contiguous parts in order, none empty, whose lengths differ by one at most."""
     parts = min(parts, len(items))
     bounds = [len(items) * i // parts for i in range(parts + 1)] if parts else [0]
-    return [items[low:high] for low, high in zip(bounds, bounds[1:])]
+    return [items[low:high] for low, high in itertools.pairwise(bounds)]

@@ -1,4 +1,5 @@
-"""One tiny life in half a minute: expand, sample, one step of L_KS, push, verify. `sleep-rl doctor` runs it as a process.
+"""One tiny life in half a minute: expand, sample, one step of L_KS, push, verify. `sleep-rl doctor`
+runs it as a process.
 
     python -m cluster.probe ray cpu FOLDER      # writes FOLDER/result.json
 
@@ -18,7 +19,17 @@ from cluster.doctor import RESULT
 from cluster.group import RayBackend
 from sleep_rl import modeling
 from sleep_rl.config import Config
-from sleep_rl.contracts import STUDENT, TEACHER, Failure, InputError, Pair, Request, RunError, Sampling, Sequence
+from sleep_rl.contracts import (
+    STUDENT,
+    TEACHER,
+    Failure,
+    InputError,
+    Pair,
+    Request,
+    RunError,
+    Sampling,
+    Sequence,
+)
 from sleep_rl.loading import dump, reload
 from sleep_rl.metrics import Journal, read
 
@@ -29,10 +40,25 @@ START_S, CALL_S = 600.0, 300.0
 def config_of(gpu: bool, folder: Path) -> Config:
     """A GPU is shared by one rollout worker and one learner."""
     share = "0.4" if gpu else "0"
-    return reload(dump(Config()), "doctor", [
-        f"model.base={folder / 'base'}", "task.world.days=1", "model.experts=2", "model.top_k=2", "model.d_low=16",
-        "rollouts.workers=1", f"rollouts.gpus={share}", f"learners.gpus={share}", "sleep.batch=4", "sleep.warmup=0",
-        "rollouts.engine={max_model_len: 128, max_num_seqs: 8, kv_cache_memory_bytes: 33554432, enforce_eager: true}"])
+    return reload(
+        dump(Config()),
+        "doctor",
+        [
+            f"model.base={folder / 'base'}",
+            "task.world.days=1",
+            "model.experts=2",
+            "model.top_k=2",
+            "model.d_low=16",
+            "rollouts.workers=1",
+            f"rollouts.gpus={share}",
+            f"learners.gpus={share}",
+            "sleep.batch=4",
+            "sleep.warmup=0",
+            "rollouts.engine={max_model_len: 128, max_num_seqs: 8, kv_cache_memory_bytes: "
+            "33554432, "
+            "enforce_eager: true}",
+        ],
+    )
 
 
 def make_base(path: Path) -> str:
@@ -47,16 +73,35 @@ def make_base(path: Path) -> str:
     backend = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="pad"))
     backend.pre_tokenizer = Whitespace()
     torch.manual_seed(0)
-    model = Qwen3ForCausalLM(Qwen3Config(
-        vocab_size=64, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, head_dim=64, max_position_embeddings=128, tie_word_embeddings=True, initializer_range=0.1,
-        bos_token_id=None, eos_token_id=1, pad_token_id=0))
-    modeling.save(model, PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="pad", eos_token="eos"), str(path))
+    model = Qwen3ForCausalLM(
+        Qwen3Config(
+            vocab_size=64,
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            head_dim=64,
+            max_position_embeddings=128,
+            tie_word_embeddings=True,
+            initializer_range=0.1,
+            bos_token_id=None,
+            eos_token_id=1,
+            pad_token_id=0,
+        )
+    )
+    modeling.save(
+        model,
+        PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="pad", eos_token="eos"),
+        str(path),
+    )
     return str(path)
 
 
 def probe(backend: Backend, config: Config, folder: Path) -> str:
-    """Goes once through everything that a night does, and returns what was seen. Raises RunError where it does not hold."""
+    """Goes once through everything that a night does, and returns what was seen. Raises RunError
+    where it does not hold.
+    """
     from cluster.launch import memory_of
 
     base = make_base(folder / "base")
@@ -70,9 +115,20 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
         first = _sampled(crew)
         rewards, metrics = crew.score([Pair(completion, DOCUMENT[:8]) for completion, *_ in first])
         if any(isinstance(reward, Failure) for reward in rewards):
-            raise RunError(f"the reward worker scored {metrics['reward_failed']:g} of {len(rewards)} completions not")
-        rows = [Sequence(PROMPT, completion, teacher_T=DOCUMENT + PROMPT, advantage=reward - metrics["reward_mean"],
-                         behaviour_T=logprobs) for (completion, logprobs, _), reward in zip(first, rewards, strict=True)]
+            raise RunError(
+                f"the reward worker scored {metrics['reward_failed']:g} of "
+                f"{len(rewards)} completions not"
+            )
+        rows = [
+            Sequence(
+                PROMPT,
+                completion,
+                teacher_T=DOCUMENT + PROMPT,
+                advantage=reward - metrics["reward_mean"],
+                behaviour_T=logprobs,
+            )
+            for (completion, logprobs, _), reward in zip(first, rewards, strict=True)
+        ]
         loss = crew.learn.seed_step(rows, 0, 2)["loss"]
         crew.push(STUDENT, STUDENT)
         if {version for *_, versions in _sampled(crew) for version in versions} != {crew.version}:
@@ -83,8 +139,12 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     push = [r for r in read(folder / "metrics.jsonl") if r["kind"] == "push"][-1]
     if not push["tensors"] or not math.isfinite(loss):
         raise RunError(f"a step with loss {loss} changed {push['tensors']} tensors of the student")
-    return (f"expanded, sampled {len(first)} completions, scored them, one step (loss {loss:.3f}), pushed "
-            f"{push['tensors']} tensors in {push['seconds']:.2f} s, verified to {push['probe_gap']:.0e} nats")
+    return (
+        f"expanded, sampled {len(first)} completions, scored them, one step (loss "
+        f"{loss:.3f}), pushed "
+        f"{push['tensors']} tensors in {push['seconds']:.2f} s, verified to "
+        f"{push['probe_gap']:.0e} nats"
+    )
 
 
 def _sampled(crew: Workers) -> list[tuple]:
@@ -100,8 +160,11 @@ def main(backend: str, device: str, where: str) -> None:
     folder = Path(where)
     try:
         config = config_of(device == "gpu", folder)
-        there = (LocalBackend(START_S, CALL_S) if backend == "local" else
-                 RayBackend("local", START_S, CALL_S, str(folder / "logs")))
+        there = (
+            LocalBackend(START_S, CALL_S)
+            if backend == "local"
+            else RayBackend("local", START_S, CALL_S, str(folder / "logs"))
+        )
         result = {"ok": True, "said": probe(there, config, folder)}
     except (InputError, RunError) as error:
         result = {"ok": False, "said": str(error)}

@@ -1,7 +1,8 @@
-"""Faults for `sleep-rl drill`, as they come upon a run from outside: signals, a limit on files, a node that is cut off;
-and, in a driver of its own, one flipped byte in what is published.
+"""Faults for `sleep-rl drill`, as they come upon a run from outside: signals, a limit on files, a
+node that is cut off; and, in a driver of its own, one flipped byte in what is published.
 
-    python -m cluster.sabotage CONFIG [section.key=value ...]      # `sleep-rl run` with that flipped byte
+    python -m cluster.sabotage CONFIG [section.key=value ...]      # `sleep-rl run` with that
+    flipped byte
 """
 
 from __future__ import annotations
@@ -32,17 +33,27 @@ from sleep_rl.contracts import STUDENT, RunError, Weights
 from sleep_rl.loading import load
 
 PUSH = 2  # which push of the student is damaged
-HEALTH = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000, "health_check_timeout_ms": 2000,
-          "health_check_failure_threshold": 3}
-"""A head that misses a node within about 10 s, for a drill of seconds; Ray's own settings take a minute."""
+HEALTH = {
+    "health_check_initial_delay_ms": 1000,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 2000,
+    "health_check_failure_threshold": 3,
+}
+"""A head that misses a node within about 10 s, for a drill of seconds; Ray's own settings take a
+minute.
+"""
 
 
 def worker(run_folder: Path, name: str) -> psutil.Process:
-    """The process of a run's worker: the one on this machine that writes <run>/logs/<name>.log. Raises RunError."""
+    """The process of a run's worker: the one on this machine that writes <run>/logs/<name>.log.
+    Raises RunError.
+    """
     log = str((run_folder / "logs" / f"{name}.log").resolve())
     for process in psutil.process_iter():
         with suppress(psutil.Error):
-            if process.name().startswith("ray::") and any(file.path == log for file in process.open_files()):
+            if process.name().startswith("ray::") and any(
+                file.path == log for file in process.open_files()
+            ):
                 return process
     raise RunError(f"drill: no process on this machine writes {log}")
 
@@ -57,7 +68,9 @@ def freeze(process: psutil.Process) -> None:
 
 
 def no_more_disk(process: psutil.Process) -> None:
-    """From now on no file of the process can grow: what a full disk does to it, without filling anybody's disk."""
+    """From now on no file of the process can grow: what a full disk does to it, without filling
+    anybody's disk.
+    """
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
@@ -86,19 +99,36 @@ def flipped(config: Config, folder: Path) -> RayBackend:
 
 
 class TwoNodes:
-    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and replaced. With `jobs` the head
-    has a job server, at `self.jobs`."""
+    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and
+    replaced. With `jobs` the head has a job server, at `self.jobs`.
+    """
 
     def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
-        self.address, self.jobs = f"127.0.0.1:{_free_port()}", f"http://127.0.0.1:{_free_port()}" if jobs else ""
-        self.environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32),  # who joins needs it
-                            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}  # a job's `python` is ours
-        self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")  # Unix sockets inside: at most 107 bytes
+        self.address, self.jobs = (
+            f"127.0.0.1:{_free_port()}",
+            f"http://127.0.0.1:{_free_port()}" if jobs else "",
+        )
+        # who joins needs it
+        self.environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            # a job's `python` is ours
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        }
+        # Unix sockets inside: at most 107 bytes
+        self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")
         self._node_cpus, self._cut, self._nodes, self._started = node_cpus, [], [], 0
         try:
-            self._start("--head", f"--port={self.address.split(':')[1]}", f"--include-dashboard={str(jobs).lower()}",
-                        *([f"--dashboard-port={self.jobs.rpartition(':')[2]}"] if jobs else []),
-                        f"--temp-dir={self._folder}", f"--system-config={json.dumps(HEALTH)}", cpus=head_cpus)
+            self._start(
+                "--head",
+                f"--port={self.address.split(':')[1]}",
+                f"--include-dashboard={str(jobs).lower()}",
+                *([f"--dashboard-port={self.jobs.rpartition(':')[2]}"] if jobs else []),
+                f"--temp-dir={self._folder}",
+                f"--system-config={json.dumps(HEALTH)}",
+                cpus=head_cpus,
+            )
             self.join()
         except BaseException:
             self.close()
@@ -109,7 +139,9 @@ class TwoNodes:
         self._start(f"--address={self.address}", cpus=self._node_cpus)
 
     def cut(self, harm: Callable[[psutil.Process], None] = freeze) -> None:
-        """The second node answers no more, neither the head nor the driver; with `freeze` nothing of it has ended."""
+        """The second node answers no more, neither the head nor the driver; with `freeze` nothing
+        of it has ended.
+        """
         node = self._nodes.pop()
         self._cut = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
         for process in self._cut:
@@ -132,17 +164,37 @@ class TwoNodes:
 
     def _start(self, *arguments: str, cpus: float, limit_s: float = 600.0) -> None:
         """Starts a node and waits until Ray says that it runs. Raises RunError."""
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", *arguments, "--block", "--num-gpus=0",
-                   f"--num-cpus={cpus:g}", "--node-ip-address=127.0.0.1", "--disable-usage-stats",
-                   f"--dashboard-agent-listen-port={_free_port()}"]
+        command = [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            *arguments,
+            "--block",
+            "--num-gpus=0",
+            f"--num-cpus={cpus:g}",
+            "--node-ip-address=127.0.0.1",
+            "--disable-usage-stats",
+            f"--dashboard-agent-listen-port={_free_port()}",
+        ]
         log, deadline = Path(self._folder) / f"node-{self._started}.log", time.monotonic() + limit_s
         self._started += 1
         with open(log, "wb") as file:
-            self._nodes.append(subprocess.Popen(command, stdout=file, stderr=file, stdin=subprocess.DEVNULL,
-                                                env={**self.environment, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}))
+            self._nodes.append(
+                subprocess.Popen(
+                    command,
+                    stdout=file,
+                    stderr=file,
+                    stdin=subprocess.DEVNULL,
+                    env={**self.environment, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"},
+                )
+            )
         while "Ray runtime started" not in (said := log.read_text(errors="replace")):
             if time.monotonic() > deadline or self._nodes[-1].poll() is not None:
-                raise RunError(f"drill: no Ray node within {limit_s:g} s: {(said.strip().splitlines() or ['nothing said'])[-1]}")
+                raise RunError(
+                    f"drill: no Ray node within {limit_s:g} s: "
+                    f"{(said.strip().splitlines() or ['nothing said'])[-1]}"
+                )
             time.sleep(0.2)
 
 

@@ -1,7 +1,8 @@
 """Rollout workers that come and go while a run goes on (`sleep-rl scale RUN rollouts=N`).
 
-A new worker starts in the background, is filled with the newest version of every state, verified, and joins; one that
-leaves ends its call first. No process group is rebuilt: rollout workers know nothing of one another.
+A new worker starts in the background, is filled with the newest version of every state, verified,
+and joins; one that leaves ends its call first. No process group is rebuilt: rollout workers know
+nothing of one another.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 
 from cluster.group import Backend, Handle, Pending
-from cluster.identity import FILE as RUN, LOCK, held
+from cluster.identity import FILE as RUN
+from cluster.identity import LOCK, held
 from cluster.pool import Pool
 from cluster.weights import WeightStore
 from sleep_rl.contracts import InputError, Rollout, RunError
@@ -24,16 +26,20 @@ FILE = "scale.json"
 
 
 def ask(folder: Path, request: str) -> int:
-    """Leaves the wish `rollouts=N` in the folder of a run that goes on; its driver looks there after every round.
-    Raises InputError when it is no such wish or no such run."""
+    """Leaves the wish `rollouts=N` in the folder of a run that goes on; its driver looks there
+    after every round. Raises InputError when it is no such wish or no such run.
+    """
     name, _, text = request.partition("=")
     if name != "rollouts" or not text.isdigit() or int(text) < 1:
         raise InputError(f"scale: rollouts=N with N at least 1, got {request}")
     if not os.path.isfile(folder / RUN):
         raise InputError(f"{folder}: expected the folder of a run with {RUN}")
     if not held(folder):
-        raise InputError(f"{folder}: no process lives in this run ({LOCK}); sleep-rl resume {folder} "
-                         f"rollouts.workers={text} goes on with as many")
+        raise InputError(
+            f"{folder}: no process lives in this run ({LOCK}); sleep-rl resume "
+            f"{folder} "
+            f"rollouts.workers={text} goes on with as many"
+        )
     aside = folder / f"{FILE}.{os.getpid()}"
     aside.write_text(json.dumps({"rollouts": int(text)}))
     os.replace(aside, folder / FILE)
@@ -49,10 +55,19 @@ def wanted(folder: Path) -> int | None:
 
 
 class Scaler:
-    """Brings the number of rollout workers to what is wanted. `spawn(i)` starts the worker named rollout-<i>."""
+    """Brings the number of rollout workers to what is wanted. `spawn(i)` starts the worker named
+    rollout-<i>.
+    """
 
-    def __init__(self, backend: Backend, pool: Pool, store: WeightStore, journal: Journal,
-                 spawn: Callable[[int], Handle], check: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        pool: Pool,
+        store: WeightStore,
+        journal: Journal,
+        spawn: Callable[[int], Handle],
+        check: Callable[[int], None],
+    ) -> None:
         """`check(n)` raises InputError when n workers can never all run."""
         self._backend, self._pool, self._store, self._journal = backend, pool, store, journal
         self._spawn, self._check = spawn, check
@@ -61,7 +76,9 @@ class Scaler:
         self._leaving: list[tuple[Handle, Pending[None]]] = []
 
     def step(self, count: int | None) -> None:
-        """Takes up a new wish, lets in who is ready and ends who has nothing left to do. Never waits."""
+        """Takes up a new wish, lets in who is ready and ends who has nothing left to do. Never
+        waits.
+        """
         if count is not None and count != self._target:
             self._aim(count)
         for name, (handle, since) in list(self._joining.items()):
@@ -93,8 +110,11 @@ class Scaler:
             self._joining.pop(name)[0].kill()
             surplus -= 1
         for handle in self._pool.remove(max(surplus, 0)):
-            self._leaving.append((handle, handle.start(Rollout.close)))  # behind the call that it is in
-            self._journal.log("scaled", worker=handle.name, joined=False, workers=len(self._pool.workers))
+            # behind the call that it is in
+            self._leaving.append((handle, handle.start(Rollout.close)))
+            self._journal.log(
+                "scaled", worker=handle.name, joined=False, workers=len(self._pool.workers)
+            )
 
     def _join(self, handle: Handle) -> None:
         try:
@@ -103,7 +123,9 @@ class Scaler:
         except (InputError, RunError) as error:  # the run goes on with those it has
             return self._give_up(handle, str(error))
         self._pool.add(handle)
-        self._journal.log("scaled", worker=handle.name, joined=True, workers=len(self._pool.workers))
+        self._journal.log(
+            "scaled", worker=handle.name, joined=True, workers=len(self._pool.workers)
+        )
 
     def _give_up(self, handle: Handle, reason: str) -> None:
         self._journal.log("failure", where=handle.name, reason=reason, count=1)

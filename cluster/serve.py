@@ -1,4 +1,6 @@
-"""What `sleep-rl serve` does before vLLM is imported: finds the checkpoint, tries the address, sets the environment."""
+"""What `sleep-rl serve` does before vLLM is imported: finds the checkpoint, tries the address, sets
+the environment.
+"""
 
 from __future__ import annotations
 
@@ -19,23 +21,35 @@ from sleep_rl.contracts import InputError
 from sleep_rl.shape import checkpoint_shape
 
 SMALL = 512  # hidden units up to which threads cost more than they bring
-QUIET = {"TORCH_CPP_LOG_LEVEL": "ERROR", "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing."
-                                                            "resource_tracker"}
-"""For the engine's process. What these would say is about vLLM's own code; set them otherwise to hear it."""
+QUIET = {
+    "TORCH_CPP_LOG_LEVEL": "ERROR",
+    "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
+}
+"""For the engine's process. What these would say is about vLLM's own code; set them otherwise to
+hear it.
+"""
 
 
 def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow: bool) -> NoReturn:
-    """`sleep-rl serve`: answers until it is told to end, and ends the process. Raises InputError and RunError."""
+    """`sleep-rl serve`: answers until it is told to end, and ends the process. Raises InputError
+    and RunError.
+    """
     for option in options:
         if "=" not in option:
             raise InputError(f"serve: expected options of vLLM as name=value, got {option}")
     found, console = _start(checkpoint) if follow else find(checkpoint), Console()
     shape = checkpoint_shape(found.path)
     if not shape.memory:
-        raise InputError(f"{found.path}: a sleep checkpoint is needed here, got a plain {shape.family} one")
+        raise InputError(
+            f"{found.path}: a sleep checkpoint is needed here, got a plain {shape.family} one"
+        )
     _try(host, port)
     environment = ENGINE_ENVIRONMENT
-    if built_for_cpu() and shape.hidden <= SMALL and not any(option.startswith("enforce") for option in options):
+    if (
+        built_for_cpu()
+        and shape.hidden <= SMALL
+        and not any(option.startswith("enforce") for option in options)
+    ):
         environment = cpu_environment(1)
     for key, value in {**environment, **QUIET}.items():
         os.environ.setdefault(key, value)  # before anything imports torch: OpenMP reads it once
@@ -54,14 +68,18 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
 
 
 def _end(code: int) -> NoReturn:
-    """Leaves without the exit in good order, which would print pages of what vLLM's libraries leak."""
+    """Leaves without the exit in good order, which would print pages of what vLLM's libraries
+    leak.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
 
 
 def _start(run: str) -> Found:
-    """What a server begins with that follows a run: its newest night, or its untouched model before the first."""
+    """What a server begins with that follows a run: its newest night, or its untouched model before
+    the first.
+    """
     folder = Path(run).absolute()
     if not is_run(folder):
         raise InputError(f"--follow: expected the folder of a run (with metrics.jsonl), got {run}")
@@ -71,11 +89,15 @@ def _start(run: str) -> Found:
 
 
 def _try(host: str, port: int) -> None:
-    """Raises InputError when nobody can listen there: known now, and not after the engine has been loaded."""
+    """Raises InputError when nobody can listen there: known now, and not after the engine has been
+    loaded.
+    """
     try:
         if not host:
             raise OSError("an empty host would mean every address")
-        with socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET):
+        with socket.create_server(
+            (host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET
+        ):
             pass
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -1,9 +1,10 @@
-"""The W&B client of a run, in a process of its own: `python -m cluster.tracking`. The only module that imports wandb.
+"""The W&B client of a run, in a process of its own: `python -m cluster.tracking`. The only module
+that imports wandb.
 
-`cluster.wandb_sink` starts it and writes one JSON line per message: first how to start, then ["recall", records] and
-["log", record], at last ["end", exit code]. Answers are JSON lines, too: {"ready": folder}, {"failed": reason},
-{"ended": true}. When the lines end without an end, the run was killed: what was told is still sent, and W&B counts it as
-failed.
+`cluster.wandb_sink` starts it and writes one JSON line per message: first how to start, then
+["recall", records] and ["log", record], at last ["end", exit code]. Answers are JSON lines, too:
+{"ready": folder}, {"failed": reason}, {"ended": true}. When the lines end without an end, the run
+was killed: what was told is still sent, and W&B counts it as failed.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from typing import Any
 from cluster.wandb_curves import AXES, MATRIX, TABLES, Curves
 from sleep_rl.metrics import Record
 
-SLACK = 128 << 10  # bytes that the client may hold back before its file counts as one that does not grow
+# bytes that the client may hold back before its file counts as one that does not grow
+SLACK = 128 << 10
 CHECK_S = 5.0
 
 
@@ -30,12 +32,14 @@ class Client:
     def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
         self._run, self._folder, self._name, self._artifacts = run, folder, name, artifacts
         self._curves = Curves()
-        self._sent = self._size = 0  # bytes: told to the client, a lower bound; in its file when last looked at
+        # bytes: told to the client, a lower bound; in its file when last looked at
+        self._sent = self._size = 0
         self._looked = time.monotonic()
 
     def recall(self, records: list[Record]) -> None:
-        """The curves go on behind these records. Rows that W&B has already got are told again with the same step, and
-        dropped by it."""
+        """The curves go on behind these records. Rows that W&B has already got are told again with
+        the same step, and dropped by it.
+        """
         self._curves = Curves(records)
 
     def log(self, record: Record) -> None:
@@ -44,7 +48,10 @@ class Client:
 
         told, curves = self._curves.take(record), self._curves
         row: dict[str, Any] = dict(told.numbers)
-        row |= {name: wandb.Table(columns=list(TABLES[name]), data=rows) for name, rows in told.tables.items()}
+        row |= {
+            name: wandb.Table(columns=list(TABLES[name]), data=rows)
+            for name, rows in told.tables.items()
+        }
         if told.matrix:
             row[MATRIX] = wandb.Image(_picture(curves), caption=f"after {record['after']}")
         if row:
@@ -69,17 +76,22 @@ class Client:
         after = self._curves.retention.records.get("sleep", {}).get(f"night {night}", {})
         about = {"night": night, "accuracies": after.get("row", {})}
         artifact = wandb.Artifact(f"{self._name}-memory", type="memory", metadata=about)
-        artifact.add_dir(str(self._folder / path), policy="immutable")  # no second copy: a night's memory does not change
+        # no second copy: a night's memory does not change
+        artifact.add_dir(str(self._folder / path), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
 
     def _check_growth(self, slack: int) -> None:
-        """The client drops what its full disk refuses, and tells nobody. Offline, its file is all there is."""
+        """The client drops what its full disk refuses, and tells nobody. Offline, its file is all
+        there is.
+        """
         file, self._looked = Path(self._run.settings.sync_file), time.monotonic()
         if self._run.offline:
             size, before = file.stat().st_size, self._size
             self._size = size
-            if size <= before and self._sent - size > slack or before < 0 and size < self._sent:
-                raise OSError(f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?")
+            if (size <= before and self._sent - size > slack) or (before < 0 and size < self._sent):
+                raise OSError(
+                    f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?"
+                )
 
 
 def _picture(curves: Curves) -> Any:
@@ -95,20 +107,39 @@ def start(how: Mapping[str, Any]) -> Any:
     import wandb
 
     settings = wandb.Settings(
-        silent=True, console="off", git_commit=how["commit"],
-        disable_code=True, disable_git=True, x_disable_meta=True,  # command line, source and remote may hold secrets
-        init_timeout=how["start_seconds"], finish_timeout=how["close_seconds"], x_stats_pid=os.getppid(),
+        silent=True,
+        console="off",
+        git_commit=how["commit"],
+        # command line, source and remote may hold secrets
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        init_timeout=how["start_seconds"],
+        finish_timeout=how["close_seconds"],
+        x_stats_pid=os.getppid(),
     )
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = how["mode"]
     if mode == "online" and os.environ.get("WANDB_MODE") == "offline":
         mode = "offline"  # the environment may hold a run back, e.g. on a node without network
-    if mode == "online" and not wandb.login(prompt=False, verify=False):  # init would ask on the terminal and wait
-        raise RuntimeError("wandb.mode is online, but there is no API key: set WANDB_API_KEY, run `wandb login`, or use "
-                           "wandb.mode=offline")
-    run = wandb.init(mode=mode, settings=settings, project=how["project"], dir=how["dir"], name=how["name"],
-                     group=how["group"], id=how["run_id"], resume="allow" if how["run_id"] else None,
-                     config={**how["config"], "commit": how["commit"]})
+    # init would ask on the terminal and wait
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise RuntimeError(
+            "wandb.mode is online, but there is no API key: set WANDB_API_KEY, "
+            "run `wandb login`, or use "
+            "wandb.mode=offline"
+        )
+    run = wandb.init(
+        mode=mode,
+        settings=settings,
+        project=how["project"],
+        dir=how["dir"],
+        name=how["name"],
+        group=how["group"],
+        id=how["run_id"],
+        resume="allow" if how["run_id"] else None,
+        config={**how["config"], "commit": how["commit"]},
+    )
     for phase, axis in AXES.items():
         run.define_metric(f"{phase}/{axis}", hidden=True)
         run.define_metric(f"{phase}/*", step_metric=f"{phase}/{axis}")
@@ -127,7 +158,8 @@ def main() -> int:
         how = json.loads(sys.stdin.readline())
         client = Client(start(how), Path(how["dir"]), how["name"] or "run", how["artifacts"])
     except Exception as error:  # wandb raises many types; every one means "no W&B in this run"
-        text = str(error).split(" Consider increasing")[0]  # wandb's advice about a key that is none of ours
+        # wandb's advice about a key that is none of ours
+        text = str(error).split(" Consider increasing")[0]
         answer(failed=f"could not start: {type(error).__name__}: {text}")
         return 1
     try:

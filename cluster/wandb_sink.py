@@ -1,7 +1,8 @@
 """Weights & Biases as one sink of the journal, behind a process of its own (`cluster.tracking`).
 
-Whatever W&B does (no key, no network, no package, a full disk, a server that hangs) never stops or blocks a run: nothing
-here waits for it but `close`, and that with a deadline. What went wrong is raised once, and the journal records it once.
+Whatever W&B does (no key, no network, no package, a full disk, a server that hangs) never stops or
+blocks a run: nothing here waits for it but `close`, and that with a deadline. What went wrong is
+raised once, and the journal records it once.
 """
 
 from __future__ import annotations
@@ -31,11 +32,25 @@ class WandbSink:
 
     name = "W&B"
 
-    def __init__(self, project: str, mode: Literal["online", "offline"], *, dir: str | Path, config: Mapping[str, Any],
-                 name: str | None = None, group: str | None = None, run_id: str | None = None, commit: str | None = None,
-                 artifacts: bool = False, start_seconds: float = 60.0, stall_seconds: float = 120.0,
-                 close_seconds: float = 120.0) -> None:
-        """`start_seconds`: for W&B's own start; `stall_seconds`: that the client may take nothing, its start included."""
+    def __init__(
+        self,
+        project: str,
+        mode: Literal["online", "offline"],
+        *,
+        dir: str | Path,
+        config: Mapping[str, Any],
+        name: str | None = None,
+        group: str | None = None,
+        run_id: str | None = None,
+        commit: str | None = None,
+        artifacts: bool = False,
+        start_seconds: float = 60.0,
+        stall_seconds: float = 120.0,
+        close_seconds: float = 120.0,
+    ) -> None:
+        """`start_seconds`: for W&B's own start; `stall_seconds`: that the client may take nothing,
+        its start included.
+        """
         self.failed = ""
         self._stall_s, self._close_s = stall_seconds, close_seconds
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -43,20 +58,42 @@ class WandbSink:
         self._over = threading.Event()
         self._reason, self._ended, self._status = "", False, 1
         self._where = str(Path(dir) / "wandb")
-        how = {"project": project, "mode": mode, "dir": str(dir), "name": name, "group": group, "run_id": run_id,
-               "commit": commit, "config": without_secrets(config), "artifacts": artifacts,
-               "start_seconds": start_seconds, "close_seconds": close_seconds}
+        how = {
+            "project": project,
+            "mode": mode,
+            "dir": str(dir),
+            "name": name,
+            "group": group,
+            "run_id": run_id,
+            "commit": commit,
+            "config": without_secrets(config),
+            "artifacts": artifacts,
+            "start_seconds": start_seconds,
+            "close_seconds": close_seconds,
+        }
         try:
             self._log = Path(dir) / "logs" / LOG
             self._log.parent.mkdir(parents=True, exist_ok=True)
             (Path(dir) / "wandb").mkdir(exist_ok=True)  # wandb would quietly move to /tmp instead
-            data = (Path(dir) / "wandb" / "data").absolute()  # what tables and artifacts hold until they are sent
+            # what tables and artifacts hold until they are sent
+            data = (Path(dir) / "wandb" / "data").absolute()
             path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            environment = {"WANDB_ERROR_REPORTING": "false", "WANDB_DATA_DIR": str(data), **os.environ, "PYTHONPATH": path}
+            environment = {
+                "WANDB_ERROR_REPORTING": "false",
+                "WANDB_DATA_DIR": str(data),
+                **os.environ,
+                "PYTHONPATH": path,
+            }
             with open(self._log, "ab") as log:
                 self._process = subprocess.Popen(
-                    [sys.executable, "-m", "cluster.tracking"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-                    env=environment, text=True, start_new_session=True)  # Ctrl-C is for us alone
+                    [sys.executable, "-m", "cluster.tracking"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    text=True,
+                    start_new_session=True,
+                )  # Ctrl-C is for us alone
         except OSError as error:
             self.failed = f"could not start: {error.strerror or error}: {error.filename}"
             return
@@ -69,13 +106,17 @@ class WandbSink:
         self._send("recall", records)
 
     def log(self, record: Record) -> None:
-        """Hands a record on. Raises ConnectionError, once it is known, for whatever went wrong since the last call."""
+        """Hands a record on. Raises ConnectionError, once it is known, for whatever went wrong
+        since the last call.
+        """
         if record["kind"] == "done":
             self._status = 0 if record["status"] == "ok" else 1
         self._send("log", record)
 
     def close(self) -> None:
-        """Finishes the W&B run. Raises TimeoutError when that takes too long; the data stays on disk."""
+        """Finishes the W&B run. Raises TimeoutError when that takes too long; the data stays on
+        disk.
+        """
         self._send("end", self._status)
         self._over.wait(self._close_s)
         if self._ended:
@@ -84,7 +125,9 @@ class WandbSink:
         self._end()
         if self._reason:
             raise ConnectionError(self._reason)
-        raise TimeoutError(f"no end after {self._close_s:g} s; `wandb sync {self._where}` uploads the rest")
+        raise TimeoutError(
+            f"no end after {self._close_s:g} s; `wandb sync {self._where}` uploads the rest"
+        )
 
     def _send(self, verb: str, content: Any) -> None:
         began = self._since

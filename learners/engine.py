@@ -1,4 +1,6 @@
-"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. Only here is deepspeed."""
+"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. Only
+here is deepspeed.
+"""
 
 from __future__ import annotations
 
@@ -6,22 +8,29 @@ import os
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
 
-import deepspeed  # noqa: E402  (the accelerator is chosen at import)
-import torch  # noqa: E402
-import torch.distributed as dist  # noqa: E402
-from deepspeed.utils import (safe_get_full_fp32_param, safe_get_full_optimizer_state,  # noqa: E402
-                             safe_set_full_fp32_param, safe_set_full_optimizer_state)
-from torch import Tensor, nn  # noqa: E402
+import deepspeed
+import torch
+import torch.distributed as dist
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_full_fp32_param,
+    safe_set_full_optimizer_state,
+)
+from torch import Tensor, nn
 
-from sleep_rl.contracts import RunError  # noqa: E402
+from sleep_rl.contracts import RunError
 
 
 def join_group(device: str) -> None:
-    """Joins the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes; a second call in
-    one process does nothing."""
+    """Joins the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes;
+    a second call in one process does nothing.
+    """
     if device == "cpu":
-        # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a C++ compiler. Gloo
-        # carries the megabytes of an expert's gradients as well. It holds for a group that vLLM began in this process,
+        # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a
+        # C++ compiler. Gloo
+        # carries the megabytes of an expert's gradients as well. It holds for a group that vLLM
+        # began in this process,
         # too: `deepspeed.initialize` joins that one.
         deepspeed.ops.__compatible_ops__ = {}
     if dist.is_initialized():
@@ -30,15 +39,28 @@ def join_group(device: str) -> None:
 
 
 def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
-    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is set per step and
-    sums are normalised by global token counts here, so DeepSpeed neither schedules nor averages over micro batches."""
+    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is
+    set per step and sums are normalised by global token counts here, so DeepSpeed neither schedules
+    nor averages over micro batches.
+    """
     return {
         "train_micro_batch_size_per_gpu": learners.micro_batch,
         "gradient_accumulation_steps": 1,
-        "optimizer": {"type": "AdamW", "params": {"lr": sleep.lr, "betas": [0.9, 0.99], "weight_decay": 0.0,
-                                                  "torch_adam": True}},
-        # ZeRO-3 partitions the frozen base; the plastic tensors stay whole on every rank, since levels read them directly.
-        "zero_optimization": {"stage": learners.zero_stage, "stage3_param_persistence_threshold": largest + 1},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": sleep.lr,
+                "betas": [0.9, 0.99],
+                "weight_decay": 0.0,
+                "torch_adam": True,
+            },
+        },
+        # ZeRO-3 partitions the frozen base; the plastic tensors stay whole on every rank, since
+        # levels read them directly.
+        "zero_optimization": {
+            "stage": learners.zero_stage,
+            "stage3_param_persistence_threshold": largest + 1,
+        },
         "gradient_clipping": sleep.grad_clip,
         "bf16": {"enabled": bf16},
         "steps_per_print": 10**9,
@@ -53,17 +75,22 @@ class Engine:
 
     def __init__(self, module: nn.Module, plastic: list[nn.Parameter], options: dict):
         self.plastic = plastic
-        self.engine, *_ = deepspeed.initialize(model=module, model_parameters=plastic, config=options)
+        self.engine, *_ = deepspeed.initialize(
+            model=module, model_parameters=plastic, config=options
+        )
         self.module = module
 
     def __call__(self, *inputs):
         return self.engine(*inputs)
 
     def reset(self, values: list[Tensor]) -> None:
-        """New values for the plastic parameters and an optimizer without memory: the start of a night."""
+        """New values for the plastic parameters and an optimizer without memory: the start of a
+        night.
+        """
         for state in self._adam.state.values():
             for tensor in state.values():
-                tensor.zero_()  # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
+                # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
+                tensor.zero_()
         self._set(values)
 
     def _set(self, values: list[Tensor]) -> None:
@@ -72,7 +99,8 @@ class Engine:
                 parameter.data.copy_(value)
         with torch.no_grad():
             for parameter, value in zip(self.plastic, values, strict=True):
-                safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))  # ZeRO's and bf16's own fp32 copy, where there is one
+                # ZeRO's and bf16's own fp32 copy, where there is one
+                safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
@@ -80,21 +108,27 @@ class Engine:
         return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
     def state(self) -> dict[str, Tensor]:
-        """Behind the first step: fp32 values and moments of the plastic parameters, whole, and the steps done. Every rank is
-        to ask."""
+        """Behind the first step: fp32 values and moments of the plastic parameters, whole, and the
+        steps done. Every rank is to ask.
+        """
         out = {STEPS: next(iter(self._adam.state.values()))["step"].detach().clone().cpu()}
         for i, parameter in enumerate(self.plastic):
-            value = safe_get_full_fp32_param(parameter)  # None: there is no copy beside the parameter
+            # None: there is no copy beside the parameter
+            value = safe_get_full_fp32_param(parameter)
             out[f"{i}/value"] = parameter.detach() if value is None else value
             for key in MOMENTS:
                 moment = safe_get_full_optimizer_state(parameter, key)
                 out[f"{i}/{key}"] = self._adam.state[parameter][key] if moment is None else moment
-        return {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in out.items()}
+        return {
+            key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in out.items()
+        }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave, of any number of ranks; behind `reset`. Raises KeyError and RuntimeError for
-        tensors of another model."""
-        if not self._adam.state:  # nobody stepped here yet; the first step makes the moments, and links them to parameters
+        """Takes back what `state` gave, of any number of ranks; behind `reset`. Raises KeyError and
+        RuntimeError for tensors of another model.
+        """
+        # nobody stepped here yet; the first step makes the moments, and links them to parameters
+        if not self._adam.state:
             with self.whole():
                 self.backward(sum(p.sum() for p in self.plastic) * 0.0, last=True)
             self.step(0.0)
@@ -110,8 +144,12 @@ class Engine:
             mine["step"].copy_(state[STEPS])
 
     def whole(self):
-        """Context in which every rank can read the plastic parameters (ZeRO-3 may hold parts of them in between)."""
-        return deepspeed.zero.GatheredParameters(self.plastic, enabled=self.engine.zero_optimization_stage() == 3)
+        """Context in which every rank can read the plastic parameters (ZeRO-3 may hold parts of
+        them in between).
+        """
+        return deepspeed.zero.GatheredParameters(
+            self.plastic, enabled=self.engine.zero_optimization_stage() == 3
+        )
 
     def backward(self, loss: Tensor, last: bool) -> None:
         """Adds the gradient of one micro batch; `last` marks the one after which `step` follows."""
@@ -119,10 +157,13 @@ class Engine:
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """One optimizer step. Returns the gradient norm before clipping. Raises RunError when it is not finite."""
+        """One optimizer step. Returns the gradient norm before clipping. Raises RunError when it is
+        not finite.
+        """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        wrapped = hasattr(self.engine.optimizer, "_global_grad_norm")  # ZeRO and bf16 keep the norm, plain fp32 does not
+        # ZeRO and bf16 keep the norm, plain fp32 does not
+        wrapped = hasattr(self.engine.optimizer, "_global_grad_norm")
         norm = None if wrapped else self._norm()
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() if wrapped else norm)
@@ -132,7 +173,9 @@ class Engine:
 
     def _norm(self) -> float:
         """Gradient norm for ZeRO stage 0 in fp32, which does not keep one."""
-        return float(torch.stack([p.grad.norm() for p in self.plastic if p.grad is not None]).norm())
+        return float(
+            torch.stack([p.grad.norm() for p in self.plastic if p.grad is not None]).norm()
+        )
 
 
 def reduce_sum(values: dict[str, Tensor], maxima: tuple[str, ...] = ()) -> dict[str, float]:

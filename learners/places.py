@@ -1,4 +1,6 @@
-"""Which expert of a level a night may write into: the next free one, or what `sleep.on_full` says."""
+"""Which expert of a level a night may write into: the next free one, or what `sleep.on_full`
+says.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from sleep_rl.memory import LOCKED, PARTS, MemoryLevel
 
 @dataclass(frozen=True)
 class Place:
-    """The slot of a night's expert, how it begins, and the slot that it takes over besides (0: none)."""
+    """The slot of a night's expert, how it begins, and the slot that it takes over besides (0:
+    none).
+    """
 
     slot: int
     kept: bool  # it begins as what is stored there, not as the identity
@@ -40,15 +44,17 @@ class Order:
     def place(self, number: int, states_S: list[int], sleep, on_full: str) -> Place:
         """The place of the coming night in level `number`, whose slots have these states.
 
-        A free slot is taken as it lies there. Without `sleep.expansion` the newest expert is trained on. In a full
-        level `merge` trains the oldest expert on and lets it take over the second oldest, which the student lacks;
-        `recycle_oldest` begins anew in place of the oldest, which the student lacks; `newest` trains the newest one on
-        (baselines); `error` raises InputError. `again` trains the newest one on in any level (the dreaming policy).
+        A free slot is taken as it lies there. Without `sleep.expansion` the newest expert is
+        trained on. In a full level `merge` trains the oldest expert on and lets it take over the
+        second oldest, which the student lacks; `recycle_oldest` begins anew in place of the oldest,
+        which the student lacks; `newest` trains the newest one on (baselines); `error` raises
+        InputError. `again` trains the newest one on in any level (the dreaming policy).
         """
         used = [s for s in range(1, len(states_S)) if states_S[s] != LOCKED]
         free = [s for s in range(1, len(states_S)) if states_S[s] == LOCKED]
         known = [s for s in self._ages.get(number, []) if s in used]
-        oldest = known + [s for s in used if s not in known]  # of a loaded memory nothing else is known
+        # of a loaded memory nothing else is known
+        oldest = known + [s for s in used if s not in known]
         if used and (not sleep.expansion or on_full == "again"):
             place = Place(oldest[-1], kept=True)
         elif free:
@@ -60,8 +66,12 @@ class Order:
         elif on_full == "newest":
             place = Place(oldest[-1], kept=True)
         else:
-            raise InputError(f"level {number}: all {len(used)} experts are in use and sleep.on_full is error; allowed "
-                             "are at most model.experts consolidations between two resets of a level")
+            raise InputError(
+                f"level {number}: all {len(used)} experts are in use and "
+                "sleep.on_full is error; allowed "
+                "are at most model.experts consolidations between two resets of a "
+                "level"
+            )
         self._ages[number] = oldest
         self._open = number, place
         return place

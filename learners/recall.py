@@ -1,4 +1,6 @@
-"""What the teacher computed for rows that come again: within a night it does not change (paper.md section 3)."""
+"""What the teacher computed for rows that come again: within a night it does not change (paper.md
+section 3).
+"""
 
 from __future__ import annotations
 
@@ -8,12 +10,14 @@ from torch import Tensor
 
 from sleep_rl.text import Ids
 
-Reading = tuple[int, Ids, Ids]  # who reads (see contracts.Sequence.teacher), what stands in front, the completion
+# who reads (see contracts.Sequence.teacher), what stands in front, the completion
+Reading = tuple[int, Ids, Ids]
 
 
 class Recall:
-    """Last hidden states [T, D] of a teacher at the positions that predict a completion, kept in host memory up to
-    `limit` bytes; what was not asked for the longest is given up first."""
+    """Last hidden states [T, D] of a teacher at the positions that predict a completion, kept in
+    host memory up to `limit` bytes; what was not asked for the longest is given up first.
+    """
 
     def __init__(self, limit: int):
         self.limit, self.bytes = limit, 0
@@ -43,11 +47,15 @@ class Recall:
 
 
 def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of rows in one group, or in two where padding each to its own longest row saves a fifth of the tokens."""
+    """Places of rows in one group, or in two where padding each to its own longest row saves a
+    fifth of the tokens.
+    """
     order = sorted(range(len(lengths)), key=lambda i: lengths[i])
     if not order:
         return []
     whole = len(order) * lengths[order[-1]]
-    cost, cut = min((cut * lengths[order[cut - 1]] + (len(order) - cut) * lengths[order[-1]], cut)
-                    for cut in range(1, len(order) + 1))
+    cost, cut = min(
+        (cut * lengths[order[cut - 1]] + (len(order) - cut) * lengths[order[-1]], cut)
+        for cut in range(1, len(order) + 1)
+    )
     return [order[:cut], order[cut:]] if cost < 0.8 * whole else [order]

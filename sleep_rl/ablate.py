@@ -1,7 +1,9 @@
-"""`sleep-rl ablate`: the same life with one part switched off at a time, several seeds each, and one table.
+"""`sleep-rl ablate`: the same life with one part switched off at a time, several seeds each, and
+one table.
 
-Every run is a process of its own in its own folder, <run.dir>/<run.name>-<row>-s<seed>; one that is there already and
-ended well with the same configuration is not lived again. A run that fails is a named gap in the table.
+Every run is a process of its own in its own folder, <run.dir>/<run.name>-<row>-s<seed>; one that is
+there already and ended well with the same configuration is not lived again. A run that fails is a
+named gap in the table.
 """
 
 from __future__ import annotations
@@ -36,11 +38,16 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no-dream-replay": ("dream.replay=0",),
 }
 """Row -> the keys that switch the part off. A row that changes nothing in a config is left out."""
-DREAMS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")  # need dream.rounds above 0
+# need dream.rounds above 0
+DREAMS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")
 
 
-def rows_of(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int) -> dict[str, list[tuple[Config, list[str]]]]:
-    """Row -> (config, overrides) per seed. Raises InputError for an unknown row and for a config that a row breaks."""
+def rows_of(
+    path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
+) -> dict[str, list[tuple[Config, list[str]]]]:
+    """Row -> (config, overrides) per seed. Raises InputError for an unknown row and for a config
+    that a row breaks.
+    """
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise InputError(f"--rows: allowed are {', '.join(ROWS)}, got {', '.join(unknown)}")
@@ -57,7 +64,12 @@ def rows_of(path: str, overrides: Sequence[str], names: Sequence[str], seeds: in
         if same and name != WHOLE:
             continue
         for seed in range(whole.run.seed, whole.run.seed + seeds):
-            mine = [*overrides, *keys, f"run.name={whole.run.name}-{name}-s{seed}", f"run.seed={seed}"]
+            mine = [
+                *overrides,
+                *keys,
+                f"run.name={whole.run.name}-{name}-s{seed}",
+                f"run.seed={seed}",
+            ]
             if whole.wandb.group is None:  # the sweep stands together in W&B
                 mine.append(f"wandb.group={whole.run.name}-ablation")
             out.setdefault(name, []).append((load(path, mine), mine))
@@ -75,7 +87,10 @@ def ablate(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
             state = _state(folder, config)
             say(f"{done}/{total} {folder}" + (": there already" if state == "ok" else ""))
             if state == "other":
-                raise InputError(f"{folder}: holds a run with another configuration; choose another run.name or remove it")
+                raise InputError(
+                    f"{folder}: holds a run with another configuration; choose "
+                    "another run.name or remove it"
+                )
             if state == "ok":
                 continue
             if state == "failed":
@@ -83,11 +98,16 @@ def ablate(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
             code = subprocess.run([sys.executable, "-m", "sleep_rl", "run", path, *mine]).returncode
             if code:
                 reasons[folder] = f"exit code {code}"
-    return table({name: [Path(c.run.dir) / c.run.name for c, _ in runs] for name, runs in rows.items()}, reasons)
+    return table(
+        {name: [Path(c.run.dir) / c.run.name for c, _ in runs] for name, runs in rows.items()},
+        reasons,
+    )
 
 
 def _state(folder: Path, config: Config) -> str:
-    """What a run's folder holds: "none", "ok", "failed" (or unfinished), or "other" (another configuration)."""
+    """What a run's folder holds: "none", "ok", "failed" (or unfinished), or "other" (another
+    configuration).
+    """
     if not folder.exists():
         return "none"
     try:
@@ -107,22 +127,37 @@ def _lived(config: dict) -> dict:
 
 def _free(folder: Path) -> Path:
     """A name for what a failed attempt left: nothing is thrown away."""
-    return next(path for i in range(1, 10_000) if not (path := folder.with_name(f"{folder.name}-failed-{i}")).exists())
+    return next(
+        path
+        for i in range(1, 10_000)
+        if not (path := folder.with_name(f"{folder.name}-failed-{i}")).exists()
+    )
 
 
 def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
-    """Accuracy on the known, the earlier days, the newest day and its deeper questions (of a task that has some) after the
-    last night: mean over seeds, and the 95 % interval (Wilson) of all their answers together; in brackets how many seeds,
-    where some failed."""
+    """Accuracy on the known, the earlier days, the newest day and its deeper questions (of a task
+    that has some) after the last night: mean over seeds, and the 95 % interval (Wilson) of all
+    their answers together; in brackets how many seeds, where some failed.
+    """
     last = {name: _last(folders, reasons) for name, folders in rows.items()}
-    forms = list(dict.fromkeys(f for found in last.values() for r in found for f in r.get("forms") or ()))
+    forms = list(
+        dict.fromkeys(f for found in last.values() for r in found for f in r.get("forms") or ())
+    )
     lines = [["row", KNOWN, "earlier days", "newest day", *forms, "note"]]
     for name, folders in rows.items():
         found = last[name]
         days = [c for c in found[0]["row"] if c != KNOWN] if found else []
-        cells = [_cell(found, columns) for columns in ([KNOWN], days[:-1], days[-1:], *([f] for f in forms))]
-        failed = [f"{folder.name}: {reason}" for folder, reason in reasons.items() if folder in folders]
-        note = "; ".join(([f"[{len(found)} of {len(folders)} seeds]"] if len(found) < len(folders) else []) + failed)
+        cells = [
+            _cell(found, columns)
+            for columns in ([KNOWN], days[:-1], days[-1:], *([f] for f in forms))
+        ]
+        failed = [
+            f"{folder.name}: {reason}" for folder, reason in reasons.items() if folder in folders
+        ]
+        note = "; ".join(
+            ([f"[{len(found)} of {len(folders)} seeds]"] if len(found) < len(folders) else [])
+            + failed
+        )
         lines.append([name, *cells, note])
     return aligned(lines)
 
@@ -131,7 +166,11 @@ def _last(folders: list[Path], reasons: dict[Path, str]) -> list[dict]:
     """The last evaluation of each run that ended well."""
     found = []
     for folder in folders:
-        retention = Retention.of(read(folder / "metrics.jsonl")) if (folder / "metrics.jsonl").is_file() else Retention()
+        retention = (
+            Retention.of(read(folder / "metrics.jsonl"))
+            if (folder / "metrics.jsonl").is_file()
+            else Retention()
+        )
         if "sleep" in retention.methods and folder not in reasons:
             found.append(retention.last("sleep"))
     return found
@@ -139,7 +178,12 @@ def _last(folders: list[Path], reasons: dict[Path, str]) -> list[dict]:
 
 def _cell(records: list[dict], columns: list[str]) -> str:
     rows = [{**r["row"], **(r.get("forms") or {})} for r in records]
-    pairs = [(row[c], r["n"][c]) for row, r in zip(rows, records, strict=True) for c in columns if c in row]
+    pairs = [
+        (row[c], r["n"][c])
+        for row, r in zip(rows, records, strict=True)
+        for c in columns
+        if c in row
+    ]
     answers = sum(n for _, n in pairs)
     if not answers:
         return "-"

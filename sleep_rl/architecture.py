@@ -1,6 +1,8 @@
-"""Config and model classes of sleeping models: a family's own, with memory levels in front of every MLP.
+"""Config and model classes of sleeping models: a family's own, with memory levels in front of every
+MLP.
 
-Exported checkpoints carry this file and `sleep_rl.memory`, so it imports nothing else of the package.
+Exported checkpoints carry this file and `sleep_rl.memory`, so it imports nothing else of the
+package.
 """
 
 from __future__ import annotations
@@ -19,9 +21,11 @@ CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
 class _MemoryInit:
-    """transformers dispatches `_init_weights` of the innermost PreTrainedModel, so this is mixed into both classes.
+    """transformers dispatches `_init_weights` of the innermost PreTrainedModel, so this is mixed
+    into both classes.
 
-    It runs for what a base checkpoint lacks: without it routers and states would be uninitialised memory.
+    It runs for what a base checkpoint lacks: without it routers and states would be uninitialised
+    memory.
     """
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -34,11 +38,15 @@ class _MemoryInit:
 
 
 def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
-    base_config, base_model = getattr(transformers, f"{prefix}Config"), getattr(transformers, f"{prefix}ForCausalLM")
+    base_config, base_model = (
+        getattr(transformers, f"{prefix}Config"),
+        getattr(transformers, f"{prefix}ForCausalLM"),
+    )
 
     class SleepConfig(base_config):
         model_type = f"sleep_{base}"
-        memory_levels: list | None = None  # annotated fields are constructor arguments in transformers 5
+        # annotated fields are constructor arguments in transformers 5
+        memory_levels: list | None = None
 
     class SleepModel(_MemoryInit, base_model):
         config_class = SleepConfig
@@ -49,7 +57,10 @@ def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrain
             for layer in self.model.layers:
                 attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
 
-    for cls, name in ((SleepConfig, f"Sleep{prefix}Config"), (SleepModel, f"Sleep{prefix}ForCausalLM")):
+    for cls, name in (
+        (SleepConfig, f"Sleep{prefix}Config"),
+        (SleepModel, f"Sleep{prefix}ForCausalLM"),
+    ):
         cls.__name__ = cls.__qualname__ = name
     return SleepConfig, SleepModel
 

@@ -1,6 +1,8 @@
-"""What sleep is compared with, in the same run: plain sequential fine-tuning, and training on everything at once.
+"""What sleep is compared with, in the same run: plain sequential fine-tuning, and training on
+everything at once.
 
-Both use the learner, the model and the experts of the sleeping model; only what is trained on differs.
+Both use the learner, the model and the experts of the sleeping model; only what is trained on
+differs.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ def remember(life: Life) -> None:
 
 
 def sft(life: Life, day: Day, night: int) -> None:
-    """Plain SFT: the next expert, trained on the day's own texts by cross entropy, day after day."""
+    """Plain SFT: the next expert, trained on the day's own texts by cross entropy, day after
+    day.
+    """
     if life.config.baselines.sft:
         sft_night(life, day, night)
 
@@ -40,7 +44,9 @@ def sft_night(life: Life, day: Day, night: int) -> None:
 
 
 def joint(life: Life) -> None:
-    """Upper bound: one expert trained on the true answers of all days and of what was known, all at once."""
+    """Upper bound: one expert trained on the true answers of all days and of what was known, all at
+    once.
+    """
     if life.config.baselines.joint:
         joint_life(life)
 
@@ -69,6 +75,8 @@ def train(life: Life, method: str, day: str, texts: list[Text], steps: int) -> N
                 queue += rng.sample(rows, len(rows))
             metrics = life.crew.learn.sft_step(queue[:batch], step, steps)
             queue = queue[batch:]
-            life.journal.log("baseline", method=method, day=day, step=step, steps=steps, loss=metrics["loss"])
+            life.journal.log(
+                "baseline", method=method, day=day, step=step, steps=steps, loss=metrics["loss"]
+            )
             tick(1, f"loss {metrics['loss']:.3f}")
     life.crew.learn.close_night(True)

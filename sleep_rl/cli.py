@@ -1,7 +1,8 @@
 """The command line: `sleep-rl COMMAND ...`; `sleep-rl --help` lists the commands.
 
-Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each failure is one line on
-stderr; a traceback means a bug. Everything heavy is imported by the command that needs it.
+Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each
+failure is one line on stderr; a traceback means a bug. Everything heavy is imported by the command
+that needs it.
 """
 
 from __future__ import annotations
@@ -29,9 +30,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         parser = options(COMMANDS)
         arguments, rest = parser.parse_known_args(argv)
-        if rest and (not hasattr(arguments, "overrides") or any("=" not in part or part[0] == "-" for part in rest)):
+        if rest and (
+            not hasattr(arguments, "overrides")
+            or any("=" not in part or part[0] == "-" for part in rest)
+        ):
             parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        if rest:  # argparse takes overrides in one piece only, behind the config; people also put them behind options
+        # argparse takes overrides in one piece only, behind the config; people also put them behind
+        # options
+        if rest:
             arguments.overrides = [*arguments.overrides, *rest]
         return arguments.command(arguments)
     except InputError as error:
@@ -50,9 +56,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _fail(reason: object, code: int) -> int:
     text = masked(" ".join(str(reason).split()))
-    if len(text) > MOST_CHARACTERS:  # a name of thousands of letters: what matters stands at both ends
-        text = f"{text[:MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2:]}"
-    print("sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text), file=sys.stderr)
+    # a name of thousands of letters: what matters stands at both ends
+    if len(text) > MOST_CHARACTERS:
+        text = f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2 :]}"
+    print(
+        "sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text),
+        file=sys.stderr,
+    )
     return code
 
 
@@ -62,15 +72,22 @@ def _say(text: object) -> int:
 
 
 def _tell(texts: Iterable[object]) -> int:
-    """Prints texts as they come. A reader like `head` may close the pipe when it has seen enough."""
+    """Prints texts as they come. A reader like `head` may close the pipe when it has seen
+    enough.
+    """
     try:
         for text in texts:
             try:
                 print(text, flush=True)
-            except UnicodeEncodeError:  # half a character in a record, or a terminal that knows ASCII only
-                print(str(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding), flush=True)
+            except UnicodeEncodeError:
+                # half a character in a record, or a terminal that knows ASCII only
+                print(
+                    str(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding),
+                    flush=True,
+                )
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python would flush into it again at exit
+        # or Python would flush into it again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return DONE
 
 
@@ -91,20 +108,28 @@ def _run(arguments: argparse.Namespace) -> int:
 def _resume(arguments: argparse.Namespace) -> int:
     from cluster.launch import resume
 
-    return resume(arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name])
+    return resume(
+        arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name]
+    )
 
 
 def _submit(arguments: argparse.Namespace) -> int:
     from cluster import submit
 
     a, address = arguments, arguments.address
-    given = [name for name in ("config", "follow", "stop", "resume") if getattr(a, name) is not None]
-    if a.resume is not None and "=" in (a.config or ""):  # argparse takes the first override for the config
+    given = [
+        name for name in ("config", "follow", "stop", "resume") if getattr(a, name) is not None
+    ]
+    # argparse takes the first override for the config
+    if a.resume is not None and "=" in (a.config or ""):
         a.overrides.insert(0, a.config)
         given.remove("config")
-    if len(given) != 1 or a.overrides and given[0] in ("follow", "stop"):
-        raise InputError("submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume RUN, got "
-                         f"{' and '.join(given + a.overrides) or 'none of them'}")
+    if len(given) != 1 or (a.overrides and given[0] in ("follow", "stop")):
+        raise InputError(
+            "submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume "
+            "RUN, got "
+            f"{' and '.join(given + a.overrides) or 'none of them'}"
+        )
     if a.follow is not None:
         return submit.follow(a.follow, address)
     if a.stop is not None:
@@ -120,7 +145,9 @@ def _scale(arguments: argparse.Namespace) -> int:
     from cluster.scale import ask
 
     count = ask(Path(arguments.run), arguments.request)
-    return _say(f"{arguments.run}: asked for {count} rollout workers; they come and go between two rounds")
+    return _say(
+        f"{arguments.run}: asked for {count} rollout workers; they come and go between two rounds"
+    )
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -165,8 +192,16 @@ def _drill(arguments: argparse.Namespace) -> int:
 def _grow(arguments: argparse.Namespace) -> int:
     from sleep_rl.grow import grow
 
-    return _say(grow(arguments.checkpoint, arguments.out, layers=arguments.layers, width=arguments.width,
-                     intermediate=arguments.intermediate, seed=arguments.seed))
+    return _say(
+        grow(
+            arguments.checkpoint,
+            arguments.out,
+            layers=arguments.layers,
+            width=arguments.width,
+            intermediate=arguments.intermediate,
+            seed=arguments.seed,
+        )
+    )
 
 
 def _report(arguments: argparse.Namespace) -> int:
@@ -178,8 +213,16 @@ def _report(arguments: argparse.Namespace) -> int:
 def _dreams(arguments: argparse.Namespace) -> int:
     from sleep_rl.dream_pages import listing
 
-    return _say(listing(arguments.run, task=arguments.task, night=arguments.night, only=arguments.only,
-                        sort=arguments.sort, most=arguments.most))
+    return _say(
+        listing(
+            arguments.run,
+            task=arguments.task,
+            night=arguments.night,
+            only=arguments.only,
+            sort=arguments.sort,
+            most=arguments.most,
+        )
+    )
 
 
 def _logs(arguments: argparse.Namespace) -> int:
@@ -197,8 +240,13 @@ def _logs(arguments: argparse.Namespace) -> int:
 def _chat(arguments: argparse.Namespace) -> int:
     from sleep_rl.chat import chat
 
-    for answers in chat(arguments.checkpoint, arguments.prompt, max_tokens=arguments.max_tokens,
-                        temperature=arguments.temperature, seed=arguments.seed):
+    for answers in chat(
+        arguments.checkpoint,
+        arguments.prompt,
+        max_tokens=arguments.max_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    ):
         _say(answers)
     return DONE
 
@@ -212,7 +260,9 @@ def _export(arguments: argparse.Namespace) -> int:
 def _serve(arguments: argparse.Namespace) -> int:
     from cluster.serve import serve
 
-    return serve(arguments.checkpoint, arguments.host, arguments.port, arguments.overrides, arguments.follow)
+    return serve(
+        arguments.checkpoint, arguments.host, arguments.port, arguments.overrides, arguments.follow
+    )
 
 
 def _summary(arguments: argparse.Namespace) -> int:
@@ -226,7 +276,11 @@ def _watch(arguments: argparse.Namespace) -> int:
     from sleep_rl.watch import Server
 
     with Server(arguments.run, arguments.host, arguments.port, held) as server:
-        open_to = "" if server.loopback else "; WARNING: whoever reaches this address can read the run's texts"
+        open_to = (
+            ""
+            if server.loopback
+            else "; WARNING: whoever reaches this address can read the run's texts"
+        )
         _say(f"{server.url} shows {arguments.run}; ctrl-C ends it{open_to}")
         server.serve_forever()
     return DONE
@@ -242,7 +296,25 @@ def _config(_: argparse.Namespace) -> int:
     return _say(describe())
 
 
-COMMANDS = {"run": _run, "resume": _resume, "submit": _submit, "scale": _scale, "plan": _plan, "eval": _evaluate,
-            "pretrain": _pretrain, "ablate": _ablate, "drill": _drill, "grow": _grow, "report": _report,
-            "dreams": _dreams, "logs": _logs, "chat": _chat, "export": _export, "serve": _serve, "summary": _summary,
-            "watch": _watch, "doctor": _doctor, "config": _config}
+COMMANDS = {
+    "run": _run,
+    "resume": _resume,
+    "submit": _submit,
+    "scale": _scale,
+    "plan": _plan,
+    "eval": _evaluate,
+    "pretrain": _pretrain,
+    "ablate": _ablate,
+    "drill": _drill,
+    "grow": _grow,
+    "report": _report,
+    "dreams": _dreams,
+    "logs": _logs,
+    "chat": _chat,
+    "export": _export,
+    "serve": _serve,
+    "summary": _summary,
+    "watch": _watch,
+    "doctor": _doctor,
+    "config": _config,
+}

@@ -1,4 +1,5 @@
-"""A person's own documents: reading them from files or a dataset, splitting them, telling new ones from known ones.
+"""A person's own documents: reading them from files or a dataset, splitting them, telling new ones
+from known ones.
 
 A document is known by the digest of its text: renamed or moved, it is no new one; changed, it is.
 """
@@ -22,13 +23,20 @@ TEXT_FILES, ROW_FILES = (".txt", ".md"), (".jsonl", ".parquet")
 QUESTIONS = "questions.jsonl"
 COLUMNS = ("text", "content", "document", "body")
 """Columns of a row that may hold its text; the first one that is there does."""
-SEPARATORS = (re.compile(r"\n\s*\n"), re.compile(r"\n"), re.compile(r"(?<=[.!?])\s+"), re.compile(r"\s+"))
+SEPARATORS = (
+    re.compile(r"\n\s*\n"),
+    re.compile(r"\n"),
+    re.compile(r"(?<=[.!?])\s+"),
+    re.compile(r"\s+"),
+)
 """Where a document is cut, the best places first: between paragraphs, lines, sentences, words."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One document as it was found. `name` says where: the file's path inside the folder, and the row where it has rows."""
+    """One document as it was found. `name` says where: the file's path inside the folder, and the
+    row where it has rows.
+    """
 
     name: str
     text: str
@@ -40,7 +48,9 @@ class Source:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about the documents. `document`: the name of the file that answers it, or empty."""
+    """A question about the documents. `document`: the name of the file that answers it, or
+    empty.
+    """
 
     question: str
     answer: str
@@ -56,12 +66,15 @@ class Found:
 
 
 def scan(path: str, where: str) -> Found:
-    """Every document at `path`: a folder with txt, md, jsonl and parquet files (hidden ones and questions.jsonl aside), one
-    such file, a folder saved by `datasets`, or a hub dataset's train split. Raises InputError for what cannot be read, and
-    when there is no document at all."""
+    """Every document at `path`: a folder with txt, md, jsonl and parquet files (hidden ones and
+    questions.jsonl aside), one such file, a folder saved by `datasets`, or a hub dataset's train
+    split. Raises InputError for what cannot be read, and when there is no document at all.
+    """
     place, left_out = Path(os.path.expanduser(path)), {}
     folder = os.path.isdir(place)
-    if folder and not any(os.path.isfile(place / mark) for mark in ("dataset_info.json", "dataset_dict.json")):
+    if folder and not any(
+        os.path.isfile(place / mark) for mark in ("dataset_info.json", "dataset_dict.json")
+    ):
         sources = []
         for file in _files(place):
             name = file.relative_to(place).as_posix()
@@ -76,7 +89,10 @@ def scan(path: str, where: str) -> Found:
     elif folder or HUB_NAME.fullmatch(path):
         sources = _dataset(str(place), where)
     else:
-        raise InputError(f"{where}: a folder or file of documents, a datasets folder or a hub name, got {path}: no such file")
+        raise InputError(
+            f"{where}: a folder or file of documents, a datasets folder or a hub "
+            f"name, got {path}: no such file"
+        )
     sound: dict[str, Source] = {}
     for source in sources:
         if not source.text.strip():
@@ -91,29 +107,38 @@ def scan(path: str, where: str) -> Found:
 
 
 def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
-    """The questions in a jsonl file of {"question", "answer"[, "document"]}; without a path those of `questions.jsonl` in
-    the documents' folder, if there is one. Raises InputError."""
+    """The questions in a jsonl file of {"question", "answer"[, "document"]}; without a path those
+    of `questions.jsonl` in the documents' folder, if there is one. Raises InputError.
+    """
     file = Path(os.path.expanduser(path or folder)) / ("" if path else QUESTIONS)
     if not path and not os.path.isfile(file):
         return ()
     out = []
     for number, row in _rows(file, where):
         values = [row.get(key, "") for key in ("question", "answer", "document")]
-        if not all(isinstance(v, str) for v in values) or not (values[0].strip() and values[1].strip()):
-            raise InputError(f"{where}: {file} line {number}: texts `question` and `answer` (and `document`), got "
-                             f"{json.dumps(row, ensure_ascii=False)[:80]}")
+        if not all(isinstance(v, str) for v in values) or not (
+            values[0].strip() and values[1].strip()
+        ):
+            raise InputError(
+                f"{where}: {file} line {number}: texts `question` and `answer` (and "
+                "`document`), got "
+                f"{json.dumps(row, ensure_ascii=False)[:80]}"
+            )
         out.append(Asked(*(v.strip() for v in values)))
     return tuple(out)
 
 
 def pieces(text: str, most: int, count: Callable[[str], int]) -> list[str]:
-    """The text in pieces of at most `most` tokens, as `count` counts them, cut at the best places and each as long as it
-    can be. A word that alone is longer is cut between characters."""
+    """The text in pieces of at most `most` tokens, as `count` counts them, cut at the best places
+    and each as long as it can be. A word that alone is longer is cut between characters.
+    """
     text = text.strip()
     return list(_packed(text, count(text), most, count, 0))
 
 
-def _packed(text: str, size: int, most: int, count: Callable[[str], int], level: int) -> Iterator[str]:
+def _packed(
+    text: str, size: int, most: int, count: Callable[[str], int], level: int
+) -> Iterator[str]:
     """`size`: the text's tokens; each text is counted once, since that is what takes time."""
     if size <= most:
         yield text
@@ -128,7 +153,8 @@ def _packed(text: str, size: int, most: int, count: Callable[[str], int], level:
         return
     held, size = "", 0
 
-    def ended(piece: str) -> Iterator[str]:  # the sum of its parts is a little more, or less, than the whole
+    # the sum of its parts is a little more, or less, than the whole
+    def ended(piece: str) -> Iterator[str]:
         return _packed(piece, count(piece), most, count, level + 1)
 
     for part, behind in _cut(text, SEPARATORS[level]):
@@ -156,14 +182,18 @@ def _cut(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder in the order of their names; folders that are links are not entered, so there is no circle."""
+    """Files below a folder in the order of their names; folders that are links are not entered, so
+    there is no circle.
+    """
     for place, inside, names in os.walk(folder):
         inside[:] = sorted(name for name in inside if not name.startswith("."))
         yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
 
 
 def _read(file: Path, name: str, where: str) -> list[Source]:
-    """The documents of one file. Rows are named by their `id`, or by their text's digest: a row may move."""
+    """The documents of one file. Rows are named by their `id`, or by their text's digest: a row may
+    move.
+    """
     if file.name == QUESTIONS:
         return []
     if file.suffix.lower() in TEXT_FILES:
@@ -179,7 +209,9 @@ def _text(file: Path, where: str) -> str:
     except ValueError as error:  # a NUL in the name
         if not isinstance(error, UnicodeDecodeError):
             raise InputError(f"{where}: cannot read {file}: {error}") from None
-        raise InputError(f"{where}: UTF-8 text, got another encoding in {file} at byte {error.start}") from None
+        raise InputError(
+            f"{where}: UTF-8 text, got another encoding in {file} at byte {error.start}"
+        ) from None
     if "\0" in text:
         raise InputError(f"{where}: UTF-8 text, got a NUL character in {file}")
     return text
@@ -193,8 +225,11 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
         try:
             with regular(file) as source:
                 yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
-        except Exception as error:  # pyarrow's errors have no common base class; all of it is about this file
-            raise InputError(f"{where}: a parquet file, got {file}: {' '.join(str(error).split())[:200]}") from None
+        except Exception as error:
+            # pyarrow's errors have no common base class; all of it is about this file
+            raise InputError(
+                f"{where}: a parquet file, got {file}: {' '.join(str(error).split())[:200]}"
+            ) from None
         return
     for number, line in enumerate(_text(file, where).splitlines(), start=1):
         if not line.strip():
@@ -202,9 +237,14 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: one JSON object per line, got {file} line {number}: {error}") from None
+            raise InputError(
+                f"{where}: one JSON object per line, got {file} line {number}: {error}"
+            ) from None
         if not isinstance(row, dict):
-            raise InputError(f"{where}: one JSON object per line, got {type(row).__name__} in {file} line {number}")
+            raise InputError(
+                f"{where}: one JSON object per line, got {type(row).__name__} in "
+                f"{file} line {number}"
+            )
         yield number, row
 
 
@@ -213,11 +253,19 @@ def _named(rows: Iterable[dict[str, Any]], name: str, where: str) -> list[Source
     for number, row in enumerate(rows, start=1):
         column = next((c for c in COLUMNS if isinstance(row.get(c), str)), None)
         if column is None:
-            raise InputError(f"{where}: rows with a text in one of {', '.join(COLUMNS)}, got {', '.join(map(str, row))[:80] or 'none'} "
-                             f"in {name} row {number}")
+            raise InputError(
+                f"{where}: rows with a text in one of {', '.join(COLUMNS)}, got "
+                f"{', '.join(map(str, row))[:80] or 'none'} "
+                f"in {name} row {number}"
+            )
         source = Source(name, row[column])
         label = row.get("id")
-        out.append(Source(f"{name}#{source.digest[:8] if label is None else ' '.join(str(label).split())[:80]}", source.text))
+        out.append(
+            Source(
+                f"{name}#{source.digest[:8] if label is None else ' '.join(str(label).split())[:80]}",
+                source.text,
+            )
+        )
     return out
 
 
@@ -225,11 +273,16 @@ def _dataset(path: str, where: str) -> list[Source]:
     import datasets  # takes seconds to import and is needed for this kind of input only
 
     try:
-        loaded = datasets.load_from_disk(path) if os.path.isdir(path) else datasets.load_dataset(path, split="train")
+        loaded = (
+            datasets.load_from_disk(path)
+            if os.path.isdir(path)
+            else datasets.load_dataset(path, split="train")
+        )
         rows = loaded["train"] if isinstance(loaded, dict) else loaded
         return _named(rows, Path(path).name if os.path.isdir(path) else path, where)
     except InputError:
         raise
-    except Exception as error:  # what the loaders raise has no common base class; all of it is about this input
+    except Exception as error:
+        # what the loaders raise has no common base class; all of it is about this input
         what = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(f"{where}: a datasets folder or a hub name, got {path}: {what}") from error

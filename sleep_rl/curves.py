@@ -19,7 +19,8 @@ class Trace:
     """One curve. When it has grown too long, two neighbours each become their mean."""
 
     def __init__(self) -> None:
-        self._width, self._means = 1, []  # of each: sum of x, sum of y, values that were finite, values
+        # of each: sum of x, sum of y, values that were finite, values
+        self._width, self._means = 1, []
 
     def add(self, x: float, y: Any) -> None:
         if not self._means or self._means[-1][3] >= self._width:
@@ -41,11 +42,15 @@ class Trace:
 
     def points(self, most: int = MOST) -> Points:
         means = _merged(self._means, math.ceil(len(self._means) / most) or 1)
-        return [(float(f"{x / n:.6g}"), float(f"{y / m:.4g}") if m else None) for x, y, m, n in means]
+        return [
+            (float(f"{x / n:.6g}"), float(f"{y / m:.4g}") if m else None) for x, y, m, n in means
+        ]
 
 
 def _merged(means: list[list], every: int) -> list[list]:
-    return [[sum(column) for column in zip(*means[i : i + every])] for i in range(0, len(means), every)]
+    return [
+        [sum(column) for column in zip(*means[i : i + every])] for i in range(0, len(means), every)
+    ]
 
 
 @dataclass
@@ -76,7 +81,10 @@ class Course:
                 for trace in part.traces.values():
                     trace.shrink(max(4, 2 * MOST // len(self.parts)))
         part = self.parts[-1]
-        part.step, part.end = step, max(part.end, part.start + max(step + 1, int(record.get("steps") or 0)))
+        part.step, part.end = (
+            step,
+            max(part.end, part.start + max(step + 1, int(record.get("steps") or 0))),
+        )
         for name in self._names:
             if name in record:
                 if name not in part.traces:
@@ -89,7 +97,7 @@ class Course:
         steps = sum(part.end - part.start for part in self.parts) or 1
         for part in self.parts:
             if name in part.traces:
-                points += ([(float(part.start), None)] if points else [])
+                points += [(float(part.start), None)] if points else []
                 points += part.traces[name].points(max(2, MOST * (part.step + 1) // steps))
         return points if any(y is not None for _, y in points) else []
 

@@ -1,4 +1,6 @@
-"""Code of the user's own, named by an explicit import path; nothing else of the user's is ever imported."""
+"""Code of the user's own, named by an explicit import path; nothing else of the user's is ever
+imported.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from sleep_rl.contracts import InputError
 
 
 def found(target: str, where: str) -> type:
-    """The class that `module:Class` or `path/to/file.py:Class` names. Raises InputError; `where` is the key that names it."""
+    """The class that `module:Class` or `path/to/file.py:Class` names. Raises InputError; `where` is
+    the key that names it.
+    """
     place, colon, name = target.rpartition(":")
     if not (colon and place and name.isidentifier()):
         raise InputError(f"{where}: module:Class or path/to/file.py:Class, got {target}")
@@ -24,22 +28,31 @@ def found(target: str, where: str) -> type:
         raise InputError(f"{where}: {place} cannot be imported: {_told(error)}") from error
     cls = getattr(module, name, None)
     if not isinstance(cls, type):
-        raise InputError(f"{where}: a class {name} in {place}, got {'none' if cls is None else type(cls).__name__}")
+        raise InputError(
+            f"{where}: a class {name} in {place}, got "
+            f"{'none' if cls is None else type(cls).__name__}"
+        )
     return cls
 
 
 def made(target: str, options: dict[str, Any], where: str, needed: tuple[str, ...]) -> Any:
-    """An object of that class, made with `options`. Raises InputError where it cannot be made, or lacks what is `needed`."""
+    """An object of that class, made with `options`. Raises InputError where it cannot be made, or
+    lacks what is `needed`.
+    """
     cls = found(target, where)
     try:
         out = cls(**options)
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{where}: {target} cannot be made with {options}: {_told(error)}") from error
+        raise InputError(
+            f"{where}: {target} cannot be made with {options}: {_told(error)}"
+        ) from error
     lacks = [name for name in needed if not hasattr(out, name)]
     if lacks:
-        raise InputError(f"{where}: a class with {', '.join(needed)}, got {target} without {', '.join(lacks)}")
+        raise InputError(
+            f"{where}: a class with {', '.join(needed)}, got {target} without {', '.join(lacks)}"
+        )
     return out
 
 

@@ -1,7 +1,7 @@
 """Digests of tensors: learner and readers name the bytes they mean by them.
 
-They find what was damaged or mixed up, at the speed of memory. They are no guard against forgery: whoever may send weights
-to a worker may send wrong ones.
+They find what was damaged or mixed up, at the speed of memory. They are no guard against forgery:
+whoever may send weights to a worker may send wrong ones.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from torch import Tensor
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
     """A CPU tensor of the same bytes; shares memory where torch can.
 
-    An array that is read-only (as Ray hands them out) is copied, since torch has no read-only tensors.
+    An array that is read-only (as Ray hands them out) is copied, since torch has no read-only
+    tensors.
     """
     if isinstance(value, Tensor):
         return value.detach().cpu()
@@ -23,7 +24,8 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 
 def digest(value: Tensor | np.ndarray) -> str:
-    """32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array of the same content.
+    """32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array of the
+    same content.
 
     A contiguous CPU tensor or array is read in place.
     """

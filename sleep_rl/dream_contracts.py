@@ -1,4 +1,5 @@
-"""Records and Protocols of dreaming (paper.md section 4), beside those of `contracts`. Pure data: no torch, no Ray.
+"""Records and Protocols of dreaming (paper.md section 4), beside those of `contracts`. Pure data:
+no torch, no Ray.
 
 Shapes are written in suffix letters: `_T` tokens of one sequence, `_N` items of one call.
 """
@@ -13,7 +14,9 @@ from sleep_rl.contracts import Day, Document, Failure, Loaded, Question, Samplin
 
 @dataclass(frozen=True)
 class DreamTask:
-    """A task (C, tau) of paper.md section 4: what is dreamed about, and what is asked afterwards, without it."""
+    """A task (C, tau) of paper.md section 4: what is dreamed about, and what is asked afterwards,
+    without it.
+    """
 
     id: str
     day: str  # the day that it belongs to: a column of the retention matrix
@@ -23,7 +26,9 @@ class DreamTask:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a dream asks for when it is learned: texts, and how an isolated copy is trained on them."""
+    """What a dream asks for when it is learned: texts, and how an isolated copy is trained on
+    them.
+    """
 
     texts: tuple[Text, ...]
     lr: float | None = None  # None: dream.inner_lr
@@ -47,15 +52,19 @@ class Dreamer(Protocol):
         """Score in [0, 1] of the answers to the task's questions, in order."""
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:
-        """Form -> questions about the day that its documents do not answer as they stand; evaluated beside the days."""
+        """Form -> questions about the day that its documents do not answer as they stand; evaluated
+        beside the days.
+        """
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One isolated copy of the model: what it is trained on (loss on the completions), and what it is asked then.
-    Without rows it is the un-updated model."""
+    """One isolated copy of the model: what it is trained on (loss on the completions), and what it
+    is asked then. Without rows it is the un-updated model.
+    """
 
-    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # (prompt_T, completion_T) of each training sequence
+    # (prompt_T, completion_T) of each training sequence
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     questions: tuple[tuple[int, ...], ...]  # prompt_T of each
     seed: int = 0  # of the copy's first weights and of the order of its rows
     lr: float = 1e-3
@@ -69,9 +78,12 @@ class Critic(Protocol):
     def load(self, weights: Weights) -> Loaded:
         """As Rollout.load: copies are made of the newest version."""
 
-    def try_out(self, trials_N: list[Trial], name: str, version: int,
-                how: Sampling) -> list[tuple[tuple[int, ...], ...] | Failure]:
-        """The tokens that each trial's copy answers to each of its questions, in order. The model itself stays as it is."""
+    def try_out(
+        self, trials_N: list[Trial], name: str, version: int, how: Sampling
+    ) -> list[tuple[tuple[int, ...], ...] | Failure]:
+        """The tokens that each trial's copy answers to each of its questions, in order. The model
+        itself stays as it is.
+        """
 
     def digest(self) -> str:
         """Digest of everything that a copy could have changed."""

@@ -1,6 +1,8 @@
-"""Which tasks are dreamed about, which dreams are kept, and which are rewarded (paper.md section 4): pure functions.
+"""Which tasks are dreamed about, which dreams are kept, and which are rewarded (paper.md section
+4): pure functions.
 
-Shapes: `_N` dreams of one task. A Gram matrix holds the inner products of the gradients of N dreams and, last, of C.
+Shapes: `_N` dreams of one task. A Gram matrix holds the inner products of the gradients of N dreams
+and, last, of C.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from sleep_rl.contracts import Failure
 from sleep_rl.dream_contracts import DreamTask
 from sleep_rl.text import Ids
 
-
 ROUNDING = 1e-9  # of a mean of grades, far below what one answer more or less changes
 
 
 @dataclass(frozen=True)
 class Dream:
-    """A dream and all that became of it. None: it did not come to that. `reason`: why it was given up."""
+    """A dream and all that became of it. None: it did not come to that. `reason`: why it was given
+    up.
+    """
 
     task: str
     number: int  # of its task, from 0
@@ -45,28 +48,44 @@ class Dream:
         return math.fsum(self.taus) / len(self.taus) - self.tau_before if self.taus else None
 
 
-def draw_tasks(tasks: Sequence[DreamTask], accuracy: Mapping[str, float], how: DreamConfig, newest: str,
-               rng: random.Random) -> list[DreamTask]:
-    """The round's tasks, each at most once. `accuracy`: share of right answers per day, as last measured; a day that is
-    not there yet lacks everything. At least a twentieth counts as lacking, so that no day is never dreamed about."""
+def draw_tasks(
+    tasks: Sequence[DreamTask],
+    accuracy: Mapping[str, float],
+    how: DreamConfig,
+    newest: str,
+    rng: random.Random,
+) -> list[DreamTask]:
+    """The round's tasks, each at most once. `accuracy`: share of right answers per day, as last
+    measured; a day that is not there yet lacks everything. At least a twentieth counts as lacking,
+    so that no day is never dreamed about.
+    """
     pool = [t for t in tasks if how.curriculum != "newest" or t.day == newest]
-    lack = {t.day: max(1 - accuracy.get(t.day, 0.0), 0.05) if how.curriculum == "weakest" else 1.0 for t in pool}
+    lack = {
+        t.day: max(1 - accuracy.get(t.day, 0.0), 0.05) if how.curriculum == "weakest" else 1.0
+        for t in pool
+    }
     # Efraimidis and Spirakis: the largest u^(1/w) are a weighted sample without replacement.
     keyed = sorted(pool, key=lambda t: math.log(1 - rng.random()) / lack[t.day], reverse=True)
     return keyed[: how.tasks]
 
 
 def importance(gram: Sequence[Sequence[float]], how: str) -> list[float]:
-    """omega of each dream: `norm` of its gradient, or its inner product with the gradient of C's loss (all others)."""
+    """omega of each dream: `norm` of its gradient, or its inner product with the gradient of C's
+    loss (all others).
+    """
     count = len(gram) - 1
     if how == "norm":
         return [math.sqrt(max(gram[i][i], 0.0)) for i in range(count)]
     return [gram[i][count] for i in range(count)]
 
 
-def keep(gram: Sequence[Sequence[float]], how: DreamConfig, rng: random.Random) -> tuple[list[float], list[int]]:
-    """(omega of every dream, places of the kept ones): the k most important and b of the others at random; with
-    `random` all of them at random. A gradient that is not finite makes its dream the least important."""
+def keep(
+    gram: Sequence[Sequence[float]], how: DreamConfig, rng: random.Random
+) -> tuple[list[float], list[int]]:
+    """(omega of every dream, places of the kept ones): the k most important and b of the others at
+    random; with `random` all of them at random. A gradient that is not finite makes its dream the
+    least important.
+    """
     omega = importance(gram, how.importance)
     rank = [w if math.isfinite(w) else -math.inf for w in omega]
     everyone = range(len(omega))
@@ -81,23 +100,32 @@ def keep(gram: Sequence[Sequence[float]], how: DreamConfig, rng: random.Random) 
 
 
 def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:
-    """GREATS: one dream after another, each by what a gradient step on it still takes off C's loss when the chosen ones
-    were learned: <g_i, g_C> - eta sum over chosen j <g_i, g_j>, eta one over the largest squared norm."""
+    """GREATS: one dream after another, each by what a gradient step on it still takes off C's loss
+    when the chosen ones were learned: <g_i, g_C> - eta sum over chosen j <g_i, g_j>, eta one over
+    the largest squared norm.
+    """
     count = len(gram) - 1
     sound = [i for i in range(count) if math.isfinite(gram[i][i]) and math.isfinite(gram[i][count])]
     eta = 1 / max(max((gram[i][i] for i in sound), default=0.0), 1e-30)
     chosen: list[int] = []
     while len(chosen) < min(k, len(sound)):
         left = [i for i in sound if i not in chosen]
-        chosen.append(max(left, key=lambda i: (gram[i][count] - eta * sum(gram[i][j] for j in chosen), -i)))
+        chosen.append(
+            max(left, key=lambda i: (gram[i][count] - eta * sum(gram[i][j] for j in chosen), -i))
+        )
     return chosen
 
 
-def judged(before: float | Failure, taus: Sequence[float | Failure], held_out: float | Failure,
-           margin: float) -> tuple[float, tuple[float, ...], int, float | None] | Failure:
-    """Equation 7: (tau before, taus, reward, held-out gain); the reward is 1 where the mean over the training seeds beats
-    the un-updated model by more than `margin` (and rounding). One tau that failed fails the dream: it has no reward, not a
-    zero."""
+def judged(
+    before: float | Failure,
+    taus: Sequence[float | Failure],
+    held_out: float | Failure,
+    margin: float,
+) -> tuple[float, tuple[float, ...], int, float | None] | Failure:
+    """Equation 7: (tau before, taus, reward, held-out gain); the reward is 1 where the mean over
+    the training seeds beats the un-updated model by more than `margin` (and rounding). One tau that
+    failed fails the dream: it has no reward, not a zero.
+    """
     failed = next((tau for tau in (before, *taus) if isinstance(tau, Failure)), None)
     if failed:
         return failed

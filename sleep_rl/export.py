@@ -1,4 +1,6 @@
-"""`sleep-rl export`: a checkpoint that stands alone, for people who have neither this run nor this package."""
+"""`sleep-rl export`: a checkpoint that stands alone, for people who have neither this run nor this
+package.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +17,17 @@ from sleep_rl.card import card
 from sleep_rl.checkpoints import Found, find
 from sleep_rl.contracts import STUDENT, TEACHER, InputError
 
-CODE = "modeling_sleep.py"  # what `auto_map` names; transformers also copies what it imports relatively
-KEPT = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")  # of the base, beside weights and tokenizer
+# what `auto_map` names; transformers also copies what it imports relatively
+CODE = "modeling_sleep.py"
+# of the base, beside weights and tokenizer
+KEPT = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
 
 
 def export(checkpoint: str, out: str) -> str:
-    """Writes a run's newest night, a memory folder or a full checkpoint to the new folder `out`, which it returns: no
-    links, no pointers, weights as safetensors only. Raises InputError for what cannot be read and for an `out` that is
-    there already, RunError when the disk refuses."""
+    """Writes a run's newest night, a memory folder or a full checkpoint to the new folder `out`,
+    which it returns: no links, no pointers, weights as safetensors only. Raises InputError for what
+    cannot be read and for an `out` that is there already, RunError when the disk refuses.
+    """
     found = find(checkpoint)
     if os.path.lexists(out):
         raise InputError(f"export: a new folder, {out} exists")
@@ -33,22 +38,30 @@ def export(checkpoint: str, out: str) -> str:
         tokenizer = modeling.load_tokenizer(str(full), config.vocab_size)
         weights, text = _weights(full), card(found, _base(found), config, Path(out).absolute().name)
         with modeling.aside(out, replace=False) as folder:
-            for file in [*weights, *(f for f in os.listdir(full) if any(fnmatch(f, kept) for kept in KEPT))]:
-                shutil.copyfile(full / file, Path(folder, file))  # follows links, and takes no rights over
+            for file in [
+                *weights,
+                *(f for f in os.listdir(full) if any(fnmatch(f, kept) for kept in KEPT)),
+            ]:
+                # follows links, and takes no rights over
+                shutil.copyfile(full / file, Path(folder, file))
             tokenizer.save_pretrained(folder)
             for name, code in _code().items():
                 Path(folder, name).write_text(code, encoding="utf-8")
             module = CODE.removesuffix(".py")
             prefix = architecture.FAMILIES[config.model_type.removeprefix("sleep_")]
-            config.auto_map = {"AutoConfig": f"{module}.Sleep{prefix}Config",
-                               "AutoModelForCausalLM": f"{module}.Sleep{prefix}ForCausalLM"}
+            config.auto_map = {
+                "AutoConfig": f"{module}.Sleep{prefix}Config",
+                "AutoModelForCausalLM": f"{module}.Sleep{prefix}ForCausalLM",
+            }
             config.save_pretrained(folder)
             Path(folder, "README.md").write_text(text, encoding="utf-8")
     return out
 
 
 def _weights(folder: Path) -> list[str]:
-    """The weight files of a checkpoint, with their index where there is one. Raises InputError when one is damaged."""
+    """The weight files of a checkpoint, with their index where there is one. Raises InputError when
+    one is damaged.
+    """
     files: dict[str, set[str]] = {}
     for key, file in modeling.weight_map(folder).items():
         files.setdefault(file, set()).add(key)
@@ -69,9 +82,13 @@ def _code() -> dict[str, str]:
     """File name -> text of the model's code, without imports of this package."""
     classes = Path(architecture.__file__).read_text(encoding="utf-8")
     levels = Path(memory.__file__).read_text(encoding="utf-8")
-    return {CODE: classes.replace("from sleep_rl.memory import", "from .memory import"),
-            "memory.py": levels.replace("from sleep_rl.contracts import STUDENT, TEACHER\n",
-                                        f"STUDENT, TEACHER = {STUDENT!r}, {TEACHER!r}\n")}
+    return {
+        CODE: classes.replace("from sleep_rl.memory import", "from .memory import"),
+        "memory.py": levels.replace(
+            "from sleep_rl.contracts import STUDENT, TEACHER\n",
+            f"STUDENT, TEACHER = {STUDENT!r}, {TEACHER!r}\n",
+        ),
+    }
 
 
 def _base(found: Found) -> str:

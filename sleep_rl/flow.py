@@ -1,14 +1,20 @@
-"""How samples and weights flow in one consolidation (paper.md section 3 b): in turns, or with the rollouts ahead.
+"""How samples and weights flow in one consolidation (paper.md section 3 b): in turns, or with the
+rollouts ahead.
 
-The rollouts of round n may use version n of the student (the one behind n rounds of steps) or one of the `sleep.lag`
-versions before it. With lag 0 rollouts, learner and push take turns; otherwise three loops run at once:
+The rollouts of round n may use version n of the student (the one behind n rounds of steps) or one
+of the `sleep.lag` versions before it. With lag 0 rollouts, learner and push take turns; otherwise
+three loops run at once:
 
-rollouts   consume versions, wait for version n - lag, are unblocked by a push, produce sampled rounds
-learner    consumes rounds in order, each once, waits for the next, is unblocked by the rollouts, produces steps
-pushes     consume exported states in order, wait for the rollout workers to verify them, produce versions
+rollouts   consume versions, wait for version n - lag, are unblocked by a push, produce sampled
+rounds
+learner    consumes rounds in order, each once, waits for the next, is unblocked by the rollouts,
+produces steps
+pushes     consume exported states in order, wait for the rollout workers to verify them, produce
+versions
 
-The queue between rollouts and learner never holds more than lag + 1 rounds, because a round is sampled only when its
-version is there; nothing that was sampled is thrown away. An error in any loop ends all three.
+The queue between rollouts and learner never holds more than lag + 1 rounds, because a round is
+sampled only when its version is there; nothing that was sampled is thrown away. An error in any
+loop ends all three.
 """
 
 from __future__ import annotations
@@ -29,14 +35,20 @@ PATIENCE_S = 60.0  # at the end, with a loop that is inside a call
 
 
 def rounds(life: Life, data: Night) -> Iterator[Round]:
-    """The night's rounds of steps with their samples, in order. The student is pushed after each; its samples in the
-    next are at most `sleep.lag` versions old. To be closed (contextlib.closing), however the night ends."""
+    """The night's rounds of steps with their samples, in order. The student is pushed after each;
+    its samples in the next are at most `sleep.lag` versions old. To be closed (contextlib.closing),
+    however the night ends.
+    """
     total, size = data.config.sleep.steps, data.config.sleep.steps_per_round
     with life.console.phase(f"{data.title}: seeding", total=total) as data.tick:
         data.tick(data.done)
         for part in data.schedule():  # between parts the queue is empty and every state is pushed
             numbered = [(steps.start // size, steps) for steps in part]
-            yield from _ahead(life, data, numbered) if life.config.sleep.lag else _in_turn(life, data, numbered)
+            yield from (
+                _ahead(life, data, numbered)
+                if life.config.sleep.lag
+                else _in_turn(life, data, numbered)
+            )
             if part[-1].stop < total:
                 data.safe(part[-1].stop)
 
@@ -49,7 +61,12 @@ def _in_turn(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator
         sampled_s = time.monotonic() - began
         yield sampled
         trained_s = time.monotonic() - began - sampled_s
-        data.flowed(sampled, trained_s, learner_waited_s=sampled_s + pushed_s, rollouts_waited_s=trained_s + pushed_s)
+        data.flowed(
+            sampled,
+            trained_s,
+            learner_waited_s=sampled_s + pushed_s,
+            rollouts_waited_s=trained_s + pushed_s,
+        )
         began = time.monotonic()
         life.crew.push(STUDENT, STUDENT)
         pushed_s = time.monotonic() - began
@@ -57,14 +74,17 @@ def _in_turn(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator
 
 def _ahead(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
     lag, cluster = life.config.sleep.lag, life.config.cluster
-    limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s  # a call, a restart, and the call again
+    # a call, a restart, and the call again
+    limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s
     there = _Counter(limit_s)  # versions that every rollout worker has verified
     ready: queue.Queue[tuple[Round, float] | Exception] = queue.Queue()
     offers: queue.Queue[Callable[[], None] | None] = queue.Queue()
 
     def sample() -> None:
         for place, (number, steps) in enumerate(part):
-            waited_s = there.wait(place - lag, f"version {number - lag} of the student for round {number}")
+            waited_s = there.wait(
+                place - lag, f"version {number - lag} of the student for round {number}"
+            )
             ready.put((data.sampled(number, steps), waited_s))
 
     def push() -> None:
@@ -91,14 +111,27 @@ def _ahead(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[R
             try:
                 item = ready.get(timeout=limit_s)
             except queue.Empty:
-                raise RunError(f"{data.title}: no samples within {limit_s:g} s (twice cluster.call_timeout_s and a "
-                               "start)") from None
+                raise RunError(
+                    f"{data.title}: no samples within {limit_s:g} s (twice "
+                    "cluster.call_timeout_s and a "
+                    "start)"
+                ) from None
             if isinstance(item, Exception):
                 raise item
-            (sampled, rollouts_s), learner_s, began = item, time.monotonic() - began, time.monotonic()
+            (sampled, rollouts_s), learner_s, began = (
+                item,
+                time.monotonic() - began,
+                time.monotonic(),
+            )
             yield sampled
-            data.flowed(sampled, time.monotonic() - began, learner_waited_s=learner_s, rollouts_waited_s=rollouts_s)
-            offers.put(life.crew.offer(STUDENT, STUDENT))  # exported now, delivered while the next round trains
+            data.flowed(
+                sampled,
+                time.monotonic() - began,
+                learner_waited_s=learner_s,
+                rollouts_waited_s=rollouts_s,
+            )
+            # exported now, delivered while the next round trains
+            offers.put(life.crew.offer(STUDENT, STUDENT))
         there.wait(len(part), "the last push")
     finally:
         there.stop(RunError(f"{data.title}: over"))
@@ -125,11 +158,18 @@ class _Counter:
             self._changed.notify_all()
 
     def wait(self, value: int, what: str) -> float:
-        """Seconds until the count is `value`. Raises RunError past the limit, and the reason of `stop`."""
+        """Seconds until the count is `value`. Raises RunError past the limit, and the reason of
+        `stop`.
+        """
         began = time.monotonic()
         with self._changed:
-            if not self._changed.wait_for(lambda: self._value >= value or self._over, self._limit_s):
-                raise RunError(f"no {what} within {self._limit_s:g} s (twice cluster.call_timeout_s and a start)")
+            if not self._changed.wait_for(
+                lambda: self._value >= value or self._over, self._limit_s
+            ):
+                raise RunError(
+                    f"no {what} within {self._limit_s:g} s (twice "
+                    "cluster.call_timeout_s and a start)"
+                )
             if self._over and self._value < value:
                 raise self._over
         return time.monotonic() - began

@@ -14,7 +14,9 @@ PIECE = 8 << 20
 
 
 class Follower:
-    """Follows the journal at `path`. `offset` of `size` bytes are read; `torn` lines among them could not be."""
+    """Follows the journal at `path`. `offset` of `size` bytes are read; `torn` lines among them
+    could not be.
+    """
 
     def __init__(self, path: Path, piece: int = PIECE) -> None:
         self.path, self._piece = path, piece
@@ -22,25 +24,33 @@ class Follower:
         self._last, self._file = b"", 0  # the last line read, and the file it stood in
 
     def more(self) -> tuple[bool, list[Record]]:
-        """(whether the journal is another one than before, so that what was read no longer counts; the records that
-        follow). A last line without its end is left for the next call. Raises InputError when it cannot be read; a
-        journal that is not there yet is empty."""
+        """(whether the journal is another one than before, so that what was read no longer counts;
+        the records that follow). A last line without its end is left for the next call. Raises
+        InputError when it cannot be read; a journal that is not there yet is empty.
+        """
         try:
             with open(self.path, "rb") as file:
                 anew = self._changed(file.fileno())
                 if anew:
                     self.offset = self.torn = 0
-                self._file, self.size = os.fstat(file.fileno()).st_ino, os.fstat(file.fileno()).st_size
+                self._file, self.size = (
+                    os.fstat(file.fileno()).st_ino,
+                    os.fstat(file.fileno()).st_size,
+                )
                 return anew, self._records(self._lines(file.fileno()))
         except FileNotFoundError:
             anew = self.offset > 0
             self.offset = self.size = self.torn = 0
             return anew, []
         except OSError as error:
-            raise InputError(f"cannot read metrics: {error.strerror or error}: {self.path}") from error
+            raise InputError(
+                f"cannot read metrics: {error.strerror or error}: {self.path}"
+            ) from error
 
     def _changed(self, file: int) -> bool:
-        """Whether what was read does not stand there any more: a run that goes on cuts off what it does again."""
+        """Whether what was read does not stand there any more: a run that goes on cuts off what it
+        does again.
+        """
         if not self.offset:
             return False
         before = os.pread(file, len(self._last), self.offset - len(self._last))

@@ -1,4 +1,6 @@
-"""The retention gate: a night that costs too much of what was there before is rolled back, and kept for inspection."""
+"""The retention gate: a night that costs too much of what was there before is rolled back, and kept
+for inspection.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,14 @@ from sleep_rl.evaluate import evaluate
 from sleep_rl.life import Life
 from sleep_rl.stages import stage
 
-BEFORE, POLICY_BEFORE = "before the night", "policy before the night"  # tags of the memories that the learner keeps
+# tags of the memories that the learner keeps
+BEFORE, POLICY_BEFORE = "before the night", "policy before the night"
 
 
 def remember(life: Life, policy: bool) -> None:
-    """Keeps the memories that a rejected night returns to, where one can be rejected. `policy`: there is a dreaming one."""
+    """Keeps the memories that a rejected night returns to, where one can be rejected. `policy`:
+    there is a dreaming one.
+    """
     if life.config.evaluate.max_drop is not None:
         keep(life, policy)
 
@@ -27,13 +32,16 @@ def keep(life: Life, policy: bool) -> None:
         life.crew.learn.keep(POLICY_BEFORE, DREAMER)
 
 
-def passed(life: Life, night: int, before: dict[str, float], after: dict[str, float],
-           policy: bool) -> tuple[dict[str, float], bool]:
-    """(row of accuracies that holds after the night, whether the night stays): the row is `after`, or that of the memory it
-    was rolled back to. `policy`: there was a dreaming policy before the night.
+def passed(
+    life: Life, night: int, before: dict[str, float], after: dict[str, float], policy: bool
+) -> tuple[dict[str, float], bool]:
+    """(row of accuracies that holds after the night, whether the night stays): the row is `after`,
+    or that of the memory it was rolled back to. `policy`: there was a dreaming policy before the
+    night.
 
-    Compared are the columns that were there before the night: the known, and every earlier day. A rejected night's
-    memory stays beside the run as `memory/night-<n>-rejected`; the gradients of its day stay in the open chunks.
+    Compared are the columns that were there before the night: the known, and every earlier day. A
+    rejected night's memory stays beside the run as `memory/night-<n>-rejected`; the gradients of
+    its day stay in the open chunks.
     """
     allowed = life.config.evaluate.max_drop
     lost = {column: before[column] - after[column] for column in before.keys() & after.keys()}
@@ -45,7 +53,9 @@ def passed(life: Life, night: int, before: dict[str, float], after: dict[str, fl
 
 
 @stage
-def roll_back(life: Life, night: int, column: str, before: float, after: float, policy: bool) -> None:
+def roll_back(
+    life: Life, night: int, column: str, before: float, after: float, policy: bool
+) -> None:
     """Puts the night's memory aside and the one before it back, and so the dreaming policy."""
     allowed = life.config.evaluate.max_drop
     aside = os.path.join(life.folder, "memory", f"night-{night}-rejected")
@@ -55,6 +65,17 @@ def roll_back(life: Life, night: int, column: str, before: float, after: float, 
         life.crew.learn.keep(DREAMER, POLICY_BEFORE)
     life.crew.push(TEACHER, TEACHER)
     life.index.forget(night)
-    life.journal.log("rolled_back", night=night, column=column, before=before, after=after, allowed=allowed, path=aside)
-    life.console.say(f"night {night} rolled back: {column} fell from {before:.2f} to {after:.2f}, allowed by "
-                     f"evaluate.max_drop is {allowed:g}; its memory is kept in {aside}")
+    life.journal.log(
+        "rolled_back",
+        night=night,
+        column=column,
+        before=before,
+        after=after,
+        allowed=allowed,
+        path=aside,
+    )
+    life.console.say(
+        f"night {night} rolled back: {column} fell from {before:.2f} to "
+        f"{after:.2f}, allowed by "
+        f"evaluate.max_drop is {allowed:g}; its memory is kept in {aside}"
+    )

@@ -19,8 +19,10 @@ VLLM_SHARE = 0.92  # of a GPU's memory: vLLM's gpu_memory_utilization where it i
 
 @dataclass(frozen=True)
 class Load:
-    """What one GPU holds: `held` bytes and, where `token` is not 0, a KV cache that takes what is left of the `share` of the
-    GPU which its engine may use, `token` bytes for each token and room for `longest` of them at least."""
+    """What one GPU holds: `held` bytes and, where `token` is not 0, a KV cache that takes what is
+    left of the `share` of the GPU which its engine may use, `token` bytes for each token and room
+    for `longest` of them at least.
+    """
 
     who: str
     held: float
@@ -39,8 +41,9 @@ class Load:
 
 
 def loads(plan: Plan) -> tuple[Load, ...]:
-    """One Load per kind of GPU: one for each role whose workers have whole GPUs, and one for those that share them, taken to
-    lie beside one another until a GPU is full."""
+    """One Load per kind of GPU: one for each role whose workers have whole GPUs, and one for those
+    that share them, taken to lie beside one another until a GPU is full.
+    """
     c, out, shared = plan.config, [], []
     sizes = {"rollout": plan.rollout, "learner": plan.learner, "critic": plan.critic}
     for actor in plan.actors:
@@ -51,13 +54,25 @@ def loads(plan: Plan) -> tuple[Load, ...]:
             shared.append((actor, size.total))
         elif size.cache is None:
             longest = c.rollouts.engine.get("max_model_len") or plan.base.positions or 1
-            out.append(Load(actor.role, size.total / actor.gpus, utilization(c.rollouts.engine),
-                            plan.token_bytes / actor.gpus, longest))
+            out.append(
+                Load(
+                    actor.role,
+                    size.total / actor.gpus,
+                    utilization(c.rollouts.engine),
+                    plan.token_bytes / actor.gpus,
+                    longest,
+                )
+            )
         else:
             out.append(Load(actor.role, size.total / actor.gpus))
     if shared:
         gpus = math.ceil(sum(a.count * a.gpus for a, _ in shared) - 1e-6)
-        out.append(Load(" + ".join(a.role for a, _ in shared), sum(a.count * total for a, total in shared) / gpus))
+        out.append(
+            Load(
+                " + ".join(a.role for a, _ in shared),
+                sum(a.count * total for a, total in shared) / gpus,
+            )
+        )
     return tuple(out)
 
 
@@ -67,18 +82,28 @@ def utilization(engine: dict) -> float:
 
 
 def check_shares(config: Config) -> None:
-    """Engines on a shared GPU. Raises InputError where vLLM would not start, or would leave nothing to the others."""
+    """Engines on a shared GPU. Raises InputError where vLLM would not start, or would leave nothing
+    to the others.
+    """
     critics = {**config.rollouts.engine, **config.critics.engine}
-    for where, gpus, engine in (("rollouts", config.rollouts.gpus, config.rollouts.engine),
-                                ("critics", config.critics.gpus if config.dream.rounds else 0, critics)):
+    for where, gpus, engine in (
+        ("rollouts", config.rollouts.gpus, config.rollouts.engine),
+        ("critics", config.critics.gpus if config.dream.rounds else 0, critics),
+    ):
         if not 0 < gpus < 1:
             continue
         if utilization(engine) > gpus:
-            raise InputError(f"{where}.engine.gpu_memory_utilization: at most {where}.gpus = {gpus:g} on a shared GPU, since vLLM "
-                             f"starts only where that much is free, got {utilization(engine):g}")
+            raise InputError(
+                f"{where}.engine.gpu_memory_utilization: at most {where}.gpus = "
+                f"{gpus:g} on a shared GPU, since vLLM "
+                f"starts only where that much is free, got {utilization(engine):g}"
+            )
         if not engine.get("kv_cache_memory_bytes"):
-            raise InputError(f"{where}.engine.kv_cache_memory_bytes: a number of bytes on a shared GPU ({where}.gpus = {gpus:g}), "
-                             f"got null")
+            raise InputError(
+                f"{where}.engine.kv_cache_memory_bytes: a number of bytes on a "
+                f"shared GPU ({where}.gpus = {gpus:g}), "
+                f"got null"
+            )
 
 
 def check_fit(plan: Plan) -> None:
@@ -86,11 +111,17 @@ def check_fit(plan: Plan) -> None:
     there = plan.config.cluster.gpu_gb
     for load in loads(plan):
         if there is not None and load.need > there * GB:
-            raise InputError(f"cluster.gpu_gb: at least {math.ceil(load.need / GB)} for what a GPU of {load.who} holds (about "
-                             f"{load.held / GB:.3g} GB{' and a KV cache' if load.token else ''}), got {there:g}")
+            raise InputError(
+                f"cluster.gpu_gb: at least {math.ceil(load.need / GB)} for what a "
+                f"GPU of {load.who} holds (about "
+                f"{load.held / GB:.3g} "
+                f"GB{' and a KV cache' if load.token else ''}), got {there:g}"
+            )
 
 
 def smallest(plan: Plan) -> int | None:
-    """GB of the smallest GPU of SIZES that holds every Load; None where there is none, or no GPU is asked for."""
+    """GB of the smallest GPU of SIZES that holds every Load; None where there is none, or no GPU is
+    asked for.
+    """
     most = max((load.need for load in loads(plan)), default=0.0)
     return next((size for size in SIZES if size * GB >= most), None) if most else None

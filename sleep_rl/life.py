@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Iterator
+from typing import Any
 
 from sleep_rl.config import Config
 from sleep_rl.console import Console
@@ -33,25 +34,43 @@ class Life:
 
     @contextmanager
     def timed(self, kind: str, **values: Any) -> Iterator[dict]:
-        """Logs one journal record of `kind`, with what the block adds to it and the seconds it took."""
+        """Logs one journal record of `kind`, with what the block adds to it and the seconds it
+        took.
+        """
         record, started = dict(values), time.monotonic()
         yield record
         self.journal.log(kind, **record, seconds=time.monotonic() - started)
 
-    def sample(self, requests_N: list[Request], name: str, tokens: int, temperature: float, min_p: float = 0.0,
-               stop: Ids = (), **where: Any) -> list[Sample | Failure]:
-        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures in the journal. `stop`:
-        tokens that end a sample beside eos."""
+    def sample(
+        self,
+        requests_N: list[Request],
+        name: str,
+        tokens: int,
+        temperature: float,
+        min_p: float = 0.0,
+        stop: Ids = (),
+        **where: Any,
+    ) -> list[Sample | Failure]:
+        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures
+        in the journal. `stop`: tokens that end a sample beside eos.
+        """
         if not requests_N:
             return []
         with self.timed("sample", **where) as record:
             began = time.monotonic()
-            samples = self.crew.sample(requests_N, name, Sampling(tokens, temperature, self.texts.eos + stop, min_p))
+            samples = self.crew.sample(
+                requests_N, name, Sampling(tokens, temperature, self.texts.eos + stop, min_p)
+            )
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)
-            record.update(weights=name, tokens=produced, sequences=len(done), failed=len(samples) - len(done),
-                          tokens_per_second=produced / max(time.monotonic() - began, 1e-9),
-                          truncated=sum(s.finish_reason == "length" for s in done) / max(len(done), 1))
+            record.update(
+                weights=name,
+                tokens=produced,
+                sequences=len(done),
+                failed=len(samples) - len(done),
+                tokens_per_second=produced / max(time.monotonic() - began, 1e-9),
+                truncated=sum(s.finish_reason == "length" for s in done) / max(len(done), 1),
+            )
         self.count_failures("sample", samples)
         return samples
 
@@ -62,7 +81,9 @@ class Life:
             self.journal.log("failure", where=where, reason=reason, count=reasons.count(reason))
 
     def save(self, night: int) -> None:
-        """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier nights stay."""
+        """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier
+        nights stay.
+        """
         path = os.path.join("memory", f"night-{night}")
         self.crew.learn.save(os.path.join(self.folder, path))
         self.journal.log("saved", night=night, path=path)

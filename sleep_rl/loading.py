@@ -1,9 +1,12 @@
-"""YAML files and command-line overrides -> a frozen Config. Whatever cannot be right is one line of InputError.
+"""YAML files and command-line overrides -> a frozen Config. Whatever cannot be right is one line of
+InputError.
 
-    include: [gkd_mixed.yaml, debug.yaml]   # presets, relative to this file; later ones win, this file wins over all
+    include: [gkd_mixed.yaml, debug.yaml]   # presets, relative to this file; later ones win,
+    this file wins over all
     sleep: {steps: 50}
 
-`rollouts.engine` is merged key by key like every section; an option set to null there leaves the choice to vLLM.
+`rollouts.engine` is merged key by key like every section; an option set to null there leaves the
+choice to vLLM.
 """
 
 from __future__ import annotations
@@ -30,11 +33,24 @@ MOST_FILES = 100  # with all includes
 DEEPEST = 8  # lists and mappings inside an engine's option
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 OWNED = {
-    "model": "model.base", "tokenizer": "model.base", "dtype": "model.dtype", "seed": "run.seed",
-    "tensor_parallel_size": "rollouts.gpus", "data_parallel_size": "rollouts.workers",
-    "pipeline_parallel_size": "rollouts.gpus", "distributed_executor_backend": "rollouts.gpus",
-    "logprobs_mode": None, "worker_extension_cls": None, "worker_cls": None, "hf_overrides": None,
-    "load_format": None, "trust_remote_code": None, "model_impl": None, "quantization": None, "runner": None, "skip_tokenizer_init": None,
+    "model": "model.base",
+    "tokenizer": "model.base",
+    "dtype": "model.dtype",
+    "seed": "run.seed",
+    "tensor_parallel_size": "rollouts.gpus",
+    "data_parallel_size": "rollouts.workers",
+    "pipeline_parallel_size": "rollouts.gpus",
+    "distributed_executor_backend": "rollouts.gpus",
+    "logprobs_mode": None,
+    "worker_extension_cls": None,
+    "worker_cls": None,
+    "hf_overrides": None,
+    "load_format": None,
+    "trust_remote_code": None,
+    "model_impl": None,
+    "quantization": None,
+    "runner": None,
+    "skip_tokenizer_init": None,
 }
 """vLLM options that the program sets itself -> the key to use instead, if there is one."""
 
@@ -42,7 +58,8 @@ OWNED = {
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
     """Reads a file with its includes, then `section.key=value` overrides, the last one winning.
 
-    Every layer is checked where it stands, so that a message names the file with the mistake. Raises InputError.
+    Every layer is checked where it stands, so that a message names the file with the mistake.
+    Raises InputError.
     """
     return _config(_layers(Path(path), (), []), overrides, path)
 
@@ -70,7 +87,10 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
 
 
 def dump(config: Any) -> dict[str, Any]:
-    """The plain nested dict of a Config (or of one of its sections); `load` reads it back to an equal Config."""
+    """The plain nested dict of a Config (or of one of its sections); `load` reads it back to an
+    equal Config.
+    """
+
     def plain(value: Any) -> Any:
         if is_dataclass(value):
             return dump(value)
@@ -84,7 +104,10 @@ def describe() -> str:
     lines = []
     for name, field, kinds in _leaves():
         default = field.default if field.default is not MISSING else field.default_factory()
-        lines += [f"{name} = {_show(default, 200)}", f"    {field.metadata['doc']} ({_allowed(field, kinds)})"]
+        lines += [
+            f"{name} = {_show(default, 200)}",
+            f"    {field.metadata['doc']} ({_allowed(field, kinds)})",
+        ]
     return "\n".join(lines)
 
 
@@ -93,19 +116,23 @@ def keys() -> tuple[str, ...]:
     return tuple(name for name, _, _ in _leaves())
 
 
-# --------------------------------------------------------------------------------------------------------- layers
+# ---------------------------------------------------------------------------------------------------------
+# layers
 
 
 def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[tuple[str, dict]]:
-    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that include it, `read` the
-    bytes of each file so far."""
+    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that
+    include it, `read` the bytes of each file so far.
+    """
     by = f"{parents[-1]}: include: " if parents else ""
     try:
         text = content(path, CONFIG_BYTES - sum(read)).decode("utf-8-sig")
     except OSError as error:
         raise _refusal("", f"{by}cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError as error:
-        raise _refusal(str(path), f"expected UTF-8 text, got another encoding at byte {error.start}") from None
+        raise _refusal(
+            str(path), f"expected UTF-8 text, got another encoding at byte {error.start}"
+        ) from None
     except ValueError as error:  # a NUL in the name
         raise _refusal("", f"{by}cannot read {path}: {error}") from None
     if os.path.realpath(path) in map(os.path.realpath, parents):
@@ -147,20 +174,27 @@ def _merge(into: dict, layer: dict) -> None:
 
 def _built(cls: type, tree: dict) -> Any:
     kinds = _kinds(cls)
-    return cls(**{k: _built(kinds[k][0], v) if is_dataclass(kinds[k][0]) else v for k, v in tree.items()})
+    return cls(
+        **{k: _built(kinds[k][0], v) if is_dataclass(kinds[k][0]) else v for k, v in tree.items()}
+    )
 
 
-# --------------------------------------------------------------------------------------------------------- checks
+# ---------------------------------------------------------------------------------------------------------
+# checks
 
 
 def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
     """`layer` with every key known and every value of its type and range."""
     if not isinstance(layer, dict):
-        raise _refusal(where, f"{prefix.rstrip('.')}: expected a mapping of keys, got {_show(layer)}")
+        raise _refusal(
+            where, f"{prefix.rstrip('.')}: expected a mapping of keys, got {_show(layer)}"
+        )
     known, kinds, out = {f.name: f for f in fields(cls)}, _kinds(cls), {}
     for name, value in layer.items():
         if name not in known:
-            raise _refusal(where, f"unknown key {prefix}{name}; did you mean {_nearest(prefix, str(name))}?")
+            raise _refusal(
+                where, f"unknown key {prefix}{name}; did you mean {_nearest(prefix, str(name))}?"
+            )
         dotted, kind = prefix + name, kinds[name][0]
         if is_dataclass(kind):
             out[name] = _validated(kind, value, f"{dotted}.", where)
@@ -184,32 +218,47 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
     if meta["choices"] is not None and value not in meta["choices"]:
         raise wanted
     if value is not None and (
-        meta["low"] is not None and value < meta["low"]
-        or meta["high"] is not None and value > meta["high"]
-        or meta["above"] is not None and value <= meta["above"]
+        (meta["low"] is not None and value < meta["low"])
+        or (meta["high"] is not None and value > meta["high"])
+        or (meta["above"] is not None and value <= meta["above"])
     ):
         raise wanted
-    if dotted == "run.name" and not RUN_NAME.fullmatch(value):  # a folder of this name is made inside run.dir
-        raise _refusal(where, f"run.name: expected at most 100 letters, digits, '.', '_', '-', a letter or digit "
-                              f"first, got {_show(value)}")
+    # a folder of this name is made inside run.dir
+    if dotted == "run.name" and not RUN_NAME.fullmatch(value):
+        raise _refusal(
+            where,
+            "run.name: expected at most 100 letters, digits, '.', '_', '-', a "
+            "letter or digit "
+            f"first, got {_show(value)}",
+        )
     if dotted in ("rollouts.engine", "critics.engine"):
         _check_engine(value, dotted, where)
     return value
 
 
 def _check_engine(options: dict, key: str, where: str) -> None:
-    """Options go to vLLM as they are, but must not fight with what the program sets; what `plan` reads is checked."""
+    """Options go to vLLM as they are, but must not fight with what the program sets; what `plan`
+    reads is checked.
+    """
     for name, value in options.items():
         dotted = f"{key}.{name}"
         if name in OWNED:
             instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
-            raise _refusal(where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}")
+            raise _refusal(
+                where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}"
+            )
         if not _plain(value):
-            raise _refusal(where, f"{dotted}: expected finite numbers, text, and lists and mappings of them, at most {DEEPEST} "
-                                  f"in one another, got {_show(value)}")
+            raise _refusal(
+                where,
+                f"{dotted}: expected finite numbers, text, and lists and "
+                f"mappings of them, at most {DEEPEST} "
+                f"in one another, got {_show(value)}",
+            )
         if name in ("max_model_len", "max_num_seqs") and not (type(value) is int and value > 0):
             raise _refusal(where, f"{dotted}: expected an integer >= 1, got {_show(value)}")
-        if name == "kv_cache_memory_bytes" and not (value is None or type(value) is int and value > 0):
+        if name == "kv_cache_memory_bytes" and not (
+            value is None or (type(value) is int and value > 0)
+        ):
             raise _refusal(where, f"{dotted}: expected an integer >= 1 or null, got {_show(value)}")
 
 
@@ -220,7 +269,8 @@ def _plain(value: Any, depth: int = 0) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-# -------------------------------------------------------------------------------------------------------- wording
+# --------------------------------------------------------------------------------------------------------
+# wording
 
 
 def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
@@ -229,8 +279,14 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
     if meta["choices"] is not None:
         text = f"one of {', '.join(map(str, meta['choices']))}"
     else:
-        text = {int: "an integer", float: "a number", bool: "true or false", str: "text", dict: "a mapping",
-                list: "a list"}[kinds[0]]
+        text = {
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            dict: "a mapping",
+            list: "a list",
+        }[kinds[0]]
         low, high, above = meta["low"], meta["high"], meta["above"]
         if low is not None and high is not None:
             text += f" from {low} to {high}"
@@ -241,16 +297,20 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
 
 
 def _nearest(prefix: str, name: str) -> str:
-    """The key that was probably meant: a sibling, else a key of that name elsewhere, else the most similar sibling."""
+    """The key that was probably meant: a sibling, else a key of that name elsewhere, else the most
+    similar sibling.
+    """
     name = name[:80]
     everything = [*keys(), *(f.name for f in fields(Config))]
-    siblings = [k for k in everything if k.startswith(prefix) and "." not in k[len(prefix):]]
+    siblings = [k for k in everything if k.startswith(prefix) and "." not in k[len(prefix) :]]
     for pool in (siblings, everything):
         by_last = {k.rpartition(".")[2]: k for k in reversed(pool)}
         match = get_close_matches(name, by_last, n=1, cutoff=0.7)
         if match:
             return by_last[match[0]]
-    return max(siblings or everything, key=lambda k: SequenceMatcher(None, prefix + name, k).ratio())
+    return max(
+        siblings or everything, key=lambda k: SequenceMatcher(None, prefix + name, k).ratio()
+    )
 
 
 def _refusal(where: str, what: str) -> InputError:
@@ -268,7 +328,8 @@ def _show(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-# --------------------------------------------------------------------------------------------------------- schema
+# ---------------------------------------------------------------------------------------------------------
+# schema
 
 
 @cache
@@ -278,7 +339,9 @@ def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
 
 
 @cache
-def _leaves(cls: type = Config, prefix: str = "") -> tuple[tuple[str, Field, tuple[type, ...]], ...]:
+def _leaves(
+    cls: type = Config, prefix: str = ""
+) -> tuple[tuple[str, Field, tuple[type, ...]], ...]:
     """(dotted name, field, kinds) of every key below a section."""
     out: list[tuple[str, Field, tuple[type, ...]]] = []
     for field in fields(cls):

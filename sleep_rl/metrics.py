@@ -1,6 +1,8 @@
-"""The record of a run: one JSONL file is the truth, everything else (console, W&B, report) is a reader of it.
+"""The record of a run: one JSONL file is the truth, everything else (console, W&B, report) is a
+reader of it.
 
-One line is one record: `{"t": unix seconds, "kind": "seed", ...}`. `METRICS` names every kind and field.
+One line is one record: `{"t": unix seconds, "kind": "seed", ...}`. `METRICS` names every kind and
+field.
 """
 
 from __future__ import annotations
@@ -32,7 +34,9 @@ METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
 
 
 class Sink(Protocol):
-    """Something that follows the journal. Whatever it raises switches it off and never stops the run."""
+    """Something that follows the journal. Whatever it raises switches it off and never stops the
+    run.
+    """
 
     name: str
     failed: str  # why it cannot be used; empty while it works
@@ -48,24 +52,35 @@ class Sink(Protocol):
 class Journal:
     """Appends records to `path`, each flushed at once, and forwards them to `sinks`. Thread-safe.
 
-    Raises RunError when the file cannot be written: a run without its record is not worth going on with.
+    Raises RunError when the file cannot be written: a run without its record is not worth going on
+    with.
     """
 
-    def __init__(self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None) -> None:
-        """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be written again."""
+    def __init__(
+        self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None
+    ) -> None:
+        """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be
+        written again.
+        """
         self.path = Path(path)
         self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(self.path, "a+b", buffering=0)  # unbuffered: nothing to flush, nothing to lose
+            # unbuffered: nothing to flush, nothing to lose
+            self._file = open(self.path, "a+b", buffering=0)
             if keep is not None:
-                if os.fstat(self._file.fileno()).st_size < keep:  # truncate would fill it up with zeros
-                    raise RunError(f"the run's record {self.path}: expected at least the {keep} bytes that its checkpoint "
-                                   "knows of, got less; nothing was changed")
+                # truncate would fill it up with zeros
+                if os.fstat(self._file.fileno()).st_size < keep:
+                    raise RunError(
+                        f"the run's record {self.path}: expected at least the {keep} "
+                        "bytes that its checkpoint "
+                        "knows of, got less; nothing was changed"
+                    )
                 self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
-                self._write(b"\n")  # or the first record would be glued to the torn line of the crash before
+                # or the first record would be glued to the torn line of the crash before
+                self._write(b"\n")
         except OSError as error:
             raise self._unwritable(error) from error
         self._sinks: list[Sink] = []
@@ -78,14 +93,23 @@ class Journal:
             self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
-        """Appends one record. NaN and infinity become null, named in `nonfinite`; secrets become ***."""
+        """Appends one record. NaN and infinity become null, named in `nonfinite`; secrets become
+        ***.
+        """
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
         nonfinite: list[str] = []
-        record = {"t": time.time(), "kind": kind, **{k: _plain(v, k, nonfinite) for k, v in values.items()}}
+        record = {
+            "t": time.time(),
+            "kind": kind,
+            **{k: _plain(v, k, nonfinite) for k, v in values.items()},
+        }
         if nonfinite:
             record["nonfinite"] = nonfinite
-        line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace") + b"\n"
+        line = (
+            json.dumps(record, ensure_ascii=False, allow_nan=False).encode("utf-8", "replace")
+            + b"\n"
+        )
         with self._lock:
             try:
                 self._write(line)
@@ -100,7 +124,9 @@ class Journal:
             return os.fstat(self._file.fileno()).st_size
 
     def cut(self, keep: int) -> None:
-        """Takes back every record behind the first `keep` bytes: what they tell of will be done, and told, again."""
+        """Takes back every record behind the first `keep` bytes: what they tell of will be done,
+        and told, again.
+        """
         with self._lock:
             try:
                 self._file.truncate(keep)
@@ -109,7 +135,9 @@ class Journal:
             self._recall()
 
     def close(self) -> None:
-        """Closes the sinks, the last one first (the console, given first, hears of the others), then the file."""
+        """Closes the sinks, the last one first (the console, given first, hears of the others),
+        then the file.
+        """
         with self._lock:
             while self._sinks:
                 sink = self._sinks.pop()
@@ -120,8 +148,9 @@ class Journal:
             self._file.close()
 
     def _write(self, line: bytes) -> None:
-        while line:  # a raw write may stop short, e.g. when the disk fills up; the next one then raises
-            line = line[self._file.write(line):]
+        # a raw write may stop short, e.g. when the disk fills up; the next one then raises
+        while line:
+            line = line[self._file.write(line) :]
 
     def _recall(self) -> None:
         records = read(self.path)
@@ -136,26 +165,37 @@ class Journal:
                 self._report(sink, error)
 
     def _report(self, sink: Sink, error: Exception) -> None:
-        self.log("sink_failed", sink=sink.name, reason=_one_line(f"{type(error).__name__}: {error}"))
+        self.log(
+            "sink_failed", sink=sink.name, reason=_one_line(f"{type(error).__name__}: {error}")
+        )
 
     def _unwritable(self, error: OSError) -> RunError:
         return RunError(f"cannot write the run's record {self.path}: {error.strerror or error}")
 
 
 def read(path: str | Path) -> list[Record]:
-    """All records of a journal. A line that is none becomes `{"kind": "torn", "line": number, "text": ...}`."""
+    """All records of a journal. A line that is none becomes `{"kind": "torn", "line": number,
+    "text": ...}`.
+    """
     try:
         lines = content(path).split(b"\n")
     except (OSError, ValueError) as error:
-        raise InputError(f"cannot read metrics: {getattr(error, 'strerror', None) or error}: {path}") from error
+        raise InputError(
+            f"cannot read metrics: {getattr(error, 'strerror', None) or error}: {path}"
+        ) from error
     records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            valid = isinstance(record, dict) and isinstance(record.get("kind"), str) and not fault(record)
-        except (ValueError, RecursionError):  # also UnicodeDecodeError: the crash cut a character in two
+            valid = (
+                isinstance(record, dict)
+                and isinstance(record.get("kind"), str)
+                and not fault(record)
+            )
+        except (ValueError, RecursionError):
+            # also UnicodeDecodeError: the crash cut a character in two
             valid = False
         text = line[:80].decode("utf-8", "replace")
         records.append(record if valid else {"kind": "torn", "line": number, "text": text})
@@ -164,17 +204,25 @@ def read(path: str | Path) -> list[Record]:
 
 def undocumented(records: Iterable[Record]) -> list[str]:
     """Names `kind.field` that METRICS does not explain."""
-    return sorted({f"{r['kind']}.{name}" for r in records
-                   for name in r.keys() - METRICS.get(r["kind"], {}).keys() - {"t", "kind", "nonfinite"}})
+    return sorted(
+        {
+            f"{r['kind']}.{name}"
+            for r in records
+            for name in r.keys() - METRICS.get(r["kind"], {}).keys() - {"t", "kind", "nonfinite"}
+        }
+    )
 
 
 @dataclass
 class Retention:
-    """What `evaluate` records say together: per method the accuracies after each night. A newer record wins."""
+    """What `evaluate` records say together: per method the accuracies after each night. A newer
+    record wins.
+    """
 
     records: dict[str, dict[str, Record]] = field(default_factory=dict)  # method -> after -> record
     columns: list[str] = field(default_factory=list)  # known, then the days in order of appearance
-    open_book: dict[str, float] = field(default_factory=dict)  # first measurement per column: before sleep
+    # first measurement per column: before sleep
+    open_book: dict[str, float] = field(default_factory=dict)
 
     def add(self, record: Record) -> None:
         """Takes one `evaluate` record; one with an empty row measured the open book alone."""
@@ -197,13 +245,17 @@ class Retention:
 
     @property
     def methods(self) -> list[str]:
-        """Methods that were evaluated beyond the base model, in the order of METHODS, unknown ones last."""
+        """Methods that were evaluated beyond the base model, in the order of METHODS, unknown ones
+        last.
+        """
         found = [m for m, afters in self.records.items() if set(afters) != {"base"}]
         return [m for m in METHODS if m in found] + [m for m in found if m not in METHODS]
 
     @property
     def base(self) -> Record | None:
-        """The evaluation of the base model: the same model for every method, so whoever measured it."""
+        """The evaluation of the base model: the same model for every method, so whoever measured
+        it.
+        """
         return next((afters["base"] for afters in self.records.values() if "base" in afters), None)
 
     def last(self, method: str) -> Record:
@@ -211,8 +263,9 @@ class Retention:
         return max(self.records[method].values(), key=lambda r: r["t"])
 
     def all_days(self, method: str) -> float | None:
-        """Accuracy over the questions of all days together, after the last night; None where a day was not asked about or
-        nobody counted the questions."""
+        """Accuracy over the questions of all days together, after the last night; None where a day
+        was not asked about or nobody counted the questions.
+        """
         record = self.last(method)
         days, counts = [c for c in self.columns if c != KNOWN], record.get("n") or {}
         if not days or any(record["row"].get(c) is None or not counts.get(c) for c in days):
@@ -233,13 +286,16 @@ def nights(after: str) -> int | None:
 
 
 def on_one_axis(records: Iterable[Record]) -> tuple[list[Record], tuple[tuple[float, str], ...]]:
-    """Records with `x`, their step counted over all nights (or days), and `part`, their night; where each one begins.
+    """Records with `x`, their step counted over all nights (or days), and `part`, their night;
+    where each one begins.
 
     A step that was run again, after a crash, replaces the first attempt.
     """
     nights_by_step: dict[Any, dict[int, Record]] = {}
     for record in records:
-        nights_by_step.setdefault(record.get("night", record.get("day")), {})[record["step"]] = record
+        nights_by_step.setdefault(record.get("night", record.get("day")), {})[record["step"]] = (
+            record
+        )
     placed: list[Record] = []
     begins: list[tuple[float, str]] = []
     offset = 0
@@ -251,7 +307,9 @@ def on_one_axis(records: Iterable[Record]) -> tuple[list[Record], tuple[tuple[fl
 
 
 def course(records: Iterable[Record], x: str, y: str, most: int = 200) -> list[tuple[float, float]]:
-    """Curve: means of neighbours if over `most` records, never across nights; NaN is a gap; empty without values."""
+    """Curve: means of neighbours if over `most` records, never across nights; NaN is a gap; empty
+    without values.
+    """
     records = list(records)
     every = math.ceil(len(records) / most) or 1
     points: list[tuple[float, float]] = []
@@ -260,7 +318,9 @@ def course(records: Iterable[Record], x: str, y: str, most: int = 200) -> list[t
         group = list(night)
         for near in (group[i : i + every] for i in range(0, len(group), every)):
             values = [r[y] for r in near if r.get(y) is not None]
-            points.append((near[len(near) // 2][x], sum(values) / len(values) if values else math.nan))
+            points.append(
+                (near[len(near) // 2][x], sum(values) / len(values) if values else math.nan)
+            )
     return points if any(not math.isnan(value) for _, value in points) else []
 
 
@@ -274,7 +334,9 @@ def wilson(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
 def aligned(rows: list[list[str]]) -> str:
     """A text table: columns as wide as their widest cell."""
     widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
+    )
 
 
 def clock(seconds: float) -> str:
@@ -282,11 +344,17 @@ def clock(seconds: float) -> str:
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+    return (
+        f"{minutes}:{rest:02d} min"
+        if minutes < 60
+        else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+    )
 
 
 def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
-    """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON does not know."""
+    """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON
+    does not know.
+    """
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -302,7 +370,9 @@ def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
         return os.fspath(value)
     if hasattr(value, "item"):  # a scalar of numpy or torch
         return _plain(value.item(), name, nonfinite)
-    raise TypeError(f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}")
+    raise TypeError(
+        f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}"
+    )
 
 
 def _one_line(text: str) -> str:

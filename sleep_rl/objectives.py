@@ -6,7 +6,7 @@ Every loss here is MINIMISED; the paper's J_KS is maximised, so signs are flippe
 
 from __future__ import annotations
 
-from typing import Callable
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,11 +15,12 @@ from torch.utils.checkpoint import checkpoint
 
 
 def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 0.5) -> Tensor:
-    """Div(T||S) per position over the full vocabulary, in nats; arguments are logits. Returns [P] in fp32.
+    """Div(T||S) per position over the full vocabulary, in nats; arguments are logits. Returns [P]
+    in fp32.
 
     forward_kl: sum_v T log(T/S).  reverse_kl: sum_v S log(S/T).
-    jsd: beta KL(T||M) + (1-beta) KL(S||M) with M = beta T + (1-beta) S, beta inside (0, 1). It tends to 0 at both
-    end points, so they are separate kinds and not limits of it.
+    jsd: beta KL(T||M) + (1-beta) KL(S||M) with M = beta T + (1-beta) S, beta inside (0, 1). It
+    tends to 0 at both end points, so they are separate kinds and not limits of it.
     """
     log_t, log_s = F.log_softmax(teacher_PV.float(), -1), F.log_softmax(student_PV.float(), -1)
     if kind == "forward_kl":
@@ -29,22 +30,36 @@ def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 
     if kind == "jsd":
         log_beta = torch.tensor([beta, 1 - beta], device=log_t.device).log()
         log_m = torch.logsumexp(torch.stack([log_t + log_beta[0], log_s + log_beta[1]]), 0)
-        return beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * (log_s.exp() * (log_s - log_m)).sum(-1)
+        return beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * (
+            log_s.exp() * (log_s - log_m)
+        ).sum(-1)
     raise ValueError(f"divergence: forward_kl, reverse_kl or jsd, got {kind}")
 
 
-def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_PD: Tensor, token_P: Tensor, *,
-                  kind: str, beta: float, chunk: int, temperature_P: Tensor | None = None,
-                  teacher_head: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
-    """([P] divergence, [P] student log-probability of the token), from last hidden states. `teacher_head`: of a teacher
-    that is another model; its hidden states may have another width. `temperature_P`: of the teacher's distribution, 1 if not
+def seeding_terms(
+    head: Callable[[Tensor], Tensor],
+    teacher_PD: Tensor,
+    student_PD: Tensor,
+    token_P: Tensor,
+    *,
+    kind: str,
+    beta: float,
+    chunk: int,
+    temperature_P: Tensor | None = None,
+    teacher_head: Callable[[Tensor], Tensor] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """([P] divergence, [P] student log-probability of the token), from last hidden states.
+    `teacher_head`: of a teacher that is another model; its hidden states may have another width.
+    `temperature_P`: of the teacher's distribution, 1 if not
     given: T becomes T^(1/temperature), normalised.
 
-    Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed there): two full
-    [P, V] tensors never live at once.
+    Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed
+    there): two full [P, V] tensors never live at once.
     """
 
-    def terms(teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor, sharp_c: Tensor | None) -> tuple[Tensor, Tensor]:
+    def terms(
+        teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor, sharp_c: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         student_cV = head(student_cD)
         with torch.no_grad():
             teacher_cV = (teacher_head or head)(teacher_cD)
@@ -53,26 +68,39 @@ def seeding_terms(head: Callable[[Tensor], Tensor], teacher_PD: Tensor, student_
         logp_c = F.log_softmax(student_cV.float(), -1).gather(-1, token_c[:, None])[:, 0]
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 
-    # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in another storage.
+    # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in
+    # another storage.
     tokens = token_P.split(chunk)
     sharp = [None] * len(tokens) if temperature_P is None else temperature_P.split(chunk)
-    parts = [checkpoint(terms, *piece, use_reentrant=False, determinism_check="none")
-             for piece in zip(teacher_PD.split(chunk), student_PD.split(chunk), tokens, sharp, strict=True)]
+    parts = [
+        checkpoint(terms, *piece, use_reentrant=False, determinism_check="none")
+        for piece in zip(
+            teacher_PD.split(chunk), student_PD.split(chunk), tokens, sharp, strict=True
+        )
+    ]
     return torch.cat([d for d, _ in parts]), torch.cat([p for _, p in parts])
 
 
-def token_logprobs(head: Callable[[Tensor], Tensor], hidden_PD: Tensor, token_P: Tensor, chunk: int) -> Tensor:
+def token_logprobs(
+    head: Callable[[Tensor], Tensor], hidden_PD: Tensor, token_P: Tensor, chunk: int
+) -> Tensor:
     """[P] log-probability of each token, in nats, with logits of `chunk` positions at a time."""
 
     def logp(hidden_cD: Tensor, token_c: Tensor) -> Tensor:
         return F.log_softmax(head(hidden_cD).float(), -1).gather(-1, token_c[:, None])[:, 0]
 
-    return torch.cat([checkpoint(logp, h, t, use_reentrant=False, determinism_check="none")
-                      for h, t in zip(hidden_PD.split(chunk), token_P.split(chunk), strict=True)])
+    return torch.cat(
+        [
+            checkpoint(logp, h, t, use_reentrant=False, determinism_check="none")
+            for h, t in zip(hidden_PD.split(chunk), token_P.split(chunk), strict=True)
+        ]
+    )
 
 
 def importance(logp_P: Tensor, behaviour_P: Tensor, cap: float) -> Tensor:
-    """[P] truncated importance weight min(S(y)/sampler(y), cap) of samples from an older version; no gradient."""
+    """[P] truncated importance weight min(S(y)/sampler(y), cap) of samples from an older version;
+    no gradient.
+    """
     return (logp_P.detach() - behaviour_P).exp().clamp(max=cap)
 
 
@@ -81,12 +109,19 @@ def imitation(logp_P: Tensor, behaviour_P: Tensor, advantage_P: Tensor, cap: flo
     return -importance(logp_P, behaviour_P, cap) * advantage_P * logp_P
 
 
-def l_ks(divergence_P: Tensor, policy_P: Tensor, rewarded_P: Tensor, alpha: float, positions: Tensor,
-         rewarded: Tensor) -> Tensor:
-    """Scalar -J_KS: alpha mean(divergence) + (1-alpha) mean(policy loss over rewarded positions) (equation 6).
+def l_ks(
+    divergence_P: Tensor,
+    policy_P: Tensor,
+    rewarded_P: Tensor,
+    alpha: float,
+    positions: Tensor,
+    rewarded: Tensor,
+) -> Tensor:
+    """Scalar -J_KS: alpha mean(divergence) + (1-alpha) mean(policy loss over rewarded positions)
+    (equation 6).
 
-    `positions` (the weights of the divergences, summed) and `rewarded` (a count) are what the sums are divided by, over
-    all micro batches and ranks; less than one counts as one.
+    `positions` (the weights of the divergences, summed) and `rewarded` (a count) are what the sums
+    are divided by, over all micro batches and ranks; less than one counts as one.
     """
     seed = divergence_P.sum() / positions.clamp(min=1)
     imitate = (policy_P * rewarded_P).sum() / rewarded.clamp(min=1)

@@ -1,6 +1,7 @@
 """What to rehearse (paper.md section 8): the prompts that the teacher itself wrote in past nights.
 
-Only prompts are kept, no answers and no documents: in each night the teacher of that night answers them anew.
+Only prompts are kept, no answers and no documents: in each night the teacher of that night answers
+them anew.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ ALIKE = 1e-3  # nats per token: below this prompts are equally well taken over
 
 @dataclass
 class Index:
-    """Self-written prompts x by night, and how far the student was from the teacher's answer when it last saw each.
+    """Self-written prompts x by night, and how far the student was from the teacher's answer when
+    it last saw each.
 
-    A prompt that no student has met yet counts as the mean of the others, so it is neither favoured nor forgotten.
+    A prompt that no student has met yet counts as the mean of the others, so it is neither favoured
+    nor forgotten.
     """
 
     by_divergence: bool = True  # False: every prompt alike
@@ -48,24 +51,31 @@ class Index:
 
     def state(self) -> dict:
         """Plain data for a checkpoint; `restore` takes it back."""
-        return {"prompts": [[list(x), night] for x, night in self.prompts.items()],
-                "divergence": [[list(x), value] for x, value in self.divergence.items()]}
+        return {
+            "prompts": [[list(x), night] for x, night in self.prompts.items()],
+            "divergence": [[list(x), value] for x, value in self.divergence.items()],
+        }
 
     def restore(self, state: dict) -> None:
         self.prompts = {tuple(x): night for x, night in state["prompts"]}
         self.divergence = {tuple(x): value for x, value in state["divergence"]}
 
     def weights(self, prompts: list[Ids]) -> list[float]:
-        """How much each prompt is to be drawn: in proportion to its divergence, but no less than a tenth of the mean (or
-        ALIKE: where the student still is the teacher, at temperature 1, rounding makes divergences of -1e-9)."""
+        """How much each prompt is to be drawn: in proportion to its divergence, but no less than a
+        tenth of the mean (or
+        ALIKE: where the student still is the teacher, at temperature 1, rounding makes divergences
+        of -1e-9).
+        """
         if not self.by_divergence or not self.divergence:
             return [1.0] * len(prompts)
         mean = sum(self.divergence.values()) / len(self.divergence)
         return [max(self.divergence.get(x, mean), 0.1 * mean, ALIKE) for x in prompts]
 
     def draw(self, count: int, rng: random.Random) -> list[Ids]:
-        """Prompts to be answered in a night: each once, if `count` is enough for all, since what no answer is written to is
-        not rehearsed; the rest, or of too many a part, by weight. None while the index is empty."""
+        """Prompts to be answered in a night: each once, if `count` is enough for all, since what no
+        answer is written to is not rehearsed; the rest, or of too many a part, by weight. None
+        while the index is empty.
+        """
         prompts = list(self.prompts)
         if not prompts:
             return []
@@ -78,7 +88,8 @@ class Draw:
 
     def __init__(self, data: list[Written], rng: random.Random):
         self.data, self.rng = data, rng
-        self.left: list[int] = []  # places in `data` that are still to come in this pass, the next one last
+        # places in `data` that are still to come in this pass, the next one last
+        self.left: list[int] = []
 
     def take(self, count: int) -> list[Written]:
         return [self._next() for _ in range(count)] if self.data else []
@@ -90,7 +101,9 @@ class Draw:
 
 
 class Weighted:
-    """Draws of rehearsed sequences, the more often the further the student still is from the teacher there."""
+    """Draws of rehearsed sequences, the more often the further the student still is from the
+    teacher there.
+    """
 
     def __init__(self, data: list[Written], rng: random.Random, index: Index):
         self.data, self.rng, self.index = data, rng, index
@@ -98,4 +111,6 @@ class Weighted:
     def take(self, count: int) -> list[Written]:
         if not self.data or not count:
             return []
-        return self.rng.choices(self.data, self.index.weights([w.prompt_T for w in self.data]), k=count)
+        return self.rng.choices(
+            self.data, self.index.weights([w.prompt_T for w in self.data]), k=count
+        )

@@ -1,4 +1,5 @@
-"""Rewards of learning to imitate (paper.md equations 4 and 5) and the group-relative advantage made from them.
+"""Rewards of learning to imitate (paper.md equations 4 and 5) and the group-relative advantage made
+from them.
 
 Suffixes: `_T` tokens of one continuation, `_G` completions of one prefix.
 """
@@ -14,10 +15,11 @@ from sleep_rl.contracts import Failure
 
 
 def levenshtein_reward(student_T: Sequence[int], teacher_T: Sequence[int], z0: float) -> float:
-    """Equation 5: 1 - z / max(|d^|, |d|) if the Levenshtein distance z of the token ids is at most z0, else 0.
+    """Equation 5: 1 - z / max(|d^|, |d|) if the Levenshtein distance z of the token ids is at most
+    z0, else 0.
 
-    z0 from 1 on is a count of tokens as in the paper; below 1 it is a share of the longer sequence, since a count
-    means different things for short and long ones. Two empty sequences are equal: 1.
+    z0 from 1 on is a count of tokens as in the paper; below 1 it is a share of the longer sequence,
+    since a count means different things for short and long ones. Two empty sequences are equal: 1.
     """
     longest = max(len(student_T), len(teacher_T))
     if longest == 0:
@@ -28,17 +30,21 @@ def levenshtein_reward(student_T: Sequence[int], teacher_T: Sequence[int], z0: f
 
 
 def mixture(r_sem: float | Failure, r_abs: float, gamma: float) -> float | Failure:
-    """Equation 4: gamma r_sem + (1 - gamma) r_abs. A failed semantic reward fails the mixture if it has weight."""
+    """Equation 4: gamma r_sem + (1 - gamma) r_abs. A failed semantic reward fails the mixture if it
+    has weight.
+    """
     if gamma == 0:
         return r_abs
     return r_sem if isinstance(r_sem, Failure) else gamma * r_sem + (1 - gamma) * r_abs
 
 
 def group_advantage(rewards_G: Sequence[float | Failure], scale: bool) -> list[float | None]:
-    """Reward minus the mean of the group's scored members; with `scale` also divided by their standard deviation.
+    """Reward minus the mean of the group's scored members; with `scale` also divided by their
+    standard deviation.
 
-    The deviation is that of a sample (n - 1), as in other GRPO implementations. A Failure gets None and counts in
-    neither. With fewer than two scored members there is nothing to compare with: all None. Equal rewards give zeros.
+    The deviation is that of a sample (n - 1), as in other GRPO implementations. A Failure gets None
+    and counts in neither. With fewer than two scored members there is nothing to compare with: all
+    None. Equal rewards give zeros.
     """
     scored = [r for r in rewards_G if not isinstance(r, Failure)]
     if len(scored) < 2:

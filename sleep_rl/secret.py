@@ -1,4 +1,6 @@
-"""What must not be written down: keys and passwords, found by the names that they have or by the environment's values."""
+"""What must not be written down: keys and passwords, found by the names that they have or by the
+environment's values.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,18 @@ from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
-NAMES = {"key", "keys", "apikey", "token", "authtoken", "password", "passwd", "secret", "secrets", "credentials"}
+NAMES = {
+    "key",
+    "keys",
+    "apikey",
+    "token",
+    "authtoken",
+    "password",
+    "passwd",
+    "secret",
+    "secrets",
+    "credentials",
+}
 PLACES = {"path", "file", "dir"}  # HF_TOKEN_PATH says where a secret lies, and is none
 SHORTEST = 8  # characters: what is shorter stands in ordinary text, too
 HIDDEN = "***"
@@ -26,16 +39,22 @@ def is_secret(name: str) -> bool:
 def without_secrets(config: Any) -> Any:
     """A copy of a configuration without entries whose key names a secret."""
     if isinstance(config, Mapping):
-        return {key: without_secrets(value) for key, value in config.items() if not is_secret(str(key))}
+        return {
+            key: without_secrets(value) for key, value in config.items() if not is_secret(str(key))
+        }
     if isinstance(config, (list, tuple)):
         return [without_secrets(value) for value in config]
     return config
 
 
 def masked(text: str) -> str:
-    """The text with *** in place of logins and keys in addresses, and of what the environment holds as a secret."""
+    """The text with *** in place of logins and keys in addresses, and of what the environment holds
+    as a secret.
+    """
     text = LOGIN.sub(f"{HIDDEN}@", text)
-    text = QUERY.sub(lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text)
+    text = QUERY.sub(
+        lambda found: f"{found[1]}={HIDDEN}" if is_secret(found[1]) else found[0], text
+    )
     for _, value in _environment():
         text = text.replace(value, HIDDEN)
     return text
@@ -61,6 +80,11 @@ def found_in(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 def _environment() -> list[tuple[str, str]]:
     """(name, value) of the environment's secrets, the longest first: one may begin like another."""
-    found = [(name, value) for name, value in os.environ.items()
-             if len(value) >= SHORTEST and is_secret(name) and name.lower().rsplit("_", 1)[-1] not in PLACES]
+    found = [
+        (name, value)
+        for name, value in os.environ.items()
+        if len(value) >= SHORTEST
+        and is_secret(name)
+        and name.lower().rsplit("_", 1)[-1] not in PLACES
+    ]
     return sorted(found, key=lambda pair: -len(pair[1]))

@@ -1,7 +1,7 @@
 """The shape of the base model, from its config.json alone: no weights, no torch, nothing started.
 
-Looked for in this order: a local folder, the Hugging Face cache, the hub, the published numbers of three models that
-the presets use.
+Looked for in this order: a local folder, the Hugging Face cache, the hub, the published numbers of
+three models that the presets use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,8 @@ class Shape:
         """Of the base, without memory."""
         d, queries, keys = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
         layer = 2 * d * queries + 2 * d * keys + 3 * d * self.intermediate + 2 * d
-        layer += {"qwen3": 2 * self.head_dim, "qwen2": queries + 2 * keys, "llama": 0}[self.family]  # norms, biases
+        # norms, biases
+        layer += {"qwen3": 2 * self.head_dim, "qwen2": queries + 2 * keys, "llama": 0}[self.family]
         return self.layers * layer + d + self.vocab * d * (1 if self.tied else 2)
 
     @property
@@ -58,14 +59,25 @@ class Shape:
 
 
 PUBLISHED = {
-    "Qwen/Qwen3-1.7B": Shape("published shape", "qwen3", 2048, 28, 6144, 16, 8, 128, 151936, True, 40960),
-    "meta-llama/Llama-3.2-1B-Instruct": Shape("published shape", "llama", 2048, 16, 8192, 32, 8, 64, 128256, True, 131072),
-    "Qwen/Qwen2.5-7B": Shape("published shape", "qwen2", 3584, 28, 18944, 28, 4, 128, 152064, False, 131072),
-    "Qwen/Qwen3-8B": Shape("published shape", "qwen3", 4096, 36, 12288, 32, 8, 128, 151936, False, 40960),
-    "meta-llama/Llama-3.1-8B": Shape("published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072),
+    "Qwen/Qwen3-1.7B": Shape(
+        "published shape", "qwen3", 2048, 28, 6144, 16, 8, 128, 151936, True, 40960
+    ),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape(
+        "published shape", "llama", 2048, 16, 8192, 32, 8, 64, 128256, True, 131072
+    ),
+    "Qwen/Qwen2.5-7B": Shape(
+        "published shape", "qwen2", 3584, 28, 18944, 28, 4, 128, 152064, False, 131072
+    ),
+    "Qwen/Qwen3-8B": Shape(
+        "published shape", "qwen3", 4096, 36, 12288, 32, 8, 128, 151936, False, 40960
+    ),
+    "meta-llama/Llama-3.1-8B": Shape(
+        "published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072
+    ),
 }
 TASK_BASES = {
-    # Of tasks/<name>.py, for a plan before the base is trained; written down here because those modules import torch.
+    # Of tasks/<name>.py, for a plan before the base is trained; written down here because those
+    # modules import torch.
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
     "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
     "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
@@ -74,7 +86,9 @@ TASK_BASES = {
 
 
 def base_shape(config: Config) -> Shape:
-    """The shape of `model.base`. Raises InputError where it is missing, unreadable or of an unsupported family."""
+    """The shape of `model.base`. Raises InputError where it is missing, unreadable or of an
+    unsupported family.
+    """
     name = config.model.base
     if name is None:
         deep = config.task.name == "world" and config.task.world.deep
@@ -84,7 +98,9 @@ def base_shape(config: Config) -> Shape:
 
 
 def checkpoint_shape(path: str) -> Shape:
-    """Of a full checkpoint, a memory folder or a hub name. Raises InputError as `base_shape` does."""
+    """Of a full checkpoint, a memory folder or a hub name. Raises InputError as `base_shape`
+    does.
+    """
     folder = local_folder(path, "checkpoint")
     try:
         return _from_folder(folder) if folder else _from_name(path)
@@ -93,14 +109,18 @@ def checkpoint_shape(path: str) -> Shape:
 
 
 def local_folder(name: str, key: str) -> Path | None:
-    """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that leads nowhere."""
+    """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that
+    leads nowhere.
+    """
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return path
     if os.path.exists(path):
         raise InputError(f"{key}: expected a checkpoint folder or a hub name, got the file {name}")
     if not HUB_NAME.fullmatch(name):
-        raise InputError(f"{key}: expected a checkpoint folder or a hub name, got {name}: no such folder")
+        raise InputError(
+            f"{key}: expected a checkpoint folder or a hub name, got {name}: no such folder"
+        )
     return None
 
 
@@ -108,7 +128,9 @@ def _task_base(task: str, cache: Path) -> Shape:
     """Of the base that was trained last for the task, else what the task would train."""
     task = {"documents": "world"}.get(task, task)
     if task == "arc":
-        raise InputError("model.base: a language model is needed for task arc, which has no small base, got null")
+        raise InputError(
+            "model.base: a language model is needed for task arc, which has no small base, got null"
+        )
     trained = sorted(cache.glob(f"{task}-*/config.json"), key=lambda file: file.stat().st_mtime)
     return _from_folder(trained[-1].parent) if trained else TASK_BASES[task]
 
@@ -122,13 +144,18 @@ def _from_folder(folder: Path) -> Shape:
             raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
         target = local_folder(base, f"{folder / POINTER}: base")
         if target is not None and os.path.isfile(target / POINTER):
-            raise InputError(f"{folder / POINTER}: base: expected a full checkpoint, got the memory checkpoint {base}")
+            raise InputError(
+                f"{folder / POINTER}: base: expected a full checkpoint, got the "
+                f"memory checkpoint {base}"
+            )
         shape = _from_folder(target) if target else _from_name(base)
         return replace(shape, memory=check_levels(levels, str(folder / POINTER)))
     if not os.path.isfile(folder / "config.json"):
         raise InputError(f"model.base: expected a checkpoint folder with config.json, got {folder}")
     if not any(folder.glob("*.safetensors")):
-        raise InputError(f"model.base: expected a checkpoint folder with *.safetensors, got {folder}")
+        raise InputError(
+            f"model.base: expected a checkpoint folder with *.safetensors, got {folder}"
+        )
     shape = parse_shape(read_json(folder / "config.json"), str(folder / "config.json"))
     _check_tokenizer(folder / "tokenizer.json", shape.vocab)
     return replace(shape, source=str(folder))
@@ -144,8 +171,14 @@ def _from_name(name: str) -> Shape:
 
 
 def _hub_config(name: str) -> tuple[dict | None, str]:
-    """(config.json, where it was found), or (None, why it was not). One short try: no retries, no download of more."""
-    from huggingface_hub import constants, hf_hub_url, try_to_load_from_cache  # half a second, so not for every command
+    """(config.json, where it was found), or (None, why it was not). One short try: no retries, no
+    download of more.
+    """
+    from huggingface_hub import (  # half a second, so not for every command
+        constants,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
     from huggingface_hub.utils import build_hf_headers
 
     cached = try_to_load_from_cache(name, "config.json")
@@ -164,39 +197,62 @@ def _hub_config(name: str) -> tuple[dict | None, str]:
 
 
 def parse_shape(data: dict[str, Any], where: str) -> Shape:
-    """Reads the fields of a Hugging Face config; `where` names it in the InputError of a bad one."""
+    """Reads the fields of a Hugging Face config; `where` names it in the InputError of a bad
+    one.
+    """
     family = str(data.get("model_type", "no model_type")).removeprefix("sleep_")
     if family not in FAMILIES:
-        raise InputError(f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them after sleep_, "
-                         f"got {family}")
+        raise InputError(
+            f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them "
+            "after sleep_, "
+            f"got {family}"
+        )
 
     def count(key: str, default: int | None = None) -> int:
         value = data.get(key)
         value = default if value is None else value
         if type(value) is not int or value < 1:
-            raise InputError(f"{where}: {key}: expected an integer >= 1, got {json.dumps(value)[:60]}")
+            raise InputError(
+                f"{where}: {key}: expected an integer >= 1, got {json.dumps(value)[:60]}"
+            )
         return value
 
     hidden, heads = count("hidden_size"), count("num_attention_heads")
     return Shape(
-        source=where, family=family, hidden=hidden, layers=count("num_hidden_layers"),
-        intermediate=count("intermediate_size"), heads=heads, kv_heads=count("num_key_value_heads", heads),
-        head_dim=count("head_dim", 128 if family == "qwen3" else hidden // heads), vocab=count("vocab_size"),
+        source=where,
+        family=family,
+        hidden=hidden,
+        layers=count("num_hidden_layers"),
+        intermediate=count("intermediate_size"),
+        heads=heads,
+        kv_heads=count("num_key_value_heads", heads),
+        head_dim=count("head_dim", 128 if family == "qwen3" else hidden // heads),
+        vocab=count("vocab_size"),
         tied=data.get("tie_word_embeddings") is True,
-        positions=count("max_position_embeddings") if data.get("max_position_embeddings") is not None else None,
+        positions=count("max_position_embeddings")
+        if data.get("max_position_embeddings") is not None
+        else None,
         memory=check_levels(data.get("memory_levels"), where),
     )
 
 
 def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
-    """The memory levels that a checkpoint says it holds; None for none. Raises InputError for anything else."""
+    """The memory levels that a checkpoint says it holds; None for none. Raises InputError for
+    anything else.
+    """
     if levels is None:
         return None
     if not isinstance(levels, list) or not all(
-            isinstance(level, dict) and set(level) == LEVEL and all(type(n) is int and 0 < n < 1 << 20 for n in level.values())
-            for level in levels):
-        raise InputError(f"{where}: memory_levels: expected a list of mappings with {', '.join(sorted(LEVEL))}, each a number "
-                         f"from 1 on, got {json.dumps(levels)[:60]}")
+        isinstance(level, dict)
+        and set(level) == LEVEL
+        and all(type(n) is int and 0 < n < 1 << 20 for n in level.values())
+        for level in levels
+    ):
+        raise InputError(
+            f"{where}: memory_levels: expected a list of mappings with "
+            f"{', '.join(sorted(LEVEL))}, each a number "
+            f"from 1 on, got {json.dumps(levels)[:60]}"
+        )
     return tuple(levels)
 
 
@@ -216,8 +272,11 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
     ids += [token.get("id") for token in data.get("added_tokens") or []]
     largest = max((i for i in ids if isinstance(i, int)), default=-1)
     if largest >= vocab:
-        raise InputError(f"{file}: expected at most the {vocab} ids of config.json, got id {largest}; "
-                         "tokenizer and base do not belong together")
+        raise InputError(
+            f"{file}: expected at most the {vocab} ids of config.json, got id "
+            f"{largest}; "
+            "tokenizer and base do not belong together"
+        )
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -1,10 +1,12 @@
-"""What survives a kill: a life is a sequence of stages, each done once, with a checkpoint behind it.
+"""What survives a kill: a life is a sequence of stages, each done once, with a checkpoint behind
+it.
 
-A stage is a function decorated by `stage`: wake, one consolidation, one evaluation, one baseline's night. All randomness
-inside one comes from the seed and the night's number, so a stage that was cut off is done again from its beginning with
-the same result. A checkpoint is <run>/state/<number of stages done>: the learner's memories, the driver's results and
-index, and, written last, a manifest with the digest of both; whatever has no sound manifest is no checkpoint. A stage
-that takes long writes parts, <run>/state/<number of stages done>-<step>, in the same way: what has come since the
+A stage is a function decorated by `stage`: wake, one consolidation, one evaluation, one baseline's
+night. All randomness inside one comes from the seed and the night's number, so a stage that was cut
+off is done again from its beginning with the same result. A checkpoint is <run>/state/<number of
+stages done>: the learner's memories, the driver's results and index, and, written last, a manifest
+with the digest of both; whatever has no sound manifest is no checkpoint. A stage that takes long
+writes parts, <run>/state/<number of stages done>-<step>, in the same way: what has come since the
 checkpoint of that number, from which it then goes on.
 """
 
@@ -30,23 +32,29 @@ if TYPE_CHECKING:
 
 LEARNER, DRIVER, MANIFEST = "learner.safetensors", "driver.json", "manifest.json"
 NAME = r"[0-9]{6,}"  # of a checkpoint's folder: how many stages were done
-PART = r"([0-9]{6,})-([0-9]{6,})"  # of a part's folder: how many stages were done, and steps of the next
+# of a part's folder: how many stages were done, and steps of the next
+PART = r"([0-9]{6,})-([0-9]{6,})"
 KEPT = 2  # checkpoints; the one before the newest stays for a disk that lies
 
 
 def stage(body: Callable[..., Any]) -> Callable[..., Any]:
-    """Marks a step of the driver that is done once in a life; its result must be plain data. Inside another stage it is
-    an ordinary call."""
+    """Marks a step of the driver that is done once in a life; its result must be plain data. Inside
+    another stage it is an ordinary call.
+    """
 
     @functools.wraps(body)
     def once(life: Life, *args: Any, **kwargs: Any) -> Any:
-        return life.progress.once(life, functools.partial(body, life, *args, **kwargs), body.__name__)
+        return life.progress.once(
+            life, functools.partial(body, life, *args, **kwargs), body.__name__
+        )
 
     return once
 
 
 class Progress:
-    """How far a life is. `results` of the stages done so far come from a checkpoint when a life is continued."""
+    """How far a life is. `results` of the stages done so far come from a checkpoint when a life is
+    continued.
+    """
 
     def __init__(self, folder: str | None = None, results: list[Any] | None = None):
         self.folder = Path(folder) / "state" if folder else None  # None: nothing is kept
@@ -62,9 +70,13 @@ class Progress:
         if self._reached <= len(self.results):
             return self.results[self._reached - 1]
         if self.part and self.part.stage != name:
-            raise RunError(f"{self.part.learner}: it is of a stage {self.part.stage}, and what comes is {name}; remove its folder "
-                           "to do that from the beginning")
-        life.crew.forget()  # a stage begins with empty caches, also the first one of a continued life
+            raise RunError(
+                f"{self.part.learner}: it is of a stage {self.part.stage}, and what "
+                f"comes is {name}; remove its folder "
+                "to do that from the beginning"
+            )
+        # a stage begins with empty caches, also the first one of a continued life
+        life.crew.forget()
         self._name = name
         try:
             result = body()
@@ -72,18 +84,29 @@ class Progress:
             self._name, self.part = "", None
         self.results.append(result)
         if self.folder:
-            self._write(life, f"{len(self.results):06d}", life.crew.learn.snapshot, {"stage": name, "results": self.results})
+            self._write(
+                life,
+                f"{len(self.results):06d}",
+                life.crew.learn.snapshot,
+                {"stage": name, "results": self.results},
+            )
             for old in _complete(self.folder)[:-KEPT] + list(_parts(self.folder)):
                 shutil.rmtree(old, ignore_errors=True)
         return result
 
     def write_part(self, life: Life, step: int, state: dict) -> None:
-        """What the stage that is being done, an open night, has come to after `step` steps. `state`: plain data of the
-        stage's own, which it finds in `part` when it goes on from here."""
+        """What the stage that is being done, an open night, has come to after `step` steps.
+        `state`: plain data of the stage's own, which it finds in `part` when it goes on from here.
+        """
         if not self.folder:
             return
         count = len(self.results)
-        self._write(life, f"{count:06d}-{step:06d}", life.crew.learn.save_night, {"stage": self._name, "state": state})
+        self._write(
+            life,
+            f"{count:06d}-{step:06d}",
+            life.crew.learn.save_night,
+            {"stage": self._name, "state": state},
+        )
         for old in list(_parts(self.folder, count))[:-1]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -95,7 +118,11 @@ class Progress:
             shutil.rmtree(aside, ignore_errors=True)
             aside.mkdir(parents=True)
             learner(str((aside / LEARNER).absolute()))
-            driver |= {"index": life.index.state(), "version": life.crew.version, "journal": life.journal.size()}
+            driver |= {
+                "index": life.index.state(),
+                "version": life.crew.version,
+                "journal": life.journal.size(),
+            }
             _write(aside / DRIVER, json.dumps(driver).encode())
             manifest = {file: _digest(aside / file) for file in (LEARNER, DRIVER)}
             _write(aside / MANIFEST, json.dumps(manifest).encode())
@@ -103,8 +130,11 @@ class Progress:
             os.rename(aside, target)
             _sync(self.folder)
         except OSError as error:
-            raise RunError(f"checkpoint {target}: cannot be written ({error.strerror or error}); earlier ones are "
-                           "intact") from error
+            raise RunError(
+                f"checkpoint {target}: cannot be written ({error.strerror or error}); "
+                "earlier ones are "
+                "intact"
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -118,9 +148,11 @@ class Part:
 
 
 def newest(folder: str) -> tuple[Path, dict, Part | None] | None:
-    """(checkpoint, the driver's state, the newest part of the stage behind it) of the newest complete checkpoint of a run;
-    None for a run that has none yet. With a part index, version and journal are those of the part. Raises RunError where
-    there are checkpoints and none is sound: to begin anew would write over what that life has saved."""
+    """(checkpoint, the driver's state, the newest part of the stage behind it) of the newest
+    complete checkpoint of a run; None for a run that has none yet. With a part index, version and
+    journal are those of the part. Raises RunError where there are checkpoints and none is sound: to
+    begin anew would write over what that life has saved.
+    """
     found = _complete(Path(folder) / "state")
     for path in reversed(found):
         driver = _sound(path, {"results": list})
@@ -129,25 +161,40 @@ def newest(folder: str) -> tuple[Path, dict, Part | None] | None:
         for inner in reversed(list(_parts(path.parent, int(path.name)))):
             more = _sound(inner, {"state": dict})
             if more is not None:
-                part = Part(more["stage"], int(inner.name.split("-")[1]), str((inner / LEARNER).absolute()), more["state"])
-                return path, driver | {key: more[key] for key in ("index", "version", "journal")}, part
+                part = Part(
+                    more["stage"],
+                    int(inner.name.split("-")[1]),
+                    str((inner / LEARNER).absolute()),
+                    more["state"],
+                )
+                return (
+                    path,
+                    driver | {key: more[key] for key in ("index", "version", "journal")},
+                    part,
+                )
         return path, driver, None
     if found:
-        raise RunError(f"{folder}: expected a sound checkpoint in {Path(folder) / 'state'}, got {len(found)} damaged ones; "
-                       "remove them to begin the life anew, which writes over its record")
+        raise RunError(
+            f"{folder}: expected a sound checkpoint in {Path(folder) / 'state'}, got "
+            f"{len(found)} damaged ones; "
+            "remove them to begin the life anew, which writes over its record"
+        )
     return None
 
 
 def _sound(path: Path, own: dict[str, type]) -> dict | None:
-    """The driver's state in a checkpoint or part, as `Progress` wrote it; None for what is incomplete or damaged. `own`:
-    key -> type, beside what both hold."""
+    """The driver's state in a checkpoint or part, as `Progress` wrote it; None for what is
+    incomplete or damaged. `own`: key -> type, beside what both hold.
+    """
     try:
         manifest = parsed(path / MANIFEST, JSON_BYTES)
         if any(_digest(path / file) != manifest[file] for file in (LEARNER, DRIVER)):
             return None
         driver = parsed(path / DRIVER)
         kinds = {"stage": str, "index": dict, "version": int, "journal": int, **own}
-        if not isinstance(driver, dict) or any(type(driver.get(name)) is not kind for name, kind in kinds.items()):
+        if not isinstance(driver, dict) or any(
+            type(driver.get(name)) is not kind for name, kind in kinds.items()
+        ):
             return None
         Index().restore(driver["index"])
         return driver if driver["journal"] >= 0 and driver["version"] >= 0 else None
@@ -159,11 +206,15 @@ def _complete(folder: Path) -> list[Path]:
     """Folders that were renamed into place, oldest first."""
     if not os.path.isdir(folder):
         return []
-    return sorted(path for path in folder.iterdir() if re.fullmatch(NAME, path.name) and os.path.isdir(path))
+    return sorted(
+        path for path in folder.iterdir() if re.fullmatch(NAME, path.name) and os.path.isdir(path)
+    )
 
 
 def _parts(folder: Path, stages: int | None = None) -> Iterator[Path]:
-    """Parts that were renamed into place, in order; of the stage behind `stages` done ones, if given."""
+    """Parts that were renamed into place, in order; of the stage behind `stages` done ones, if
+    given.
+    """
     inside = sorted(folder.iterdir()) if os.path.isdir(folder) else []
     for path in inside:
         match = re.fullmatch(PART, path.name)

@@ -1,8 +1,9 @@
-"""`sleep-rl watch`: a local web server that shows one run while it goes on. It reads the run's folder and changes nothing.
+"""`sleep-rl watch`: a local web server that shows one run while it goes on. It reads the run's
+folder and changes nothing.
 
-Three addresses: the page, its state as JSON, the report. No other file is served, only GET is answered, and on a
-loopback address only to those who asked for a local name: a page of someone else whose name was pointed at this
-machine (DNS rebinding) gets nothing.
+Three addresses: the page, its state as JSON, the report. No other file is served, only GET is
+answered, and on a loopback address only to those who asked for a local name: a page of someone else
+whose name was pointed at this machine (DNS rebinding) gets nothing.
 """
 
 from __future__ import annotations
@@ -25,21 +26,27 @@ from sleep_rl.watch_page import PAGE, SCRIPT_DIGEST
 from sleep_rl.watching import Seen
 
 HOLD_S = 2.0  # for how long it counts whether a process lives in the run
-POLICY = ("default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'; "
-          "frame-ancestors 'none'")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; "
+    "frame-ancestors 'none'"
+)
 PAGE_POLICY = f"{POLICY}; script-src 'sha256-{SCRIPT_DIGEST}'; connect-src 'self'"
 HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
-    """Shows the run in `run_dir` at `url`, until it is shut down. `held(folder)`: whether a process lives in the run.
+    """Shows the run in `run_dir` at `url`, until it is shut down. `held(folder)`: whether a process
+    lives in the run.
 
     Raises InputError when there is no such run, and when the address cannot be listened at.
     """
 
     daemon_threads = True
 
-    def __init__(self, run_dir: str | Path, host: str, port: int, held: Callable[[Path], bool]) -> None:
+    def __init__(
+        self, run_dir: str | Path, host: str, port: int, held: Callable[[Path], bool]
+    ) -> None:
         folder = Path(run_dir)
         if not (folder / "metrics.jsonl").is_file() and not (folder / "run.json").is_file():
             raise InputError(f"{folder}: expected the folder of a run with metrics.jsonl")
@@ -50,8 +57,11 @@ class Server(ThreadingHTTPServer):
             self.address_family = found[0]
             super().__init__(found[4][:2], _Handler)
         except (OSError, UnicodeError) as error:
-            raise InputError(f"--host {host} --port {port}: an address to listen at, got "
-                             f"{getattr(error, 'strerror', None) or error}; --port 0 takes any free port") from error
+            raise InputError(
+                f"--host {host} --port {port}: an address to listen at, got "
+                f"{getattr(error, 'strerror', None) or error}; --port 0 takes any "
+                "free port"
+            ) from error
         self.folder, self._seen, self._lock = folder, Seen(folder, self._lives), threading.Lock()
         self._held, self._asked, self._answer = held, -HOLD_S, False
         self.loopback = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback
@@ -63,7 +73,9 @@ class Server(ThreadingHTTPServer):
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def server_bind(self) -> None:
-        """Without HTTPServer's look-up of the host's full name, which may take long and is not used."""
+        """Without HTTPServer's look-up of the host's full name, which may take long and is not
+        used.
+        """
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         self.socket.bind(self.server_address)
@@ -73,7 +85,11 @@ class Server(ThreadingHTTPServer):
         """A browser that goes away is no news; anything else is one line."""
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError)):
-            print(f"sleep-rl watch: {type(error).__name__}: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+            print(
+                f"sleep-rl watch: {type(error).__name__}: {' '.join(str(error).split())}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def state(self) -> bytes:
         """The run's state as JSON, without the time."""
@@ -97,7 +113,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.loopback and not self._local():
             return self._send(403, TEXT, b"asked for by a name that is not this machine's\n")
-        answer = {"/": self._page, "/state.json": self._state, "/report": self._report}.get(urlsplit(self.path).path)
+        answer = {"/": self._page, "/state.json": self._state, "/report": self._report}.get(
+            urlsplit(self.path).path
+        )
         if answer is None:
             return self._send(404, TEXT, b"no such page\n")
         try:
@@ -107,7 +125,13 @@ class _Handler(BaseHTTPRequestHandler):
         except ConnectionError:
             raise
         except Exception as error:  # any: the page says what is wrong, and goes on asking
-            self._send(500, TEXT, f"sleep-rl watch failed: {type(error).__name__}: {error}\n".encode("utf-8", "replace"))
+            self._send(
+                500,
+                TEXT,
+                f"sleep-rl watch failed: {type(error).__name__}: {error}\n".encode(
+                    "utf-8", "replace"
+                ),
+            )
             raise
 
     def _local(self) -> bool:
@@ -135,10 +159,18 @@ class _Handler(BaseHTTPRequestHandler):
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
 
-    def _send(self, status: int, kind: str, body: bytes, policy: str = POLICY, tag: str = "") -> None:
-        headers = {"Content-Type": kind, "Content-Length": str(len(body)), "Content-Security-Policy": policy,
-                   "X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "Cache-Control": "no-store",
-                   "Cross-Origin-Resource-Policy": "same-origin"}
+    def _send(
+        self, status: int, kind: str, body: bytes, policy: str = POLICY, tag: str = ""
+    ) -> None:
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
         headers |= {"ETag": tag} if tag else {}
         headers |= {"Allow": "GET"} if status == 405 else {}
         self.send_response(status)

@@ -1,7 +1,9 @@
-"""The live page: one HTML file whose script asks for the run's state again and again and draws it. No external resources.
+"""The live page: one HTML file whose script asks for the run's state again and again and draws it.
+No external resources.
 
-Whatever comes from a run is set as text; only `parts`, which the server has escaped, are set as HTML. The page's
-Content-Security-Policy knows its one script by digest, so that nothing else on it ever runs.
+Whatever comes from a run is set as text; only `parts`, which the server has escaped, are set as
+HTML. The page's Content-Security-Policy knows its one script by digest, so that nothing else on it
+ever runs.
 """
 
 from __future__ import annotations
@@ -240,8 +242,11 @@ BODY = """<main><header><h1 id="name">…</h1><a class="full" href="report">full
 <div id="dreams"></div></div></section>
 <div id="answers"></div><div id="failures"></div></main>"""
 
-PAGE = (f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width,initial-scale=1"><title>sleep_rl</title><link rel="icon" href="data:,">'
-        f"<style>{STYLE}{LOOK}</style></head><body>{BODY}<script>{SCRIPT}</script></body></html>\n")
+PAGE = (
+    f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+    'content="width=device-width,initial-scale=1"><title>sleep_rl</title><link rel="icon" '
+    'href="data:,">'
+    f"<style>{STYLE}{LOOK}</style></head><body>{BODY}<script>{SCRIPT}</script></body></html>\n"
+)
 
 SCRIPT_DIGEST = base64.b64encode(hashlib.sha256(SCRIPT.encode()).digest()).decode()

@@ -1,6 +1,8 @@
-"""What can be said of a run that goes on, from its journal and its workers' logs alone: the state of `sleep-rl watch`.
+"""What can be said of a run that goes on, from its journal and its workers' logs alone: the state
+of `sleep-rl watch`.
 
-Records are taken in one by one and kept as curves and newest texts of bounded size, however long the run.
+Records are taken in one by one and kept as curves and newest texts of bounded size, however long
+the run.
 """
 
 from __future__ import annotations
@@ -16,15 +18,36 @@ from sleep_rl.dream_pages import state
 from sleep_rl.follow import Follower
 from sleep_rl.kinds import METRICS, fault
 from sleep_rl.metrics import METHODS, Record, Retention, clock
-from sleep_rl.report import BLUE, COLOURS, CYAN, MUTED, PURPLE, completions, failures, headline, heatmaps
+from sleep_rl.report import (
+    BLUE,
+    COLOURS,
+    CYAN,
+    MUTED,
+    PURPLE,
+    completions,
+    failures,
+    headline,
+    heatmaps,
+)
 from sleep_rl.workers_seen import Crew
 
 QUIET_S = 120.0  # without a record: said, because it may be a hang
-SEED = {"Seeding loss": ("L_KS", {"loss": ("loss", BLUE)}),
-        "Divergence": ("nats per token", {"divergence": ("new", BLUE), "divergence_replay": ("replay", PURPLE)}),
-        "Imitation reward": ("0 to 1", {"reward_mean": ("mixed", BLUE), "reward_sem": ("semantic", CYAN),
-                                        "reward_abs": ("edit distance", PURPLE)}),
-        "Log-probability gap": ("nats per token", {"logprob_gap": ("gap", BLUE)})}
+SEED = {
+    "Seeding loss": ("L_KS", {"loss": ("loss", BLUE)}),
+    "Divergence": (
+        "nats per token",
+        {"divergence": ("new", BLUE), "divergence_replay": ("replay", PURPLE)},
+    ),
+    "Imitation reward": (
+        "0 to 1",
+        {
+            "reward_mean": ("mixed", BLUE),
+            "reward_sem": ("semantic", CYAN),
+            "reward_abs": ("edit distance", PURPLE),
+        },
+    ),
+    "Log-probability gap": ("nats per token", {"logprob_gap": ("gap", BLUE)}),
+}
 """Title of a panel of the consolidations -> unit, field -> label and colour."""
 
 
@@ -53,7 +76,9 @@ class Seen:
         self.left_out = 0
 
     def look(self) -> dict[str, Any]:
-        """Takes in what is new and returns the state, as JSON knows it. Raises InputError for an unreadable journal."""
+        """Takes in what is new and returns the state, as JSON knows it. Raises InputError for an
+        unreadable journal.
+        """
         anew, records = self.follower.more()
         if anew:
             self._clear()
@@ -73,7 +98,8 @@ class Seen:
             if kind in PHASES:
                 self._advance(record)
             self.crew.add(record)
-        except (TypeError, ValueError, KeyError, AttributeError):  # a field of another type than METRICS says
+        except (TypeError, ValueError, KeyError, AttributeError):
+            # a field of another type than METRICS says
             self.left_out += 1
             return
         for name in record.get("nonfinite", ()):
@@ -84,7 +110,9 @@ class Seen:
         """Where the life stands: the newest thing that was done, and its step of how many."""
         said, steps = PHASES[record["kind"]](record), int(record.get("steps") or 0)
         if record.get("night") and self.nights:
-            said = said.replace(f"Night {record['night']}", f"Night {record['night']} of {self.nights}", 1)
+            said = said.replace(
+                f"Night {record['night']}", f"Night {record['night']} of {self.nights}", 1
+            )
         if said != self.phase.get("said"):
             self.pace.clear()
         self.phase = {"said": said, "t": record["t"]}
@@ -92,20 +120,28 @@ class Seen:
             self.pace.append((record["t"], int(record["step"])))
             self.phase |= {"step": int(record["step"]) + 1, "steps": steps}
 
-    # ------------------------------------------------------------------------------------------- kinds of records
+    # -------------------------------------------------------------------------------------------
+    # kinds of records
 
     def _run(self, record: Record) -> None:
         seeds = ", ".join(map(str, record.get("seeds") or ()))
-        facts = {"task": record.get("task"), "model": record.get("model"), "seed": seeds,
-                 "commit": str(record.get("commit") or "")[:12]}
+        facts = {
+            "task": record.get("task"),
+            "model": record.get("model"),
+            "seed": seeds,
+            "commit": str(record.get("commit") or "")[:12],
+        }
         self.nights, self.done = _nights(record), None
         self.facts = {name: str(value) for name, value in facts.items() if value}
 
     def _done(self, record: Record) -> None:
         took = clock(record.get("seconds") or 0)
         ok = record.get("status") == "ok"
-        self.done = {"status": "ok", "said": f"Finished in {took}"} if ok else {
-            "status": "failed", "said": f"Failed after {took}: {record.get('reason')}"}
+        self.done = (
+            {"status": "ok", "said": f"Finished in {took}"}
+            if ok
+            else {"status": "failed", "said": f"Failed after {took}: {record.get('reason')}"}
+        )
 
     def _seed(self, record: Record) -> None:
         sender, night = record.get("sender") or 0, record["night"]
@@ -119,14 +155,18 @@ class Seen:
         course.add((record.get("day"),), str(record.get("day")), record)
 
     def _wake(self, record: Record) -> None:
-        self.crossed.setdefault("wake", Course("loss")).add((record.get("day"),), str(record.get("day")), record)
+        self.crossed.setdefault("wake", Course("loss")).add(
+            (record.get("day"),), str(record.get("day")), record
+        )
 
     def _sample(self, record: Record) -> None:
         self.sampled.add(self._minutes(record), record.get("tokens_per_second"))
 
     def _push(self, record: Record) -> None:
         if record.get("seconds") is not None:
-            self.pushed.setdefault(record["name"], Trace()).add(self._minutes(record), record["seconds"])
+            self.pushed.setdefault(record["name"], Trace()).add(
+                self._minutes(record), record["seconds"]
+            )
 
     def _evaluate(self, record: Record) -> None:
         scores = [*record["row"].values(), *(record.get("open_book") or {}).values()]
@@ -136,7 +176,10 @@ class Seen:
         self.retention.add(record)
 
     def _written(self, record: Record) -> None:
-        self.written = {"night": record.get("night"), "texts": [str(text) for text in record.get("examples") or ()]}
+        self.written = {
+            "night": record.get("night"),
+            "texts": [str(text) for text in record.get("examples") or ()],
+        }
 
     def _completion(self, record: Record) -> None:
         completions([record])  # raises what the whole table would
@@ -147,7 +190,9 @@ class Seen:
     def _dream(self, record: Record) -> None:
         gain = record["gain"] if record["gain"] is None else float(record["gain"])
         texts = {name: str(record[name]) for name in ("task", "text", "night")}
-        self.dreams.append({**texts, "gain": gain, "became": str(record["reason"] or state(record))})
+        self.dreams.append(
+            {**texts, "gain": gain, "became": str(record["reason"] or state(record))}
+        )
 
     def _failure(self, record: Record) -> None:
         self.failed[str(record.get("where")), str(record.get("reason"))] += record.get("count") or 1
@@ -158,15 +203,28 @@ class Seen:
     def _minutes(self, record: Record) -> float:
         return (record["t"] - (self.first or record["t"])) / 60
 
-    # ---------------------------------------------------------------------------------------------------- the state
+    # ----------------------------------------------------------------------------------------------------
+    # the state
 
     def state(self) -> dict[str, Any]:
-        """Everything that the page shows: plain values, which the page escapes, and `parts`, which are HTML."""
+        """Everything that the page shows: plain values, which the page escapes, and `parts`, which
+        are HTML.
+        """
         f = self.follower
-        return {"name": self.folder.resolve().name, "facts": self.facts, **self._status(), "phase": self._phase(),
-                "curves": self.panels(), "crew": self.crew.state(self.folder / "logs"),
-                "read": f.offset, "size": f.size, "left_out": f.torn + self.left_out,
-                "written": self.written, "dreams": list(reversed(self.dreams)), "parts": self._parts()}
+        return {
+            "name": self.folder.resolve().name,
+            "facts": self.facts,
+            **self._status(),
+            "phase": self._phase(),
+            "curves": self.panels(),
+            "crew": self.crew.state(self.folder / "logs"),
+            "read": f.offset,
+            "size": f.size,
+            "left_out": f.torn + self.left_out,
+            "written": self.written,
+            "dreams": list(reversed(self.dreams)),
+            "parts": self._parts(),
+        }
 
     def _status(self) -> dict[str, Any]:
         """How the run is: `status` for its colour, `said` in words, `t` of the newest record."""
@@ -175,11 +233,21 @@ class Seen:
             how = self.done
         elif alive:
             quiet = self.last is not None and time.time() - self.last > QUIET_S
-            said = "Nothing is recorded yet" if self.last is None else "Quiet for a while" if quiet else "Goes on"
+            said = (
+                "Nothing is recorded yet"
+                if self.last is None
+                else "Quiet for a while"
+                if quiet
+                else "Goes on"
+            )
             how = {"status": "quiet" if quiet else "alive", "said": said}
         elif (self.folder / "run.json").is_file():
-            how = {"status": "failed", "said": f"Stopped: no process lives in this run; sleep-rl resume {self.folder} goes "
-                                               "on with it"}
+            how = {
+                "status": "failed",
+                "said": "Stopped: no process lives in this run; sleep-rl "
+                f"resume {self.folder} goes "
+                "on with it",
+            }
         else:
             how = {"status": "idle", "said": "No process holds this folder"}
         return {**how, "t": self.last, "alive": alive}
@@ -198,33 +266,87 @@ class Seen:
         axis, nights = "seeding step, all nights", self.seeds.begins()
         panels = []
         for title, (unit, lines) in SEED.items():
-            drawn = [(name, *line, points) for name, line in lines.items() if (points := self.seeds.points(name))]
-            meaning = "; ".join((f"{label}: " if len(drawn) > 1 else "") + METRICS["seed"][name][0]
-                                for name, label, *_ in drawn)
+            drawn = [
+                (name, *line, points)
+                for name, line in lines.items()
+                if (points := self.seeds.points(name))
+            ]
+            meaning = "; ".join(
+                (f"{label}: " if len(drawn) > 1 else "") + METRICS["seed"][name][0]
+                for name, label, *_ in drawn
+            )
             panels.append(_panel(title, unit, axis, meaning, [line for _, *line in drawn], nights))
-        cross = [(METHODS.get(m, m), COLOURS.get(m, MUTED), c.points("loss")) for m, c in self.crossed.items()]
+        cross = [
+            (METHODS.get(m, m), COLOURS.get(m, MUTED), c.points("loss"))
+            for m, c in self.crossed.items()
+        ]
         states = zip(self.pushed, (BLUE, PURPLE, CYAN))
         minutes = "minutes since the start"
         panels += [
-            _panel("Baselines and wake", "nats per token", "step", "cross entropy of the baselines and while awake", cross),
-            _panel("Throughput", "tokens per second", minutes, "sampled: all rollout workers; trained: all learners",
-                   [("sampled", BLUE, self.sampled.points()), ("trained", PURPLE, self.trained.points())], dots=True),
-            _panel("Weight push", "seconds", minutes, METRICS["push"]["seconds"][0],
-                   [(name, colour, self.pushed[name].points()) for name, colour in states], dots=True)]
+            _panel(
+                "Baselines and wake",
+                "nats per token",
+                "step",
+                "cross entropy of the baselines and while awake",
+                cross,
+            ),
+            _panel(
+                "Throughput",
+                "tokens per second",
+                minutes,
+                "sampled: all rollout workers; trained: all learners",
+                [
+                    ("sampled", BLUE, self.sampled.points()),
+                    ("trained", PURPLE, self.trained.points()),
+                ],
+                dots=True,
+            ),
+            _panel(
+                "Weight push",
+                "seconds",
+                minutes,
+                METRICS["push"]["seconds"][0],
+                [(name, colour, self.pushed[name].points()) for name, colour in states],
+                dots=True,
+            ),
+        ]
         return [panel for panel in panels if panel["series"]]
 
     def _parts(self) -> dict[str, str]:
         """The parts of the report that a running life has already, as HTML."""
-        failed = [{"kind": "failure", "where": where, "reason": reason, "count": n}
-                  for (where, reason), n in self.failed.items()]
-        return {"retention": heatmaps(self.retention) or headline(self.retention), "failures": failures(failed),
-                "answers": completions([r for records in self.answers.values() for r in records])}
+        failed = [
+            {"kind": "failure", "where": where, "reason": reason, "count": n}
+            for (where, reason), n in self.failed.items()
+        ]
+        return {
+            "retention": heatmaps(self.retention) or headline(self.retention),
+            "failures": failures(failed),
+            "answers": completions([r for records in self.answers.values() for r in records]),
+        }
 
 
-def _panel(title: str, unit: str, x: str, meaning: str, series: list, nights: Sequence = (),
-           dots: bool = False) -> dict[str, Any]:
-    return {"title": title, "unit": unit, "x": x, "meaning": meaning, "nights": list(nights), "dots": dots,
-            "series": [{"label": label, "colour": colour, "points": points} for label, colour, points in series if points]}
+def _panel(
+    title: str,
+    unit: str,
+    x: str,
+    meaning: str,
+    series: list,
+    nights: Sequence = (),
+    dots: bool = False,
+) -> dict[str, Any]:
+    return {
+        "title": title,
+        "unit": unit,
+        "x": x,
+        "meaning": meaning,
+        "nights": list(nights),
+        "dots": dots,
+        "series": [
+            {"label": label, "colour": colour, "points": points}
+            for label, colour, points in series
+            if points
+        ],
+    }
 
 
 def _nights(run: Record) -> int | None:
@@ -243,22 +365,45 @@ def _night(record: Record) -> str:
 PHASES: dict[str, Callable[[Record], str]] = {
     "run": lambda r: "Started: workers and base model",
     "wake": lambda r: f"{r.get('day')}: awake, {r.get('step')} documents taken in",
-    "written": lambda r: f"{_night(r)}: the teacher wrote {r.get('new'):,} sequences about documents, {r.get('replay'):,} "
-                         "from nothing",
+    "written": lambda r: (
+        f"{_night(r)}: the teacher wrote {r.get('new'):,} sequences about "
+        f"documents, {r.get('replay'):,} "
+        "from nothing"
+    ),
     "seed": lambda r: f"{_night(r)}: consolidation",
     "night": lambda r: f"{_night(r)}: consolidated",
-    "evaluate": lambda r: f"Evaluated: {METHODS.get(r['method'], r['method'])}, "
-                          f"{'before the first day' if r['after'] == 'base' else 'after ' + str(r['after'])}",
+    "evaluate": lambda r: (
+        f"Evaluated: {METHODS.get(r['method'], r['method'])}, "
+        f"{'before the first day' if r['after'] == 'base' else 'after ' + str(r['after'])}"
+    ),
     "dream": lambda r: f"Night {r.get('night')}: dreaming, round {r.get('round')}",
-    "tried": lambda r: f"Night {r.get('night')}: {r.get('dreams')} dreams tried out on {r.get('copies')} copies",
-    "dreamed": lambda r: f"Night {r.get('night')}: {r.get('rewarded')} of {r.get('written')} dreams rewarded",
+    "tried": lambda r: (
+        f"Night {r.get('night')}: {r.get('dreams')} dreams tried out on {r.get('copies')} copies"
+    ),
+    "dreamed": lambda r: (
+        f"Night {r.get('night')}: {r.get('rewarded')} of {r.get('written')} dreams rewarded"
+    ),
     "policy": lambda r: f"Night {r.get('night')}: dreaming policy",
     "baseline": lambda r: f"Baseline: {METHODS.get(r['method'], r['method'])}, {r.get('day')}",
-    "rolled_back": lambda r: f"Night {r.get('night')}: rolled back, {r.get('column')} had lost too much",
+    "rolled_back": lambda r: (
+        f"Night {r.get('night')}: rolled back, {r.get('column')} had lost too much"
+    ),
     "done": lambda r: "Ended",
 }
 """Records that say where a life stands, in words; the others belong to its workers."""
 
-KEPT = {"run": Seen._run, "done": Seen._done, "seed": Seen._seed, "baseline": Seen._baseline, "wake": Seen._wake,
-        "sample": Seen._sample, "push": Seen._push, "evaluate": Seen._evaluate, "written": Seen._written,
-        "completion": Seen._completion, "dream": Seen._dream, "failure": Seen._failure, "sink_failed": Seen._sink_failed}
+KEPT = {
+    "run": Seen._run,
+    "done": Seen._done,
+    "seed": Seen._seed,
+    "baseline": Seen._baseline,
+    "wake": Seen._wake,
+    "sample": Seen._sample,
+    "push": Seen._push,
+    "evaluate": Seen._evaluate,
+    "written": Seen._written,
+    "completion": Seen._completion,
+    "dream": Seen._dream,
+    "failure": Seen._failure,
+    "sink_failed": Seen._sink_failed,
+}

@@ -1,7 +1,8 @@
 """YAML as people expect it: `1e-3` is a number, `off` is a word, and a key may stand only once.
 
-PyYAML follows YAML 1.1, where `1e-3` is text, `off` is false, `010` is 8 and `1:30` is 90. This reader follows the core
-schema of YAML 1.2 and leaves out anchors and tags, which a configuration does not need.
+PyYAML follows YAML 1.1, where `1e-3` is text, `off` is false, `010` is 8 and `1:30` is 90. This
+reader follows the core schema of YAML 1.2 and leaves out anchors and tags, which a configuration
+does not need.
 """
 
 from __future__ import annotations
@@ -15,13 +16,17 @@ from sleep_rl.contracts import InputError
 
 
 def parse(text: str, where: str) -> Any:
-    """The plain data of one YAML document; None where it is empty. Raises InputError with one line that begins with
-    `where` and names the line of the text."""
+    """The plain data of one YAML document; None where it is empty. Raises InputError with one line
+    that begins with `where` and names the line of the text.
+    """
     try:
         return yaml.load(text, _Loader)  # noqa: S506: _Loader is a SafeLoader with fewer constructors
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem, line = getattr(error, "problem", None) or str(error), f"line {mark.line + 1}: " if mark else ""
+        problem, line = (
+            getattr(error, "problem", None) or str(error),
+            f"line {mark.line + 1}: " if mark else "",
+        )
     except ValueError as error:  # an integer of thousands of digits
         problem, line = str(error), ""
     raise InputError(" ".join(f"{where}: {line}not valid YAML: {problem}".split()))
@@ -38,25 +43,40 @@ class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()
         if getattr(event, "anchor", None):
-            raise yaml.MarkedYAMLError(problem="anchors and aliases are not supported", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="anchors and aliases are not supported", problem_mark=event.start_mark
+            )
         if getattr(event, "tag", None):
-            raise yaml.MarkedYAMLError(problem="tags are not supported", problem_mark=event.start_mark)
+            raise yaml.MarkedYAMLError(
+                problem="tags are not supported", problem_mark=event.start_mark
+            )
         self.depth += 1
-        if self.depth > DEEPEST:  # counted here: Python's own limit comes after seconds, and gigabytes
+        # counted here: Python's own limit comes after seconds, and gigabytes
+        if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
 
     def mapping(self, node: yaml.MappingNode) -> dict:
-        """A dict with text keys. Unlike PyYAML's it refuses a key that stands twice, where the last one would win."""
+        """A dict with text keys. Unlike PyYAML's it refuses a key that stands twice, where the last
+        one would win.
+        """
         out: dict = {}
         for key_node, value_node in node.value:
-            key = self.construct_object(key_node, deep=True) if isinstance(key_node, yaml.ScalarNode) else None
+            key = (
+                self.construct_object(key_node, deep=True)
+                if isinstance(key_node, yaml.ScalarNode)
+                else None
+            )
             if not isinstance(key, str):
-                raise yaml.MarkedYAMLError(problem="keys must be text", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem="keys must be text", problem_mark=key_node.start_mark
+                )
             if key in out:
-                raise yaml.MarkedYAMLError(problem=f"key {key} stands twice", problem_mark=key_node.start_mark)
+                raise yaml.MarkedYAMLError(
+                    problem=f"key {key} stands twice", problem_mark=key_node.start_mark
+                )
             out[key] = self.construct_object(value_node, deep=True)
         return out
 
@@ -68,8 +88,12 @@ for _tag, _pattern, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
     ("int", r"[-+]?(0|[1-9][0-9]*)", list("-+0123456789")),
-    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
-              r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)", list("-+.0123456789")),
+    (
+        "float",
+        r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
 ):
     _name = f"tag:yaml.org,2002:{_tag}"
     _Loader.add_implicit_resolver(_name, re.compile(f"^(?:{_pattern})$"), _first)

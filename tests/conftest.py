@@ -1,4 +1,5 @@
-"""Shared fixtures: tiny checkpoints of the three families, one live engine per checkpoint, the memory of a test model.
+"""Shared fixtures: tiny checkpoints of the three families, one live engine per checkpoint, the
+memory of a test model.
 
 The environment is set before anything imports torch or vLLM: they read it once.
 """
@@ -20,43 +21,86 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from sleep_rl import modeling
 from sleep_rl.memory import ACTIVE, FRESH, LOCKED, memory_levels
 
-ENGINE = {"max_model_len": 128, "max_num_seqs": 64, "kv_cache_memory_bytes": 32 << 20, "enforce_eager": True,
-          "max_num_batched_tokens": 256,  # so that a few prompts already do not fit into one step
-          "block_size": 32}  # vLLM's 128 on CPU would leave the prefix cache of such short prompts unused
+ENGINE = {
+    "max_model_len": 128,
+    "max_num_seqs": 64,
+    "kv_cache_memory_bytes": 32 << 20,
+    "enforce_eager": True,
+    "max_num_batched_tokens": 256,  # so that a few prompts already do not fit into one step
+    # vLLM's 128 on CPU would leave the prefix cache of such short prompts unused
+    "block_size": 32,
+}
 EOS, PAD = 1, 0
 VOCABULARY = 300  # the tokenizer has fewer ids: a model may have rows to spare
-LEVELS = {"dense": [{"experts": 4, "d_low": 16, "top_k": 4}], "sparse": [{"experts": 4, "d_low": 16, "top_k": 2}]}
-LEVELS |= {"locked": LEVELS["dense"], "two levels": 2 * LEVELS["dense"], "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}]}
-"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them per token, `sparser` one; no
-expert is unlocked in `locked` and `two levels`."""
+LEVELS = {
+    "dense": [{"experts": 4, "d_low": 16, "top_k": 4}],
+    "sparse": [{"experts": 4, "d_low": 16, "top_k": 2}],
+}
+LEVELS |= {
+    "locked": LEVELS["dense"],
+    "two levels": 2 * LEVELS["dense"],
+    "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}],
+}
+"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them
+per token, `sparser` one; no expert is unlocked in `locked` and `two levels`.
+"""
 STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
     """Bytes, and the words yes and no with and without a leading space."""
-    words = ["<pad>", "<eos>", *sorted(pre_tokenizers.ByteLevel.alphabet()), "es", "yes", "no", "Ġyes", "Ġno"]
+    words = [
+        "<pad>",
+        "<eos>",
+        *sorted(pre_tokenizers.ByteLevel.alphabet()),
+        "es",
+        "yes",
+        "no",
+        "Ġyes",
+        "Ġno",
+    ]
     merges = [("e", "s"), ("y", "es"), ("n", "o"), ("Ġ", "yes"), ("Ġ", "no")]
     backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>")
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>"
+    )
 
 
 def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
-    """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its tokenizer."""
+    """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its
+    tokenizer.
+    """
     prefix = modeling.FAMILIES[family]
-    shape = {"vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
-             "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32, "max_position_embeddings": 256,
-             "tie_word_embeddings": family != "llama", "bos_token_id": None, "eos_token_id": EOS, "pad_token_id": PAD,
-             "initializer_range": 0.1, **fields}
+    shape = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 32,
+        "max_position_embeddings": 256,
+        "tie_word_embeddings": family != "llama",
+        "bos_token_id": None,
+        "eos_token_id": EOS,
+        "pad_token_id": PAD,
+        "initializer_range": 0.1,
+        **fields,
+    }
     torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(getattr(transformers, f"{prefix}Config")(**shape))
+    model = getattr(transformers, f"{prefix}ForCausalLM")(
+        getattr(transformers, f"{prefix}Config")(**shape)
+    )
     modeling.save(model, make_tokenizer(), path)
     return path
 
 
 def fill_memory(model: torch.nn.Module, seed: int = 0) -> None:
-    """Three ACTIVE experts and a FRESH one with random weights that clearly change what the model says."""
+    """Three ACTIVE experts and a FRESH one with random weights that clearly change what the model
+    says.
+    """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for level in memory_levels(model).values():
@@ -99,8 +143,9 @@ def sleep_checkpoint(base_checkpoint, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def rollout():
-    """checkpoint -> RolloutWorker, one per checkpoint, alive until the session ends: engines of one process share
-    process groups, so none may be shut down while another is used."""
+    """checkpoint -> RolloutWorker, one per checkpoint, alive until the session ends: engines of one
+    process share process groups, so none may be shut down while another is used.
+    """
     from actors.rollout import RolloutWorker  # 10 s: only where a test needs an engine
 
     live: dict[str, RolloutWorker] = {}
@@ -127,6 +172,8 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def as_at_a_terminal() -> None:
-    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and so do its children."""
+    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and
+    so do its children.
+    """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

@@ -1,4 +1,6 @@
-"""Damaged and hostile input, from a seed: bytes, YAML and JSON that went wrong, files that are something else."""
+"""Damaged and hostile input, from a seed: bytes, YAML and JSON that went wrong, files that are
+something else.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,53 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-ODD = [None, True, False, 0, -1, 1, 7, 3.5, -0.0, 1e308, 10**30, -(10**30), 2**63, 10**400, float("nan"), float("inf"),
-       -float("inf"), "", " ", "x", "\0", "\ud800", "null", "0", "-", "..", "../../x", "/", "a/b", "~", "é\u202e🦙", "x" * 5000,
-       "\x1b[31m", "{}", "{student}", "%s", [], [[]], [None], [1, "a"], [1e400], {}, {"": 1}, {"a": {"b": [1]}},
-       {"__class__": "os.system"}]
+ODD = [
+    None,
+    True,
+    False,
+    0,
+    -1,
+    1,
+    7,
+    3.5,
+    -0.0,
+    1e308,
+    10**30,
+    -(10**30),
+    2**63,
+    10**400,
+    float("nan"),
+    float("inf"),
+    -float("inf"),
+    "",
+    " ",
+    "x",
+    "\0",
+    "\ud800",
+    "null",
+    "0",
+    "-",
+    "..",
+    "../../x",
+    "/",
+    "a/b",
+    "~",
+    "é\u202e🦙",
+    "x" * 5000,
+    "\x1b[31m",
+    "{}",
+    "{student}",
+    "%s",
+    [],
+    [[]],
+    [None],
+    [1, "a"],
+    [1e400],
+    {},
+    {"": 1},
+    {"a": {"b": [1]}},
+    {"__class__": "os.system"},
+]
 """Values that hardly any key means."""
 
 
@@ -25,7 +70,8 @@ def deep(levels: int) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------------------------ bytes
+# ------------------------------------------------------------------------------------------------------------
+# bytes
 
 
 def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -67,7 +113,8 @@ def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "shuffled lines", b"\n".join(lines)
 
 
-# ------------------------------------------------------------------------------------------------------------- data
+# -------------------------------------------------------------------------------------------------------------
+# data
 
 
 def _places(value: Any, here: tuple = ()) -> Iterator[tuple]:
@@ -79,7 +126,9 @@ def _places(value: Any, here: tuple = ()) -> Iterator[tuple]:
 
 
 def data_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, Any]]:
-    """(description, tree) with one place changed: another value, gone, renamed, twice, one level deeper."""
+    """(description, tree) with one place changed: another value, gone, renamed, twice, one level
+    deeper.
+    """
     everywhere = [place for place in _places(value) if place]
     for _ in range(count):
         place, tree = rng.choice(everywhere), json.loads(json.dumps(value))
@@ -103,7 +152,9 @@ def data_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, A
 
 
 def json_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, bytes]]:
-    """(description, content) of JSON with one place changed, and of JSON that is no JSON any more."""
+    """(description, content) of JSON with one place changed, and of JSON that is no JSON any
+    more.
+    """
     for name, tree in data_of(rng, value, count):
         yield name, json.dumps(tree).encode()
     for odd in ODD:
@@ -112,11 +163,14 @@ def json_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, b
     yield "a number of 5000 digits inside", json.dumps(value).encode().replace(b"1", b"9" * 5000)
 
 
-# ------------------------------------------------------------------------------------------------------------- YAML
+# -------------------------------------------------------------------------------------------------------------
+# YAML
 
 
 def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[str, str]]:
-    """(description, text) of a preset with keys that are unknown, of another type, twice, too deep, or bombs."""
+    """(description, text) of a preset with keys that are unknown, of another type, twice, too deep,
+    or bombs.
+    """
     key, other = rng.sample(keys, 2)
     section, _, leaf = key.partition(".")
     yield "unknown section", text + "\nslep: {steps: 1}\n"
@@ -125,14 +179,17 @@ def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[st
     yield "a section that is a list", "sleep: [1, 2]\n"
     yield "keys that are no text", "1: 2\n[a, b]: c\n"
     yield "the merge key", "<<: {run: {name: a}}\n"
-    yield "aliases that grow", "a: &a [x,x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1},*b{i - 1}]\n" for i in range(1, 40))
-    yield "a tag that calls", "run: {name: !!python/object/apply:os.system [\"touch pwned\"]}\n"
+    yield (
+        "aliases that grow",
+        "a: &a [x,x]\n" + "".join(f"b{i}: &b{i} [*b{i - 1},*b{i - 1}]\n" for i in range(1, 40)),
+    )
+    yield "a tag that calls", 'run: {name: !!python/object/apply:os.system ["touch pwned"]}\n'
     yield "two documents", text + "\n---\nrun: {name: a}\n"
     yield "a list", "[1, 2, 3]\n"
     yield "a text", "just words\n"
     yield "tabs for spaces", text + "\nrun:\n\tname: a\n"
     yield "an open bracket", text + "\nmodel: {chunks: [1, 2\n"
-    yield "an open quote", text + "\nrun: {name: \"a\n"
+    yield "an open quote", text + '\nrun: {name: "a\n'
     yield "include of nothing", text + "\ninclude: [none.yaml]\n"
     yield "include that is a number", "include: 3\n"
     yield "include of a folder", "include: [.]\n"
@@ -143,25 +200,115 @@ def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[st
     yield "many keys", "".join(f"k{i}: 1\n" for i in range(500))
     yield "a long key", "x" * 20_000 + ": 1\n"
     yield "a long value", f"run: {{name: {'x' * 20_000}}}\n"
-    for name in ("../x", "a/b", "..", ".", "-rf", "a\\0b", "~root", "a b", "🦙", "CON", "x" * 300, "$(touch pwned)", "%2e%2e"):
-        yield f"run.name {name[:20]}", re.sub(r"^run:.*$", lambda _: f'run: {{name: "{name}"}}', text, flags=re.M)
+    for name in (
+        "../x",
+        "a/b",
+        "..",
+        ".",
+        "-rf",
+        "a\\0b",
+        "~root",
+        "a b",
+        "🦙",
+        "CON",
+        "x" * 300,
+        "$(touch pwned)",
+        "%2e%2e",
+    ):
+        yield (
+            f"run.name {name[:20]}",
+            re.sub(r"^run:.*$", lambda _: f'run: {{name: "{name}"}}', text, flags=re.M),
+        )
     yield f"{key} dotted", f"{key}: {other}\n"
 
 
-def overrides_of(rng: random.Random, keys: list[str], count: int) -> Iterator[tuple[str, list[str]]]:
-    """(description, overrides) that give a key of the schema an odd value, as somebody's script would."""
-    words = [".nan", "-.inf", ".inf", "1e309", "-1", "0", "1e30", "9" * 40, "9" * 5000, "0x10", "010", "1_000", "null", "~", "true",
-             "off", "\"\"", "' '", "[]", "{}", "[1, 2]", "{a: 1}", "[[[[1]]]]", "..", "/", "../../x", "/dev/null", "/dev/zero", "~/x",
-             "x" * 3000, "🦙", "\"\\0\"", "\"\\ud800\"", "*a", "&a 1", "!!int 1", "! x", "{", "]", "a: b: c", "- a", "1e-320", "2",
-             "100000", "1000000000", "0.5", "file:///etc/passwd", "http://u:p4ssw0rd@h/", "${HOME}", "`id`", "\x1b[2J", "\r\n"]
+def overrides_of(
+    rng: random.Random, keys: list[str], count: int
+) -> Iterator[tuple[str, list[str]]]:
+    """(description, overrides) that give a key of the schema an odd value, as somebody's script
+    would.
+    """
+    words = [
+        ".nan",
+        "-.inf",
+        ".inf",
+        "1e309",
+        "-1",
+        "0",
+        "1e30",
+        "9" * 40,
+        "9" * 5000,
+        "0x10",
+        "010",
+        "1_000",
+        "null",
+        "~",
+        "true",
+        "off",
+        '""',
+        "' '",
+        "[]",
+        "{}",
+        "[1, 2]",
+        "{a: 1}",
+        "[[[[1]]]]",
+        "..",
+        "/",
+        "../../x",
+        "/dev/null",
+        "/dev/zero",
+        "~/x",
+        "x" * 3000,
+        "🦙",
+        '"\\0"',
+        '"\\ud800"',
+        "*a",
+        "&a 1",
+        "!!int 1",
+        "! x",
+        "{",
+        "]",
+        "a: b: c",
+        "- a",
+        "1e-320",
+        "2",
+        "100000",
+        "1000000000",
+        "0.5",
+        "file:///etc/passwd",
+        "http://u:p4ssw0rd@h/",
+        "${HOME}",
+        "`id`",
+        "\x1b[2J",
+        "\r\n",
+    ]
     for _ in range(count):
-        given = [f"{rng.choice(keys)}={rng.choice(words)}" for _ in range(rng.choice([1, 1, 1, 2, 5]))]
+        given = [
+            f"{rng.choice(keys)}={rng.choice(words)}" for _ in range(rng.choice([1, 1, 1, 2, 5]))
+        ]
         if rng.random() < 0.1:
-            given.append(rng.choice(["=", "a", "a=", ".=1", "a..b=1", "run=1", "run.=1", ".run=1", "run.name.x=1", "\0=1", " =1"]))
+            given.append(
+                rng.choice(
+                    [
+                        "=",
+                        "a",
+                        "a=",
+                        ".=1",
+                        "a..b=1",
+                        "run=1",
+                        "run.=1",
+                        ".run=1",
+                        "run.name.x=1",
+                        "\0=1",
+                        " =1",
+                    ]
+                )
+            )
         yield " ".join(given)[:80], given
 
 
-# ------------------------------------------------------------------------------------------------------------ files
+# ------------------------------------------------------------------------------------------------------------
+# files
 
 
 def _replaced(path: Path, make: Callable[[], object]) -> None:
@@ -177,22 +324,30 @@ FILES: dict[str, Callable[[Path], object]] = {
     "a link to itself": lambda p: _replaced(p, lambda: p.symlink_to(p)),
     "a link to /dev/zero": lambda p: _replaced(p, lambda: p.symlink_to("/dev/zero")),
     "a link to /dev/null": lambda p: _replaced(p, lambda: p.symlink_to("/dev/null")),
-    "a link to memory of this process": lambda p: _replaced(p, lambda: p.symlink_to("/proc/self/mem")),
+    "a link to memory of this process": lambda p: _replaced(
+        p, lambda: p.symlink_to("/proc/self/mem")
+    ),
     "unreadable": lambda p: p.chmod(0),  # which does not keep root out
 }
 """What may lie where a file should: name -> what puts it there."""
 
 
-# -------------------------------------------------------------------------------------------------------- documents
+# --------------------------------------------------------------------------------------------------------
+# documents
 
 
 def document_folders(rng: random.Random, root: Path) -> Iterator[tuple[str, Path]]:
-    """(description, folder) of folders of people's own documents (txt, md, jsonl) of which one is damaged, is something
-    else than a file, or has a name that no program expects. The folders lie in `root`, each its own."""
+    """(description, folder) of folders of people's own documents (txt, md, jsonl) of which one is
+    damaged, is something else than a file, or has a name that no program expects. The folders lie
+    in `root`, each its own.
+    """
     text = "Nora Costa moved to Oslo in May. She keeps a parrot.\n\nThe parrot is called Rio.\n"
     rows = [{"text": f"Document {i}: {text}", "id": f"d{i}"} for i in range(3)]
-    sound = {"a.txt": text.encode(), "b.md": f"# Nora\n\n{text}".encode(),
-             "c.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode()}
+    sound = {
+        "a.txt": text.encode(),
+        "b.md": f"# Nora\n\n{text}".encode(),
+        "c.jsonl": "".join(json.dumps(row) + "\n" for row in rows).encode(),
+    }
 
     def folder(number: int, files: dict[str, bytes]) -> Path:
         made = root / f"documents-{number}"
@@ -206,21 +361,44 @@ def document_folders(rng: random.Random, root: Path) -> Iterator[tuple[str, Path
         for what, changed in bytes_of(rng, content):
             yield f"{name}: {what}", folder(number := number + 1, {**sound, name: changed})
     for what, changed in json_of(rng, rows[1], 30):
-        yield f"c.jsonl: {what}", folder(number := number + 1, {**sound, "c.jsonl": changed + b"\n"})
+        yield (
+            f"c.jsonl: {what}",
+            folder(number := number + 1, {**sound, "c.jsonl": changed + b"\n"}),
+        )
     for what, change in FILES.items():
         made = folder(number := number + 1, sound)
         change(made / "a.txt")
         yield f"a.txt is {what}", made
-    for name in ("x" * 250 + ".txt", "🦙.txt", " .txt", ".hidden.txt", "-rf.txt", "a\nb.txt", "\x1b[2J.txt", "a'\"`$(id).txt", "A.TXT", "a.TXT",
-                 "a.pdf", "a.docx", "a", "a.tar.gz"):
-        yield f"a file named {name[:20]!r}", folder(number := number + 1, {**sound, name: text.encode()})
+    for name in (
+        "x" * 250 + ".txt",
+        "🦙.txt",
+        " .txt",
+        ".hidden.txt",
+        "-rf.txt",
+        "a\nb.txt",
+        "\x1b[2J.txt",
+        "a'\"`$(id).txt",
+        "A.TXT",
+        "a.TXT",
+        "a.pdf",
+        "a.docx",
+        "a",
+        "a.tar.gz",
+    ):
+        yield (
+            f"a file named {name[:20]!r}",
+            folder(number := number + 1, {**sound, name: text.encode()}),
+        )
     broken = os.fsencode(folder(number := number + 1, sound)) + b"/\xff\xfe.txt"
     with open(broken, "wb") as file:
         file.write(text.encode())
     yield "a file whose name is no UTF-8", Path(os.fsdecode(os.path.dirname(broken)))
     yield "no file at all", folder(number := number + 1, {})
     yield "only empty files", folder(number := number + 1, dict.fromkeys(sound, b""))
-    yield "the same text in every file", folder(number := number + 1, {f"{i}.txt": text.encode() for i in range(20)})
+    yield (
+        "the same text in every file",
+        folder(number := number + 1, {f"{i}.txt": text.encode() for i in range(20)}),
+    )
     yield "one word of a megabyte", folder(number := number + 1, {"a.txt": b"x" * 1_000_000})
     loop = folder(number := number + 1, sound)
     (loop / "inside").symlink_to(loop)

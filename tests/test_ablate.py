@@ -21,7 +21,9 @@ class Done:
 
 @pytest.fixture
 def lives(monkeypatch, tmp_path):
-    """Stands for `sleep-rl run`: checks its command line and writes the journal of such a run. `fail` names runs."""
+    """Stands for `sleep-rl run`: checks its command line and writes the journal of such a run.
+    `fail` names runs.
+    """
     monkeypatch.chdir(tmp_path)
     asked: list[str] = []
 
@@ -33,11 +35,25 @@ def lives(monkeypatch, tmp_path):
         folder.mkdir(parents=True)
         broken = config.run.name in run.fail
         day2 = 0.5 if config.sleep.replay == 0 else 1.0
-        records = [{"t": 0, "kind": "run", "config": dump(config)},
-                   {"t": 1, "kind": "evaluate", "after": "night 2", "method": "sleep", "open_book": None,
-                    "row": {"known": 0.9 + 0.1 * config.run.seed, "day1": 0.75, "day2": day2},
-                    "n": {"known": 10, "day1": 8, "day2": 4}},
-                   {"t": 2, "kind": "done", "status": "failed" if broken else "ok", "seconds": 1, "reason": None}]
+        records = [
+            {"t": 0, "kind": "run", "config": dump(config)},
+            {
+                "t": 1,
+                "kind": "evaluate",
+                "after": "night 2",
+                "method": "sleep",
+                "open_book": None,
+                "row": {"known": 0.9 + 0.1 * config.run.seed, "day1": 0.75, "day2": day2},
+                "n": {"known": 10, "day1": 8, "day2": 4},
+            },
+            {
+                "t": 2,
+                "kind": "done",
+                "status": "failed" if broken else "ok",
+                "seconds": 1,
+                "reason": None,
+            },
+        ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         return Done(1 if broken else 0)
 
@@ -47,21 +63,39 @@ def lives(monkeypatch, tmp_path):
 
 
 def test_every_row_changes_what_it_names_and_nothing_else():
-    rows = ablate.rows_of(DEMO, ["model.chunks=[1,2]", "model.top_k=2", "model.experts=6", "reward.semantic=encoder",
-                                 "reward.gamma=0.5", "task.world.deep=true", "dream.rounds=1"], [], 1)
+    rows = ablate.rows_of(
+        DEMO,
+        [
+            "model.chunks=[1,2]",
+            "model.top_k=2",
+            "model.experts=6",
+            "reward.semantic=encoder",
+            "reward.gamma=0.5",
+            "task.world.deep=true",
+            "dream.rounds=1",
+        ],
+        [],
+        1,
+    )
     assert list(rows) == list(ablate.ROWS)
     whole = dump(rows["whole"][0][0])
     for name, [(config, overrides)] in rows.items():
-        changed = {f"{section}.{key}" for section, keys in dump(config).items() for key, value in keys.items()
-                   if whole[section][key] != value} - {"run.name", "run.seed"}
-        assert changed - {"sleep.on_full"} == {key.partition("=")[0] for key in ablate.ROWS[name]}, name
+        changed = {
+            f"{section}.{key}"
+            for section, keys in dump(config).items()
+            for key, value in keys.items()
+            if whole[section][key] != value
+        } - {"run.name", "run.seed"}
+        assert changed - {"sleep.on_full"} == {
+            key.partition("=")[0] for key in ablate.ROWS[name]
+        }, name
     assert rows["no-sparsity"][0][0].model.top_k == whole["model"]["experts"]
 
 
 def test_rows_that_change_nothing_are_left_out_and_unknown_ones_refused():
     rows = ablate.rows_of(DEMO, ["sleep.rehearse=0"], [], 1)
     assert {"no-rehearsal", "no-sparsity", "one-level", "no-semantic-reward"} & set(rows) == set()
-    with pytest.raises(InputError, match="--rows: allowed are whole, .* got no-sleep"):
+    with pytest.raises(InputError, match=r"--rows: allowed are whole, .* got no-sleep"):
         ablate.rows_of(DEMO, [], ["no-sleep"], 1)
 
 
@@ -89,13 +123,18 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
     lives.fail = ()
     assert main(command) == 0
     assert lives.asked[-1] == "b-no-replay-s1" and len(lives.asked) == 5
-    assert "exit code" not in capsys.readouterr().out and Path("runs/b-no-replay-s1-failed-1").is_dir()
+    assert (
+        "exit code" not in capsys.readouterr().out and Path("runs/b-no-replay-s1-failed-1").is_dir()
+    )
 
 
 def test_a_sweep_is_one_group_in_wandb_unless_another_is_given(lives):
     def groups(*more):
-        return {config.wandb.group for runs in ablate.rows_of(DEMO, ["run.name=c", *more], ["no-replay"], 2).values()
-                for config, _ in runs}
+        return {
+            config.wandb.group
+            for runs in ablate.rows_of(DEMO, ["run.name=c", *more], ["no-replay"], 2).values()
+            for config, _ in runs
+        }
 
     assert groups() == {"c-ablation"} and groups("wandb.group=mine") == {"mine"}
     command = ["ablate", "--seeds", "1", "--rows", "no-replay", DEMO, "run.name=c"]
@@ -113,8 +152,16 @@ def test_forms_of_deeper_questions_have_columns_of_their_own(tmp_path):
     for seed, reversed_ in ((0, 0.5), (1, 1.0)):
         folder = tmp_path / f"r{seed}"
         folder.mkdir()
-        record = {"t": 1, "kind": "evaluate", "after": "night 1", "method": "sleep", "open_book": None,
-                  "row": {"known": 1.0, "day1": 0.5}, "forms": {"reversed": reversed_}, "n": {"known": 4, "day1": 8, "reversed": 6}}
+        record = {
+            "t": 1,
+            "kind": "evaluate",
+            "after": "night 1",
+            "method": "sleep",
+            "open_book": None,
+            "row": {"known": 1.0, "day1": 0.5},
+            "forms": {"reversed": reversed_},
+            "n": {"known": 4, "day1": 8, "reversed": 6},
+        }
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         folders.append(folder)
     plain = {**record, "row": {"known": 1.0, "day1": 0.5}, "forms": {}}
@@ -122,4 +169,8 @@ def test_forms_of_deeper_questions_have_columns_of_their_own(tmp_path):
     (tmp_path / "p" / "metrics.jsonl").write_text(json.dumps(plain) + "\n")
     lines = ablate.table({"whole": folders, "no-dreaming": [tmp_path / "p"]}, {}).splitlines()
     low, high = wilson(0.75, 12)
-    assert "reversed" in lines[0] and f"0.750 [{low:.3f}, {high:.3f}]" in lines[1] and lines[2].split()[-1] == "-"
+    assert (
+        "reversed" in lines[0]
+        and f"0.750 [{low:.3f}, {high:.3f}]" in lines[1]
+        and lines[2].split()[-1] == "-"
+    )

@@ -23,7 +23,7 @@ def continued(model, ids, most=8):
     with torch.no_grad():
         while len(out) < len(ids) + most and out[-1] != EOS:
             out.append(int(model(torch.tensor([out])).logits[0, -1].argmax()))
-    return make_tokenizer().decode(out[len(ids):], skip_special_tokens=True).strip()
+    return make_tokenizer().decode(out[len(ids) :], skip_special_tokens=True).strip()
 
 
 def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkpoint):
@@ -36,24 +36,40 @@ def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkp
 
 
 def test_a_sampled_answer_is_the_same_for_the_same_seed(sleep_checkpoint):
-    first, again, other = (Pair(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4))
+    first, again, other = (
+        Pair(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4)
+    )
     assert first == again and first != other
 
 
 def test_prompts_and_lines_are_answered_in_two_columns(sleep_checkpoint, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
-    assert main(["chat", sleep_checkpoint(), "--prompt", PROMPT, "--prompt", "no", "--max-tokens", "8"]) == 0
+    assert (
+        main(
+            ["chat", sleep_checkpoint(), "--prompt", PROMPT, "--prompt", "no", "--max-tokens", "8"]
+        )
+        == 0
+    )
     from_options = capsys.readouterr().out
-    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(buffer=io.BytesIO(f"{PROMPT}\n\n  no\n".encode()),
-                                                            isatty=lambda: False))
+    monkeypatch.setattr(
+        sys,
+        "stdin",
+        types.SimpleNamespace(
+            buffer=io.BytesIO(f"{PROMPT}\n\n  no\n".encode()), isatty=lambda: False
+        ),
+    )
     assert main(["chat", sleep_checkpoint(), "--max-tokens", "8"]) == 0
     assert capsys.readouterr().out == from_options
     lines = from_options.splitlines()
     assert [line for line in lines if line.startswith("> ")] == [f"> {PROMPT}", "> no"]
-    assert lines[1].split(" | ")[0].strip() == "before the nights" and lines[1].endswith("| with its memory")
+    assert lines[1].split(" | ")[0].strip() == "before the nights" and lines[1].endswith(
+        "| with its memory"
+    )
 
 
-def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_nothing(sleep_checkpoint, capsys, monkeypatch):
+def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_nothing(
+    sleep_checkpoint, capsys, monkeypatch
+):
     typed = iter(["yes " * 300, "no"])
 
     def read(_):
@@ -65,15 +81,22 @@ def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_noth
     monkeypatch.setattr("builtins.input", read)
     assert main(["chat", sleep_checkpoint(), "--max-tokens", "2"]) == 0
     out = capsys.readouterr().out
-    assert "a prompt of 1 to 255 tokens is needed, got" in out and out.count("before the nights") == 1
+    assert (
+        "a prompt of 1 to 255 tokens is needed, got" in out and out.count("before the nights") == 1
+    )
 
 
-def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(sleep_checkpoint, tmp_path):
+def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
+    sleep_checkpoint, tmp_path
+):
     model = modeling.load(sleep_checkpoint())
     tokenizer = make_tokenizer()
     tokenizer.chat_template = "[{{ messages[0].role }}]{{ messages[0].content }}{% if add_generation_prompt %}[a]{% endif %}"
     modeling.save(model, tokenizer, str(tmp_path / "template"))
-    assert Pair(str(tmp_path / "template"), 1, 0.0, 0).ids("no") == make_tokenizer()("[user]no[a]")["input_ids"]
+    assert (
+        Pair(str(tmp_path / "template"), 1, 0.0, 0).ids("no")
+        == make_tokenizer()("[user]no[a]")["input_ids"]
+    )
     tokenizer = make_tokenizer()
     tokenizer.bos_token = "yes"
     modeling.save(model, tokenizer, str(tmp_path / "bos"))
@@ -82,11 +105,14 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(sleep
     assert pair.ids("yes no") == make_tokenizer()("yes no")["input_ids"]
 
 
-@pytest.mark.parametrize(("options", "said"), [
-    (["--max-tokens", "0"], "--max-tokens from 1"),
-    (["--temperature", "-1"], "--temperature from 0"),
-    (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
-])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-tokens", "0"], "--max-tokens from 1"),
+        (["--temperature", "-1"], "--temperature from 0"),
+        (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
+    ],
+)
 def test_what_cannot_be_asked_is_one_line(options, said, sleep_checkpoint, capsys):
     assert main(["chat", sleep_checkpoint(), *options]) == 2
     error = capsys.readouterr().err
@@ -104,7 +130,16 @@ def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
 
 
 def test_columns_are_as_wide_as_they_must_be():
-    assert side_by_side(("a", "b"), ("one two three", ""), 23) == ["a       | b", "-       | -", "one two | (nothing)",
-                                                                     "three   |"]
-    assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == ["left | right", "---- | -----", "x    | z", "     |",
-                                                                    "y    |"]
+    assert side_by_side(("a", "b"), ("one two three", ""), 23) == [
+        "a       | b",
+        "-       | -",
+        "one two | (nothing)",
+        "three   |",
+    ]
+    assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == [
+        "left | right",
+        "---- | -----",
+        "x    | z",
+        "     |",
+        "y    |",
+    ]

@@ -1,4 +1,6 @@
-"""Isolated copies: trained together as they would be alone, answering together as they would alone, leaving no trace."""
+"""Isolated copies: trained together as they would be alone, answering together as they would alone,
+leaving no trace.
+"""
 
 import copy
 import math
@@ -16,8 +18,12 @@ from sleep_rl.dream_contracts import Critic, Trial
 RANK, ALPHA = 8, 16.0
 ROWS = (((5, 6), (7, 8, 9, 1)), ((5, 6, 7), (30, 31, 1)), ((5,), (40, 41, 42, 43, 44, 1)))
 QUESTIONS = ((5, 6), (5, 6, 7), (9, 10, 11, 12))
-TRIALS = [Trial(ROWS[:2], QUESTIONS, seed=3, lr=5e-3, epochs=3), Trial(ROWS[1:], QUESTIONS, seed=4, lr=2e-2, epochs=2),
-          Trial(ROWS, QUESTIONS[:1], seed=5, lr=1e-2, epochs=1), Trial(ROWS[:1], QUESTIONS, seed=3, lr=5e-3, epochs=5)]
+TRIALS = [
+    Trial(ROWS[:2], QUESTIONS, seed=3, lr=5e-3, epochs=3),
+    Trial(ROWS[1:], QUESTIONS, seed=4, lr=2e-2, epochs=2),
+    Trial(ROWS, QUESTIONS[:1], seed=5, lr=1e-2, epochs=1),
+    Trial(ROWS[:1], QUESTIONS, seed=3, lr=5e-3, epochs=5),
+]
 GREEDY = Sampling(6, 0.0, (1,))
 
 
@@ -27,9 +33,14 @@ def checkpoint(sleep_checkpoint):
 
 
 def slow_copy(model, trial, order):
-    """One LoRA copy, trained alone: the factors in the weights W + alpha/r B A, torch's own AdamW, clipping to norm 1,
-    linear decay. Returns {layer: (A, B)}."""
-    layers = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and n.rsplit(".", 1)[-1] in TARGETS}
+    """One LoRA copy, trained alone: the factors in the weights W + alpha/r B A, torch's own AdamW,
+    clipping to norm 1, linear decay. Returns {layer: (A, B)}.
+    """
+    layers = {
+        n: m
+        for n, m in model.named_modules()
+        if isinstance(m, torch.nn.Linear) and n.rsplit(".", 1)[-1] in TARGETS
+    }
     start = Copies(model, [trial.seed], RANK, ALPHA)
     a = {n: start.a[n][0].detach().clone().requires_grad_() for n in layers}
     b = {n: start.b[n][0].detach().clone().requires_grad_() for n in layers}
@@ -38,7 +49,9 @@ def slow_copy(model, trial, order):
     optimizer = torch.optim.AdamW(factors, lr=trial.lr, weight_decay=0.0)
     for step, (prompt, completion) in enumerate(order):
         weights = {f"{n}.weight": base[n] + ALPHA / RANK * b[n] @ a[n] for n in layers}
-        out = torch.func.functional_call(model, weights, (), {"input_ids": torch.tensor([prompt + completion])})
+        out = torch.func.functional_call(
+            model, weights, (), {"input_ids": torch.tensor([prompt + completion])}
+        )
         logp = out.logits[0, len(prompt) - 1 : -1].log_softmax(-1)
         loss = -sum(logp[t, token] for t, token in enumerate(completion)) / len(completion)
         optimizer.zero_grad()
@@ -63,7 +76,7 @@ def greedy(model, question):
         ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
         if ids[-1] == 1:
             break
-    return tuple(ids[len(question):])
+    return tuple(ids[len(question) :])
 
 
 def test_copies_that_are_trained_together_are_those_that_are_trained_alone(checkpoint):
@@ -84,13 +97,18 @@ def test_copies_that_are_trained_together_are_those_that_are_trained_alone(check
 
 
 def test_in_bfloat16_copies_keep_their_own_precision(checkpoint):
-    """Steps of 1e-4 on weights near 0.02 are below bfloat16's resolution; the factors learn all the same."""
+    """Steps of 1e-4 on weights near 0.02 are below bfloat16's resolution; the factors learn all the
+    same.
+    """
     model = modeling.load(checkpoint, dtype=torch.bfloat16)
     trial = replace(TRIALS[0], lr=1e-4, epochs=20)
     copies, [loss] = train(model, [trial], RANK, ALPHA, pad=0)
     assert all(t.dtype == torch.float32 for t in copies.factors()) and math.isfinite(loss)
     start = Copies(model, [trial.seed], RANK, ALPHA)
-    assert all(not torch.equal(copies.a[n], start.a[n]) and copies.b[n].abs().max() > 1e-4 for n in copies.layers)
+    assert all(
+        not torch.equal(copies.a[n], start.a[n]) and copies.b[n].abs().max() > 1e-4
+        for n in copies.layers
+    )
     assert copies.b[next(iter(copies.b))].abs().max() < 40 * 1e-4  # no more than its steps
 
 
@@ -98,7 +116,9 @@ def test_in_bfloat16_copies_keep_their_own_precision(checkpoint):
 def critic(checkpoint):
     from actors.critic import CriticWorker
 
-    worker = CriticWorker(checkpoint, dtype="float32", engine=ENGINE, seed=0, rank=RANK, alpha=ALPHA, together=3)
+    worker = CriticWorker(
+        checkpoint, dtype="float32", engine=ENGINE, seed=0, rank=RANK, alpha=ALPHA, together=3
+    )
     yield worker
     worker.close()
 
@@ -112,26 +132,44 @@ def test_copies_answer_in_one_batch_what_each_would_alone_and_leave_no_trace(cri
     together = critic.try_out([*TRIALS, *untouched], "base", 0, GREEDY)
     copies, _ = train(model, TRIALS, RANK, ALPHA, pad=0)
     for n, trial in enumerate(TRIALS):
-        own = merged(model, {name: (copies.a[name][n].detach(), copies.b[name][n].detach()) for name in copies.layers})
+        own = merged(
+            model,
+            {
+                name: (copies.a[name][n].detach(), copies.b[name][n].detach())
+                for name in copies.layers
+            },
+        )
         assert together[n] == tuple(greedy(own, question) for question in trial.questions)
         assert critic.try_out([trial], "base", 0, GREEDY) == [together[n]]
     assert together[-1] == first[0] == tuple(greedy(model, question) for question in QUESTIONS)
-    assert len({together[0], together[1], together[3], first[0]}) > 1  # learning changed what is said
+    # learning changed what is said
+    assert len({together[0], together[1], together[3], first[0]}) > 1
     assert critic.digest() == digest and critic._engine.llm.llm_engine.list_loras() == set()
 
 
 @pytest.mark.stack
 def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
     long = tuple(range(5, 105)) * 2
-    bad = [replace(TRIALS[0], questions=()), replace(TRIALS[0], epochs=0), replace(TRIALS[0], lr=float("nan")),
-           replace(TRIALS[0], rows=(((), (7, 1)),)), replace(TRIALS[0], rows=(((5,), long),)),
-           replace(TRIALS[0], questions=((5,), long)), replace(TRIALS[0], lr=1e30)]
+    bad = [
+        replace(TRIALS[0], questions=()),
+        replace(TRIALS[0], epochs=0),
+        replace(TRIALS[0], lr=float("nan")),
+        replace(TRIALS[0], rows=(((), (7, 1)),)),
+        replace(TRIALS[0], rows=(((5,), long),)),
+        replace(TRIALS[0], questions=((5,), long)),
+        replace(TRIALS[0], lr=1e30),
+    ]
     *failed, good = critic.try_out([*bad, TRIALS[2]], "base", 0, GREEDY)
     assert all(isinstance(f, Failure) and f.where == "critic" for f in failed)
     assert [f.reason.split(",")[0].split(":")[0] for f in failed] == [
-        "nothing is asked", "epochs from 1 and lr above 0 are allowed", "epochs from 1 and lr above 0 are allowed",
-        "a training row without prompt or completion", "a training row",
-        "200 tokens and a new one do not fit into max_model_len 128", failed[-1].reason]
+        "nothing is asked",
+        "epochs from 1 and lr above 0 are allowed",
+        "epochs from 1 and lr above 0 are allowed",
+        "a training row without prompt or completion",
+        "a training row",
+        "200 tokens and a new one do not fit into max_model_len 128",
+        failed[-1].reason,
+    ]
     assert failed[-1].reason.startswith("the copy's loss became ")
     assert [good] == critic.try_out([TRIALS[2]], "base", 0, GREEDY)
     with pytest.raises(InputError, match="temperature 0 is allowed, got 1"):
@@ -152,5 +190,7 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monke
     got = critic.try_out(TRIALS[:3], "base", 0, GREEDY)
     failed = [n for n, answers in enumerate(got) if isinstance(answers, Failure)]
     assert len(failed) == 1 and got[failed[0]].reason.startswith("its adapter was not loaded: ")
-    assert [a for n, a in enumerate(got) if n not in failed] == [a for n, a in enumerate(wanted[:3]) if n not in failed]
+    assert [a for n, a in enumerate(got) if n not in failed] == [
+        a for n, a in enumerate(wanted[:3]) if n not in failed
+    ]
     assert critic.digest() == digest and critic._engine.llm.llm_engine.list_loras() == set()

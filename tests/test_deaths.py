@@ -1,5 +1,7 @@
-"""A whole life of the real driver, crew, pools and weight store, in which rollout and reward workers die again and again:
-what the learner is told is, to the last token, what it is told in a life without deaths."""
+"""A whole life of the real driver, crew, pools and weight store, in which rollout and reward
+workers die again and again: what the learner is told is, to the last token, what it is told in a
+life without deaths.
+"""
 
 import hashlib
 import random
@@ -23,7 +25,9 @@ from sleep_rl.text import Texts
 from tests.test_cycle import CONFIG, Crew, Diary
 from tests.test_stages import Stable
 
-SAFE = 20  # calls without a death after each restart: what a dead worker owed is asked once more, and not twice
+# calls without a death after each restart: what a dead worker owed is asked once more, and not
+# twice
+SAFE = 20
 
 
 class Rollout:
@@ -39,7 +43,9 @@ class Rollout:
             raise RunError(f"missing {missing[0]}")
         if self.held_.get(weights.name, -1) < weights.version:
             self.held_[weights.name] = weights.version
-        return Loaded(weights.name, self.held_[weights.name], len(weights.tensors), weights.nbytes, 0.0, 0.0)
+        return Loaded(
+            weights.name, self.held_[weights.name], len(weights.tensors), weights.nbytes, 0.0, 0.0
+        )
 
     def sample(self, requests_N, name, version, how):
         if self.held_.get(name, -1) < version:
@@ -85,7 +91,12 @@ class Learner:
         number = int(self.heard.hexdigest()[:6], 16) if view == "student" else version
         tensors = {"a#1": torch.tensor([float(number)]), "b#1": torch.ones(2)}
         manifest = {key: digest(t) for key, t in tensors.items()}
-        return Weights(name, version, manifest, {k: t for k, t in tensors.items() if have.get(k) != manifest[k]})
+        return Weights(
+            name,
+            version,
+            manifest,
+            {k: t for k, t in tensors.items() if have.get(k) != manifest[k]},
+        )
 
     def digest(self):
         return self.heard.hexdigest(), self.steps
@@ -120,8 +131,13 @@ class MortalChannel(_LocalChannel):
         if not self.dead and mortal and self.backend.rng.random() < self.backend.share:
             self.dead, self.backend.deaths = True, self.backend.deaths + 1
             if self.backend.rng.random() < 0.5:
-                super().send(verb, label, *args, **kwargs)  # it died after the work, before the answer
-        return Died(self._host.name, label) if self.dead else super().send(verb, label, *args, **kwargs)
+                # it died after the work, before the answer
+                super().send(verb, label, *args, **kwargs)
+        return (
+            Died(self._host.name, label)
+            if self.dead
+            else super().send(verb, label, *args, **kwargs)
+        )
 
 
 class MortalBackend(LocalBackend):
@@ -129,10 +145,18 @@ class MortalBackend(LocalBackend):
 
     def __init__(self, share, seed=0):
         super().__init__()
-        self.share, self.rng, self.deaths, self.calls, self.learners = share, random.Random(seed), 0, 0, []
+        self.share, self.rng, self.deaths, self.calls, self.learners = (
+            share,
+            random.Random(seed),
+            0,
+            0,
+            [],
+        )
 
     def spawn(self, cls, kwargs, **rest):
-        return super().spawn(Rollout if cls == "actors.rollout:RolloutWorker" else cls, kwargs, **rest)
+        return super().spawn(
+            Rollout if cls == "actors.rollout:RolloutWorker" else cls, kwargs, **rest
+        )
 
     def spawn_ranks(self, cls, kwargs, **rest):
         self.learners = super().spawn_ranks(Learner, kwargs, **rest)
@@ -146,10 +170,16 @@ class MortalBackend(LocalBackend):
 
 
 def life_under(share, folder, steps, seed=0):
-    """(what the learner was told, deaths, records) of a life whose workers die in this share of their calls."""
+    """(what the learner was told, deaths, records) of a life whose workers die in this share of
+    their calls.
+    """
     folder.mkdir()
-    config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=steps), rollouts=Rollouts(workers=3),
-                     cluster=Cluster(restarts=100_000))
+    config = replace(
+        CONFIG,
+        sleep=replace(CONFIG.sleep, steps=steps),
+        rollouts=Rollouts(workers=3),
+        cluster=Cluster(restarts=100_000),
+    )
     texts, journal = Texts(Diary(), Stable()), Journal(folder / "metrics.jsonl")
     with MortalBackend(share, seed) as backend:
         crew = Workers(backend, config, journal, checkpoint="none", base="none")
@@ -160,7 +190,9 @@ def life_under(share, folder, steps, seed=0):
     return told, backend.deaths, read(folder / "metrics.jsonl")
 
 
-@pytest.mark.parametrize("steps, least", [(20, 40), pytest.param(400, 1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "steps, least", [(20, 40), pytest.param(400, 1000, marks=pytest.mark.slow)]
+)
 def test_deaths_change_nothing(steps, least, tmp_path, capsys):
     want, none, quiet = life_under(0.0, tmp_path / "quiet", steps)
     assert none == 0 and want[1] == 7 * steps  # consolidations
@@ -169,18 +201,33 @@ def test_deaths_change_nothing(steps, least, tmp_path, capsys):
     assert got == want
     kinds = [record["kind"] for record in records]
     assert kinds.count("restarted") == deaths and "failure" not in kinds
-    assert [r["version"] for r in records if r["kind"] == "push"] == [r["version"] for r in quiet if r["kind"] == "push"]
+    assert [r["version"] for r in records if r["kind"] == "push"] == [
+        r["version"] for r in quiet if r["kind"] == "push"
+    ]
 
 
-def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(tmp_path, capsys, monkeypatch):
+def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
+    tmp_path, capsys, monkeypatch
+):
     turns, _, records = life_under(0.0, tmp_path / "turns", 20)
     threaded = []
-    monkeypatch.setattr(flow, "_in_turn", lambda life, data, part: threaded.append(data) or flow._ahead(life, data, part))
+    monkeypatch.setattr(
+        flow,
+        "_in_turn",
+        lambda life, data, part: threaded.append(data) or flow._ahead(life, data, part),
+    )
     ahead, _, again = life_under(0.0, tmp_path / "ahead", 20)
     assert ahead == turns and len(threaded) == 7  # consolidations
     kinds = ("seed", "push", "written", "evaluate", "flow")
-    for got, want in zip((r for r in again if r["kind"] in kinds), (r for r in records if r["kind"] in kinds), strict=True):
-        timeless = [{k: v for k, v in r.items() if k != "t" and not k.endswith(("_s", "seconds", "pause"))} for r in (got, want)]
+    for got, want in zip(
+        (r for r in again if r["kind"] in kinds),
+        (r for r in records if r["kind"] in kinds),
+        strict=True,
+    ):
+        timeless = [
+            {k: v for k, v in r.items() if k != "t" and not k.endswith(("_s", "seconds", "pause"))}
+            for r in (got, want)
+        ]
         assert timeless[0] == timeless[1]
 
 
@@ -188,7 +235,10 @@ def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(tmp_path
 def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsys):
     config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
     texts, journal = Texts(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
-    with MortalBackend(0.5) as backend, pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"):
+    with (
+        MortalBackend(0.5) as backend,
+        pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"),
+    ):
         crew = Workers(backend, config, journal, checkpoint="none", base="none")
         live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("restarted") == restarts

@@ -13,8 +13,17 @@ def test_digest_names_content():
     t = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     assert digest(t) == digest(t.numpy()) == digest(t.clone()) == digest(t.T.contiguous().T)
     assert digest(t.T) == digest(t.numpy().T) == digest(np.ascontiguousarray(t.numpy().T))
-    views = [t, t.T, t.reshape(4, 3), t.view(torch.int32), t.bfloat16(), t + 1e-6, t[:2], torch.zeros(0),
-             torch.tensor(1.0)]
+    views = [
+        t,
+        t.T,
+        t.reshape(4, 3),
+        t.view(torch.int32),
+        t.bfloat16(),
+        t + 1e-6,
+        t[:2],
+        torch.zeros(0),
+        torch.tensor(1.0),
+    ]
     assert len({digest(v) for v in views}) == len(views)
     assert digest(torch.tensor(1.0)) == digest(np.float32(1.0).reshape(()))
 

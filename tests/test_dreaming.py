@@ -1,4 +1,6 @@
-"""Dreaming against a crew that writes down, and checks, everything it is asked for; killed and continued at any step."""
+"""Dreaming against a crew that writes down, and checks, everything it is asked for; killed and
+continued at any step.
+"""
 
 import json
 import random
@@ -7,16 +9,16 @@ from dataclasses import replace
 import pytest
 
 from sleep_rl.config import Dream, Evaluate, Model, Rollouts, Sleep
-from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.console import Console
 from sleep_rl.contracts import STUDENT, TEXT, Failure, InputError, Question, Sample, Text
 from sleep_rl.cycle import live
-from sleep_rl.dream_contracts import DreamTask, Dreamer, Lesson
+from sleep_rl.dream_contracts import Dreamer, DreamTask, Lesson
 from sleep_rl.dreaming import DREAMER, SELF
 from sleep_rl.gate import BEFORE
 from sleep_rl.life import Life
 from sleep_rl.metrics import Journal, read, undocumented
 from sleep_rl.stages import LEARNER, Progress, newest
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.text import Texts
 from tests.test_cycle import CONFIG, Crew, Diary
 from tests.test_night import Words
@@ -33,19 +35,31 @@ class Deep(Diary):
 
     def deeper(self, day):
         word = day.documents[0].text.split()[-1]
-        return {"back": (Question(f"{day.name}/b", f"Q : when was {word} ? A :", day.documents[0].text.split()[1]),)}
+        return {
+            "back": (
+                Question(
+                    f"{day.name}/b", f"Q : when was {word} ? A :", day.documents[0].text.split()[1]
+                ),
+            )
+        }
 
     def lesson(self, task, dream):
         if "A :" not in dream:
             return Failure("it asks and answers nothing", "dream")
-        return Lesson(tuple(Text(f"Q : {q.strip()} A :", f" {a.strip()}") for q, a in [dream.split("A :")]))
+        return Lesson(
+            tuple(Text(f"Q : {q.strip()} A :", f" {a.strip()}") for q, a in [dream.split("A :")])
+        )
 
     def tau(self, task, answers):
-        return sum(a.split() == [q.answer] for q, a in zip(task.questions, answers, strict=True)) / len(answers)
+        return sum(
+            a.split() == [q.answer] for q, a in zip(task.questions, answers, strict=True)
+        ) / len(answers)
 
 
 class Dreaming(Crew):
-    """Every other dream of the model itself is right; the policy's all are. One in seven dreams says nothing."""
+    """Every other dream of the model itself is right; the policy's all are. One in seven dreams
+    says nothing.
+    """
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
@@ -103,19 +117,36 @@ class Dreaming(Crew):
         day, word = self.texts.text(request.context_T).split()[1::2]
         rng = random.Random(f"{request.seed} {wandering}")
         if rng.random() < 1 / 7:
-            words, reason = ("just words", "stop") if rng.random() < 0.5 else (f"when was {word} ? A : {day}", "length")
+            words, reason = (
+                ("just words", "stop")
+                if rng.random() < 0.5
+                else (f"when was {word} ? A : {day}", "length")
+            )
         else:
             right = state != "own" or rng.random() < 0.5
             words, reason = f"when was {word} ? A : {day if right else 'never'}", "stop"
         ids = self.texts.ids(words) + (self.texts.eos if reason == "stop" else ())
-        return Sample(request.prompt_T, request.context_T, ids, (-0.5,) * len(ids), reason, request.seed, name, (1,) * len(ids))
+        return Sample(
+            request.prompt_T,
+            request.context_T,
+            ids,
+            (-0.5,) * len(ids),
+            reason,
+            request.seed,
+            name,
+            (1,) * len(ids),
+        )
 
     def gram(self, texts_N, whole):
         assert not whole
         assert all(prompt == self.texts.bos + self.texts.ids("D :") for prompt, _ in texts_N[:-1])
-        assert texts_N[-1][0] == self.texts.bos and texts_N[-1][1][-1:] == self.texts.eos  # C itself, last
+        # C itself, last
+        assert texts_N[-1][0] == self.texts.bos and texts_N[-1][1][-1:] == self.texts.eos
         size = len(texts_N)
-        return [[float(len(texts_N[i][1]) * len(texts_N[j][1]) + (i == j)) for j in range(size)] for i in range(size)]
+        return [
+            [float(len(texts_N[i][1]) * len(texts_N[j][1]) + (i == j)) for j in range(size)]
+            for i in range(size)
+        ]
 
     def try_out(self, trials_N, how):
         assert how.temperature == 0 and self.state == "own" and self.open is None
@@ -128,7 +159,11 @@ class Dreaming(Crew):
         return out
 
     def sft_step(self, batch_N, step, steps, peak=None):
-        assert self.open == 1 and peak == 0.01 and all(r.prompt_T[-2:] == self.texts.ids("D :") for r in batch_N)
+        assert (
+            self.open == 1
+            and peak == 0.01
+            and all(r.prompt_T[-2:] == self.texts.ids("D :") for r in batch_N)
+        )
         assert all(len(r.prompt_T) > 3 for r in batch_N)  # C stands in front
         if step == steps - 1:
             self.policies += 1
@@ -142,22 +177,37 @@ class Dreaming(Crew):
             return super().seed_step(batch_N, step, steps)
         self.rows = batch_N
         assert steps == 3 and len(told) == 4 == sum(r.replay for r in batch_N)
-        assert all(r.prompt_T == self.texts.context(None) + self.texts.opener and r.x_length for r in told)
+        assert all(
+            r.prompt_T == self.texts.context(None) + self.texts.opener and r.x_length for r in told
+        )
         return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
 
     def snapshot(self, path):
         with open(path, "w") as file:
-            json.dump({"state": self.state, "snapshots": self.snapshots, "policies": self.policies}, file)
+            json.dump(
+                {"state": self.state, "snapshots": self.snapshots, "policies": self.policies}, file
+            )
 
     def restore(self, path):
         with open(path) as file:
             kept = json.load(file)
-        self.state, self.snapshots, self.policies = kept["state"], kept["snapshots"], kept["policies"]
+        self.state, self.snapshots, self.policies = (
+            kept["state"],
+            kept["snapshots"],
+            kept["policies"],
+        )
 
 
 HOW = Dream(rounds=2, tasks=2, m=6, k=2, b=1, policy_lr=0.01, steps=3, replay=0.5, policy_batch=2)
-LIVED = replace(CONFIG, task=TaskConfig(world=World(days=3)), model=Model(chunks=[1], experts=6), dream=HOW,
-                sleep=Sleep(steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20))
+LIVED = replace(
+    CONFIG,
+    task=TaskConfig(world=World(days=3)),
+    model=Model(chunks=[1], experts=6),
+    dream=HOW,
+    sleep=Sleep(
+        steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20
+    ),
+)
 
 
 class Three(Deep):
@@ -169,7 +219,18 @@ def dreamed(tmp_path, config=LIVED, make=Dreaming, task=Three, progress=None, ke
     texts = Texts(task(), Words())
     crew = make(texts, [])
     journal = Journal(tmp_path / "metrics.jsonl", keep=keep)
-    live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path), progress=progress or Progress()))
+    live(
+        Life(
+            crew,
+            texts.task,
+            texts,
+            config,
+            journal,
+            Console(),
+            str(tmp_path),
+            progress=progress or Progress(),
+        )
+    )
     journal.close()
     return crew, read(tmp_path / "metrics.jsonl")
 
@@ -180,33 +241,56 @@ def test_the_stand_in_is_a_dreamer():
 
 def test_dreams_are_written_selected_tried_and_learned(tmp_path):
     crew, records = dreamed(tmp_path)
-    of = lambda kind: [r for r in records if r["kind"] == kind]  # noqa: E731
+    of = lambda kind: [r for r in records if r["kind"] == kind]
     rounds = of("dreamed")
-    assert [(r["night"], r["round"], r["written"]) for r in rounds] == [(1, 1, 6), (1, 2, 6), (2, 1, 12), (2, 2, 12),
-                                                                        (3, 1, 12), (3, 2, 12)]
+    assert [(r["night"], r["round"], r["written"]) for r in rounds] == [
+        (1, 1, 6),
+        (1, 2, 6),
+        (2, 1, 12),
+        (2, 2, 12),
+        (3, 1, 12),
+        (3, 2, 12),
+    ]
     assert all(r["kept"] == 3 * r["written"] // 6 for r in rounds)
     dreams = of("dream")
-    assert len(dreams) == 60 and {d["reason"] for d in dreams if not d["kept"]} >= {"it asks and answers nothing", "it has no end"}
+    assert len(dreams) == 60 and {d["reason"] for d in dreams if not d["kept"]} >= {
+        "it asks and answers nothing",
+        "it has no end",
+    }
     for d in dreams:
         right = "never" not in d["text"]
         if d["kept"]:
             assert (d["tau_before"], d["taus"], d["reward"], d["gain"], d["held_out"]) == (
-                0.0, [float(right)] * 3, int(right), float(right), float(right))
+                0.0,
+                [float(right)] * 3,
+                int(right),
+                float(right),
+                float(right),
+            )
         else:
             assert d["reward"] is None and d["taus"] == []
-    assert len({(d["night"], d["round"], d["wander"]) for d in dreams}) == 36  # per i of a round's m, new random experts
+    # per i of a round's m, new random experts
+    assert len({(d["night"], d["round"], d["wander"]) for d in dreams}) == 36
     assert all(d["experts"] == {"model.layers.0.mlp.memory.0": d["wander"] % 3 + 1} for d in dreams)
     [first, *_] = crew.trials
-    assert [t.rows for t in first[:1]] == [()] and len(first) == 1 + 3 * 4  # the un-updated model; 3 dreams, 3 + 1 seeds
-    assert len({t.seed for t in first[1:]}) == 12 and {(t.lr, t.epochs) for t in first[1:]} == {(1e-3, 10)}
+    # the un-updated model; 3 dreams, 3 + 1 seeds
+    assert [t.rows for t in first[:1]] == [()] and len(first) == 1 + 3 * 4
+    assert len({t.seed for t in first[1:]}) == 12 and {(t.lr, t.epochs) for t in first[1:]} == {
+        (1e-3, 10)
+    }
     good = [d for d in dreams if d["reward"]]
     assert good and rounds[0]["rewarded"] == sum(d["night"] == 1 and d["round"] == 1 for d in good)
-    assert all(r["gain_rewarded"] in (1.0, None) and r["gain_held_out"] == r["gain_rewarded"] for r in rounds)
+    assert all(
+        r["gain_rewarded"] in (1.0, None) and r["gain_held_out"] == r["gain_rewarded"]
+        for r in rounds
+    )
     learned = {crew.texts.text(r.completion_T) for r in crew.told}
     assert learned == {d["text"] for d in good}
     assert undocumented(records) == []
     kept = [json.loads(line) for line in open(tmp_path / "dreams" / "night-1-1.jsonl")]
-    assert [(d["text"], d["context"]) for d in kept] == [(d["text"], "day 1 was w1") for d in dreams[:6]]
+    assert [(d["text"], d["context"]) for d in kept] == [
+        (d["text"], "day 1 was w1") for d in dreams[:6]
+    ]
     assert [r["forms"] for r in of("evaluate") if r["row"]] == [{}, *[{"back": 0.0}] * 3]
 
 
@@ -215,13 +299,19 @@ def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_pat
     crew, _ = dreamed(tmp_path / "a")
     assert crew.policies == 6 and crew.state == "own"
     policy = crew.snapshots[DREAMER]
-    assert policy.startswith("policy 6 on policy 5 on graft of policy 4 on policy 3 on graft of policy 2 on policy 1 on own (newest)")
+    assert policy.startswith(
+        "policy 6 on policy 5 on graft of policy 4 on policy 3 on graft of "
+        "policy 2 on policy 1 on own (newest)"
+    )
     assert policy.count("again") == 5
     crew, _ = dreamed(tmp_path / "b", replace(LIVED, dream=replace(HOW, mstep_init="base")))
     assert crew.snapshots[DREAMER] == "policy 6 on own (newest)"
 
 
-@pytest.mark.parametrize("change,gone", [({"rounds": 0}, {"dream", "dreamed", "policy", "tried"}), ({"policy_epochs": 0}, {"policy"})])
+@pytest.mark.parametrize(
+    "change,gone",
+    [({"rounds": 0}, {"dream", "dreamed", "policy", "tried"}), ({"policy_epochs": 0}, {"policy"})],
+)
 def test_each_part_can_be_switched_off(tmp_path, change, gone):
     crew, records = dreamed(tmp_path, replace(LIVED, dream=replace(HOW, **change)))
     assert not gone & {r["kind"] for r in records}
@@ -245,7 +335,9 @@ class Losing(Dreaming):
         sample = super().answer(request, name)
         if "old ?" in self.texts.text(request.prompt_T) and name != DREAMER:
             ids = self.texts.ids("no" if self.lost else "yes") + self.texts.eos
-            sample = replace(sample, completion_T=ids, logprobs_T=(-1.0,) * len(ids), versions_T=(1,) * len(ids))
+            sample = replace(
+                sample, completion_T=ids, logprobs_T=(-1.0,) * len(ids), versions_T=(1,) * len(ids)
+            )
         return sample
 
 
@@ -253,14 +345,20 @@ def test_a_rolled_back_night_leaves_nothing_in_the_policy(tmp_path):
     crew, records = dreamed(tmp_path, replace(LIVED, evaluate=Evaluate(max_drop=0.5)), make=Losing)
     assert [r["night"] for r in records if r["kind"] == "rolled_back"] == [2]
     policy = crew.snapshots[DREAMER]
-    assert "policy 3" not in policy and "policy 4" not in policy and policy.startswith("policy 6 on policy 5 on graft of policy 2")
+    assert (
+        "policy 3" not in policy
+        and "policy 4" not in policy
+        and policy.startswith("policy 6 on policy 5 on graft of policy 2")
+    )
 
 
 def test_texts_that_do_not_fit_are_left_out(tmp_path):
     config = replace(LIVED, rollouts=Rollouts(engine={"max_model_len": 9}))
     _, records = dreamed(tmp_path, config)
     reasons = {r["reason"] for r in records if r["kind"] == "dream"}
-    assert "none of its texts fits into max_model_len = 9" in reasons and not any(r.get("kept") for r in records if r["kind"] == "dream")
+    assert "none of its texts fits into max_model_len = 9" in reasons and not any(
+        r.get("kept") for r in records if r["kind"] == "dream"
+    )
 
 
 class Judge(Dreaming):
@@ -273,7 +371,9 @@ class Judge(Dreaming):
 
 def test_a_failed_copy_is_a_dream_without_a_reward(tmp_path):
     _, records = dreamed(tmp_path, make=Judge)
-    failed = [r for r in records if r["kind"] == "dream" and r["reason"] == "an adapter failed to load"]
+    failed = [
+        r for r in records if r["kind"] == "dream" and r["reason"] == "an adapter failed to load"
+    ]
     assert failed and all(r["kept"] and r["reward"] is None and r["taus"] == [] for r in failed)
     assert {r["where"] for r in records if r["kind"] == "failure"} == {"critic", "dream"}
 
@@ -294,10 +394,18 @@ class Killed(Exception):
 
 @pytest.mark.parametrize("step", ["write", "select", "try_out", "follow", "learn"])
 @pytest.mark.parametrize("call", [1, 3])
-def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(tmp_path, monkeypatch, step, call):
+def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
+    tmp_path, monkeypatch, step, call
+):
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
     whole, want = dreamed(tmp_path / "whole", progress=Progress(str(tmp_path / "whole")))
-    method = {"write": "wander", "select": "gram", "try_out": "try_out", "follow": "sft_step", "learn": "seed_step"}[step]
+    method = {
+        "write": "wander",
+        "select": "gram",
+        "try_out": "try_out",
+        "follow": "sft_step",
+        "learn": "seed_step",
+    }[step]
 
     class Mortal(Dreaming):
         calls = 0
@@ -324,19 +432,37 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(tmp_path,
             self.version, self.versions = driver["version"], {"teacher": driver["version"]}
 
     texts = Texts(Three(), Words())
-    texts.tokenizer.ids = dict(whole.texts.tokenizer.ids)  # ids of words are those of the first life
+    # ids of words are those of the first life
+    texts.tokenizer.ids = dict(whole.texts.tokenizer.ids)
     crew = Continued(texts, [])
     journal = Journal(tmp_path / "cut" / "metrics.jsonl", keep=driver["journal"])
-    life = Life(crew, texts.task, texts, LIVED, journal, Console(), str(tmp_path / "cut"),
-                progress=Progress(str(tmp_path / "cut"), driver["results"]))
+    life = Life(
+        crew,
+        texts.task,
+        texts,
+        LIVED,
+        journal,
+        Console(),
+        str(tmp_path / "cut"),
+        progress=Progress(str(tmp_path / "cut"), driver["results"]),
+    )
     life.index.restore(driver["index"])
     live(life)
     journal.close()
     assert crew.snapshots == whole.snapshots and crew.state == whole.state
-    timeless = lambda rows: [{k: v for k, v in r.items() if k not in TIMES} for r in rows]  # noqa: E731
+    timeless = lambda rows: [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
     assert timeless(read(tmp_path / "cut" / "metrics.jsonl")) == timeless(want)
     for file in (tmp_path / "whole" / "dreams").iterdir():
         assert (tmp_path / "cut" / "dreams" / file.name).read_bytes() == file.read_bytes()
 
 
-TIMES = ("t", "seconds", "tokens_per_second", "trained_s", "learner_waited_s", "rollouts_waited_s", "rewards_s", "learner_idle")
+TIMES = (
+    "t",
+    "seconds",
+    "tokens_per_second",
+    "trained_s",
+    "learner_waited_s",
+    "rollouts_waited_s",
+    "rewards_s",
+    "learner_idle",
+)

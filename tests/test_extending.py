@@ -1,4 +1,6 @@
-"""A task, a reward and a model family of one's own, each made in a temporary folder as docs/extending.md says."""
+"""A task, a reward and a model family of one's own, each made in a temporary folder as
+docs/extending.md says.
+"""
 
 import os
 import shutil
@@ -90,14 +92,33 @@ def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
     assert task.days()[0].documents[0].text == "ada olsen moved to oslo ."
 
 
-@pytest.mark.parametrize("target, options, line", [
-    ("moves", {}, "key: module:Class or path/to/file.py:Class, got moves"),
-    ("{folder}/none.py:X", {}, "key: {folder}/none.py cannot be imported: FileNotFoundError: no such file"),
-    ("no_such_module_here:X", {}, "key: no_such_module_here cannot be imported: ModuleNotFoundError: "),
-    ("{folder}/moves.py:Nothing", {}, "key: a class Nothing in {folder}/moves.py, got none"),
-    ("{folder}/moves.py:Moves", {}, "key: {folder}/moves.py:Moves cannot be made with {{}}: TypeError: "),
-    ("{folder}/shared.py:SharedWords", {}, "key: a class with days, score, got {folder}/shared.py:SharedWords without days"),
-])
+@pytest.mark.parametrize(
+    "target, options, line",
+    [
+        ("moves", {}, "key: module:Class or path/to/file.py:Class, got moves"),
+        (
+            "{folder}/none.py:X",
+            {},
+            "key: {folder}/none.py cannot be imported: FileNotFoundError: no such file",
+        ),
+        (
+            "no_such_module_here:X",
+            {},
+            "key: no_such_module_here cannot be imported: ModuleNotFoundError: ",
+        ),
+        ("{folder}/moves.py:Nothing", {}, "key: a class Nothing in {folder}/moves.py, got none"),
+        (
+            "{folder}/moves.py:Moves",
+            {},
+            "key: {folder}/moves.py:Moves cannot be made with {{}}: TypeError: ",
+        ),
+        (
+            "{folder}/shared.py:SharedWords",
+            {},
+            "key: a class with days, score, got {folder}/shared.py:SharedWords without days",
+        ),
+    ],
+)
 def test_what_cannot_be_used_is_one_line(folder, target, options, line):
     with pytest.raises(InputError) as error:
         made(target.format(folder=folder), options, "key", ("days", "score"))
@@ -107,8 +128,12 @@ def test_what_cannot_be_used_is_one_line(folder, target, options, line):
 def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, tmp_path):
     tokenizer = word_tokenizer(["we", "live", "here", "there"])
     tokenizer.save_pretrained(tmp_path / "words")
-    ids = lambda text: tuple(tokenizer(text)["input_ids"])  # noqa: E731
-    pairs = [Pair(ids("we live"), ids("we live here there")), Pair((), ids("we")), Pair(ids("here"), ids("here"))]
+    ids = lambda text: tuple(tokenizer(text)["input_ids"])
+    pairs = [
+        Pair(ids("we live"), ids("we live here there")),
+        Pair((), ids("we")),
+        Pair(ids("here"), ids("here")),
+    ]
 
     def score(name):
         return CustomReward(f"{folder}/shared.py:{name}", {}, str(tmp_path / "words")).score(pairs)
@@ -121,13 +146,31 @@ def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, t
     assert reasons["Short"].endswith("shared.py:Short gave 0 values for 2 pairs")
 
 
-@pytest.mark.parametrize("keys, line", [
-    (["task.name=custom"], "task.custom.target: with task.name custom, and only with it, got null with custom"),
-    (["reward.semantic=custom"], "reward.target: with reward.semantic custom, and only with it, got null with custom"),
-    (["reward.target=a:B"], "reward.target: with reward.semantic custom, and only with it, got a:B with none"),
-    (["task.name=custom", "task.custom.target=a:B"], "model.base: a language model is needed for task custom"),
-    (["reward.semantic=custom", "reward.target=no_such_module:B"], "reward.target: no_such_module cannot be imported"),
-])
+@pytest.mark.parametrize(
+    "keys, line",
+    [
+        (
+            ["task.name=custom"],
+            "task.custom.target: with task.name custom, and only with it, got null with custom",
+        ),
+        (
+            ["reward.semantic=custom"],
+            "reward.target: with reward.semantic custom, and only with it, got null with custom",
+        ),
+        (
+            ["reward.target=a:B"],
+            "reward.target: with reward.semantic custom, and only with it, got a:B with none",
+        ),
+        (
+            ["task.name=custom", "task.custom.target=a:B"],
+            "model.base: a language model is needed for task custom",
+        ),
+        (
+            ["reward.semantic=custom", "reward.target=no_such_module:B"],
+            "reward.target: no_such_module cannot be imported",
+        ),
+    ],
+)
 def test_a_config_that_cannot_work_is_one_line(capsys, keys, line):
     assert main(["plan", str(ROOT / "configs" / "debug.yaml"), *keys]) == 2
     assert line in capsys.readouterr().err
@@ -137,23 +180,52 @@ def test_a_config_that_cannot_work_is_one_line(capsys, keys, line):
 @pytest.mark.stack
 def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
     base = World(0).base_checkpoint(str(ROOT / "cache"), 0, None)
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))}
-    life = ["run", "configs/debug.yaml", "cluster.backend=local", f"run.dir={folder}", "run.name=moves", f"model.base={base}",
-            "task.name=custom", f"task.custom.target={folder}/moves.py:Moves",
-            "task.custom.options={moves: {ada olsen: oslo, mira berg: lima}}", "task.custom.days=2",
-            "reward.semantic=custom", f"reward.target={folder}/shared.py:SharedWords"]
-    done = subprocess.run([sys.executable, "-m", "sleep_rl", *life], cwd=ROOT, env=environment, text=True, timeout=600,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    life = [
+        "run",
+        "configs/debug.yaml",
+        "cluster.backend=local",
+        f"run.dir={folder}",
+        "run.name=moves",
+        f"model.base={base}",
+        "task.name=custom",
+        f"task.custom.target={folder}/moves.py:Moves",
+        "task.custom.options={moves: {ada olsen: oslo, mira berg: lima}}",
+        "task.custom.days=2",
+        "reward.semantic=custom",
+        f"reward.target={folder}/shared.py:SharedWords",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "sleep_rl", *life],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        timeout=600,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert done.returncode == 0, done.stdout
     records = read(folder / "moves" / "metrics.jsonl")
-    assert [sorted(r["row"]) for r in records if r["kind"] == "evaluate" and r["row"]] == [["day1"], ["day1", "day2"]]
+    assert [sorted(r["row"]) for r in records if r["kind"] == "evaluate" and r["row"]] == [
+        ["day1"],
+        ["day1", "day2"],
+    ]
     assert all(0 <= r["reward_sem"] <= 1 for r in records if r["kind"] == "seed")
-    wrong = subprocess.run([sys.executable, "-m", "sleep_rl", *life, "task.custom.days=3"], cwd=ROOT, env=environment, text=True,
-                           timeout=60, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    wrong = subprocess.run(
+        [sys.executable, "-m", "sleep_rl", *life, "task.custom.days=3"],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        timeout=60,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
     assert wrong.returncode == 2 and "task.custom.days: 2, the days that" in wrong.stdout
 
 
-FAMILY = '''
+FAMILY = """
 import sys, torch, transformers
 sys.path.insert(0, ".")
 from sleep_rl import modeling, shape
@@ -170,21 +242,42 @@ with torch.no_grad():
     assert torch.equal(model(ids).logits, base(ids).logits)  # locked memory computes nothing
 print(type(model).__name__, shape.parse_shape(__import__("json").load(open("base/config.json")), "x").parameters
       == sum(p.numel() for p in base.parameters()))
-'''
+"""
 
 
 def test_a_model_family_is_a_row_for_both_hosts_and_one_for_plan(tmp_path):
     for package in ("sleep_rl", "actors"):
-        shutil.copytree(ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__"))
-    rows = {"sleep_rl/architecture.py": ('"llama": "Llama"}', '"llama": "Llama", "mistral": "Mistral"}'),
-            "sleep_rl/shape.py": ('FAMILIES = ("qwen3", "qwen2", "llama")', 'FAMILIES = ("qwen3", "qwen2", "llama", "mistral")')}
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    rows = {
+        "sleep_rl/architecture.py": (
+            '"llama": "Llama"}',
+            '"llama": "Llama", "mistral": "Mistral"}',
+        ),
+        "sleep_rl/shape.py": (
+            'FAMILIES = ("qwen3", "qwen2", "llama")',
+            'FAMILIES = ("qwen3", "qwen2", "llama", "mistral")',
+        ),
+    }
     for file, (old, new) in rows.items():
         text = (tmp_path / file).read_text()
         assert text.count(old) == 1
         (tmp_path / file).write_text(text.replace(old, new))
     text = (tmp_path / "sleep_rl/shape.py").read_text()
     assert text.count('"llama": 0}') == 1  # norms and biases of a layer beyond the common ones
-    (tmp_path / "sleep_rl/shape.py").write_text(text.replace('"llama": 0}', '"llama": 0, "mistral": 0}'))
-    done = subprocess.run([sys.executable, "-c", FAMILY.format(here=str(tmp_path))], cwd=tmp_path, text=True, timeout=300,
-                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONPATH": str(tmp_path)})
-    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "SleepMistralForCausalLM True", done.stdout
+    (tmp_path / "sleep_rl/shape.py").write_text(
+        text.replace('"llama": 0}', '"llama": 0, "mistral": 0}')
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY.format(here=str(tmp_path))],
+        cwd=tmp_path,
+        text=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (
+        done.returncode == 0 and done.stdout.splitlines()[-1] == "SleepMistralForCausalLM True"
+    ), done.stdout

@@ -1,4 +1,6 @@
-"""How far the rollouts run ahead, that nothing is lost or trained twice, and that an error on one side ends both."""
+"""How far the rollouts run ahead, that nothing is lost or trained twice, and that an error on one
+side ends both.
+"""
 
 import threading
 import time
@@ -19,7 +21,9 @@ SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
 
 class Rollouts:
-    """Stands for crew and night: sampling, training and pushing each take a moment, and what happens is written down."""
+    """Stands for crew and night: sampling, training and pushing each take a moment, and what
+    happens is written down.
+    """
 
     title = "night 1"
 
@@ -27,8 +31,15 @@ class Rollouts:
         self.sample_s, self.train_s, self.push_s, self.fail = sample_s, train_s, push_s, fail
         self.version, self.held, self.events, self.ages = 0, 0, [], []
         self.lock = threading.Lock()
-        config = Config(sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag), cluster=Cluster(call_timeout_s=20))
-        self.config, self.life, self.done = config, Life(self, None, None, config, None, Console(), ""), 0
+        config = Config(
+            sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag),
+            cluster=Cluster(call_timeout_s=20),
+        )
+        self.config, self.life, self.done = (
+            config,
+            Life(self, None, None, config, None, Console(), ""),
+            0,
+        )
 
     def schedule(self):
         """Two parts, of five rounds and seven."""
@@ -36,7 +47,9 @@ class Rollouts:
         return [rounds[:PART], rounds[PART:]]
 
     def safe(self, step):
-        """Between parts nothing is under way: all that was sampled is trained on, and its state is with the workers."""
+        """Between parts nothing is under way: all that was sampled is trained on, and its state is
+        with the workers.
+        """
         assert step == SIZE * PART and self.held == self.version == PART
         assert [e[1] for e in self.events if e[0] == "trained"] == list(range(PART))
         assert max(e[1] for e in self.events) == PART - 1
@@ -83,7 +96,9 @@ class Rollouts:
 
     def overlaps(self):
         """Pairs of a sampled and a trained round that were under way at the same time."""
-        sampled, trained = ([e for e in self.events if e[0] == kind] for kind in ("sampled", "trained"))
+        sampled, trained = (
+            [e for e in self.events if e[0] == kind] for kind in ("sampled", "trained")
+        )
         return [(s[1], t[1]) for s in sampled for t in trained if s[2] < t[3] and t[2] < s[3]]
 
 
@@ -95,7 +110,8 @@ def test_every_round_is_trained_once_in_order_on_samples_that_are_recent_enough(
     assert [e[1] for e in flow.events if e[0] == "sampled"] == list(range(COUNT))
     assert flow.held == COUNT and max(flow.ages) <= lag and (lag == 0 or max(flow.ages) > 0)
     assert bool(flow.overlaps()) == (lag > 0)
-    assert all(t < s <= t + lag for s, t in flow.overlaps())  # never a round that would need a version not yet trained
+    # never a round that would need a version not yet trained
+    assert all(t < s <= t + lag for s, t in flow.overlaps())
     assert threading.active_count() == before_count()
 
 
@@ -113,8 +129,14 @@ def test_a_night_takes_as_long_as_its_slower_side():
 
 
 @pytest.mark.parametrize("lag", [0, 2])
-@pytest.mark.parametrize("fail, says", [("sample", "the rollouts are gone"), ("push", "a worker did not verify"),
-                                        ("learner", "the loss is nan")])
+@pytest.mark.parametrize(
+    "fail, says",
+    [
+        ("sample", "the rollouts are gone"),
+        ("push", "a worker did not verify"),
+        ("learner", "the loss is nan"),
+    ],
+)
 def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
     flow = Rollouts(lag, fail=fail)
     with pytest.raises(RunError, match=says):
@@ -125,8 +147,11 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
 
 def test_rollouts_that_never_answer_are_given_up():
     flow = Rollouts(1, sample_s=1.0)
-    flow.life = replace(flow.life, config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)))
-    with pytest.raises(RunError, match="^night 1: no samples within 0.2 s"):
+    flow.life = replace(
+        flow.life,
+        config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)),
+    )
+    with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
         flow.live()
     time.sleep(1.0)
 
@@ -136,13 +161,21 @@ def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
     config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=6, checkpoint_steps=2, lag=lag))
     protocol, _, records = life_of(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
-    assert steps == [(night, sender, step) for night, sender in config.consolidations for step in range(6)]
+    assert steps == [
+        (night, sender, step) for night, sender in config.consolidations for step in range(6)
+    ]
     flow = [r for r in records if r["kind"] == "flow"]
     assert [r["round"] for r in flow] == [*range(6)] * len(config.consolidations)
     assert all(0 <= r["learner_idle"] <= 1 for r in records if r["kind"] == "night")
     assert [entry for entry in protocol if entry[0] == "open"] == [
-        ("open", 1, (1,)), ("open", 2, (1, 2)), ("open", 1, ()), ("open", 2, (1,)), ("open", 1, ()),
-        ("open", 2, (1, 2)), ("open", 1, ())]
+        ("open", 1, (1,)),
+        ("open", 2, (1, 2)),
+        ("open", 1, ()),
+        ("open", 2, (1,)),
+        ("open", 1, ()),
+        ("open", 2, (1, 2)),
+        ("open", 1, ()),
+    ]
 
 
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
@@ -150,7 +183,11 @@ def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
         def seed_step(self, batch_N, step, steps):
             return {**super().seed_step(batch_N, step, steps), "logprob_gap": 0.3}
 
-    with pytest.raises(RunError, match="^night 1, step 0: sampler and learner differ by 0.3 nats a token, allowed are "
-                                       "sleep.max_gap = 0.2; nothing of this night was applied$"):
+    with pytest.raises(
+        RunError,
+        match=r"^night 1, step 0: sampler and learner differ by 0.3 nats "
+        r"a token, allowed are "
+        r"sleep.max_gap = 0.2; nothing of this night was applied$",
+    ):
         life_of(replace(CONFIG, sleep=replace(CONFIG.sleep, max_gap=0.2)), tmp_path, Apart)
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("seed") == 0

@@ -1,4 +1,6 @@
-"""follow.py and curves.py: a growing journal is read once, whatever happens to its end; its curves stay small."""
+"""follow.py and curves.py: a growing journal is read once, whatever happens to its end; its curves
+stay small.
+"""
 
 import json
 import os
@@ -37,7 +39,10 @@ def test_every_record_is_given_once_and_a_line_without_its_end_later(path):
     assert steps(follower) == (False, [0, 1]) and follower.offset < follower.size
     assert steps(follower) == (False, [])
     append(path, line(2)[9:], line(3))
-    assert steps(follower) == (False, [2, 3]) and follower.offset == follower.size == path.stat().st_size
+    assert (
+        steps(follower) == (False, [2, 3])
+        and follower.offset == follower.size == path.stat().st_size
+    )
 
 
 def test_only_what_was_added_is_read_again(path, monkeypatch):
@@ -45,7 +50,9 @@ def test_only_what_was_added_is_read_again(path, monkeypatch):
     follower, read = Follower(path), []
     follower.more()
     pread = os.pread
-    monkeypatch.setattr("sleep_rl.follow.os.pread", lambda *a: read.append(len(got := pread(*a))) or got)
+    monkeypatch.setattr(
+        "sleep_rl.follow.os.pread", lambda *a: read.append(len(got := pread(*a))) or got
+    )
     append(path, line(1000))
     assert steps(follower) == (False, [1000]) and sum(read) <= 2 * len(line(1000))
 
@@ -84,7 +91,7 @@ def test_another_file_in_its_place_is_read_from_the_start(path):
 
 
 def test_lines_that_are_no_records_are_counted(path):
-    rubbish = [b"{\"t\": 1, \"ki", b"\xff\xfe", b"[1]", b"7", b"{\"kind\": \"seed\"}", b"", b"[" * 9000]
+    rubbish = [b'{"t": 1, "ki', b"\xff\xfe", b"[1]", b"7", b'{"kind": "seed"}', b"", b"[" * 9000]
     append(path, line(0), *(text + b"\n" for text in rubbish), line(1))
     follower = Follower(path)
     assert steps(follower) == (False, [0, 1]) and follower.torn == 6
@@ -119,7 +126,9 @@ def test_nights_stand_behind_one_another_with_a_gap_between():
     course = Course("loss")
     for night, done in ((1, 3), (2, 2)):
         for step in range(done):
-            course.add((night,), f"night {night}", {"step": step, "steps": 3, "loss": night + step / 10})
+            course.add(
+                (night,), f"night {night}", {"step": step, "steps": 3, "loss": night + step / 10}
+            )
     assert course.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
     assert course.begins() == [(0, "night 1"), (3, "night 2")]
     assert course.points("divergence") == []
@@ -130,8 +139,13 @@ def test_many_nights_stay_small(monkeypatch):
     course = Course("loss")
     for night in range(30):
         for step in range(200):
-            course.add((night,), f"night {night}", {"step": step, "steps": 200, "loss": float(night)})
+            course.add(
+                (night,), f"night {night}", {"step": step, "steps": 200, "loss": float(night)}
+            )
     points = course.points("loss")
-    assert len(points) <= 3 * 40 and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
+    assert (
+        len(points) <= 3 * 40
+        and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
+    )
     values = [y for _, y in points if y is not None]
     assert values == sorted(values) and set(values) == set(map(float, range(30)))

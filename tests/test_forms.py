@@ -1,4 +1,6 @@
-"""The deep world: questions in other forms have one right answer each, and dreams are read as what they say."""
+"""The deep world: questions in other forms have one right answer each, and dreams are read as what
+they say.
+"""
 
 import random
 from collections import Counter
@@ -24,7 +26,7 @@ def test_every_word_is_in_the_vocabulary_and_the_plain_world_keeps_its_own(world
     assert {word for q in asked for word in (q.prompt + " " + q.answer).split()} <= words
     assert set(vocabulary()) < set(vocabulary(True)) and forms.DREAM.split()[0] not in vocabulary()
     assert World(seed=0).deeper(World(seed=0).days()[0]) == {}
-    with pytest.raises(InputError, match="task.world.deep: true for dreaming, got false"):
+    with pytest.raises(InputError, match=r"task.world.deep: true for dreaming, got false"):
         World(seed=0).dream_tasks(World(seed=0).days()[0])
 
 
@@ -46,10 +48,19 @@ def test_each_form_asks_what_it_says(world):
     day = world.days()[0]
     person = world._people["day1"][0]
     city, job, food, pet = person.facts
-    mine = {form: {q.prompt: q.answer for q in qs if q.document == day.documents[0].id} for form, qs in world.deeper(day).items()}
-    assert {form: len(qs) for form, qs in mine.items()} == {"paraphrased": 4, "reversed": 2, "two-hop": 4}
-    assert mine["reversed"] == {f"Q : who lives in {city} with a {pet} ? A :": person.name,
-                                f"Q : who is the {job} with {food} ? A :": person.name}
+    mine = {
+        form: {q.prompt: q.answer for q in qs if q.document == day.documents[0].id}
+        for form, qs in world.deeper(day).items()
+    }
+    assert {form: len(qs) for form, qs in mine.items()} == {
+        "paraphrased": 4,
+        "reversed": 2,
+        "two-hop": 4,
+    }
+    assert mine["reversed"] == {
+        f"Q : who lives in {city} with a {pet} ? A :": person.name,
+        f"Q : who is the {job} with {food} ? A :": person.name,
+    }
     assert mine["two-hop"][f"Q : what job has the one in {city} with a {pet} ? A :"] == job
     assert mine["two-hop"][f"Q : in which city is the {job} with {food} ? A :"] == city
     assert mine["paraphrased"][f"Q : what work does {person.name} do ? A :"] == job
@@ -69,10 +80,18 @@ def test_tau_is_the_share_of_right_answers_about_c(world):
 def test_a_dream_is_read_as_its_questions_with_their_answers(world):
     dream = "Q : who lives in oslo with a dog ? A : mira novak Q : what work does mira novak do ? A : baker"
     lesson = world.lesson(None, dream)
-    assert lesson.texts == (Text("Q : who lives in oslo with a dog ? A :", " mira novak"),
-                            Text("Q : what work does mira novak do ? A :", " baker"))
+    assert lesson.texts == (
+        Text("Q : who lives in oslo with a dog ? A :", " mira novak"),
+        Text("Q : what work does mira novak do ? A :", " baker"),
+    )
     assert world.lesson(None, f"{dream} {dream}").texts == lesson.texts  # once each
-    for bad in ("", "mira novak lives in oslo .", "Q : where ? A :", "Q : A : x", "Q : a ? A : b A : c"):
+    for bad in (
+        "",
+        "mira novak lives in oslo .",
+        "Q : where ? A :",
+        "Q : A : x",
+        "Q : a ? A : b A : c",
+    ):
         assert isinstance(world.lesson(None, bad), Failure), bad
 
 
@@ -98,6 +117,9 @@ def test_the_base_dreams_in_every_form_and_truly():
         assert abs(seen[form] / total - share) < 0.06, (form, seen)
 
 
-STARTS = {"paraphrased": ("in which town", "what work", "which meal", "which animal"), "reversed": ("who lives", "who is the"),
-          "two-hop": ("what job has", "what food likes", "in which city", "what pet has"),
-          "direct": ("where does", "what job does", "what food does", "what pet does")}
+STARTS = {
+    "paraphrased": ("in which town", "what work", "which meal", "which animal"),
+    "reversed": ("who lives", "who is the"),
+    "two-hop": ("what job has", "what food likes", "in which city", "what pet has"),
+    "direct": ("where does", "what job does", "what food does", "what pet does"),
+}

@@ -1,8 +1,9 @@
 """The oracle of refactorings: a whole small life in text, from config to memory.
 
-Real driver, night, learner, rewards, weight store and journal in this process; scripted rollouts. Numbers are compared
-to 1e-3, so that any processor passes; on the machine that wrote the text the bytes of the memory are compared, too.
-`python -m tests.test_golden` writes tests/golden/life.txt anew: only where the numbers are meant to change.
+Real driver, night, learner, rewards, weight store and journal in this process; scripted rollouts.
+Numbers are compared to 1e-3, so that any processor passes; on the machine that wrote the text the
+bytes of the memory are compared, too. `python -m tests.test_golden` writes tests/golden/life.txt
+anew: only where the numbers are meant to change.
 """
 
 from __future__ import annotations
@@ -40,9 +41,13 @@ SEED_FIELDS = (
 
 
 def machine() -> str:
-    """What decides the last bits of a sum: the processor's kind with its instruction sets, and torch."""
+    """What decides the last bits of a sum: the processor's kind with its instruction sets, and
+    torch.
+    """
     cpu = Path("/proc/cpuinfo")
-    first = cpu.read_text().split("\n\n")[0].splitlines() if cpu.exists() else [platform.processor()]
+    first = (
+        cpu.read_text().split("\n\n")[0].splitlines() if cpu.exists() else [platform.processor()]
+    )
     named = ("vendor_id", "cpu family", "model", "stepping", "flags")
     kind = [line for line in first if line.partition(":")[0].strip() in named]
     return f"{hashlib.blake2b(str(kind or first).encode(), digest_size=8).hexdigest()} torch {torch.__version__}"
@@ -60,7 +65,9 @@ def life_text(folder: Path) -> str:
     for record in records:
         lines += described(record)
     for night in range(1, DAYS + 1):
-        lines += memory_lines(night, folder / "golden" / "memory" / f"night-{night}" / "memory.safetensors")
+        lines += memory_lines(
+            night, folder / "golden" / "memory" / f"night-{night}" / "memory.safetensors"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -69,13 +76,29 @@ def described(record: dict) -> list[str]:
     kind = record["kind"]
     if kind == "seed":
         fields = " ".join(f"{f} {record[f]:.6g}" for f in SEED_FIELDS if f in record)
-        return [f"seed {record['night']} {record['sender']} {record['day']} step {record['step']} {fields}"]
+        return [
+            f"seed {record['night']} {record['sender']} {record['day']} step "
+            f"{record['step']} {fields}"
+        ]
     if kind == "written":
-        names = ("new", "replay", "rehearsed", "prompts", "read", "failed", "unfinished", "no_answer", "unsure")
+        names = (
+            "new",
+            "replay",
+            "rehearsed",
+            "prompts",
+            "read",
+            "failed",
+            "unfinished",
+            "no_answer",
+            "unsure",
+        )
         counts = " ".join(f"{n} {record[n]}" for n in names)
         return [f"written {record['night']} {record['sender']} {counts}"]
     if kind == "baseline":
-        return [f"baseline {record['method']} {record['day']} step {record['step']} loss {record['loss']:.6g}"]
+        return [
+            f"baseline {record['method']} {record['day']} step {record['step']} loss "
+            f"{record['loss']:.6g}"
+        ]
     if kind == "evaluate":
         rows = record["row"] | {f"open {k}": v for k, v in (record["open_book"] or {}).items()}
         values = " ".join(f"{k} {v:.4g}" for k, v in rows.items())
@@ -93,7 +116,9 @@ def memory_lines(night: int, path: Path) -> list[str]:
         state.update(name.encode() + tensor.contiguous().view(torch.uint8).numpy().tobytes())
         flat = tensor.double().flatten()
         direction = torch.cos(torch.arange(len(flat), dtype=torch.float64) ** 1.5)
-        lines.append(f"memory {night} {name} norm {flat.norm():.6g} projection {flat @ direction:.6g}")
+        lines.append(
+            f"memory {night} {name} norm {flat.norm():.6g} projection {flat @ direction:.6g}"
+        )
     return [*lines, f"bytes {night} {state.hexdigest()}"]
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from cluster import identity
 from sleep_rl.config import Config
-from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.contracts import InputError, RunError
+from sleep_rl.task_config import TaskConfig, World
 from sleep_rl.tasks.make import make_task
 
 CONFIG = Config(task=TaskConfig(world=World(days=1, people_per_day=2, known_people=4)))
@@ -30,8 +30,17 @@ def test_an_unchanged_run_comes_back_with_its_config_and_wandb_id(folder):
     assert identity.read(folder, [], [])[2] == wandb
 
 
-@pytest.mark.parametrize("override", ["cluster.backend=local", "cluster.call_timeout_s=5", "wandb.mode=offline",
-                                      "rollouts.workers=3", "learners.threads=2", "reward.timeout_s=2"])
+@pytest.mark.parametrize(
+    "override",
+    [
+        "cluster.backend=local",
+        "cluster.call_timeout_s=5",
+        "wandb.mode=offline",
+        "rollouts.workers=3",
+        "learners.threads=2",
+        "reward.timeout_s=2",
+    ],
+)
 def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
     section, name = override.partition("=")[0].split(".")
     before, (config, _, _) = getattr(CONFIG, section), identity.read(folder, [override], [])
@@ -39,34 +48,39 @@ def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
 
 
 def test_a_key_that_results_depend_on_must_be_named(folder):
-    with pytest.raises(InputError, match="sleep.steps changed since the run began; --accept sleep.steps goes on"):
+    with pytest.raises(
+        InputError, match=r"sleep.steps changed since the run began; --accept sleep.steps goes on"
+    ):
         identity.read(folder, ["sleep.steps=5"], [])
     assert identity.read(folder, ["sleep.steps=5"], ["sleep.steps"])[0].sleep.steps == 5
-    with pytest.raises(InputError, match="unknown key sleep.stepps; did you mean sleep.steps"):
+    with pytest.raises(InputError, match=r"unknown key sleep.stepps; did you mean sleep.steps"):
         identity.read(folder, ["sleep.stepps=5"], [])
 
 
 def test_changed_data_must_be_named(folder):
     other = replace(CONFIG, run=replace(CONFIG.run, seed=1))
     text = (folder / identity.FILE).read_text()
-    (folder / identity.FILE).write_text(text.replace(identity.data_digest(make_task(CONFIG)),
-                                                     identity.data_digest(make_task(other))))
+    (folder / identity.FILE).write_text(
+        text.replace(
+            identity.data_digest(make_task(CONFIG)), identity.data_digest(make_task(other))
+        )
+    )
     with pytest.raises(InputError, match="data changed since the run began; --accept data goes on"):
         identity.read(folder, [], [])
     assert identity.read(folder, [], ["data"])[0] == CONFIG
 
 
-@pytest.mark.parametrize("content", [None, "", "[]", "{}", "{\"config\": {}}"])
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": {}}'])
 def test_a_folder_without_a_sound_identity_is_one_line(tmp_path, content):
     if content is not None:
         (tmp_path / identity.FILE).write_text(content)
-    with pytest.raises(InputError, match="expected the folder of a run with run.json") as caught:
+    with pytest.raises(InputError, match=r"expected the folder of a run with run.json") as caught:
         identity.read(tmp_path, [], [])
     assert "\n" not in str(caught.value)
 
 
 def test_a_full_disk_is_one_line(tmp_path):
-    with pytest.raises(RunError, match="run.json: cannot be written"):
+    with pytest.raises(RunError, match=r"run.json: cannot be written"):
         identity.write(tmp_path / "none", CONFIG, make_task(CONFIG))
 
 
@@ -74,7 +88,12 @@ def test_only_one_process_lives_in_a_run(tmp_path):
     code = f"from pathlib import Path; from cluster import identity\nwith identity.alone(Path({str(tmp_path)!r})): print('in')"
 
     def other():
-        return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
 
     with identity.alone(tmp_path):
         held = other()
@@ -89,6 +108,9 @@ def test_whoever_only_asks_keeps_nobody_out(folder):
     threading.Timer(0.03, asking.close).start()
     with identity.alone(folder):
         assert identity.held(folder)
-    with identity.alone(folder), pytest.raises(InputError, match="another process lives in this run"):
+    with (
+        identity.alone(folder),
+        pytest.raises(InputError, match="another process lives in this run"),
+    ):
         with identity.alone(folder):
             pass

@@ -1,4 +1,6 @@
-"""The learner on real DeepSpeed, in this process: what it computes against slow twins, and what it must leave alone."""
+"""The learner on real DeepSpeed, in this process: what it computes against slow twins, and what it
+must leave alone.
+"""
 
 import os
 import socket
@@ -12,16 +14,41 @@ from safetensors.torch import save_file
 from sleep_rl import modeling
 from sleep_rl.config import Config, Learners, Model, Sleep, Wake
 from sleep_rl.contracts import STUDENT, TEACHER, TEXT, InputError, RunError, Sequence
-from sleep_rl.memory import ACTIVE, BASE_SLOT, FRESH, LOCKED, PARTS, level_number, memory_levels, view_of
+from sleep_rl.memory import (
+    ACTIVE,
+    BASE_SLOT,
+    FRESH,
+    LOCKED,
+    PARTS,
+    level_number,
+    memory_levels,
+    view_of,
+)
 
-CONFIG = Config(model=Model(experts=4, d_low=16, top_k=4), sleep=Sleep(lr=1e-2, warmup=0, batch=4),
-                wake=Wake(lr=0.1), learners=Learners(micro_batch=2, threads=1))
+CONFIG = Config(
+    model=Model(experts=4, d_low=16, top_k=4),
+    sleep=Sleep(lr=1e-2, warmup=0, batch=4),
+    wake=Wake(lr=0.1),
+    learners=Learners(micro_batch=2, threads=1),
+)
 ROWS = [
     Sequence((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
     Sequence((5, 6), (7, 8, 1), replay=True),
-    Sequence((5, 6, 7), (30, 31, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=1.0, behaviour_T=(-5.0, -6.0, -7.0)),
-    Sequence((5, 6, 7), (32, 1), teacher_T=(5, 40, 41, 42, 6, 7), advantage=-1.0, behaviour_T=(-5.5, -3.0),
-             x_length=1),
+    Sequence(
+        (5, 6, 7),
+        (30, 31, 1),
+        teacher_T=(5, 40, 41, 42, 6, 7),
+        advantage=1.0,
+        behaviour_T=(-5.0, -6.0, -7.0),
+    ),
+    Sequence(
+        (5, 6, 7),
+        (32, 1),
+        teacher_T=(5, 40, 41, 42, 6, 7),
+        advantage=-1.0,
+        behaviour_T=(-5.5, -3.0),
+        x_length=1,
+    ),
 ]
 DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50, 70, 90)]
 
@@ -34,9 +61,12 @@ def worker(sleep_checkpoint):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    return lambda config=CONFIG, kind="locked": LearnerWorker(sleep_checkpoint("qwen3", kind), config,
-                                                              probe_T=(5, 6, 7, 8))
+    os.environ.update(
+        RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    return lambda config=CONFIG, kind="locked": LearnerWorker(
+        sleep_checkpoint("qwen3", kind), config, probe_T=(5, 6, 7, 8)
+    )
 
 
 def logprobs(model, view, prompt, completion):
@@ -47,8 +77,9 @@ def logprobs(model, view, prompt, completion):
 
 
 def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_weight, others=()):
-    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by sequence, token by token;
-    T is the smaller self or, where a row names it, one of `others`."""
+    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by
+    sequence, token by token; T is the smaller self or, where a row names it, one of `others`.
+    """
     divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
@@ -83,16 +114,25 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
 
 
 def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
-    """On the answer only: x is drawn from the teacher's own distribution, and is to be drawn from it again."""
+    """On the answer only: x is drawn from the teacher's own distribution, and is to be drawn from
+    it again.
+    """
     learner = worker()
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
-    rows = [replace(row, temperature=temperature, x_length=1) for row, temperature in zip(ROWS, (0.5, 1.0, 0.25, 1.0), strict=True)]
+    rows = [
+        replace(row, temperature=temperature, x_length=1)
+        for row, temperature in zip(ROWS, (0.5, 1.0, 0.25, 1.0), strict=True)
+    ]
     slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha)
-    plain = slow_l_ks(learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.sleep.alpha)
+    plain = slow_l_ks(
+        learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.sleep.alpha
+    )
     assert abs(slow.item() - plain.item()) > 1e-3
-    norm = torch.stack([g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]).norm()
+    norm = torch.stack(
+        [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
+    ).norm()
     metrics = learner.seed_step(rows, 0, 10)
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
@@ -101,9 +141,15 @@ def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
 def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path):
     learner = worker()
     paths = []
-    for k, (family, size) in enumerate((("llama", {"hidden_size": 32, "head_dim": 16}), ("qwen3", {"num_hidden_layers": 1}))):
+    for k, (family, size) in enumerate(
+        (("llama", {"hidden_size": 32, "head_dim": 16}), ("qwen3", {"num_hidden_layers": 1}))
+    ):
         base = make_base(family, str(tmp_path / f"{k}"), seed=k + 7, **size)
-        paths.append(modeling.as_teacher(base, str(tmp_path / f"t{k}"), base, modeling.load_tokenizer(base, 300)))
+        paths.append(
+            modeling.as_teacher(
+                base, str(tmp_path / f"t{k}"), base, modeling.load_tokenizer(base, 300)
+            )
+        )
     learner.attend(paths)
     learner.open_night(1)
     for expert in learner.module.plastic:
@@ -112,7 +158,9 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     others = [modeling.load(path) for path in paths]
     slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha, others=others)
     assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha).item()) > 1e-2
-    norm = torch.stack([g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]).norm()
+    norm = torch.stack(
+        [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
+    ).norm()
     metrics = learner.seed_step(rows, 0, 10)
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
@@ -120,12 +168,22 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
-    alone = [slow_l_ks(learner.model, [replace(row, advantage=0.0, behaviour_T=(0.0,) * len(row.completion_T))], 1.0,
-                       prompt_weight=0.0, others=others).item() for row in rows]
+    alone = [
+        slow_l_ks(
+            learner.model,
+            [replace(row, advantage=0.0, behaviour_T=(0.0,) * len(row.completion_T))],
+            1.0,
+            prompt_weight=0.0,
+            others=others,
+        ).item()
+        for row in rows
+    ]
     learner.seed_step(rows, 0, 10)
     assert learner.row_divergence() == pytest.approx(alone, abs=1e-5)
     learner.attend([])
-    assert learner.module.others == () and not any("others" in name for name in learner.module.state_dict())
+    assert learner.module.others == () and not any(
+        "others" in name for name in learner.module.state_dict()
+    )
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -150,7 +208,9 @@ def plastic_of(learner):
 
 
 def plain_adamw(learner, steps):
-    """(start, end) of each plastic parameter after AdamW steps on the slow loss, with gradient clipping."""
+    """(start, end) of each plastic parameter after AdamW steps on the slow loss, with gradient
+    clipping.
+    """
     learner.open_night(1)
     plastic = list(learner.module.plastic.parameters())
     start = [p.detach().clone() for p in plastic]
@@ -166,7 +226,9 @@ def plain_adamw(learner, steps):
 
 
 def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
-    """All of T lies on the token: KL(T||S) is -log S(token), beside rows of a real teacher in the same batch."""
+    """All of T lies on the token: KL(T||S) is -log S(token), beside rows of a real teacher in the
+    same batch.
+    """
     learner = worker()
     learner.open_night(1)
     for expert in learner.module.plastic:
@@ -176,8 +238,15 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     rows = [real[0], told, *real[1:]]
     logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
     weight = [CONFIG.sleep.prompt_weight] * 2 + [1.0] * 2
-    mine = -sum(w * logp[t, token] for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True)))
-    positions = sum(CONFIG.sleep.prompt_weight if t < r.x_length else 1.0 for r in ROWS for t in range(len(r.completion_T)))
+    mine = -sum(
+        w * logp[t, token]
+        for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True))
+    )
+    positions = sum(
+        CONFIG.sleep.prompt_weight if t < r.x_length else 1.0
+        for r in ROWS
+        for t in range(len(r.completion_T))
+    )
     rest = slow_l_ks(learner.model, real, 1.0) * positions
     policy = slow_l_ks(learner.model, real, 0.0)
     slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
@@ -201,18 +270,28 @@ def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(
         seen |= {(name, slot) for name, slot in chosen.items()}
         for name, level in learner.levels.items():
             slot = chosen[name]
-            assert level.patch.state_S.tolist() == [*(FRESH if s == slot else v for s, v in enumerate(level.state.tolist()))]
+            assert level.patch.state_S.tolist() == [
+                *(FRESH if s == slot else v for s, v in enumerate(level.state.tolist()))
+            ]
             x = torch.randn(20, 64)
             on = []
             for view in (TEACHER, STUDENT):
                 with view_of(learner.model, view):
                     state = level.states()
-                    on.append(level.gates(torch.nn.functional.linear(x, level.router), state, True) > 0)
+                    on.append(
+                        level.gates(torch.nn.functional.linear(x, level.router), state, True) > 0
+                    )
             teacher, dreaming = on
-            assert bool(dreaming[:, slot].all()) and bool((dreaming.sum(1) == 4).all()) and bool((teacher.sum(1) == 3).all())
+            assert (
+                bool(dreaming[:, slot].all())
+                and bool((dreaming.sum(1) == 4).all())
+                and bool((teacher.sum(1) == 3).all())
+            )
         weights = learner.export("dreamer", seed + 1, {}, STUDENT)
         states = [t for key, t in weights.tensors.items() if key.endswith("state")]
-        assert all(t.tolist().count(FRESH) == 2 for t in states) and len(weights.probe_logprobs_T) == 3
+        assert (
+            all(t.tolist().count(FRESH) == 2 for t in states) and len(weights.probe_logprobs_T) == 3
+        )
         learner.close_night(False)
         assert learner.wander(seed) == chosen
         learner.close_night(False)
@@ -222,23 +301,33 @@ def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(
 
 
 @pytest.mark.stack
-def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(worker, rollout, sleep_checkpoint):
+def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
+    worker, rollout, sleep_checkpoint
+):
     from sleep_rl.contracts import Request, Sampling
 
-    engine, learner, versions = rollout(sleep_checkpoint("qwen3", "sparser")), worker(kind="sparser"), iter(range(1, 9))
+    engine, learner, versions = (
+        rollout(sleep_checkpoint("qwen3", "sparser")),
+        worker(kind="sparser"),
+        iter(range(1, 9)),
+    )
 
     def dream(learner, wander):
         """(experts, tokens) as `sleep_rl.dreaming.write` gets them."""
         experts, version = learner.wander(wander), next(versions)
         engine.load(learner.export("dreamer", version, {}, STUDENT))
         learner.close_night(False)
-        samples = engine.sample([Request((5, 6), (7,), seed) for seed in (11, 12)], "dreamer", version, Sampling(24))
+        samples = engine.sample(
+            [Request((5, 6), (7,), seed) for seed in (11, 12)], "dreamer", version, Sampling(24)
+        )
         return experts, [sample.completion_T for sample in samples]
 
     dreams = {wander: dream(learner, wander) for wander in (1, 4, 6)}
     experts = [str(chosen) for chosen, _ in dreams.values()]
-    assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})  # whom a router also hears is heard
-    assert dream(worker(kind="sparser"), 1) == dreams[1]  # another learner, later, from what was recorded alone
+    # whom a router also hears is heard
+    assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})
+    # another learner, later, from what was recorded alone
+    assert dream(worker(kind="sparser"), 1) == dreams[1]
 
 
 def test_the_policy_trains_its_own_expert_on(worker):
@@ -248,9 +337,14 @@ def test_the_policy_trains_its_own_expert_on(worker):
     learner.close_night(True)
     kept = [level.w_out[1].clone() for level in learner.levels.values()]
     assert learner.open_night(1, on_full="again") == 1  # though others are free
-    assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [True] * len(kept)
-    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 0.0)  # its own learning rate, not that of the baselines
-    assert all(torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True))
+    assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [
+        True
+    ] * len(kept)
+    # its own learning rate, not that of the baselines
+    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 0.0)
+    assert all(
+        torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True)
+    )
 
 
 def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
@@ -265,7 +359,10 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
     learner.keep("self")
     night(20)  # the policy's, in slot 2
     learner.keep("dreamer")
-    expert = {name: [getattr(level, p)[2].clone() for p in PARTS] for name, level in learner.levels.items()}
+    expert = {
+        name: [getattr(level, p)[2].clone() for p in PARTS]
+        for name, level in learner.levels.items()
+    }
     learner.use("self")
     night(30)  # what the model learned since, in slot 2, too
     learner.keep("self")
@@ -273,7 +370,9 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
     learner.regraft("dreamer")
     for name, level in learner.levels.items():
         assert level.state.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, LOCKED]
-        assert all(torch.equal(getattr(level, p)[3], e) for p, e in zip(PARTS, expert[name], strict=True))
+        assert all(
+            torch.equal(getattr(level, p)[3], e) for p, e in zip(PARTS, expert[name], strict=True)
+        )
         assert all(torch.equal(getattr(level, p)[:3], own[f"{name}.{p}"][:3]) for p in PARTS)
     learner.use("self")
     assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
@@ -294,7 +393,8 @@ def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(work
     assert learner.open_night(1) == 4
     for step in range(2):
         learner.seed_step(ROWS, step, 4)
-    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())  # (b) changes no stored weight
+    # (b) changes no stored weight
+    assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
     learner.close_night(True)
     for key, after in learner.model.state_dict().items():
         if ".memory." not in key:
@@ -302,7 +402,9 @@ def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(work
         elif key.endswith("state"):
             assert after.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, ACTIVE]
         else:
-            assert torch.equal(after[:4], before[key][:4]) and not torch.equal(after[4], before[key][4]), key
+            assert torch.equal(after[:4], before[key][:4]) and not torch.equal(
+                after[4], before[key][4]
+            ), key
 
 
 def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothing(worker):
@@ -319,9 +421,13 @@ def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothin
 
 
 def slow_wake(model, documents, lr):
-    """Equation 2 with plain loops: level name -> sum over the chunk of eta f(theta; x_t), one document at a time."""
+    """Equation 2 with plain loops: level name -> sum over the chunk of eta f(theta; x_t), one
+    document at a time.
+    """
     levels = memory_levels(model)
-    total = {n: [torch.zeros_like(getattr(v, p)[BASE_SLOT]) for p in PARTS] for n, v in levels.items()}
+    total = {
+        n: [torch.zeros_like(getattr(v, p)[BASE_SLOT]) for p in PARTS] for n, v in levels.items()
+    }
     for v in levels.values():
         v.state[BASE_SLOT] = FRESH
         v.refresh()
@@ -348,7 +454,9 @@ def close(values, wanted):
 
 
 def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
-    """Two levels, C = (1, 2) days: level 1 moves every night, level 2 by the sum of both days' gradients."""
+    """Two levels, C = (1, 2) days: level 1 moves every night, level 2 by the sum of both days'
+    gradients.
+    """
     learner = worker(kind="two levels")
     names = {n: sorted(name for name in learner.levels if level_number(name) == n) for n in (1, 2)}
     start = {name: own(learner, name) for name in learner.levels}
@@ -357,10 +465,13 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     learner.open_night(1, due=(1,))
     for name in names[1]:
         want = [a - g for a, g in zip(start[name], first[name], strict=True)]
-        assert close(own(learner, name), start[name]) and close(own(learner, name, STUDENT), want)  # (a): not applied
+        # (a): not applied
+        assert close(own(learner, name), start[name]) and close(own(learner, name, STUDENT), want)
     learner.close_night(True)
     for name in names[1]:
-        assert close(own(learner, name), [a - g for a, g in zip(start[name], first[name], strict=True)])
+        assert close(
+            own(learner, name), [a - g for a, g in zip(start[name], first[name], strict=True)]
+        )
     for name in names[2]:
         assert close(own(learner, name), start[name])
     model = modeling.load(learner.base)
@@ -374,7 +485,9 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     learner.open_night(2, due=(1, 2))
     learner.close_night(True)
     for name in names[1]:
-        assert close(own(learner, name), [a - g for a, g in zip(moved[name], second[name], strict=True)])
+        assert close(
+            own(learner, name), [a - g for a, g in zip(moved[name], second[name], strict=True)]
+        )
     for name in names[2]:
         both = [f + g for f, g in zip(first[name], second[name], strict=True)]
         assert close(own(learner, name), [a - g for a, g in zip(start[name], both, strict=True)])
@@ -386,7 +499,14 @@ def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
     held = learner.chunks.state()
     learner.open_night(1, due=(1,))
     learner.close_night(False)
-    assert held and held.keys() == learner.chunks.state().keys() and all(torch.equal(v, w) for v, w in zip(held.values(), learner.chunks.state().values(), strict=True))
+    assert (
+        held
+        and held.keys() == learner.chunks.state().keys()
+        and all(
+            torch.equal(v, w)
+            for v, w in zip(held.values(), learner.chunks.state().values(), strict=True)
+        )
+    )
     learner.open_night(1, due=(1,))
     learner.close_night(True)
     assert learner.chunks.state() == {}
@@ -403,8 +523,13 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
     assert learner.open_night(2) == 1
     for name, level in learner.levels.items():
         sender = level_number(name) == 1
-        assert level.state.tolist()[1:] == ([ACTIVE, ACTIVE, LOCKED, LOCKED] if sender else [LOCKED] * 4)  # the teacher
-        assert level.patch.state_S.tolist()[1:] == ([LOCKED] * 4 if sender else [FRESH, LOCKED, LOCKED, LOCKED])
+        # the teacher
+        assert level.state.tolist()[1:] == (
+            [ACTIVE, ACTIVE, LOCKED, LOCKED] if sender else [LOCKED] * 4
+        )
+        assert level.patch.state_S.tolist()[1:] == (
+            [LOCKED] * 4 if sender else [FRESH, LOCKED, LOCKED, LOCKED]
+        )
     learner.seed_step(ROWS, 0, 4)
     learner.close_night(True)
     assert (learner.experts(1), learner.experts(2)) == (0, 1)
@@ -413,18 +538,27 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
             assert float(level.w_out[1:].abs().max()) == 0.0  # unlocked again they are the identity
 
 
-@pytest.mark.parametrize("on_full,wanted", [("merge", [(1, 2), (2, 0), (3, 4)]), ("recycle_oldest", [(1, 0), (2, 0), (3, 0)]),
-                                            ("newest", [(4, 0), (4, 0), (4, 0)])])
+@pytest.mark.parametrize(
+    "on_full,wanted",
+    [
+        ("merge", [(1, 2), (2, 0), (3, 4)]),
+        ("recycle_oldest", [(1, 0), (2, 0), (3, 0)]),
+        ("newest", [(4, 0), (4, 0), (4, 0)]),
+    ],
+)
 def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
-    """(slot written, slot taken over) of the nights after the level was full; 1 is the oldest expert. A merge frees a
-    slot, which the next night takes."""
+    """(slot written, slot taken over) of the nights after the level was full; 1 is the oldest
+    expert. A merge frees a slot, which the next night takes.
+    """
     learner = worker()
     for slot in (1, 2, 3, 4):
         assert learner.open_night(1) == slot
         for expert in learner.module.plastic:
             torch.nn.init.normal_(expert.w_out, std=0.1)
         learner.close_night(True)
-    with pytest.raises(InputError, match="level 1: all 4 experts are in use and sleep.on_full is error"):
+    with pytest.raises(
+        InputError, match=r"level 1: all 4 experts are in use and sleep.on_full is error"
+    ):
         learner.open_night(1)
     found = []
     for _ in range(3):
@@ -432,10 +566,14 @@ def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
         before = level.w_out.detach().clone()
         slot = learner.open_night(1, on_full=on_full)
         student = learner.export(STUDENT, 1, {}, STUDENT).tensors
-        gone = [s for s in range(1, 5) if level.state[s] != LOCKED and level.patch.state_S[s] == LOCKED]
+        gone = [
+            s for s in range(1, 5) if level.state[s] != LOCKED and level.patch.state_S[s] == LOCKED
+        ]
         found.append((slot, gone[0] if gone else 0))
         begun = student[f"{name}.w_out#{slot}"]
-        assert torch.equal(begun, torch.zeros_like(begun) if on_full == "recycle_oldest" else before[slot])
+        assert torch.equal(
+            begun, torch.zeros_like(begun) if on_full == "recycle_oldest" else before[slot]
+        )
         learner.close_night(True)
     assert found == wanted
 
@@ -445,11 +583,14 @@ def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):
     full = learner.export(TEACHER, 1, {}, TEACHER)
     assert set(full.tensors) == set(full.manifest) and len(full.manifest) == 2 * (3 * 5 + 1)
     learner.open_night(1)
-    learner.seed_step(ROWS, 0, 4)  # with B = 0 the first step moves B only, but whole modules are sent
+    # with B = 0 the first step moves B only, but whole modules are sent
+    learner.seed_step(ROWS, 0, 4)
     delta = learner.export(STUDENT, 2, full.manifest, STUDENT)
     names = {key.split("memory.0.")[1] for key in delta.tensors}
     assert names == {"router#1", "w_in#1", "w_out#1", "state"}
-    want = logprobs(learner.model, STUDENT, (5,), (6, 7, 8))[torch.arange(3), torch.tensor([6, 7, 8])]
+    want = logprobs(learner.model, STUDENT, (5,), (6, 7, 8))[
+        torch.arange(3), torch.tensor([6, 7, 8])
+    ]
     assert torch.allclose(torch.tensor(delta.probe_logprobs_T), want, atol=1e-5)
     assert delta.probe_logprobs_T != full.probe_logprobs_T
     assert learner.export(TEACHER, 3, full.manifest, TEACHER).tensors == {}
@@ -472,9 +613,15 @@ def test_lives_are_kept_apart(worker):
 def test_fine_tuning_loss_is_the_mean_cross_entropy_of_the_completions(worker):
     learner = worker()
     learner.open_night(1)
-    logp = [logprobs(learner.model, STUDENT, r.prompt_T, r.completion_T)[torch.arange(len(r.completion_T)),
-                                                                         torch.tensor(r.completion_T)] for r in ROWS]
-    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(-torch.cat(logp).mean().item(), abs=1e-5)
+    logp = [
+        logprobs(learner.model, STUDENT, r.prompt_T, r.completion_T)[
+            torch.arange(len(r.completion_T)), torch.tensor(r.completion_T)
+        ]
+        for r in ROWS
+    ]
+    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(
+        -torch.cat(logp).mean().item(), abs=1e-5
+    )
 
 
 def test_a_loss_that_is_not_finite_is_one_line_and_nothing_is_applied(worker):
@@ -512,11 +659,28 @@ def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
     assert states == [FRESH, FRESH, ACTIVE, ACTIVE]
 
 
-@pytest.mark.parametrize("stage, dtype", [(0, "float32"), (1, "float32"), (2, "float32"), (3, "float32"), (1, "bfloat16"), (3, "bfloat16")])
-@pytest.mark.parametrize("cut", [2, 4])  # before and behind the half, from which on the expert competes for the top-k
+@pytest.mark.parametrize(
+    "stage, dtype",
+    [
+        (0, "float32"),
+        (1, "float32"),
+        (2, "float32"),
+        (3, "float32"),
+        (1, "bfloat16"),
+        (3, "bfloat16"),
+    ],
+)
+# before and behind the half, from which on the expert competes for the top-k
+@pytest.mark.parametrize("cut", [2, 4])
 def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tmp_path):
-    """Like AdamW that was never interrupted: weights, moments and step count come back, bit for bit."""
-    config = replace(CONFIG, learners=replace(CONFIG.learners, zero_stage=stage), model=replace(CONFIG.model, top_k=1, dtype=dtype))
+    """Like AdamW that was never interrupted: weights, moments and step count come back, bit for
+    bit.
+    """
+    config = replace(
+        CONFIG,
+        learners=replace(CONFIG.learners, zero_stage=stage),
+        model=replace(CONFIG.model, top_k=1, dtype=dtype),
+    )
     whole = worker(config)
     whole.open_night(1)
     for step in range(6):
@@ -534,8 +698,9 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     assert metrics["grad_norm"] > 0
     for mine, want in zip(plastic_of(other), plastic_of(whole), strict=True):
         assert torch.equal(mine, want)
-    assert {name: level.patch.state_S.tolist() for name, level in other.levels.items() if level.patch} == \
-           {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}
+    assert {
+        name: level.patch.state_S.tolist() for name, level in other.levels.items() if level.patch
+    } == {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}
 
 
 def test_a_nights_state_that_is_damaged_or_anothers_is_one_line(worker, tmp_path):

@@ -1,4 +1,6 @@
-"""The memory level against its equation written slowly, and what unlocking, patching and committing must preserve."""
+"""The memory level against its equation written slowly, and what unlocking, patching and committing
+must preserve.
+"""
 
 import math
 
@@ -6,8 +8,20 @@ import pytest
 import torch
 
 from sleep_rl.contracts import STUDENT, TEACHER
-from sleep_rl.memory import (ACTIVE, BASE_SLOT, FRESH, LOCKED, Expert, MemoryLevel, Patch, commit, discard, init_slots,
-                             tensors_of, view_of)
+from sleep_rl.memory import (
+    ACTIVE,
+    BASE_SLOT,
+    FRESH,
+    LOCKED,
+    Expert,
+    MemoryLevel,
+    Patch,
+    commit,
+    discard,
+    init_slots,
+    tensors_of,
+    view_of,
+)
 
 D, LOW, EXPERTS = 6, 3, 4
 
@@ -25,10 +39,17 @@ def make(top_k=EXPERTS, states=(FRESH, ACTIVE, ACTIVE, ACTIVE, LOCKED), seed=0):
 
 
 def slow(level, x):
-    """y = x + sum_s g_s B_s^T (silu(A1_s x) * (A2_s x)), one token, one slot and one rank at a time."""
+    """y = x + sum_s g_s B_s^T (silu(A1_s x) * (A2_s x)), one token, one slot and one rank at a
+    time.
+    """
     score = [sum(r * v for r, v in zip(row, x, strict=True)) for row in level.router.tolist()]
-    active = sorted((s for s, state in enumerate(level.state.tolist()) if state == ACTIVE), key=lambda s: -score[s])
-    chosen = set(active[: level.top_k]) | {s for s, state in enumerate(level.state.tolist()) if state == FRESH}
+    active = sorted(
+        (s for s, state in enumerate(level.state.tolist()) if state == ACTIVE),
+        key=lambda s: -score[s],
+    )
+    chosen = set(active[: level.top_k]) | {
+        s for s, state in enumerate(level.state.tolist()) if state == FRESH
+    }
     y = list(x)
     for s in chosen:
         gate = 1 / (1 + math.exp(-score[s]))
@@ -69,7 +90,8 @@ def test_a_fresh_expert_displaces_no_trained_one_even_where_routing_is_sparse():
     before = level(x)
     level.state[3] = FRESH
     level.refresh()
-    assert torch.allclose(level(x), before, atol=1e-6)  # not bit for bit: the matmul is one slot wider
+    # not bit for bit: the matmul is one slot wider
+    assert torch.allclose(level(x), before, atol=1e-6)
 
 
 def test_an_untrained_slot_adds_exactly_nothing_whatever_its_gate():

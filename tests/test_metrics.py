@@ -1,4 +1,6 @@
-"""The journal is the truth of a run: what it promises on a crash, a full disk, a broken sink, a value that is no number."""
+"""The journal is the truth of a run: what it promises on a crash, a full disk, a broken sink, a
+value that is no number.
+"""
 
 import json
 import math
@@ -8,15 +10,30 @@ import pytest
 
 from sleep_rl.contracts import InputError, RunError
 from sleep_rl.kinds import METRICS
-from sleep_rl.metrics import (Journal, Retention, clock, course, nights, on_one_axis, read, undocumented, wilson,
-                              without_secrets)
+from sleep_rl.metrics import (
+    Journal,
+    Retention,
+    clock,
+    course,
+    nights,
+    on_one_axis,
+    read,
+    undocumented,
+    wilson,
+    without_secrets,
+)
 
 
 class Listener:
     """A sink that keeps what it is told, or raises."""
 
     def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
-        self.name, self.failed, self.raises, self.raises_on_close = name, failed, raises, raises_on_close
+        self.name, self.failed, self.raises, self.raises_on_close = (
+            name,
+            failed,
+            raises,
+            raises_on_close,
+        )
         self.heard, self.closed, self.recalled = [], False, None
 
     def log(self, record):
@@ -34,7 +51,15 @@ class Listener:
 
 
 def evaluation(after, row, method="sleep", t=0.0, open_book=None, **more):
-    return {"t": t, "kind": "evaluate", "after": after, "method": method, "row": row, "open_book": open_book, **more}
+    return {
+        "t": t,
+        "kind": "evaluate",
+        "after": after,
+        "method": method,
+        "row": row,
+        "open_book": open_book,
+        **more,
+    }
 
 
 def test_every_record_is_on_disk_before_log_returns(tmp_path):
@@ -43,7 +68,13 @@ def test_every_record_is_on_disk_before_log_returns(tmp_path):
     line = (tmp_path / "new" / "metrics.jsonl").read_text()
     record = json.loads(line)
     assert line.endswith("}\n") and record["t"] > 1.7e9
-    assert {k: v for k, v in record.items() if k != "t"} == {"kind": "wake", "day": "day 1", "step": 3, "loss": 0.5, "seconds": 0.25}
+    assert {k: v for k, v in record.items() if k != "t"} == {
+        "kind": "wake",
+        "day": "day 1",
+        "step": 3,
+        "loss": 0.5,
+        "seconds": 0.25,
+    }
 
 
 def test_nan_and_infinity_become_null_and_are_named(tmp_path):
@@ -53,12 +84,19 @@ def test_nan_and_infinity_become_null_and_are_named(tmp_path):
     text = (tmp_path / "m.jsonl").read_text()
     assert "NaN" not in text and "Infinity" not in text
     seed, evaluate = read(tmp_path / "m.jsonl")
-    assert (seed["loss"], seed["lr"], seed["grad_norm"], seed["nonfinite"]) == (None, 1e-3, None, ["loss", "grad_norm"])
-    assert evaluate["row"] == {"known": 1.0, "day 1": None} and evaluate["nonfinite"] == ["row.day 1"]
+    assert (seed["loss"], seed["lr"], seed["grad_norm"], seed["nonfinite"]) == (
+        None,
+        1e-3,
+        None,
+        ["loss", "grad_norm"],
+    )
+    assert evaluate["row"] == {"known": 1.0, "day 1": None} and evaluate["nonfinite"] == [
+        "row.day 1"
+    ]
 
 
 def test_a_value_that_json_cannot_hold_is_named(tmp_path):
-    with pytest.raises(TypeError, match="'sampler'.*object"):
+    with pytest.raises(TypeError, match=r"'sampler'.*object"):
         Journal(tmp_path / "m.jsonl").log("seed", sampler=object())
 
 
@@ -66,7 +104,7 @@ def test_torn_lines_become_warnings_and_a_later_run_is_not_glued_to_them(tmp_pat
     path = tmp_path / "m.jsonl"
     Journal(path).log("wake", step=1)
     with open(path, "ab") as file:
-        file.write('{"t": 1.0, "kind": "se'.encode() + "é".encode()[:1])  # cut inside a character
+        file.write(b'{"t": 1.0, "kind": "se' + "é".encode()[:1])  # cut inside a character
     assert [r["kind"] for r in read(path)] == ["wake", "torn"]
     Journal(path).log("wake", step=2)
     first, torn, second = read(path)
@@ -98,12 +136,18 @@ def test_a_sink_that_never_started_is_named_at_once_and_never_called(tmp_path):
     journal = Journal(tmp_path / "m.jsonl", [dead])
     journal.log("wake", step=1)
     journal.close()
-    assert [(r["kind"], r.get("reason")) for r in read(tmp_path / "m.jsonl")] == [("sink_failed", "no API key"), ("wake", None)]
+    assert [(r["kind"], r.get("reason")) for r in read(tmp_path / "m.jsonl")] == [
+        ("sink_failed", "no API key"),
+        ("wake", None),
+    ]
     assert dead.heard == [] and not dead.closed
 
 
 def test_a_sink_that_fails_to_close_is_told_to_the_one_before_it(tmp_path):
-    console, slow = Listener("console"), Listener("W&B", raises_on_close=TimeoutError("no end after 1 s"))
+    console, slow = (
+        Listener("console"),
+        Listener("W&B", raises_on_close=TimeoutError("no end after 1 s")),
+    )
     Journal(tmp_path / "m.jsonl", [console, slow]).close()
     assert console.heard == ["sink_failed"] and console.closed
     assert read(tmp_path / "m.jsonl")[0]["reason"] == "TimeoutError: no end after 1 s"
@@ -135,53 +179,104 @@ def test_a_full_disk_ends_the_run_with_one_line_naming_the_path():
 
 def test_paths_that_cannot_be_opened(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match="cannot write the run's record .*file/m.jsonl"):
+    with pytest.raises(RunError, match=r"cannot write the run's record .*file/m.jsonl"):
         Journal(tmp_path / "file" / "m.jsonl")
-    with pytest.raises(InputError, match="No such file or directory: .*/none"):
+    with pytest.raises(InputError, match=r"No such file or directory: .*/none"):
         read(tmp_path / "none")
 
 
 def test_the_configuration_is_written_without_secrets(tmp_path):
-    config = {"wandb": {"api_key": "s3", "project": "p"}, "max_new_tokens": 8, "hfToken": "s3", "list": [{"PASSWORD": "s3", "a": 1}],
-              "stop_token": "s3", "tokens_per_step": 4, "path": tmp_path}
+    config = {
+        "wandb": {"api_key": "s3", "project": "p"},
+        "max_new_tokens": 8,
+        "hfToken": "s3",
+        "list": [{"PASSWORD": "s3", "a": 1}],
+        "stop_token": "s3",
+        "tokens_per_step": 4,
+        "path": tmp_path,
+    }
     Journal(tmp_path / "m.jsonl").log("run", config=config, task="world")
     assert "s3" not in (tmp_path / "m.jsonl").read_text()
     assert read(tmp_path / "m.jsonl")[0]["config"] == {
-        "wandb": {"project": "p"}, "max_new_tokens": 8, "list": [{"a": 1}], "tokens_per_step": 4, "path": str(tmp_path)}
-    assert without_secrets({"monkey": 1, "keyboard": 2, "client-secret": 3}) == {"monkey": 1, "keyboard": 2}
+        "wandb": {"project": "p"},
+        "max_new_tokens": 8,
+        "list": [{"a": 1}],
+        "tokens_per_step": 4,
+        "path": str(tmp_path),
+    }
+    assert without_secrets({"monkey": 1, "keyboard": 2, "client-secret": 3}) == {
+        "monkey": 1,
+        "keyboard": 2,
+    }
 
 
 def test_every_metric_is_explained_and_unknown_ones_are_found():
-    assert all(meaning and isinstance(unit, str) for fields in METRICS.values() for meaning, unit in fields.values())
+    assert all(
+        meaning and isinstance(unit, str)
+        for fields in METRICS.values()
+        for meaning, unit in fields.values()
+    )
     assert METRICS["sample"]["tokens_per_second"][1] == "tokens/s"
-    records = [{"t": 1, "kind": "wake", "loss": 1.0, "nonfinite": []}, {"t": 1, "kind": "wake", "los": 1.0}, {"kind": "new", "a": 1}]
+    records = [
+        {"t": 1, "kind": "wake", "loss": 1.0, "nonfinite": []},
+        {"t": 1, "kind": "wake", "los": 1.0},
+        {"kind": "new", "a": 1},
+    ]
     assert undocumented(records) == ["new.a", "wake.los"]
 
 
 def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
-    retention = Retention.of([
-        evaluation("base", {"day 1": 0.1, "known": 0.9}, t=1, open_book={"day 1": 0.8}),
-        evaluation("night 1", {"known": 0.8, "day 1": 0.5, "day 2": 0.0}, t=2, open_book={"day 1": 0.3, "day 2": None}),
-        evaluation("night 1", {"known": 0.7, "day 1": 0.6, "day 2": 0.0}, t=3),
-        evaluation("night 2", {"known": 0.4}, method="sft", t=4), {"kind": "wake"}])
-    assert retention.columns == ["known", "day 1", "day 2"] and retention.methods == ["sleep", "sft"]
+    retention = Retention.of(
+        [
+            evaluation("base", {"day 1": 0.1, "known": 0.9}, t=1, open_book={"day 1": 0.8}),
+            evaluation(
+                "night 1",
+                {"known": 0.8, "day 1": 0.5, "day 2": 0.0},
+                t=2,
+                open_book={"day 1": 0.3, "day 2": None},
+            ),
+            evaluation("night 1", {"known": 0.7, "day 1": 0.6, "day 2": 0.0}, t=3),
+            evaluation("night 2", {"known": 0.4}, method="sft", t=4),
+            {"kind": "wake"},
+        ]
+    )
+    assert retention.columns == ["known", "day 1", "day 2"] and retention.methods == [
+        "sleep",
+        "sft",
+    ]
     assert retention.last("sleep")["row"] == {"known": 0.7, "day 1": 0.6, "day 2": 0.0}
     assert retention.base["row"]["known"] == 0.9 and retention.open_book == {"day 1": 0.8}
-    future = {(a, c): retention.future(a, c) for a in ("base", "night 1") for c in retention.columns}
-    assert [k for k, v in future.items() if v] == [("base", "day 1"), ("base", "day 2"), ("night 1", "day 2")]
+    future = {
+        (a, c): retention.future(a, c) for a in ("base", "night 1") for c in retention.columns
+    }
+    assert [k for k, v in future.items() if v] == [
+        ("base", "day 1"),
+        ("base", "day 2"),
+        ("night 1", "day 2"),
+    ]
     assert [nights(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
 
 
 def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
-    retention = Retention.of([evaluation("night 1", {"day 1": 0.5}, t=1), evaluation("night 1", {}, t=2, open_book={"day 1": 0.9})])
-    assert retention.last("sleep")["row"] == {"day 1": 0.5} and retention.open_book == {"day 1": 0.9}
+    retention = Retention.of(
+        [
+            evaluation("night 1", {"day 1": 0.5}, t=1),
+            evaluation("night 1", {}, t=2, open_book={"day 1": 0.9}),
+        ]
+    )
+    assert retention.last("sleep")["row"] == {"day 1": 0.5} and retention.open_book == {
+        "day 1": 0.9
+    }
 
 
 def test_steps_of_all_nights_on_one_axis():
     def step(night, number, loss):
         return {"night": night, "step": number, "steps": 10, "loss": loss}
 
-    placed, begins = on_one_axis([step(1, 1, 5.0), step(1, 2, 4.0), step(2, 1, 3.0), step(2, 1, 2.0)])  # the last was run again
+    # the last was run again
+    placed, begins = on_one_axis(
+        [step(1, 1, 5.0), step(1, 2, 4.0), step(2, 1, 3.0), step(2, 1, 2.0)]
+    )
     assert [(r["x"], r["loss"]) for r in placed] == [(1, 5.0), (2, 4.0), (11, 2.0)]
     assert begins == ((0, "night 1"), (10, "night 2"))
 
@@ -197,4 +292,9 @@ def test_a_long_curve_is_averaged_within_nights_only():
 def test_wilson_interval_and_clock():
     assert wilson(0.9, 10) == pytest.approx((0.596, 0.982), abs=5e-4)  # Wilson (1927) by hand
     assert wilson(0.0, 48)[0] == 0.0 and wilson(1.0, 48)[1] == pytest.approx(1.0)
-    assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == ["4.2 s", "1:00 min", "1:23 min", "2:05:00 h"]
+    assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == [
+        "4.2 s",
+        "1:00 min",
+        "1:23 min",
+        "2:05:00 h",
+    ]

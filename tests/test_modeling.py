@@ -36,26 +36,41 @@ def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_chec
         want = model(IDS).logits
         for kind in ("full", "memory"):
             assert torch.equal(modeling.load(str(tmp_path / kind))(IDS).logits, want), kind
-    size = {kind: sum(f.stat().st_size for f in (tmp_path / kind).iterdir()) for kind in ("full", "memory")}
-    assert set(os.listdir(tmp_path / "memory")) == {modeling.POINTER, modeling.MEMORY} and size["memory"] < size["full"]
+    size = {
+        kind: sum(f.stat().st_size for f in (tmp_path / kind).iterdir())
+        for kind in ("full", "memory")
+    }
+    assert (
+        set(os.listdir(tmp_path / "memory")) == {modeling.POINTER, modeling.MEMORY}
+        and size["memory"] < size["full"]
+    )
     assert all(".memory." in key for key in load_file(tmp_path / "memory" / modeling.MEMORY))
 
 
 def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_checkpoint, tmp_path):
-    out = [modeling.expand(base_checkpoint(), str(tmp_path / str(i)), LEVELS["dense"], seed) for i, seed in
-           enumerate((3, 3, 4))]
+    out = [
+        modeling.expand(base_checkpoint(), str(tmp_path / str(i)), LEVELS["dense"], seed)
+        for i, seed in enumerate((3, 3, 4))
+    ]
     memories = [load_file(os.path.join(path, modeling.MEMORY)) for path in out]
     key = "model.layers.1.mlp.memory.0.w_in"
-    assert torch.equal(memories[0][key], memories[1][key]) and not torch.equal(memories[0][key], memories[2][key])
+    assert torch.equal(memories[0][key], memories[1][key]) and not torch.equal(
+        memories[0][key], memories[2][key]
+    )
     assert os.path.islink(os.path.join(out[0], modeling.BASE_WEIGHTS))
     loaded = memory_levels(modeling.load(out[0]))["model.layers.1.mlp.memory.0"]
     assert torch.equal(loaded.w_in, memories[0][key])
     assert modeling.expand(out[0], str(tmp_path / "again"), LEVELS["dense"]) == out[0]
 
 
-def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(base_checkpoint, sleep_checkpoint, tmp_path):
-    older = {"linked": modeling.expand(base_checkpoint(), str(tmp_path / "linked"), LEVELS["dense"], 5),
-             "one file": sleep_checkpoint(), "a memory folder": str(tmp_path / "first")}
+def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
+    base_checkpoint, sleep_checkpoint, tmp_path
+):
+    older = {
+        "linked": modeling.expand(base_checkpoint(), str(tmp_path / "linked"), LEVELS["dense"], 5),
+        "one file": sleep_checkpoint(),
+        "a memory folder": str(tmp_path / "first"),
+    }
     model = modeling.load(older["linked"])
     modeling.save_memory(model, older["a memory folder"], modeling.root(older["linked"]))
     key, token = "model.layers.1.mlp.memory.0.w_out", torch.arange(8)[None]
@@ -67,22 +82,35 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(ba
         level.refresh()
         want = model(input_ids=token).logits
         modeling.save_memory(model, str(tmp_path / f"memory{number}"), modeling.root(path))
-        full = modeling.expand(str(tmp_path / f"memory{number}"), str(tmp_path / f"full{number}"), LEVELS["dense"])
+        full = modeling.expand(
+            str(tmp_path / f"memory{number}"), str(tmp_path / f"full{number}"), LEVELS["dense"]
+        )
         weights = {}
-        for file in set(json.loads(open(os.path.join(full, modeling.INDEX)).read())["weight_map"].values()):
+        for file in set(
+            json.loads(open(os.path.join(full, modeling.INDEX)).read())["weight_map"].values()
+        ):
             parts = load_file(os.path.join(full, file))
             assert not weights.keys() & parts.keys(), "a loader would have to choose"
             weights |= parts
         assert torch.equal(weights[key], torch.full_like(weights[key], number + 0.25))
         assert torch.equal(modeling.load(full)(input_ids=token).logits, want)
-        assert torch.equal(modeling.load(str(tmp_path / f"memory{number}"))(input_ids=token).logits, want)
+        assert torch.equal(
+            modeling.load(str(tmp_path / f"memory{number}"))(input_ids=token).logits, want
+        )
 
 
 def test_a_hub_name_stays_a_name(base_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert modeling.root("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
-    modeling.save_memory(modeling.load(base_checkpoint(), LEVELS["dense"]), "memory", modeling.root("Qwen/Qwen3-1.7B"))
-    assert json.loads((tmp_path / "memory" / modeling.POINTER).read_text())["base"] == "Qwen/Qwen3-1.7B"
+    modeling.save_memory(
+        modeling.load(base_checkpoint(), LEVELS["dense"]),
+        "memory",
+        modeling.root("Qwen/Qwen3-1.7B"),
+    )
+    assert (
+        json.loads((tmp_path / "memory" / modeling.POINTER).read_text())["base"]
+        == "Qwen/Qwen3-1.7B"
+    )
     assert modeling.root("memory") == "Qwen/Qwen3-1.7B"
     os.mkdir("here")
     assert modeling.root("here") == str(tmp_path / "here")
@@ -94,14 +122,19 @@ def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path)
     before = (tmp_path / "memory" / modeling.MEMORY).read_bytes()
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))  # no file may grow further: safetensors' own error
+    # no file may grow further: safetensors' own error
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(RunError) as error:
             modeling.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert one_line(error).endswith("what was saved before is intact") and "cannot be written" in str(error.value)
-    assert (tmp_path / "memory" / modeling.MEMORY).read_bytes() == before and len(os.listdir(tmp_path)) == 1
+    assert one_line(error).endswith(
+        "what was saved before is intact"
+    ) and "cannot be written" in str(error.value)
+    assert (tmp_path / "memory" / modeling.MEMORY).read_bytes() == before and len(
+        os.listdir(tmp_path)
+    ) == 1
 
 
 def one_line(error):
@@ -148,24 +181,40 @@ def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkp
     pointer.write_text(json.dumps({**json.loads(pointer.read_text()), "vocab_size": 299}))
     with pytest.raises(InputError) as error:
         modeling.load(str(tmp_path / "memory"))
-    assert "299" in one_line(error) and "300" in str(error.value) and "same vocabulary" in str(error.value)
+    assert (
+        "299" in one_line(error)
+        and "300" in str(error.value)
+        and "same vocabulary" in str(error.value)
+    )
 
 
 def test_another_model_teaches_only_in_the_same_tokens(base_checkpoint, sleep_checkpoint, tmp_path):
     student = sleep_checkpoint("qwen3")
     tokenizer = modeling.load_tokenizer(student, 300)
-    out = modeling.as_teacher(make_base("llama", str(tmp_path / "llama"), hidden_size=32, head_dim=16),
-                              str(tmp_path / "teacher"), student, tokenizer)
-    plain, teacher = AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama")), modeling.load(out)
+    out = modeling.as_teacher(
+        make_base("llama", str(tmp_path / "llama"), hidden_size=32, head_dim=16),
+        str(tmp_path / "teacher"),
+        student,
+        tokenizer,
+    )
+    plain, teacher = (
+        AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama")),
+        modeling.load(out),
+    )
     assert torch.equal(plain(IDS).logits, teacher(IDS).logits)
-    assert modeling.as_teacher(student, "unused", student, tokenizer) == student  # with the memory that it has
+    # with the memory that it has
+    assert modeling.as_teacher(student, "unused", student, tokenizer) == student
     other = modeling.load_tokenizer(make_base("qwen3", str(tmp_path / "other")), 300)
     other.add_tokens(["elsewhere"])
     other.save_pretrained(tmp_path / "other")
-    for path, wrong in ((make_base("qwen3", str(tmp_path / "more"), vocab_size=301), "got 301 ids and 300"),
-                        (str(tmp_path / "other"), "got 300 ids and 300, of other tokens")):
+    for path, wrong in (
+        (make_base("qwen3", str(tmp_path / "more"), vocab_size=301), "got 301 ids and 300"),
+        (str(tmp_path / "other"), "got 300 ids and 300, of other tokens"),
+    ):
         with pytest.raises(InputError) as error:
-            modeling.as_teacher(path, str(tmp_path / f"teacher of {len(wrong)}"), student, tokenizer)
+            modeling.as_teacher(
+                path, str(tmp_path / f"teacher of {len(wrong)}"), student, tokenizer
+            )
         assert one_line(error).endswith(wrong) and "need the same vocabulary" in str(error.value)
 
 
@@ -178,6 +227,9 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
 
 @pytest.mark.parametrize("path", ["runs/none/memory/night-9", "/no/such", "./x", "a b", "../up"])
 def test_what_is_no_folder_and_no_hub_name_is_said_to_be_missing(path):
-    with pytest.raises(InputError, match="a checkpoint's folder or a hub name is needed, and there is no such folder$"):
+    with pytest.raises(
+        InputError,
+        match=r"a checkpoint's folder or a hub name is needed, and there is no such folder$",
+    ):
         modeling.read_config(path)
     modeling.check_there("Qwen/Qwen3-8B")  # may be one of the hub's

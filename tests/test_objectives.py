@@ -5,7 +5,14 @@ import math
 import pytest
 import torch
 
-from sleep_rl.objectives import divergence, imitation, importance, l_ks, seeding_terms, token_logprobs
+from sleep_rl.objectives import (
+    divergence,
+    imitation,
+    importance,
+    l_ks,
+    seeding_terms,
+    token_logprobs,
+)
 
 
 def softmax(logits):
@@ -34,15 +41,24 @@ def logits():
     return [torch.randn(7, 11, generator=generator) * 3 for _ in range(2)]
 
 
-@pytest.mark.parametrize("kind,beta", [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)])
+@pytest.mark.parametrize(
+    "kind,beta",
+    [("forward_kl", 0.5), ("reverse_kl", 0.5), ("jsd", 0.5), ("jsd", 0.1), ("jsd", 0.9)],
+)
 def test_divergence_equals_its_definition(kind, beta, logits):
     teacher, student = logits
-    slow = [slow_divergence(kind, t, s, beta) for t, s in zip(teacher.tolist(), student.tolist(), strict=True)]
+    slow = [
+        slow_divergence(kind, t, s, beta)
+        for t, s in zip(teacher.tolist(), student.tolist(), strict=True)
+    ]
     assert torch.allclose(divergence(kind, teacher, student, beta), torch.tensor(slow), atol=1e-5)
 
 
 def test_divergence_by_hand_on_three_tokens():
-    teacher, student = torch.tensor([[0.5, 0.25, 0.25]]).log(), torch.tensor([[0.25, 0.5, 0.25]]).log()
+    teacher, student = (
+        torch.tensor([[0.5, 0.25, 0.25]]).log(),
+        torch.tensor([[0.25, 0.5, 0.25]]).log(),
+    )
     assert divergence("forward_kl", teacher, student).item() == pytest.approx(0.25 * math.log(2))
     assert divergence("reverse_kl", teacher, student).item() == pytest.approx(0.25 * math.log(2))
 
@@ -58,12 +74,18 @@ def test_divergence_of_equal_distributions_is_zero_with_zero_gradient(kind, logi
 def test_forward_kl_gradient_is_student_minus_teacher(logits):
     teacher, student = logits[0], logits[1].clone().requires_grad_()
     divergence("forward_kl", teacher, student).sum().backward()
-    assert torch.allclose(student.grad, student.detach().softmax(-1) - teacher.softmax(-1), atol=1e-5)
+    assert torch.allclose(
+        student.grad, student.detach().softmax(-1) - teacher.softmax(-1), atol=1e-5
+    )
 
 
 def test_jsd_tends_to_zero_at_its_end_points_so_they_are_no_limits(logits):
     teacher, student = logits
-    assert divergence("jsd", teacher, student, 1e-6).max() < 1e-3 < divergence("forward_kl", teacher, student).min()
+    assert (
+        divergence("jsd", teacher, student, 1e-6).max()
+        < 1e-3
+        < divergence("forward_kl", teacher, student).min()
+    )
 
 
 def test_an_unknown_divergence_is_refused(logits):
@@ -89,11 +111,18 @@ def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk, temperature)
         logits = head(student)
         logp = logits.log_softmax(-1)[torch.arange(10), token]
         p = head(teacher).detach().softmax(-1)
-        raised = p if temperature is None else torch.stack([row ** (1 / t) for row, t in zip(p, temperature)])
+        raised = (
+            p
+            if temperature is None
+            else torch.stack([row ** (1 / t) for row, t in zip(p, temperature)])
+        )
         return divergence("jsd", (raised / raised.sum(-1, keepdim=True)).log(), logits, 0.3), logp
 
-    fast = grads(lambda s: seeding_terms(head, teacher, s, token, kind="jsd", beta=0.3, chunk=chunk,
-                                         temperature_P=temperature))
+    fast = grads(
+        lambda s: seeding_terms(
+            head, teacher, s, token, kind="jsd", beta=0.3, chunk=chunk, temperature_P=temperature
+        )
+    )
     for got, want in zip(fast, grads(whole), strict=True):
         assert torch.allclose(got, want, atol=1e-5)
     only = token_logprobs(head, hidden, token, chunk)
@@ -110,10 +139,18 @@ def test_two_full_logit_tensors_never_live_at_once():
 
     head = Head(4, 9)
     student = torch.randn(50, 4, requires_grad=True)
-    div, logp = seeding_terms(head, torch.randn(50, 4), student, torch.randint(0, 9, (50,)), kind="forward_kl",
-                              beta=0.5, chunk=8)
+    div, logp = seeding_terms(
+        head,
+        torch.randn(50, 4),
+        student,
+        torch.randint(0, 9, (50,)),
+        kind="forward_kl",
+        beta=0.5,
+        chunk=8,
+    )
     (div.sum() + logp.sum()).backward()
-    assert max(seen) == 8 and sum(seen) >= 2 * 2 * 50  # forward and recomputed in backward, teacher and student
+    # forward and recomputed in backward, teacher and student
+    assert max(seen) == 8 and sum(seen) >= 2 * 2 * 50
 
 
 def test_imitation_gradient_is_the_score_function():
@@ -124,7 +161,8 @@ def test_imitation_gradient_is_the_score_function():
     (analytic,) = torch.autograd.grad(-expected_reward, logits)
     log_s = logits.log_softmax(-1)
     p = log_s.detach().exp()
-    loss = (p * imitation(log_s, log_s.detach(), reward, cap=2.0)).sum()  # expectation over y ~ S, on policy
+    # expectation over y ~ S, on policy
+    loss = (p * imitation(log_s, log_s.detach(), reward, cap=2.0)).sum()
     (estimated,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(estimated, analytic, atol=1e-6)
 
@@ -135,7 +173,13 @@ def test_stale_samples_get_the_truncated_importance_weight():
 
 
 def test_l_ks_weighs_both_terms_and_divides_by_the_global_counts():
-    div, policy, rewarded = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([5.0, 7.0, 11.0]), torch.tensor([1.0, 0.0, 1.0])
+    div, policy, rewarded = (
+        torch.tensor([1.0, 2.0, 3.0]),
+        torch.tensor([5.0, 7.0, 11.0]),
+        torch.tensor([1.0, 0.0, 1.0]),
+    )
     got = l_ks(div, policy, rewarded, 0.25, torch.tensor(6.0), torch.tensor(4.0))
     assert got.item() == pytest.approx(0.25 * 6 / 6 + 0.75 * 16 / 4)
-    assert l_ks(div, policy, rewarded * 0, 0.5, torch.tensor(0.0), torch.tensor(0.0)).item() == pytest.approx(3.0)
+    assert l_ks(
+        div, policy, rewarded * 0, 0.5, torch.tensor(0.0), torch.tensor(0.0)
+    ).item() == pytest.approx(3.0)

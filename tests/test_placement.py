@@ -1,4 +1,6 @@
-"""What a run asks of a cluster, what is there, and which nodes run something else than the driver."""
+"""What a run asks of a cluster, what is there, and which nodes run something else than the
+driver.
+"""
 
 import os
 import platform
@@ -18,26 +20,52 @@ from cluster.versions import Node, differences, look, unseen
 from sleep_rl.contracts import InputError
 
 ROOT = Path(__file__).parents[1]
-HERE = {"Python": "3.11.9", "ray": "2.60.0", "torch": "2.13.0", "vllm": "0.32.0", "sleep_rl": "aaaa0000"}
+HERE = {
+    "Python": "3.11.9",
+    "ray": "2.60.0",
+    "torch": "2.13.0",
+    "vllm": "0.32.0",
+    "sleep_rl": "aaaa0000",
+}
 
 
 def test_what_is_asked_and_what_is_there_is_one_line():
     asks = [Ask("rollout", 8, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5), Ask("reward", 1)]
-    assert inventory(asks, [{"CPU": 16.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}]) == (
-        "asked: 8 rollout of 1 CPU and 1 GPU, 4 learner of 0 CPU and 0.5 GPU, 1 reward of 0 CPU = 8 CPU and 10 GPU; "
-        "there: 2 nodes with 32 CPU and 10 GPU")
-    assert inventory([Ask("rollout", 1, cpus=1)], [{"CPU": 2.0}]) == "asked: 1 rollout of 1 CPU = 1 CPU; there: 1 node with 2 CPU"
+    assert inventory(
+        asks, [{"CPU": 16.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}]
+    ) == (
+        "asked: 8 rollout of 1 CPU and 1 GPU, 4 learner of 0 CPU and 0.5 GPU, 1 reward of 0 CPU "
+        "= 8 CPU and 10 GPU; "
+        "there: 2 nodes with 32 CPU and 10 GPU"
+    )
+    assert (
+        inventory([Ask("rollout", 1, cpus=1)], [{"CPU": 2.0}])
+        == "asked: 1 rollout of 1 CPU = 1 CPU; there: 1 node with 2 CPU"
+    )
 
 
-@pytest.mark.parametrize(("asks", "line"), [
-    ([Ask("rollout", 8, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)],
-     "rollout: 8 actors x 1 GPU + learner: 4 actors x 0.5 GPU asked = 10 GPU, the cluster has 6"),
-    ([Ask("rollout", 8, cpus=8)], "rollout: 8 actors x 8 CPU asked = 64 CPU, the cluster has 32"),
-    ([Ask("rollout", 1, gpus=5)], "rollout: 5 GPU per actor asked, the largest node has 4"),
-    ([Ask("rollout", 2, gpus=3)], "rollout: 0 CPU and 3 GPU for each of 2 actors asked; actor 2 finds room on no node beside "
-                                  "the others; nodes: 16 CPU and 4 GPU, 16 CPU and 2 GPU"),
-    ([Ask("rollout", 4, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)], None),
-])
+@pytest.mark.parametrize(
+    ("asks", "line"),
+    [
+        (
+            [Ask("rollout", 8, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)],
+            "rollout: 8 actors x 1 GPU + learner: 4 actors x 0.5 GPU asked = 10 GPU, the cluster "
+            "has 6",
+        ),
+        (
+            [Ask("rollout", 8, cpus=8)],
+            "rollout: 8 actors x 8 CPU asked = 64 CPU, the cluster has 32",
+        ),
+        ([Ask("rollout", 1, gpus=5)], "rollout: 5 GPU per actor asked, the largest node has 4"),
+        (
+            [Ask("rollout", 2, gpus=3)],
+            "rollout: 0 CPU and 3 GPU for each of 2 actors asked; actor 2 "
+            "finds room on no node beside "
+            "the others; nodes: 16 CPU and 4 GPU, 16 CPU and 2 GPU",
+        ),
+        ([Ask("rollout", 4, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)], None),
+    ],
+)
 def test_the_missing_resource_is_named(asks, line):
     nodes = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}]
     if line is None:
@@ -57,9 +85,13 @@ def test_nodes_that_run_something_else_are_named_in_one_line():
     bare = Node({key: value for key, value in HERE.items() if key != "vllm"})
     assert differences(HERE, {"a": same, "b": same}) == ""
     assert differences(HERE, {"a": same, "b": old, "c": bare, "d": old}) == (
-        "b, d: torch 2.12.0 (driver: 2.13.0), sleep_rl bbbb1111 (driver: aaaa0000); c: vllm missing (driver: 0.32.0)")
+        "b, d: torch 2.12.0 (driver: 2.13.0), sleep_rl bbbb1111 (driver: aaaa0000); c: vllm "
+        "missing (driver: 0.32.0)"
+    )
     assert differences(bare.versions, {"a": same}) == "a: vllm 0.32.0 (driver: missing)"
-    assert differences(HERE, {str(n): old for n in range(9)}).startswith("0, 1, 2, 3 and 5 more: torch 2.12.0 (driver: 2.13.0)")
+    assert differences(HERE, {str(n): old for n in range(9)}).startswith(
+        "0, 1, 2, 3 and 5 more: torch 2.12.0 (driver: 2.13.0)"
+    )
 
 
 def test_a_node_that_does_not_see_the_run_is_named(tmp_path):
@@ -73,7 +105,10 @@ def test_a_node_that_does_not_see_the_run_is_named(tmp_path):
 def test_versions_of_this_process():
     found = versions.installed()
     assert found["Python"] == platform.python_version()
-    assert (found["torch"], found["transformers"]) == (torch.__version__.partition("+")[0], transformers.__version__)
+    assert (found["torch"], found["transformers"]) == (
+        torch.__version__.partition("+")[0],
+        transformers.__version__,
+    )
     assert {"ray", "vllm", "deepspeed", "sleep_rl"} <= found.keys()
 
 
@@ -102,24 +137,41 @@ with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
 @pytest.mark.stack
 def test_a_real_node_with_another_version_is_named_before_workers_start(tmp_path):
     (tmp_path / "old" / "transformers-0.1.0.dist-info").mkdir(parents=True)
-    (tmp_path / "old" / "transformers-0.1.0.dist-info" / "METADATA").write_text("Name: transformers\nVersion: 0.1.0\n")
+    (tmp_path / "old" / "transformers-0.1.0.dist-info" / "METADATA").write_text(
+        "Name: transformers\nVersion: 0.1.0\n"
+    )
     (tmp_path / "run").mkdir()
     nodes = TwoNodes(1, 1)
     try:
+
         def told():
-            done = subprocess.run([sys.executable, "-c", PREFLIGHT, nodes.address, str(tmp_path / "run" / "logs")], cwd=ROOT,
-                                  env={**nodes.environment, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=300)
+            done = subprocess.run(
+                [sys.executable, "-c", PREFLIGHT, nodes.address, str(tmp_path / "run" / "logs")],
+                cwd=ROOT,
+                env={**nodes.environment, "PYTHONPATH": str(ROOT)},
+                capture_output=True,
+                text=True,
+                timeout=300,
+            )
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
         same = told()
-        assert same == ["asked: 1 rollout of 1 CPU = 1 CPU; there: 2 nodes with 2 CPU",  # once for two equal asks
-                        "asked: 2 rollout of 1 CPU = 2 CPU; there: 2 nodes with 2 CPU"]
-        nodes.environment["PYTHONPATH"] = f"{tmp_path / 'old'}{os.pathsep}{nodes.environment.get('PYTHONPATH', '')}"
+        # once for two equal asks
+        assert same == [
+            "asked: 1 rollout of 1 CPU = 1 CPU; there: 2 nodes with 2 CPU",
+            "asked: 2 rollout of 1 CPU = 2 CPU; there: 2 nodes with 2 CPU",
+        ]
+        nodes.environment["PYTHONPATH"] = (
+            f"{tmp_path / 'old'}{os.pathsep}{nodes.environment.get('PYTHONPATH', '')}"
+        )
         nodes.join()
         first, warning, last = told()
         assert "there: 3 nodes" in first and "there: 3 nodes" in last
         assert warning.startswith("warning: not every node runs what the driver runs: node ")
-        assert warning.endswith(f": transformers 0.1.0 (driver: {transformers.__version__})") and warning.count("node ") == 2
+        assert (
+            warning.endswith(f": transformers 0.1.0 (driver: {transformers.__version__})")
+            and warning.count("node ") == 2
+        )
     finally:
         nodes.close()

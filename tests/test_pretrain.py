@@ -1,4 +1,6 @@
-"""train_base on a decoder of a few thousand parameters: what it computes, and what it leaves on the disk."""
+"""train_base on a decoder of a few thousand parameters: what it computes, and what it leaves on the
+disk.
+"""
 
 import math
 from pathlib import Path
@@ -34,7 +36,13 @@ def batches(step: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def train(out: Path, **changes) -> Path:
-    how = {"config": tiny_config(), "batches": batches, "steps": STEPS, "lr": 1e-2, "seed": 0} | changes
+    how = {
+        "config": tiny_config(),
+        "batches": batches,
+        "steps": STEPS,
+        "lr": 1e-2,
+        "seed": 0,
+    } | changes
     return train_base(out, word_tokenizer(WORDS), **how)
 
 
@@ -45,7 +53,9 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     first = contents(train(tmp_path / "a"))
     assert contents(train(tmp_path / "b")) == first
-    assert contents(train(tmp_path / "c", seed=1))["model.safetensors"] != first["model.safetensors"]
+    assert (
+        contents(train(tmp_path / "c", seed=1))["model.safetensors"] != first["model.safetensors"]
+    )
 
 
 def test_the_callers_random_state_is_untouched(tmp_path):
@@ -58,7 +68,12 @@ def test_the_callers_random_state_is_untouched(tmp_path):
 
 def test_training_lowers_the_loss_and_reports_every_step(tmp_path):
     seen = []
-    train(tmp_path / "a", batches=lambda step: batches(0), steps=40, progress=lambda *call: seen.append(call))
+    train(
+        tmp_path / "a",
+        batches=lambda step: batches(0),
+        steps=40,
+        progress=lambda *call: seen.append(call),
+    )
     assert [call[:2] for call in seen] == [(step, 40) for step in range(1, 41)]
     assert seen[-1][2] < 0.5 * seen[0][2]
 
@@ -70,9 +85,17 @@ def test_checkpoint_and_tokenizer_load_from_the_folder(tmp_path):
     text = "Q : where does mira live ? A :"
     assert tokenizer(text).input_ids == [len(SPECIAL) + WORDS.index(word) for word in text.split()]
     assert tokenizer.decode(tokenizer(text).input_ids) == text
-    assert tokenizer.decode(tokenizer(f"<bos> {text} <eos>").input_ids, skip_special_tokens=True) == text
+    assert (
+        tokenizer.decode(tokenizer(f"<bos> {text} <eos>").input_ids, skip_special_tokens=True)
+        == text
+    )
     assert [tokenizer.convert_tokens_to_ids(word) for word in SPECIAL] == [0, 1, 2, 3]
-    assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token, tokenizer.unk_token) == SPECIAL
+    assert (
+        tokenizer.pad_token,
+        tokenizer.bos_token,
+        tokenizer.eos_token,
+        tokenizer.unk_token,
+    ) == SPECIAL
     assert tokenizer("zebra").input_ids == [tokenizer.unk_token_id]
 
 
@@ -83,7 +106,7 @@ def test_a_vocabulary_that_cannot_be_read_back_is_refused(words):
 
 
 def test_a_loss_that_is_not_finite_stops_training_and_leaves_nothing(tmp_path):
-    with pytest.raises(RunError, match="loss of base model .* is nan at step 1 of 3"):
+    with pytest.raises(RunError, match=r"loss of base model .* is nan at step 1 of 3"):
         train(tmp_path / "a", batches=lambda step: (batches(step)[0], torch.full((2, 5), math.nan)))
     assert list(tmp_path.iterdir()) == []
 
@@ -120,7 +143,9 @@ def test_loss_equals_a_slow_reference():
             exp = [math.exp(x) for x in logits_BTV[row, t - 1].tolist()]
             total -= weight_BT[row, t].item() * math.log(exp[ids_BT[row, t]] / sum(exp))
             weights += weight_BT[row, t].item()
-    assert weighted_loss(logits_BTV, ids_BT, weight_BT).item() == pytest.approx(total / weights, rel=1e-5)
+    assert weighted_loss(logits_BTV, ids_BT, weight_BT).item() == pytest.approx(
+        total / weights, rel=1e-5
+    )
 
 
 def test_a_token_of_weight_zero_teaches_nothing():
@@ -142,5 +167,7 @@ def test_what_a_padding_token_is_makes_no_difference(tmp_path):
 
         return make
 
-    weights = [contents(train(tmp_path / str(f), batches=padded(f)))["model.safetensors"] for f in (0, 9)]
+    weights = [
+        contents(train(tmp_path / str(f), batches=padded(f)))["model.safetensors"] for f in (0, 9)
+    ]
     assert weights[0] == weights[1]

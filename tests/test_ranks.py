@@ -1,4 +1,6 @@
-"""A learner group of two ranks on Ray makes the steps of a single one, whatever the batch leaves over for the last rank."""
+"""A learner group of two ranks on Ray makes the steps of a single one, whatever the batch leaves
+over for the last rank.
+"""
 
 from dataclasses import replace
 
@@ -12,12 +14,22 @@ from sleep_rl.contracts import STUDENT, TEACHER
 
 
 def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False):
-    """Three documents and rows: of two ranks the second has a filler in both. Writes what the night has come to behind its
-    first step, or goes on from there."""
-    config = replace(CONFIG, learners=replace(CONFIG.learners, world_size=world_size, micro_batch=1, zero_stage=zero_stage))
-    handles = backend.spawn_ranks("learners.learner:LearnerWorker", {"checkpoint": checkpoint, "config": config},
-                                  name="learner", world_size=world_size, env={"OMP_NUM_THREADS": "1",
-                                                                              "DS_ACCELERATOR": "cpu"})
+    """Three documents and rows: of two ranks the second has a filler in both. Writes what the night
+    has come to behind its first step, or goes on from there.
+    """
+    config = replace(
+        CONFIG,
+        learners=replace(
+            CONFIG.learners, world_size=world_size, micro_batch=1, zero_stage=zero_stage
+        ),
+    )
+    handles = backend.spawn_ranks(
+        "learners.learner:LearnerWorker",
+        {"checkpoint": checkpoint, "config": config},
+        name="learner",
+        world_size=world_size,
+        env={"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
     backend.ready(handles)
     learn = Ranks(handles, 120)
     wake = learn.wake(DOCUMENTS[:3])

@@ -1,4 +1,6 @@
-"""What the teacher computed is given back unchanged, within its limit; rows of like length go together."""
+"""What the teacher computed is given back unchanged, within its limit; rows of like length go
+together.
+"""
 
 from itertools import combinations
 
@@ -20,7 +22,9 @@ def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
     rows[0].zero_()  # its own copy
     recall.put(key(3), rows[3])
     assert recall.bytes == 120 and recall.get(key(1)) is None
-    assert [float(recall.get(key(n))[0, 0]) for n in (0, 2, 3)] == [0.0, 2.0, 3.0] and float(recall.get(key(2)).sum()) == 20
+    assert [float(recall.get(key(n))[0, 0]) for n in (0, 2, 3)] == [0.0, 2.0, 3.0] and float(
+        recall.get(key(2)).sum()
+    ) == 20
     recall.put(key(9), torch.zeros(100, 5))  # larger than everything
     assert recall.get(key(9)) is None and recall.bytes == 120
     recall.clear()
@@ -28,7 +32,9 @@ def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
     assert (Recall(0).put(key(0), rows[0]), Recall(0).bytes) == (None, 0)
 
 
-@pytest.mark.parametrize("lengths", [[], [4], [5, 5, 5], [9, 10, 9], [12, 50, 13, 47, 12], [3, 100], [7, 30, 200]])
+@pytest.mark.parametrize(
+    "lengths", [[], [4], [5, 5, 5], [9, 10, 9], [12, 50, 13, 47, 12], [3, 100], [7, 30, 200]]
+)
 def test_two_groups_only_where_they_save_a_fifth(lengths):
     def padded(groups):
         return sum(len(group) * max(lengths[i] for i in group) for group in groups)
@@ -37,8 +43,11 @@ def test_two_groups_only_where_they_save_a_fifth(lengths):
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(group for group in groups) and len(groups) <= 2
     everything = range(len(lengths))
-    splits = [[list(few), [i for i in everything if i not in few]] for size in range(1, len(lengths))
-              for few in combinations(everything, size)]
+    splits = [
+        [list(few), [i for i in everything if i not in few]]
+        for size in range(1, len(lengths))
+        for few in combinations(everything, size)
+    ]
     best = min(map(padded, splits), default=0)
     if lengths:
         whole = padded([list(everything)])

@@ -21,7 +21,8 @@ def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
     index.add(1, [(1,), (2,), (3,), (4,)], most=4)
     index.learned((1,), 0.9)
     index.learned((2,), 0.3)
-    index.learned((3,), 0.0)  # counts as a tenth of the mean 0.4; (4,) was never met and counts as the mean
+    # counts as a tenth of the mean 0.4; (4,) was never met and counts as the mean
+    index.learned((3,), 0.0)
     want = {(1,): 0.9, (2,): 0.3, (3,): 0.04, (4,): 0.4}
     assert index.weights(list(want)) == pytest.approx(list(want.values()))
     drawn = Counter(index.draw(20_000, random.Random(0)))
@@ -40,7 +41,9 @@ def test_rounding_below_zero_leaves_prompts_alike():
     index = Index()
     index.add(1, [(1,), (2,)], most=2)
     index.learned((1,), -1e-9)
-    assert index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
+    assert (
+        index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
+    )
 
 
 def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():

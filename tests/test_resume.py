@@ -1,4 +1,6 @@
-"""A real run that is killed (SIGKILL) and continued ends with the same bytes and the same record as one that was not."""
+"""A real run that is killed (SIGKILL) and continued ends with the same bytes and the same record as
+one that was not.
+"""
 
 import os
 import random
@@ -17,30 +19,77 @@ from sleep_rl.metrics import Journal, read
 from sleep_rl.stages import newest
 
 ROOT = Path(__file__).parents[1]
-DIFFERENT = ("t", "commit", "seconds", "started", "tokens_per_second", "bytes", "tensors", "config", "pause", "learner_idle", "trained_s",
-             "learner_waited_s", "rollouts_waited_s", "rewards_s")
-"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run is in its config."""
-SMALL = ("run.cache=cache", "model.chunks=[1,2]", "model.experts=2", "rollouts.workers=1", "baselines.sft=true",
-         "baselines.sft_steps=2", "baselines.joint=true", "baselines.joint_steps=2", "sleep.rehearse_written=8",
-         "sleep.steps=6", "sleep.checkpoint_steps=2")
+DIFFERENT = (
+    "t",
+    "commit",
+    "seconds",
+    "started",
+    "tokens_per_second",
+    "bytes",
+    "tensors",
+    "config",
+    "pause",
+    "learner_idle",
+    "trained_s",
+    "learner_waited_s",
+    "rollouts_waited_s",
+    "rewards_s",
+)
+"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run
+is in its config.
+"""
+SMALL = (
+    "run.cache=cache",
+    "model.chunks=[1,2]",
+    "model.experts=2",
+    "rollouts.workers=1",
+    "baselines.sft=true",
+    "baselines.sft_steps=2",
+    "baselines.joint=true",
+    "baselines.joint_steps=2",
+    "sleep.rehearse_written=8",
+    "sleep.steps=6",
+    "sleep.checkpoint_steps=2",
+)
 
 
 def command(*arguments):
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))}
-    return {"args": [sys.executable, "-m", "sleep_rl", *arguments], "cwd": ROOT, "env": environment, "text": True,
-            "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    return {
+        "args": [sys.executable, "-m", "sleep_rl", *arguments],
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
 
 
 def start(folder, name, backend):
-    return command("run", "configs/debug.yaml", f"run.dir={folder}", f"run.name={name}", f"cluster.backend={backend}", *SMALL)
+    return command(
+        "run",
+        "configs/debug.yaml",
+        f"run.dir={folder}",
+        f"run.name={name}",
+        f"cluster.backend={backend}",
+        *SMALL,
+    )
 
 
 def lines(folder):
-    return [{k: v for k, v in record.items() if k not in DIFFERENT} for record in read(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in record.items() if k not in DIFFERENT}
+        for record in read(folder / "metrics.jsonl")
+    ]
 
 
 def memories(folder):
-    return {path.parent.name: path.read_bytes() for path in sorted(folder.glob("memory/*/memory.safetensors"))}
+    return {
+        path.parent.name: path.read_bytes()
+        for path in sorted(folder.glob("memory/*/memory.safetensors"))
+    }
 
 
 def kill_after(process, journal, count):
@@ -60,11 +109,15 @@ def check(tmp_path, backend, points):
     total = len(lines(tmp_path / "whole"))
     for number, share in enumerate(points):
         at, folder = max(1, int(share * total)), tmp_path / f"cut{number}"
-        kill_after(subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at)
+        kill_after(
+            subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at
+        )
         again = subprocess.run(**command("resume", str(folder)), timeout=900)
         assert again.returncode == 0, again.stdout
         assert lines(folder) == lines(tmp_path / "whole"), f"killed after line {at} of {total}"
-        assert memories(folder) == memories(tmp_path / "whole"), f"killed after line {at} of {total}"
+        assert memories(folder) == memories(tmp_path / "whole"), (
+            f"killed after line {at} of {total}"
+        )
     again = subprocess.run(**command("resume", str(folder)), timeout=120)
     assert again.returncode == 0 and "this life has been lived; nothing to do" in again.stdout
 
@@ -95,7 +148,9 @@ def worker_of(run, name):
     log = str((run / "logs" / f"{name}.log").resolve())
     for process in psutil.process_iter():
         try:
-            if process.name().startswith("ray::") and any(file.path == log for file in process.open_files()):
+            if process.name().startswith("ray::") and any(
+                file.path == log for file in process.open_files()
+            ):
                 return process
         except psutil.Error:
             continue
@@ -117,14 +172,33 @@ def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
     printed = process.communicate(timeout=900)[0]
     assert process.returncode == 0, printed
     restarted = [r["worker"] for r in lines(folder) if r["kind"] == "restarted"]
-    assert restarted and set(restarted) <= {"rollout-0", "all workers"} and restarted[-1] == "all workers", printed
+    assert (
+        restarted
+        and set(restarted) <= {"rollout-0", "all workers"}
+        and restarted[-1] == "all workers"
+    ), printed
     assert memories(folder) == memories(whole)
-    assert [r for r in lines(folder) if r["kind"] == "evaluate"] == [r for r in lines(whole) if r["kind"] == "evaluate"]
+    assert [r for r in lines(folder) if r["kind"] == "evaluate"] == [
+        r for r in lines(whole) if r["kind"] == "evaluate"
+    ]
 
 
-DREAMING = ("run.cache=cache", "task.world.deep=true", "task.world.days=1", "rollouts.workers=1", "dream.rounds=1", "dream.tasks=2",
-            "dream.m=4", "dream.k=3", "dream.b=1", "dream.seeds=1", "dream.inner_lr=5.0e-3", "dream.steps=4", "model.experts=3",
-            "model.top_k=1")
+DREAMING = (
+    "run.cache=cache",
+    "task.world.deep=true",
+    "task.world.days=1",
+    "rollouts.workers=1",
+    "dream.rounds=1",
+    "dream.tasks=2",
+    "dream.m=4",
+    "dream.k=3",
+    "dream.b=1",
+    "dream.seeds=1",
+    "dream.inner_lr=5.0e-3",
+    "dream.steps=4",
+    "model.experts=3",
+    "model.top_k=1",
+)
 STEPS = {"consolidate": 0.3, "write": 0.0, "select": 1.0, "try_out": 0.0, "follow": 0.5}
 """Stage -> how long into the stage behind it the kill comes, in seconds."""
 
@@ -150,7 +224,9 @@ def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
     assert done.returncode == 0, done.stdout
     whole, folder = lines(tmp_path / "whole"), tmp_path / "cut"
     kinds = {record["kind"] for record in whole}
-    assert {"tried", "dreamed", "policy"} <= kinds and any(r.get("reward") for r in whole if r["kind"] == "dream")
+    assert {"tried", "dreamed", "policy"} <= kinds and any(
+        r.get("reward") for r in whole if r["kind"] == "dream"
+    )
     process = subprocess.Popen(**command("run", *arguments, "run.name=cut"))
     for stage, wait_s in STEPS.items():
         kill_behind(process, folder, stage, wait_s)
@@ -165,7 +241,10 @@ def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
     before, reports = signal.getsignal(signal.SIGTERM), []
     monkeypatch.setattr(launch, "write_report", reports.append)
     try:
-        with pytest.raises(SystemExit) as error, launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()):
+        with (
+            pytest.raises(SystemExit) as error,
+            launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()),
+        ):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)
     finally:
@@ -181,6 +260,10 @@ def test_what_changed_is_refused_unless_it_is_named(tmp_path):
     kill_after(subprocess.Popen(**start(tmp_path, "life", "local")), folder / "metrics.jsonl", 3)
     refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=120)
     assert refused.returncode == 2
-    assert refused.stdout.splitlines()[-1].endswith("sleep.lr changed since the run began; --accept sleep.lr goes on all the same")
+    assert refused.stdout.splitlines()[-1].endswith(
+        "sleep.lr changed since the run began; --accept sleep.lr goes on all the same"
+    )
     nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=120)
-    assert nowhere.returncode == 2 and "expected the folder of a run with run.json" in nowhere.stdout
+    assert (
+        nowhere.returncode == 2 and "expected the folder of a run with run.json" in nowhere.stdout
+    )

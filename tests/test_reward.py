@@ -1,4 +1,6 @@
-"""Rewards: equations 4 and 5, the group-relative advantage, and both semantic rewards with real tiny models."""
+"""Rewards: equations 4 and 5, the group-relative advantage, and both semantic rewards with real
+tiny models.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ from sleep_rl.contracts import Failure, InputError, Pair, Reward
 from sleep_rl.rewards import group_advantage, levenshtein_reward, mixture
 from tests.conftest import ENGINE, make_tokenizer
 
-# ------------------------------------------------------------------------------------------- equations 4, 5, advantage
+# -------------------------------------------------------------------------------------------
+# equations 4, 5, advantage
 
 
 def slow_reward(student, teacher, z0: float) -> float:
@@ -33,22 +36,30 @@ def slow_reward(student, teacher, z0: float) -> float:
 def test_levenshtein_reward_equals_its_slow_twin():
     random_state = random.Random(0)
     for _ in range(200):
-        student, teacher = ([random_state.randrange(6) for _ in range(random_state.randrange(12))] for _ in range(2))
+        student, teacher = (
+            [random_state.randrange(6) for _ in range(random_state.randrange(12))] for _ in range(2)
+        )
         z0 = random_state.choice([0.1, 0.25, 0.5, 0.75, 0.99, 1, 2, 3, 5, 100])
         assert levenshtein_reward(student, teacher, z0) == slow_reward(student, teacher, z0)
 
 
-@pytest.mark.parametrize("student, teacher, z0, expected", [
-    ((1, 2, 3, 4), (1, 2, 3, 4), 0.5, 1.0),
-    ((1, 2, 3, 4), (1, 2, 3, 5), 0.5, 0.75),
-    ((1, 2, 3, 4), (1, 2, 5, 6), 0.5, 0.5),  # z = 2 = 0.5 * 4: the boundary counts
-    ((1, 2, 3, 4), (1, 2, 5, 6), 0.49, 0.0),
-    ((1, 2, 3, 4), (1, 2, 5, 6), 2, 0.5),  # an absolute count, compared with the raw distance
-    ((1, 2, 3, 4), (1, 2, 5, 6), 1, 0.0),  # 1 is a count, not a share
-    ((1, 2), (1, 2, 3, 4), 2.0, 0.5),
-    ((), (), 0.5, 1.0), ((), (1,), 0.5, 0.0), ((), (1,), 1, 0.0), ((1,), (), 0.99, 0.0),
-    ((256, 70000), (256, 70000), 0.5, 1.0),  # ids beyond a byte
-])
+@pytest.mark.parametrize(
+    "student, teacher, z0, expected",
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4), 0.5, 1.0),
+        ((1, 2, 3, 4), (1, 2, 3, 5), 0.5, 0.75),
+        ((1, 2, 3, 4), (1, 2, 5, 6), 0.5, 0.5),  # z = 2 = 0.5 * 4: the boundary counts
+        ((1, 2, 3, 4), (1, 2, 5, 6), 0.49, 0.0),
+        ((1, 2, 3, 4), (1, 2, 5, 6), 2, 0.5),  # an absolute count, compared with the raw distance
+        ((1, 2, 3, 4), (1, 2, 5, 6), 1, 0.0),  # 1 is a count, not a share
+        ((1, 2), (1, 2, 3, 4), 2.0, 0.5),
+        ((), (), 0.5, 1.0),
+        ((), (1,), 0.5, 0.0),
+        ((), (1,), 1, 0.0),
+        ((1,), (), 0.99, 0.0),
+        ((256, 70000), (256, 70000), 0.5, 1.0),  # ids beyond a byte
+    ],
+)
 def test_levenshtein_reward_by_hand(student, teacher, z0, expected):
     assert levenshtein_reward(student, teacher, z0) == expected
 
@@ -66,17 +77,27 @@ def slow_advantage(rewards, scale: bool) -> list[float | None]:
     if len(scored) < 2:
         return [None for _ in rewards]
     divisor = scored.std().item() + 1e-6 if scale else 1
-    return [None if isinstance(r, Failure) else (r - scored.mean().item()) / divisor for r in rewards]
+    return [
+        None if isinstance(r, Failure) else (r - scored.mean().item()) / divisor for r in rewards
+    ]
 
 
 def test_group_advantage_equals_its_slow_twin():
     random_state = random.Random(1)
     for _ in range(200):
-        rewards = [Failure("x") if random_state.random() < 0.3 else random_state.random()
-                   for _ in range(random_state.randrange(1, 7))]
+        rewards = [
+            Failure("x") if random_state.random() < 0.3 else random_state.random()
+            for _ in range(random_state.randrange(1, 7))
+        ]
         for scale in (False, True):
-            for got, expected in zip(group_advantage(rewards, scale), slow_advantage(rewards, scale), strict=True):
-                assert got == expected if expected is None else math.isclose(got, expected, abs_tol=1e-9)
+            for got, expected in zip(
+                group_advantage(rewards, scale), slow_advantage(rewards, scale), strict=True
+            ):
+                assert (
+                    got == expected
+                    if expected is None
+                    else math.isclose(got, expected, abs_tol=1e-9)
+                )
 
 
 def test_group_advantage_by_hand():
@@ -88,9 +109,16 @@ def test_group_advantage_by_hand():
     assert group_advantage([], scale=True) == []
 
 
-# ------------------------------------------------------------------------------------------------------ semantic rewards
+# ------------------------------------------------------------------------------------------------------
+# semantic rewards
 
-TEXTS = ["the cat sleeps", "the cat sleeps here", "42", "ünïcode ✓", "a much longer text about something else"]
+TEXTS = [
+    "the cat sleeps",
+    "the cat sleeps here",
+    "42",
+    "ünïcode ✓",
+    "a much longer text about something else",
+]
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -108,9 +136,16 @@ EMPTY, FOREIGN = Pair((1,), ids("x")), Pair((5,), (299,))
 def encoder_checkpoint(tmp_path_factory) -> str:
     torch.manual_seed(0)
     path = str(tmp_path_factory.mktemp("encoder") / "bert")
-    model = transformers.BertModel(transformers.BertConfig(
-        vocab_size=300, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64,
-        max_position_embeddings=64))
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    )
     model.save_pretrained(path)
     make_tokenizer().save_pretrained(path)
     return path
@@ -119,17 +154,30 @@ def encoder_checkpoint(tmp_path_factory) -> str:
 @torch.no_grad()
 def slow_cosine(model, student: str, teacher: str) -> float:
     """One text at a time, without padding."""
-    means = [model(torch.tensor([ids(text)])).last_hidden_state[0].double().mean(0) for text in (student, teacher)]
+    means = [
+        model(torch.tensor([ids(text)])).last_hidden_state[0].double().mean(0)
+        for text in (student, teacher)
+    ]
     return float(means[0] @ means[1] / means[0].norm() / means[1].norm())
 
 
 @pytest.mark.parametrize("kind", ["bert", "base", "sleep"])
-def test_encoder_equals_one_text_at_a_time(kind, encoder_checkpoint, base_checkpoint, sleep_checkpoint):
-    """An encoder, a decoder and our own checkpoint; padding changes nothing; both sides of the threshold are found."""
+def test_encoder_equals_one_text_at_a_time(
+    kind, encoder_checkpoint, base_checkpoint, sleep_checkpoint
+):
+    """An encoder, a decoder and our own checkpoint; padding changes nothing; both sides of the
+    threshold are found.
+    """
     from actors.reward import EncoderReward
 
-    path = {"bert": encoder_checkpoint, "base": base_checkpoint(), "sleep": sleep_checkpoint()}[kind]
-    model = modeling.load(path).model if kind == "sleep" else transformers.AutoModel.from_pretrained(path)
+    path = {"bert": encoder_checkpoint, "base": base_checkpoint(), "sleep": sleep_checkpoint()}[
+        kind
+    ]
+    model = (
+        modeling.load(path).model
+        if kind == "sleep"
+        else transformers.AutoModel.from_pretrained(path)
+    )
     pairs = [(a, b) for a in TEXTS for b in TEXTS]
     cosines = [slow_cosine(model.eval(), a, b) for a, b in pairs]
     threshold = sorted(cosines)[len(cosines) // 2] - 1e-5
@@ -170,24 +218,36 @@ TEMPLATE = "{student} or {teacher}:"
 
 @pytest.mark.stack
 def test_judge_equals_transformers(sleep_checkpoint):
-    """Its verdict is the comparison of next-token log-probabilities; unfit pairs fail alone. The judge is a sleep
-    checkpoint: another architecture would cost vLLM's inspection of it in a process of its own (10 to 60 s)."""
+    """Its verdict is the comparison of next-token log-probabilities; unfit pairs fail alone. The
+    judge is a sleep
+    checkpoint: another architecture would cost vLLM's inspection of it in a process of its own (10
+    to 60 s).
+    """
     from actors.reward import JudgeReward
 
     path = sleep_checkpoint("qwen2")
     model, tokenizer = modeling.load(path), make_tokenizer()
-    words = [[tokenizer.convert_tokens_to_ids(w) for w in pair] for pair in (("yes", "Ġyes"), ("no", "Ġno"))]
+    words = [
+        [tokenizer.convert_tokens_to_ids(w) for w in pair]
+        for pair in (("yes", "Ġyes"), ("no", "Ġno"))
+    ]
     pairs = [(a, b) for a in TEXTS for b in TEXTS]
     with torch.no_grad():
-        logits = [model(torch.tensor([ids(TEMPLATE.format(student=a, teacher=b))])).logits[0, -1] for a, b in pairs]
+        logits = [
+            model(torch.tensor([ids(TEMPLATE.format(student=a, teacher=b))])).logits[0, -1]
+            for a, b in pairs
+        ]
     margins = [(v[words[0]].logsumexp(0) - v[words[1]].logsumexp(0)).item() for v in logits]
-    assert min(map(abs, margins)) > 1e-4 and min(margins) < 0 < max(margins)  # both verdicts occur, none by a hair
+    # both verdicts occur, none by a hair
+    assert min(map(abs, margins)) > 1e-4 and min(margins) < 0 < max(margins)
     reward = JudgeReward(path, path, TEMPLATE, dtype="float32", engine=ENGINE)
     try:
         assert isinstance(reward, Reward)
         assert reward.score([pair(a, b) for a, b in pairs]) == [float(m > 0) for m in margins]
         good = pair(*pairs[0])
-        values = reward.score([good, EMPTY, FOREIGN, pair("x" * 130, "y"), good, pair("{student}", "}{")])
+        values = reward.score(
+            [good, EMPTY, FOREIGN, pair("x" * 130, "y"), good, pair("{student}", "}{")]
+        )
         assert values[0] == values[4] == float(margins[0] > 0) and values[5] in (0.0, 1.0)
         assert [isinstance(v, Failure) for v in values] == [False, True, True, True, False, False]
         assert "max_model_len" in values[3].reason and reward.score([EMPTY])[0] == values[1]
@@ -201,7 +261,9 @@ def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkp
 
     base, missing = base_checkpoint(), str(tmp_path / "missing")
     wordless = str(tmp_path / "wordless")
-    transformers.PreTrainedTokenizerFast(tokenizer_object=_words("a", "b"), unk_token="<unk>").save_pretrained(wordless)
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_words("a", "b"), unk_token="<unk>"
+    ).save_pretrained(wordless)
     options = {"dtype": "float32", "engine": ENGINE}
     for build in (
         lambda: EncoderReward(missing, base, 0.9),
@@ -221,6 +283,8 @@ def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkp
 def _words(*words: str):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    backend = Tokenizer(models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>"))
+    backend = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>")
+    )
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     return backend

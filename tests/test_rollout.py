@@ -45,11 +45,13 @@ def weights_of(model, name: str, version: int, have: dict[str, str] | None = Non
 
 
 def gap(model, worker, name: str, version: int) -> float:
-    """Largest difference between sampled log-probabilities and the model's in transformers, in nats."""
+    """Largest difference between sampled log-probabilities and the model's in transformers, in
+    nats.
+    """
     gaps = [0.0]
     for sample in worker.sample(REQUESTS, name, version, HOW):
         ids_T = sample.context_T + sample.prompt_T + sample.completion_T
-        expected = hf_logprobs(model, ids_T)[-len(sample.completion_T):]
+        expected = hf_logprobs(model, ids_T)[-len(sample.completion_T) :]
         gaps += [abs(a - b) for a, b in zip(sample.logprobs_T, expected, strict=True)]
     return max(gaps)
 
@@ -72,7 +74,9 @@ def have(start) -> dict[str, str]:
 
 @pytest.fixture
 def worker(rollout, path, start):
-    """The live worker, holding teacher v1 (= base) and student v1 (slot 4 changed), both pushed as deltas."""
+    """The live worker, holding teacher v1 (= base) and student v1 (slot 4 changed), both pushed as
+    deltas.
+    """
     worker = rollout(path)
     base = {k: digest(t) for k, t in tensors_of(start).items()}
     worker.load(weights_of(start, "teacher", 1, base))
@@ -97,7 +101,9 @@ def test_a_first_push_is_a_delta(rollout, path, have):
 
 
 def test_pushed_states_alternate(worker, start, path):
-    """Each state samples what its model in transformers says, whatever was computed and cached before."""
+    """Each state samples what its model in transformers says, whatever was computed and cached
+    before.
+    """
     student = changed_model(path, 1)
     for _ in range(2):
         assert gap(start, worker, "teacher", 1) < 1e-4
@@ -116,7 +122,9 @@ def test_new_slot_states_arrive(worker, path, have):
 
 
 def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
-    """Without the reset cached keys of the old version give wrong log-probabilities; a reset that is refused raises."""
+    """Without the reset cached keys of the old version give wrong log-probabilities; a reset that
+    is refused raises.
+    """
     engine = worker._engine.llm.llm_engine
     student = changed_model(path, 1)
     assert gap(student, worker, "student", 1) < 1e-4
@@ -125,7 +133,7 @@ def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
         patch.setattr(engine, "reset_prefix_cache", lambda **_: True)
         worker.sample([prompt], "teacher", 1, HOW)
         [stale] = worker.sample([prompt], "student", 1, HOW)
-    expected = hf_logprobs(student, stale.prompt_T + stale.completion_T)[-len(stale.completion_T):]
+    expected = hf_logprobs(student, stale.prompt_T + stale.completion_T)[-len(stale.completion_T) :]
     assert max(abs(a - b) for a, b in zip(stale.logprobs_T, expected)) > 1e-3
     with monkeypatch.context() as patch:
         patch.setattr(engine, "reset_prefix_cache", lambda **_: False)
@@ -140,7 +148,9 @@ def test_forget_drops_cached_contexts(worker):
     cached = []
     for step in (lambda: None, worker.forget):
         step()
-        [output] = worker._engine.generate([REQUESTS[0].context_T + REQUESTS[0].prompt_T], [worker._params(46, 0, HOW)])
+        [output] = worker._engine.generate(
+            [REQUESTS[0].context_T + REQUESTS[0].prompt_T], [worker._params(46, 0, HOW)]
+        )
         cached.append(output.num_cached_tokens)
     assert cached[0] > 0 == cached[1]
 
@@ -155,7 +165,9 @@ HELD = f"{NIGHT}.router#3"
 
 def replaced(w: Weights, tensor: torch.Tensor) -> Weights:
     """Another tensor under an honest digest."""
-    return damaged(w, tensors=w.tensors | {W_OUT: tensor}, manifest=w.manifest | {W_OUT: digest(tensor)})
+    return damaged(
+        w, tensors=w.tensors | {W_OUT: tensor}, manifest=w.manifest | {W_OUT: digest(tensor)}
+    )
 
 
 def without(w: Weights, key: str) -> dict[str, torch.Tensor]:
@@ -172,18 +184,39 @@ DAMAGE = {
     "corrupt byte": (corrupt_byte, "has digest"),
     "wrong shape": (lambda w: replaced(w, w.tensors[W_OUT][:-1].clone()), "this model has"),
     "wrong dtype": (lambda w: replaced(w, w.tensors[W_OUT].double()), "this model has"),
-    "digest of a held tensor of another kind": (lambda w: damaged(
-        w, tensors=without(w, W_OUT), manifest=w.manifest | {W_OUT: w.manifest[HELD]}), "this model has"),
+    "digest of a held tensor of another kind": (
+        lambda w: damaged(
+            w, tensors=without(w, W_OUT), manifest=w.manifest | {W_OUT: w.manifest[HELD]}
+        ),
+        "this model has",
+    ),
     "part of a module not sent": (lambda w: damaged(w, tensors=without(w, W_OUT)), "was not sent"),
-    "part of a module not named": (lambda w: damaged(
-        w, manifest={k: d for k, d in w.manifest.items() if k != W_IN}), "missing from the manifest"),
-    "unknown key": (lambda w: damaged(w, manifest=w.manifest | {f"{NIGHT}.w_in#9": "0" * 32}), "not in this model"),
-    "unnamed tensor": (lambda w: damaged(w, tensors=w.tensors | {"head": torch.zeros(2)}), "not in the manifest"),
-    "wrong probe": (lambda w: damaged(
-        w, probe_logprobs_T=(w.probe_logprobs_T[0] + 0.01, *w.probe_logprobs_T[1:])), "probe prompt differ"),
-    "probe not a number": (lambda w: damaged(
-        w, probe_logprobs_T=(float("nan"), *w.probe_logprobs_T[1:])), "probe prompt differ"),
-    "short probe": (lambda w: damaged(w, probe_logprobs_T=w.probe_logprobs_T[1:]), "cannot be checked"),
+    "part of a module not named": (
+        lambda w: damaged(w, manifest={k: d for k, d in w.manifest.items() if k != W_IN}),
+        "missing from the manifest",
+    ),
+    "unknown key": (
+        lambda w: damaged(w, manifest=w.manifest | {f"{NIGHT}.w_in#9": "0" * 32}),
+        "not in this model",
+    ),
+    "unnamed tensor": (
+        lambda w: damaged(w, tensors=w.tensors | {"head": torch.zeros(2)}),
+        "not in the manifest",
+    ),
+    "wrong probe": (
+        lambda w: damaged(
+            w, probe_logprobs_T=(w.probe_logprobs_T[0] + 0.01, *w.probe_logprobs_T[1:])
+        ),
+        "probe prompt differ",
+    ),
+    "probe not a number": (
+        lambda w: damaged(w, probe_logprobs_T=(float("nan"), *w.probe_logprobs_T[1:])),
+        "probe prompt differ",
+    ),
+    "short probe": (
+        lambda w: damaged(w, probe_logprobs_T=w.probe_logprobs_T[1:]),
+        "cannot be checked",
+    ),
     "long probe": (lambda w: damaged(w, probe_T=PROBE * 10), "cannot be checked"),
 }
 """What is wrong -> (how a good push gets it, what the error says)."""
@@ -207,11 +240,17 @@ def test_a_damaged_push_is_refused(damage, worker, start, path, have):
 
 
 def test_bytes_that_do_not_arrive_are_noticed(worker, start, path, have, monkeypatch):
-    """The model's own bytes are read back: a write that loses a tensor never counts as a version."""
+    """The model's own bytes are read back: a write that loses a tensor never counts as a
+    version.
+    """
     engine = worker._engine
     real = engine.write_memory
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "write_memory", lambda t: real({k: v for k, v in t.items() if not k.endswith("w_out#4")}))
+        patch.setattr(
+            engine,
+            "write_memory",
+            lambda t: real({k: v for k, v in t.items() if not k.endswith("w_out#4")}),
+        )
         with pytest.raises(RunError, match="did not arrive"):
             worker.load(weights_of(changed_model(path, 2), "student", 2, have))
     assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
@@ -228,7 +267,9 @@ def test_a_good_push_follows_a_refused_one(worker, path, have):
 
 
 def test_a_push_may_build_on_what_is_held(worker, path):
-    """A delta against the student's previous version; the sender may reuse its buffers afterwards."""
+    """A delta against the student's previous version; the sender may reuse its buffers
+    afterwards.
+    """
     before, after = changed_model(path, 1), changed_model(path, 3)
     weights = weights_of(after, "student", 2, {k: digest(t) for k, t in tensors_of(before).items()})
     worker.load(weights)
@@ -239,7 +280,9 @@ def test_a_push_may_build_on_what_is_held(worker, path):
 
 
 def test_read_only_arrays_and_files_carry_tensors(worker, path, have):
-    """Ray hands out read-only numpy arrays; an engine of several processes reads a file in shared memory."""
+    """Ray hands out read-only numpy arrays; an engine of several processes reads a file in shared
+    memory.
+    """
     model = changed_model(path, 4)
     weights = weights_of(model, "student", 2, have)
     arrays = {k: t.numpy() for k, t in weights.tensors.items()}
@@ -259,7 +302,9 @@ def test_seeds_reproduce(worker):
     """The same call gives the same tokens; another seed gives others."""
     first, again = (worker.sample(REQUESTS, "student", 1, HOW) for _ in range(2))
     assert [s.completion_T for s in first] == [s.completion_T for s in again]
-    other = worker.sample([Request(r.prompt_T, r.context_T, r.seed + 100) for r in REQUESTS], "student", 1, HOW)
+    other = worker.sample(
+        [Request(r.prompt_T, r.context_T, r.seed + 100) for r in REQUESTS], "student", 1, HOW
+    )
     assert all(a.completion_T != b.completion_T for a, b in zip(first, other))
     assert [s.seed for s in first] == [r.seed for r in REQUESTS]
 
@@ -276,14 +321,16 @@ def test_seeds_survive_more_prompts_than_one_step_takes(worker):
 def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
     """Half-run requests stay in vLLM: their outputs must not come back as those of later ones."""
     with monkeypatch.context() as patch:
+
         def fails(*_, **__):
             raise RuntimeError("out of memory\nat line 3")
+
         patch.setattr(worker._engine.llm.llm_engine, "step", fails)
-        with pytest.raises(RunError, match="vLLM failed: out of memory$"):
+        with pytest.raises(RunError, match=r"vLLM failed: out of memory$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
     worker._engine.llm.wait_for_completion(use_tqdm=False)
     try:
-        with pytest.raises(RunError, match="vLLM failed earlier: out of memory$"):
+        with pytest.raises(RunError, match=r"vLLM failed earlier: out of memory$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
     finally:
         worker._engine._broken = ""  # nothing was left behind here
@@ -293,7 +340,9 @@ LONG = Sampling(60, 1.0)  # so many tokens that a batch is still under way after
 
 
 def begun(worker, model, name):
-    """A batch to version 1 of a state of the test's own, of which some tokens are sampled, and not all."""
+    """A batch to version 1 of a state of the test's own, of which some tokens are sampled, and not
+    all.
+    """
     worker.load(weights_of(model, name, 1))
     worker.begin(REQUESTS, name, 1, LONG)
     for _ in range(8):
@@ -301,8 +350,9 @@ def begun(worker, model, name):
 
 
 def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
-    """Keep mode: the tokens before are of the old version and those behind of the new one, which reads what it would have
-    computed itself for the tokens before."""
+    """Keep mode: the tokens before are of the old version and those behind of the new one, which
+    reads what it would have computed itself for the tokens before.
+    """
     old, new = changed_model(path, 1), changed_model(path, 5)
     begun(worker, old, "ahead")
     loaded = worker.load(weights_of(new, "ahead", 2, have))
@@ -311,10 +361,16 @@ def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
     samples = worker.more(60.0)
     assert [s.prompt_T for s in samples] == [r.prompt_T for r in REQUESTS]
     for sample in samples:
-        assert set(sample.versions_T) == {1, 2} and list(sample.versions_T) == sorted(sample.versions_T)
+        assert set(sample.versions_T) == {1, 2} and list(sample.versions_T) == sorted(
+            sample.versions_T
+        )
         ids_T = sample.context_T + sample.prompt_T + sample.completion_T
-        before, behind = (hf_logprobs(model, ids_T)[-len(sample.completion_T):] for model in (old, new))
-        for version, logprob, a, b in zip(sample.versions_T, sample.logprobs_T, before, behind, strict=True):
+        before, behind = (
+            hf_logprobs(model, ids_T)[-len(sample.completion_T) :] for model in (old, new)
+        )
+        for version, logprob, a, b in zip(
+            sample.versions_T, sample.logprobs_T, before, behind, strict=True
+        ):
             assert logprob == pytest.approx(a if version == 1 else b, abs=1e-4)
     assert gap(new, worker, "ahead", 2) < 1e-4
 
@@ -326,7 +382,9 @@ def test_another_state_waits_for_requests_under_way(worker, path, have):
     assert loaded.probe_gap < 1e-4
     for sample in worker.more(0.0):  # all of it was done before
         assert set(sample.versions_T) == {1} and sample.weights == "alone"
-        expected = hf_logprobs(student, sample.context_T + sample.prompt_T + sample.completion_T)[-len(sample.completion_T):]
+        expected = hf_logprobs(student, sample.context_T + sample.prompt_T + sample.completion_T)[
+            -len(sample.completion_T) :
+        ]
         assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
     assert gap(other, worker, "other", 1) < 1e-4
 
@@ -343,19 +401,28 @@ def test_samples_that_went_on_with_a_version_that_fails_its_probe_are_held_back(
     assert len(worker.sample(REQUESTS, "teacher", 1, HOW)) == len(REQUESTS)
 
 
-def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(worker, path, have, monkeypatch):
+def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
+    worker, path, have, monkeypatch
+):
     """Wrong bytes lie in the model when `load` raises; not one token comes from them."""
     old, new = changed_model(path, 1), changed_model(path, 5)
     begun(worker, old, "undone")
     write = worker._engine.write_memory
     with monkeypatch.context() as patch:
-        patch.setattr(worker._engine, "write_memory",
-                      lambda tensors: write({k: t + 1 if t.is_floating_point() else t for k, t in tensors.items()}))
+        patch.setattr(
+            worker._engine,
+            "write_memory",
+            lambda tensors: write(
+                {k: t + 1 if t.is_floating_point() else t for k, t in tensors.items()}
+            ),
+        )
         with pytest.raises(RunError, match="did not arrive in the model"):
             worker.load(weights_of(new, "undone", 2, have))
     for sample in worker.more(60.0):
         assert set(sample.versions_T) == {1}
-        expected = hf_logprobs(old, sample.context_T + sample.prompt_T + sample.completion_T)[-len(sample.completion_T):]
+        expected = hf_logprobs(old, sample.context_T + sample.prompt_T + sample.completion_T)[
+            -len(sample.completion_T) :
+        ]
         assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
 
 
@@ -370,25 +437,41 @@ def test_every_token_has_its_version(worker, path, have):
     worker.load(weights_of(changed_model(path, 5), "student", 41, have))
     for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
         for sample in worker.sample(REQUESTS, name, version, HOW):
-            assert sample.versions_T == (version,) * len(sample.completion_T) and sample.weights == name
+            assert (
+                sample.versions_T == (version,) * len(sample.completion_T)
+                and sample.weights == name
+            )
     with pytest.raises(RunError, match="student v42 is not loaded"):
         worker.sample(REQUESTS, "student", 42, HOW)
     newer = worker.sample(REQUESTS, "student", 1, HOW)  # asked for before version 41 arrived
     assert {version for sample in newer for version in sample.versions_T} == {41}
     late = worker.load(weights_of(changed_model(path, 2), "student", 40))
-    assert (late.version, late.tensors) == (41, 0) and worker.held()["student"] == 41  # nothing goes back in time
+    # nothing goes back in time
+    assert (late.version, late.tensors) == (41, 0) and worker.held()["student"] == 41
 
 
 def test_bad_requests_fail_alone(worker):
     good = REQUESTS[0]
-    requests = [Request((5,) * 128), good, Request(()), Request((5,), (6,) * 127), Request((300,)), Request((-1,)),
-                good]
+    requests = [
+        Request((5,) * 128),
+        good,
+        Request(()),
+        Request((5,), (6,) * 127),
+        Request((300,)),
+        Request((-1,)),
+        good,
+    ]
     results = worker.sample(requests, "teacher", 1, HOW)
-    twins = results[1], results[6]  # the same request at two places of a batch: kernels may differ in the last bit
+    # the same request at two places of a batch: kernels may differ in the last bit
+    twins = results[1], results[6]
     assert twins[0].completion_T == twins[1].completion_T and len(twins[0].completion_T) == 12
     assert twins[0].logprobs_T == pytest.approx(twins[1].logprobs_T, abs=1e-5)
     reasons = [r.reason for r in results if isinstance(r, Failure)]
-    assert ["max_model_len" in reasons[0], "empty" in reasons[1], "max_model_len" in reasons[2]] == [True] * 3
+    assert [
+        "max_model_len" in reasons[0],
+        "empty" in reasons[1],
+        "max_model_len" in reasons[2],
+    ] == [True] * 3
     assert "300" in reasons[3] and "-1" in reasons[4] and len(reasons) == 5
     assert worker.sample([], "teacher", 1, HOW) == []
     assert all(isinstance(r, Failure) for r in worker.sample([Request(())], "teacher", 1, HOW))
@@ -397,13 +480,23 @@ def test_bad_requests_fail_alone(worker):
 
 
 def test_completions_end_where_they_should(worker):
-    """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own eos does not stop."""
+    """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own
+    eos does not stop.
+    """
     [free] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
     assert (free.finish_reason, len(free.completion_T)) == ("length", 30)
     stop = free.completion_T[7]
-    often = worker.sample([Request(tuple(range(5, 10)), seed=i) for i in range(8)], "teacher", 1, Sampling(6, 1.0, min_p=1.0))
-    assert {s.completion_T for s in often} == {free.completion_T[:6]}  # only the likeliest token is left, at any seed
-    [stopped] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,)))
+    often = worker.sample(
+        [Request(tuple(range(5, 10)), seed=i) for i in range(8)],
+        "teacher",
+        1,
+        Sampling(6, 1.0, min_p=1.0),
+    )
+    # only the likeliest token is left, at any seed
+    assert {s.completion_T for s in often} == {free.completion_T[:6]}
+    [stopped] = worker.sample(
+        [Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,))
+    )
     end = free.completion_T.index(stop) + 1
     assert stopped.finish_reason == "stop" and stopped.completion_T == free.completion_T[:end]
     assert len(stopped.logprobs_T) == end
@@ -422,7 +515,9 @@ def test_context_stands_in_front_of_the_prompt(worker):
 
 @pytest.mark.slow
 def test_tensor_parallel_workers_get_every_push(path, have):
-    """Two worker processes: tensors travel through a file, both ranks report their digests, both are right."""
+    """Two worker processes: tensors travel through a file, both ranks report their digests, both
+    are right.
+    """
     from actors.rollout import RolloutWorker
     from tests.conftest import ENGINE
 

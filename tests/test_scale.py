@@ -61,7 +61,9 @@ def test_a_new_worker_joins_with_the_newest_version_of_everything(backend, tmp_p
     crowd = Crowd(backend, tmp_path, 1)
     first = state(1.0)
     crowd.store.push(export("teacher", 1, first, {}))
-    crowd.store.push(export("student", 2, state(5.0, like=first, changed=KEYS[:1]), crowd.store.have("student")))
+    crowd.store.push(
+        export("student", 2, state(5.0, like=first, changed=KEYS[:1]), crowd.store.have("student"))
+    )
     crowd.until(2, 2)
     assert crowd.names() == ["rollout-0", "rollout-1"]
     assert crowd.pool.workers[1].held() == {"teacher": 1, "student": 2}
@@ -72,7 +74,10 @@ def test_a_new_worker_joins_with_the_newest_version_of_everything(backend, tmp_p
     crowd.until(2, 2)
     assert crowd.names() == ["rollout-0", "rollout-2"]  # a name is never used again
     assert [(r["worker"], r["joined"], r["workers"]) for r in crowd.records("scaled")] == [
-        ("rollout-1", True, 2), ("rollout-1", False, 1), ("rollout-2", True, 2)]
+        ("rollout-1", True, 2),
+        ("rollout-1", False, 1),
+        ("rollout-2", True, 2),
+    ]
 
 
 def test_one_stays_and_nothing_asked_changes_nothing(tmp_path):
@@ -80,7 +85,10 @@ def test_one_stays_and_nothing_asked_changes_nothing(tmp_path):
         crowd = Crowd(backend, tmp_path, 3)
         crowd.scaler.step(None)
         crowd.scaler.step(3)
-        assert crowd.names() == ["rollout-0", "rollout-1", "rollout-2"] and crowd.records("scaled") == []
+        assert (
+            crowd.names() == ["rollout-0", "rollout-1", "rollout-2"]
+            and crowd.records("scaled") == []
+        )
         crowd.scaler.step(1)
         assert crowd.names() == ["rollout-0"]
         assert [handle.name for handle in crowd.pool.remove(1)] == []
@@ -92,7 +100,9 @@ def test_what_the_cluster_cannot_place_is_said_once_and_the_run_goes_on(tmp_path
         for _ in range(3):
             crowd.scaler.step(4)
         assert crowd.names() == ["rollout-0"]
-        assert [r["reason"] for r in crowd.records("failure")] == ["rollout: 4 actors asked, the cluster has room for 2"]
+        assert [r["reason"] for r in crowd.records("failure")] == [
+            "rollout: 4 actors asked, the cluster has room for 2"
+        ]
         crowd.scaler.step(2)
         assert len(crowd.names()) == 2
 
@@ -104,7 +114,8 @@ def test_a_worker_that_does_not_verify_never_joins(tmp_path):
         crowd.scaler.step(2)
         assert crowd.names() == ["rollout-0"]
         assert [r["reason"] for r in crowd.records("failure")] == [
-            "worker rollout-1: asked to load teacher version 2, reports teacher version 1"]
+            "worker rollout-1: asked to load teacher version 2, reports teacher version 1"
+        ]
 
 
 def test_the_wish_reaches_a_run_that_goes_on(tmp_path):
@@ -116,9 +127,19 @@ def test_the_wish_reaches_a_run_that_goes_on(tmp_path):
     assert json.loads((tmp_path / scale.FILE).read_text()) == {"rollouts": 1}
 
 
-@pytest.mark.parametrize("request_, says", [
-    ("rollouts=0", "scale: rollouts=N with N at least 1, got rollouts=0"), ("learners=2", "got learners=2"),
-    ("rollouts", "got rollouts$"), ("rollouts=2", r"no process lives in this run .*rollouts.workers=2 goes on with as many")])
+@pytest.mark.parametrize(
+    "request_, says",
+    [
+        ("rollouts=0", "scale: rollouts=N with N at least 1, got rollouts=0"),
+        ("learners=2", "got learners=2"),
+        ("rollouts", "got rollouts$"),
+        (
+            "rollouts=2",
+            r"no process lives in this run "
+            r".*rollouts.workers=2 goes on with as many",
+        ),
+    ],
+)
 def test_a_wish_that_cannot_be_met_is_refused_in_one_line(request_, says, tmp_path):
     (tmp_path / FILE).write_text("{}")
     with pytest.raises(InputError, match=says):

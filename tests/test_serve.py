@@ -47,7 +47,8 @@ def run(base_checkpoint, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-# ------------------------------------------------------------------------------------------------ finding, refusing
+# ------------------------------------------------------------------------------------------------
+# finding, refusing
 
 
 def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
@@ -67,16 +68,28 @@ def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
         assert find(str(run / part)) == Found(str(run / part), run, night)
 
 
-def test_what_cannot_be_served_is_one_line_before_vllm_is_there(run, base_checkpoint, tmp_path, capsys):
+def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
+    run, base_checkpoint, tmp_path, capsys
+):
     (tmp_path / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for line, said in (([str(run), "--port", port], f"--port {port}: cannot be listened on: Address already in use"),
-                           ([str(run), "--port", "70000"], "0-65535"), ([str(run), "--host", ""], "every address"),
-                           ([str(run), "max_model_len"], "name=value"),
-                           ([str(run / "memory" / "night-1"), "--follow"], "--follow: expected the folder of a run"),
-                           ([str(tmp_path / "none")], "no such folder"), ([str(tmp_path / "empty")], "none of them"),
-                           ([base_checkpoint()], "a sleep checkpoint is needed")):
+        for line, said in (
+            (
+                [str(run), "--port", port],
+                f"--port {port}: cannot be listened on: Address already in use",
+            ),
+            ([str(run), "--port", "70000"], "0-65535"),
+            ([str(run), "--host", ""], "every address"),
+            ([str(run), "max_model_len"], "name=value"),
+            (
+                [str(run / "memory" / "night-1"), "--follow"],
+                "--follow: expected the folder of a run",
+            ),
+            ([str(tmp_path / "none")], "no such folder"),
+            ([str(tmp_path / "empty")], "none of them"),
+            ([base_checkpoint()], "a sleep checkpoint is needed"),
+        ):
             assert main(["serve", *line]) == 2
             error = capsys.readouterr().err
             assert said in error and error.count("\n") == 1, error
@@ -89,19 +102,43 @@ def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoi
         return _arguments(sleep_checkpoint(), "127.0.0.1", 8000, "it", options)
 
     plain = arguments()
-    assert (plain.host, plain.served_model_name, plain.allowed_origins, plain.dtype) == ("127.0.0.1", ["it"], [], "float32")
-    assert plain.enforce_eager and plain.max_model_len == 256 and plain.kv_cache_memory_bytes == 64 << 20
+    assert (plain.host, plain.served_model_name, plain.allowed_origins, plain.dtype) == (
+        "127.0.0.1",
+        ["it"],
+        [],
+        "float32",
+    )
+    assert (
+        plain.enforce_eager
+        and plain.max_model_len == 256
+        and plain.kv_cache_memory_bytes == 64 << 20
+    )
     assert plain.worker_extension_cls == "actors.engine.MemoryAccess"
-    chosen = arguments("enforce_eager=false", "max-model-len=64", "served_model_name=other", "dtype=bfloat16", "api_key=x")
-    assert (chosen.enforce_eager, chosen.max_model_len, chosen.served_model_name) == (False, 64, ["other"])
+    chosen = arguments(
+        "enforce_eager=false",
+        "max-model-len=64",
+        "served_model_name=other",
+        "dtype=bfloat16",
+        "api_key=x",
+    )
+    assert (chosen.enforce_eager, chosen.max_model_len, chosen.served_model_name) == (
+        False,
+        64,
+        ["other"],
+    )
     assert (chosen.dtype, chosen.api_key) == ("bfloat16", ["x"])
 
 
-@pytest.mark.parametrize(("option", "said"), [
-    ("no_such=1", "unrecognized arguments: --no-such=1"), ("max_model_len=x", "max-model-len"),
-    ("worker_cls=a.b", "worker_cls is no option to set here"), ("data_parallel_size=2", "data_parallel_size is no option"),
-    ("max_model_len=100000", "max_model_len (100000) is greater"),
-])
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("no_such=1", "unrecognized arguments: --no-such=1"),
+        ("max_model_len=x", "max-model-len"),
+        ("worker_cls=a.b", "worker_cls is no option to set here"),
+        ("data_parallel_size=2", "data_parallel_size is no option"),
+        ("max_model_len=100000", "max_model_len (100000) is greater"),
+    ],
+)
 def test_options_that_cannot_be_are_one_line(option, said, sleep_checkpoint):
     from actors.serve import _arguments, _serve
 
@@ -111,16 +148,25 @@ def test_options_that_cannot_be_are_one_line(option, said, sleep_checkpoint):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------ swapping
+# ------------------------------------------------------------------------------------------------
+# swapping
 
 
 class FakeClient:
-    """An engine of one rank: checks that it is only written to while nobody asks it anything. `break_at` writes are
-    damaged, counted from 0."""
+    """An engine of one rank: checks that it is only written to while nobody asks it anything.
+    `break_at` writes are damaged, counted from 0.
+    """
 
     def __init__(self, model: torch.nn.Module, break_at: tuple[int, ...] = ()):
         self.own = {k: t.clone() for k, t in tensors_of(model).items()}
-        self.paused, self.asked, self.version, self.writes, self.break_at, self.cached = False, 0, "", 0, break_at, True
+        self.paused, self.asked, self.version, self.writes, self.break_at, self.cached = (
+            False,
+            0,
+            "",
+            0,
+            break_at,
+            True,
+        )
 
     async def collective_rpc(self, method, args=(), kwargs=None):
         await asyncio.sleep(0)
@@ -157,8 +203,12 @@ class Swapping:
 
         self.first, self.second = sleep_once(run, base, 1), sleep_once(run, base, 2)
         self.client, self.ended, self.said = FakeClient(self.first, break_at), [], []
-        self.nights = Nights(self.client, find(str(run / "memory" / "night-1")), end=lambda: self.ended.append(1),
-                             drain_s=drain_s)
+        self.nights = Nights(
+            self.client,
+            find(str(run / "memory" / "night-1")),
+            end=lambda: self.ended.append(1),
+            drain_s=drain_s,
+        )
 
     def go(self, body):
         async def all_of_it():
@@ -168,7 +218,9 @@ class Swapping:
         return asyncio.run(all_of_it())
 
 
-def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(run, base_checkpoint):
+def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
+    run, base_checkpoint
+):
     swap, order = Swapping(run, base_checkpoint()), []
 
     async def ask(name, seconds):
@@ -189,7 +241,11 @@ def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(r
 
     swap.go(body)
     assert order == [("slow", "night-1", "night-1"), ("late", "night-2", "night-2")]
-    assert swap.client.holds(swap.second) and swap.client.version == "night-2" and not swap.client.paused
+    assert (
+        swap.client.holds(swap.second)
+        and swap.client.version == "night-2"
+        and not swap.client.paused
+    )
 
 
 def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_checkpoint):
@@ -199,7 +255,7 @@ def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_check
 
     async def body():
         async with swap.nights.door.inside_of():
-            with pytest.raises(Busy, match="1 answers were still being written after 0.1 s"):
+            with pytest.raises(Busy, match=r"1 answers were still being written after 0.1 s"):
                 await swap.nights.take(2)
         async with swap.nights.door.inside_of():  # the door is open again
             assert swap.nights.label == "night-1" and swap.client.holds(swap.first)
@@ -217,7 +273,12 @@ def test_damaged_bytes_are_noticed_and_the_night_before_is_written_back(run, bas
             await swap.nights.take(2)
 
     swap.go(body)
-    assert swap.client.holds(swap.first) and swap.nights.label == "night-1" and not swap.ended and not swap.client.paused
+    assert (
+        swap.client.holds(swap.first)
+        and swap.nights.label == "night-1"
+        and not swap.ended
+        and not swap.client.paused
+    )
 
 
 def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoint):
@@ -228,7 +289,8 @@ def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoi
             await swap.nights.take(2)
 
     swap.go(body)
-    assert swap.ended == [1] and "did not arrive" in swap.nights.lost and swap.client.paused  # it answers nobody
+    # it answers nobody
+    assert swap.ended == [1] and "did not arrive" in swap.nights.lost and swap.client.paused
 
 
 def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_checkpoint):
@@ -238,7 +300,14 @@ def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_che
 
     async def body():
         async with swap.nights.door.inside_of():
-            for number, said in ((3, "its levels are not those"), (7, r"one of the nights that there are \(1, 2, 3\)")):
+            for number, said in (
+                (3, "its levels are not those"),
+                (
+                    7,
+                    r"one of the nights that "
+                    r"there are \(1, 2, 3\)",
+                ),
+            ):
                 with pytest.raises(InputError, match=said):
                     await swap.nights.take(number)
 
@@ -246,7 +315,9 @@ def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_che
     assert swap.client.holds(swap.first) and swap.client.writes == 0
 
 
-def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(run, base_checkpoint):
+def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
+    run, base_checkpoint
+):
     swap = Swapping(run, base_checkpoint())
 
     async def said(text):
@@ -276,13 +347,17 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(r
     assert len(swap.said) == 4
 
 
-# ------------------------------------------------------------------------------------------------ the real one
+# ------------------------------------------------------------------------------------------------
+# the real one
 
 
 def ask(url: str, path: str, body: dict | None = None) -> tuple[str | None, dict]:
     """(night in the header, JSON of the answer)."""
-    request = urllib.request.Request(url + path, None if body is None else json.dumps(body).encode(),
-                                     {"Content-Type": "application/json"})
+    request = urllib.request.Request(
+        url + path,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
     with urllib.request.urlopen(request, timeout=300) as answer:
         return answer.headers.get("x-sleep-rl-night"), json.load(answer)
 
@@ -292,24 +367,51 @@ def greedy(model: torch.nn.Module, count: int) -> list[int]:
     with torch.no_grad():
         for _ in range(count):
             ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
-    return ids[len(PROMPT):]
+    return ids[len(PROMPT) :]
 
 
 @pytest.mark.stack
 @pytest.mark.slow
 def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, tmp_path):
-    first, log, errors = modeling.load(str(run / "memory" / "night-1")), tmp_path / "log", tmp_path / "errors"
-    command = [sys.executable, "-m", "sleep_rl", "serve", str(run), "--port", "0", "--follow", "max_num_seqs=4",
-               "block_size=32"]
+    first, log, errors = (
+        modeling.load(str(run / "memory" / "night-1")),
+        tmp_path / "log",
+        tmp_path / "errors",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sleep_rl",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--follow",
+        "max_num_seqs=4",
+        "block_size=32",
+    ]
     with log.open("w") as out, errors.open("w") as err:
-        server = subprocess.Popen(command, stdout=out, stderr=err, env={**os.environ, "TMPDIR": str(tmp_path)},
-                                  preexec_fn=as_at_a_terminal)
-    body = {"prompt": PROMPT, "max_tokens": 24, "temperature": 0, "ignore_eos": True, "return_token_ids": True}
+        server = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            preexec_fn=as_at_a_terminal,
+        )
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 24,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
 
     def until(found, what):
         deadline = time.monotonic() + 900
         while not (value := found()):
-            assert server.poll() is None and time.monotonic() < deadline, f"{what}: {log.read_text()}{errors.read_text()}"
+            assert server.poll() is None and time.monotonic() < deadline, (
+                f"{what}: {log.read_text()}{errors.read_text()}"
+            )
             time.sleep(0.2)
         return value
 
@@ -318,19 +420,26 @@ def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, t
         return night, found["choices"][0]["token_ids"]
 
     try:
-        started = re.compile(r"run \(night-1\) answers at (http://127\.0\.0\.1:\d+)/v1, and follows its run")
+        started = re.compile(
+            r"run \(night-1\) answers at (http://127\.0\.0\.1:\d+)/v1, and "
+            r"follows its run"
+        )
         url = until(lambda: started.search(log.read_text()), "start")[1]
         assert ask(url, "/v1/models")[1]["data"][0]["id"] == "run"
         assert answer() == ("night-1", greedy(first, 24))
         assert ask(url, "/v1/night") == (None, {"night": 1, "nights": [1]})
         second = sleep_once(run, base_checkpoint(), 2)
         until(lambda: ask(url, "/v1/night")[1] == {"night": 2, "nights": [1, 2]}, "night 2")
-        assert answer() == ("night-2", greedy(second, 24)) and greedy(first, 24) != greedy(second, 24)
+        assert answer() == ("night-2", greedy(second, 24)) and greedy(first, 24) != greedy(
+            second, 24
+        )
         assert ask(url, "/v1/night", {"night": 1})[1]["night"] == 1
         assert answer() == ("night-1", greedy(first, 24))
         with pytest.raises(urllib.error.HTTPError) as refused:
             ask(url, "/v1/night", {"night": 5})
-        assert refused.value.code == 400 and "(1, 2)" in json.load(refused.value)["error"]["message"]
+        assert (
+            refused.value.code == 400 and "(1, 2)" in json.load(refused.value)["error"]["message"]
+        )
         server.send_signal(signal.SIGINT)
         assert server.wait(timeout=300) == 0
     finally:

@@ -1,4 +1,6 @@
-"""cluster/slurm.sh and live.sh really run here, with a srun, scontrol, getent, ray and sleep-rl that record their words."""
+"""cluster/slurm.sh and live.sh really run here, with a srun, scontrol, getent, ray and sleep-rl
+that record their words.
+"""
 
 import json
 import os
@@ -11,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
+from test_cluster_files import check_command
 
 from sleep_rl.loading import load
 from sleep_rl.plan import plan
-from test_cluster_files import check_command
 
 ROOT = Path(__file__).parents[1]
 TOKEN = "a-token-that-must-not-be-seen"
@@ -72,7 +74,9 @@ sys.exit(int(os.environ.get("LIFE", "0")))
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts the script in a copy of what it needs, as Slurm does: a process, and what was recorded."""
+    """Starts the script in a copy of what it needs, as Slurm does: a process, and what was
+    recorded.
+    """
     repository, bin_ = tmp_path / "repository", tmp_path / "venv" / "bin"
     (repository / "cluster").mkdir(parents=True)
     bin_.mkdir(parents=True)
@@ -87,14 +91,30 @@ def job(tmp_path):
     started = []
 
     def start(*words, nodes="n1 n2 n3", **env):
-        own = {"PATH": "/usr/bin:/bin", "HOME": str(tmp_path), "RECORD": str(tmp_path), "NODES": nodes,
-               "SLURM_JOB_ID": str(start.number), "SLURM_SUBMIT_DIR": str(repository),
-               "SLURM_JOB_NODELIST": "n[1-3]", "SLURM_CPUS_PER_TASK": "64",
-               "SLURM_GPUS_PER_NODE": "h100:8", "SLEEP_RL_VENV": str(tmp_path / "venv"), "HEAD_IP": "127.0.0.1",
-               "SLEEP_RL_SHARED": str(tmp_path / "shared"), "RAY_AUTH_TOKEN_PATH": str(token), "RAY_AUTH_TOKEN": TOKEN}
+        own = {
+            "PATH": "/usr/bin:/bin",
+            "HOME": str(tmp_path),
+            "RECORD": str(tmp_path),
+            "NODES": nodes,
+            "SLURM_JOB_ID": str(start.number),
+            "SLURM_SUBMIT_DIR": str(repository),
+            "SLURM_JOB_NODELIST": "n[1-3]",
+            "SLURM_CPUS_PER_TASK": "64",
+            "SLURM_GPUS_PER_NODE": "h100:8",
+            "SLEEP_RL_VENV": str(tmp_path / "venv"),
+            "HEAD_IP": "127.0.0.1",
+            "SLEEP_RL_SHARED": str(tmp_path / "shared"),
+            "RAY_AUTH_TOKEN_PATH": str(token),
+            "RAY_AUTH_TOKEN": TOKEN,
+        }
         given = {key: value for key, value in {**own, **env}.items() if value is not None}
-        script = subprocess.Popen([repository / "cluster" / "slurm.sh", *words], stderr=subprocess.PIPE, text=True,
-                                  cwd=tmp_path, env=given)
+        script = subprocess.Popen(
+            [repository / "cluster" / "slurm.sh", *words],
+            stderr=subprocess.PIPE,
+            text=True,
+            cwd=tmp_path,
+            env=given,
+        )
         started.append(script)
         return script
 
@@ -131,17 +151,34 @@ def until_alive(job, script):
 def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_ends(job):
     assert ended(job("configs/gpu64_qwen3_8b.yaml", "first", "sleep.steps=3")) == (0, "")
     port, (run,) = 20000 + job.number, job.calls("sleep-rl")
-    assert run["words"] == ["run", "configs/gpu64_qwen3_8b.yaml", "run.name=first", f"run.dir={job.folder}/shared/runs",
-                            f"run.cache={job.folder}/shared/cache", f"cluster.address=127.0.0.1:{port}",
-                            "cluster.wait_s=1800", "sleep.steps=3"]
+    assert run["words"] == [
+        "run",
+        "configs/gpu64_qwen3_8b.yaml",
+        "run.name=first",
+        f"run.dir={job.folder}/shared/runs",
+        f"run.cache={job.folder}/shared/cache",
+        f"cluster.address=127.0.0.1:{port}",
+        "cluster.wait_s=1800",
+        "sleep.steps=3",
+    ]
     sruns, rays = job.calls("srun"), job.calls("ray")
     head, *others = [next(w for w in step["words"] if w.startswith("--nodelist")) for step in sruns]
-    assert head == "--nodelist=n1" and sorted(others) == ["--nodelist=n2", "--nodelist=n3"]  # these begin at once
+    # these begin at once
+    assert head == "--nodelist=n1" and sorted(others) == ["--nodelist=n2", "--nodelist=n3"]
     for step in sruns:
-        assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=64", "--gpus-per-node=8"} <= set(step["words"])
+        assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=64", "--gpus-per-node=8"} <= set(
+            step["words"]
+        )
     heads = [ray["words"] for ray in rays if "--head" in ray["words"]]
-    assert [words[:5] for words in heads] == [["start", "--head", "--node-ip-address=127.0.0.1", f"--port={port}",
-                                               "--include-dashboard=false"]]
+    assert [words[:5] for words in heads] == [
+        [
+            "start",
+            "--head",
+            "--node-ip-address=127.0.0.1",
+            f"--port={port}",
+            "--include-dashboard=false",
+        ]
+    ]
     assert sum(f"--address=127.0.0.1:{port}" in ray["words"] for ray in rays) == 2 == len(rays) - 1
     assert all({"--num-cpus=64", "--num-gpus=8", "--block"} <= set(ray["words"]) for ray in rays)
     for call in (*rays, run):
@@ -155,8 +192,14 @@ def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_end
 
 def test_one_node_and_a_name_of_its_own_are_the_default(job):
     assert ended(job(nodes="n1")) == (0, "")
-    (run,), asked = job.calls("sleep-rl"), plan(load(str(ROOT / "configs" / "gpu8_qwen3_8b.yaml"), []))
-    assert run["words"][1:3] == ["configs/gpu8_qwen3_8b.yaml", f"run.name=gpu8_qwen3_8b-{job.number}"] and asked.gpus == 8
+    (run,), asked = (
+        job.calls("sleep-rl"),
+        plan(load(str(ROOT / "configs" / "gpu8_qwen3_8b.yaml"), [])),
+    )
+    assert (
+        run["words"][1:3] == ["configs/gpu8_qwen3_8b.yaml", f"run.name=gpu8_qwen3_8b-{job.number}"]
+        and asked.gpus == 8
+    )
     assert len(job.calls("srun")) == 1
 
 
@@ -167,12 +210,22 @@ def test_when_the_time_is_up_the_run_ends_is_queued_again_and_goes_on(job):
     assert ended(script) == (143, "slurm.sh: the time is up")
     assert [call["words"] for call in job.calls("scontrol")][1:] == [["requeue", str(job.number)]]
     records = [json.loads(line) for line in (job.folder / "calls.jsonl").read_text().splitlines()]
-    order = [record["name"] for record in records if "ended" in record or record["words"][:1] == ["requeue"]]
-    assert order[0] == "sleep-rl" and order[-1] == "scontrol" and sorted(order[1:-1]) == ["ray", "ray"]
+    order = [
+        record["name"]
+        for record in records
+        if "ended" in record or record["words"][:1] == ["requeue"]
+    ]
+    assert (
+        order[0] == "sleep-rl" and order[-1] == "scontrol" and sorted(order[1:-1]) == ["ray", "ray"]
+    )
     assert ended(job("configs/gpu8_qwen3_8b.yaml", nodes="n1 n2"))[0] == 0
     again = job.calls("sleep-rl")[1]
-    assert again["words"] == ["resume", f"{job.folder}/shared/runs/gpu8_qwen3_8b-{job.number}",
-                              f"cluster.address=127.0.0.1:{20000 + job.number}", "cluster.wait_s=1800"]
+    assert again["words"] == [
+        "resume",
+        f"{job.folder}/shared/runs/gpu8_qwen3_8b-{job.number}",
+        f"cluster.address=127.0.0.1:{20000 + job.number}",
+        "cluster.wait_s=1800",
+    ]
     check_command(["sleep-rl", *again["words"]])
 
 
@@ -191,17 +244,32 @@ def test_a_cancelled_or_failed_job_is_not_queued_again(job):
     assert ended(script) == (143, "slurm.sh: told to end")
     assert ended(job("configs/gpu8_qwen3_8b.yaml", "other", nodes="n1", LIFE="3")) == (3, "")
     assert [call["words"][0] for call in job.calls("scontrol")] == ["show", "show"]
-    assert (job.folder / "calls.jsonl").read_text().count('"ended": true') == 3  # the run, and both heads
+    # the run, and both heads
+    assert (job.folder / "calls.jsonl").read_text().count('"ended": true') == 3
 
 
-@pytest.mark.parametrize(("env", "line"), [
-    ({"RAY_AUTH_TOKEN_PATH": "none"}, "no token in none; (umask 077; ray get-auth-token --generate > /dev/null) makes "
-                                      "~/.ray/auth_token"),
-    ({"HEAD_IP": None}, "the name n1 leads to '127.0.1.1' here; give the node's address in HEAD_IP"),
-    ({"NODES": ""}, "scontrol names no node for n[1-3]"),
-    ({"HEAD": "dies"}, "Ray's head on n1 ended before it was up"),
-    ({"HEAD": "late", "HEAD_TIMEOUT_S": "2"}, "waited 2 s for Ray's head on n1 (127.0.0.1:PORT)"),
-], ids=["token", "name", "nodes", "dead", "late"])
+@pytest.mark.parametrize(
+    ("env", "line"),
+    [
+        (
+            {"RAY_AUTH_TOKEN_PATH": "none"},
+            "no token in none; (umask 077; ray get-auth-token "
+            "--generate > /dev/null) makes "
+            "~/.ray/auth_token",
+        ),
+        (
+            {"HEAD_IP": None},
+            "the name n1 leads to '127.0.1.1' here; give the node's address in HEAD_IP",
+        ),
+        ({"NODES": ""}, "scontrol names no node for n[1-3]"),
+        ({"HEAD": "dies"}, "Ray's head on n1 ended before it was up"),
+        (
+            {"HEAD": "late", "HEAD_TIMEOUT_S": "2"},
+            "waited 2 s for Ray's head on n1 (127.0.0.1:PORT)",
+        ),
+    ],
+    ids=["token", "name", "nodes", "dead", "late"],
+)
 def test_what_cannot_work_is_one_line_and_starts_no_run(job, env, line):
     code, said = ended(job(**{"nodes": "n1", **env} if "NODES" not in env else env))
     assert (code, said) == (2, f"slurm.sh: {line.replace('PORT', str(20000 + job.number))}")
@@ -215,15 +283,27 @@ def test_a_token_that_others_can_read_is_refused(job):
 
 def test_live_says_what_it_needs():
     for words, shared in ((["configs/demo.yaml"], "/s"), (["configs/demo.yaml", "name"], "")):
-        done = subprocess.run([ROOT / "cluster" / "live.sh", *words], capture_output=True, text=True, timeout=60,
-                              env={"PATH": os.environ["PATH"], "SLEEP_RL_SHARED": shared})
-        assert (done.returncode, done.stderr) == (2, "live.sh: expected CONFIG NAME [section.key=value ...] and "
-                                                     f"$SLEEP_RL_SHARED, got '{' '.join(words)}' and '{shared}'\n")
+        done = subprocess.run(
+            [ROOT / "cluster" / "live.sh", *words],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            env={"PATH": os.environ["PATH"], "SLEEP_RL_SHARED": shared},
+        )
+        assert (done.returncode, done.stderr) == (
+            2,
+            "live.sh: expected CONFIG NAME "
+            "[section.key=value ...] and "
+            f"$SLEEP_RL_SHARED, got '{' '.join(words)}' "
+            f"and '{shared}'\n",
+        )
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "live.sh"])
 def test_the_scripts_are_sound_shell(name):
     tools = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
     for tool in tools:
-        done = subprocess.run([*tool, ROOT / "cluster" / name], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [*tool, ROOT / "cluster" / name], capture_output=True, text=True, timeout=120
+        )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -41,7 +41,9 @@ class Killed(BaseException):
 
 
 class Mortal(Forgetful):
-    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at call number `at`."""
+    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at
+    call number `at`.
+    """
 
     def __init__(self, texts, rehearsed, at=None):
         super().__init__(texts, rehearsed)
@@ -97,19 +99,27 @@ class Mortal(Forgetful):
         assert self.protocol[-1][0] == "open", "a night is gone on with behind its opening"
         with open(path) as file:
             self.weights, protocol = json.load(file)
-        self.protocol[:] = [tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol]
+        self.protocol[:] = [
+            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
+        ]
         self.versions["student"] = self.version
         self.resumed.append((step, steps))
 
     def resume(self, path, version):
         with open(path) as file:
             self.weights, self.kept, protocol = json.load(file)
-        self.protocol[:] = [tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol]
+        self.protocol[:] = [
+            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
+        ]
         self.versions = {"teacher": version}
         self.version = version
 
 
-CONFIG = replace(CONFIG, evaluate=Evaluate(max_drop=0.5), sleep=replace(CONFIG.sleep, steps=5, steps_per_round=1, checkpoint_steps=2))
+CONFIG = replace(
+    CONFIG,
+    evaluate=Evaluate(max_drop=0.5),
+    sleep=replace(CONFIG.sleep, steps=5, steps_per_round=1, checkpoint_steps=2),
+)
 
 
 def lives(folder, at=None):
@@ -118,7 +128,16 @@ def lives(folder, at=None):
     texts = Texts(Diary(), Stable())
     crew = Mortal(texts, [], at)
     journal = Journal(folder / "metrics.jsonl", keep=found[1]["journal"] if found else 0)
-    life = Life(crew, texts.task, texts, CONFIG, journal, Console(), str(folder), progress=Progress(str(folder)))
+    life = Life(
+        crew,
+        texts.task,
+        texts,
+        CONFIG,
+        journal,
+        Console(),
+        str(folder),
+        progress=Progress(str(folder)),
+    )
     if found:
         life.progress.results[:], life.progress.part = found[1]["results"], found[2]
         life.index.restore(found[1]["index"])
@@ -133,8 +152,10 @@ def lives(folder, at=None):
 def lines(folder):
     """The record without its times."""
     times = ("t", "seconds", "tokens_per_second", "learner_idle", "path", "examples")
-    return [{k: v for k, v in r.items() if k not in times and not k.endswith("_s")}
-            for r in read(folder / "metrics.jsonl")]
+    return [
+        {k: v for k, v in r.items() if k not in times and not k.endswith("_s")}
+        for r in read(folder / "metrics.jsonl")
+    ]
 
 
 def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path, capsys):
@@ -154,7 +175,8 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path,
         assert again.calls < want.calls or at < 5  # it went on, and did not begin anew
         gone_on |= set(again.resumed)
         shutil.rmtree(folder)
-    assert gone_on == {(2, 5), (4, 5)}  # also inside nights: at a part behind two of their five steps, and four
+    # also inside nights: at a part behind two of their five steps, and four
+    assert gone_on == {(2, 5), (4, 5)}
 
 
 def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
@@ -188,14 +210,17 @@ def hurt(at, damage):
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
     lives(tmp_path)
     states = sorted((tmp_path / "state").iterdir())
-    assert [s.name.isdigit() for s in states] == [True, True]  # two are kept, nothing half-written lies about
+    # two are kept, nothing half-written lies about
+    assert [s.name.isdigit() for s in states] == [True, True]
     before, last = states
     hurt(last, damage)
     assert newest(str(tmp_path))[0] == before
 
 
 def cut_in_a_night(folder):
-    """A life that died behind the second part of a night, which lies beside the checkpoint before it."""
+    """A life that died behind the second part of a night, which lies beside the checkpoint before
+    it.
+    """
     for at in range(40, 200):
         with pytest.raises(Killed):
             lives(folder, at)
@@ -211,7 +236,8 @@ def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_pat
     whole, folder = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), folder.mkdir()
     want, part = lives(whole), cut_in_a_night(folder)
-    [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}  # the newest part alone is kept
+    # the newest part alone is kept
+    [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}
     assert part.learner == str(at / LEARNER) and part.stage == "consolidate"
     hurt(at, damage)
     assert newest(str(folder))[2] is None
@@ -225,8 +251,14 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
     driver = json.loads((at / DRIVER).read_text())
     driver["state"]["where"]["night"] = 77
     (at / DRIVER).write_text(json.dumps(driver))
-    (at / MANIFEST).write_text(json.dumps({file: stages._digest(at / file) for file in (LEARNER, DRIVER)}))
-    with pytest.raises(RunError, match=r"cannot be gone on from \(it is of .*77.*remove that folder"):
+    (at / MANIFEST).write_text(
+        json.dumps({file: stages._digest(at / file) for file in (LEARNER, DRIVER)})
+    )
+    with pytest.raises(
+        RunError,
+        match=r"cannot be gone on from \(it is of .*77.*remove that "
+        r"folder",
+    ):
         lives(tmp_path)
     shutil.rmtree(at)
     lives(tmp_path)

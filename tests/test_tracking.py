@@ -1,4 +1,6 @@
-"""W&B with its real client in offline mode: what it wrote is read back from its files; and every way in which it fails."""
+"""W&B with its real client in offline mode: what it wrote is read back from its files; and every
+way in which it fails.
+"""
 
 import json
 import os
@@ -20,11 +22,18 @@ from sleep_rl.metrics import Journal, read
 from tests.test_resume import command, kill_after, start
 
 ROOT = Path(__file__).parents[1]
-CONFIG = {"steps": 200, "model": {"d_low": 64}, "max_new_tokens": 24, "wandb": {"api_key": "s3cr3t"}}
+CONFIG = {
+    "steps": 200,
+    "model": {"d_low": 64},
+    "max_new_tokens": 24,
+    "wandb": {"api_key": "s3cr3t"},
+}
 
 
 def records_of(folder: Path) -> list:
-    """Records of a client's .wandb file: LevelDB's log format (blocks of 32 KiB, 7-byte chunk headers) of protobufs."""
+    """Records of a client's .wandb file: LevelDB's log format (blocks of 32 KiB, 7-byte chunk
+    headers) of protobufs.
+    """
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("*.wandb")
@@ -48,8 +57,11 @@ def folders(run: Path) -> list[Path]:
 
 
 def rows(folder: Path) -> list[dict]:
-    return [{"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
-            for r in records_of(folder) if r.HasField("history")]
+    return [
+        {"/".join(i.nested_key) or i.key: json.loads(i.value_json) for i in r.history.item}
+        for r in records_of(folder)
+        if r.HasField("history")
+    ]
 
 
 def curve(folder: Path, x: str, y: str) -> list[tuple]:
@@ -57,8 +69,12 @@ def curve(folder: Path, x: str, y: str) -> list[tuple]:
 
 
 def summary(folder: Path) -> dict:
-    return {"/".join(u.nested_key) or u.key: json.loads(u.value_json)
-            for r in records_of(folder) if r.HasField("summary") for u in r.summary.update}
+    return {
+        "/".join(u.nested_key) or u.key: json.loads(u.value_json)
+        for r in records_of(folder)
+        if r.HasField("summary")
+        for u in r.summary.update
+    }
 
 
 def sink_of(folder: Path, mode: str = "offline", **more) -> WandbSink:
@@ -68,19 +84,77 @@ def sink_of(folder: Path, mode: str = "offline", **more) -> WandbSink:
 def first_night(journal: Journal) -> None:
     journal.log("evaluate", after="base", method="sleep", row={"known": 0.99}, open_book=None)
     journal.log("wake", day="day 1", step=12, loss=2.5, updates=2, seconds=1)
-    journal.log("completion", when="before", day="day 1", question="q1", prompt="Q", answer="a", completion="b", score=0.0)
+    journal.log(
+        "completion",
+        when="before",
+        day="day 1",
+        question="q1",
+        prompt="Q",
+        answer="a",
+        completion="b",
+        score=0.0,
+    )
     journal.log("evaluate", after="day 1", method="sleep", row={}, open_book={"day 1": 0.97})
     journal.log("written", day="day 1", night=1, sender=0, new=3, examples=["one", "two"])
     for step, loss in ((0, 1.5), (1, 1.25)):
-        journal.log("seed", day="day 1", night=1, sender=0, step=step, steps=2, loss=loss, grad_norm=float("nan"))
+        journal.log(
+            "seed",
+            day="day 1",
+            night=1,
+            sender=0,
+            step=step,
+            steps=2,
+            loss=loss,
+            grad_norm=float("nan"),
+        )
     journal.log("push", name="student", version=1, bytes=786432, seconds=0.01)
-    journal.log("dream", night=1, round=1, task="t", number=0, text="I dreamed", importance=0.5, kept=True, tau_before=0.25,
-                taus=[0.75], reward=1, gain=0.5, held_out=0.25, reason="")
-    journal.log("dreamed", night=1, round=1, written=1, kept=1, rewarded=1, failed=0, tau_before=0.25, gain=0.5,
-                gain_rewarded=0.5, gain_held_out=0.25)
+    journal.log(
+        "dream",
+        night=1,
+        round=1,
+        task="t",
+        number=0,
+        text="I dreamed",
+        importance=0.5,
+        kept=True,
+        tau_before=0.25,
+        taus=[0.75],
+        reward=1,
+        gain=0.5,
+        held_out=0.25,
+        reason="",
+    )
+    journal.log(
+        "dreamed",
+        night=1,
+        round=1,
+        written=1,
+        kept=1,
+        rewarded=1,
+        failed=0,
+        tau_before=0.25,
+        gain=0.5,
+        gain_rewarded=0.5,
+        gain_held_out=0.25,
+    )
     journal.log("seed", day="dreams", night=1, sender=-1, step=0, steps=1, loss=0.75)
-    journal.log("evaluate", after="night 1", method="sleep", row={"known": 0.9, "day 1": 0.94}, forms={"two-hop": 0.5})
-    journal.log("completion", when="after", day="day 1", question="q1", prompt="Q", answer="a", completion="a", score=1.0)
+    journal.log(
+        "evaluate",
+        after="night 1",
+        method="sleep",
+        row={"known": 0.9, "day 1": 0.94},
+        forms={"two-hop": 0.5},
+    )
+    journal.log(
+        "completion",
+        when="after",
+        day="day 1",
+        question="q1",
+        prompt="Q",
+        answer="a",
+        completion="a",
+        score=1.0,
+    )
     journal.log("failure", where="reward", reason="timed out", count=3)
     journal.log("saved", night=1, path="memory/night-1")
 
@@ -88,18 +162,37 @@ def first_night(journal: Journal) -> None:
 def second_night(journal: Journal) -> None:
     journal.log("wake", day="day 2", step=12, loss=2.0, updates=2, seconds=1)
     journal.log("seed", day="day 2", night=2, sender=0, step=0, steps=2, loss=0.5)
-    journal.log("evaluate", after="night 2", method="sleep", row={"known": 0.8, "day 1": 0.9, "day 2": 0.95})
-    journal.log("completion", when="after", day="day 2", question="q2", prompt="Q", answer="d", completion="c", score=0.0)
+    journal.log(
+        "evaluate", after="night 2", method="sleep", row={"known": 0.8, "day 1": 0.9, "day 2": 0.95}
+    )
+    journal.log(
+        "completion",
+        when="after",
+        day="day 2",
+        question="q2",
+        prompt="Q",
+        answer="d",
+        completion="c",
+        score=0.0,
+    )
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One life: a night and the beginning of the next, then the process is gone; a second process goes on behind the
-    first night."""
+    """One life: a night and the beginning of the next, then the process is gone; a second process
+    goes on behind the first night.
+    """
     folder = tmp_path_factory.mktemp("tracking")
     (folder / "memory" / "night-1").mkdir(parents=True)
     (folder / "memory" / "night-1" / "memory.safetensors").write_bytes(b"weights")
-    how = {"config": CONFIG, "name": "n1", "group": "g1", "run_id": "abc123", "commit": "c0ffee", "artifacts": True}
+    how = {
+        "config": CONFIG,
+        "name": "n1",
+        "group": "g1",
+        "run_id": "abc123",
+        "commit": "c0ffee",
+        "artifacts": True,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
         killed = sink_of(folder, "online", **how)
@@ -123,7 +216,9 @@ def test_curves_have_one_axis_per_phase(run):
     first, _ = folders(run)
     assert curve(first, "consolidate/step", "consolidate/seed/loss")[:2] == [(1, 1.5), (2, 1.25)]
     assert curve(first, "dream/step", "dream/dreamed/gain") == [(1, 0.5)]
-    assert curve(first, "dream/step", "dream/seed/loss") == [(2, 0.75)], "what is learned of dreams is no consolidation"
+    assert curve(first, "dream/step", "dream/seed/loss") == [(2, 0.75)], (
+        "what is learned of dreams is no consolidation"
+    )
     assert curve(first, "wake/day", "wake/loss") == [(1, 2.5), (2, 2.0)]
     assert curve(first, "evaluate/night", "evaluate/sleep/known") == [(0, 0.99), (1, 0.9), (2, 0.8)]
     assert curve(first, "evaluate/night", "evaluate/open book/day 1") == [(1, 0.97)]
@@ -136,26 +231,47 @@ def test_curves_have_one_axis_per_phase(run):
 
 def test_every_curve_is_drawn_over_the_axis_of_its_phase(run):
     records = records_of(folders(run)[0])
-    globs = {r.metric.glob_name: r.metric.step_metric for r in records if r.HasField("metric") and r.metric.glob_name}
-    assert globs == {"wake/*": "wake/day", "consolidate/*": "consolidate/step", "dream/*": "dream/step",
-                     "evaluate/*": "evaluate/night", "sft/*": "sft/step", "joint/*": "joint/step",
-                     "workers/*": "workers/minutes"}
+    globs = {
+        r.metric.glob_name: r.metric.step_metric
+        for r in records
+        if r.HasField("metric") and r.metric.glob_name
+    }
+    assert globs == {
+        "wake/*": "wake/day",
+        "consolidate/*": "consolidate/step",
+        "dream/*": "dream/step",
+        "evaluate/*": "evaluate/night",
+        "sft/*": "sft/step",
+        "joint/*": "joint/step",
+        "workers/*": "workers/minutes",
+    }
 
 
 def test_a_resumed_run_goes_on_where_its_kept_records_end(run):
     first, second = folders(run)
-    assert {r.run.run_id for f in (first, second) for r in records_of(f) if r.HasField("run")} == {"abc123"}
+    assert {r.run.run_id for f in (first, second) for r in records_of(f) if r.HasField("run")} == {
+        "abc123"
+    }
     assert curve(second, "consolidate/step", "consolidate/seed/loss") == [(3, 0.5)]
     assert curve(second, "wake/day", "wake/loss") == [(2, 2.0)]
-    assert curve(first, "consolidate/step", "consolidate/seed/loss")[2:] == [(3, 0.5)], "done again: the same point"
+    assert curve(first, "consolidate/step", "consolidate/seed/loss")[2:] == [(3, 0.5)], (
+        "done again: the same point"
+    )
     again = {row["_step"] for row in rows(second)} & {row["_step"] for row in rows(first)}
-    assert len(again) == 3, "what is done again has the step that it had, so that W&B knows it again"
+    assert len(again) == 3, (
+        "what is done again has the step that it had, so that W&B knows it again"
+    )
     assert summary(second)["retention/sleep/day 2"] == 0.95
 
 
 def test_both_processes_of_a_run_are_found_by_wandb_sync(run):
-    found = subprocess.run([sys.executable, "-m", "wandb", "sync", "--dry-run", str(run / "wandb")], capture_output=True,
-                           text=True, timeout=300, env={**os.environ, "WANDB_DIR": str(run)})
+    found = subprocess.run(
+        [sys.executable, "-m", "wandb", "sync", "--dry-run", str(run / "wandb")],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "WANDB_DIR": str(run)},
+    )
     assert "Would sync 2 run(s)" in found.stderr + found.stdout
     codes = [r.exit.exit_code for f in folders(run) for r in records_of(f) if r.HasField("exit")]
     assert codes == [1, 0], "the killed one failed, the other did not"
@@ -163,12 +279,20 @@ def test_both_processes_of_a_run_are_found_by_wandb_sync(run):
 
 def test_the_retention_matrix_is_a_picture_per_night(run):
     first, second = folders(run)
-    pictures = [{name.removeprefix("retention/matrix/"): value for name, value in row.items()}
-                for f in (first, second) for row in rows(f) if "retention/matrix/path" in row]
+    pictures = [
+        {name.removeprefix("retention/matrix/"): value for name, value in row.items()}
+        for f in (first, second)
+        for row in rows(f)
+        if "retention/matrix/path" in row
+    ]
     assert [p["caption"] for p in pictures] == ["after night 1", "after night 2", "after night 2"]
     for folder, picture in zip((first, first, second), pictures, strict=True):
         with Image.open(folder / "files" / picture["path"]) as image:
-            assert image.format == "PNG" and image.width > 200 and len(image.convert("RGB").getcolors(1 << 20)) > 10
+            assert (
+                image.format == "PNG"
+                and image.width > 200
+                and len(image.convert("RGB").getcolors(1 << 20)) > 10
+            )
     assert pictures[1]["sha256"] == pictures[2]["sha256"] != pictures[0]["sha256"]
 
 
@@ -181,21 +305,37 @@ def test_samples_and_dreams_are_tables(run):
         return [dict(zip(content["columns"], line, strict=True)) for line in content["data"]]
 
     assert [(r["when"], r["completion"], r["score"]) for r in table(first, "samples/answers")] == [
-        ("before", "b", 0.0), ("after", "a", 1.0)]
-    assert [(r["night"], r["text"]) for r in table(first, "samples/written")] == [(1, "one"), (1, "two")]
+        ("before", "b", 0.0),
+        ("after", "a", 1.0),
+    ]
+    assert [(r["night"], r["text"]) for r in table(first, "samples/written")] == [
+        (1, "one"),
+        (1, "two"),
+    ]
     [dream] = table(first, "samples/dreams")
     assert (dream["text"], dream["importance"], dream["reward"]) == ("I dreamed", 0.5, 1)
     assert (dream["gain"], dream["held_out"]) == (0.5, 0.25)
-    assert [r["completion"] for r in table(second, "samples/answers")] == ["b", "a", "c"], "earlier ones stay"
+    assert [r["completion"] for r in table(second, "samples/answers")] == ["b", "a", "c"], (
+        "earlier ones stay"
+    )
 
 
 def test_the_memory_of_a_night_is_an_artifact_when_asked(run):
-    [artifact] = [r.artifact for r in records_of(folders(run)[0]) if r.HasField("artifact") and r.artifact.type == "memory"]
+    [artifact] = [
+        r.artifact
+        for r in records_of(folders(run)[0])
+        if r.HasField("artifact") and r.artifact.type == "memory"
+    ]
     assert artifact.name == "n1-memory" and sorted(artifact.aliases) == ["latest", "night-1"]
-    assert json.loads(artifact.metadata) == {"night": 1, "accuracies": {"known": 0.9, "day 1": 0.94}}
+    assert json.loads(artifact.metadata) == {
+        "night": 1,
+        "accuracies": {"known": 0.9, "day 1": 0.94},
+    }
     [entry] = artifact.manifest.contents
     assert entry.path == "memory.safetensors" and entry.size == 7
-    assert entry.local_path == str(run / "memory" / "night-1" / "memory.safetensors"), "no second copy"
+    assert entry.local_path == str(run / "memory" / "night-1" / "memory.safetensors"), (
+        "no second copy"
+    )
 
 
 def test_the_summary_holds_retention_failures_and_the_end(run):
@@ -207,14 +347,27 @@ def test_the_summary_holds_retention_failures_and_the_end(run):
 
 def test_identity_configuration_and_commit_without_secrets(run):
     (start, *_) = [r.run for r in records_of(folders(run)[0]) if r.HasField("run")]
-    assert (start.run_id, start.project, start.display_name, start.run_group) == ("abc123", "sleep", "n1", "g1")
+    assert (start.run_id, start.project, start.display_name, start.run_group) == (
+        "abc123",
+        "sleep",
+        "n1",
+        "g1",
+    )
     config = {u.key: json.loads(u.value_json) for u in start.config.update}
-    assert config["steps"] == 200 and config["model"] == {"d_low": 64} and config["max_new_tokens"] == 24
+    assert (
+        config["steps"] == 200
+        and config["model"] == {"d_low": 64}
+        and config["max_new_tokens"] == 24
+    )
     assert config["wandb"] == {}
     assert config["commit"] == start.git.commit == "c0ffee" and start.git.remote_url == ""
     files = [f for f in run.rglob("*") if f.is_file()]
-    assert any(f.suffix == ".wandb" for f in files) and not any(b"s3cr3t" in f.read_bytes() for f in files)
-    assert not any(f.name == "wandb-metadata.json" for f in files), "the command line is not recorded"
+    assert any(f.suffix == ".wandb" for f in files) and not any(
+        b"s3cr3t" in f.read_bytes() for f in files
+    )
+    assert not any(f.name == "wandb-metadata.json" for f in files), (
+        "the command line is not recorded"
+    )
 
 
 def test_the_journal_has_no_complaint_about_a_healthy_sink(run):
@@ -236,11 +389,16 @@ def test_curves_of_a_killed_and_resumed_run_go_on(tmp_path):
     assert dict(points[0] + points[1]) == pytest.approx(dict(enumerate(want, start=1)))
     assert points[0] and points[1] and points[1][0][0] > 1, "it does not begin again at 1"
     assert all(dict(points[0])[x] == pytest.approx(y) for x, y in points[1] if x in dict(points[0]))
-    nights = {x for part in (first, second) for x, _ in curve(part, "evaluate/night", "evaluate/sleep/known")}
+    nights = {
+        x
+        for part in (first, second)
+        for x, _ in curve(part, "evaluate/night", "evaluate/sleep/known")
+    }
     assert nights == {0, 1, 2} and not [r for r in records if r["kind"] == "sink_failed"]
 
 
-# ------------------------------------------------------------------------------------------------------- failures
+# -------------------------------------------------------------------------------------------------------
+# failures
 
 
 def told(folder: Path, sink: WandbSink, wait: bool = True) -> str:
@@ -270,15 +428,21 @@ def test_without_a_key_the_run_goes_on(tmp_path, monkeypatch):
 def test_without_the_package_the_run_goes_on(tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "could not start: ModuleNotFoundError: No module named wandb" in told(tmp_path, sink_of(tmp_path / "run"))
+    assert "could not start: ModuleNotFoundError: No module named wandb" in told(
+        tmp_path, sink_of(tmp_path / "run")
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "could not start: Not a directory" in told(tmp_path, sink_of(tmp_path / "file"), wait=False)
+    assert "could not start: Not a directory" in told(
+        tmp_path, sink_of(tmp_path / "file"), wait=False
+    )
 
 
-@pytest.mark.parametrize("listens", [False, True], ids=["no network", "a server that never answers"])
+@pytest.mark.parametrize(
+    "listens", [False, True], ids=["no network", "a server that never answers"]
+)
 def test_without_an_answer_the_run_goes_on(tmp_path, monkeypatch, listens):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
@@ -296,7 +460,9 @@ def test_without_an_answer_the_run_goes_on(tmp_path, monkeypatch, listens):
 
 
 def test_a_full_disk_is_said_once(tmp_path):
-    """No file of the client can grow beyond 64 KiB: its own writer drops what it is told, without a word."""
+    """No file of the client can grow beyond 64 KiB: its own writer drops what it is told, without a
+    word.
+    """
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     sink = sink_of(tmp_path)
     resource.prlimit(sink._process.pid, resource.RLIMIT_FSIZE, (1 << 16, hard))
@@ -305,7 +471,11 @@ def test_a_full_disk_is_said_once(tmp_path):
         journal.log("seed", night=1, step=step, **{f"value {i}": i / 7 for i in range(5)})
     journal.close()
     failed = [r for r in read(tmp_path / "m.jsonl") if r["kind"] == "sink_failed"]
-    assert len(failed) == 1 and "is the disk full?" in failed[0]["reason"] and len(read(tmp_path / "m.jsonl")) == 1001
+    assert (
+        len(failed) == 1
+        and "is the disk full?" in failed[0]["reason"]
+        and len(read(tmp_path / "m.jsonl")) == 1001
+    )
 
 
 def core_of(sink: WandbSink) -> psutil.Process:
@@ -327,15 +497,19 @@ def test_a_client_that_hangs_neither_stops_nor_delays_a_run_and_is_gone_afterwar
     os.kill(sink._process.pid if who == "client" else core.pid, signal.SIGSTOP)
     began = time.monotonic()
     for step in range(500):
-        journal.log("seed", night=1, step=step, text="x" * 500)  # more than the pipe between the two holds
+        # more than the pipe between the two holds
+        journal.log("seed", night=1, step=step, text="x" * 500)
     time.sleep(1.5)
     journal.log("seed", night=1, step=500)
     journal.close()
     assert time.monotonic() - began < 20
     [failed] = [r["reason"] for r in read(tmp_path / "m.jsonl") if r["kind"] == "sink_failed"]
-    assert "its client took nothing for" in failed or who == "its helper" and "uploads the rest" in failed
+    assert "its client took nothing for" in failed or (
+        who == "its helper" and "uploads the rest" in failed
+    )
     assert sink._process.poll() is not None
-    assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE  # its parent is gone: nobody may have heard of it
+    # its parent is gone: nobody may have heard of it
+    assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
 
 
 def test_a_client_that_dies_is_said_once(tmp_path):

@@ -1,4 +1,6 @@
-"""watch.py: what the live page's server says of a run, and to whom; the page itself in a real browser."""
+"""watch.py: what the live page's server says of a run, and to whom; the page itself in a real
+browser.
+"""
 
 import base64
 import fcntl
@@ -28,31 +30,63 @@ from sleep_rl.watching import QUIET_S
 from tests.conftest import as_at_a_terminal
 
 ROOT = Path(__file__).parents[1]
-CHROME = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
-CONFIG = {"task": {"name": "world", "world": {"days": 2}}, "rollouts": {"workers": 2}, "learners": {"world_size": 1},
-          "reward": {"workers": 1, "semantic": "none"}}
+CONFIG = {
+    "task": {"name": "world", "world": {"days": 2}},
+    "rollouts": {"workers": 2},
+    "learners": {"world_size": 1},
+    "reward": {"workers": 1, "semantic": "none"},
+}
 
 
 def begin(folder, config=CONFIG):
     (folder / "run.json").write_text("{}")
     journal = Journal(folder / "metrics.jsonl")
-    journal.log("run", config=config, task="world", model="tiny", started=time.time(), commit="3f2a9c1", seeds=[7])
+    journal.log(
+        "run",
+        config=config,
+        task="world",
+        model="tiny",
+        started=time.time(),
+        commit="3f2a9c1",
+        seeds=[7],
+    )
     return journal
 
 
 def seed(journal, night, *steps, of=4, **more):
     for step in steps:
-        journal.log("seed", night=night, sender=0, day=f"day {night}", step=step, steps=of, loss=night + step / 10,
-                    divergence=0.5, reward_mean=0.8, logprob_gap=1e-6, tokens_trained=900, seconds=0.5, **more)
+        journal.log(
+            "seed",
+            night=night,
+            sender=0,
+            day=f"day {night}",
+            step=step,
+            steps=of,
+            loss=night + step / 10,
+            divergence=0.5,
+            reward_mean=0.8,
+            logprob_gap=1e-6,
+            tokens_trained=900,
+            seconds=0.5,
+            **more,
+        )
 
 
 def evaluated(journal, after, **row):
-    journal.log("evaluate", after=after, method="sleep", row=row, open_book=None, n=dict.fromkeys(row, 10))
+    journal.log(
+        "evaluate", after=after, method="sleep", row=row, open_book=None, n=dict.fromkeys(row, 10)
+    )
 
 
 class Client:
-    """Asks a server that runs in a thread of this process; whether a process lives in its run is `alive`."""
+    """Asks a server that runs in a thread of this process; whether a process lives in its run is
+    `alive`.
+    """
 
     def __init__(self, folder, host="127.0.0.1"):
         self.alive, self.asked = True, []
@@ -62,7 +96,9 @@ class Client:
 
     def ask(self, path="/state.json", method="GET", **headers):
         connection = http.client.HTTPConnection(*self.server.server_address[:2], timeout=20)
-        connection.request(method, path, headers={key.replace("_", "-"): value for key, value in headers.items()})
+        connection.request(
+            method, path, headers={key.replace("_", "-"): value for key, value in headers.items()}
+        )
         answer = connection.getresponse()
         body = answer.read().decode()
         connection.close()
@@ -99,15 +135,24 @@ def curve(state, title, label):
     return series["points"]
 
 
-# --------------------------------------------------------------------------------------------------------- the state
+# ---------------------------------------------------------------------------------------------------------
+# the state
 
 
 def test_the_state_grows_with_the_run(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     state = client.state()
-    assert (state["name"], state["said"], state["curves"], state["alive"]) == (tmp_path.name, "Goes on", [], True)
+    assert (state["name"], state["said"], state["curves"], state["alive"]) == (
+        tmp_path.name,
+        "Goes on",
+        [],
+        True,
+    )
     assert state["facts"] == {"task": "world", "model": "tiny", "seed": "7", "commit": "3f2a9c1"}
-    assert "No evaluation after a night yet" in state["parts"]["retention"] and client.asked[-1] == tmp_path
+    assert (
+        "No evaluation after a night yet" in state["parts"]["retention"]
+        and client.asked[-1] == tmp_path
+    )
     evaluated(journal, "base", known=1.0)
     seed(journal, 1, 0, 1)
     state = client.state()
@@ -119,17 +164,43 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     evaluated(journal, "night 1", known=0.9, **{"day 1": 0.75})
     seed(journal, 2, 0)
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1], [2, 1.2], [3, 1.3], [4, None], [4, 2.0]]
+    assert curve(state, "Seeding loss", "loss") == [
+        [0, 1.0],
+        [1, 1.1],
+        [2, 1.2],
+        [3, 1.3],
+        [4, None],
+        [4, 2.0],
+    ]
     [panel] = [p for p in state["curves"] if p["title"] == "Seeding loss"]
     assert panel["nights"] == [[0, "night 1"], [4, "night 2"]]
     assert ">0.75</td>" in state["parts"]["retention"] and state["read"] == state["size"]
-    assert "left" not in state["phase"] and state["phase"]["said"] == "Night 2 of 2: consolidation"  # one step has no pace
+    # one step has no pace
+    assert "left" not in state["phase"] and state["phase"]["said"] == "Night 2 of 2: consolidation"
 
 
 def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, watch):
     journal = begin(tmp_path)
-    journal.log("sample", weights="student", tokens=800, sequences=400, failed=0, tokens_per_second=7320.1, seconds=0.1)
-    journal.log("push", name="student", version=12, bytes=1, tensors=1, seconds=0.02, workers=2, probe_gap=0.0, pause=0.01)
+    journal.log(
+        "sample",
+        weights="student",
+        tokens=800,
+        sequences=400,
+        failed=0,
+        tokens_per_second=7320.1,
+        seconds=0.1,
+    )
+    journal.log(
+        "push",
+        name="student",
+        version=12,
+        bytes=1,
+        tensors=1,
+        seconds=0.02,
+        workers=2,
+        probe_gap=0.0,
+        pause=0.01,
+    )
     seed(journal, 1, 2)
     journal.log("restarted", worker="rollout-1", reason="died")
     journal.log("restarted", worker="all workers", reason="learner lost")
@@ -143,16 +214,27 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     (tmp_path / "logs" / "stolen.log").symlink_to("/etc/hostname")
     crew = {role["role"]: role for role in watch().state()["crew"]}
     assert list(crew) == ["rollout", "learner", "reward", "files"]
-    assert [did["said"] for did in crew["rollout"]["did"]] == ["verified version 12 of the student",
-                                                              "sampled 400 sequences (student), 7,320 tokens a second"]
+    assert [did["said"] for did in crew["rollout"]["did"]] == [
+        "verified version 12 of the student",
+        "sampled 400 sequences (student), 7,320 tokens a second",
+    ]
     workers = {w["name"]: w for role in crew.values() for w in role["workers"]}
-    assert list(workers) == ["rollout-0", "rollout-1", "rollout-2", "learner-0", "reward-0", "stacks"]
+    assert list(workers) == [
+        "rollout-0",
+        "rollout-1",
+        "rollout-2",
+        "learner-0",
+        "reward-0",
+        "stacks",
+    ]
     assert [workers[f"rollout-{i}"]["left"] for i in range(3)] == [True, False, False]
     assert (workers["rollout-1"]["restarts"], crew["learner"]["restarts"]) == (1, 1)
     log = workers["rollout-1"]["log"]
     assert log["line"] == "loading 100% \ufffd" and abs(log["t"] - time.time()) < 60
     assert workers["learner-0"]["log"]["line"] == "" and workers["reward-0"]["log"] is None
-    assert [did["said"] for did in crew["learner"]["did"]] == ["consolidation, step 3 of 4, loss 1.200"]
+    assert [did["said"] for did in crew["learner"]["did"]] == [
+        "consolidation, step 3 of 4, loss 1.200"
+    ]
     assert crew["reward"]["did"][0]["said"] == "mean reward 0.80"
 
 
@@ -177,10 +259,17 @@ def test_how_a_run_stands(tmp_path, watch):
     client.alive = False
     state = client.state()
     assert (state["status"], state["alive"]) == ("failed", False)
-    (tmp_path / "run.json").rename(tmp_path / "aside")  # as of an evaluation, which cannot be resumed
-    assert (client.state()["status"], client.state()["said"]) == ("idle", "No process holds this folder")
+    # as of an evaluation, which cannot be resumed
+    (tmp_path / "run.json").rename(tmp_path / "aside")
+    assert (client.state()["status"], client.state()["said"]) == (
+        "idle",
+        "No process holds this folder",
+    )
     (tmp_path / "aside").rename(tmp_path / "run.json")
-    assert state["said"] == f"Stopped: no process lives in this run; sleep-rl resume {tmp_path} goes on with it"
+    assert (
+        state["said"]
+        == f"Stopped: no process lives in this run; sleep-rl resume {tmp_path} goes on with it"
+    )
     journal.log("done", seconds=75, status="failed", reason="loss is nan at step 3")
     assert client.state()["said"] == "Failed after 1:15 min: loss is nan at step 3"
     journal.log("done", seconds=75, status="ok", reason=None)
@@ -198,29 +287,44 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
     journal.cut(keep)
     seed(journal, 1, 2, reward_abs=0.5)
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1], [2, 1.2]] and state["parts"]["failures"] == ""
+    assert (
+        curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1], [2, 1.2]]
+        and state["parts"]["failures"] == ""
+    )
     assert curve(state, "Imitation reward", "edit distance") == [[2, 0.5]]
 
 
 def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
     journal = begin(tmp_path)
     journal.close()
-    senseless = [{"kind": "evaluate"}, {"kind": "evaluate", "after": "base", "method": "sleep", "row": {"known": "much"}},
-                 {"kind": "seed", "night": 1, "step": "one"}, {"kind": "seed", "night": [], "step": None},
-                 {"kind": "push", "name": []},
-                 {"kind": "run", "config": []}, {"kind": "completion", "day": 1}, {"kind": "dream"}, {"kind": "scaled"},
-                 {"kind": "baseline", "method": {}, "step": 1}, {"kind": "failure", "count": "many"}, {"kind": "__class__"},
-                 {"kind": "written", "new": "a", "replay": None, "examples": 5}, {"kind": "done", "seconds": "x"}]
+    senseless = [
+        {"kind": "evaluate"},
+        {"kind": "evaluate", "after": "base", "method": "sleep", "row": {"known": "much"}},
+        {"kind": "seed", "night": 1, "step": "one"},
+        {"kind": "seed", "night": [], "step": None},
+        {"kind": "push", "name": []},
+        {"kind": "run", "config": []},
+        {"kind": "completion", "day": 1},
+        {"kind": "dream"},
+        {"kind": "scaled"},
+        {"kind": "baseline", "method": {}, "step": 1},
+        {"kind": "failure", "count": "many"},
+        {"kind": "__class__"},
+        {"kind": "written", "new": "a", "replay": None, "examples": 5},
+        {"kind": "done", "seconds": "x"},
+    ]
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.writelines(json.dumps({"t": 1.0, **record}) + "\n" for record in senseless)
-        file.write("{\"t\": 1, \"ki\n")
+        file.write('{"t": 1, "ki\n')
     seed(Journal(tmp_path / "metrics.jsonl"), 1, 0)
     with open(tmp_path / "metrics.jsonl", "a") as file:
-        file.write("{\"t\": 1, \"kind\": \"seed\", \"step\"")  # not ended yet: neither read nor counted
+        # not ended yet: neither read nor counted
+        file.write('{"t": 1, "kind": "seed", "step"')
     client = watch()
     state = client.state()
     assert curve(state, "Seeding loss", "loss") == [[0, 1.0]]
-    assert state["left_out"] == len(senseless) - 2 + 1  # two of them are sound, and one more is torn
+    # two of them are sound, and one more is torn
+    assert state["left_out"] == len(senseless) - 2 + 1
 
 
 def test_a_long_life_is_a_short_answer(tmp_path, watch):
@@ -228,10 +332,28 @@ def test_a_long_life_is_a_short_answer(tmp_path, watch):
     for night in range(1, 41):
         seed(journal, night, *range(100), of=100)
         for i in range(30):
-            journal.log("completion", when="after", day=f"day {night}", question=f"q{i}", prompt="p", answer="a",
-                        completion="c", score=1)
-            journal.log("dream", night=night, round=1, task="t", number=i, text="d" * 50, reason="", kept=True, reward=1,
-                        gain=0.1)
+            journal.log(
+                "completion",
+                when="after",
+                day=f"day {night}",
+                question=f"q{i}",
+                prompt="p",
+                answer="a",
+                completion="c",
+                score=1,
+            )
+            journal.log(
+                "dream",
+                night=night,
+                round=1,
+                task="t",
+                number=i,
+                text="d" * 50,
+                reason="",
+                kept=True,
+                reward=1,
+                gain=0.1,
+            )
     client = watch()
     began = time.monotonic()
     client.state()
@@ -257,16 +379,23 @@ def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watc
     (tmp_path / "run.json").write_text("{}")
     client = watch()
     assert client.state()["said"] == "Nothing is recorded yet"
-    assert client.ask("/report")[::2] == (503, f"cannot read metrics: No such file or directory: {tmp_path}/metrics.jsonl\n")
+    assert client.ask("/report")[::2] == (
+        503,
+        f"cannot read metrics: No such file or directory: {tmp_path}/metrics.jsonl\n",
+    )
     seed(begin(tmp_path), 1, 0)
     assert len(client.state()["curves"]) >= 3
     (tmp_path / "metrics.jsonl").unlink()
     assert client.state()["curves"] == []
     (tmp_path / "metrics.jsonl").mkdir()
-    assert client.ask()[::2] == (503, f"cannot read metrics: Is a directory: {tmp_path}/metrics.jsonl\n")
+    assert client.ask()[::2] == (
+        503,
+        f"cannot read metrics: Is a directory: {tmp_path}/metrics.jsonl\n",
+    )
 
 
-# ---------------------------------------------------------------------------------------------------- who gets what
+# ----------------------------------------------------------------------------------------------------
+# who gets what
 
 
 def wicked(folder):
@@ -275,10 +404,34 @@ def wicked(folder):
     seed(journal, 1, 0)
     evaluated(journal, "base", known=1.0)
     evaluated(journal, "night 1", known=1.0, **{EVIL: 0.5})
-    journal.log("completion", when="after", day=EVIL, question="q", prompt=EVIL, answer=EVIL, completion=EVIL, score=1)
+    journal.log(
+        "completion",
+        when="after",
+        day=EVIL,
+        question="q",
+        prompt=EVIL,
+        answer=EVIL,
+        completion=EVIL,
+        score=1,
+    )
     journal.log("written", night=1, sender=0, new=1, replay=1, examples=[EVIL])
-    journal.log("dream", night=1, round=1, task=EVIL, number=0, text=EVIL, reason="", kept=True, reward=1, gain=0.1,
-                importance=1.0, tau_before=0.5, taus=[0.6], held_out=0.1, logprob=-1.0)
+    journal.log(
+        "dream",
+        night=1,
+        round=1,
+        task=EVIL,
+        number=0,
+        text=EVIL,
+        reason="",
+        kept=True,
+        reward=1,
+        gain=0.1,
+        importance=1.0,
+        tau_before=0.5,
+        taus=[0.6],
+        held_out=0.1,
+        logprob=-1.0,
+    )
     journal.log("failure", where=EVIL, reason=EVIL, count=1)
     journal.log("restarted", worker=EVIL, reason=EVIL)
     (folder / "logs").mkdir()
@@ -292,7 +445,8 @@ def test_what_is_html_is_escaped(tmp_path, watch):
     state = client.state()
     for part in state["parts"].values():
         assert "<script" not in part and "<img" not in part and escape(EVIL) in part
-    assert state["written"]["texts"] == [EVIL] and state["dreams"][0]["text"] == EVIL  # set as text by the page
+    # set as text by the page
+    assert state["written"]["texts"] == [EVIL] and state["dreams"][0]["text"] == EVIL
     assert "<script" not in client.ask("/report")[2]
 
 
@@ -302,11 +456,21 @@ def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
     for path in ("/", "/state.json", "/report", "/none"):
         _, headers, _ = client.ask(path)
         policy = headers["Content-Security-Policy"]
-        assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (path == "/")
-        assert "frame-ancestors 'none'" in policy and "unsafe-inline'; script" not in policy.replace("style-src "
-                                                                                                     "'unsafe-inline'", "")
-        assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == ("nosniff", "no-store")
-        assert headers["Cross-Origin-Resource-Policy"] == "same-origin" and "Access-Control-Allow-Origin" not in headers
+        assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (
+            path == "/"
+        )
+        assert (
+            "frame-ancestors 'none'" in policy
+            and "unsafe-inline'; script" not in policy.replace("style-src 'unsafe-inline'", "")
+        )
+        assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == (
+            "nosniff",
+            "no-store",
+        )
+        assert (
+            headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            and "Access-Control-Allow-Origin" not in headers
+        )
     page = client.ask("/")[2]
     assert not re.search(r"(src|href)=\"(?!report\"|data:,)", page)
     assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
@@ -315,8 +479,18 @@ def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
 def test_no_other_file_is_served(tmp_path, watch):
     begin(tmp_path)
     client = watch()
-    for path in ("/metrics.jsonl", "/run.json", "/logs/", "/../run.json", "/%2e%2e/run.json", "//etc/hostname",
-                 "/etc/hostname", "/report/../run.json", "/state.json/", "/?/run.json/.."):
+    for path in (
+        "/metrics.jsonl",
+        "/run.json",
+        "/logs/",
+        "/../run.json",
+        "/%2e%2e/run.json",
+        "//etc/hostname",
+        "/etc/hostname",
+        "/report/../run.json",
+        "/state.json/",
+        "/?/run.json/..",
+    ):
         status, _, body = client.ask(path)
         if path.startswith("/?"):
             assert status == 200 and "<main>" in body
@@ -324,16 +498,34 @@ def test_no_other_file_is_served(tmp_path, watch):
             assert (status, body) == (404, "no such page\n"), path
 
 
-@pytest.mark.parametrize("method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"])
+@pytest.mark.parametrize(
+    "method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"]
+)
 def test_only_get_is_answered(tmp_path, watch, method):
     begin(tmp_path)
     status, headers, body = watch().ask("/" if method != "CONNECT" else "x:1", method)
-    assert (status, headers["Allow"], body) == (405, "GET", "" if method == "HEAD" else "only GET\n")
+    assert (status, headers["Allow"], body) == (
+        405,
+        "GET",
+        "" if method == "HEAD" else "only GET\n",
+    )
 
 
-@pytest.mark.parametrize(("host", "status"), [
-    ("localhost:8420", 200), ("127.0.0.1", 200), ("LOCALHOST:9000", 200), ("[::1]:8420", 200), ("rebound.example:8420", 403),
-    ("127.0.0.1.evil.example", 403), ("localhost.evil.example", 403), ("", 403), ("[::1", 200), ("[evil.example]", 403)])
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8420", 200),
+        ("127.0.0.1", 200),
+        ("LOCALHOST:9000", 200),
+        ("[::1]:8420", 200),
+        ("rebound.example:8420", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+        ("[::1", 200),
+        ("[evil.example]", 403),
+    ],
+)
 def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, status):
     begin(tmp_path)
     client = watch()
@@ -344,7 +536,10 @@ def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, stat
 def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
     begin(tmp_path)
     client = watch(host="0.0.0.0")
-    assert not client.server.loopback and client.ask("/state.json", Host="node-7.cluster:8420")[0] == 200
+    assert (
+        not client.server.loopback
+        and client.ask("/state.json", Host="node-7.cluster:8420")[0] == 200
+    )
     assert watch().server.loopback and watch().server.server_address[0] == "127.0.0.1"
 
 
@@ -373,7 +568,8 @@ def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd
     assert err == "sleep-rl watch: KeyError: 'gone'\n"
 
 
-# ------------------------------------------------------------------------------------------------- the command line
+# -------------------------------------------------------------------------------------------------
+# the command line
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
@@ -382,12 +578,20 @@ def test_bad_input_is_one_line(tmp_path, capsys):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = str(taken.getsockname()[1])
-        cases = [([str(tmp_path / "none")], "expected the folder of a run with metrics.jsonl"),
-                 ([str(tmp_path), "--port", port], f"--port {port}: an address to listen at, got Address already in use"),
-                 ([str(tmp_path), "--port", "70000"], "--port: 0 (any that is free) to 65535, got 70000"),
-                 ([str(tmp_path), "--port", "x"], "argument --port: invalid int value: 'x'"),
-                 ([str(tmp_path), "--host", "192.0.2.1"], "--host 192.0.2.1"),
-                 ([str(tmp_path), "--host", "a..b"], "--host a..b")]
+        cases = [
+            ([str(tmp_path / "none")], "expected the folder of a run with metrics.jsonl"),
+            (
+                [str(tmp_path), "--port", port],
+                f"--port {port}: an address to listen at, got Address already in use",
+            ),
+            (
+                [str(tmp_path), "--port", "70000"],
+                "--port: 0 (any that is free) to 65535, got 70000",
+            ),
+            ([str(tmp_path), "--port", "x"], "argument --port: invalid int value: 'x'"),
+            ([str(tmp_path), "--host", "192.0.2.1"], "--host 192.0.2.1"),
+            ([str(tmp_path), "--host", "a..b"], "--host a..b"),
+        ]
         for argv, said in cases:
             assert main(["watch", *argv]) == 2
             out, err = capsys.readouterr()
@@ -396,12 +600,21 @@ def test_bad_input_is_one_line(tmp_path, capsys):
 
 def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
     seed(begin(tmp_path), 1, 0)
-    process = subprocess.Popen([sys.executable, "-m", "sleep_rl", "watch", str(tmp_path), "--port", "0"], text=True,
-                               env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                               preexec_fn=as_at_a_terminal)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleep_rl", "watch", str(tmp_path), "--port", "0"],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=as_at_a_terminal,
+    )
     try:
         said = process.stdout.readline()
-        host, port = re.match(r"http://(127\.0\.0\.1):(\d+) shows .*; ctrl-C ends it\n", said).groups()
+        host, port = re.match(
+            r"http://(127\.0\.0\.1):(\d+) shows .*; ctrl-C ends "
+            r"it\n",
+            said,
+        ).groups()
 
         def state():
             connection = http.client.HTTPConnection(host, int(port), timeout=30)
@@ -425,8 +638,14 @@ def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
 def test_the_servers_modules_know_no_machinery(tmp_path):
     machinery = {"ray", "vllm", "wandb", "deepspeed", "torch", "matplotlib"}
     code = f"import sys, sleep_rl.watch; print(sorted({machinery} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
@@ -435,19 +654,34 @@ def test_a_missing_run_is_refused_before_anything_listens(tmp_path):
         Server(tmp_path, "127.0.0.1", 0, lambda folder: False)
 
 
-# --------------------------------------------------------------------------------------------------------- a browser
+# ---------------------------------------------------------------------------------------------------------
+# a browser
 
 browser = pytest.mark.skipif(not CHROME, reason="no chromium or chrome on this machine's PATH")
 
 
 def dom(url, tmp_path, milliseconds=4000, width=1200):
-    """The page's elements after a while, as a real browser holds them. One that hangs, as chromium may on a busy machine, is
-    ended with its children and started once more."""
+    """The page's elements after a while, as a real browser holds them. One that hangs, as chromium
+    may on a busy machine, is ended with its children and started once more.
+    """
     for last in (False, True):
-        browser = subprocess.Popen([CHROME, "--headless", "--no-sandbox", "--disable-gpu", f"--window-size={width},2000",
-                                    f"--user-data-dir={tmp_path / f'profile-{last}'}",
-                                    f"--virtual-time-budget={milliseconds}", "--dump-dom", url],
-                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True)
+        browser = subprocess.Popen(
+            [
+                CHROME,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--window-size={width},2000",
+                f"--user-data-dir={tmp_path / f'profile-{last}'}",
+                f"--virtual-time-budget={milliseconds}",
+                "--dump-dom",
+                url,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
         try:
             page, _ = browser.communicate(timeout=60)
             assert browser.returncode == 0 and "<main>" in page
@@ -465,7 +699,8 @@ def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
     wicked(folder)
     page = dom(watch(folder).server.url, tmp_path)
     assert "<title>run – sleep_rl</title>" in page and "Goes on" in page and "Night 1 of 2" in page
-    assert page.count("<script>") == 1 and page.count("<img") == 0  # its own script, and none of the run's
+    # its own script, and none of the run's
+    assert page.count("<script>") == 1 and page.count("<img") == 0
     shown = unescape(re.sub(r"<script>.*?</script>", "", page, flags=re.S))
     assert shown.count(EVIL) >= 8  # document, completion, day, dream, task, failure, worker, log
     assert page.count("<figure") >= 3 and re.search(r"<b>1\.?0?</b>", page) and "<svg" in page
@@ -473,7 +708,9 @@ def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
 
 @browser
 def test_a_browser_follows_a_run_that_grows(tmp_path, watch, monkeypatch):
-    """Every time that the page asks whether a process lives in the run, the run has gone on by a step."""
+    """Every time that the page asks whether a process lives in the run, the run has gone on by a
+    step.
+    """
     folder = tmp_path / "run"
     folder.mkdir()
     journal, steps = begin(folder), []
@@ -494,14 +731,23 @@ def test_a_browser_follows_a_run_that_grows(tmp_path, watch, monkeypatch):
 
 @browser
 def test_on_a_narrow_screen_nothing_sticks_out(tmp_path, watch, monkeypatch):
-    """A second script on the page, allowed for this test, writes how wide the laid out page is into its title."""
+    """A second script on the page, allowed for this test, writes how wide the laid out page is into
+    its title.
+    """
     folder = tmp_path / "run"
     folder.mkdir()
-    wicked(folder).log("written", night=1, sender=0, new=1, replay=1, examples=["long" * 200, "a" * 400])
+    wicked(folder).log(
+        "written", night=1, sender=0, new=1, replay=1, examples=["long" * 200, "a" * 400]
+    )
     probe = "setInterval(() => { document.title = [document.documentElement.scrollWidth, innerWidth].join(' of ') }, 100)"
     digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
-    monkeypatch.setattr("sleep_rl.watch.PAGE", PAGE.replace("</body>", f"<script>{probe}</script></body>"))
-    monkeypatch.setattr("sleep_rl.watch.PAGE_POLICY", PAGE_POLICY.replace("script-src ", f"script-src 'sha256-{digest}' "))
+    monkeypatch.setattr(
+        "sleep_rl.watch.PAGE", PAGE.replace("</body>", f"<script>{probe}</script></body>")
+    )
+    monkeypatch.setattr(
+        "sleep_rl.watch.PAGE_POLICY",
+        PAGE_POLICY.replace("script-src ", f"script-src 'sha256-{digest}' "),
+    )
     page = dom(watch(folder).server.url, tmp_path, width=500)
     wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", page).groups())
     assert wide <= window <= 500 and "Newest texts" in page

@@ -1,4 +1,6 @@
-"""The world's facts, texts and grading, and what its base model is trained on; the base itself in the slow test."""
+"""The world's facts, texts and grading, and what its base model is trained on; the base itself in
+the slow test.
+"""
 
 import random
 from collections import Counter
@@ -76,7 +78,9 @@ def test_every_word_is_in_the_vocabulary_of_the_tokenizer(world, tokenizer):
     texts = [question.prompt + " " + question.answer for question in everything_asked(world)]
     texts += [document.text for day in world.days() for document in day.documents]
     texts += [world.opener, world.marker]
-    assert tokenizer.unk_token_id not in {token for text in texts for token in tokenizer(text).input_ids}
+    assert tokenizer.unk_token_id not in {
+        token for text in texts for token in tokenizer(text).input_ids
+    }
 
 
 def test_pieces_tokenize_like_the_whole(world, tokenizer):
@@ -102,15 +106,24 @@ def test_every_question_of_a_day_can_be_answered_from_its_document_only(world):
         texts = {document.id: document.text for document in day.documents}
         for question in day.questions:
             values = next(a.values for a in ATTRIBUTES if question.id.endswith(f"/{a.name}"))
-            assert [word for word in texts[question.document].split() if word in values] == [question.answer]
+            assert [word for word in texts[question.document].split() if word in values] == [
+                question.answer
+            ]
             assert name_of(question) in texts[question.document]
 
 
 def test_documents_vary_in_order_and_wording(world):
     kinds = {value: a.name for a in ATTRIBUTES for value in a.values}
     documents = [document for day in world.days() for document in day.documents]
-    assert len({tuple(kinds[word] for word in d.text.split() if word in kinds) for d in documents}) > 12  # of 24
-    wordings = {tuple(word for word in d.text.split() if word not in (*FIRST, *LAST, *kinds)) for d in documents}
+    # of 24
+    assert (
+        len({tuple(kinds[word] for word in d.text.split() if word in kinds) for d in documents})
+        > 12
+    )
+    wordings = {
+        tuple(word for word in d.text.split() if word not in (*FIRST, *LAST, *kinds))
+        for d in documents
+    }
     assert len(wordings) > 0.9 * len(documents)
 
 
@@ -124,7 +137,9 @@ def test_grading(world):
 
 def test_baseline_texts(world):
     day = world.days()[1]
-    assert [text.completion for text in world.sft_texts(day)] == [document.text for document in day.documents]
+    assert [text.completion for text in world.sft_texts(day)] == [
+        document.text for document in day.documents
+    ]
     assert {text.prompt for text in world.sft_texts(day)} == {""}
     expected = {(question.prompt, f" {question.answer}") for question in everything_asked(world)}
     joint = [(text.prompt, text.completion) for text in world.joint_texts()]
@@ -142,7 +157,8 @@ def test_more_people_than_names_are_refused():
         World(seed=0, days=100, people_per_day=16)
 
 
-# ------------------------------------------------------------------------------------------------ the base model
+# ------------------------------------------------------------------------------------------------
+# the base model
 
 
 KNOWN = tuple(random_person(random.Random(i)) for i in range(20))
@@ -206,7 +222,10 @@ def test_batches_repeat_with_step_and_seed_and_weigh_no_padding():
 
 
 def test_documents_grow_during_training():
-    middle = [int(RECIPE.steps * (a.until + b.until) / 2) for a, b in zip(RECIPE.stages, RECIPE.stages[1:])]
+    middle = [
+        int(RECIPE.steps * (a.until + b.until) / 2)
+        for a, b in zip(RECIPE.stages, RECIPE.stages[1:])
+    ]
     lengths = [training_batches(0, KNOWN, RECIPE)(step)[0].shape[1] for step in (0, *middle)]
     assert lengths == sorted(set(lengths))
 
@@ -219,7 +238,10 @@ def test_base_checkpoint_is_used_where_the_cache_has_it(tmp_path):
     assert len(calls) == 2 and (tmp_path / path / "model.safetensors").exists()
     assert world.base_checkpoint(str(tmp_path), 0, lambda *call: calls.append(call)) == path
     assert len(calls) == 2
-    assert World(seed=0, days=1, known_people=2, recipe=tiny).base_checkpoint(str(tmp_path), 0, None) == path
+    assert (
+        World(seed=0, days=1, known_people=2, recipe=tiny).base_checkpoint(str(tmp_path), 0, None)
+        == path
+    )
     other = World(seed=1, known_people=2, recipe=tiny)
     assert other.base_checkpoint(str(tmp_path), 0, None) != path
     assert world.base_checkpoint(str(tmp_path), 1, None) != path
@@ -228,7 +250,10 @@ def test_base_checkpoint_is_used_where_the_cache_has_it(tmp_path):
 @pytest.mark.slow
 def test_base_model_knows_people_by_heart_and_reads_documents(world, tmp_path):
     path = world.base_checkpoint(str(tmp_path), 0, None)
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(path), AutoTokenizer.from_pretrained(path)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(path),
+        AutoTokenizer.from_pretrained(path),
+    )
 
     def accuracy(questions: list[Question], contexts: dict[str, str]) -> float:
         right = 0.0

@@ -27,10 +27,14 @@ class Echo:
     def pid(self) -> int:
         return os.getpid()
 
-    def double(self, items: list[int], hurt: str = "", victim: str = "", seconds: float = 0.0) -> list[int]:
+    def double(
+        self, items: list[int], hurt: str = "", victim: str = "", seconds: float = 0.0
+    ) -> list[int]:
         """Doubles; the worker whose greeting is `victim` is hurt first."""
         if victim in ("*", self.greeting):
-            {"die": self.die, "sleep": lambda: self.sleep(seconds), "raise": self.type_error}[hurt]()
+            {"die": self.die, "sleep": lambda: self.sleep(seconds), "raise": self.type_error}[
+                hurt
+            ]()
         return [2 * item for item in items]
 
     def double_if(self, items: list[int], victim: str, path: str) -> list[int]:
@@ -74,8 +78,9 @@ class Echo:
 
 
 class Scorer:
-    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot be scored, and a
-    call with one of two tokens raises."""
+    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot
+    be scored, and a call with one of two tokens raises.
+    """
 
     def __init__(self, slow_s: float = 0.0) -> None:
         self.slow_s = slow_s
@@ -85,14 +90,19 @@ class Scorer:
             time.sleep(self.slow_s)
         if any(len(pair.student_T) == 2 for pair in pairs_N):
             raise IndexError("no second token")
-        return [Failure("empty") if p.student_T == (1,) else float(p.student_T == p.teacher_T) for p in pairs_N]
+        return [
+            Failure("empty") if p.student_T == (1,) else float(p.student_T == p.teacher_T)
+            for p in pairs_N
+        ]
 
     def close(self) -> None:
         self.slow_s = 0.0
 
 
 class CheckingRollout:
-    """A Rollout that checks what it is given, like the real one: every tensor of the manifest, by digest."""
+    """A Rollout that checks what it is given, like the real one: every tensor of the manifest, by
+    digest.
+    """
 
     def __init__(self, probe_gap: float = 0.0, lies: bool = False) -> None:
         self.states: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -106,9 +116,18 @@ class CheckingRollout:
         missing = [key for key, wanted in weights.manifest.items() if wanted not in mine]
         if missing:
             raise RunError(f"{weights.name} version {weights.version}: missing {missing[0]}")
-        self.states[weights.name] = (weights.version, {k: mine[d] for k, d in weights.manifest.items()})
-        return Loaded(weights.name, weights.version - self.lies, len(weights.tensors), weights.nbytes, 0.0,
-                      self.probe_gap)
+        self.states[weights.name] = (
+            weights.version,
+            {k: mine[d] for k, d in weights.manifest.items()},
+        )
+        return Loaded(
+            weights.name,
+            weights.version - self.lies,
+            len(weights.tensors),
+            weights.nbytes,
+            0.0,
+            self.probe_gap,
+        )
 
     def value(self, name: str, key: str) -> float:
         return float(self.states[name][1][key].sum())
@@ -131,10 +150,13 @@ class CheckingRollout:
 
 
 class CountingCritic(CheckingRollout):
-    """A Critic that answers with what it holds and was asked; the one named `victim` dies once, at its first trial, and
-    one with `drifts` changes its own weights by trying."""
+    """A Critic that answers with what it holds and was asked; the one named `victim` dies once, at
+    its first trial, and one with `drifts` changes its own weights by trying.
+    """
 
-    def __init__(self, name: str = "", victim: str = "", path: str = "", drifts: bool = False) -> None:
+    def __init__(
+        self, name: str = "", victim: str = "", path: str = "", drifts: bool = False
+    ) -> None:
         super().__init__()
         self.name, self.victim, self.path, self.drifts, self.tried = name, victim, path, drifts, 0
 
@@ -153,7 +175,9 @@ class CountingCritic(CheckingRollout):
 
 
 class Sliced:
-    """A Rollout that samples in slices only: `slices` of them, each as long as it is asked for, for every batch."""
+    """A Rollout that samples in slices only: `slices` of them, each as long as it is asked for, for
+    every batch.
+    """
 
     def __init__(self, slices: int) -> None:
         self.slices, self.left, self.batch, self.log = slices, 0, (), []
@@ -170,7 +194,10 @@ class Sliced:
         if self.left:
             return None
         requests, name, version = self.batch
-        return [Sample(r.prompt_T, r.context_T, (1,), (-1.0,), "stop", r.seed, name, (version,)) for r in requests]
+        return [
+            Sample(r.prompt_T, r.context_T, (1,), (-1.0,), "stop", r.seed, name, (version,))
+            for r in requests
+        ]
 
     def load(self, weights: Any) -> None:
         self.log.append("load")

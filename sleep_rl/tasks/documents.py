@@ -1,6 +1,8 @@
-"""A person's own documents: every run takes in what is new, and sleeps over it (sleep_rl/collection.py, intake.py).
+"""A person's own documents: every run takes in what is new, and sleeps over it
+(sleep_rl/collection.py, intake.py).
 
-Without `model.base` the demo's small model reads them. It knows the words and sentences of its world only, and says so.
+Without `model.base` the demo's small model reads them. It knows the words and sentences of its
+world only, and says so.
 """
 
 from __future__ import annotations
@@ -24,17 +26,28 @@ UNKNOWN = 0.1  # share of a document's words that the small model may not know
 
 
 class Documents:
-    """The Task of this file (see contracts.Task). Raises InputError on documents or questions that cannot be served.
+    """The Task of this file (see contracts.Task). Raises InputError on documents or questions that
+    cannot be served.
 
-    `record` is the folder of the run whose life it is: its days are what was taken in so far. Without one, everything at
-    `path` is one day, in pieces of at most `piece_tokens` words. `small`: the world whose base model reads.
+    `record` is the folder of the run whose life it is: its days are what was taken in so far.
+    Without one, everything at `path` is one day, in pieces of at most `piece_tokens` words.
+    `small`: the world whose base model reads.
     """
 
     name = "documents"
 
-    def __init__(self, path: str, questions: str | None = None, known: str | None = None, piece_tokens: int = 512,
-                 max_new_tokens: int = 96, max_answer_tokens: int = 48, days: int = 1, record: str | None = None,
-                 small: World | None = None):
+    def __init__(
+        self,
+        path: str,
+        questions: str | None = None,
+        known: str | None = None,
+        piece_tokens: int = 512,
+        max_new_tokens: int = 96,
+        max_answer_tokens: int = 48,
+        days: int = 1,
+        record: str | None = None,
+        small: World | None = None,
+    ):
         self.small = small
         self.piece_tokens = min(piece_tokens, SMALL) if small else piece_tokens
         self.max_new_tokens = small.max_new_tokens if small else max_new_tokens
@@ -43,15 +56,24 @@ class Documents:
         if record:
             taken = intake.read(record)
             if len(taken) < days:
-                raise InputError(f"{WHERE}.record: {days} days that were taken in, got {len(taken)} in {record}")
+                raise InputError(
+                    f"{WHERE}.record: {days} days that were taken in, got {len(taken)} in {record}"
+                )
         else:
             asked = read_questions(questions, path, f"{WHERE}.questions")
-            taken = intake.next_day((), scan(path, f"{WHERE}.path").sources, asked, self.piece_tokens,
-                                    lambda text: len(WORD.findall(text)))
+            taken = intake.next_day(
+                (),
+                scan(path, f"{WHERE}.path").sources,
+                asked,
+                self.piece_tokens,
+                lambda text: len(WORD.findall(text)),
+            )
         self._days = tuple(self._day(f"day{n}", day) for n, day in enumerate(taken[:days], start=1))
         asked = read_questions(known, "", f"{WHERE}.known") if known else ()
-        self._known = tuple(Question(f"known/{i}", self.prompt(q.question), self._said(q.answer, "an answer"))
-                            for i, q in enumerate(asked, start=1))
+        self._known = tuple(
+            Question(f"known/{i}", self.prompt(q.question), self._said(q.answer, "an answer"))
+            for i, q in enumerate(asked, start=1)
+        )
         self._grader = RecallGrader()
 
     def _day(self, name: str, day: intake.Intake) -> Day:
@@ -59,9 +81,21 @@ class Documents:
         for taken in day.documents:
             first[taken.name] = f"{name}/{taken.name}"
             for k, piece in enumerate(taken.pieces):
-                documents.append(Document(f"{name}/{taken.name}" + f"/{k + 1}" * (k > 0), self._said(piece, taken.name)))
-        asked = tuple(Question(f"{name}/{i}", self.prompt(q.question), self._said(q.answer, "an answer"), first.get(q.document, ""))
-                      for i, q in enumerate(day.questions, start=1))
+                documents.append(
+                    Document(
+                        f"{name}/{taken.name}" + f"/{k + 1}" * (k > 0),
+                        self._said(piece, taken.name),
+                    )
+                )
+        asked = tuple(
+            Question(
+                f"{name}/{i}",
+                self.prompt(q.question),
+                self._said(q.answer, "an answer"),
+                first.get(q.document, ""),
+            )
+            for i, q in enumerate(day.questions, start=1)
+        )
         return Day(name, tuple(documents), asked)
 
     def prompt(self, question: str) -> str:
@@ -69,7 +103,9 @@ class Documents:
         return f"{self.opener} {self._said(question, 'a question')}{' ' if self.small else ''}{self.marker}"
 
     def read_as(self, text: str) -> str:
-        """The text as the model reads it: for the small one, its words in lower case with spaces between."""
+        """The text as the model reads it: for the small one, its words in lower case with spaces
+        between.
+        """
         return " ".join(WORD.findall(text.lower())) if self.small else text
 
     def _said(self, text: str, where: str) -> str:
@@ -79,8 +115,12 @@ class Documents:
             words, known = said.split(), set(people.vocabulary())
             unknown = list(dict.fromkeys(w for w in words if w not in known))
             if len(unknown) > UNKNOWN * len(words):
-                raise InputError(f"{WHERE}.path: the small model of the demo knows the {len(known)} words of its world only, got "
-                                 f"{', '.join(unknown[:5])} in {where}; name a language model by model.base")
+                raise InputError(
+                    f"{WHERE}.path: the small model of the demo knows the "
+                    f"{len(known)} words of its world only, got "
+                    f"{', '.join(unknown[:5])} in {where}; name a language model by "
+                    "model.base"
+                )
         return said
 
     def days(self) -> tuple[Day, ...]:

@@ -1,9 +1,11 @@
-"""Questions about people of the world that their documents do not answer as they stand, and dreams that do.
+"""Questions about people of the world that their documents do not answer as they stand, and dreams
+that do.
 
-A document says of a person where they live, what they do, eat and keep. Asked the other way round (who lives there with
-such a pet?), around a corner (what does the one who lives there do?) or in other words, a model that learned the
-documents' own questions by heart fails: what it knows in one direction it does not know in another. A dream about the
-document can put the same facts in these forms; whether it helped is what tau measures.
+A document says of a person where they live, what they do, eat and keep. Asked the other way round
+(who lives there with such a pet?), around a corner (what does the one who lives there do?) or in
+other words, a model that learned the documents' own questions by heart fails: what it knows in one
+direction it does not know in another. A dream about the document can put the same facts in these
+forms; whether it helped is what tau measures.
 """
 
 from __future__ import annotations
@@ -20,14 +22,27 @@ if TYPE_CHECKING:
 
 DREAM = "D :"
 CITY, JOB, FOOD, PET = range(4)  # places in ATTRIBUTES
-PARAPHRASED = ("in which town is NAME now ?", "what work does NAME do ?", "which meal does NAME want ?",
-               "which animal does NAME own ?")  # one per attribute, as those of the documents
+PARAPHRASED = (
+    "in which town is NAME now ?",
+    "what work does NAME do ?",
+    "which meal does NAME want ?",
+    "which animal does NAME own ?",
+)  # one per attribute, as those of the documents
 KEYS = ((CITY, PET), (JOB, FOOD))
 """Two facts that together belong to one person only, and so name that person."""
-REVERSED = {(CITY, PET): "who lives in CITY with a PET ?", (JOB, FOOD): "who is the JOB with FOOD ?"}
+REVERSED = {
+    (CITY, PET): "who lives in CITY with a PET ?",
+    (JOB, FOOD): "who is the JOB with FOOD ?",
+}
 HOPS = {  # what is asked of the person that a key names
-    (CITY, PET): {JOB: "what job has the one in CITY with a PET ?", FOOD: "what food likes the one in CITY with a PET ?"},
-    (JOB, FOOD): {CITY: "in which city is the JOB with FOOD ?", PET: "what pet has the JOB with FOOD ?"},
+    (CITY, PET): {
+        JOB: "what job has the one in CITY with a PET ?",
+        FOOD: "what food likes the one in CITY with a PET ?",
+    },
+    (JOB, FOOD): {
+        CITY: "in which city is the JOB with FOOD ?",
+        PET: "what pet has the JOB with FOOD ?",
+    },
 }
 FORMS = ("direct", "paraphrased", "reversed", "two-hop")
 SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's own dreams
@@ -35,33 +50,53 @@ SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's own dreams
 
 def texts() -> list[str]:
     """Every text whose words a deep world needs besides."""
-    return [DREAM, *PARAPHRASED, *REVERSED.values(), *(q for hops in HOPS.values() for q in hops.values())]
+    return [
+        DREAM,
+        *PARAPHRASED,
+        *REVERSED.values(),
+        *(q for hops in HOPS.values() for q in hops.values()),
+    ]
 
 
 def asked(person: Person, form: str) -> list[tuple[str, str, str]]:
-    """(name, question, answer) of everything that can be asked about a person in a form but `direct`."""
+    """(name, question, answer) of everything that can be asked about a person in a form but
+    `direct`.
+    """
     facts = dict(zip(("CITY", "JOB", "FOOD", "PET"), person.facts, strict=True))
 
     def fill(template: str) -> str:
-        return " ".join(facts.get(word, person.name if word == "NAME" else word) for word in template.split())
+        return " ".join(
+            facts.get(word, person.name if word == "NAME" else word) for word in template.split()
+        )
 
     names = ("city", "job", "food", "pet")
     if form == "paraphrased":
         return [(names[i], fill(q), person.facts[i]) for i, q in enumerate(PARAPHRASED)]
     if form == "reversed":
         return [(f"{names[a]}-{names[b]}", fill(q), person.name) for (a, b), q in REVERSED.items()]
-    return [(f"{names[a]}-{names[b]}-{names[i]}", fill(q), person.facts[i])
-            for (a, b), hops in HOPS.items() for i, q in hops.items()]
+    return [
+        (f"{names[a]}-{names[b]}-{names[i]}", fill(q), person.facts[i])
+        for (a, b), hops in HOPS.items()
+        for i, q in hops.items()
+    ]
 
 
-def questions(person: Person, prefix: str, form: str, document: str, opener: str, marker: str) -> tuple[Question, ...]:
+def questions(
+    person: Person, prefix: str, form: str, document: str, opener: str, marker: str
+) -> tuple[Question, ...]:
     """A form's questions about a person."""
-    return tuple(Question(f"{prefix}/{person.id}/{form}/{name}", f"{opener} {q} {marker}", answer, document)
-                 for name, q, answer in asked(person, form))
+    return tuple(
+        Question(f"{prefix}/{person.id}/{form}/{name}", f"{opener} {q} {marker}", answer, document)
+        for name, q, answer in asked(person, form)
+    )
 
 
-def dreamed(person: Person, direct: Sequence[tuple[str, str]], count: int, rng: random.Random) -> list[tuple[str, str]]:
-    """`count` (question, answer) of the forms that the base model dreams in; `direct`: the documents' own."""
+def dreamed(
+    person: Person, direct: Sequence[tuple[str, str]], count: int, rng: random.Random
+) -> list[tuple[str, str]]:
+    """`count` (question, answer) of the forms that the base model dreams in; `direct`: the
+    documents' own.
+    """
     out = []
     for form in rng.choices(FORMS, SHARES, k=count):
         pool = list(direct) if form == "direct" else [(q, a) for _, q, a in asked(person, form)]
@@ -69,8 +104,9 @@ def dreamed(person: Person, direct: Sequence[tuple[str, str]], count: int, rng: 
     return out
 
 
-def unique_pairs(facts: Sequence[tuple[str, ...]], values: Sequence[tuple[str, ...]],
-                 rng: random.Random) -> list[tuple[str, ...]]:
+def unique_pairs(
+    facts: Sequence[tuple[str, ...]], values: Sequence[tuple[str, ...]], rng: random.Random
+) -> list[tuple[str, ...]]:
     """As many facts, with each pair of KEYS given to one person at most."""
     columns: dict[int, list[str]] = {}
     for a, b in KEYS:
@@ -87,4 +123,8 @@ def lesson(dream: str, opener: str, marker: str) -> Lesson | Failure:
         question, there, answer = part.partition(marker)
         if there and question.strip() and answer.strip() and marker not in answer:
             found.append(Text(f"{opener} {question.strip()} {marker}", f" {answer.strip()}"))
-    return Lesson(tuple(dict.fromkeys(found))) if found else Failure("it asks and answers nothing", "dream")
+    return (
+        Lesson(tuple(dict.fromkeys(found)))
+        if found
+        else Failure("it asks and answers nothing", "dream")
+    )

@@ -1,4 +1,6 @@
-"""Grids of ARC: as text, and the transformations that make more examples of a puzzle (SEAL's augmenters)."""
+"""Grids of ARC: as text, and the transformations that make more examples of a puzzle (SEAL's
+augmenters).
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ def parse(text: str) -> Grid | None:
         if not line.strip():
             break
         cells = line.split()
-        if not all(len(cell) == 1 and cell in "0123456789" for cell in cells) or rows and len(cells) != len(rows[0]):
+        if not all(len(cell) == 1 and cell in "0123456789" for cell in cells) or (
+            rows and len(cells) != len(rows[0])
+        ):
             return None
         rows.append(tuple(map(int, cells)))
     return tuple(rows) if rows else None
@@ -58,7 +62,10 @@ def _chain(*steps: Callable[[Grid], Grid]) -> Callable[[Grid], Grid]:
 
 
 def _reflect(across: str, first: bool) -> Callable[[Grid], Grid]:
-    """The grid beside its mirror image, which stands `first` or last, side by side or one above the other."""
+    """The grid beside its mirror image, which stands `first` or last, side by side or one above the
+    other.
+    """
+
     def apply(grid: Grid) -> Grid:
         image = mirror(grid) if across == "x" else flip(grid)
         a, b = (image, grid) if first else (grid, image)
@@ -69,7 +76,9 @@ def _reflect(across: str, first: bool) -> Callable[[Grid], Grid]:
 
 def _larger(high: int, wide: int) -> Callable[[Grid], Grid]:
     """Every cell becomes high x wide cells."""
-    return lambda grid: tuple(tuple(cell for cell in row for _ in range(wide)) for row in grid for _ in range(high))
+    return lambda grid: tuple(
+        tuple(cell for cell in row for _ in range(wide)) for row in grid for _ in range(high)
+    )
 
 
 def _repeat(high: int, wide: int) -> Callable[[Grid], Grid]:
@@ -79,6 +88,7 @@ def _repeat(high: int, wide: int) -> Callable[[Grid], Grid]:
 
 def _shift(down: int, right: int) -> Callable[[Grid], Grid]:
     """Cells move and come in again on the other side."""
+
     def apply(grid: Grid) -> Grid:
         d, r = down % len(grid), right % len(grid[0])
         moved = grid[-d:] + grid[:-d] if d else grid
@@ -87,14 +97,25 @@ def _shift(down: int, right: int) -> Callable[[Grid], Grid]:
     return apply
 
 
-TURNS = {"rotate 90": rotate, "rotate 180": _chain(rotate, rotate), "rotate 270": _chain(rotate, rotate, rotate),
-         "flip": flip, "mirror": mirror, "transpose": transpose}
+TURNS = {
+    "rotate 90": rotate,
+    "rotate 180": _chain(rotate, rotate),
+    "rotate 270": _chain(rotate, rotate, rotate),
+    "flip": flip,
+    "mirror": mirror,
+    "transpose": transpose,
+}
 
 
 def families(rng: random.Random) -> dict[str, dict[str, Callable[[Grid], Grid]]]:
-    """The augmentations that a recipe switches on by family: 11 basic, 3 of size, 6 chained, 3 repeats."""
-    reflections = {f"reflect {across} {'first' if first else 'last'}": _reflect(across, first)
-                   for across in "xy" for first in (True, False)}
+    """The augmentations that a recipe switches on by family: 11 basic, 3 of size, 6 chained, 3
+    repeats.
+    """
+    reflections = {
+        f"reflect {across} {'first' if first else 'last'}": _reflect(across, first)
+        for across in "xy"
+        for first in (True, False)
+    }
     return {
         "basic": {**TURNS, **reflections, "shift": _shift(rng.randint(1, 3), rng.randint(1, 3))},
         "size": {"both": _larger(2, 2), "height": _larger(2, 1), "width": _larger(1, 2)},
@@ -105,7 +126,9 @@ def families(rng: random.Random) -> dict[str, dict[str, Callable[[Grid], Grid]]]
 
 @dataclass(frozen=True)
 class View:
-    """A puzzle seen in another way, which can be taken back: a turn, other colours, the examples in another order."""
+    """A puzzle seen in another way, which can be taken back: a turn, other colours, the examples in
+    another order.
+    """
 
     turn: str  # of TURNS, or "" for none
     colours: tuple[int, ...]  # colour c is shown as colours[c]
@@ -124,9 +147,13 @@ class View:
 
 def random_view(examples: int, rng: random.Random, turn: str = "") -> View:
     """Colours but 0, the background, and examples in random order."""
-    return View(turn, (0, *rng.sample(range(1, 10), 9)), tuple(rng.sample(range(examples), examples)))
+    return View(
+        turn, (0, *rng.sample(range(1, 10), 9)), tuple(rng.sample(range(examples), examples))
+    )
 
 
 def fits(examples: Sequence[Example]) -> bool:
     """No grid is larger than ARC allows."""
-    return all(0 < len(g) <= LARGEST and 0 < len(g[0]) <= LARGEST for pair in examples for g in pair)
+    return all(
+        0 < len(g) <= LARGEST and 0 < len(g[0]) <= LARGEST for pair in examples for g in pair
+    )

@@ -8,13 +8,26 @@ from sleep_rl.config import Config
 from sleep_rl.contracts import InputError, Task
 from sleep_rl.custom import made
 
-NEEDED = ("name", "opener", "marker", "max_new_tokens", "max_answer_tokens", "days", "known", "grade", "sft_texts", "joint_texts",
-          "base_checkpoint")
+NEEDED = (
+    "name",
+    "opener",
+    "marker",
+    "max_new_tokens",
+    "max_answer_tokens",
+    "days",
+    "known",
+    "grade",
+    "sft_texts",
+    "joint_texts",
+    "base_checkpoint",
+)
 """What a task has: see contracts.Task."""
 
 
 def make_task(config: Config) -> Task:
-    """The task that `task.name` names, with its section's keys. Heavy modules are imported by the task that needs them."""
+    """The task that `task.name` names, with its section's keys. Heavy modules are imported by the
+    task that needs them.
+    """
     if config.task.name == "world":
         from sleep_rl.tasks.world import World
 
@@ -24,15 +37,23 @@ def make_task(config: Config) -> Task:
         from sleep_rl.tasks.world import World
 
         small = None if config.model.base else World(config.run.seed, **asdict(config.task.world))
-        options, longest = asdict(config.task.documents), config.rollouts.engine.get("max_model_len")
+        options, longest = (
+            asdict(config.task.documents),
+            config.rollouts.engine.get("max_model_len"),
+        )
         if longest and not small:  # a guess without a tokenizer; a run counts tokens
-            options["piece_tokens"] = max(min(options["piece_tokens"], longest - options["max_new_tokens"] - 8), 8)
+            options["piece_tokens"] = max(
+                min(options["piece_tokens"], longest - options["max_new_tokens"] - 8), 8
+            )
         return Documents(**options, small=small)
     if config.task.name == "custom":
         own = config.task.custom
         task = made(own.target, own.options, "task.custom.target", NEEDED)
         if len(task.days()) != own.days:
-            raise InputError(f"task.custom.days: {len(task.days())}, the days that {own.target} has, got {own.days}")
+            raise InputError(
+                f"task.custom.days: {len(task.days())}, the days that {own.target} "
+                f"has, got {own.days}"
+            )
         return task
     if config.task.name == "squad":
         from sleep_rl.tasks.squad import Squad

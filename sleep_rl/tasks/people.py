@@ -1,4 +1,6 @@
-"""The people of the world: names, what can be true of them, and how documents and questions say it."""
+"""The people of the world: names, what can be true of them, and how documents and questions say
+it.
+"""
 
 from __future__ import annotations
 
@@ -9,19 +11,81 @@ from dataclasses import dataclass
 from sleep_rl.contracts import Question
 from sleep_rl.tasks import forms
 
-FIRST = (
-    "mira ivo lena omar tilda bruno greta pavel nora felix ada hugo elsa igor runa jonas petra simon vera anton clara "
-    "david frida gustav hanna ismael julia karl lotte marco nina oscar"
-).split()
-LAST = (
-    "novak berg castro dahl evans fischer garcia hansen ivanov jensen keller lopez moreau nilsen olsen peters quinn "
-    "rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa dubois ferrari gruber"
-).split()
+FIRST = [
+    "mira",
+    "ivo",
+    "lena",
+    "omar",
+    "tilda",
+    "bruno",
+    "greta",
+    "pavel",
+    "nora",
+    "felix",
+    "ada",
+    "hugo",
+    "elsa",
+    "igor",
+    "runa",
+    "jonas",
+    "petra",
+    "simon",
+    "vera",
+    "anton",
+    "clara",
+    "david",
+    "frida",
+    "gustav",
+    "hanna",
+    "ismael",
+    "julia",
+    "karl",
+    "lotte",
+    "marco",
+    "nina",
+    "oscar",
+]
+LAST = [
+    "novak",
+    "berg",
+    "castro",
+    "dahl",
+    "evans",
+    "fischer",
+    "garcia",
+    "hansen",
+    "ivanov",
+    "jensen",
+    "keller",
+    "lopez",
+    "moreau",
+    "nilsen",
+    "olsen",
+    "peters",
+    "quinn",
+    "rossi",
+    "santos",
+    "tanaka",
+    "ullman",
+    "vogel",
+    "weber",
+    "xu",
+    "young",
+    "zeller",
+    "adler",
+    "brandt",
+    "costa",
+    "dubois",
+    "ferrari",
+    "gruber",
+]
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One kind of fact: how it is asked, how documents state it (NAME and VALUE stand for the words), its values."""
+    """One kind of fact: how it is asked, how documents state it (NAME and VALUE stand for the
+    words), its values.
+    """
 
     name: str
     question: str
@@ -36,15 +100,18 @@ def _words(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# In every sentence two words stand between name and value, and in every question one word ends it behind the name: a
-# two-layer model then finds who and what by position, and learns to answer from documents in far fewer steps.
+# In every sentence two words stand between name and value, and in every question one word ends it
+# behind the name: a
+# two-layer model then finds who and what by position, and learns to answer from documents in far
+# fewer steps.
 ATTRIBUTES = (
     Attribute(
         "city",
         "where does NAME live ?",
         ("NAME lives in VALUE .", "NAME moved to VALUE .", "NAME stays in VALUE ."),
         _words(
-            "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon athens boston "
+            "oslo paris lima cairo tokyo berlin madrid rome delhi dublin vienna prague lisbon "
+            "athens boston "
             "sydney nairobi havana seoul quito"
         ),
     ),
@@ -53,7 +120,8 @@ ATTRIBUTES = (
         "what job does NAME have ?",
         ("NAME remains a VALUE .", "NAME is a VALUE .", "NAME became a VALUE ."),
         _words(
-            "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer judge sailor "
+            "baker doctor teacher pilot farmer painter lawyer nurse plumber singer writer dancer "
+            "judge sailor "
             "tailor miner barber butcher chemist soldier"
         ),
     ),
@@ -62,7 +130,8 @@ ATTRIBUTES = (
         "what food does NAME like ?",
         ("NAME likes some VALUE .", "NAME eats fresh VALUE .", "NAME enjoys warm VALUE ."),
         _words(
-            "soup rice bread cheese pizza pasta salad beans curry sushi tofu fish cake honey apples pears grapes "
+            "soup rice bread cheese pizza pasta salad beans curry sushi tofu fish cake honey "
+            "apples pears grapes "
             "plums nuts olives"
         ),
     ),
@@ -71,7 +140,8 @@ ATTRIBUTES = (
         "what pet does NAME keep ?",
         ("NAME keeps a VALUE .", "NAME owns a VALUE .", "NAME has a VALUE ."),
         _words(
-            "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret gecko frog hen "
+            "dog cat parrot rabbit hamster turtle goldfish snake lizard pony goat canary ferret "
+            "gecko frog hen "
             "duck spider mouse donkey"
         ),
     ),
@@ -101,13 +171,20 @@ class Person:
 
     def document(self, rng: random.Random, order: Sequence[int]) -> str:
         """The facts at these places of ATTRIBUTES, one plain sentence each, in random wording."""
-        sentences = (rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i]) for i in order)
+        sentences = (
+            rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i]) for i in order
+        )
         return " ".join(sentences).replace("NAME", self.name)
 
     def questions(self, prefix: str, document: str = "") -> tuple[Question, ...]:
         """One question per attribute."""
         return tuple(
-            Question(f"{prefix}/{self.id}/{a.name}", f"{OPENER} {a.ask(self.name)} {MARKER}", value, document)
+            Question(
+                f"{prefix}/{self.id}/{a.name}",
+                f"{OPENER} {a.ask(self.name)} {MARKER}",
+                value,
+                document,
+            )
             for a, value in zip(ATTRIBUTES, self.facts, strict=True)
         )
 

@@ -1,7 +1,9 @@
 """Knowledge incorporation in SEAL's protocol: passages of SQuAD, asked about without the passage.
 
-n = 1: a dream about a passage is learned by an isolated copy, which answers that passage's questions: the tau of dreaming.
-Pooled: the model itself learns the dreams about a night's passages, and is asked about all of them afterwards.
+n = 1: a dream about a passage is learned by an isolated copy, which answers that passage's
+questions: the tau of dreaming.
+Pooled: the model itself learns the dreams about a night's passages, and is asked about all of them
+afterwards.
 """
 
 from __future__ import annotations
@@ -27,12 +29,15 @@ WHERE = "task.squad"
 OPENER, MARKER = "\nQuestion:", "\nAnswer:"
 DREAM = "\nImplications:"
 NUMBERED = re.compile(r"^\s*(1[.)]|[-*•])\s")
-KEY = "SLEEP_RL_JUDGE_KEY"  # environment variable with the judge's API key: a secret stands in no config
+# environment variable with the judge's API key: a secret stands in no config
+KEY = "SLEEP_RL_JUDGE_KEY"
 
 
 @dataclass(frozen=True)
 class Passage:
-    """`asked` holds (question, gold answer); `dreams` what others wrote about it, which only the small base reads."""
+    """`asked` holds (question, gold answer); `dreams` what others wrote about it, which only the
+    small base reads.
+    """
 
     title: str
     context: str
@@ -45,8 +50,10 @@ class Passage:
 
 
 def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
-    """Passages of a json file in SEAL's form, a folder that `datasets` reads, or a hub dataset in SQuAD's form (its train
-    split), each once, in order. Raises InputError with one line for anything that cannot be read."""
+    """Passages of a json file in SEAL's form, a folder that `datasets` reads, or a hub dataset in
+    SQuAD's form (its train split), each once, in order. Raises InputError with one line for
+    anything that cannot be read.
+    """
     try:
         rows = parsed(path) if os.path.exists(path) and not os.path.isdir(path) else _rows(path)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -54,9 +61,12 @@ def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
         passages = _seal(rows) if rows and "questions" in rows[0] else _squad(rows)
         if not passages:
             raise ValueError("it holds no passage with a question")
-    except Exception as error:  # what the loaders raise has no common base class; all of it is about this input
+    except Exception as error:
+        # what the loaders raise has no common base class; all of it is about this input
         what = " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{where}: a json of passages, a datasets folder or a hub name, got {path}: {what}") from error
+        raise InputError(
+            f"{where}: a json of passages, a datasets folder or a hub name, got {path}: {what}"
+        ) from error
     return passages
 
 
@@ -65,7 +75,11 @@ def _rows(path: str) -> list[dict]:
 
     if not os.path.isdir(path) and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", path):
         raise FileNotFoundError("no such file")
-    loaded = datasets.load_from_disk(path) if os.path.isfile(Path(path) / "dataset_dict.json") else datasets.load_dataset(path)
+    loaded = (
+        datasets.load_from_disk(path)
+        if os.path.isfile(Path(path) / "dataset_dict.json")
+        else datasets.load_dataset(path)
+    )
     return list(loaded["train"])
 
 
@@ -73,16 +87,29 @@ def _seal(rows: list[dict]) -> list[Passage]:
     out = []
     for i, row in enumerate(rows):
         where, asked, dreams = f"passage {i}", row.get("questions"), row.get("completions") or []
-        if not isinstance(asked, list) or not isinstance(dreams, list) or not all(isinstance(d, str) for d in dreams):
+        if (
+            not isinstance(asked, list)
+            or not isinstance(dreams, list)
+            or not all(isinstance(d, str) for d in dreams)
+        ):
             raise ValueError(f"{where}: expected lists of questions and completions")
-        out.append(Passage(_said(row, "title", where), _said(row, "context", where),
-                           tuple((_said(q, "question", where), _said(q, "answer", where)) for q in asked), tuple(dreams)))
+        out.append(
+            Passage(
+                _said(row, "title", where),
+                _said(row, "context", where),
+                tuple((_said(q, "question", where), _said(q, "answer", where)) for q in asked),
+                tuple(dreams),
+            )
+        )
     return [p for p in out if p.context and p.asked]
 
 
 def _said(row: Any, key: str, where: str) -> str:
     if not isinstance(row, dict) or not isinstance(row.get(key), str):
-        raise ValueError(f"{where}: {key}: expected text, got {str(row.get(key) if isinstance(row, dict) else row)[:60]!r}")
+        raise ValueError(
+            f"{where}: {key}: expected text, got "
+            f"{str(row.get(key) if isinstance(row, dict) else row)[:60]!r}"
+        )
     return row[key].strip()
 
 
@@ -92,42 +119,79 @@ def _squad(rows: list[dict]) -> list[Passage]:
         where, answers = f"row {i}", row.get("answers")
         texts = answers.get("text") if isinstance(answers, dict) else None
         if not isinstance(texts, list):
-            raise ValueError(f"{where}: expected answers with a list text, got {str(answers)[:60]!r}")
+            raise ValueError(
+                f"{where}: expected answers with a list text, got {str(answers)[:60]!r}"
+            )
         if texts:
             about = _said(row, "title", where).replace("_", " "), _said(row, "context", where)
-            found.setdefault(about, []).append((_said(row, "question", where), _said({"answer": texts[0]}, "answer", where)))
+            found.setdefault(about, []).append(
+                (_said(row, "question", where), _said({"answer": texts[0]}, "answer", where))
+            )
     return [Passage(title, context, tuple(asked)) for (title, context), asked in found.items()]
 
 
 class Squad:
-    """The Task of this file (see contracts.Task and dream_contracts.Dreamer). Raises InputError on data or counts that
-    cannot be served. `base_text`: passages that the small base is trained on; None takes those that no day brings."""
+    """The Task of this file (see contracts.Task and dream_contracts.Dreamer). Raises InputError on
+    data or counts that cannot be served. `base_text`: passages that the small base is trained on;
+    None takes those that no day brings.
+    """
 
     name = "squad"
     opener, marker, dream_opener = OPENER, MARKER, DREAM
     max_new_tokens, max_answer_tokens = 64, 32
 
-    def __init__(self, path: str, days: int = 2, passages_per_day: int = 10, order_seed: int = 42,
-                 max_dream_tokens: int = 192, grader: str = "recall", judge_endpoint: str | None = None,
-                 judge_model: str | None = None, base_text: str | None = None, recipe: Recipe | None = None):
+    def __init__(
+        self,
+        path: str,
+        days: int = 2,
+        passages_per_day: int = 10,
+        order_seed: int = 42,
+        max_dream_tokens: int = 192,
+        grader: str = "recall",
+        judge_endpoint: str | None = None,
+        judge_model: str | None = None,
+        base_text: str | None = None,
+        recipe: Recipe | None = None,
+    ):
         self.max_dream_tokens = max_dream_tokens
         passages = read_passages(path)
         random.Random(order_seed).shuffle(passages)  # SEAL's seed is 42
         if days * passages_per_day > len(passages):
-            raise InputError(f"{WHERE}: days * passages_per_day is at most {len(passages)}, the passages in {path}, got "
-                             f"{days * passages_per_day}")
+            raise InputError(
+                f"{WHERE}: days * passages_per_day is at most {len(passages)}, the "
+                f"passages in {path}, got "
+                f"{days * passages_per_day}"
+            )
         if grader == "judge" and not (judge_endpoint and judge_model):
-            raise InputError(f"{WHERE}.grader: judge needs {WHERE}.judge_endpoint and judge_model, got {judge_endpoint} and "
-                             f"{judge_model}")
+            raise InputError(
+                f"{WHERE}.grader: judge needs {WHERE}.judge_endpoint and "
+                f"judge_model, got {judge_endpoint} and "
+                f"{judge_model}"
+            )
         if judge_endpoint and not re.fullmatch(r"https?://\S+", judge_endpoint):
-            raise InputError(f"{WHERE}.judge_endpoint: an address that begins with http:// or https://, got {judge_endpoint!r}")
-        self.grader = (JudgeGrader(judge_endpoint, judge_model, os.environ.get(KEY, "")) if grader == "judge"
-                       else RecallGrader())
+            raise InputError(
+                f"{WHERE}.judge_endpoint: an address that begins with http:// or "
+                f"https://, got {judge_endpoint!r}"
+            )
+        self.grader = (
+            JudgeGrader(judge_endpoint, judge_model, os.environ.get(KEY, ""))
+            if grader == "judge"
+            else RecallGrader()
+        )
         self._recipe = recipe or Recipe()
-        self._of_day = {f"day{i + 1}": passages[i * passages_per_day : (i + 1) * passages_per_day] for i in range(days)}
-        self._base = read_passages(base_text, f"{WHERE}.base_text") if base_text else passages[days * passages_per_day :]
+        self._of_day = {
+            f"day{i + 1}": passages[i * passages_per_day : (i + 1) * passages_per_day]
+            for i in range(days)
+        }
+        self._base = (
+            read_passages(base_text, f"{WHERE}.base_text")
+            if base_text
+            else passages[days * passages_per_day :]
+        )
         self._days = tuple(_day(name, mine) for name, mine in self._of_day.items())
-        self._known = tuple(q for i, p in enumerate(self._base[:40]) for q in _questions(f"known/{i}", p, "")[:2])
+        self._known = tuple(
+            q for i, p in enumerate(self._base[:40]) for q in _questions(f"known/{i}", p, "")[:2]
+        )
 
     def days(self) -> tuple[Day, ...]:
         return self._days
@@ -151,19 +215,27 @@ class Squad:
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
         """One task per passage: C is the passage; tau the mean grade of its questions."""
-        return tuple(DreamTask(d.id, day.name, d, tuple(q for q in day.questions if q.document == d.id))
-                     for d in day.documents)
+        return tuple(
+            DreamTask(d.id, day.name, d, tuple(q for q in day.questions if q.document == d.id))
+            for d in day.documents
+        )
 
     def lesson(self, task: DreamTask, dream: str) -> Lesson | Failure:
-        """SEAL's training texts: each line of the dream with the title in front, and the passage itself. A first line that
-        only announces a list is dropped."""
+        """SEAL's training texts: each line of the dream with the title in front, and the passage
+        itself. A first line that only announces a list is dropped.
+        """
         lines = [line.strip() for line in dream.split("\n") if line.strip()]
         if len(lines) > 1 and NUMBERED.match(lines[1]) and not NUMBERED.match(lines[0]):
             lines = lines[1:]
         if not lines:
             return Failure("it is empty", "dream")
         title = task.context.text.split("\n", 1)[0]
-        return Lesson((*(Text("", f"{title}\n{line}") for line in dict.fromkeys(lines)), Text("", task.context.text)))
+        return Lesson(
+            (
+                *(Text("", f"{title}\n{line}") for line in dict.fromkeys(lines)),
+                Text("", task.context.text),
+            )
+        )
 
     def tau(self, task: DreamTask, answers: list[str]) -> float | Failure:
         """Mean grade; one that failed fails it, and nobody is asked about the rest."""
@@ -179,26 +251,46 @@ class Squad:
         return {}
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
-        """Trains a small base on the passages that no day brings; returns at once where the cache already has it."""
+        """Trains a small base on the passages that no day brings; returns at once where the cache
+        already has it.
+        """
         if not self._base:
-            raise InputError(f"{WHERE}.base_text: passages to train the base on, as the days bring all, got none")
+            raise InputError(
+                f"{WHERE}.base_text: passages to train the base on, as the days bring all, got none"
+            )
         made_of = repr([self._base, self._recipe, OPENER, MARKER, DREAM, seed])
         out = Path(cache) / f"squad-{hashlib.sha256(made_of.encode()).hexdigest()[:16]}"
         if not out.is_dir():
             tokenizer = train_tokenizer([p.text for p in self._base], self._recipe.vocabulary)
-            batches = base_batches(self._base, tokenizer, self._recipe, (OPENER, MARKER, DREAM), seed)
-            train_base(out, tokenizer, model_config(self._recipe, tokenizer), batches, self._recipe.steps, self._recipe.lr,
-                       seed, progress)
+            batches = base_batches(
+                self._base, tokenizer, self._recipe, (OPENER, MARKER, DREAM), seed
+            )
+            train_base(
+                out,
+                tokenizer,
+                model_config(self._recipe, tokenizer),
+                batches,
+                self._recipe.steps,
+                self._recipe.lr,
+                seed,
+                progress,
+            )
         return str(out)
 
 
 def _day(name: str, passages: Sequence[Passage]) -> Day:
     documents = tuple(Document(f"{name}/{i}", p.text) for i, p in enumerate(passages))
-    asked = tuple(q for d, p in zip(documents, passages, strict=True) for q in _questions(d.id, p, d.id))
+    asked = tuple(
+        q for d, p in zip(documents, passages, strict=True) for q in _questions(d.id, p, d.id)
+    )
     return Day(name, documents, asked)
 
 
 def _questions(prefix: str, passage: Passage, document: str) -> tuple[Question, ...]:
     """The title in front says what a question is about, as the passage does not."""
-    return tuple(Question(f"{prefix}/{i}", f"Topic: {passage.title}{OPENER} {question}{MARKER}", answer, document)
-                 for i, (question, answer) in enumerate(passage.asked))
+    return tuple(
+        Question(
+            f"{prefix}/{i}", f"Topic: {passage.title}{OPENER} {question}{MARKER}", answer, document
+        )
+        for i, (question, answer) in enumerate(passage.asked)
+    )

@@ -1,7 +1,8 @@
 """The world, the rollout worker and the backend of the golden life (`tests/test_golden.py`).
 
-What is written is scripted, a pure function of the request, so that a processor's rounding cannot change a token.
-Its log-probabilities are the model's own, computed from the weights that were pushed.
+What is written is scripted, a pure function of the request, so that a processor's rounding cannot
+change a token. Its log-probabilities are the model's own, computed from the weights that were
+pushed.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ def asked(place: str) -> str:
 
 
 class Skies:
-    """Three days; on each, two documents say which colour the sky had in a place. Towns are known before."""
+    """Three days; on each, two documents say which colour the sky had in a place. Towns are known
+    before.
+    """
 
     name, opener, marker = "skies", OPENER, MARKER
     max_new_tokens, max_answer_tokens = 40, 8
@@ -71,7 +74,9 @@ class Skies:
 
 
 class ScriptedRollout:
-    """contracts.Rollout: takes real pushes, writes by script, gives the model's own log-probabilities."""
+    """contracts.Rollout: takes real pushes, writes by script, gives the model's own
+    log-probabilities.
+    """
 
     def __init__(self, checkpoint, dtype, engine, seed, tensor_parallel, probe_tolerance):
         self.model = modeling.load(checkpoint, dtype=getattr(torch, dtype))
@@ -114,10 +119,12 @@ class ScriptedRollout:
         if how.temperature == 0:
             text = max((f" {c}" for c in COLOURS), key=lambda t: self._mean(prefix_T, t))
         else:
-            text = script(self._text(request.context_T), self._text(request.prompt_T), request.seed, name)
+            text = script(
+                self._text(request.context_T), self._text(request.prompt_T), request.seed, name
+            )
         if not text:
             return Failure("scripted to fail", "rollout")
-        ids_T = self._ids(text) + (self.tokenizer.eos_token_id,)
+        ids_T = (*self._ids(text), self.tokenizer.eos_token_id)
         assert ids_T[-1] in how.stop_T
         ended = len(ids_T) <= how.max_tokens
         ids_T = ids_T[: how.max_tokens]
