@@ -17,14 +17,14 @@ from pathlib import Path
 import torch
 from vllm.lora.request import LoRARequest
 
-from actors.adapters import Copies, train
+from actors.batched_lora import Copies, train
 from actors.engine import SHARED_MEMORY
 from actors.rollout import RolloutWorker
-from sleep_rl import modeling
-from sleep_rl.contracts import Failure, InputError, Loaded, Sampling, Weights
-from sleep_rl.digest import digest
-from sleep_rl.dream_contracts import Trial
-from sleep_rl.memory import memory_levels, tensors_of
+from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.records import Loaded, Sampling, Trial, Weights
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import memory_levels, tensors_of
+from sleep_rl.model.tensor_digest import digest
 
 Answers = tuple[tuple[int, ...], ...]
 
@@ -67,7 +67,7 @@ class CriticWorker(RolloutWorker):
             seed=seed,
             probe_tolerance=probe_tolerance,
         )
-        self._model = modeling.load(checkpoint, dtype=getattr(torch, dtype)).to(device)
+        self._model = checkpoints.load(checkpoint, dtype=getattr(torch, dtype)).to(device)
         self._pad = self._model.config.pad_token_id or 0
         self._rank, self._alpha, self._together, self._next_id = rank, alpha, together, 1
 
@@ -191,7 +191,7 @@ class CriticWorker(RolloutWorker):
             return "" if self._engine.llm.llm_engine.add_lora(adapter) else "vLLM said no"
         except Exception as error:
             # vLLM raises what its loader raises; the engine goes on without the adapter
-            return modeling.first_line(error)
+            return checkpoints.first_line(error)
 
     def _adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
         name, self._next_id = f"dream-{self._next_id}", self._next_id + 1

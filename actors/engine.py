@@ -23,10 +23,10 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
 from actors.plugin import register
-from sleep_rl.contracts import InputError, RunError
-from sleep_rl.digest import digest
-from sleep_rl.memory import tensors_of
-from sleep_rl.modeling import first_line
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.model.checkpoints import first_line
+from sleep_rl.model.memory import tensors_of
+from sleep_rl.model.tensor_digest import digest
 
 R = TypeVar("R")
 # where a node's processes exchange tensors; the temporary folder where there is none
@@ -37,7 +37,7 @@ class MemoryAccess:
     """Mixed into vLLM's worker (`worker_extension_cls`): reads and writes the memory tensors of its
     model.
 
-    Keys are those of `sleep_rl.memory.tensors_of`. Tensors come and go directly where the worker
+    Keys are those of `sleep_rl.model.memory.tensors_of`. Tensors come and go directly where the worker
     lives in the caller's process, and through a safetensors file otherwise: vLLM cannot send
     tensors as arguments.
     """

@@ -15,9 +15,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    from sleep_rl.modeling import (
-        FAMILIES,  # importing it makes AutoConfig know the sleep_* model types
-    )
+    from sleep_rl.model.checkpoints import FAMILIES
 
     known = set(ModelRegistry.get_supported_archs())
     for prefix in FAMILIES.values():

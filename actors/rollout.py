@@ -16,18 +16,10 @@ from torch import Tensor
 from vllm import RequestOutput, SamplingParams
 
 from actors.engine import Engine
-from sleep_rl.contracts import (
-    Failure,
-    InputError,
-    Loaded,
-    Request,
-    RunError,
-    Sample,
-    Sampling,
-    Weights,
-)
-from sleep_rl.digest import as_tensor, digest
-from sleep_rl.modeling import first_line, read_config
+from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.records import Loaded, Request, Sample, Sampling, Weights
+from sleep_rl.model.checkpoints import first_line, read_config
+from sleep_rl.model.tensor_digest import as_tensor, digest
 
 BASE = "base"
 """Name of the state (version 0) that the checkpoint itself holds: known at the start, so a first

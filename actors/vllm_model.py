@@ -1,4 +1,4 @@
-"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.memory`, by one
+"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.model.memory`, by one
 factory.
 
 Base parameter names stay as they are (the MLP's class is swapped, not wrapped), so weight loading,
@@ -15,8 +15,8 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from sleep_rl.memory import attach_memory, memory_levels
-from sleep_rl.modeling import FAMILIES
+from sleep_rl.model.checkpoints import FAMILIES
+from sleep_rl.model.memory import attach_memory, memory_levels
 
 
 def _make(family: str, prefix: str) -> type[nn.Module]:

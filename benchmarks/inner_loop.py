@@ -52,7 +52,7 @@ def checkpoint(size: str, folder: str) -> str:
     import transformers
     from tokenizers import Tokenizer, models
 
-    from sleep_rl import modeling
+    from sleep_rl.model import checkpoints
 
     fields = {
         **SIZES[size],
@@ -70,16 +70,16 @@ def checkpoint(size: str, folder: str) -> str:
         pad_token="<pad>",
         eos_token="<eos>",
     )
-    modeling.save(model, words, f"{folder}/base")
+    checkpoints.save(model, words, f"{folder}/base")
     print(f"{size}: {sum(p.numel() for p in model.parameters()) / 1e6:.1f}M parameters")
-    return modeling.expand(
+    return checkpoints.expand(
         f"{folder}/base", f"{folder}/sleep", [{"experts": 1, "d_low": 8, "top_k": 1}]
     )
 
 
 def trials(count: int, vocabulary: int) -> list:
     """Dreams as the deep world has them: texts of a dozen tokens, and fourteen questions."""
-    from sleep_rl.dream_contracts import Trial
+    from sleep_rl.contracts.records import Trial
 
     rng = random.Random(0)
     ids = lambda low, high: tuple(
@@ -98,18 +98,18 @@ def trials(count: int, vocabulary: int) -> list:
 
 def one_by_one(critic, trials_N: list, how) -> list:
     """Every trial alone, its rows padded to FULL tokens."""
-    from actors import adapters
+    from actors import batched_lora
 
-    losses = adapters._losses
+    losses = batched_lora._losses
 
     def padded(model, rows_N, pad, device):
         return _full(model, rows_N[0], pad)
 
-    adapters._losses = padded
+    batched_lora._losses = padded
     try:
         return [critic.try_out([trial], "base", 0, how)[0] for trial in trials_N]
     finally:
-        adapters._losses = losses
+        batched_lora._losses = losses
 
 
 def _full(model, row, pad):
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     from actors.critic import CriticWorker
-    from sleep_rl.contracts import Sampling
+    from sleep_rl.contracts.records import Sampling
 
     with tempfile.TemporaryDirectory() as folder:
         path = checkpoint(arguments.size, folder)

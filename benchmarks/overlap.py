@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sleep_rl.metrics import read
+from sleep_rl.journal.journal import read
 
 COMMON = (
     "task.world.days=1",

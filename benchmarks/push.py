@@ -26,15 +26,17 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from cluster.crew import Workers
-from cluster.group import RayBackend, wait_all
 from cluster.launch import base_checkpoint, memory_of
-from sleep_rl import modeling
-from sleep_rl.config import Config, Model
-from sleep_rl.console import Console
-from sleep_rl.contracts import STUDENT, TEACHER, Request, Rollout, RunError, Sampling, Weights
-from sleep_rl.digest import digest
-from sleep_rl.metrics import Journal
-from sleep_rl.tasks.make import make_task
+from cluster.runtime.ray_backend import RayBackend, wait_all
+from sleep_rl.config.schema import Config, Model
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Weights
+from sleep_rl.contracts.roles import Rollout
+from sleep_rl.journal.journal import Journal
+from sleep_rl.model import checkpoints
+from sleep_rl.model.tensor_digest import digest
+from sleep_rl.session.console import Console
+from sleep_rl.tasks.registry import make_task
 
 
 class Copier:
@@ -92,7 +94,7 @@ def push_under_way(crew: Workers, weights: Weights) -> float:
 
 def synthetic(base: str, folder: str) -> str:
     """A random checkpoint of 24 layers of 2048 units with the tokenizer of `base`."""
-    small = modeling.read_config(base)
+    small = checkpoints.read_config(base)
     shape = Qwen3Config(
         vocab_size=small.vocab_size,
         hidden_size=2048,
@@ -105,7 +107,7 @@ def synthetic(base: str, folder: str) -> str:
     )
     model = AutoModelForCausalLM.from_config(shape, dtype=torch.bfloat16)
     print(f"{model.num_parameters() / 1e9:.2f} billion parameters", flush=True)
-    modeling.save(model, modeling.load_tokenizer(base, small.vocab_size), f"{folder}/base")
+    checkpoints.save(model, checkpoints.load_tokenizer(base, small.vocab_size), f"{folder}/base")
     return f"{folder}/base"
 
 
@@ -119,7 +121,7 @@ def main(repetitions: int = 30) -> None:
     base = base_checkpoint(config, task, console)
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
         base = synthetic(base, folder) if large else base
-        checkpoint = modeling.expand(
+        checkpoint = checkpoints.expand(
             base, f"{folder}/checkpoint", memory_of(config), config.run.seed
         )
         crew = Workers(

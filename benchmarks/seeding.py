@@ -30,8 +30,8 @@ def prompts(count: int) -> list[str]:
     """The beginnings of questions about the known people of the embedded task; the model writes the
     rest and answers.
     """
-    from sleep_rl.config import Config
-    from sleep_rl.tasks.make import make_task
+    from sleep_rl.config.schema import Config
+    from sleep_rl.tasks.registry import make_task
 
     asked = [" ".join(question.prompt.split()[:3]) for question in make_task(Config()).known()]
     return [asked[i % len(asked)] for i in range(count)]
@@ -39,9 +39,9 @@ def prompts(count: int) -> list[str]:
 
 def base() -> str:
     from cluster.launch import base_checkpoint
-    from sleep_rl.config import Config
-    from sleep_rl.console import Console
-    from sleep_rl.tasks.make import make_task
+    from sleep_rl.config.schema import Config
+    from sleep_rl.session.console import Console
+    from sleep_rl.tasks.registry import make_task
 
     return base_checkpoint(Config(), make_task(Config()), Console())
 
@@ -53,12 +53,12 @@ def ours(threads: int) -> dict:
     from dataclasses import replace
 
     from cluster.crew import Workers
-    from cluster.group import RayBackend
     from cluster.launch import memory_of
-    from sleep_rl import modeling
-    from sleep_rl.config import Config, Learners, Model, Sleep
-    from sleep_rl.contracts import STUDENT, TEACHER, Request, Sampling, Sequence
-    from sleep_rl.metrics import Journal
+    from cluster.runtime.ray_backend import RayBackend
+    from sleep_rl.config.schema import Config, Learners, Model, Sleep
+    from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Sequence
+    from sleep_rl.journal.journal import Journal
+    from sleep_rl.model import checkpoints
 
     config = replace(
         Config(),
@@ -68,7 +68,7 @@ def ours(threads: int) -> dict:
     )
     per_round, tokens, checkpoint = config.sleep.steps_per_round, 0, base()
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
-        expanded = modeling.expand(checkpoint, f"{folder}/checkpoint", memory_of(config), 0)
+        expanded = checkpoints.expand(checkpoint, f"{folder}/checkpoint", memory_of(config), 0)
         crew = Workers(
             backend,
             config,
@@ -76,7 +76,7 @@ def ours(threads: int) -> dict:
             checkpoint=expanded,
             base=checkpoint,
         )
-        tokenizer = modeling.load_tokenizer(expanded, 10**9)
+        tokenizer = checkpoints.load_tokenizer(expanded, 10**9)
         texts = [
             tuple(tokenizer(p, add_special_tokens=False)["input_ids"])
             for p in prompts(BATCH * (STEPS + WARM))
@@ -119,20 +119,20 @@ def trl(threads: int) -> dict:
     from trl import DistillationConfig, DistillationTrainer
 
     from cluster.launch import memory_of
-    from sleep_rl import modeling
-    from sleep_rl.config import Config, Model
-    from sleep_rl.memory import FRESH, memory_levels
+    from sleep_rl.config.schema import Config, Model
+    from sleep_rl.model import checkpoints
+    from sleep_rl.model.memory import FRESH, memory_levels
 
     torch.set_num_threads(threads)
     checkpoint = base()
     levels = memory_of(Config(model=Model(experts=1, top_k=1)))
-    student, teacher = modeling.load(checkpoint, levels), modeling.load(checkpoint, levels)
+    student, teacher = checkpoints.load(checkpoint, levels), checkpoints.load(checkpoint, levels)
     for level in memory_levels(student).values():
         level.state[1] = FRESH
         level.refresh()
         for part in (level.router, level.w_in, level.w_out):
             part.requires_grad_(True)
-    tokenizer = modeling.load_tokenizer(checkpoint, 10**9)
+    tokenizer = checkpoints.load_tokenizer(checkpoint, 10**9)
     tokenizer.padding_side = "left"
     clock = {"tokens": 0, "began": 0.0, "step": 0}
 

@@ -13,30 +13,27 @@ from dataclasses import replace
 from typing import Any
 
 from actors.environment import cpu_environment
-from cluster.group import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
-from cluster.pool import Pool, RewardPool, RolloutPool
-from cluster.restarts import Restarts
+from cluster.runtime.pool import Pool, RewardPool, RolloutPool
+from cluster.runtime.ray_backend import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
+from cluster.runtime.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
-from sleep_rl.config import Config
-from sleep_rl.contracts import (
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.records import (
     STUDENT,
     TEACHER,
-    Failure,
-    InputError,
-    Learner,
     Metrics,
     Pair,
     Request,
-    Rollout,
-    RunError,
     Sample,
     Sampling,
+    Trial,
     other,
 )
-from sleep_rl.dream_contracts import Critic, Trial
-from sleep_rl.metrics import Journal, clock
-from sleep_rl.plan import actors_of
+from sleep_rl.contracts.roles import Critic, Learner, Rollout
+from sleep_rl.journal.journal import Journal, clock
+from sleep_rl.plan.plan import actors_of
 from sleep_rl.rewards import mixture
 
 # of copies that a critic tries out in one call, training one while it asks another; they share a
@@ -119,7 +116,7 @@ class Workers:
                 backend,
                 config,
                 "reward",
-                "actors.imitation:LevenshteinReward",
+                "actors.edit_distance_reward:LevenshteinReward",
                 {"z0": config.reward.z0},
                 gpus=0.0,
             )
@@ -385,7 +382,7 @@ def _learners(
     }
     # longer, and threads that only wait take the cores that the rollouts need
     return backend.spawn_ranks(
-        "learners.learner:LearnerWorker",
+        "learners.worker:LearnerWorker",
         kwargs,
         name="learner",
         world_size=v.world_size,
@@ -401,17 +398,23 @@ def _semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
         return []
     if r.semantic == "custom":
         own = {"target": r.target, "options": dict(r.options), "tokenizer_path": base}
-        return _rewards(backend, config, "semantic", "actors.custom:CustomReward", own, r.gpus)
+        return _rewards(
+            backend, config, "semantic", "actors.custom_reward:CustomReward", own, r.gpus
+        )
     kwargs: dict[str, Any] = {"model": r.model or base, "tokenizer_path": base}
     if r.semantic == "encoder":
         kwargs |= {"threshold": r.threshold, "device": "cuda" if r.gpus else "cpu"}
-        return _rewards(backend, config, "semantic", "actors.reward:EncoderReward", kwargs, r.gpus)
+        return _rewards(
+            backend, config, "semantic", "actors.semantic_reward:EncoderReward", kwargs, r.gpus
+        )
     kwargs |= {
         "template": r.template,
         "dtype": config.model.dtype,
         "engine": dict(config.rollouts.engine),
     }
-    return _rewards(backend, config, "semantic", "actors.reward:JudgeReward", kwargs, r.gpus)
+    return _rewards(
+        backend, config, "semantic", "actors.semantic_reward:JudgeReward", kwargs, r.gpus
+    )
 
 
 def _rewards(

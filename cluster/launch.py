@@ -13,30 +13,33 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-from cluster import identity, scale
-from cluster.commit import commit as _commit
+from cluster import scale
 from cluster.crew import CHECKPOINT, Workers
-from cluster.group import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
-from cluster.restarts import Restarts
-from cluster.wandb_sink import WandbSink
-from cluster.watchdog import Watch
+from cluster.runtime.ray_backend import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
+from cluster.runtime.restarts import Restarts
+from cluster.runtime.watchdog import Watch
+from cluster.tracking.sink import WandbSink
 from cluster.weights import Damaged
-from sleep_rl import intake, modeling
-from sleep_rl.collection import questions, scan
-from sleep_rl.config import Config
-from sleep_rl.console import Console
-from sleep_rl.contracts import InputError, RunError, Task
-from sleep_rl.cycle import live
-from sleep_rl.evaluate import evaluate as ask
-from sleep_rl.life import Life
-from sleep_rl.loading import dump
-from sleep_rl.metrics import Journal, read
-from sleep_rl.rehearsal import Index
-from sleep_rl.report import write_report
-from sleep_rl.rules import check
-from sleep_rl.stages import LEARNER, Part, Progress, newest
-from sleep_rl.tasks.make import make_task
-from sleep_rl.text import Texts
+from sleep_rl.config.loader import dump
+from sleep_rl.config.schema import Config
+from sleep_rl.config.validation import check
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.roles import Task
+from sleep_rl.driver.cycle import live
+from sleep_rl.driver.evaluation import evaluate as ask
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.model import checkpoints
+from sleep_rl.night.prompts import Texts
+from sleep_rl.night.rehearsal import Index
+from sleep_rl.report.page import write_report
+from sleep_rl.runs import run_dir
+from sleep_rl.runs.git import commit as _commit
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import Life
+from sleep_rl.session.resumable import LEARNER, Part, Progress, newest
+from sleep_rl.tasks.documents import ingestion
+from sleep_rl.tasks.documents.sources import questions, scan
+from sleep_rl.tasks.registry import make_task
 
 METRICS = "metrics.jsonl"
 # how a run gets its backend; the drill gives one that does damage
@@ -44,7 +47,7 @@ Make = Callable[[Config, Path], Backend]
 
 
 def backend_of(config: Config, folder: Path) -> Backend:
-    """Where workers run: `cluster.backend`."""
+    """Where workers run: `cluster.runtime.backend`."""
     c = config.cluster
     if c.backend == "local":
         return LocalBackend(c.start_timeout_s, c.call_timeout_s)
@@ -61,9 +64,9 @@ def run(config: Config, backend: Make = backend_of) -> int:
     task = make_task(config)
     folder, console = new_folder(config), Console()
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
-    with identity.alone(folder):
+    with run_dir.alone(folder):
         return _live(
-            config, task, folder, console, identity.write(folder, config, task), None, backend
+            config, task, folder, console, run_dir.write(folder, config, task), None, backend
         )
 
 
@@ -74,24 +77,24 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
     # before a folder is made: documents that cannot be read leave nothing behind
     task = make_task(config)
     folder, console, own = Path(config.run.dir) / config.run.name, Console(), config.task.documents
-    begun = os.path.isfile(folder / identity.FILE)
+    begun = os.path.isfile(folder / run_dir.FILE)
     if not begun and os.path.isdir(folder) and os.listdir(folder):
         raise InputError(
             f"run.name: {folder} is there, but holds no life that could go on "
-            f"({identity.FILE} is missing); choose "
+            f"({run_dir.FILE} is missing); choose "
             "another name"
         )
-    wandb_id = identity.check_same(folder, config) if begun else ""
+    wandb_id = run_dir.check_same(folder, config) if begun else ""
     found, asked = (
         scan(own.path, "task.documents.path"),
         questions(own.questions, own.path, "task.documents.questions"),
     )
     most, count = _pieces(config, base_checkpoint(config, task, console), task)
     folder.mkdir(parents=True, exist_ok=True)
-    identity.check_inside(folder)
-    with identity.alone(folder):
-        days = intake.read(folder)
-        grown = intake.next_day(days, found.sources, asked, most, count)
+    run_dir.check_inside(folder)
+    with run_dir.alone(folder):
+        days = ingestion.read(folder)
+        grown = ingestion.next_day(days, found.sources, asked, most, count)
         for name, why in found.left_out.items():
             console.say(f"{own.path}: {name} was left out: {why}", "yellow")
         if grown == days and _ended_well(folder, len(days)):
@@ -99,17 +102,17 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
                 f"{folder}: nothing in {own.path} is new since day {len(days)}; nothing to do"
             )
             return 0
-        config = identity.with_documents(config, days=len(grown), record=str(folder))
+        config = run_dir.with_documents(config, days=len(grown), record=str(folder))
         check(config)  # the life is longer now
-        console.say(f"{folder}: {intake.told(grown)}")
-        intake.write(folder, grown)
+        console.say(f"{folder}: {ingestion.told(grown)}")
+        ingestion.write(folder, grown)
         task = make_task(config)
         return _live(
             config,
             task,
             folder,
             console,
-            identity.write(folder, config, task, wandb_id),
+            run_dir.write(folder, config, task, wandb_id),
             _found(folder) if begun else None,
             backend,
         )
@@ -117,8 +120,8 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
 
 def _pieces(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:
     """(most tokens of a piece of a document, how they are counted)."""
-    shape = modeling.read_config(base)
-    texts = Texts(task, modeling.load_tokenizer(base, shape.vocab_size))
+    shape = checkpoints.read_config(base)
+    texts = Texts(task, checkpoints.load_tokenizer(base, shape.vocab_size))
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     room = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
     if room < 8:
@@ -160,9 +163,9 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
     the exit code.
     """
     folder, console = Path(run_dir), Console()
-    config, task, wandb_id = identity.read(folder, overrides, accept)
-    identity.check_inside(folder)
-    with identity.alone(folder):
+    config, task, wandb_id = run_dir.read(folder, overrides, accept)
+    run_dir.check_inside(folder)
+    with run_dir.alone(folder):
         if _ended_well(folder, config.nights):
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
@@ -240,7 +243,7 @@ def _live(
                     "yellow",
                 )
         last = folder / "memory" / f"night-{config.nights}"
-        model = modeling.expand(str(last), str(folder / "model"), memory_of(config))
+        model = checkpoints.expand(str(last), str(folder / "model"), memory_of(config))
         console.say(
             f"{model}: the model after the last night, an ordinary checkpoint for vLLM "
             "and transformers"
@@ -302,7 +305,7 @@ def evaluate(checkpoint: str, config: Config) -> int:
     without documents.
     """
     # before a folder is made: a mistyped name leaves nothing behind
-    modeling.check_there(checkpoint)
+    checkpoints.check_there(checkpoint)
     task = make_task(config)
     folder, console = new_folder(config, suffix="-eval"), Console()
     journal = Journal(folder / METRICS, [console])
@@ -336,13 +339,15 @@ def crew_of(
     patient: bool = False,
 ) -> Iterator[Life]:
     """The workers of a run, ready; all of them end with the block. `patient`: see Workers."""
-    checkpoint = modeling.expand(
+    checkpoint = checkpoints.expand(
         base, str(folder / "checkpoint"), memory_of(config), config.run.seed
     )
-    tokenizer = modeling.load_tokenizer(checkpoint, modeling.read_config(checkpoint).vocab_size)
+    tokenizer = checkpoints.load_tokenizer(
+        checkpoint, checkpoints.read_config(checkpoint).vocab_size
+    )
     teachers = (
         [
-            modeling.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
+            checkpoints.as_teacher(path, str(folder / f"teacher-{k}"), checkpoint, tokenizer)
             for k, path in enumerate(config.model.teachers, start=1)
         ]
         if learners
@@ -368,7 +373,7 @@ def crew_of(
                 config,
                 journal,
                 checkpoint=checkpoint,
-                base=modeling.root(base),
+                base=checkpoints.root(base),
                 probe_T=probe,
                 learners=learners,
                 restarts=restarts,

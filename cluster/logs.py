@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-from cluster.identity import FILE, held
-from sleep_rl.contracts import InputError
-from sleep_rl.metrics import aligned
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal.journal import aligned
+from sleep_rl.runs.run_dir import FILE, held
 
 BLOCK = 1 << 16
 POLL_S = 0.2

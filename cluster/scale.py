@@ -14,13 +14,14 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from cluster.group import Backend, Handle, Pending
-from cluster.identity import FILE as RUN
-from cluster.identity import LOCK, held
-from cluster.pool import Pool
+from cluster.runtime.pool import Pool
+from cluster.runtime.ray_backend import Backend, Handle, Pending
 from cluster.weights import WeightStore
-from sleep_rl.contracts import InputError, Rollout, RunError
-from sleep_rl.metrics import Journal
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.roles import Rollout
+from sleep_rl.journal.journal import Journal
+from sleep_rl.runs.run_dir import FILE as RUN
+from sleep_rl.runs.run_dir import LOCK, held
 
 FILE = "scale.json"
 

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import NoReturn
 
 from actors.environment import ENGINE_ENVIRONMENT, built_for_cpu, cpu_environment
-from sleep_rl.checkpoints import Found, find, is_run, nights
-from sleep_rl.console import Console
-from sleep_rl.contracts import InputError
-from sleep_rl.shape import checkpoint_shape
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.model.shape import checkpoint_shape
+from sleep_rl.runs.resolve import Found, find, is_run, nights
+from sleep_rl.session.console import Console
 
 SMALL = 512  # hidden units up to which threads cost more than they bring
 QUIET = {
@@ -56,7 +56,7 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
     warnings.filterwarnings("ignore", category=FutureWarning)
     logging.getLogger("vllm").setLevel(logging.ERROR)  # until vLLM reads VLLM_LOGGING_LEVEL
     console.say(f"starting vLLM with {found.path}")
-    from actors.serve import serve as answer
+    from actors.serving.server import serve as answer
 
     try:
         answer(found, host, port, options, follow, console.say)

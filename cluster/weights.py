@@ -11,10 +11,12 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from cluster.group import Backend, Handle, Ref, WorkerDied, WorkerLate
-from cluster.pool import Pool
-from sleep_rl.contracts import Loaded, Metrics, Rollout, RunError, Weights
-from sleep_rl.digest import digest
+from cluster.runtime.pool import Pool
+from cluster.runtime.ray_backend import Backend, Handle, Ref, WorkerDied, WorkerLate
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import Loaded, Metrics, Weights
+from sleep_rl.contracts.roles import Rollout
+from sleep_rl.model.tensor_digest import digest
 
 
 class Damaged(RunError):

@@ -19,7 +19,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from sleep_rl.contracts import RunError
+from sleep_rl.contracts.errors import RunError
 
 
 def join_group(device: str) -> None:

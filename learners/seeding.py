@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learners.recall import Reading, Recall, alike
-from sleep_rl.contracts import STUDENT, TEACHER, TEXT, Metrics, Sequence
-from sleep_rl.memory import Expert, memory_levels, view_of
+from learners.hidden_state_cache import Reading, Recall, alike
+from sleep_rl.contracts.records import STUDENT, TEACHER, TEXT, Metrics, Sequence
+from sleep_rl.model.memory import Expert, memory_levels, view_of
 from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
 
 

@@ -12,8 +12,17 @@ from torch import Tensor
 
 from learners.engine import reduce_sum
 from learners.seeding import Rows, Seeding
-from sleep_rl.contracts import STUDENT, RunError
-from sleep_rl.memory import BASE_SLOT, PARTS, Expert, discard, level_number, memory_levels, patch
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import STUDENT
+from sleep_rl.model.memory import (
+    BASE_SLOT,
+    PARTS,
+    Expert,
+    discard,
+    level_number,
+    memory_levels,
+    patch,
+)
 from sleep_rl.objectives import token_logprobs
 
 

@@ -2,6 +2,6 @@
 
 import sys
 
-from sleep_rl.cli import main
+from sleep_rl.cli.main import main
 
 sys.exit(main())

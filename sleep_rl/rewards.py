@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from rapidfuzz.distance import Levenshtein
 
-from sleep_rl.contracts import Failure
+from sleep_rl.contracts.errors import Failure
 
 
 def levenshtein_reward(student_T: Sequence[int], teacher_T: Sequence[int], z0: float) -> float:

@@ -18,8 +18,8 @@ import torch
 import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from sleep_rl import modeling
-from sleep_rl.memory import ACTIVE, FRESH, LOCKED, memory_levels
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED, memory_levels
 
 ENGINE = {
     "max_model_len": 128,
@@ -72,7 +72,7 @@ def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
     """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its
     tokenizer.
     """
-    prefix = modeling.FAMILIES[family]
+    prefix = checkpoints.FAMILIES[family]
     shape = {
         "vocab_size": VOCABULARY,
         "hidden_size": 64,
@@ -93,7 +93,7 @@ def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
     model = getattr(transformers, f"{prefix}ForCausalLM")(
         getattr(transformers, f"{prefix}Config")(**shape)
     )
-    modeling.save(model, make_tokenizer(), path)
+    checkpoints.save(model, make_tokenizer(), path)
     return path
 
 
@@ -130,11 +130,11 @@ def sleep_checkpoint(base_checkpoint, tmp_path_factory):
 
     def path(family: str = "qwen3", kind: str = "dense") -> str:
         if (family, kind) not in made:
-            model = modeling.load(base_checkpoint(family), LEVELS[kind])
+            model = checkpoints.load(base_checkpoint(family), LEVELS[kind])
             if kind in ("dense", "sparse", "sparser"):
                 fill_memory(model)
             target = str(tmp_path_factory.mktemp("sleep") / f"{family}-{kind.replace(' ', '-')}")
-            modeling.save(model, make_tokenizer(), target)
+            checkpoints.save(model, make_tokenizer(), target)
             made[family, kind] = target
         return made[family, kind]
 

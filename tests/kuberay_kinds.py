@@ -1,4 +1,4 @@
-"""The fields of the Kubernetes and KubeRay kinds that cluster/kuberay.yaml uses, as JSON schemas of
+"""The fields of the Kubernetes and KubeRay kinds that cluster/deploy/kuberay.yaml uses, as JSON schemas of
 what is right there.
 """
 

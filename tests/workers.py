@@ -6,8 +6,9 @@ import os
 import time
 from typing import Any
 
-from sleep_rl.contracts import Failure, InputError, Loaded, Pair, RunError, Sample, Weights
-from sleep_rl.digest import digest
+from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.records import Loaded, Pair, Sample, Weights
+from sleep_rl.model.tensor_digest import digest
 
 
 class Echo:

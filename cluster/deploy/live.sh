@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# cluster/deploy/live.sh CONFIG NAME [section.key=value ...]
+# Begins the run NAME on the Ray cluster of this machine, or goes on with it where it was cut off: one command for the first
+# start and for each one after it. $SLEEP_RL_SHARED is a folder that every node sees at the same path; runs, base models and
+# checkpoints lie there. Nodes that are still missing are waited for (SLEEP_RL_WAIT_S seconds, 1800 if unset).
+set -euo pipefail
+if [ $# -lt 2 ] || [ -z "${SLEEP_RL_SHARED:-}" ]; then
+  echo "live.sh: expected CONFIG NAME [section.key=value ...] and \$SLEEP_RL_SHARED, got '$*' and '${SLEEP_RL_SHARED:-}'" >&2
+  exit 2
+fi
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+config=$1 name=$2
+shift 2
+shared=$SLEEP_RL_SHARED
+here=("cluster.address=${RAY_ADDRESS:-auto}" "cluster.wait_s=${SLEEP_RL_WAIT_S:-1800}")
+if [ -f "$shared/runs/$name/run.json" ]; then
+  exec sleep-rl resume "$shared/runs/$name" "${here[@]}"
+fi
+exec sleep-rl run "$config" run.name="$name" run.dir="$shared/runs" run.cache="$shared/cache" "${here[@]}" "$@"

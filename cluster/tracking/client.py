@@ -1,0 +1,183 @@
+"""The W&B client of a run, in a process of its own: `python -m cluster.tracking.client`. The only module
+that imports wandb.
+
+`cluster.tracking.sink` starts it and writes one JSON line per message: first how to start, then
+["recall", records] and ["log", record], at last ["end", exit code]. Answers are JSON lines, too:
+{"ready": folder}, {"failed": reason}, {"ended": true}. When the lines end without an end, the run
+was killed: what was told is still sent, and W&B counts it as failed.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cluster.tracking.curves import AXES, MATRIX, TABLES, Curves
+from sleep_rl.journal.journal import Record
+
+# bytes that the client may hold back before its file counts as one that does not grow
+SLACK = 128 << 10
+CHECK_S = 5.0
+
+
+class Client:
+    """One W&B run that is told a journal."""
+
+    def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
+        self._run, self._folder, self._name, self._artifacts = run, folder, name, artifacts
+        self._curves = Curves()
+        # bytes: told to the client, a lower bound; in its file when last looked at
+        self._sent = self._size = 0
+        self._looked = time.monotonic()
+
+    def recall(self, records: list[Record]) -> None:
+        """The curves go on behind these records. Rows that W&B has already got are told again with
+        the same step, and dropped by it.
+        """
+        self._curves = Curves(records)
+
+    def log(self, record: Record) -> None:
+        """One row of W&B's history per record with curves, a table or a matrix."""
+        import wandb
+
+        told, curves = self._curves.take(record), self._curves
+        row: dict[str, Any] = dict(told.numbers)
+        row |= {
+            name: wandb.Table(columns=list(TABLES[name]), data=rows)
+            for name, rows in told.tables.items()
+        }
+        if told.matrix:
+            row[MATRIX] = wandb.Image(_picture(curves), caption=f"after {record['after']}")
+        if row:
+            self._run.log(row, step=curves.rows, commit=True)
+            self._sent += sum(map(len, told.numbers))
+        if told.summary:
+            self._run.summary.update(told.summary)
+        if told.memory and self._artifacts:
+            self._send_memory(told.memory, record["night"])
+        if time.monotonic() - self._looked > CHECK_S:
+            self._check_growth(SLACK)
+
+    def end(self, code: int) -> None:
+        """Finishes the W&B run. Raises OSError when its file lacks what it was told."""
+        self._run.finish(exit_code=code)
+        self._size = -1
+        self._check_growth(0)
+
+    def _send_memory(self, path: str, night: int) -> None:
+        import wandb
+
+        after = self._curves.retention.records.get("sleep", {}).get(f"night {night}", {})
+        about = {"night": night, "accuracies": after.get("row", {})}
+        artifact = wandb.Artifact(f"{self._name}-memory", type="memory", metadata=about)
+        # no second copy: a night's memory does not change
+        artifact.add_dir(str(self._folder / path), policy="immutable")
+        self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
+
+    def _check_growth(self, slack: int) -> None:
+        """The client drops what its full disk refuses, and tells nobody. Offline, its file is all
+        there is.
+        """
+        file, self._looked = Path(self._run.settings.sync_file), time.monotonic()
+        if self._run.offline:
+            size, before = file.stat().st_size, self._size
+            self._size = size
+            if (size <= before and self._sent - size > slack) or (before < 0 and size < self._sent):
+                raise OSError(
+                    f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?"
+                )
+
+
+def _picture(curves: Curves) -> Any:
+    from PIL import Image
+
+    from sleep_rl.report.heatmap import png
+
+    return Image.open(io.BytesIO(png(curves.retention)))
+
+
+def start(how: Mapping[str, Any]) -> Any:
+    """A started wandb run, silent, with one x axis per phase."""
+    import wandb
+
+    settings = wandb.Settings(
+        silent=True,
+        console="off",
+        git_commit=how["commit"],
+        # command line, source and remote may hold secrets
+        disable_code=True,
+        disable_git=True,
+        x_disable_meta=True,
+        init_timeout=how["start_seconds"],
+        finish_timeout=how["close_seconds"],
+        x_stats_pid=os.getppid(),
+    )
+    wandb.setup(settings=wandb.Settings(silent=True))
+    mode = how["mode"]
+    if mode == "online" and os.environ.get("WANDB_MODE") == "offline":
+        mode = "offline"  # the environment may hold a run back, e.g. on a node without network
+    # init would ask on the terminal and wait
+    if mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise RuntimeError(
+            "wandb.mode is online, but there is no API key: set WANDB_API_KEY, "
+            "run `wandb login`, or use "
+            "wandb.mode=offline"
+        )
+    run = wandb.init(
+        mode=mode,
+        settings=settings,
+        project=how["project"],
+        dir=how["dir"],
+        name=how["name"],
+        group=how["group"],
+        id=how["run_id"],
+        resume="allow" if how["run_id"] else None,
+        config={**how["config"], "commit": how["commit"]},
+    )
+    for phase, axis in AXES.items():
+        run.define_metric(f"{phase}/{axis}", hidden=True)
+        run.define_metric(f"{phase}/*", step_metric=f"{phase}/{axis}")
+    return run
+
+
+def main() -> int:
+    """Serves one sink. Whatever wandb prints goes to stderr, which the sink sends into a file."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+
+    def answer(**what: Any) -> None:
+        print(json.dumps(what), file=answers, flush=True)
+
+    try:
+        how = json.loads(sys.stdin.readline())
+        client = Client(start(how), Path(how["dir"]), how["name"] or "run", how["artifacts"])
+    except Exception as error:  # wandb raises many types; every one means "no W&B in this run"
+        # wandb's advice about a key that is none of ours
+        text = str(error).split(" Consider increasing")[0]
+        answer(failed=f"could not start: {type(error).__name__}: {text}")
+        return 1
+    try:
+        answer(ready=str(Path(client._run.dir).parent))
+        for line in sys.stdin:
+            verb, content = json.loads(line)
+            getattr(client, verb)(content)
+            if verb == "end":
+                answer(ended=True)
+                return 0
+        client.end(1)
+    except BrokenPipeError:  # nobody listens any more
+        return 1
+    except Exception as error:  # as above
+        answer(failed=f"{type(error).__name__}: {error}")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

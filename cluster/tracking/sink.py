@@ -1,0 +1,171 @@
+"""Weights & Biases as one sink of the journal, behind a process of its own (`cluster.tracking.client`).
+
+Whatever W&B does (no key, no network, no package, a full disk, a server that hangs) never stops or
+blocks a run: nothing here waits for it but `close`, and that with a deadline. What went wrong is
+raised once, and the journal records it once.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import psutil
+
+from sleep_rl.journal.journal import Record, without_secrets
+
+ROOT = Path(__file__).parents[2]
+LOG = "wandb.log"  # in the run's logs: what the client prints
+
+
+class WandbSink:
+    """Sends the journal to W&B. `offline` needs no key; `wandb sync` uploads its files later."""
+
+    name = "W&B"
+
+    def __init__(
+        self,
+        project: str,
+        mode: Literal["online", "offline"],
+        *,
+        dir: str | Path,
+        config: Mapping[str, Any],
+        name: str | None = None,
+        group: str | None = None,
+        run_id: str | None = None,
+        commit: str | None = None,
+        artifacts: bool = False,
+        start_seconds: float = 60.0,
+        stall_seconds: float = 120.0,
+        close_seconds: float = 120.0,
+    ) -> None:
+        """`start_seconds`: for W&B's own start; `stall_seconds`: that the client may take nothing,
+        its start included.
+        """
+        self.failed = ""
+        self._stall_s, self._close_s = stall_seconds, close_seconds
+        self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._since: float | None = None  # when the line that is being handed on was begun
+        self._over = threading.Event()
+        self._reason, self._ended, self._status = "", False, 1
+        self._where = str(Path(dir) / "wandb")
+        how = {
+            "project": project,
+            "mode": mode,
+            "dir": str(dir),
+            "name": name,
+            "group": group,
+            "run_id": run_id,
+            "commit": commit,
+            "config": without_secrets(config),
+            "artifacts": artifacts,
+            "start_seconds": start_seconds,
+            "close_seconds": close_seconds,
+        }
+        try:
+            self._log = Path(dir) / "logs" / LOG
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            (Path(dir) / "wandb").mkdir(exist_ok=True)  # wandb would quietly move to /tmp instead
+            # what tables and artifacts hold until they are sent
+            data = (Path(dir) / "wandb" / "data").absolute()
+            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+            environment = {
+                "WANDB_ERROR_REPORTING": "false",
+                "WANDB_DATA_DIR": str(data),
+                **os.environ,
+                "PYTHONPATH": path,
+            }
+            with open(self._log, "ab") as log:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-m", "cluster.tracking.client"],
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    env=environment,
+                    text=True,
+                    start_new_session=True,
+                )  # Ctrl-C is for us alone
+        except OSError as error:
+            self.failed = f"could not start: {error.strerror or error}: {error.filename}"
+            return
+        self._lines.put(json.dumps(how))
+        for task in (self._write, self._read):
+            threading.Thread(target=task, name=f"wandb{task.__name__}", daemon=True).start()
+
+    def recall(self, records: list[Record]) -> None:
+        """The curves go on behind these records."""
+        self._send("recall", records)
+
+    def log(self, record: Record) -> None:
+        """Hands a record on. Raises ConnectionError, once it is known, for whatever went wrong
+        since the last call.
+        """
+        if record["kind"] == "done":
+            self._status = 0 if record["status"] == "ok" else 1
+        self._send("log", record)
+
+    def close(self) -> None:
+        """Finishes the W&B run. Raises TimeoutError when that takes too long; the data stays on
+        disk.
+        """
+        self._send("end", self._status)
+        self._over.wait(self._close_s)
+        if self._ended:
+            self._process.wait()  # it has nothing more to do
+            return
+        self._end()
+        if self._reason:
+            raise ConnectionError(self._reason)
+        raise TimeoutError(
+            f"no end after {self._close_s:g} s; `wandb sync {self._where}` uploads the rest"
+        )
+
+    def _send(self, verb: str, content: Any) -> None:
+        began = self._since
+        waits = 0.0 if began is None else time.monotonic() - began
+        if not self._over.is_set() and waits < self._stall_s:
+            self._lines.put(json.dumps([verb, content]))
+            return
+        self._end()
+        if not self._reason:
+            raise TimeoutError(f"its client took nothing for {waits:.0f} s (see {self._log})")
+        raise ConnectionError(self._reason)
+
+    def _write(self) -> None:
+        """Thread: hands the lines on, one by one."""
+        with suppress(OSError, ValueError):  # the client is gone: the other thread says why
+            while (line := self._lines.get()) is not None:
+                self._since = time.monotonic()
+                self._process.stdin.write(line + "\n")
+                self._process.stdin.flush()
+                self._since = None
+
+    def _read(self) -> None:
+        """Thread: hears the answers, until the client ends."""
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            self._where, self._ended = answer.get("ready", self._where), "ended" in answer
+            self._reason = self._reason or answer.get("failed", "")
+        code = self._process.wait()
+        if not self._ended and not self._reason:
+            self._reason = f"its client ended with exit code {code} (see {self._log})"
+        self._over.set()
+
+    def _end(self) -> None:
+        """Ends the client with all that it started, at once."""
+        self._lines.put(None)
+        with suppress(psutil.NoSuchProcess):
+            mine = psutil.Process(self._process.pid)
+            for process in [*mine.children(recursive=True), mine]:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self._process.wait()

@@ -1,0 +1,476 @@
+"""A learner: changes weights. One rank of a DeepSpeed group; it holds the frozen base once, and
+teacher and student as two memory states of it (paper.md section 3).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import random
+import time
+
+import torch
+
+from learners import checkpoint_io
+from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
+from learners.expert_slots import Order
+from learners.gradient_gram import gram
+from learners.hidden_state_cache import Recall
+from learners.seeding import Rows, Seeding, averages, collate, over_tokens
+from learners.wake import Chunks
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import STUDENT, Metrics, Sequence, Weights
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import (
+    ACTIVE,
+    BASE_SLOT,
+    FRESH,
+    LOCKED,
+    PARTS,
+    Expert,
+    MemoryLevel,
+    commit,
+    discard,
+    init_slots,
+    level_number,
+    memory_levels,
+    patch,
+    tensors_of,
+)
+from sleep_rl.model.tensor_digest import digest
+from sleep_rl.objectives import token_logprobs
+
+_NOW = "now"  # tag of the stored memory while it is written or read
+
+
+class LearnerWorker:
+    """`sleep_rl.contracts.roles.Learner` on DeepSpeed. Every rank is constructed and called with the same
+    arguments; which rank it is stands in the environment (RANK, WORLD_SIZE, MASTER_ADDR,
+    MASTER_PORT).
+    """
+
+    def __init__(
+        self, checkpoint: str, config: Config, probe_T: tuple[int, ...] = (), base: str = ""
+    ):
+        self.config, self.rank, self.world = (
+            config,
+            int(os.environ["RANK"]),
+            config.learners.world_size,
+        )
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        torch.set_num_threads(config.learners.threads)
+        join_group(self.device)
+        self.base = base or checkpoint  # what a saved memory points to
+        self.model = checkpoints.load(checkpoint, dtype=getattr(torch, config.model.dtype))
+        self.tokenizer = checkpoints.load_tokenizer(checkpoint, self.model.config.vocab_size)
+        self.pad = self.tokenizer.pad_token_id or 0
+        # it partitions parameters; the memory is small and read slot by slot
+        if config.learners.zero_stage == 3:
+            for level in memory_levels(self.model).values():
+                for part in PARTS:
+                    stored = getattr(level, part).data
+                    delattr(level, part)
+                    level.register_buffer(part, stored)
+        # ZeRO-3 gathers the base in each pass, so there every rank must make the same passes:
+        # nothing is remembered.
+        recall = (
+            Recall(config.learners.recall_mib << 20) if config.learners.zero_stage < 3 else None
+        )
+        self.module = Seeding(self.model, config.sleep, self.pad, recall)
+        plastic = list(self.module.plastic.parameters())
+        options = deepspeed_config(
+            config.learners,
+            config.sleep,
+            config.model.dtype == "bfloat16",
+            max(p.numel() for p in plastic),
+        )
+        self.engine = Engine(self.module, plastic, options)
+        self.levels = memory_levels(self.model)
+        self.probe_T = probe_T
+        self.chunks = Chunks(
+            self.module,
+            lr=config.wake.lr,
+            logit_chunk=config.sleep.logit_chunk,
+            rank=self.rank,
+            world=self.world,
+        )
+        self.order = Order()
+        # of experts that are used again
+        self.generator = torch.Generator().manual_seed(config.run.seed)
+        self.slot: int | None = None
+        self.due: tuple[int, ...] = ()
+        # level name -> slots that are reset when the night is committed
+        self.emptied: dict[str, list[int]] = {}
+        self.kept: dict[str, tuple] = {}
+        self._digests: dict[str, str] = {}  # of the stored tensors, by key
+
+    # -------------------------------------------------------------------------------------------------------
+    # wake
+
+    def wake(self, documents_N: list[tuple[int, ...]]) -> Metrics:
+        """One wake step per document: its gradients join the open chunk of every level (equation
+        2).
+        """
+        return {
+            "loss": self.chunks.add(documents_N, self.pad, self.device),
+            "updates": float(len(documents_N)),
+        }
+
+    # ------------------------------------------------------------------------------------------------------
+    # night
+
+    def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
+        """Forms teacher and student of the consolidation into level `receiver` (paper.md section 3
+        a).
+
+        The student has the prospective own weights of the levels in `due`, the sender's experts
+        already reset (level receiver - 1; the context window sends into level 1), and one more
+        expert of the receiver. Raises InputError when the receiver is full and `on_full` (default:
+        sleep.on_full) is error. Returns the new expert's slot.
+        """
+        receivers = self._of_level(receiver)
+        states = next(iter(receivers.values())).state.tolist()
+        place = self.order.place(
+            receiver, states, self.config.sleep, on_full or self.config.sleep.on_full
+        )
+        self.slot, self.due = place.slot, due
+        senders = self._of_level(receiver - 1) if self.config.sleep.reset else {}
+        rows: dict[str, dict[int, Expert]] = {
+            name: {BASE_SLOT: own} for name, own in self.chunks.prospective(due).items()
+        }
+        values = []
+        for plastic, (name, level) in zip(self.module.plastic, receivers.items(), strict=True):
+            values += place.start(level, self.generator)
+            rows.setdefault(name, {})[self.slot] = plastic
+        self.engine.reset(values)
+        self.module.forget()
+        patch(self.model, rows, emptied=senders)
+        for name in receivers if place.absorbed else ():
+            self.levels[name].patch.state_S[place.absorbed] = LOCKED
+        self.emptied = {name: list(range(1, level.slots)) for name, level in senders.items()}
+        self.emptied |= {name: [place.absorbed] for name in receivers if place.absorbed}
+        return self.slot
+
+    def attend(self, checkpoints: list[str]) -> None:
+        """See contracts.Learner. Raises InputError for a checkpoint that cannot be loaded."""
+        dtype = getattr(torch, self.config.model.dtype)
+        self.module.others = tuple(
+            checkpoints.load(path, dtype=dtype).to(self.device) for path in checkpoints
+        )
+
+    def experts(self, level: int) -> int:
+        """Unlocked consolidation experts of a level."""
+        return sum(
+            s != LOCKED for s in next(iter(self._of_level(level).values())).state.tolist()[1:]
+        )
+
+    def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
+        """One optimizer step on L_KS over `batch_N` (all ranks' rows; each takes its share)."""
+        self._settle(step, steps)
+        return self._optimize(batch_N, self._lr(step, steps, self.config.sleep.lr), seeding=True)
+
+    def sft_step(
+        self, batch_N: list[Sequence], step: int, steps: int, peak: float | None = None
+    ) -> Metrics:
+        """One optimizer step of cross entropy on the completions, with `peak` or the baselines'
+        learning rate.
+        """
+        self._settle(step, steps)
+        peak = self.config.baselines.lr if peak is None else peak
+        return self._optimize(batch_N, self._lr(step, steps, peak), seeding=False)
+
+    def _settle(self, step: int, steps: int) -> None:
+        """From half of the steps on the new expert competes for the top-k, so that it is trained as
+        it will be used.
+
+        With top_k at least the number of unlocked experts this is the same function.
+        """
+        if step != steps // 2:
+            return
+        for level in self.levels.values():
+            if level.patch is not None and self.slot in level.patch.rows:
+                level.patch.state_S[self.slot] = ACTIVE
+                level.refresh()
+
+    def _lr(self, step: int, steps: int, peak: float) -> float:
+        """Linear warm-up, then linear decay; `step` counts from 0."""
+        warmup = min(self.config.sleep.warmup, steps // 2)
+        if step < warmup:
+            return peak * (step + 1) / (warmup + 1)
+        return peak * (steps - step) / max(steps - warmup, 1)
+
+    def _optimize(self, batch_N: list[Sequence], lr: float, seeding: bool) -> Metrics:
+        began, tokens = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
+        weight = self.config.sleep.prompt_weight if seeding else 1.0
+        positions = sum(sum(over_tokens(r, weight, 1.0)) for r in batch_N)
+        rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
+        counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
+        sums: dict[str, torch.Tensor] = {}
+        rows_N = torch.zeros(len(batch_N), device=self.device)
+        micros = self._micro_batches(batch_N)
+        for i, (rows, weights, numbers) in enumerate(micros):
+            batch = collate(
+                rows, weights, self.pad, self.device, teacher=seeding, prompt_weight=weight
+            )
+            loss, parts = self.engine(batch, *counts, seeding)
+            # DeepSpeed averages gradients over ranks; the counts are already global.
+            self.engine.backward(loss * self.world, last=i == len(micros) - 1)
+            if seeding:
+                rows_N[numbers] = parts.pop("rows")[: len(numbers)]
+            for name, value in {**parts, "loss": loss.detach()}.items():
+                old = sums.get(name, torch.zeros_like(value))
+                sums[name] = torch.maximum(old, value) if name == "ratio_max" else old + value
+        totals = reduce_sum(sums, maxima=("ratio_max",))
+        if self.world > 1:
+            torch.distributed.all_reduce(rows_N)
+        self.rows_N = rows_N
+        if not math.isfinite(totals["loss"]):
+            raise RunError(
+                f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, "
+                "lower it (sleep.lr, baselines.lr, "
+                "dream.policy_lr); nothing of this night was applied"
+            )
+        totals.update(
+            grad_norm=self.engine.step(lr),
+            lr=lr,
+            tokens_trained=float(tokens),
+            sequences=float(len(batch_N)),
+            seconds=time.perf_counter() - began,
+        )
+        return averages(totals, rewarded)
+
+    def _micro_batches(
+        self, batch_N: list[Sequence]
+    ) -> list[tuple[list[Sequence], list[float], list[int]]]:
+        """This rank's rows in micro batches (rows, weights, places in the batch), short ones first:
+        rows of like length are padded little. Every rank gets equally many: collectives run in each
+        backward pass.
+        """
+        size = self.config.learners.micro_batch
+        share = math.ceil(len(batch_N) / self.world)
+        places = sorted(
+            range(self.rank, len(batch_N), self.world),
+            # what the student reads
+            key=lambda n: len(batch_N[n].prompt_T) + len(batch_N[n].completion_T),
+        )
+        fill = share - len(places)  # filler counts nothing
+        rows, weights = (
+            [batch_N[n] for n in places] + batch_N[:1] * fill,
+            [1.0] * len(places) + [0.0] * fill,
+        )
+        return [
+            (rows[i : i + size], weights[i : i + size], places[i : i + size])
+            for i in range(0, share, size)
+        ]
+
+    def row_divergence(self) -> list[float]:
+        """Divergence on the answer y of each row of the last `seed_step`, in order, nats per
+        token.
+        """
+        return self.rows_N.tolist()
+
+    # -----------------------------------------------------------------------------------------------------
+    # dreams
+
+    def regraft(self, tag: str) -> None:
+        """See contracts.Learner."""
+        memory, _, order = self.kept[tag]
+        slot = order[1][-1]
+        self.open_night(1, on_full="newest")
+        self.engine.reset(
+            [memory[f"{name}.{part}"][slot] for name in self._of_level(1) for part in PARTS]
+        )
+        self.close_night(True)
+        self.keep(tag)
+
+    def wander(self, seed: int) -> dict[str, int]:
+        """See contracts.Learner. The chosen expert is FRESH: always on and outside the top-k, so
+        each router lets it through beside those that it chooses.
+        """
+        chosen = {}
+        for name, level in self.levels.items():
+            active = [
+                s
+                for s, state in enumerate(level.state.tolist())
+                if state == ACTIVE and s != BASE_SLOT
+            ]
+            if active:
+                chosen[name] = random.Random(f"{seed}/{name}").choice(active)
+        patch(self.model, {name: {} for name in chosen})
+        for name, slot in chosen.items():
+            self.levels[name].patch.state_S[slot] = FRESH
+            self.levels[name].refresh()
+        return chosen
+
+    def gram(
+        self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool
+    ) -> list[list[float]]:
+        """See contracts.Learner."""
+        try:
+            return gram(
+                self.model,
+                texts_N,
+                self.pad,
+                whole=whole,
+                size=self.config.learners.micro_batch,
+                chunk=self.config.sleep.logit_chunk,
+            ).tolist()
+        except ValueError as error:
+            raise RunError(f"learner: {error}") from error
+
+    def close_night(self, commit_night: bool) -> None:
+        """Update: the student becomes the stored state; or everything stays as it was before the
+        night.
+        """
+        if commit_night:
+            with self.engine.whole():
+                commit(self.model)
+            for name, slots in self.emptied.items():  # unlocked again, they begin as the identity
+                init_slots(self.levels[name], slots, self.generator)
+            self.chunks.drop(self.due)
+            self.order.commit()
+        else:
+            discard(self.model)
+        self.slot, self.due, self.emptied = None, (), {}
+        self._digests.clear()
+
+    # -------------------------------------------------------------------------------------------------
+    # in and out
+
+    @torch.no_grad()
+    def export(self, name: str, version: int, have: dict[str, str], view: str = STUDENT) -> Weights:
+        """The state of `view` under `name`: its complete manifest, the whole modules (expert of a
+        level) in which anything differs from `have`, and a probe.
+        """
+        with self.engine.whole():
+            tensors = tensors_of(self.model, view)
+            manifest = {key: self._digest(key, tensor, view) for key, tensor in tensors.items()}
+            changed = {_module(key) for key, known in manifest.items() if have.get(key) != known}
+            # one rank's answer is used; the others spare the copies
+            wanted = changed if self.rank == 0 else set()
+            delta = {
+                key: tensor.cpu().clone()
+                for key, tensor in tensors.items()
+                if _module(key) in wanted
+            }
+        return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
+
+    def _digest(self, key: str, tensor: torch.Tensor, view: str) -> str:
+        """Digests of stored tensors are kept until they change; those of an open night are computed
+        anew.
+        """
+        level = self.levels[key.rsplit(".", 1)[0]]
+        part, _, slot = key.rsplit(".", 1)[1].partition("#")
+        if view == STUDENT and level.patch and (part == "state" or int(slot) in level.patch.rows):
+            return digest(tensor)
+        if key not in self._digests:
+            self._digests[key] = digest(tensor)
+        return self._digests[key]
+
+    def _probe(self, view: str) -> tuple[float, ...]:
+        if len(self.probe_T) < 2:
+            return ()
+        rows = Rows.of([self.probe_T[:1]], [self.probe_T[1:]], self.pad, self.device)
+        token_P = torch.tensor(self.probe_T[1:], device=self.device)
+        hidden_PD = self.module.hidden(rows, view)
+        return tuple(
+            token_logprobs(
+                self.model.lm_head, hidden_PD, token_P, self.config.sleep.logit_chunk
+            ).tolist()
+        )
+
+    def keep(self, tag: str, of: str = "") -> None:
+        """See contracts.Learner. What is kept is never written to, so two tags may share it."""
+        if of:
+            self.kept[tag] = self.kept[of]
+            return
+        memory = {
+            k: v.detach().clone() for k, v in self.model.state_dict().items() if ".memory." in k
+        }
+        self.kept[tag] = memory, self.chunks.state(), self.order.state()
+
+    def use(self, tag: str) -> None:
+        """Puts the memory kept under `tag` back, with its open chunks; an open night is dropped."""
+        discard(self.model)
+        memory, chunks, order = self.kept[tag]
+        self.model.load_state_dict(memory, strict=False)
+        self.chunks.restore(chunks)
+        self.order.restore(order)
+        self.slot, self.due, self.emptied = None, (), {}
+        self._digests.clear()
+        for level in self.levels.values():
+            level.refresh()
+
+    def save_night(self, path: str) -> None:
+        """See contracts.Learner (rank 0 writes)."""
+        # a row's states depend, in the last bit, on the rows beside it when they were computed
+        self.module.forget()
+        state = self.engine.state()
+        if self.rank == 0:
+            checkpoint_io.write_tensors(
+                path, state | {checkpoint_io.GENERATOR: self.generator.get_state()}
+            )
+
+    def resume_night(self, path: str, step: int, steps: int) -> None:
+        """See contracts.Learner. Raises RunError when it cannot be read or is of another model."""
+        self.module.forget()
+        tensors = checkpoint_io.read_tensors(path)
+        try:
+            self.generator.set_state(tensors.pop(checkpoint_io.GENERATOR))
+            self.engine.restore(tensors)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise RunError(
+                f"{path}: the night's state cannot be read ({checkpoints.first_line(error)})"
+            ) from error
+        if step > steps // 2:
+            self._settle(steps // 2, steps)
+
+    def snapshot(self, path: str) -> None:
+        """Writes everything that a new learner needs to go on between two nights (rank 0 only).
+        Raises RunError.
+        """
+        self.keep(_NOW)
+        now = self.kept.pop(_NOW)
+        if self.rank == 0:
+            checkpoint_io.write(path, {**self.kept, _NOW: now}, self.generator)
+
+    def restore(self, path: str) -> None:
+        """Takes a snapshot back. Raises RunError when it cannot be read or is of another model."""
+        states, generator = checkpoint_io.read(path, self.device)
+        mine = {k: v.shape for k, v in self.model.state_dict().items() if ".memory." in k}
+        for memory, *_ in states.values():
+            if {k: v.shape for k, v in memory.items()} != mine:
+                raise RunError(
+                    f"{path}: the learner's state cannot be read (it is of another model)"
+                )
+        try:
+            self.kept = states
+            self.use(_NOW)
+            self.generator.set_state(generator)
+        except (RuntimeError, TypeError, ValueError, KeyError) as error:
+            raise RunError(
+                f"{path}: the learner's state cannot be read ({checkpoints.first_line(error)})"
+            ) from error
+        del self.kept[_NOW]
+
+    def save(self, path: str) -> None:
+        """Writes the stored memory beside a pointer to the base (rank 0 only). Raises RunError when
+        it cannot, with what was there before intact.
+        """
+        if self.rank == 0:
+            checkpoints.save_memory(self.model, path, self.base)
+
+    def close(self) -> None:
+        """Leaves the process group."""
+        if self.world > 1 and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    def _of_level(self, number: int) -> dict[str, MemoryLevel]:
+        return {name: level for name, level in self.levels.items() if level_number(name) == number}
+
+
+def _module(key: str) -> str:
+    """`<level>#<slot>` of a tensor's key, or the key itself for a level's state."""
+    name, _, slot = key.partition("#")
+    return f"{name.rsplit('.', 1)[0]}#{slot}" if slot else key

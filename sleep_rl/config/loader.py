@@ -1,0 +1,353 @@
+"""YAML files and command-line overrides -> a frozen Config. Whatever cannot be right is one line of
+InputError.
+
+    include: [gkd_mixed.yaml, debug.yaml]   # presets, relative to this file; later ones win,
+    this file wins over all
+    sleep: {steps: 50}
+
+`rollouts.engine` is merged key by key like every section; an option set to null there leaves the
+choice to vLLM.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
+from difflib import SequenceMatcher, get_close_matches
+from functools import cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, get_args, get_type_hints
+
+from sleep_rl.config.schema import Config
+from sleep_rl.config.validation import check
+from sleep_rl.config.yaml_reader import parse
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.files import CONFIG_BYTES, content
+
+COMMAND_LINE = "command line"
+MOST_FILES = 100  # with all includes
+DEEPEST = 8  # lists and mappings inside an engine's option
+RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+OWNED = {
+    "model": "model.base",
+    "tokenizer": "model.base",
+    "dtype": "model.dtype",
+    "seed": "run.seed",
+    "tensor_parallel_size": "rollouts.gpus",
+    "data_parallel_size": "rollouts.workers",
+    "pipeline_parallel_size": "rollouts.gpus",
+    "distributed_executor_backend": "rollouts.gpus",
+    "logprobs_mode": None,
+    "worker_extension_cls": None,
+    "worker_cls": None,
+    "hf_overrides": None,
+    "load_format": None,
+    "trust_remote_code": None,
+    "model_impl": None,
+    "quantization": None,
+    "runner": None,
+    "skip_tokenizer_init": None,
+}
+"""vLLM options that the program sets itself -> the key to use instead, if there is one."""
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> Config:
+    """Reads a file with its includes, then `section.key=value` overrides, the last one winning.
+
+    Every layer is checked where it stands, so that a message names the file with the mistake.
+    Raises InputError.
+    """
+    return _config(_layers(Path(path), (), []), overrides, path)
+
+
+def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
+    """The Config of a dumped tree that was found at `where`, with overrides. Raises InputError."""
+    return _config([(where, tree)], overrides, where)
+
+
+def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: str) -> Config:
+    tree = dump(Config())
+    for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
+        _merge(tree, _validated(Config, layer, "", where))
+    if (short := tree["task"]["path"]) is not None:
+        name = tree["task"]["name"]
+        if "path" not in tree["task"][name]:
+            raise _refusal(path, f"task.path: a task with a path, got task.name = {name}")
+        tree["task"][name]["path"], tree["task"]["path"] = short, None
+    config = _built(Config, tree)
+    try:
+        check(config)
+    except InputError as error:
+        raise _refusal(path, str(error)) from None
+    return config
+
+
+def dump(config: Any) -> dict[str, Any]:
+    """The plain nested dict of a Config (or of one of its sections); `load` reads it back to an
+    equal Config.
+    """
+
+    def plain(value: Any) -> Any:
+        if is_dataclass(value):
+            return dump(value)
+        return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
+
+    return {f.name: plain(getattr(config, f.name)) for f in fields(config)}
+
+
+def describe() -> str:
+    """Every key with its default, what it allows and what it means."""
+    lines = []
+    for name, field, kinds in _leaves():
+        default = field.default if field.default is not MISSING else field.default_factory()
+        lines += [
+            f"{name} = {_show(default, 200)}",
+            f"    {field.metadata['doc']} ({_allowed(field, kinds)})",
+        ]
+    return "\n".join(lines)
+
+
+def keys() -> tuple[str, ...]:
+    """Dotted names of all keys, in the order of the schema."""
+    return tuple(name for name, _, _ in _leaves())
+
+
+# ---------------------------------------------------------------------------------------------------------
+# layers
+
+
+def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[tuple[str, dict]]:
+    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that
+    include it, `read` the bytes of each file so far.
+    """
+    by = f"{parents[-1]}: include: " if parents else ""
+    try:
+        text = content(path, CONFIG_BYTES - sum(read)).decode("utf-8-sig")
+    except OSError as error:
+        raise _refusal("", f"{by}cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise _refusal(
+            str(path), f"expected UTF-8 text, got another encoding at byte {error.start}"
+        ) from None
+    except ValueError as error:  # a NUL in the name
+        raise _refusal("", f"{by}cannot read {path}: {error}") from None
+    if os.path.realpath(path) in map(os.path.realpath, parents):
+        raise _refusal("", f"{by}{' -> '.join(map(str, (*parents, path)))} is a cycle")
+    read.append(len(text.encode()))
+    if len(read) > MOST_FILES:
+        raise _refusal("", f"{by}at most {MOST_FILES} files make a config, {path} is one more")
+    data = parse(text, str(path))
+    if not isinstance(data, dict):
+        got = "an empty file" if data is None else _show(data)
+        raise _refusal(str(path), f"expected a mapping of sections to keys, got {got}")
+    includes = data.pop("include", [])
+    if not isinstance(includes, list) or not all(isinstance(name, str) for name in includes):
+        raise _refusal(str(path), f"include: expected a list of file names, got {_show(includes)}")
+    for name in includes:
+        yield from _layers(path.parent / name, (*parents, path), read)
+    yield str(path), data
+
+
+def _override(text: str) -> dict:
+    """`a.b=value` -> {"a": {"b": value}}, the value read as YAML."""
+    name, equals, value = text.partition("=")
+    parts = name.strip().split(".")
+    if not equals or not all(parts):
+        raise _refusal(COMMAND_LINE, f"expected section.key=value, got {_show(text)}")
+    tree: Any = parse(value, f"{COMMAND_LINE}: {name}")
+    for part in reversed(parts):
+        tree = {part: tree}
+    return tree
+
+
+def _merge(into: dict, layer: dict) -> None:
+    for name, value in layer.items():
+        if isinstance(value, dict) and isinstance(into.get(name), dict):
+            _merge(into[name], value)
+        else:
+            into[name] = value
+
+
+def _built(cls: type, tree: dict) -> Any:
+    kinds = _kinds(cls)
+    return cls(
+        **{k: _built(kinds[k][0], v) if is_dataclass(kinds[k][0]) else v for k, v in tree.items()}
+    )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# checks
+
+
+def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
+    """`layer` with every key known and every value of its type and range."""
+    if not isinstance(layer, dict):
+        raise _refusal(
+            where, f"{prefix.rstrip('.')}: expected a mapping of keys, got {_show(layer)}"
+        )
+    known, kinds, out = {f.name: f for f in fields(cls)}, _kinds(cls), {}
+    for name, value in layer.items():
+        if name not in known:
+            raise _refusal(
+                where, f"unknown key {prefix}{name}; did you mean {_nearest(prefix, str(name))}?"
+            )
+        dotted, kind = prefix + name, kinds[name][0]
+        if is_dataclass(kind):
+            out[name] = _validated(kind, value, f"{dotted}.", where)
+        else:
+            out[name] = _value(known[name], kinds[name], value, dotted, where)
+    return out
+
+
+def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where: str) -> Any:
+    """The value, an int turned into a float where one is meant."""
+    meta = field.metadata
+    wanted = _refusal(where, f"{dotted}: expected {_allowed(field, kinds)}, got {_show(value)}")
+    if type(value) is int and float in kinds and abs(value) < 2**1000:
+        value = float(value)
+    if type(value) not in kinds:
+        raise wanted
+    if isinstance(value, float) and not math.isfinite(value):
+        raise wanted
+    if isinstance(value, str) and (not value.strip() or "\0" in value):
+        raise wanted
+    if meta["choices"] is not None and value not in meta["choices"]:
+        raise wanted
+    if value is not None and (
+        (meta["low"] is not None and value < meta["low"])
+        or (meta["high"] is not None and value > meta["high"])
+        or (meta["above"] is not None and value <= meta["above"])
+    ):
+        raise wanted
+    # a folder of this name is made inside run.dir
+    if dotted == "run.name" and not RUN_NAME.fullmatch(value):
+        raise _refusal(
+            where,
+            "run.name: expected at most 100 letters, digits, '.', '_', '-', a "
+            "letter or digit "
+            f"first, got {_show(value)}",
+        )
+    if dotted in ("rollouts.engine", "critics.engine"):
+        _check_engine(value, dotted, where)
+    return value
+
+
+def _check_engine(options: dict, key: str, where: str) -> None:
+    """Options go to vLLM as they are, but must not fight with what the program sets; what `plan`
+    reads is checked.
+    """
+    for name, value in options.items():
+        dotted = f"{key}.{name}"
+        if name in OWNED:
+            instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
+            raise _refusal(
+                where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}"
+            )
+        if not _plain(value):
+            raise _refusal(
+                where,
+                f"{dotted}: expected finite numbers, text, and lists and "
+                f"mappings of them, at most {DEEPEST} "
+                f"in one another, got {_show(value)}",
+            )
+        if name in ("max_model_len", "max_num_seqs") and not (type(value) is int and value > 0):
+            raise _refusal(where, f"{dotted}: expected an integer >= 1, got {_show(value)}")
+        if name == "kv_cache_memory_bytes" and not (
+            value is None or (type(value) is int and value > 0)
+        ):
+            raise _refusal(where, f"{dotted}: expected an integer >= 1 or null, got {_show(value)}")
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < DEEPEST and all(_plain(each, depth + 1) for each in inner)
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+# --------------------------------------------------------------------------------------------------------
+# wording
+
+
+def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
+    """What a key allows, in words: "an integer >= 1 or null"."""
+    meta = field.metadata
+    if meta["choices"] is not None:
+        text = f"one of {', '.join(map(str, meta['choices']))}"
+    else:
+        text = {
+            int: "an integer",
+            float: "a number",
+            bool: "true or false",
+            str: "text",
+            dict: "a mapping",
+            list: "a list",
+        }[kinds[0]]
+        low, high, above = meta["low"], meta["high"], meta["above"]
+        if low is not None and high is not None:
+            text += f" from {low} to {high}"
+        else:
+            limits = ((">=", low), ("<=", high), (">", above))
+            text += " and".join(f" {sign} {limit}" for sign, limit in limits if limit is not None)
+    return f"{text} or null" if NoneType in kinds else text
+
+
+def _nearest(prefix: str, name: str) -> str:
+    """The key that was probably meant: a sibling, else a key of that name elsewhere, else the most
+    similar sibling.
+    """
+    name = name[:80]
+    everything = [*keys(), *(f.name for f in fields(Config))]
+    siblings = [k for k in everything if k.startswith(prefix) and "." not in k[len(prefix) :]]
+    for pool in (siblings, everything):
+        by_last = {k.rpartition(".")[2]: k for k in reversed(pool)}
+        match = get_close_matches(name, by_last, n=1, cutoff=0.7)
+        if match:
+            return by_last[match[0]]
+    return max(
+        siblings or everything, key=lambda k: SequenceMatcher(None, prefix + name, k).ratio()
+    )
+
+
+def _refusal(where: str, what: str) -> InputError:
+    """One line, whatever characters a user's value or file name holds."""
+    return InputError(" ".join(f"{where}: {what}".split() if where else what.split()))
+
+
+def _show(value: Any, limit: int = 60) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    try:
+        text = repr(value)
+    except RecursionError:
+        text = f"a {type(value).__name__} of a {type(value).__name__} of a ..."
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+# ---------------------------------------------------------------------------------------------------------
+# schema
+
+
+@cache
+def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
+    """Field name -> the types it takes, the main one first; (int, NoneType) for `int | None`."""
+    return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
+
+
+@cache
+def _leaves(
+    cls: type = Config, prefix: str = ""
+) -> tuple[tuple[str, Field, tuple[type, ...]], ...]:
+    """(dotted name, field, kinds) of every key below a section."""
+    out: list[tuple[str, Field, tuple[type, ...]]] = []
+    for field in fields(cls):
+        kinds = _kinds(cls)[field.name]
+        if is_dataclass(kinds[0]):
+            out += _leaves(kinds[0], f"{prefix}{field.name}.")
+        else:
+            out.append((prefix + field.name, field, kinds))
+    return tuple(out)

@@ -1,0 +1,218 @@
+"""Records that cross processes. Pure data: no torch, no Ray, picklable.
+
+Shape suffixes: `_T` tokens of one sequence, `_N` items of one call, `_G` completions of one prompt.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+TEACHER, STUDENT = "teacher", "student"
+
+
+"""The two named weight states of a night (paper.md section 3): before and after what the night
+changes.
+"""
+
+
+def other(number: int) -> str:
+    """The name under which the k-th of model.teachers is sampled from."""
+    return f"other-{number}"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One piece of new material: what stands in the context window while the model is awake."""
+
+    id: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Question:
+    """One evaluation item. `prompt` is what the model continues; `document` is the id it can be
+    answered from.
+    """
+
+    id: str
+    prompt: str
+    answer: str
+    document: str = ""
+
+
+@dataclass(frozen=True)
+class Day:
+    """What one day brings, and what is asked about it afterwards."""
+
+    name: str
+    documents: tuple[Document, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Text:
+    """A training sequence of a baseline: loss falls on `completion` only (all of it when `prompt`
+    is empty).
+    """
+
+    prompt: str
+    completion: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """One prompt to sample from: the model reads context_T + prompt_T (context: bos, and a document
+    if there is one).
+    """
+
+    prompt_T: tuple[int, ...]
+    context_T: tuple[int, ...] = ()
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample. Temperature 0 is greedy. `stop_T` ends a completion and is kept as its last
+    token. Tokens less likely than `min_p` times the likeliest one are never sampled;
+    log-probabilities stay those of the raw model.
+    """
+
+    max_tokens: int
+    temperature: float = 1.0
+    stop_T: tuple[int, ...] = ()
+    min_p: float = 0.0
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One completion, with everything needed to train on it and to produce it again."""
+
+    prompt_T: tuple[int, ...]
+    context_T: tuple[int, ...]
+    completion_T: tuple[int, ...]  # with the stop token where one was reached
+    logprobs_T: tuple[float, ...]  # nats, of the raw (temperature 1) distribution
+    finish_reason: str  # "stop" | "length"
+    seed: int
+    weights: str  # name of the state, e.g. "student"
+    versions_T: tuple[int, ...]  # version that produced each token
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A version of a named memory state, as a delta of whole modules.
+
+    `manifest` names every memory tensor of the state with its digest; `tensors` holds (at least)
+    those whose digest the reader does not have. Keys:
+    `model.layers.<i>.mlp.memory.<l>.<router|w_in|w_out>#<expert>`, `....state`. `probe_T` and
+    `probe_logprobs_T`: a prompt and the log-probabilities that the sender computes for it from this
+    state; the reader must agree within its tolerance after loading.
+    """
+
+    name: str
+    version: int
+    manifest: dict[str, str]
+    tensors: dict[str, Any] = field(repr=False)  # CPU numpy arrays or torch tensors
+    probe_T: tuple[int, ...] = ()
+    probe_logprobs_T: tuple[float, ...] = ()  # of probe_T[1:], nats
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for t in self.tensors.values())
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a reader reports after a load: only a verified version is ever reported."""
+
+    name: str
+    version: int
+    tensors: int  # copied
+    bytes: int  # copied
+    seconds: float  # in which nothing was sampled
+    # largest |log-probability difference| on the probe prompt, nats; None: see Rollout.begin
+    probe_gap: float | None
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A student continuation d^ and the teacher's continuation d of the same prefix, prefix
+    excluded.
+    """
+
+    student_T: tuple[int, ...]
+    teacher_T: tuple[int, ...]
+    prefix_T: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sequence:
+    """One row of a seeding batch: the student reads prompt_T + completion_T, the teacher teacher_T
+    + completion_T.
+
+    `advantage` is None for rows without a reward (teacher-written rows); then only the divergence
+    counts.
+    """
+
+    prompt_T: tuple[int, ...]
+    completion_T: tuple[int, ...]
+    # privileged prompt, with the document; empty: the same as prompt_T
+    teacher_T: tuple[int, ...] = ()
+    advantage: float | None = None
+    # log-probabilities under the sampler, for the importance weight; empty: on policy
+    behaviour_T: tuple[float, ...] = ()
+    replay: bool = False  # what the model knew already; only for the metrics
+    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, TEXT the text
+    # itself
+    teacher: int = 0
+    # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
+    x_length: int = 0
+    temperature: float = 1.0  # of the teacher's distribution on what follows x
+
+
+TEXT = -1
+
+
+"""In place of a teacher: all of its probability lies on the token that stands there, so KL(T||S) is
+cross entropy.
+"""
+
+
+Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class DreamTask:
+    """A task (C, tau) of paper.md section 4: what is dreamed about, and what is asked afterwards,
+    without it.
+    """
+
+    id: str
+    day: str  # the day that it belongs to: a column of the retention matrix
+    context: Document  # C
+    questions: tuple[Question, ...]  # tau is the mean grade of their answers
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What a dream asks for when it is learned: texts, and how an isolated copy is trained on
+    them.
+    """
+
+    texts: tuple[Text, ...]
+    lr: float | None = None  # None: dream.inner_lr
+    epochs: int | None = None  # None: dream.inner_epochs
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One isolated copy of the model: what it is trained on (loss on the completions), and what it
+    is asked then. Without rows it is the un-updated model.
+    """
+
+    # (prompt_T, completion_T) of each training sequence
+    rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+    questions: tuple[tuple[int, ...], ...]  # prompt_T of each
+    seed: int = 0  # of the copy's first weights and of the order of its rows
+    lr: float = 1e-3
+    epochs: int = 10

@@ -1,0 +1,162 @@
+"""A larger model that computes what a smaller one does (paper.md section 1: Knowledge Seeding goes
+from small to large).
+
+Function-preserving for the families Qwen3, Qwen2 and Llama, in exact arithmetic:
+
+width         every hidden unit and every head m times. RMSNorm sees the same mean square, so copies
+stay equal; what reads
+              m copies reads each with 1/m of its weight, plus noise that cancels, so
+              that training can tell them apart.
+intermediate  more MLP units, whose output weights begin at 0.
+layers        copies of evenly chosen layers behind the originals, whose two output projections
+begin at 0.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.model import checkpoints
+
+NOISE = 0.1  # of the standard deviation of the weights that it is added to
+
+
+def grow(
+    path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: int = 0, seed: int = 0
+) -> str:
+    """Writes a larger checkpoint of `path` to `out`, which it returns: `layers` more, `width` times
+    as many hidden units and heads, `intermediate` MLP units in all (0: as many as there are).
+    Raises InputError for what cannot be read or is no growth, RunError when the disk refuses.
+    """
+    config = checkpoints.read_config(path)
+    if config.model_type.startswith("sleep_") or os.path.isfile(Path(path) / checkpoints.POINTER):
+        raise InputError(f"grow: a checkpoint without memory levels, got {path}; grow its base")
+    if os.path.exists(out):
+        raise InputError(f"grow: a new folder, {out} exists")
+    intermediate = intermediate or config.intermediate_size
+    if (
+        layers < 0
+        or width < 1
+        or intermediate < config.intermediate_size
+        or (layers == 0 and width == 1 and intermediate == config.intermediate_size)
+    ):
+        raise InputError(
+            "grow: --layers from 0, --width from 1, --intermediate from "
+            f"{config.intermediate_size} on, and one of "
+            f"them larger than now, got {layers}, {width}, {intermediate}"
+        )
+    tokenizer = checkpoints.load_tokenizer(path, config.vocab_size)
+    try:
+        small = AutoModelForCausalLM.from_pretrained(
+            path, dtype="auto", use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # transformers raises many types for what a checkpoint can lack
+        raise InputError(
+            f"model {path}: weights cannot be read ({checkpoints.first_line(error)})"
+        ) from error
+    large = AutoModelForCausalLM.from_config(
+        _config(config, layers, width, intermediate), dtype=small.dtype
+    )
+    generator = torch.Generator().manual_seed(seed)
+    large.load_state_dict(_weights(small, large, width, generator))
+    checkpoints.save(large, tokenizer, out)
+    return out
+
+
+def _config(small: AutoConfig, layers: int, width: int, intermediate: int):
+    large = copy.deepcopy(small)
+    head = getattr(small, "head_dim", None) or small.hidden_size // small.num_attention_heads
+    large.hidden_size *= width
+    large.num_attention_heads *= width
+    large.num_key_value_heads *= width
+    large.intermediate_size = intermediate
+    large.num_hidden_layers += layers
+    if hasattr(small, "head_dim"):
+        large.head_dim = head
+    if getattr(small, "layer_types", None):
+        large.layer_types = [small.layer_types[n] for n in sources(small.num_hidden_layers, layers)]
+    return large
+
+
+def sources(layers: int, more: int) -> list[int]:
+    """For each layer of the larger model the one that it comes from; the second and later of a kind
+    are copies.
+    """
+    counts = [1 + (more * (n + 1)) // layers - (more * n) // layers for n in range(layers)]
+    return [n for n, count in enumerate(counts) for _ in range(count)]
+
+
+def _weights(
+    small: PreTrainedModel, large: PreTrainedModel, width: int, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Every weight of the larger model by name."""
+    old, new = small.state_dict(), large.state_dict()
+    origin = sources(
+        small.config.num_hidden_layers,
+        large.config.num_hidden_layers - small.config.num_hidden_layers,
+    )
+    tied = small.config.tie_word_embeddings
+    for name, target in new.items():
+        layer = re.search(r"\.layers\.(\d+)\.", name)
+        number = int(layer.group(1)) if layer else -1
+        source = old[
+            re.sub(r"\.layers\.\d+\.", f".layers.{origin[number]}.", name) if layer else name
+        ]
+        part = name.split(".")[-2]  # q_proj, down_proj, embed_tokens, norm, ...
+        is_copy = number > 0 and origin[number] == origin[number - 1]
+        if is_copy and part in ("o_proj", "down_proj"):
+            new[name] = torch.zeros_like(target)
+            continue
+        value = source
+        # the embedding reads m copies, but cannot be divided without changing what it writes
+        if part == "norm" and tied:
+            value = source / width
+        if part == "embed_tokens" or (part == "lm_head" and tied):
+            value = torch.cat([source] * width, dim=1)
+        elif part in ("q_norm", "k_norm"):
+            pass  # per head
+        elif value.dim() == 1 and part not in ("gate_proj", "up_proj"):  # norms; biases of q, k, v
+            value = torch.cat([value] * width)
+        elif part in ("gate_proj", "up_proj"):
+            value = _more_rows(_reading(source, width, generator), target.shape[0], generator)
+        elif part == "down_proj":
+            extra = target.shape[1] - source.shape[1]
+            value = torch.cat(
+                [torch.cat([source, source.new_zeros(source.shape[0], extra)], dim=1)] * width
+            )
+        elif part == "lm_head":
+            value = _reading(source, width, generator)
+        else:  # q, k, v, o: as many rows as there are copies of heads, or of hidden units
+            value = torch.cat([_reading(source, width, generator) for _ in range(width)])
+        new[name] = value.to(target.dtype)
+    return new
+
+
+def _reading(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """[O, width * I]: reads each of `width` equal copies with a share of the weight; the shares add
+    up to it.
+    """
+    if width == 1:
+        return weight_OI
+    noise = torch.randn(width, *weight_OI.shape, generator=generator) * (
+        NOISE * weight_OI.float().std() / width
+    )
+    noise -= noise.mean(0, keepdim=True)
+    return torch.cat([(weight_OI.float() / width + n).to(weight_OI.dtype) for n in noise], dim=1)
+
+
+def _more_rows(weight: Tensor, rows: int, generator: torch.Generator) -> Tensor:
+    """`weight` with random rows behind it, as large as its own."""
+    extra = (
+        torch.randn(rows - weight.shape[0], weight.shape[1], generator=generator)
+        * weight.float().std()
+    )
+    return torch.cat([weight, extra.to(weight.dtype)])

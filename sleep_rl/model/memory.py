@@ -1,0 +1,274 @@
+"""Memory levels of the Continuum Memory System (paper.md section 2), in pure torch.
+
+The same module sits in the Hugging Face model (`sleep_rl.model.checkpoints`) and in vLLM's
+(`actors.vllm_model`).
+
+Shape suffixes: S slots of a level (slot 0 is the level's own base expert, 1.. are consolidation
+experts), L = d_low, D = d_model, `...` any leading dimensions (batch and time, or vLLM's flat
+tokens).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sleep_rl.contracts.records import STUDENT, TEACHER
+
+LOCKED, ACTIVE, FRESH = 0, 1, 2
+"""State of a slot. LOCKED: exactly absent. ACTIVE: competes for the router's top-k. FRESH: always
+on and outside that competition, so that unlocking an expert never displaces another one; also the
+state of a base expert in use.
+"""
+
+BASE_SLOT = 0
+PARTS = ("router", "w_in", "w_out")
+# These names must not contain gate_proj, up_proj, ...: vLLM's stacked-parameter mapper rewrites
+# such substrings.
+
+
+class Expert(nn.Module):
+    """One trainable low-rank expert outside its level: router row [D], A = w_in [2L, D], B = w_out
+    [L, D].
+    """
+
+    def __init__(self, router_D: Tensor, w_in_2LD: Tensor, w_out_LD: Tensor):
+        super().__init__()
+        self.router = nn.Parameter(router_D.detach().clone())
+        self.w_in = nn.Parameter(w_in_2LD.detach().clone())
+        self.w_out = nn.Parameter(w_out_LD.detach().clone())
+
+
+@dataclass
+class Patch:
+    """What the student has and the teacher has not: other slot states, and other weights in some
+    slots.
+    """
+
+    state_S: Tensor
+    rows: dict[int, Expert]
+
+
+class MemoryLevel(nn.Module):
+    """Residual sparse mixture of S preallocated low-rank SwiGLU experts in front of a layer's
+    pretrained MLP.
+
+    y = x + sum_s g_s(x) B_s^T (silu(A1_s x) * (A2_s x)),   g_s = sigmoid(router_s x) if slot s is
+    selected, else 0
+
+    Gates are independent sigmoids, not a softmax: a newly unlocked expert with B = 0 adds exactly
+    nothing and does not rescale the others. The stored tensors are the teacher; `patch` holds what
+    differs in the student.
+    """
+
+    fixed_shape = False
+    """True under torch.compile and CUDA graphs: every slot is computed and the states stay
+    tensors.
+    """
+
+    def __init__(self, d_model: int, experts: int, d_low: int, top_k: int):
+        super().__init__()
+        self.slots, self.d_low, self.top_k = experts + 1, d_low, top_k
+        self.router = nn.Parameter(torch.empty(self.slots, d_model), requires_grad=False)
+        self.w_in = nn.Parameter(torch.empty(self.slots, 2 * d_low, d_model), requires_grad=False)
+        self.w_out = nn.Parameter(torch.empty(self.slots, d_low, d_model), requires_grad=False)
+        self.register_buffer("state", torch.zeros(self.slots, dtype=torch.int8))
+        self.patch: Patch | None = None
+        self.view = TEACHER
+        # host copies of what `state` says, see `refresh`
+        self._used: dict[str, tuple[int, bool]] = {}
+
+    def refresh(self) -> None:
+        """Call after `state` or `patch` changed: lets eager mode skip locked slots without a device
+        read.
+        """
+        self._used.clear()
+
+    def _host(self, state_S: Tensor) -> tuple[int, bool]:
+        """(leading slots that hold every unlocked one, whether the top-k has to choose)."""
+        if self.fixed_shape:
+            return self.slots, self.top_k < self.slots
+        if self.view not in self._used:
+            states = state_S.tolist()
+            used = max((s + 1 for s, state in enumerate(states) if state != LOCKED), default=0)
+            self._used[self.view] = used, states.count(ACTIVE) > self.top_k
+        return self._used[self.view]
+
+    def rows(self, name: str, count: int) -> Tensor:
+        """The first `count` slots of part `name` in the current view; differentiable in the patched
+        ones.
+        """
+        stored = getattr(self, name)[:count]
+        if self.view == TEACHER or self.patch is None:
+            return stored
+        slots = list(stored.unbind(0))
+        for slot, expert in self.patch.rows.items():
+            if slot < count:
+                slots[slot] = getattr(expert, name)
+        return torch.stack(slots)
+
+    def states(self) -> Tensor:
+        """[S] int8 in the current view."""
+        return self.state if self.view == TEACHER or self.patch is None else self.patch.state_S
+
+    def gates(self, logits: Tensor, state: Tensor, choose: bool) -> Tensor:
+        """[..., S] gate of each slot: sigmoid where FRESH or among the top-k ACTIVE ones, else
+        0.
+        """
+        on = state != LOCKED
+        if choose:
+            active = state == ACTIVE
+            score = logits.masked_fill(~active, float("-inf"))
+            kth = score.topk(min(self.top_k, logits.shape[-1]), dim=-1).values[..., -1:]
+            on = ((score >= kth) & active) | (state == FRESH)
+        return torch.sigmoid(logits) * on
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = self.states()
+        count, choose = self._host(state)
+        if count == 0:
+            return x
+        # The router runs in fp32: a top-k choice must not depend on bf16 rounding more than it has
+        # to.
+        logits = F.linear(x.float(), self.rows("router", count).float())
+        gate = self.gates(logits, state[:count], choose).to(x.dtype)
+        a = F.linear(x, self.rows("w_in", count).flatten(0, 1)).unflatten(
+            -1, (count, 2, self.d_low)
+        )
+        h = F.silu(a[..., 0, :]) * a[..., 1, :] * gate.unsqueeze(-1)
+        return x + h.flatten(-2) @ self.rows("w_out", count).flatten(0, 1)
+
+
+@torch.no_grad()
+def init_slots(
+    level: MemoryLevel, slots: Iterator[int] | None = None, generator: torch.Generator | None = None
+) -> None:
+    """Random A, near-zero router (gate about 1/2) and B = 0, so that an unlocked slot starts as the
+    identity.
+    """
+    d_model = level.router.shape[1]
+    for s in range(level.slots) if slots is None else slots:
+        for part, std in ((level.router, 0.02), (level.w_in, d_model**-0.5)):
+            part[s] = torch.randn(part[s].shape, generator=generator).to(part) * std
+        level.w_out[s].zero_()
+
+
+class MemoryMixin:
+    """Mixed in front of a family's MLP class by `swap_class`: the levels run before the pretrained
+    MLP (equation 1).
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        for level in self.memory:
+            x = level(x)
+        return super().forward(x)
+
+
+_SWAPPED: dict[tuple[type, type], type] = {}
+
+
+def swap_class(module: nn.Module, mixin: type) -> None:
+    """Puts `mixin` in front of the module's class. Unlike wrapping, every base parameter keeps its
+    name.
+    """
+    cls = type(module)
+    if (mixin, cls) not in _SWAPPED:
+        _SWAPPED[mixin, cls] = type("Sleep" + cls.__name__, (mixin, cls), {"__module__": __name__})
+    module.__class__ = _SWAPPED[mixin, cls]
+
+
+def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
+    """Gives a pretrained MLP its memory levels; `levels` holds experts, d_low and top_k of each,
+    fastest first.
+    """
+    swap_class(mlp, MemoryMixin)
+    mlp.memory = nn.ModuleList(
+        MemoryLevel(d_model, v["experts"], v["d_low"], v["top_k"]) for v in levels
+    )
+
+
+def memory_levels(model: nn.Module) -> dict[str, MemoryLevel]:
+    """Name -> level, over all layers, in layer order."""
+    return {name: m for name, m in model.named_modules() if isinstance(m, MemoryLevel)}
+
+
+def level_number(name: str) -> int:
+    """1-based memory level l of a level's name `...mlp.memory.<l-1>`."""
+    return int(name.rsplit(".", 1)[1]) + 1
+
+
+class view_of:
+    """Context manager: the model computes the named state (TEACHER or STUDENT) inside the block."""
+
+    def __init__(self, model: nn.Module, view: str):
+        self.levels, self.view = list(memory_levels(model).values()), view
+
+    def __enter__(self) -> None:
+        self.before = [level.view for level in self.levels]
+        for level in self.levels:
+            level.view = self.view
+
+    def __exit__(self, *_: object) -> None:
+        for level, view in zip(self.levels, self.before, strict=True):
+            level.view = view
+
+
+def patch(
+    model: nn.Module, rows: dict[str, dict[int, Expert]], emptied: Collection[str] = ()
+) -> None:
+    """Forms the student: the given slots (level name -> slot -> expert) hold other weights and are
+    FRESH there, and the `emptied` levels have their consolidation experts LOCKED (the sender's,
+    already reset).
+    """
+    levels = memory_levels(model)
+    for name in {**rows, **dict.fromkeys(emptied)}:
+        state = levels[name].state.clone()
+        if name in emptied:
+            state[1:] = LOCKED
+        state[list(rows.get(name, ()))] = FRESH
+        levels[name].patch = Patch(state, rows.get(name, {}))
+        levels[name].refresh()
+
+
+@torch.no_grad()
+def commit(model: nn.Module) -> None:
+    """Update (paper.md section 3 c): the student becomes the stored state; a FRESH consolidation
+    expert turns ACTIVE.
+    """
+    for level in memory_levels(model).values():
+        if level.patch is None:
+            continue
+        for slot, expert in level.patch.rows.items():
+            for part in PARTS:
+                getattr(level, part)[slot] = getattr(expert, part)
+        level.state.copy_(level.patch.state_S)
+        level.state[1:][level.state[1:] == FRESH] = ACTIVE
+    discard(model)
+
+
+def discard(model: nn.Module) -> None:
+    """Drops the student: the stored state stays as it was before the night."""
+    for level in memory_levels(model).values():
+        level.patch, level.view = None, TEACHER
+        level.refresh()
+
+
+def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:
+    """Every memory tensor of the named state, one entry per slot and part: `<level>.<part>#<slot>`,
+    `<level>.state`.
+    """
+    out: dict[str, Tensor] = {}
+    with view_of(model, view), torch.no_grad():
+        for name, level in memory_levels(model).items():
+            patched = level.patch.rows if view == STUDENT and level.patch else {}
+            for part in PARTS:
+                for slot in range(level.slots):
+                    source = patched.get(slot, level)
+                    tensor = getattr(source, part).detach()
+                    out[f"{name}.{part}#{slot}"] = tensor if slot in patched else tensor[slot]
+            out[f"{name}.state"] = level.states()
+    return out

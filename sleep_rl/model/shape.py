@@ -1,0 +1,296 @@
+"""The shape of the base model, from its config.json alone: no weights, no torch, nothing started.
+
+Looked for in this order: a local folder, the Hugging Face cache, the hub, the published numbers of
+three models that the presets use.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.files import JSON_BYTES, content, parse
+
+FAMILIES = ("qwen3", "qwen2", "llama")
+HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+HUB_TIMEOUT_S = 5.0
+LEVEL = {"experts", "d_low", "top_k"}
+POINTER = "memory.json"  # of a memory checkpoint: names the base it belongs to (sleep_rl.model.checkpoints)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What the numbers of a plan are made of. `source` says where they come from."""
+
+    source: str
+    family: str
+    hidden: int
+    layers: int
+    intermediate: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    vocab: int
+    tied: bool
+    positions: int | None = None  # longest sequence, where the config says so
+    memory: tuple[dict, ...] | None = None  # levels that a sleep or memory checkpoint already holds
+
+    @property
+    def parameters(self) -> int:
+        """Of the base, without memory."""
+        d, queries, keys = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
+        layer = 2 * d * queries + 2 * d * keys + 3 * d * self.intermediate + 2 * d
+        # norms, biases
+        layer += {"qwen3": 2 * self.head_dim, "qwen2": queries + 2 * keys, "llama": 0}[self.family]
+        return self.layers * layer + d + self.vocab * d * (1 if self.tied else 2)
+
+    @property
+    def cached_values(self) -> int:
+        """Numbers in the KV cache per token."""
+        return 2 * self.layers * self.kv_heads * self.head_dim
+
+
+PUBLISHED = {
+    "Qwen/Qwen3-1.7B": Shape(
+        "published shape", "qwen3", 2048, 28, 6144, 16, 8, 128, 151936, True, 40960
+    ),
+    "meta-llama/Llama-3.2-1B-Instruct": Shape(
+        "published shape", "llama", 2048, 16, 8192, 32, 8, 64, 128256, True, 131072
+    ),
+    "Qwen/Qwen2.5-7B": Shape(
+        "published shape", "qwen2", 3584, 28, 18944, 28, 4, 128, 152064, False, 131072
+    ),
+    "Qwen/Qwen3-8B": Shape(
+        "published shape", "qwen3", 4096, 36, 12288, 32, 8, 128, 151936, False, 40960
+    ),
+    "meta-llama/Llama-3.1-8B": Shape(
+        "published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072
+    ),
+}
+TASK_BASES = {
+    # Of tasks/<name>.py, for a plan before the base is trained; written down here because those
+    # modules import torch.
+    "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
+    "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
+    "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
+    "squad": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2048, True, 1024),
+}
+
+
+def base_shape(config: Config) -> Shape:
+    """The shape of `model.base`. Raises InputError where it is missing, unreadable or of an
+    unsupported family.
+    """
+    name = config.model.base
+    if name is None:
+        deep = config.task.name == "world" and config.task.world.deep
+        return _task_base("deep-world" if deep else config.task.name, Path(config.run.cache))
+    folder = local_folder(name, "model.base")
+    return _from_folder(folder) if folder else _from_name(name)
+
+
+def checkpoint_shape(path: str) -> Shape:
+    """Of a full checkpoint, a memory folder or a hub name. Raises InputError as `base_shape`
+    does.
+    """
+    folder = local_folder(path, "checkpoint")
+    try:
+        return _from_folder(folder) if folder else _from_name(path)
+    except InputError as error:
+        raise InputError(str(error).replace("model.base", "checkpoint", 1)) from None
+
+
+def local_folder(name: str, key: str) -> Path | None:
+    """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that
+    leads nowhere.
+    """
+    path = Path(os.path.expanduser(name))
+    if os.path.isdir(path):
+        return path
+    if os.path.exists(path):
+        raise InputError(f"{key}: expected a checkpoint folder or a hub name, got the file {name}")
+    if not HUB_NAME.fullmatch(name):
+        raise InputError(
+            f"{key}: expected a checkpoint folder or a hub name, got {name}: no such folder"
+        )
+    return None
+
+
+def _task_base(task: str, cache: Path) -> Shape:
+    """Of the base that was trained last for the task, else what the task would train."""
+    task = {"documents": "world"}.get(task, task)
+    if task == "arc":
+        raise InputError(
+            "model.base: a language model is needed for task arc, which has no small base, got null"
+        )
+    trained = sorted(cache.glob(f"{task}-*/config.json"), key=lambda file: file.stat().st_mtime)
+    return _from_folder(trained[-1].parent) if trained else TASK_BASES[task]
+
+
+def _from_folder(folder: Path) -> Shape:
+    """Of a full checkpoint, or of a memory checkpoint and the base that it points to."""
+    if os.path.isfile(folder / POINTER):
+        pointer = read_json(folder / POINTER)
+        base, levels = pointer.get("base"), pointer.get("memory_levels")
+        if not isinstance(base, str):
+            raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
+        target = local_folder(base, f"{folder / POINTER}: base")
+        if target is not None and os.path.isfile(target / POINTER):
+            raise InputError(
+                f"{folder / POINTER}: base: expected a full checkpoint, got the "
+                f"memory checkpoint {base}"
+            )
+        shape = _from_folder(target) if target else _from_name(base)
+        return replace(shape, memory=check_levels(levels, str(folder / POINTER)))
+    if not os.path.isfile(folder / "config.json"):
+        raise InputError(f"model.base: expected a checkpoint folder with config.json, got {folder}")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(
+            f"model.base: expected a checkpoint folder with *.safetensors, got {folder}"
+        )
+    shape = parse_shape(read_json(folder / "config.json"), str(folder / "config.json"))
+    _check_tokenizer(folder / "tokenizer.json", shape.vocab)
+    return replace(shape, source=str(folder))
+
+
+def _from_name(name: str) -> Shape:
+    data, source = _hub_config(name)
+    if data is not None:
+        return replace(parse_shape(data, f"{source} {name}"), source=source)
+    if name in PUBLISHED:
+        return replace(PUBLISHED[name], source=f"published shape, as {source}")
+    raise InputError(f"model.base: no local folder, nothing cached and {source}, got {name}")
+
+
+def _hub_config(name: str) -> tuple[dict | None, str]:
+    """(config.json, where it was found), or (None, why it was not). One short try: no retries, no
+    download of more.
+    """
+    from huggingface_hub import (  # half a second, so not for every command
+        constants,
+        hf_hub_url,
+        try_to_load_from_cache,
+    )
+    from huggingface_hub.utils import build_hf_headers
+
+    cached = try_to_load_from_cache(name, "config.json")
+    if isinstance(cached, str):
+        return read_json(Path(cached)), "hub cache"
+    if constants.is_offline_mode():
+        return None, "the hub is switched off (HF_HUB_OFFLINE)"
+    request = urllib.request.Request(hf_hub_url(name, "config.json"), headers=build_hf_headers())
+    try:
+        with urllib.request.urlopen(request, timeout=HUB_TIMEOUT_S) as answer:
+            return _json_object(answer.read(), f"hub config of {name}"), "hub"
+    except urllib.error.HTTPError as error:
+        return None, f"the hub answers {error.code}"
+    except OSError:
+        return None, "the hub cannot be reached"
+
+
+def parse_shape(data: dict[str, Any], where: str) -> Shape:
+    """Reads the fields of a Hugging Face config; `where` names it in the InputError of a bad
+    one.
+    """
+    family = str(data.get("model_type", "no model_type")).removeprefix("sleep_")
+    if family not in FAMILIES:
+        raise InputError(
+            f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them "
+            "after sleep_, "
+            f"got {family}"
+        )
+
+    def count(key: str, default: int | None = None) -> int:
+        value = data.get(key)
+        value = default if value is None else value
+        if type(value) is not int or value < 1:
+            raise InputError(
+                f"{where}: {key}: expected an integer >= 1, got {json.dumps(value)[:60]}"
+            )
+        return value
+
+    hidden, heads = count("hidden_size"), count("num_attention_heads")
+    return Shape(
+        source=where,
+        family=family,
+        hidden=hidden,
+        layers=count("num_hidden_layers"),
+        intermediate=count("intermediate_size"),
+        heads=heads,
+        kv_heads=count("num_key_value_heads", heads),
+        head_dim=count("head_dim", 128 if family == "qwen3" else hidden // heads),
+        vocab=count("vocab_size"),
+        tied=data.get("tie_word_embeddings") is True,
+        positions=count("max_position_embeddings")
+        if data.get("max_position_embeddings") is not None
+        else None,
+        memory=check_levels(data.get("memory_levels"), where),
+    )
+
+
+def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
+    """The memory levels that a checkpoint says it holds; None for none. Raises InputError for
+    anything else.
+    """
+    if levels is None:
+        return None
+    if not isinstance(levels, list) or not all(
+        isinstance(level, dict)
+        and set(level) == LEVEL
+        and all(type(n) is int and 0 < n < 1 << 20 for n in level.values())
+        for level in levels
+    ):
+        raise InputError(
+            f"{where}: memory_levels: expected a list of mappings with "
+            f"{', '.join(sorted(LEVEL))}, each a number "
+            f"from 1 on, got {json.dumps(levels)[:60]}"
+        )
+    return tuple(levels)
+
+
+def _check_tokenizer(file: Path, vocab: int) -> None:
+    """The largest id of a fast tokenizer must have a row in the embedding."""
+    if not os.path.isfile(file):
+        return
+    data = read_json(file)
+    model = data.get("model")
+    words = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(words, list):  # a Unigram model lists [piece, score]; its place is its id
+        ids = list(range(len(words)))
+    elif isinstance(words, dict):
+        ids = list(words.values())
+    else:
+        raise InputError(f"{file}: expected a tokenizer with model.vocab")
+    ids += [token.get("id") for token in data.get("added_tokens") or []]
+    largest = max((i for i in ids if isinstance(i, int)), default=-1)
+    if largest >= vocab:
+        raise InputError(
+            f"{file}: expected at most the {vocab} ids of config.json, got id "
+            f"{largest}; "
+            "tokenizer and base do not belong together"
+        )
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    try:
+        return _json_object(content(file, JSON_BYTES), str(file))
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror}") from None
+
+
+def _json_object(raw: bytes, where: str) -> dict[str, Any]:
+    try:
+        data = parse(raw)
+    except ValueError as error:
+        raise InputError(" ".join(f"{where}: {error}".split())) from None
+    if not isinstance(data, dict):
+        raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
+    return data

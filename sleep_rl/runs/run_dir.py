@@ -1,0 +1,213 @@
+"""What a run's folder says of the run: its config, its data, its W&B id; and that only one process
+lives in it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.roles import Task
+from sleep_rl.files import JSON_BYTES, parsed
+from sleep_rl.config.loader import dump, reload
+from sleep_rl.tasks.registry import make_task
+
+FILE, LOCK = "run.json", ".lock"
+GROWING = (
+    "task.documents.days",
+    "task.documents.path",
+    "task.documents.questions",
+    "task.documents.record",
+    "run.dir",
+)
+"""Keys that the next day of a life on documents may bring: what was taken in before stands in the
+record.
+"""
+OWN = (
+    "metrics.jsonl",
+    "state",
+    "memory",
+    "dreams",
+    "logs",
+    "wandb",
+    "report.html",
+    "report.html.partial",
+    "documents.json",
+    "documents.partial",
+    FILE,
+)
+"""What a run writes to in its folder, beside the lock."""
+FREE = (
+    "cluster.",
+    "wandb.",
+    "reward.timeout_s",
+    "rollouts.workers",
+    "rollouts.cpus",
+    "learners.threads",
+)
+"""Keys that may change when a run goes on: where and how fast it runs, not what it computes."""
+
+
+def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
+    """Writes a run's identity; returns its W&B id, a new one unless `wandb` is it. Raises RunError
+    when the disk refuses.
+    """
+    identity = {
+        "config": dump(config),
+        "data": data_digest(task),
+        "wandb": wandb or secrets.token_hex(4),
+    }
+    try:
+        (folder / f"{FILE}.partial").write_text(json.dumps(identity, indent=1))
+        os.replace(folder / f"{FILE}.partial", folder / FILE)
+    except OSError as error:
+        raise RunError(f"{folder / FILE}: cannot be written ({error.strerror or error})") from error
+    return identity["wandb"]
+
+
+def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple[Config, Task, str]:
+    """(config, task, W&B id) of a run that is to go on. Raises InputError when there is none, and
+    when anything that the results depend on is not what it was, unless `accept` names it: a key
+    that an override changes, or `data`.
+    """
+    tree, data, wandb = _stored(folder)
+    before, config = reload(tree, str(folder / FILE)), reload(tree, str(folder / FILE), overrides)
+    if config.task.documents.record:  # the folder may have been moved
+        config = with_documents(config, record=str(folder))
+    task = make_task(config)
+    changed = [key for key in _changed(dump(before), dump(config)) if not key.startswith(FREE)]
+    if data_digest(task) != data:
+        changed.append("data")
+    refused = [key for key in changed if key not in accept]
+    if refused:
+        raise InputError(
+            f"{folder}: {', '.join(refused)} changed since the run began; --accept "
+            f"{','.join(refused)} goes "
+            "on all the same"
+        )
+    return config, task, wandb
+
+
+def check_same(folder: Path, config: Config) -> str:
+    """The W&B id of the life in `folder`, which is to live its next day with `config`. Raises
+    InputError where that differs in a key that its days so far depended on.
+    """
+    tree, _, wandb = _stored(folder)
+    changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
+    refused = sorted(key for key in changed if not key.startswith((*FREE, *GROWING)))
+    if refused:
+        raise InputError(
+            f"{folder}: a life goes on as it began, but {', '.join(refused)} "
+            "changed; choose another run.name for "
+            "another life"
+        )
+    return wandb
+
+
+def with_documents(config: Config, **keys: object) -> Config:
+    """The config with keys of task.documents changed."""
+    return replace(
+        config, task=replace(config.task, documents=replace(config.task.documents, **keys))
+    )
+
+
+def _stored(folder: Path) -> tuple[dict, str, str]:
+    """(config as a tree, digest of the data, W&B id)."""
+    try:
+        identity = parsed(folder / FILE, JSON_BYTES)
+        tree, data, wandb = (identity[key] for key in ("config", "data", "wandb"))
+        if not isinstance(tree, dict) or not re.fullmatch(r"[0-9a-f]{8}", wandb):
+            raise ValueError("other values than a run wrote")
+    except (OSError, ValueError) as error:
+        got = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"{folder}: expected the folder of a run with {FILE}, got: {got}"
+        ) from error
+    except (KeyError, TypeError) as error:
+        got = "a file that lacks some of config, data and wandb"
+        raise InputError(
+            f"{folder}: expected the folder of a run with {FILE}, got {got}"
+        ) from error
+    return tree, data, wandb
+
+
+def check_inside(folder: Path) -> None:
+    """Raises InputError when something that a run writes to leads out of its folder: who made the
+    folder could have it write anywhere. The folder itself may be a link.
+    """
+    home = os.path.realpath(folder)
+    for name in OWN:
+        there = os.path.realpath(folder / name)
+        if there != os.path.join(home, name):
+            raise InputError(
+                f"{folder / name}: expected inside the run's folder, got a link to {there}"
+            )
+
+
+def data_digest(task: Task) -> str:
+    """Digest of everything that a task's days and questions say."""
+    content = repr([task.days(), task.known(), task.opener, task.marker])
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
+    for key in before.keys() | after.keys():
+        old, new = before.get(key), after.get(key)
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _changed(old, new, f"{prefix}{key}.")
+        elif old != new:
+            yield f"{prefix}{key}"
+
+
+def held(folder: Path) -> bool:
+    """Whether a process lives in a run's folder."""
+    try:
+        with open(folder / LOCK) as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    return False
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when
+    it is held.
+    """
+    try:  # a link of this name may lead to a file that is to stay as it is
+        lock = os.open(
+            folder / LOCK,
+            os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
+            0o644,
+        )
+    except OSError as error:
+        raise InputError(
+            f"{folder / LOCK}: expected a file to write into, got: {error.strerror}"
+        ) from error
+    with open(lock, "w") as file:
+        for last in (False, False, True):
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError as error:
+                if last:
+                    raise InputError(f"{folder}: another process lives in this run") from error
+                # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
+                time.sleep(0.05)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

@@ -1,0 +1,91 @@
+"""What every step of the driver needs: the workers, the task and where results go."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.records import Request, Sample, Sampling
+from sleep_rl.contracts.roles import Crew, Task
+from sleep_rl.journal.journal import Journal
+from sleep_rl.night.prompts import Ids, Texts
+from sleep_rl.night.rehearsal import Index
+from sleep_rl.session.console import Console
+from sleep_rl.session.resumable import Progress
+
+
+@dataclass(frozen=True)
+class Life:
+    """One run: a crew that lives through a task's days and writes into `folder`."""
+
+    crew: Crew
+    task: Task
+    texts: Texts
+    config: Config
+    journal: Journal
+    console: Console
+    folder: str
+    index: Index = field(default_factory=Index)
+    progress: Progress = field(default_factory=Progress)
+
+    @contextmanager
+    def timed(self, kind: str, **values: Any) -> Iterator[dict]:
+        """Logs one journal record of `kind`, with what the block adds to it and the seconds it
+        took.
+        """
+        record, started = dict(values), time.monotonic()
+        yield record
+        self.journal.log(kind, **record, seconds=time.monotonic() - started)
+
+    def sample(
+        self,
+        requests_N: list[Request],
+        name: str,
+        tokens: int,
+        temperature: float,
+        min_p: float = 0.0,
+        stop: Ids = (),
+        **where: Any,
+    ) -> list[Sample | Failure]:
+        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures
+        in the journal. `stop`: tokens that end a sample beside eos.
+        """
+        if not requests_N:
+            return []
+        with self.timed("sample", **where) as record:
+            began = time.monotonic()
+            samples = self.crew.sample(
+                requests_N, name, Sampling(tokens, temperature, self.texts.eos + stop, min_p)
+            )
+            done = [s for s in samples if not isinstance(s, Failure)]
+            produced = sum(len(s.completion_T) for s in done)
+            record.update(
+                weights=name,
+                tokens=produced,
+                sequences=len(done),
+                failed=len(samples) - len(done),
+                tokens_per_second=produced / max(time.monotonic() - began, 1e-9),
+                truncated=sum(s.finish_reason == "length" for s in done) / max(len(done), 1),
+            )
+        self.count_failures("sample", samples)
+        return samples
+
+    def count_failures(self, where: str, results: list) -> None:
+        """One journal record per reason."""
+        reasons = [r.reason for r in results if isinstance(r, Failure)]
+        for reason in sorted(set(reasons)):
+            self.journal.log("failure", where=where, reason=reason, count=reasons.count(reason))
+
+    def save(self, night: int) -> None:
+        """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier
+        nights stay.
+        """
+        path = os.path.join("memory", f"night-{night}")
+        self.crew.learn.save(os.path.join(self.folder, path))
+        self.journal.log("saved", night=night, path=path)

@@ -1,0 +1,187 @@
+"""`sleep-rl watch`: a local web server that shows one run while it goes on. It reads the run's
+folder and changes nothing.
+
+Three addresses: the page, its state as JSON, the report. No other file is served, only GET is
+answered, and on a loopback address only to those who asked for a local name: a page of someone else
+whose name was pointed at this machine (DNS rebinding) gets nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import json
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.report.page import page
+from sleep_rl.watch.page import PAGE, SCRIPT_DIGEST
+from sleep_rl.watch.state import Seen
+
+HOLD_S = 2.0  # for how long it counts whether a process lives in the run
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
+    "form-action 'none'; "
+    "frame-ancestors 'none'"
+)
+PAGE_POLICY = f"{POLICY}; script-src 'sha256-{SCRIPT_DIGEST}'; connect-src 'self'"
+HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
+
+
+class Server(ThreadingHTTPServer):
+    """Shows the run in `run_dir` at `url`, until it is shut down. `held(folder)`: whether a process
+    lives in the run.
+
+    Raises InputError when there is no such run, and when the address cannot be listened at.
+    """
+
+    daemon_threads = True
+
+    def __init__(
+        self, run_dir: str | Path, host: str, port: int, held: Callable[[Path], bool]
+    ) -> None:
+        folder = Path(run_dir)
+        if not (folder / "metrics.jsonl").is_file() and not (folder / "run.json").is_file():
+            raise InputError(f"{folder}: expected the folder of a run with metrics.jsonl")
+        if not 0 <= port < 65536:
+            raise InputError(f"--port: 0 (any that is free) to 65535, got {port}")
+        try:
+            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            self.address_family = found[0]
+            super().__init__(found[4][:2], _Handler)
+        except (OSError, UnicodeError) as error:
+            raise InputError(
+                f"--host {host} --port {port}: an address to listen at, got "
+                f"{getattr(error, 'strerror', None) or error}; --port 0 takes any "
+                "free port"
+            ) from error
+        self.folder, self._seen, self._lock = folder, Seen(folder, self._lives), threading.Lock()
+        self._held, self._asked, self._answer = held, -HOLD_S, False
+        self.loopback = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback
+        self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
+
+    @property
+    def url(self) -> str:
+        host, port = self.server_address[:2]
+        return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+    def server_bind(self) -> None:
+        """Without HTTPServer's look-up of the host's full name, which may take long and is not
+        used.
+        """
+        if self.allow_reuse_address:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self.socket.bind(self.server_address)
+        self.server_address = self.socket.getsockname()
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A browser that goes away is no news; anything else is one line."""
+        error = sys.exc_info()[1]
+        if not isinstance(error, (ConnectionError, TimeoutError)):
+            print(
+                f"sleep-rl watch: {type(error).__name__}: {' '.join(str(error).split())}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def state(self) -> bytes:
+        """The run's state as JSON, without the time."""
+        with self._lock:
+            return json.dumps(self._seen.look(), allow_nan=False).encode()
+
+    def report(self) -> bytes:
+        with self._lock:  # matplotlib's settings are the process's
+            return page(self.folder / "metrics.jsonl").encode("utf-8", "replace")
+
+    def _lives(self, folder: Path) -> bool:
+        if time.monotonic() - self._asked >= HOLD_S:
+            self._asked, self._answer = time.monotonic(), self._held(folder)
+        return self._answer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version, timeout = "HTTP/1.1", 60
+    server: Server
+
+    def do_GET(self) -> None:
+        if self.server.loopback and not self._local():
+            return self._send(403, TEXT, b"asked for by a name that is not this machine's\n")
+        answer = {"/": self._page, "/state.json": self._state, "/report": self._report}.get(
+            urlsplit(self.path).path
+        )
+        if answer is None:
+            return self._send(404, TEXT, b"no such page\n")
+        try:
+            answer()
+        except InputError as error:
+            self._send(503, TEXT, f"{error}\n".encode("utf-8", "replace"))
+        except ConnectionError:
+            raise
+        except Exception as error:  # any: the page says what is wrong, and goes on asking
+            self._send(
+                500,
+                TEXT,
+                f"sleep-rl watch failed: {type(error).__name__}: {error}\n".encode(
+                    "utf-8", "replace"
+                ),
+            )
+            raise
+
+    def _local(self) -> bool:
+        """Whether the request was made to a local name; ports may differ, as behind `ssh -L`."""
+        host = (self.headers.get("Host") or "").lower()
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        return name in self.server.names
+
+    def _page(self) -> None:
+        self._send(200, HTML, PAGE.encode(), PAGE_POLICY)
+
+    def _state(self) -> None:
+        body = self.server.state()
+        tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
+        if self.headers.get("If-None-Match") == tag:
+            return self._send(304, JSON, b"", tag=tag)
+        self._send(200, JSON, b'{"now": %.3f, %b' % (time.time(), body[1:]), tag=tag)
+
+    def _report(self) -> None:
+        self._send(200, HTML, self.server.report())
+
+    def _refuse(self) -> None:
+        self.close_connection = True  # a body that nobody reads may follow
+        self._send(405, TEXT, b"only GET\n")
+
+    do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
+
+    def _send(
+        self, status: int, kind: str, body: bytes, policy: str = POLICY, tag: str = ""
+    ) -> None:
+        headers = {
+            "Content-Type": kind,
+            "Content-Length": str(len(body)),
+            "Content-Security-Policy": policy,
+            "X-Content-Type-Options": "nosniff",
+            "Referrer-Policy": "no-referrer",
+            "Cache-Control": "no-store",
+            "Cross-Origin-Resource-Policy": "same-origin",
+        }
+        headers |= {"ETag": tag} if tag else {}
+        headers |= {"Allow": "GET"} if status == 405 else {}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def version_string(self) -> str:
+        return "sleep-rl"
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Nothing: a line a second would bury what a person reads."""

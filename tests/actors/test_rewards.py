@@ -1,0 +1,292 @@
+"""Rewards: equations 4 and 5, the group-relative advantage, and both semantic rewards with real
+tiny models.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+
+import pytest
+import torch
+import transformers
+
+from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.records import Pair
+from sleep_rl.contracts.roles import Reward
+from sleep_rl.model import checkpoints
+from sleep_rl.rewards import group_advantage, levenshtein_reward, mixture
+from tests.conftest import ENGINE, make_tokenizer
+
+# -------------------------------------------------------------------------------------------
+# equations 4, 5, advantage
+
+
+def slow_reward(student, teacher, z0: float) -> float:
+    """Equation 5 in the paper's indices: z_ij is the distance of the first i and j tokens."""
+    z = {(i, 0): i for i in range(len(student) + 1)} | {(0, j): j for j in range(len(teacher) + 1)}
+    for i in range(1, len(student) + 1):
+        for j in range(1, len(teacher) + 1):
+            same = student[i - 1] == teacher[j - 1]
+            z[i, j] = min(z[i - 1, j] + 1, z[i, j - 1] + 1, z[i - 1, j - 1] + (not same))
+    distance, longest = z[len(student), len(teacher)], max(len(student), len(teacher))
+    if longest == 0:
+        return 1.0
+    return 1 - distance / longest if distance <= (z0 * longest if z0 < 1 else z0) else 0.0
+
+
+def test_levenshtein_reward_equals_its_slow_twin():
+    random_state = random.Random(0)
+    for _ in range(200):
+        student, teacher = (
+            [random_state.randrange(6) for _ in range(random_state.randrange(12))] for _ in range(2)
+        )
+        z0 = random_state.choice([0.1, 0.25, 0.5, 0.75, 0.99, 1, 2, 3, 5, 100])
+        assert levenshtein_reward(student, teacher, z0) == slow_reward(student, teacher, z0)
+
+
+@pytest.mark.parametrize(
+    "student, teacher, z0, expected",
+    [
+        ((1, 2, 3, 4), (1, 2, 3, 4), 0.5, 1.0),
+        ((1, 2, 3, 4), (1, 2, 3, 5), 0.5, 0.75),
+        ((1, 2, 3, 4), (1, 2, 5, 6), 0.5, 0.5),  # z = 2 = 0.5 * 4: the boundary counts
+        ((1, 2, 3, 4), (1, 2, 5, 6), 0.49, 0.0),
+        ((1, 2, 3, 4), (1, 2, 5, 6), 2, 0.5),  # an absolute count, compared with the raw distance
+        ((1, 2, 3, 4), (1, 2, 5, 6), 1, 0.0),  # 1 is a count, not a share
+        ((1, 2), (1, 2, 3, 4), 2.0, 0.5),
+        ((), (), 0.5, 1.0),
+        ((), (1,), 0.5, 0.0),
+        ((), (1,), 1, 0.0),
+        ((1,), (), 0.99, 0.0),
+        ((256, 70000), (256, 70000), 0.5, 1.0),  # ids beyond a byte
+    ],
+)
+def test_levenshtein_reward_by_hand(student, teacher, z0, expected):
+    assert levenshtein_reward(student, teacher, z0) == expected
+
+
+def test_mixture_by_hand():
+    assert mixture(1.0, 0.5, 0.25) == 0.25 + 0.75 * 0.5
+    assert mixture(1.0, 0.5, 1.0) == 1.0 and mixture(0.0, 0.5, 0.0) == 0.5
+    failure = Failure("late")
+    assert mixture(failure, 0.5, 0.25) is failure
+    assert mixture(failure, 0.5, 0.0) == 0.5  # what has no weight cannot fail
+
+
+def slow_advantage(rewards, scale: bool) -> list[float | None]:
+    scored = torch.tensor([r for r in rewards if not isinstance(r, Failure)], dtype=torch.float64)
+    if len(scored) < 2:
+        return [None for _ in rewards]
+    divisor = scored.std().item() + 1e-6 if scale else 1
+    return [
+        None if isinstance(r, Failure) else (r - scored.mean().item()) / divisor for r in rewards
+    ]
+
+
+def test_group_advantage_equals_its_slow_twin():
+    random_state = random.Random(1)
+    for _ in range(200):
+        rewards = [
+            Failure("x") if random_state.random() < 0.3 else random_state.random()
+            for _ in range(random_state.randrange(1, 7))
+        ]
+        for scale in (False, True):
+            for got, expected in zip(
+                group_advantage(rewards, scale), slow_advantage(rewards, scale), strict=True
+            ):
+                assert (
+                    got == expected
+                    if expected is None
+                    else math.isclose(got, expected, abs_tol=1e-9)
+                )
+
+
+def test_group_advantage_by_hand():
+    assert group_advantage([0.0, 1.0], scale=False) == [-0.5, 0.5]
+    assert group_advantage([0.0, 1.0, Failure("late")], scale=False) == [-0.5, 0.5, None]
+    assert group_advantage([0.5, 0.5, 0.5], scale=True) == [0.0, 0.0, 0.0]
+    assert max(map(abs, group_advantage([0.1] * 3 + [0.7] * 0, scale=True))) < 1e-9
+    assert group_advantage([Failure("a"), 1.0], scale=True) == [None, None]
+    assert group_advantage([], scale=True) == []
+
+
+# ------------------------------------------------------------------------------------------------------
+# semantic rewards
+
+TEXTS = [
+    "the cat sleeps",
+    "the cat sleeps here",
+    "42",
+    "ünïcode ✓",
+    "a much longer text about something else",
+]
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(make_tokenizer()(text)["input_ids"])
+
+
+def pair(student: str, teacher: str) -> Pair:
+    return Pair((*ids(student), 1), (*ids(teacher), 1))  # with eos, as samples have it
+
+
+EMPTY, FOREIGN = Pair((1,), ids("x")), Pair((5,), (299,))
+
+
+@pytest.fixture(scope="module")
+def encoder_checkpoint(tmp_path_factory) -> str:
+    torch.manual_seed(0)
+    path = str(tmp_path_factory.mktemp("encoder") / "bert")
+    model = transformers.BertModel(
+        transformers.BertConfig(
+            vocab_size=300,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=64,
+        )
+    )
+    model.save_pretrained(path)
+    make_tokenizer().save_pretrained(path)
+    return path
+
+
+@torch.no_grad()
+def slow_cosine(model, student: str, teacher: str) -> float:
+    """One text at a time, without padding."""
+    means = [
+        model(torch.tensor([ids(text)])).last_hidden_state[0].double().mean(0)
+        for text in (student, teacher)
+    ]
+    return float(means[0] @ means[1] / means[0].norm() / means[1].norm())
+
+
+@pytest.mark.parametrize("kind", ["bert", "base", "sleep"])
+def test_encoder_equals_one_text_at_a_time(
+    kind, encoder_checkpoint, base_checkpoint, sleep_checkpoint
+):
+    """An encoder, a decoder and our own checkpoint; padding changes nothing; both sides of the
+    threshold are found.
+    """
+    from actors.semantic_reward import EncoderReward
+
+    path = {"bert": encoder_checkpoint, "base": base_checkpoint(), "sleep": sleep_checkpoint()}[
+        kind
+    ]
+    model = (
+        checkpoints.load(path).model
+        if kind == "sleep"
+        else transformers.AutoModel.from_pretrained(path)
+    )
+    pairs = [(a, b) for a in TEXTS for b in TEXTS]
+    cosines = [slow_cosine(model.eval(), a, b) for a, b in pairs]
+    threshold = sorted(cosines)[len(cosines) // 2] - 1e-5
+    reward = EncoderReward(path, base_checkpoint(), threshold)
+    assert isinstance(reward, Reward)
+    values = reward.score([pair(a, b) for a, b in pairs])
+    assert values == [float(c >= threshold) for c in cosines]
+    assert 0 < sum(values) < len(values)
+    reward.close()
+
+
+def test_encoder_finds_equal_texts_equal(encoder_checkpoint, base_checkpoint):
+    from actors.semantic_reward import EncoderReward
+
+    reward = EncoderReward(encoder_checkpoint, base_checkpoint(), 1 - 1e-9)
+    assert reward.score([pair(t, t) for t in TEXTS]) == [1.0] * len(TEXTS)
+    assert reward.score([pair(TEXTS[0], TEXTS[2])]) == [0.0] and reward.score([]) == []
+
+
+def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint):
+    from actors.semantic_reward import EncoderReward
+
+    reward = EncoderReward(encoder_checkpoint, base_checkpoint(), 0.99)
+    good = pair(TEXTS[0], TEXTS[0])
+    values = reward.score([good, EMPTY, FOREIGN, pair("x" * 65, "y"), good])
+    assert values[0] == values[4] == 1.0
+    assert [isinstance(v, Failure) for v in values] == [False, True, True, True, False]
+    reasons = [v.reason for v in values[1:4]]
+    assert "no text" in reasons[0] and "ids outside" in reasons[1] and "does not fit" in reasons[2]
+    with torch.no_grad():
+        reward._model.embeddings.word_embeddings.weight[ids("Z")[0]] = float("nan")
+    values = reward.score([good, pair("Z", TEXTS[0]), good])
+    assert values[0] == values[2] == 1.0 and "not finite" in values[1].reason
+
+
+TEMPLATE = "{student} or {teacher}:"
+
+
+@pytest.mark.stack
+def test_judge_equals_transformers(sleep_checkpoint):
+    """Its verdict is the comparison of next-token log-probabilities; unfit pairs fail alone. The
+    judge is a sleep
+    checkpoint: another architecture would cost vLLM's inspection of it in a process of its own (10
+    to 60 s).
+    """
+    from actors.semantic_reward import JudgeReward
+
+    path = sleep_checkpoint("qwen2")
+    model, tokenizer = checkpoints.load(path), make_tokenizer()
+    words = [
+        [tokenizer.convert_tokens_to_ids(w) for w in pair]
+        for pair in (("yes", "Ġyes"), ("no", "Ġno"))
+    ]
+    pairs = [(a, b) for a in TEXTS for b in TEXTS]
+    with torch.no_grad():
+        logits = [
+            model(torch.tensor([ids(TEMPLATE.format(student=a, teacher=b))])).logits[0, -1]
+            for a, b in pairs
+        ]
+    margins = [(v[words[0]].logsumexp(0) - v[words[1]].logsumexp(0)).item() for v in logits]
+    # both verdicts occur, none by a hair
+    assert min(map(abs, margins)) > 1e-4 and min(margins) < 0 < max(margins)
+    reward = JudgeReward(path, path, TEMPLATE, dtype="float32", engine=ENGINE)
+    try:
+        assert isinstance(reward, Reward)
+        assert reward.score([pair(a, b) for a, b in pairs]) == [float(m > 0) for m in margins]
+        good = pair(*pairs[0])
+        values = reward.score(
+            [good, EMPTY, FOREIGN, pair("x" * 130, "y"), good, pair("{student}", "}{")]
+        )
+        assert values[0] == values[4] == float(margins[0] > 0) and values[5] in (0.0, 1.0)
+        assert [isinstance(v, Failure) for v in values] == [False, True, True, True, False, False]
+        assert "max_model_len" in values[3].reason and reward.score([EMPTY])[0] == values[1]
+        assert reward.score([]) == []
+    finally:
+        reward.close()
+
+
+def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkpoint, tmp_path):
+    from actors.semantic_reward import EncoderReward, JudgeReward
+
+    base, missing = base_checkpoint(), str(tmp_path / "missing")
+    wordless = str(tmp_path / "wordless")
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=_words("a", "b"), unk_token="<unk>"
+    ).save_pretrained(wordless)
+    options = {"dtype": "float32", "engine": ENGINE}
+    for build in (
+        lambda: EncoderReward(missing, base, 0.9),
+        lambda: EncoderReward(encoder_checkpoint, missing, 0.9),
+        lambda: JudgeReward(missing, base, TEMPLATE, **options),
+        lambda: JudgeReward(base, missing, TEMPLATE, **options),
+        lambda: JudgeReward(wordless, base, TEMPLATE, **options),
+        lambda: JudgeReward(base, base, "{student} alone", **options),
+        lambda: JudgeReward(base, base, "{student} {teacher} {other}", **options),
+        lambda: JudgeReward(base, base, "{student} {teacher} {", **options),
+    ):
+        with pytest.raises(InputError) as error:
+            build()
+        assert "\n" not in str(error.value) and str(error.value).startswith("reward")
+
+
+def _words(*words: str):
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    backend = Tokenizer(
+        models.WordLevel({w: i for i, w in enumerate(["<unk>", *words])}, unk_token="<unk>")
+    )
+    backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    return backend

@@ -1,0 +1,535 @@
+"""The rollout worker: loading named versions into a live engine, and sampling from them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.records import Request, Sampling, Weights
+from sleep_rl.contracts.roles import Rollout
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import memory_levels, tensors_of
+from sleep_rl.model.tensor_digest import digest
+
+pytestmark = pytest.mark.stack
+
+PROBE = tuple(range(20, 60))
+REQUESTS = [Request(tuple(range(n, n + 6)), tuple(range(40, 80)), seed=n) for n in range(5, 9)]
+HOW = Sampling(12, 1.0)
+NIGHT = "model.layers.0.mlp.memory.0"
+
+
+@torch.no_grad()
+def hf_logprobs(model, ids_T) -> list[float]:
+    logprobs_TV = model(torch.tensor([ids_T])).logits[0].log_softmax(-1)
+    return logprobs_TV[range(len(ids_T) - 1), list(ids_T[1:])].tolist()
+
+
+def changed_model(path: str, seed: int) -> torch.nn.Module:
+    """The checkpoint with other weights in slot 4 of every layer: what a night changes."""
+    model, generator = checkpoints.load(path), torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for level in memory_levels(model).values():
+            level.w_out[4].normal_(0, 0.5, generator=generator)
+            level.router[4].normal_(0, 0.5, generator=generator)
+    return model
+
+
+def weights_of(model, name: str, version: int, have: dict[str, str] | None = None) -> Weights:
+    """What a learner exports: complete manifest, tensors that `have` lacks, and a probe."""
+    tensors = tensors_of(model)
+    manifest = {k: digest(t) for k, t in tensors.items()}
+    sent = {k: t.clone() for k, t in tensors.items() if (have or {}).get(k) != manifest[k]}
+    return Weights(name, version, manifest, sent, PROBE, tuple(hf_logprobs(model, PROBE)))
+
+
+def gap(model, worker, name: str, version: int) -> float:
+    """Largest difference between sampled log-probabilities and the model's in transformers, in
+    nats.
+    """
+    gaps = [0.0]
+    for sample in worker.sample(REQUESTS, name, version, HOW):
+        ids_T = sample.context_T + sample.prompt_T + sample.completion_T
+        expected = hf_logprobs(model, ids_T)[-len(sample.completion_T) :]
+        gaps += [abs(a - b) for a, b in zip(sample.logprobs_T, expected, strict=True)]
+    return max(gaps)
+
+
+@pytest.fixture(scope="module")
+def path(sleep_checkpoint) -> str:
+    return sleep_checkpoint("qwen3", "dense")
+
+
+@pytest.fixture(scope="module")
+def start(path):
+    """The checkpoint itself in transformers: what the worker holds as `base`."""
+    return checkpoints.load(path)
+
+
+@pytest.fixture(scope="module")
+def have(start) -> dict[str, str]:
+    return {k: digest(t) for k, t in tensors_of(start).items()}
+
+
+@pytest.fixture
+def worker(rollout, path, start):
+    """The live worker, holding teacher v1 (= base) and student v1 (slot 4 changed), both pushed as
+    deltas.
+    """
+    worker = rollout(path)
+    base = {k: digest(t) for k, t in tensors_of(start).items()}
+    worker.load(weights_of(start, "teacher", 1, base))
+    worker.load(weights_of(changed_model(path, 1), "student", 1, base))
+    return worker
+
+
+def test_it_is_a_rollout(worker):
+    assert isinstance(worker, Rollout) and worker.stats()["peak_rss_mib"] > 0
+    assert worker.held() == {"base": 0, "teacher": 1, "student": 1}
+
+
+def test_a_first_push_is_a_delta(rollout, path, have):
+    """The checkpoint's own memory is known, so only what a night changed travels and is copied."""
+    weights = weights_of(changed_model(path, 7), "sft", 3, have)
+    loaded = rollout(path).load(weights)
+    assert len(weights.tensors) == 2 * 2  # router and w_out of one slot in two layers
+    assert (loaded.name, loaded.version, loaded.probe_gap < 1e-4) == ("sft", 3, True)
+    rollout(path).sample(REQUESTS[:1], "base", 0, HOW)
+    again = rollout(path).load(weights)
+    assert (again.tensors, again.bytes) == (4, 2 * (64 + 16 * 64) * 4)
+
+
+def test_pushed_states_alternate(worker, start, path):
+    """Each state samples what its model in transformers says, whatever was computed and cached
+    before.
+    """
+    student = changed_model(path, 1)
+    for _ in range(2):
+        assert gap(start, worker, "teacher", 1) < 1e-4
+        assert gap(student, worker, "student", 1) < 1e-4
+    assert gap(start, worker, "student", 1) > 1e-2  # the states do differ
+
+
+def test_new_slot_states_arrive(worker, path, have):
+    """Unlocking and locking are pushes too: `state` is a tensor like the others."""
+    model = checkpoints.load(path)
+    for level in memory_levels(model).values():
+        level.state.copy_(torch.tensor([0, 1, 0, 1, 0]))
+        level.refresh()
+    worker.load(weights_of(model, "joint", 1, have))
+    assert gap(model, worker, "joint", 1) < 1e-4
+
+
+def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
+    """Without the reset cached keys of the old version give wrong log-probabilities; a reset that
+    is refused raises.
+    """
+    engine = worker._engine.llm.llm_engine
+    student = changed_model(path, 1)
+    assert gap(student, worker, "student", 1) < 1e-4
+    prompt = Request(tuple(range(90, 130)))
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "reset_prefix_cache", lambda **_: True)
+        worker.sample([prompt], "teacher", 1, HOW)
+        [stale] = worker.sample([prompt], "student", 1, HOW)
+    expected = hf_logprobs(student, stale.prompt_T + stale.completion_T)[-len(stale.completion_T) :]
+    assert max(abs(a - b) for a, b in zip(stale.logprobs_T, expected)) > 1e-3
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "reset_prefix_cache", lambda **_: False)
+        with pytest.raises(RunError, match="prefix cache"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    assert gap(student, worker, "student", 1) < 1e-4
+
+
+def test_forget_drops_cached_contexts(worker):
+    """After it no earlier context is read again, and samples stay what they were."""
+    worker.sample(REQUESTS, "teacher", 1, HOW)
+    cached = []
+    for step in (lambda: None, worker.forget):
+        step()
+        [output] = worker._engine.generate(
+            [REQUESTS[0].context_T + REQUESTS[0].prompt_T], [worker._params(46, 0, HOW)]
+        )
+        cached.append(output.num_cached_tokens)
+    assert cached[0] > 0 == cached[1]
+
+
+def damaged(weights: Weights, **changes) -> Weights:
+    return Weights(**{**weights.__dict__, **changes})
+
+
+W_OUT, W_IN = f"{NIGHT}.w_out#4", f"{NIGHT}.w_in#4"
+HELD = f"{NIGHT}.router#3"
+
+
+def replaced(w: Weights, tensor: torch.Tensor) -> Weights:
+    """Another tensor under an honest digest."""
+    return damaged(
+        w, tensors=w.tensors | {W_OUT: tensor}, manifest=w.manifest | {W_OUT: digest(tensor)}
+    )
+
+
+def without(w: Weights, key: str) -> dict[str, torch.Tensor]:
+    return {k: t for k, t in w.tensors.items() if k != key}
+
+
+def corrupt_byte(w: Weights) -> Weights:
+    tensor = w.tensors[W_OUT].clone()
+    tensor.view(torch.uint8)[3, 5] ^= 1
+    return damaged(w, tensors=w.tensors | {W_OUT: tensor})
+
+
+DAMAGE = {
+    "corrupt byte": (corrupt_byte, "has digest"),
+    "wrong shape": (lambda w: replaced(w, w.tensors[W_OUT][:-1].clone()), "this model has"),
+    "wrong dtype": (lambda w: replaced(w, w.tensors[W_OUT].double()), "this model has"),
+    "digest of a held tensor of another kind": (
+        lambda w: damaged(
+            w, tensors=without(w, W_OUT), manifest=w.manifest | {W_OUT: w.manifest[HELD]}
+        ),
+        "this model has",
+    ),
+    "part of a module not sent": (lambda w: damaged(w, tensors=without(w, W_OUT)), "was not sent"),
+    "part of a module not named": (
+        lambda w: damaged(w, manifest={k: d for k, d in w.manifest.items() if k != W_IN}),
+        "missing from the manifest",
+    ),
+    "unknown key": (
+        lambda w: damaged(w, manifest=w.manifest | {f"{NIGHT}.w_in#9": "0" * 32}),
+        "not in this model",
+    ),
+    "unnamed tensor": (
+        lambda w: damaged(w, tensors=w.tensors | {"head": torch.zeros(2)}),
+        "not in the manifest",
+    ),
+    "wrong probe": (
+        lambda w: damaged(
+            w, probe_logprobs_T=(w.probe_logprobs_T[0] + 0.01, *w.probe_logprobs_T[1:])
+        ),
+        "probe prompt differ",
+    ),
+    "probe not a number": (
+        lambda w: damaged(w, probe_logprobs_T=(float("nan"), *w.probe_logprobs_T[1:])),
+        "probe prompt differ",
+    ),
+    "short probe": (
+        lambda w: damaged(w, probe_logprobs_T=w.probe_logprobs_T[1:]),
+        "cannot be checked",
+    ),
+    "long probe": (lambda w: damaged(w, probe_T=PROBE * 10), "cannot be checked"),
+}
+"""What is wrong -> (how a good push gets it, what the error says)."""
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_push_is_refused(damage, worker, start, path, have):
+    """One line that names it; the version is not held, and what was held before is still right."""
+    good = weights_of(changed_model(path, 2), "student", 2, have)
+    spoil, message = DAMAGE[damage]
+    with pytest.raises(RunError, match=message) as error:
+        worker.load(spoil(good))
+    assert "student v2" in str(error.value) and "\n" not in str(error.value)
+    assert worker.held()["student"] == 1
+    with pytest.raises(RunError, match="not loaded here"):
+        worker.sample(REQUESTS, "student", 2, HOW)
+    assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
+    assert gap(start, worker, "teacher", 1) < 1e-4
+    named = {d for state in worker._states.values() for d in state.manifest.values()}
+    assert set(worker._cache) == named  # nothing of the refused version stays
+
+
+def test_bytes_that_do_not_arrive_are_noticed(worker, start, path, have, monkeypatch):
+    """The model's own bytes are read back: a write that loses a tensor never counts as a
+    version.
+    """
+    engine = worker._engine
+    real = engine.write_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            engine,
+            "write_memory",
+            lambda t: real({k: v for k, v in t.items() if not k.endswith("w_out#4")}),
+        )
+        with pytest.raises(RunError, match="did not arrive"):
+            worker.load(weights_of(changed_model(path, 2), "student", 2, have))
+    assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
+    assert gap(start, worker, "teacher", 1) < 1e-4
+
+
+def test_a_good_push_follows_a_refused_one(worker, path, have):
+    model = changed_model(path, 2)
+    good = weights_of(model, "student", 2, have)
+    with pytest.raises(RunError):
+        worker.load(DAMAGE["wrong probe"][0](good))
+    worker.load(good)
+    assert worker.held()["student"] == 2 and gap(model, worker, "student", 2) < 1e-4
+
+
+def test_a_push_may_build_on_what_is_held(worker, path):
+    """A delta against the student's previous version; the sender may reuse its buffers
+    afterwards.
+    """
+    before, after = changed_model(path, 1), changed_model(path, 3)
+    weights = weights_of(after, "student", 2, {k: digest(t) for k, t in tensors_of(before).items()})
+    worker.load(weights)
+    for tensor in weights.tensors.values():
+        tensor.zero_()
+    assert gap(checkpoints.load(path), worker, "teacher", 1) < 1e-4
+    assert gap(after, worker, "student", 2) < 1e-4
+
+
+def test_read_only_arrays_and_files_carry_tensors(worker, path, have):
+    """Ray hands out read-only numpy arrays; an engine of several processes reads a file in shared
+    memory.
+    """
+    model = changed_model(path, 4)
+    weights = weights_of(model, "student", 2, have)
+    arrays = {k: t.numpy() for k, t in weights.tensors.items()}
+    for array in arrays.values():
+        array.setflags(write=False)
+    worker._engine._by_file = True
+    try:
+        worker.load(damaged(weights, tensors=arrays))
+        held = worker._engine.read_memory()
+    finally:
+        worker._engine._by_file = False
+    assert {k: digest(t) for k, t in held.items()} == weights.manifest
+    assert gap(model, worker, "student", 2) < 1e-4
+
+
+def test_seeds_reproduce(worker):
+    """The same call gives the same tokens; another seed gives others."""
+    first, again = (worker.sample(REQUESTS, "student", 1, HOW) for _ in range(2))
+    assert [s.completion_T for s in first] == [s.completion_T for s in again]
+    other = worker.sample(
+        [Request(r.prompt_T, r.context_T, r.seed + 100) for r in REQUESTS], "student", 1, HOW
+    )
+    assert all(a.completion_T != b.completion_T for a, b in zip(first, other))
+    assert [s.seed for s in first] == [r.seed for r in REQUESTS]
+
+
+def test_seeds_survive_more_prompts_than_one_step_takes(worker):
+    """vLLM's partial prefills would fail here: it cannot rewind the random generators of a CPU."""
+    requests = [Request(tuple(range(n, n + 100)), seed=n) for n in range(5, 25)]
+    batch = worker.sample(requests, "teacher", 1, HOW)
+    [alone] = worker.sample(requests[13:14], "teacher", 1, HOW)
+    assert [len(s.completion_T) for s in batch] == [12] * 20
+    assert alone.completion_T == batch[13].completion_T
+
+
+def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
+    """Half-run requests stay in vLLM: their outputs must not come back as those of later ones."""
+    with monkeypatch.context() as patch:
+
+        def fails(*_, **__):
+            raise RuntimeError("out of memory\nat line 3")
+
+        patch.setattr(worker._engine.llm.llm_engine, "step", fails)
+        with pytest.raises(RunError, match=r"vLLM failed: out of memory$"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    worker._engine.llm.wait_for_completion(use_tqdm=False)
+    try:
+        with pytest.raises(RunError, match=r"vLLM failed earlier: out of memory$"):
+            worker.sample(REQUESTS, "teacher", 1, HOW)
+    finally:
+        worker._engine._broken = ""  # nothing was left behind here
+
+
+LONG = Sampling(60, 1.0)  # so many tokens that a batch is still under way after some of them
+
+
+def begun(worker, model, name):
+    """A batch to version 1 of a state of the test's own, of which some tokens are sampled, and not
+    all.
+    """
+    worker.load(weights_of(model, name, 1))
+    worker.begin(REQUESTS, name, 1, LONG)
+    for _ in range(8):
+        assert worker._engine.step() == []
+
+
+def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
+    """Keep mode: the tokens before are of the old version and those behind of the new one, which
+    reads what it would have computed itself for the tokens before.
+    """
+    old, new = changed_model(path, 1), changed_model(path, 5)
+    begun(worker, old, "ahead")
+    loaded = worker.load(weights_of(new, "ahead", 2, have))
+    assert loaded.version == 2 and loaded.probe_gap is None and loaded.seconds < 0.3
+    assert worker.more(0.0) is None
+    samples = worker.more(60.0)
+    assert [s.prompt_T for s in samples] == [r.prompt_T for r in REQUESTS]
+    for sample in samples:
+        assert set(sample.versions_T) == {1, 2} and list(sample.versions_T) == sorted(
+            sample.versions_T
+        )
+        ids_T = sample.context_T + sample.prompt_T + sample.completion_T
+        before, behind = (
+            hf_logprobs(model, ids_T)[-len(sample.completion_T) :] for model in (old, new)
+        )
+        for version, logprob, a, b in zip(
+            sample.versions_T, sample.logprobs_T, before, behind, strict=True
+        ):
+            assert logprob == pytest.approx(a if version == 1 else b, abs=1e-4)
+    assert gap(new, worker, "ahead", 2) < 1e-4
+
+
+def test_another_state_waits_for_requests_under_way(worker, path, have):
+    student, other = changed_model(path, 1), changed_model(path, 6)
+    begun(worker, student, "alone")
+    loaded = worker.load(weights_of(other, "other", 1, have))
+    assert loaded.probe_gap < 1e-4
+    for sample in worker.more(0.0):  # all of it was done before
+        assert set(sample.versions_T) == {1} and sample.weights == "alone"
+        expected = hf_logprobs(student, sample.context_T + sample.prompt_T + sample.completion_T)[
+            -len(sample.completion_T) :
+        ]
+        assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
+    assert gap(other, worker, "other", 1) < 1e-4
+
+
+def test_samples_that_went_on_with_a_version_that_fails_its_probe_are_held_back(worker, path, have):
+    weights = weights_of(changed_model(path, 5), "failing", 2, have)
+    begun(worker, changed_model(path, 1), "failing")
+    worker.load(replace(weights, probe_logprobs_T=tuple(p - 1.0 for p in weights.probe_logprobs_T)))
+    with pytest.raises(RunError, match="failing v2: log-probabilities of the probe prompt differ"):
+        worker.more(60.0)
+    assert "failing" not in worker.held()
+    with pytest.raises(RunError, match="no requests are under way"):
+        worker.more(1.0)
+    assert len(worker.sample(REQUESTS, "teacher", 1, HOW)) == len(REQUESTS)
+
+
+def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
+    worker, path, have, monkeypatch
+):
+    """Wrong bytes lie in the model when `load` raises; not one token comes from them."""
+    old, new = changed_model(path, 1), changed_model(path, 5)
+    begun(worker, old, "undone")
+    write = worker._engine.write_memory
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            worker._engine,
+            "write_memory",
+            lambda tensors: write(
+                {k: t + 1 if t.is_floating_point() else t for k, t in tensors.items()}
+            ),
+        )
+        with pytest.raises(RunError, match="did not arrive in the model"):
+            worker.load(weights_of(new, "undone", 2, have))
+    for sample in worker.more(60.0):
+        assert set(sample.versions_T) == {1}
+        expected = hf_logprobs(old, sample.context_T + sample.prompt_T + sample.completion_T)[
+            -len(sample.completion_T) :
+        ]
+        assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
+
+
+def test_one_batch_at_a_time(worker, path):
+    begun(worker, changed_model(path, 1), "first")
+    with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
+        worker.begin(REQUESTS, "teacher", 1, HOW)
+    assert len(worker.more(60.0)) == len(REQUESTS)
+
+
+def test_every_token_has_its_version(worker, path, have):
+    worker.load(weights_of(changed_model(path, 5), "student", 41, have))
+    for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
+        for sample in worker.sample(REQUESTS, name, version, HOW):
+            assert (
+                sample.versions_T == (version,) * len(sample.completion_T)
+                and sample.weights == name
+            )
+    with pytest.raises(RunError, match="student v42 is not loaded"):
+        worker.sample(REQUESTS, "student", 42, HOW)
+    newer = worker.sample(REQUESTS, "student", 1, HOW)  # asked for before version 41 arrived
+    assert {version for sample in newer for version in sample.versions_T} == {41}
+    late = worker.load(weights_of(changed_model(path, 2), "student", 40))
+    # nothing goes back in time
+    assert (late.version, late.tensors) == (41, 0) and worker.held()["student"] == 41
+
+
+def test_bad_requests_fail_alone(worker):
+    good = REQUESTS[0]
+    requests = [
+        Request((5,) * 128),
+        good,
+        Request(()),
+        Request((5,), (6,) * 127),
+        Request((300,)),
+        Request((-1,)),
+        good,
+    ]
+    results = worker.sample(requests, "teacher", 1, HOW)
+    # the same request at two places of a batch: kernels may differ in the last bit
+    twins = results[1], results[6]
+    assert twins[0].completion_T == twins[1].completion_T and len(twins[0].completion_T) == 12
+    assert twins[0].logprobs_T == pytest.approx(twins[1].logprobs_T, abs=1e-5)
+    reasons = [r.reason for r in results if isinstance(r, Failure)]
+    assert [
+        "max_model_len" in reasons[0],
+        "empty" in reasons[1],
+        "max_model_len" in reasons[2],
+    ] == [True] * 3
+    assert "300" in reasons[3] and "-1" in reasons[4] and len(reasons) == 5
+    assert worker.sample([], "teacher", 1, HOW) == []
+    assert all(isinstance(r, Failure) for r in worker.sample([Request(())], "teacher", 1, HOW))
+    with pytest.raises(InputError):
+        worker.sample([good], "teacher", 1, Sampling(0))
+
+
+def test_completions_end_where_they_should(worker):
+    """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own
+    eos does not stop.
+    """
+    [free] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
+    assert (free.finish_reason, len(free.completion_T)) == ("length", 30)
+    stop = free.completion_T[7]
+    often = worker.sample(
+        [Request(tuple(range(5, 10)), seed=i) for i in range(8)],
+        "teacher",
+        1,
+        Sampling(6, 1.0, min_p=1.0),
+    )
+    # only the likeliest token is left, at any seed
+    assert {s.completion_T for s in often} == {free.completion_T[:6]}
+    [stopped] = worker.sample(
+        [Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,))
+    )
+    end = free.completion_T.index(stop) + 1
+    assert stopped.finish_reason == "stop" and stopped.completion_T == free.completion_T[:end]
+    assert len(stopped.logprobs_T) == end
+    [cut] = worker.sample([Request((5,) * 120)], "teacher", 1, Sampling(30, 0.0))
+    assert (cut.finish_reason, len(cut.completion_T)) == ("length", 8)
+
+
+def test_context_stands_in_front_of_the_prompt(worker):
+    """Nothing is added (no bos) and nothing lost: context and prompt are one sequence of ids."""
+    context, prompt = tuple(range(30, 60)), tuple(range(5, 9))
+    [split] = worker.sample([Request(prompt, context)], "teacher", 1, Sampling(8, 0.0))
+    [whole] = worker.sample([Request(context + prompt)], "teacher", 1, Sampling(8, 0.0))
+    assert split.completion_T == whole.completion_T
+    assert (split.context_T, split.prompt_T) == (context, prompt)
+
+
+@pytest.mark.slow
+def test_tensor_parallel_workers_get_every_push(path, have):
+    """Two worker processes: tensors travel through a file, both ranks report their digests, both
+    are right.
+    """
+    from actors.rollout import RolloutWorker
+    from tests.conftest import ENGINE
+
+    worker = RolloutWorker(path, dtype="float32", engine=ENGINE, seed=0, tensor_parallel=2)
+    try:
+        assert worker._states["base"].manifest == have
+        model = changed_model(path, 1)
+        worker.load(weights_of(model, "student", 1, have))
+        assert len(worker._engine.memory_digests([f"{NIGHT}.state"])) == 2
+        assert gap(model, worker, "student", 1) < 1e-4
+        assert gap(checkpoints.load(path), worker, "base", 0) < 1e-4
+    finally:
+        worker.close()

@@ -1,0 +1,449 @@
+"""`sleep-rl serve`: a running server takes a night in, whole, and no answer mixes two."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sleep_rl.cli.main import main
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.journal.journal import Journal
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import tensors_of
+from sleep_rl.model.tensor_digest import digest
+from sleep_rl.runs.resolve import Found, find, nights
+from tests.conftest import LEVELS, as_at_a_terminal, fill_memory
+
+PROMPT = list(range(20, 40))
+
+
+def sleep_once(run: Path, base: str, night: int) -> torch.nn.Module:
+    """The model after a night of the run, whose memory is its own."""
+    model = checkpoints.load(base, LEVELS["dense"])
+    fill_memory(model, seed=night)
+    checkpoints.save_memory(model, str(run / "memory" / f"night-{night}"), base)
+    return model
+
+
+@pytest.fixture
+def run(base_checkpoint, tmp_path) -> Path:
+    """A run after its first night."""
+    Journal(tmp_path / "run" / "metrics.jsonl").close()
+    sleep_once(tmp_path / "run", base_checkpoint(), 1)
+    return tmp_path / "run"
+
+
+# ------------------------------------------------------------------------------------------------
+# finding, refusing
+
+
+def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
+    assert find(str(run)) == Found(str(run / "memory" / "night-1"), run, 1)
+    for night in (10, 9):
+        sleep_once(run, base_checkpoint(), night)
+    for name in ("night-11-rejected", "night-12.writing-77", "night-x"):
+        shutil.copytree(run / "memory" / "night-1", run / "memory" / name)
+    shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-13")
+    (run / "memory" / "night-13" / checkpoints.MEMORY).unlink()
+    assert list(nights(run)) == [1, 9, 10] and find(str(run)).night == 10
+    assert find(str(run / "memory" / "night-9")) == Found(str(run / "memory" / "night-9"), run, 9)
+    assert find(str(run / "memory" / "night-11-rejected")).night is None
+    assert find(base_checkpoint()) == Found(base_checkpoint()) and find(str(run)).name == "run"
+    for part, night in (("model", 10), ("checkpoint", 0)):
+        shutil.copytree(base_checkpoint(), run / part)
+        assert find(str(run / part)) == Found(str(run / part), run, night)
+
+
+def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
+    run, base_checkpoint, tmp_path, capsys
+):
+    (tmp_path / "empty").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for line, said in (
+            (
+                [str(run), "--port", port],
+                f"--port {port}: cannot be listened on: Address already in use",
+            ),
+            ([str(run), "--port", "70000"], "0-65535"),
+            ([str(run), "--host", ""], "every address"),
+            ([str(run), "max_model_len"], "name=value"),
+            (
+                [str(run / "memory" / "night-1"), "--follow"],
+                "--follow: expected the folder of a run",
+            ),
+            ([str(tmp_path / "none")], "no such folder"),
+            ([str(tmp_path / "empty")], "none of them"),
+            ([base_checkpoint()], "a sleep checkpoint is needed"),
+        ):
+            assert main(["serve", *line]) == 2
+            error = capsys.readouterr().err
+            assert said in error and error.count("\n") == 1, error
+
+
+def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoint):
+    from actors.serving.server import _arguments
+
+    def arguments(*options):
+        return _arguments(sleep_checkpoint(), "127.0.0.1", 8000, "it", options)
+
+    plain = arguments()
+    assert (plain.host, plain.served_model_name, plain.allowed_origins, plain.dtype) == (
+        "127.0.0.1",
+        ["it"],
+        [],
+        "float32",
+    )
+    assert (
+        plain.enforce_eager
+        and plain.max_model_len == 256
+        and plain.kv_cache_memory_bytes == 64 << 20
+    )
+    assert plain.worker_extension_cls == "actors.engine.MemoryAccess"
+    chosen = arguments(
+        "enforce_eager=false",
+        "max-model-len=64",
+        "served_model_name=other",
+        "dtype=bfloat16",
+        "api_key=x",
+    )
+    assert (chosen.enforce_eager, chosen.max_model_len, chosen.served_model_name) == (
+        False,
+        64,
+        ["other"],
+    )
+    assert (chosen.dtype, chosen.api_key) == ("bfloat16", ["x"])
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("no_such=1", "unrecognized arguments: --no-such=1"),
+        ("max_model_len=x", "max-model-len"),
+        ("worker_cls=a.b", "worker_cls is no option to set here"),
+        ("data_parallel_size=2", "data_parallel_size is no option"),
+        ("max_model_len=100000", "max_model_len (100000) is greater"),
+    ],
+)
+def test_options_that_cannot_be_are_one_line(option, said, sleep_checkpoint):
+    from actors.serving.server import _arguments, _serve
+
+    with pytest.raises(InputError) as error:
+        arguments = _arguments(sleep_checkpoint(), "127.0.0.1", 8000, "it", [option])
+        asyncio.run(_serve(arguments, None, Found(sleep_checkpoint()), False, print))
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+# ------------------------------------------------------------------------------------------------
+# swapping
+
+
+class FakeClient:
+    """An engine of one rank: checks that it is only written to while nobody asks it anything.
+    `break_at` writes are damaged, counted from 0.
+    """
+
+    def __init__(self, model: torch.nn.Module, break_at: tuple[int, ...] = ()):
+        self.own = {k: t.clone() for k, t in tensors_of(model).items()}
+        self.paused, self.asked, self.version, self.writes, self.break_at, self.cached = (
+            False,
+            0,
+            "",
+            0,
+            break_at,
+            True,
+        )
+
+    async def collective_rpc(self, method, args=(), kwargs=None):
+        await asyncio.sleep(0)
+        if method == "memory_read":
+            return [save_file(self.own, kwargs["path"])]
+        if method == "memory_digests":
+            return [{key: digest(self.own[key]) for key in args[0]}]
+        assert method == "memory_write" and self.paused and not self.asked and not self.cached
+        for key, tensor in load_file(kwargs["path"]).items():
+            assert tensor.dtype == self.own[key].dtype and tensor.shape == self.own[key].shape
+            self.own[key] = tensor + 1 if self.writes in self.break_at else tensor
+        self.writes += 1
+        return [None]
+
+    async def pause_generation(self, mode, clear_cache):
+        assert mode == "abort" and clear_cache
+        self.paused, self.cached = True, False
+
+    async def resume_generation(self):
+        self.paused = False
+
+    async def update_weight_version(self, label):
+        self.version = label
+
+    def holds(self, model: torch.nn.Module) -> bool:
+        return all(torch.equal(self.own[key], tensor) for key, tensor in tensors_of(model).items())
+
+
+class Swapping:
+    """Nights over a fake engine that holds night 1 of a run."""
+
+    def __init__(self, run, base, break_at=(), drain_s=5.0):
+        from actors.serving.weight_swap import Nights  # imports vLLM
+
+        self.first, self.second = sleep_once(run, base, 1), sleep_once(run, base, 2)
+        self.client, self.ended, self.said = FakeClient(self.first, break_at), [], []
+        self.nights = Nights(
+            self.client,
+            find(str(run / "memory" / "night-1")),
+            end=lambda: self.ended.append(1),
+            drain_s=drain_s,
+        )
+
+    def go(self, body):
+        async def all_of_it():
+            await self.nights.begin()
+            return await asyncio.wait_for(body(), 60)
+
+        return asyncio.run(all_of_it())
+
+
+def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
+    run, base_checkpoint
+):
+    swap, order = Swapping(run, base_checkpoint()), []
+
+    async def ask(name, seconds):
+        async with swap.nights.door.inside_of():
+            swap.client.asked += 1
+            began = swap.nights.label
+            await asyncio.sleep(seconds)
+            order.append((name, began, swap.nights.label))
+            swap.client.asked -= 1
+
+    async def body():
+        slow = asyncio.create_task(ask("slow", 0.3))
+        await asyncio.sleep(0.05)
+        taking = asyncio.create_task(swap.nights.take(2))
+        await asyncio.sleep(0.1)
+        late = asyncio.create_task(ask("late", 0))
+        await asyncio.gather(slow, taking, late)
+
+    swap.go(body)
+    assert order == [("slow", "night-1", "night-1"), ("late", "night-2", "night-2")]
+    assert (
+        swap.client.holds(swap.second)
+        and swap.client.version == "night-2"
+        and not swap.client.paused
+    )
+
+
+def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_checkpoint):
+    from actors.serving.weight_swap import Busy
+
+    swap = Swapping(run, base_checkpoint(), drain_s=0.1)
+
+    async def body():
+        async with swap.nights.door.inside_of():
+            with pytest.raises(Busy, match=r"1 answers were still being written after 0.1 s"):
+                await swap.nights.take(2)
+        async with swap.nights.door.inside_of():  # the door is open again
+            assert swap.nights.label == "night-1" and swap.client.holds(swap.first)
+        assert await swap.nights.take(2) and not await swap.nights.take(2)
+
+    swap.go(body)
+    assert swap.client.holds(swap.second) and swap.client.writes == 1
+
+
+def test_damaged_bytes_are_noticed_and_the_night_before_is_written_back(run, base_checkpoint):
+    swap = Swapping(run, base_checkpoint(), break_at=(0,))
+
+    async def body():
+        with pytest.raises(RunError, match="did not arrive in the model"):
+            await swap.nights.take(2)
+
+    swap.go(body)
+    assert (
+        swap.client.holds(swap.first)
+        and swap.nights.label == "night-1"
+        and not swap.ended
+        and not swap.client.paused
+    )
+
+
+def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoint):
+    swap = Swapping(run, base_checkpoint(), break_at=(0, 1))
+
+    async def body():
+        with pytest.raises(RunError, match="night-1 could not be written back"):
+            await swap.nights.take(2)
+
+    swap.go(body)
+    # it answers nobody
+    assert swap.ended == [1] and "did not arrive" in swap.nights.lost and swap.client.paused
+
+
+def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_checkpoint):
+    swap = Swapping(run, base_checkpoint())
+    other = checkpoints.load(base_checkpoint(), LEVELS["two levels"])
+    checkpoints.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
+
+    async def body():
+        async with swap.nights.door.inside_of():
+            for number, said in (
+                (3, "its levels are not those"),
+                (
+                    7,
+                    r"one of the nights that "
+                    r"there are \(1, 2, 3\)",
+                ),
+            ):
+                with pytest.raises(InputError, match=said):
+                    await swap.nights.take(number)
+
+    swap.go(body)
+    assert swap.client.holds(swap.first) and swap.client.writes == 0
+
+
+def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
+    run, base_checkpoint
+):
+    swap = Swapping(run, base_checkpoint())
+
+    async def said(text):
+        while not any(text in line for line in swap.said):
+            await asyncio.sleep(0.01)
+
+    async def body():
+        following = asyncio.create_task(swap.nights.follow(swap.said.append, every_s=0.02))
+        await said("night 2 answers from now on")  # it was there before the engine was
+        third = sleep_once(run, base_checkpoint(), 3)
+        await said("night 3 answers from now on")
+        assert swap.client.holds(third)
+        await swap.nights.take(1)  # by hand; stays until there is a newer one
+        shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-4-rejected")
+        (run / "memory" / "night-4").mkdir()
+        (run / "memory" / "night-4" / checkpoints.MEMORY).write_bytes(b"half")
+        shutil.copy(run / "memory" / "night-1" / checkpoints.POINTER, run / "memory" / "night-4")
+        await said("warning: night 4 is not taken in, night-1 goes on answering")
+        await asyncio.sleep(0.1)
+        assert swap.client.holds(swap.first)
+        fourth = sleep_once(run, base_checkpoint(), 4)  # the run was resumed and wrote it anew
+        await said("night 4 answers from now on")
+        assert swap.client.holds(fourth)
+        following.cancel()
+
+    swap.go(body)
+    assert len(swap.said) == 4
+
+
+# ------------------------------------------------------------------------------------------------
+# the real one
+
+
+def ask(url: str, path: str, body: dict | None = None) -> tuple[str | None, dict]:
+    """(night in the header, JSON of the answer)."""
+    request = urllib.request.Request(
+        url + path,
+        None if body is None else json.dumps(body).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=300) as answer:
+        return answer.headers.get("x-sleep-rl-night"), json.load(answer)
+
+
+def greedy(model: torch.nn.Module, count: int) -> list[int]:
+    ids = list(PROMPT)
+    with torch.no_grad():
+        for _ in range(count):
+            ids.append(int(model(torch.tensor([ids])).logits[0, -1].argmax()))
+    return ids[len(PROMPT) :]
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, tmp_path):
+    first, log, errors = (
+        checkpoints.load(str(run / "memory" / "night-1")),
+        tmp_path / "log",
+        tmp_path / "errors",
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "sleep_rl",
+        "serve",
+        str(run),
+        "--port",
+        "0",
+        "--follow",
+        "max_num_seqs=4",
+        "block_size=32",
+    ]
+    with log.open("w") as out, errors.open("w") as err:
+        server = subprocess.Popen(
+            command,
+            stdout=out,
+            stderr=err,
+            env={**os.environ, "TMPDIR": str(tmp_path)},
+            preexec_fn=as_at_a_terminal,
+        )
+    body = {
+        "prompt": PROMPT,
+        "max_tokens": 24,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+
+    def until(found, what):
+        deadline = time.monotonic() + 900
+        while not (value := found()):
+            assert server.poll() is None and time.monotonic() < deadline, (
+                f"{what}: {log.read_text()}{errors.read_text()}"
+            )
+            time.sleep(0.2)
+        return value
+
+    def answer():
+        night, found = ask(url, "/v1/completions", body)
+        return night, found["choices"][0]["token_ids"]
+
+    try:
+        started = re.compile(
+            r"run \(night-1\) answers at (http://127\.0\.0\.1:\d+)/v1, and "
+            r"follows its run"
+        )
+        url = until(lambda: started.search(log.read_text()), "start")[1]
+        assert ask(url, "/v1/models")[1]["data"][0]["id"] == "run"
+        assert answer() == ("night-1", greedy(first, 24))
+        assert ask(url, "/v1/night") == (None, {"night": 1, "nights": [1]})
+        second = sleep_once(run, base_checkpoint(), 2)
+        until(lambda: ask(url, "/v1/night")[1] == {"night": 2, "nights": [1, 2]}, "night 2")
+        assert answer() == ("night-2", greedy(second, 24)) and greedy(first, 24) != greedy(
+            second, 24
+        )
+        assert ask(url, "/v1/night", {"night": 1})[1]["night"] == 1
+        assert answer() == ("night-1", greedy(first, 24))
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(url, "/v1/night", {"night": 5})
+        assert (
+            refused.value.code == 400 and "(1, 2)" in json.load(refused.value)["error"]["message"]
+        )
+        server.send_signal(signal.SIGINT)
+        assert server.wait(timeout=300) == 0
+    finally:
+        if server.poll() is None:
+            server.kill()
+            server.wait()
+    assert log.read_text().splitlines()[-1] == "ended" and "Traceback" not in errors.read_text()
+    assert not list(tmp_path.glob("sleep_rl-serve-*"))

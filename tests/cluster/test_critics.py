@@ -1,0 +1,87 @@
+"""The crew's critics: dreams are tried out on the newest weights, by all of them, and leave them as
+they were.
+"""
+
+import pytest
+import torch
+from test_weights import KEYS, export
+
+from cluster.crew import Workers
+from cluster.runtime.pool import Pool
+from cluster.runtime.ray_backend import RayBackend
+from cluster.runtime.restarts import Restarts
+from cluster.weights import WeightStore
+from sleep_rl.config.schema import Config, Critics
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import TEACHER, Sampling, Trial
+from sleep_rl.journal.journal import Journal, read
+
+TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
+
+
+class Learner:
+    """Exports a state whose tensors are full of the version's number."""
+
+    def export(self, name, version, have, view):
+        assert name == view == TEACHER
+        return export(
+            name, version, {key: torch.full((4, 8), float(version)) for key in KEYS}, have
+        )
+
+
+@pytest.fixture(scope="module")
+def backend():
+    with RayBackend(cpus=2) as backend:
+        yield backend
+
+
+@pytest.fixture
+def crew(backend, tmp_path):
+    """(kwargs of each critic) -> a crew of critics only, and its journal."""
+
+    def make(*kwargs_N):
+        handles = [
+            backend.spawn(
+                "workers:CountingCritic", {"name": f"critic-{i}", **kwargs}, name=f"critic-{i}"
+            )
+            for i, kwargs in enumerate(kwargs_N)
+        ]
+        backend.ready(handles)
+        made, journal = Workers.__new__(Workers), Journal(tmp_path / "metrics.jsonl")
+        made._config = Config(critics=Critics(together=2))  # seven trials are several calls
+        made.version, made.learn, made._restarts = 4, Learner(), Restarts(1, journal)
+        made._critics = Pool("critics", handles, 60)
+        made._drafts = WeightStore(backend, made._critics)
+        return made, journal
+
+    return make
+
+
+@pytest.mark.stack
+def test_every_trial_is_answered_once_in_order_from_the_newest_weights(crew):
+    made, _ = crew({}, {})
+    for version in (5, 6):
+        assert made.try_out(TRIALS, Sampling(3, 0.0)) == [
+            ((seed, 32 * version),) for seed in range(7)
+        ]
+        assert made.version == version
+    assert [handle.held() for handle in made._critics.workers] == [{TEACHER: 6}] * 2
+
+
+@pytest.mark.stack
+def test_a_critic_that_dies_is_started_anew_filled_and_asked_once_more(crew, tmp_path):
+    victim = {"victim": "critic-1", "path": str(tmp_path / "died")}
+    made, journal = crew(victim, victim)
+    assert made.try_out(TRIALS, Sampling(3, 0.0)) == [((seed, 32 * 5),) for seed in range(7)]
+    journal.close()
+    [record] = read(tmp_path / "metrics.jsonl")
+    assert (record["kind"], record["worker"]) == ("restarted", "critic-1") and len(
+        made._critics.workers
+    ) == 2
+
+
+@pytest.mark.stack
+def test_a_critic_whose_weights_change_ends_the_run(crew):
+    made, _ = crew({"drifts": True})
+    with pytest.raises(RunError, match=r"^critic-0: trying out dreams changed the model itself$"):
+        made.try_out(TRIALS, Sampling(3, 0.0))

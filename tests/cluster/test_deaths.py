@@ -1,0 +1,245 @@
+"""A whole life of the real driver, crew, pools and weight store, in which rollout and reward
+workers die again and again: what the learner is told is, to the last token, what it is told in a
+life without deaths.
+"""
+
+import hashlib
+import random
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cluster.crew import Workers
+from cluster.runtime.backend import LocalBackend, _LocalChannel
+from cluster.runtime.handle import Pending, WorkerDied
+from sleep_rl.config.schema import Cluster, Rollouts
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import Loaded, Weights
+from sleep_rl.driver.cycle import live
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.model.tensor_digest import digest
+from sleep_rl.night.consolidation import pipeline
+from sleep_rl.night.prompts import Texts
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import Life
+from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
+from tests.sleep_rl.session.test_resumable import Stable
+
+# calls without a death after each restart: what a dead worker owed is asked once more, and not
+# twice
+SAFE = 20
+
+
+class Rollout:
+    """Holds verified states only, and answers as the crew of test_cycle does."""
+
+    def __init__(self, **_):
+        self.held_, self.tensors = {}, {}
+
+    def load(self, weights):
+        self.tensors |= {digest(t): t for t in weights.tensors.values()}
+        missing = [key for key, wanted in weights.manifest.items() if wanted not in self.tensors]
+        if missing:
+            raise RunError(f"missing {missing[0]}")
+        if self.held_.get(weights.name, -1) < weights.version:
+            self.held_[weights.name] = weights.version
+        return Loaded(
+            weights.name, self.held_[weights.name], len(weights.tensors), weights.nbytes, 0.0, 0.0
+        )
+
+    def sample(self, requests_N, name, version, how):
+        if self.held_.get(name, -1) < version:
+            raise RunError(f"{name} {version} is not held, but {self.held_}")
+        crew = Crew(Texts(Diary(), Stable()), [])
+        samples = [crew.answer(r, name) for r in requests_N]
+        return [replace(s, versions_T=(self.held_[name],) * len(s.completion_T)) for s in samples]
+
+    def held(self):
+        return dict(self.held_)
+
+    def forget(self):
+        pass
+
+    close = forget
+
+
+class Learner:
+    """Its weights are a digest of everything that it was ever told."""
+
+    def __init__(self, **_):
+        self.heard = hashlib.sha256()
+        self.steps = 0
+
+    def wake(self, documents_N):
+        return {"loss": 1.0, "updates": 1.0}
+
+    def open_night(self, receiver, due=(), on_full=""):
+        return 1
+
+    def seed_step(self, batch_N, step, steps):
+        self.rows, self.steps = len(batch_N), self.steps + 1
+        self.heard.update(repr((batch_N, step)).encode())
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def row_divergence(self):
+        return [0.1] * self.rows
+
+    def close_night(self, commit_night):
+        pass
+
+    def export(self, name, version, have, view):
+        number = int(self.heard.hexdigest()[:6], 16) if view == "student" else version
+        tensors = {"a#1": torch.tensor([float(number)]), "b#1": torch.ones(2)}
+        manifest = {key: digest(t) for key, t in tensors.items()}
+        return Weights(
+            name,
+            version,
+            manifest,
+            {k: t for k, t in tensors.items() if have.get(k) != manifest[k]},
+        )
+
+    def digest(self):
+        return self.heard.hexdigest(), self.steps
+
+    def keep(self, tag):
+        pass
+
+    use = snapshot = save = restore = keep
+
+    def close(self):
+        pass
+
+
+class Died(Pending):
+    """A call to a worker that is gone; what it did before it went, nobody hears of."""
+
+    def ready(self, wait_s):
+        return True
+
+    def outcome(self, wait_s, limit_s):
+        raise WorkerDied(f"worker {self.worker} died during {self.method}: injected")
+
+
+class MortalChannel(_LocalChannel):
+    def __init__(self, name, backend):
+        super().__init__(name)
+        self.backend, self.dead, backend.calls = backend, False, 0
+
+    def send(self, verb, label, /, *args, **kwargs):
+        self.backend.calls += 1
+        mortal = self.backend.calls > SAFE and label in ("sample", "load", "score")
+        if not self.dead and mortal and self.backend.rng.random() < self.backend.share:
+            self.dead, self.backend.deaths = True, self.backend.deaths + 1
+            if self.backend.rng.random() < 0.5:
+                # it died after the work, before the answer
+                super().send(verb, label, *args, **kwargs)
+        return (
+            Died(self._host.name, label)
+            if self.dead
+            else super().send(verb, label, *args, **kwargs)
+        )
+
+
+class MortalBackend(LocalBackend):
+    """Local workers that die. Every class but the rewards' is a stand-in."""
+
+    def __init__(self, share, seed=0):
+        super().__init__()
+        self.share, self.rng, self.deaths, self.calls, self.learners = (
+            share,
+            random.Random(seed),
+            0,
+            0,
+            [],
+        )
+
+    def spawn(self, cls, kwargs, **rest):
+        return super().spawn(
+            Rollout if cls == "actors.rollout:RolloutWorker" else cls, kwargs, **rest
+        )
+
+    def spawn_ranks(self, cls, kwargs, **rest):
+        self.learners = super().spawn_ranks(Learner, kwargs, **rest)
+        return self.learners
+
+    def open(self, ask):
+        if ask.name.startswith("learner"):
+            return super().open(ask)
+        self._channels.append(MortalChannel(ask.name, self))
+        return self._channels[-1]
+
+
+def life_under(share, folder, steps, seed=0):
+    """(what the learner was told, deaths, records) of a life whose workers die in this share of
+    their calls.
+    """
+    folder.mkdir()
+    config = replace(
+        CONFIG,
+        sleep=replace(CONFIG.sleep, steps=steps),
+        rollouts=Rollouts(workers=3),
+        cluster=Cluster(restarts=100_000),
+    )
+    texts, journal = Texts(Diary(), Stable()), Journal(folder / "metrics.jsonl")
+    with MortalBackend(share, seed) as backend:
+        crew = Workers(backend, config, journal, checkpoint="none", base="none")
+        live(Life(crew, texts.task, texts, config, journal, Console(), str(folder)))
+        told = backend.learners[0].digest()
+        crew.close()
+    journal.close()
+    return told, backend.deaths, read(folder / "metrics.jsonl")
+
+
+@pytest.mark.parametrize(
+    "steps, least", [(20, 40), pytest.param(400, 1000, marks=pytest.mark.slow)]
+)
+def test_deaths_change_nothing(steps, least, tmp_path, capsys):
+    want, none, quiet = life_under(0.0, tmp_path / "quiet", steps)
+    assert none == 0 and want[1] == 7 * steps  # consolidations
+    got, deaths, records = life_under(0.7, tmp_path / "mortal", steps)
+    assert deaths >= least
+    assert got == want
+    kinds = [record["kind"] for record in records]
+    assert kinds.count("restarted") == deaths and "failure" not in kinds
+    assert [r["version"] for r in records if r["kind"] == "push"] == [
+        r["version"] for r in quiet if r["kind"] == "push"
+    ]
+
+
+def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
+    tmp_path, capsys, monkeypatch
+):
+    turns, _, records = life_under(0.0, tmp_path / "turns", 20)
+    threaded = []
+    monkeypatch.setattr(
+        pipeline,
+        "_in_turn",
+        lambda life, data, part: threaded.append(data) or pipeline._ahead(life, data, part),
+    )
+    ahead, _, again = life_under(0.0, tmp_path / "ahead", 20)
+    assert ahead == turns and len(threaded) == 7  # consolidations
+    kinds = ("seed", "push", "written", "evaluate", "flow")
+    for got, want in zip(
+        (r for r in again if r["kind"] in kinds),
+        (r for r in records if r["kind"] in kinds),
+        strict=True,
+    ):
+        timeless = [
+            {k: v for k, v in r.items() if k != "t" and not k.endswith(("_s", "seconds", "pause"))}
+            for r in (got, want)
+        ]
+        assert timeless[0] == timeless[1]
+
+
+@pytest.mark.parametrize("restarts", [0, 5])
+def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsys):
+    config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
+    texts, journal = Texts(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
+    with (
+        MortalBackend(0.5) as backend,
+        pytest.raises(RunError, match=f"cluster.runtime.restarts = {restarts} are used up$"),
+    ):
+        crew = Workers(backend, config, journal, checkpoint="none", base="none")
+        live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
+    assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("restarted") == restarts

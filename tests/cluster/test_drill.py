@@ -1,0 +1,253 @@
+"""The drill: when it strikes, what it breaks, and that it tells a run that held from one that did
+not.
+"""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cluster.drill.drill import PHASES, Fault, Row, drill, faults, reached
+from cluster.drill.drill import drill as drilling
+from cluster.runtime.ray_backend import RayBackend
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.records import STUDENT, TEACHER, Weights
+
+DRILL = str(Path(__file__).parents[2] / "configs" / "drill.yaml")
+NIGHT = [
+    {"kind": "wake"},
+    {"kind": "evaluate", "method": "sleep", "row": {}},
+    {"kind": "push", "name": TEACHER},
+    {"kind": "push", "name": STUDENT},
+    {"kind": "written"},
+    {"kind": "seed"},
+    {"kind": "push", "name": STUDENT},
+    {"kind": "night"},
+]
+BASE = {"kind": "evaluate", "method": "sleep", "row": {"known": 1.0}}
+
+
+def journal(nights):
+    return [
+        BASE,
+        *(
+            {**record, "night": night}
+            for night in range(1, nights + 1)
+            for record in [*NIGHT, BASE]
+        ),
+    ]
+
+
+def test_each_phase_begins_where_the_journal_says_so():
+    whole = journal(2)
+    first = {
+        (phase, night): next(n for n in range(len(whole) + 1) if reached(whole[:n], phase, night))
+        for night in (1, 2)
+        for phase in PHASES
+    }
+    ends = {key: whole[n - 1]["kind"] for key, n in first.items()}
+    assert (
+        [ends[phase, 1] for phase in PHASES]
+        == [ends[phase, 2] for phase in PHASES]
+        == ["evaluate", "push", "seed", "night"]
+    )
+    assert list(first.values()) == sorted(first.values()) and whole[first["wake", 1] - 1] is BASE
+    assert (
+        whole[first["writing", 2] - 1]["name"] == STUDENT
+        and first["wake", 2] == first["evaluation", 1] + 1
+    )
+    assert not reached(journal(1), "wake", 3)
+
+
+def test_one_byte_of_one_push_is_flipped(monkeypatch):
+    put = []
+    monkeypatch.setattr(RayBackend, "put", lambda self, value: put.append(value))
+    monkeypatch.setattr(faults.FlippedByte, "struck", 0)
+    backend = object.__new__(faults.FlippedByte)
+    sent = [
+        Weights(name, n, {}, {"b": torch.ones(3), "a": torch.ones(2).bfloat16()})
+        for n, name in enumerate((STUDENT, TEACHER, STUDENT, STUDENT))
+    ]
+    for value in [*sent, "something else"]:
+        backend.put(value)
+    changed = [
+        n
+        for n, (a, b) in enumerate(zip(sent, put))
+        if not torch.equal(a.tensors["a"], b.tensors["a"])
+    ]
+    assert (
+        changed == [2]
+        and put[4] == "something else"
+        and all(torch.equal(w.tensors["b"], torch.ones(3)) for w in put[:4])
+    )
+    before, after = (w.tensors["a"].view(torch.uint8).tolist() for w in (sent[2], put[2]))
+    assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
+
+
+WRITER = """
+import sys, time
+print("ready", flush=True)
+sys.stdin.readline()
+try:
+    open(sys.argv[1], "wb", buffering=0).write(b"x")
+except OSError as error:
+    print(error.strerror, flush=True)
+"""
+
+
+def test_a_process_without_disk_cannot_write(tmp_path):
+    child = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(tmp_path / "file")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert child.stdout.readline() == "ready\n"
+    faults.no_more_disk(psutil.Process(child.pid))
+    assert (
+        child.communicate("\n", timeout=20)[0] == "File too large\n"
+        and (tmp_path / "file").read_bytes() == b""
+    )
+
+
+def test_a_frozen_process_hangs_until_it_is_killed():
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    process = psutil.Process(child.pid)
+    faults.freeze(process)
+    deadline = time.monotonic() + 10
+    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert process.status() == psutil.STATUS_STOPPED and child.poll() is None
+    faults.kill(process)
+    assert child.wait(10) == -9
+
+
+def test_a_worker_that_is_not_here_is_named(tmp_path):
+    with pytest.raises(
+        RunError, match=r"^drill: no process on this machine writes .*logs/rollout-7.log$"
+    ):
+        faults.worker(tmp_path, "rollout-7")
+
+
+class Played:
+    """Stands for a life: its records come one by one, and it ends as it is told."""
+
+    def __init__(self, records, code=0, memory=b"same"):
+        self.left, self.seen, self.code, self.memory = (
+            list(records),
+            list(records[-1:] if len(records) == 1 else []),
+            code,
+            memory,
+        )
+        self.folder, self.process = Path("runs/x"), self
+
+    def wait(self):
+        return self.code
+
+    def until(self, there):
+        while not there(self.seen) and self.left:
+            self.seen.append(self.left.pop(0))
+        return there(self.seen)
+
+    def records(self):
+        return self.seen
+
+    def outcome(self):
+        return {"night-1": self.memory}, {"known": 1.0}
+
+    def last_line(self):
+        return "sleep-rl: the loss is nan"
+
+    def end(self):
+        pass
+
+
+WANT = ({"night-1": b"same"}, {"known": 1.0})
+
+
+@pytest.mark.parametrize(
+    "worker, code, memory, happened, passed",
+    [
+        ("rollout-0", 0, b"same", "rollout-0 noticed after 0 s and started anew; same bytes", True),
+        (
+            "all workers",
+            0,
+            b"same",
+            "all workers noticed after 0 s and started anew; same bytes",
+            True,
+        ),
+        ("rollout-1", 0, b"same", "was not needed any more; same bytes", True),
+        (
+            "rollout-0",
+            0,
+            b"other",
+            "rollout-0 noticed after 0 s and started anew; another memory",
+            False,
+        ),
+        (
+            "rollout-0",
+            1,
+            b"same",
+            "rollout-0 noticed after 0 s and started anew; exit 1: sleep-rl: the loss is nan",
+            False,
+        ),
+    ],
+)
+def test_a_row_says_what_happened_and_whether_it_was_right(
+    worker, code, memory, happened, passed, monkeypatch, tmp_path
+):
+    hit = []
+    records = [*journal(1), {"kind": "restarted", "worker": worker, "t": time.time() + 0.3}]
+    monkeypatch.setattr(drilling, "Life", lambda *_: Played(records, code, memory))
+    fault = Fault("kill rollout-0", "seeding", 1, lambda folder: hit.append(folder) or "rollout-0")
+    [row] = drilling._same("kills", [fault])("config", [], tmp_path, WANT)
+    assert hit == [Path("runs/x")] and (row.happened, row.passed) == (happened, passed)
+    missed = Fault("kill rollout-0", "seeding", 9, fault.do)
+    [row] = drilling._same("kills", [missed])("config", [], tmp_path, WANT)
+    assert not row.passed and row.happened.startswith("the life was over before") and len(hit) == 1
+
+
+@pytest.mark.parametrize("passed", [True, False])
+def test_the_table_has_every_row_and_one_that_failed_fails_the_drill(passed, monkeypatch, tmp_path):
+    rows = [
+        Row("kill a", "wake, night 1", "fine", True),
+        Row("flip a byte", "push 2", "not noticed", passed),
+    ]
+    monkeypatch.setattr(drilling, "Life", lambda *_: Played([{"kind": "done", "seconds": 9.0}]))
+    monkeypatch.setattr(drilling, "lives", lambda config: [lambda *_: iter(rows)])
+    said = []
+    if passed:
+        table = drill(DRILL, [f"run.dir={tmp_path}"], said.append)
+        assert table.splitlines()[0].split() == [
+            "fault",
+            "where",
+            "what",
+            "happened",
+        ] and table.endswith("2 of 2 passed")
+    else:
+        with pytest.raises(RunError, match=r"^drill: 1 of 2 rows failed: flip a byte \(push 2\)$"):
+            drill(DRILL, [f"run.dir={tmp_path}"], said.append)
+        assert any(line.startswith("fault") for line in said)
+    assert (tmp_path / "drill-drill").is_dir()
+
+
+def test_a_drill_needs_processes(tmp_path):
+    with pytest.raises(
+        InputError,
+        match=r"^drill: cluster.runtime.backend ray, where workers are processes, got local$",
+    ):
+        drill(DRILL, ["cluster.backend=local", f"run.dir={tmp_path}"])
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_flipped_byte_and_a_full_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(drilling, "lives", lambda config: [drilling._flip, drilling._disk])
+    monkeypatch.chdir(Path(__file__).parents[2])
+    table = drill(DRILL, [f"run.dir={tmp_path}", "task.world.days=2"])
+    assert table.endswith("2 of 2 passed")

@@ -1,0 +1,213 @@
+"""Submitted jobs on a real Ray cluster of two nodes on this machine, through its job server, with
+token authentication.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.drill import faults, reached
+from cluster.drill.faults import TwoNodes
+from sleep_rl.journal.journal import read
+from tests.conftest import as_at_a_terminal
+
+ROOT = Path(__file__).parents[2]
+LIFE = (
+    "configs/debug.yaml",
+    "run.cache=cache",
+    "task.world.days=4",
+    "sleep.steps=6",
+    "rollouts.workers=2",
+    "learners.cpus=1",
+    "cluster.start_timeout_s=1200",
+    "cluster.watch_s=10",
+)  # 3 CPUs: workers on both nodes
+LIMIT_S = 1500
+
+pytestmark = [pytest.mark.slow, pytest.mark.stack]
+
+
+@pytest.fixture(scope="module")
+def nodes():
+    nodes = TwoNodes(2, 1, jobs=True)
+    yield nodes
+    nodes.close()
+
+
+class Client:
+    """`sleep-rl submit` in a process of its own, with the cluster's token."""
+
+    def __init__(self, nodes, *arguments, **environment):
+        kept = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO", "RAY_"))
+        }
+        token = {"RAY_AUTH_TOKEN": nodes.environment["RAY_AUTH_TOKEN"]}
+        self.process = subprocess.Popen(
+            [
+                sys.executable,
+                "-m",
+                "sleep_rl",
+                "submit",
+                *map(str, arguments),
+                "--address",
+                nodes.jobs,
+            ],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            env={**kept, **token, **environment},
+            preexec_fn=as_at_a_terminal,
+        )
+        self.said = []
+
+    def until(self, pattern):
+        """Reads until a line matches."""
+        for line in self.process.stdout:
+            self.said.append(line)
+            if found := re.search(pattern, line):
+                return found
+        raise AssertionError(f"never said {pattern}: {''.join(self.said)}")
+
+    def end(self):
+        """(exit code, everything printed)"""
+        rest = self.process.communicate(timeout=LIMIT_S)[0]
+        return self.process.returncode, "".join(self.said) + rest
+
+
+def started(nodes, tmp_path, *keys):
+    """(client, job, run folder) of a life that was just submitted."""
+    client = Client(nodes, *LIFE, f"run.dir={tmp_path}", *keys)
+    found = client.until(r"^(debug-\d{4}-\d{6}): submitted to .*: (/\S+)$")
+    return client, found[1], Path(found[2])
+
+
+def wait_for(folder, phase, night, client):
+    deadline = time.monotonic() + LIMIT_S
+    journal = folder / "metrics.jsonl"
+    while not (journal.is_file() and reached(read(journal), phase, night)):
+        assert client.process.poll() is None and time.monotonic() < deadline, client.end()
+        time.sleep(0.05)
+
+
+def memories(folder):
+    found = {
+        path.parent.name: path.read_bytes()
+        for path in sorted(folder.glob("memory/*/memory.safetensors"))
+    }
+    assert list(found) == [f"night-{night}" for night in range(1, 5)]
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(nodes, tmp_path_factory):
+    """(run folder, what its client printed)"""
+    client, _, folder = started(nodes, tmp_path_factory.mktemp("whole"))
+    code, said = client.end()
+    assert code == 0, said
+    return folder, said
+
+
+def test_a_wrong_token_and_an_unknown_job_are_refused(nodes):
+    code, said = Client(nodes, "--follow", "none", RAY_AUTH_TOKEN="wrong").end()
+    assert code == 2 and "rejects the token (403 Forbidden: Invalid authentication token)" in said
+    code, said = Client(nodes, "--stop", "none", RAY_AUTH_MODE="disabled").end()
+    assert (
+        code == 2 and "rejects the token (401 Unauthorized: Missing authentication token)" in said
+    )
+    assert Client(nodes, "--follow", "none").end() == (
+        2,
+        f"sleep-rl: {nodes.jobs}: Job none does not exist\n",
+    )
+
+
+def test_a_life_is_submitted_and_followed_to_its_end(nodes, undisturbed):
+    folder, said = undisturbed
+    assert (
+        "there: 2 nodes with 3 CPU" in said
+        and f"{folder}/report.html" in said
+        and (folder / "report.html").is_file()
+    )
+    assert nodes.environment["RAY_AUTH_TOKEN"] not in said
+    records = read(folder / "metrics.jsonl")
+    assert records[-1]["status"] == "ok" and re.fullmatch("[0-9a-f]{40}", records[0]["commit"])
+    code, again = Client(nodes, "--follow", folder.name).end()
+    assert code == 0 and "night 4: seeding: done" in again
+    assert Client(nodes, "--stop", folder.name).end() == (
+        0,
+        f"{folder.name}: has ended already (SUCCEEDED)\n",
+    )
+
+
+def test_a_config_that_fails_there_gives_its_exit_code(nodes, tmp_path):
+    client, _, _ = started(nodes, tmp_path, "rollouts.workers=9")
+    code, said = client.end()
+    assert (
+        code == 2
+        and "rollout: 9 actors x 1 CPU + learner: 1 actors x 1 CPU asked = 10 CPU, the cluster "
+        "has 3"
+        in said
+    )
+    assert re.search(
+        r"sleep-rl: debug-\S+: failed with exit code 2; what it printed last says "
+        r"why",
+        said,
+    )
+
+
+def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(
+    nodes, undisturbed, tmp_path
+):
+    client, _, folder = started(nodes, tmp_path, "cluster.restarts=8")
+    wait_for(folder, "seeding", 1, client)
+    nodes.cut(faults.kill)
+    deadline = time.monotonic() + LIMIT_S
+    while not any(record["kind"] == "restarted" for record in read(folder / "metrics.jsonl")):
+        assert client.process.poll() is None and time.monotonic() < deadline, client.end()
+        time.sleep(0.2)
+    waiting = client.until(r"(waiting since .* for 1 of 1 calls|waiting up to .* for a node: )")
+    nodes.join()
+    code, said = client.end()
+    print(
+        waiting.string,
+        [
+            (r["worker"], r["reason"])
+            for r in read(folder / "metrics.jsonl")
+            if r["kind"] == "restarted"
+        ],
+    )
+    assert code == 0, said
+    assert memories(folder) == memories(undisturbed[0])
+
+
+def test_a_job_is_left_stopped_and_resumed_and_ends_with_the_same_bytes(
+    nodes, undisturbed, tmp_path
+):
+    client, job, folder = started(nodes, tmp_path)
+    wait_for(folder, "seeding", 2, client)
+    client.process.send_signal(signal.SIGHUP)  # the terminal is lost
+    code, said = client.end()
+    assert code == 130 and f"{job}: goes on without you" in said
+    code, said = Client(nodes, "--stop", job).end()
+    assert (
+        code == 0
+        and f"{job}: stopped; sleep-rl submit --resume {folder} --address {nodes.jobs} goes on"
+        in said
+    )
+    last = read(folder / "metrics.jsonl")[-1]
+    assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
+    assert (folder / "report.html").is_file()
+    code, said = Client(nodes, "--follow", job).end()
+    assert code == 1 and f"sleep-rl: {job}: was stopped" in said
+    code, said = Client(nodes, "--resume", folder).end()
+    assert code == 0 and f"{folder}: goes on after stage" in said, said
+    assert memories(folder) == memories(undisturbed[0])

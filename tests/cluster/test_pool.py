@@ -1,0 +1,412 @@
+"""Work split over workers: order, balance, and what happens to the items of a lost worker."""
+
+import threading
+import time
+from dataclasses import replace
+
+import pytest
+from workers import Echo, Scorer
+
+from cluster import crew
+from cluster.runtime.pool import Owed, Pool, RewardPool, RolloutPool, split
+from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from cluster.runtime.restarts import Restarts
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
+from sleep_rl.contracts.roles import Reward
+from sleep_rl.journal.journal import Journal
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
+def backend(request):
+    with LocalBackend() if request.param == "local" else RayBackend(cpus=2) as backend:
+        yield backend
+
+
+@pytest.fixture
+def here():
+    """Where a test is about answers, and not about processes."""
+    with LocalBackend() as backend:
+        yield backend
+
+
+@pytest.fixture
+def only_ray(backend):
+    if isinstance(backend, LocalBackend):
+        pytest.skip("needs a process per worker")
+
+
+@pytest.fixture(scope="module")
+def handles(backend):
+    """Three workers for the whole module: processes take seconds to start."""
+    handles = [
+        backend.spawn("workers:Echo", {"greeting": f"w{i}"}, name=f"echo-{i}") for i in range(3)
+    ]
+    backend.ready(handles)
+    return handles
+
+
+@pytest.fixture
+def pool(handles):
+    pool = Pool("echoes", handles, timeout_s=60)
+    yield pool
+    pool.restart_lost()
+
+
+@pytest.mark.parametrize(
+    "items, parts, lengths", [(7, 3, [2, 2, 3]), (2, 3, [1, 1]), (0, 3, []), (6, 2, [3, 3])]
+)
+def test_split_is_contiguous_and_balanced(items, parts, lengths):
+    pieces = split(list(range(items)), parts)
+    assert [len(piece) for piece in pieces] == lengths
+    assert [item for piece in pieces for item in piece] == list(range(items))
+
+
+class TestPool:
+    def test_results_in_order(self, pool):
+        assert pool.map(Echo.double, list(range(10))) == [2 * i for i in range(10)]
+
+    def test_result_does_not_depend_on_the_number_of_workers(self, handles):
+        assert Pool("one", handles[:1], 60).map(Echo.double, [1, 2, 3, 4]) == [2, 4, 6, 8]
+        assert Pool("all", handles, 60).map(Echo.double, [1, 2, 3, 4]) == [2, 4, 6, 8]
+
+    def test_no_items_no_call(self, pool):
+        assert pool.map(Echo.double, []) == []
+
+    def test_all(self, pool):
+        assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
+        with pytest.raises(RunError, match=r"^loss is NaN at step 3$"):
+            pool.all(Echo.run_error)
+
+    def test_exception_of_a_worker_is_raised(self, pool):
+        with pytest.raises(RunError, match=r"^worker echo-1: double failed: TypeError"):
+            pool.map(Echo.double, [1, 2, 3], hurt="raise", victim="w1")
+        assert not pool.lost
+
+    def test_rubbish_takes_a_worker_out(self, pool):
+        assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
+            1,
+            Owed("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"),
+            3,
+        ]
+        assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
+        with pytest.raises(
+            RunError,
+            match=r"^echoes: every worker failed: worker echo-0: drop_last gave 0 results for 1",
+        ):
+            pool.map(Echo.drop_last, [1, 2], "*")
+
+    def test_dead_worker_gives_failures_and_comes_back(self, pool, only_ray):
+        results = pool.map(Echo.double, [1, 2, 3, 4, 5, 6], hurt="die", victim="w1")
+        assert results[:2] + results[4:] == [2, 4, 10, 12]
+        assert all(isinstance(r, Failure) and r.where == "echo-1" for r in results[2:4])
+        assert results[2].reason.startswith("worker echo-1 died during double: ")
+        assert list(pool.lost) == ["echo-1"]
+        assert pool.map(Echo.double, [1, 2, 3]) == [2, 4, 6]  # by the other two
+        prepared = []
+        assert (
+            [h.name for h in pool.restart_lost(prepared.extend)]
+            == ["echo-1"]
+            == [h.name for h in prepared]
+        )
+        assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
+
+    @pytest.mark.parametrize("victim", ["w1", "*"])
+    def test_what_a_lost_worker_owed_is_asked_once_more(self, victim, pool, only_ray, tmp_path):
+        revived = []
+
+        def revive():
+            revived.extend(pool.lost)
+            pool.restart_lost()
+
+        results = pool.map_again(
+            revive, Echo.double_if, [1, 2, 3, 4, 5, 6], victim, str(tmp_path / "died")
+        )
+        assert results == [2, 4, 6, 8, 10, 12]
+        assert sorted(revived) == (["echo-1"] if victim == "w1" else ["echo-0", "echo-1", "echo-2"])
+        assert pool.lost == {} and len(pool.workers) == 3
+
+    def test_late_worker_gives_failures_and_is_taken_out(self, handles):
+        pool = Pool("echoes", handles, timeout_s=0.5)
+        results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)
+        assert results == [
+            2,
+            Owed(
+                "worker echo-1: double gave no answer within 0.5 s (cluster.call_timeout_s)",
+                "echo-1",
+            ),
+            6,
+        ]
+        assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
+        pool.restart_lost()
+
+    def test_every_worker_lost_is_an_error(self, handles, only_ray):
+        pool = Pool("echoes", handles[:1], timeout_s=60)
+        with pytest.raises(
+            RunError, match=r"^echoes: every worker failed: worker echo-0 died during double"
+        ):
+            pool.map(Echo.double, [1, 2], hurt="die", victim="*")
+        with pytest.raises(RunError, match=r"^echoes: no worker left: worker echo-0 died"):
+            pool.map(Echo.double, [1])
+        pool.restart_lost()
+
+
+class TestRewardPool:
+    SAME, OTHER, SLOW, BAD = (
+        Pair((5,), (5,)),
+        Pair((5,), (6,)),
+        Pair((0,), (5,)),
+        Pair((1,), (5,)),
+    )
+
+    @pytest.fixture
+    def rewards(self, backend):
+        handle = backend.spawn("workers:Scorer", {"slow_s": 1.0}, name="reward-0")
+        backend.ready([handle])
+        return RewardPool([handle], timeout_s=0.5)
+
+    def test_is_a_reward(self, rewards):
+        assert isinstance(rewards, Reward)
+        assert rewards.score([self.SAME, self.OTHER, self.BAD]) == [1.0, 0.0, Failure("empty")]
+
+    def test_late_call_fails_its_pairs_only(self, rewards):
+        late = Failure(
+            "worker reward-0: score gave no answer within 0.5 s (reward.timeout_s)", "reward-0"
+        )
+        assert rewards.score([self.SAME, self.SLOW]) == [late, late]
+        assert not rewards.lost
+        rewards.timeout_s = 5.0  # the worker first ends the late call
+        assert rewards.score([self.SAME]) == [1.0]
+        rewards.close()
+        assert rewards.score([self.SLOW]) == [0.0]
+
+    def test_late_twice_in_a_row_is_started_anew(self, rewards, only_ray):
+        spent = []
+        rewards._spend = lambda worker, reason: spent.append((worker, reason))
+        assert [type(rewards.score([self.SLOW])[0]) for _ in range(2)] == [Failure, Failure]
+        assert spent == [
+            (
+                "reward-0",
+                "worker reward-0: score gave no answer within 0.5 s "
+                "(reward.timeout_s), twice in a row",
+            )
+        ]
+        rewards.timeout_s = 30
+        assert rewards.score([self.SAME]) == [1.0] and not rewards.lost
+
+    def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
+        handle, spent = backend.spawn("workers:Scorer", {}, name="reward-dead"), []
+        backend.ready([handle])
+        rewards = RewardPool([handle], 30, lambda worker, reason: spent.append((worker, reason)))
+        handle._channel.kill()
+        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0]
+        # What Ray gives as the cause depends on whether it has heard of the end already.
+        [(worker, reason)] = spent
+        assert worker == "reward-dead" and "reward-dead died during score: " in reason
+        rewards.close()
+
+    def test_a_call_that_raises_fails_its_pairs_only(self, backend):
+        handles = [backend.spawn("workers:Scorer", {}, name=f"reward-raises-{i}") for i in range(2)]
+        rewards, pair = RewardPool(handles, 30), Pair((1, 2), (5,))
+        failed = Failure(
+            "worker reward-raises-1: score failed: IndexError: no second token", "reward-raises-1"
+        )
+        assert rewards.score([self.SAME, pair]) == [1.0, failed]
+        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0] and not rewards.lost
+
+    @pytest.mark.parametrize(
+        "value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")]
+    )
+    def test_rubbish_is_no_reward(self, here, value, shown):
+        handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
+        rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
+        reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
+        assert rewards.score([self.SAME, self.BAD]) == [Owed(reason, "reward-mad")] * 2
+        assert spent == [reason] * 2  # once before it was asked again, once after
+
+    def test_no_restarts_left(self, here, tmp_path):
+        handle = here.spawn(lambda: Constant(2.0), {}, name="reward-mad")
+        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).spend)
+        with pytest.raises(
+            RunError,
+            match=r"gave the reward 2.0, allowed is \[0, 1\]; "
+            r"cluster.runtime.restarts = 1 are used up$",
+        ):
+            rewards.score([self.SAME])
+
+
+class Constant(Scorer):
+    """Gives one value for everything."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def score(self, pairs_N):
+        return [self.value for _ in pairs_N]
+
+
+class TestRolloutPool:
+    """A sample must be the answer to its request."""
+
+    REQUESTS = [Request((5, 6), (1,), seed) for seed in (3, 4)]
+    HOW = Sampling(4)
+
+    def pool(self, backend, change):
+        def answer(requests_N, name, version):
+            return [
+                change(
+                    Sample(
+                        r.prompt_T,
+                        r.context_T,
+                        (7, 8),
+                        (-0.1, -0.2),
+                        "stop",
+                        r.seed,
+                        name,
+                        (version, version + 1),
+                    )
+                )
+                for r in requests_N
+            ]
+
+        return RolloutPool([backend.spawn(Answering, {"answer": answer}, name="rollout-0")], 30)
+
+    def test_sound_samples_and_failures(self, here):
+        got = self.pool(here, lambda s: Failure("cut") if s.seed == 4 else s)
+        # newer ones are welcome, too
+        samples = got.sample(got.restart_lost, self.REQUESTS, "student", 2, self.HOW)
+        assert samples[0].completion_T == (7, 8) and samples[1] == Failure("cut") and not got.lost
+
+    @pytest.mark.parametrize(
+        "change, wrong",
+        [
+            (lambda s: replace(s, seed=9), "a sample of another request"),
+            (lambda s: replace(s, context_T=()), "a sample of another request"),
+            (
+                lambda s: replace(s, versions_T=(3, 1)),
+                r"a sample of student \[1, 3\], asked was "
+                r"student 2",
+            ),
+            (
+                lambda s: replace(s, weights="teacher"),
+                r"a sample of teacher \[2, 3\], asked was "
+                r"student 2",
+            ),
+            (
+                lambda s: replace(s, logprobs_T=(-0.1,)),
+                "tokens, log-probabilities and versions differ in number",
+            ),
+            (lambda s: "text", "a str and no sample"),
+        ],
+    )
+    def test_rubbish_twice_is_an_error(self, here, change, wrong):
+        pool, revived = self.pool(here, change), []
+
+        def revive():
+            revived.extend(pool.lost.values())
+            pool.restart_lost()
+
+        with pytest.raises(
+            RunError,
+            match=f"^rollouts: every worker failed: worker rollout-0: sample gave .*{wrong}",
+        ):
+            pool.sample(revive, self.REQUESTS, "student", 2, self.HOW)
+        assert len(revived) == 1
+
+
+class TestSlices:
+    """With rollouts ahead of the learner a worker takes up newer weights while its samples are
+    under way.
+    """
+
+    REQUESTS = [Request((n,), (9,), seed=n) for n in range(5)]
+
+    def test_every_worker_goes_on_until_it_is_done(self, here):
+        handles = [here.spawn("workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)]
+        pool = RolloutPool(handles, 60, slice_s=0.01)
+        for _ in range(2):
+            samples = pool.sample(
+                lambda: pytest.fail("nobody is lost"), self.REQUESTS, "student", 4, Sampling(1)
+            )
+            assert [s.seed for s in samples] == [r.seed for r in self.REQUESTS]
+        assert [len(handle.seen()) for handle in handles] == [2, 6]
+
+    def test_who_is_never_done_is_late(self, here):
+        pool = RolloutPool(
+            [here.spawn("workers:Sliced", {"slices": 10**6}, name="rollout-0")], 0.2, slice_s=0.01
+        )
+        with pytest.raises(
+            RunError,
+            match=r"rollouts: every worker failed: worker rollout-0 gave no samples within 0.2 s",
+        ):
+            pool.sample(lambda: pool.restart_lost(), self.REQUESTS, "student", 4, Sampling(1))
+
+    def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
+        handle = backend.spawn("workers:Sliced", {"slices": 20}, name="rollout-0")
+        backend.ready([handle])
+        pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
+        sampling = threading.Thread(
+            target=lambda: samples.extend(
+                pool.sample(lambda: None, self.REQUESTS, "student", 4, Sampling(1))
+            )
+        )
+        sampling.start()
+        time.sleep(0.5)
+        handle.load(None)
+        sampling.join(60)
+        log = handle.seen()
+        handle.kill()
+        assert len(samples) == len(self.REQUESTS)
+        assert log.count("slice") == 20 and 0 < log.index("load") < 20  # not behind all of them
+
+
+class Answering:
+    """A rollout that answers as a test says."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def sample(self, requests_N, name, version, how):
+        return self.answer(requests_N, name, version)
+
+
+def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeypatch):
+    said, tried = [], []
+    monkeypatch.setattr(here.watch, "say", said.append)
+    monkeypatch.setattr(crew.time, "sleep", lambda s: None)
+
+    def check():
+        tried.append(1)
+        if len(tried) < 4:
+            raise InputError("rollout: 2 CPU asked, the cluster has 1")
+
+    crew._until(check, here, 300.0)
+    assert len(tried) == 4 and said == [
+        "waiting up to 5:00 min for a node: rollout: 2 CPU asked, the cluster has 1"
+    ]
+    tried.clear()
+    with pytest.raises(InputError):
+        crew._until(check, here, 0.0)
+    assert len(tried) == 1
+
+
+@pytest.mark.parametrize("wait_s", [0.0, 40.0])
+def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeypatch, tmp_path):
+    """Nodes that an autoscaler or a batch system still brings."""
+    now, asked = [100.0], []
+    monkeypatch.setattr(crew.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(crew.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
+
+    class Empty(LocalBackend):
+        def preflight(self, asks):
+            asked.append(asks)
+            raise InputError("rollout: 1 CPU asked, the cluster has 0")
+
+    config = replace(Config(), cluster=replace(Config().cluster, wait_s=wait_s))
+    with pytest.raises(InputError, match="the cluster has 0"):
+        crew.Workers(
+            Empty(), config, Journal(tmp_path / "m.jsonl", []), checkpoint="none", base="none"
+        )
+    assert (now[0], len(asked)) == (100 + wait_s, 1 + wait_s)

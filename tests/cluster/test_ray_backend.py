@@ -1,0 +1,386 @@
+"""Workers behave alike in this process and on Ray."""
+
+import re
+import subprocess
+import sys
+import time
+import traceback
+
+import numpy as np
+import psutil
+import pytest
+import torch
+from workers import Echo
+
+from cluster.runtime.placement import check
+from cluster.runtime.ray_backend import (
+    Ask,
+    LocalBackend,
+    RayBackend,
+    WorkerDied,
+    WorkerLate,
+    _RayPending,
+    settle,
+    wait_all,
+)
+from cluster.runtime.watchdog import STACKS, Watch
+from sleep_rl.contracts.errors import InputError, RunError
+
+ECHO = "workers:Echo"
+
+
+@pytest.mark.stack
+def test_nobody_at_the_address_is_an_input_error():
+    began = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"^cluster.address: a running Ray cluster, got 127.0.0.1:9: "
+    ):
+        RayBackend("127.0.0.1:9")
+    assert time.monotonic() - began < 15
+
+
+def test_a_worker_that_ray_ends_for_want_of_memory_has_died(monkeypatch):
+    import ray
+    from ray.exceptions import OutOfMemoryError
+
+    def get(answer, timeout):
+        assert answer == "answer" and timeout == 1.0
+        raise OutOfMemoryError(
+            "Memory on the node (IP: 10.0.0.1) was 22.90GB / 23.54GB (0.97), "
+            "above 0.95.\nRefer to the "
+            "documentation on how to address the out of memory issue: "
+            "https://..."
+        )
+
+    monkeypatch.setattr(ray, "get", get)
+    with pytest.raises(WorkerDied) as died:
+        _RayPending("critic-0", "try_out", "answer").outcome(1.0, 600.0)
+    assert str(died.value) == (
+        "worker critic-0 died during try_out: the memory of its node was "
+        "nearly full (22.90GB of 23.54GB), "
+        "and Ray ended it"
+    )
+
+
+@pytest.fixture(scope="module")
+def log_dir(tmp_path_factory):
+    return tmp_path_factory.mktemp("logs")
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
+def backend(request, log_dir):
+    before = set(psutil.Process().children(recursive=True))
+    with (
+        LocalBackend()
+        if request.param == "local"
+        else RayBackend(cpus=2, log_dir=str(log_dir)) as backend
+    ):
+        yield backend
+    backend.shutdown()  # twice is fine
+    _, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
+    assert not left, [process.cmdline() for process in left]
+
+
+@pytest.fixture(scope="module")
+def echo(backend):
+    handle = backend.spawn(ECHO, {"greeting": "hi"}, name="echo-0", env={"SLEEP_TEST": "3"})
+    backend.ready([handle])
+    return handle
+
+
+@pytest.fixture
+def only_ray(backend):
+    if isinstance(backend, LocalBackend):
+        pytest.skip("needs a process per worker")
+
+
+@pytest.mark.stack
+def test_ranks_get_room_together_or_the_start_fails(backend, only_ray):
+    from ray.util import placement_group_table
+
+    ranks = backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="rank", world_size=2, cpus=0.5)
+    backend.ready(ranks)
+    assert [rank.greet("you", mark="!") for rank in ranks] == ["hi you!"] * 2
+    [group] = [g for g in placement_group_table().values() if g["state"] == "CREATED"]
+    assert list(group["bundles"].values()) == [{"CPU": 0.5}] * 2 and group["strategy"] == "PACK"
+    before, backend.start_timeout_s = backend.start_timeout_s, 1.0
+    try:
+        with pytest.raises(
+            RunError, match=r"no room for big-0, big-1 together within 1 s .1.5 CPU and 0 GPU each."
+        ):
+            backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="big", world_size=2, cpus=1.5)
+    finally:
+        backend.start_timeout_s = before
+        for rank in ranks:
+            rank.kill()
+
+
+class TestCalls:
+    def test_blocking_call_and_pending(self, echo):
+        assert echo.greet("Ann", mark="!") == "hi Ann!"
+        pending = echo.start(Echo.greet, "Bob")
+        assert pending.result(60) == "hi Bob." == pending.result(60)
+
+    def test_class_object_instead_of_path(self, backend):
+        handle = backend.spawn(Echo, {}, name="echo-class")
+        assert handle.greet("Ann") == "hello Ann."
+
+    def test_environment_is_set(self, echo):
+        assert echo.env("SLEEP_TEST") == ["3"]
+
+    def test_group_results_in_order(self, echo):
+        pendings = [echo.start(Echo.greet, str(i)) for i in range(5)]
+        assert wait_all(pendings, 60, "greetings") == [f"hi {i}." for i in range(5)]
+
+    def test_ref_arrives_as_value(self, backend, echo):
+        ref = backend.put({"a": np.ones(1000, np.float32)})
+        assert echo.total(ref) == echo.total(arrays=ref) == 1000.0
+        assert backend.get(ref)["a"].shape == (1000,)
+
+    @pytest.mark.parametrize(
+        "tensor",
+        [
+            torch.arange(6.0).reshape(2, 3).bfloat16(),
+            torch.tensor(3),
+            torch.zeros(0, 2),
+            torch.arange(12).reshape(3, 4).T,
+            torch.tensor([True, False]),
+        ],
+    )
+    def test_tensors_survive(self, echo, tensor):
+        got = echo.back([tensor])[0]
+        assert got.dtype == tensor.dtype and got.shape == tensor.shape and torch.equal(got, tensor)
+
+    def test_numpy_arrives_read_only_and_tensors_apart(self, backend, echo, only_ray):
+        """Nobody can change what another reader of the same object sees."""
+        ref = backend.put({"a": np.zeros(1 << 18, np.uint8)})
+        with pytest.raises(RunError, match="read-only"):
+            echo.overwrite(ref)
+        ref = backend.put({"a": torch.zeros(1 << 18)})
+        echo.overwrite(ref)
+        assert echo.total(ref) == 0.0
+
+
+class TestErrors:
+    def test_input_and_run_errors_keep_type_and_line(self, echo):
+        with pytest.raises(InputError, match=r"^key: allowed 1, got 2$"):
+            echo.input_error()
+        with pytest.raises(RunError, match=r"^loss is NaN at step 3$"):
+            echo.run_error()
+
+    def test_other_exception_names_worker_and_method(self, echo):
+        with pytest.raises(
+            RunError, match=r"^worker echo-0: type_error failed: TypeError: an odd$"
+        ) as caught:
+            echo.type_error()
+        assert "workers.py" in "".join(traceback.format_exception(caught.value))
+
+    def test_unknown_method(self, echo):
+        with pytest.raises(RunError, match="worker echo-0: nothing failed: AttributeError"):
+            echo.nothing()
+
+    def test_constructor_error_is_raised_by_ready(self, backend):
+        handle = backend.spawn(ECHO, {"refuse": "model.base: no such folder"}, name="echo-refused")
+        with pytest.raises(InputError, match=r"^model.base: no such folder$"):
+            backend.ready([handle])
+        with pytest.raises(
+            RunError, match=r"^worker echo-refused did not start: model.base: no such folder$"
+        ):
+            handle.greet("Ann")
+
+    def test_unknown_class(self, backend):
+        with pytest.raises(
+            RunError,
+            match="worker odd: start failed: ModuleNotFoundError: No module named 'nowhere'",
+        ):
+            backend.ready([backend.spawn("nowhere:Class", {}, name="odd")])
+
+    def test_deadline_names_worker_method_and_seconds(self, echo):
+        with pytest.raises(
+            WorkerLate,
+            match=r"^worker echo-0: sleep gave no answer within 0.2 s .cluster.call_timeout_s.$",
+        ):
+            echo.start(Echo.sleep, 0.5).result(0.2)
+        with pytest.raises(
+            WorkerLate,
+            match=r"^waking up: worker echo-0: sleep gave no answer "
+            r"within 0.2 s .cluster.call_timeout_s.$",
+        ):
+            wait_all([echo.start(Echo.sleep, 0.5)], 0.2, "waking up")
+        assert echo.greet("Ann") == "hi Ann."
+
+    def test_errors_name_the_key_of_the_limit_and_the_log(self, backend, tmp_path):
+        handle = backend.spawn(ECHO, {}, name="echo-late")
+        backend.ready([handle])
+        pending = handle.start(Echo.sleep, 0.5)
+        pending.watch = Watch(folder=str(tmp_path))
+        with pytest.raises(WorkerLate, match=r"\(cluster.call_timeout_s\)$"):
+            pending.result(0.2)
+        (tmp_path / "echo-late.log").write_text("what it said")
+        pending.method = "start"
+        assert str(pending.late(3)).endswith(
+            f"within 3 s (cluster.start_timeout_s); see {tmp_path / 'echo-late.log'}"
+        )
+
+    def test_settle_keeps_results_beside_errors(self, echo):
+        answers = settle(
+            [
+                echo.start(Echo.greet, "Ann"),
+                echo.start(Echo.run_error),
+                echo.start(Echo.greet, "B"),
+            ],
+            60,
+        )
+        assert answers[0] == "hi Ann." and answers[2] == "hi B."
+        assert isinstance(answers[1], RunError)
+
+    def test_death_and_restart(self, backend, only_ray, capfd):
+        handle = backend.spawn(ECHO, {}, name="mortal")
+        first = handle.pid()
+        with pytest.raises(
+            WorkerDied, match=r"^worker mortal died during die: Worker unexpectedly exits"
+        ):
+            handle.die()
+        with pytest.raises(WorkerDied, match=r"^worker mortal died during greet"):
+            handle.greet("Ann")
+        handle.restart()
+        handle.ready()
+        assert handle.greet("Ann") == "hello Ann." and handle.pid() != first
+        assert "".join(capfd.readouterr()) == ""  # Ray keeps quiet on the console
+
+
+class TestGroups:
+    def test_ranks_meet_at_one_address(self, backend):
+        size = 1 if isinstance(backend, LocalBackend) else 2
+        ranks = backend.spawn_ranks(
+            ECHO, {}, name="learner", world_size=size, env={"OMP_NUM_THREADS": "1"}
+        )
+        backend.ready(ranks)
+        seen = [
+            h.env("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT") for h in ranks
+        ]
+        assert [h.name for h in ranks] == [f"learner-{i}" for i in range(size)]
+        assert [row[:3] for row in seen] == [[str(i), "0", str(size)] for i in range(size)]
+        assert len({tuple(row[3:]) for row in seen}) == 1 and int(seen[0][4]) > 0
+
+
+class TestRay:
+    def test_preflight(self, backend, only_ray):
+        backend.preflight([Ask("rollouts", 2, cpus=1), Ask("learners", 1)])
+        with pytest.raises(
+            InputError, match=r"^rollouts: 4 actors x 1 GPU asked = 4 GPU, the cluster has 0$"
+        ):
+            backend.preflight([Ask("rollouts", 4, gpus=1)])
+        with pytest.raises(
+            InputError,
+            match=r"^rollouts: 2 actors x 1 CPU \+ rewards: 1 actors "
+            r"x 0.1 CPU asked = 2.1 "
+            "CPU, the cluster has 2$",
+        ):
+            backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
+
+    def test_who_asks_again_after_a_refusal_waits_and_an_autoscaler_hears_of_it(
+        self, backend, only_ray, monkeypatch
+    ):
+        import ray.autoscaler.sdk
+
+        lines, asked = [], []
+        monkeypatch.setattr(backend, "watch", Watch(lines.append))
+        monkeypatch.setattr(
+            ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+        )
+        monkeypatch.setattr(backend, "_called", False)
+        for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
+            with pytest.raises(InputError, match=r"the cluster has 2$"):
+                backend.preflight([Ask("rollout", 3, cpus=1), Ask("reward", 1)])
+            assert asked == expected
+        # not once a try
+        assert lines == [
+            "asked: 3 rollout of 1 CPU, 1 reward of 0 CPU = 3 CPU; there: 1 node with 2 CPU"
+        ]
+
+    @pytest.mark.parametrize(
+        "asks, wrong",
+        [
+            ([Ask("a", 2, cpus=2), Ask("b", 2, cpus=1)], ""),
+            (
+                [Ask("b", 2, cpus=1), Ask("a", 2, cpus=2)],
+                "",
+            ),  # the order of the asks does not matter
+            (
+                [Ask("a", 3, cpus=2)],
+                "a: 2 CPU and 0 GPU for each of 3 actors asked; actor 3 finds "
+                "room on no node beside the "
+                "others; nodes: 3 CPU and 1 GPU, 3 CPU and 0 GPU",
+            ),
+            ([Ask("a", 1, cpus=2), Ask("g", 1, cpus=2, gpus=1)], ""),
+            (
+                [Ask("a", 2, cpus=2), Ask("g", 1, cpus=2, gpus=1)],
+                "a: 2 CPU and 0 GPU for each of 2 actors asked; actor 2",
+            ),
+        ],
+    )
+    def test_what_fits_in_sum_and_not_on_the_nodes(self, asks, wrong):
+        nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}]
+        if not wrong:
+            return check(asks, nodes)
+        with pytest.raises(InputError) as error:
+            check(asks, nodes)
+        assert str(error.value).startswith(wrong)
+
+    def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):
+        handle = backend.spawn(ECHO, {}, name="talker", env={})
+        handle.say("something")
+        with pytest.raises(RunError):
+            handle.type_error()
+        log = (log_dir / "talker.log").read_text()
+        assert log.startswith("something\nchild something\n") and "TypeError: an odd" in log
+        assert "".join(capfd.readouterr()) == ""
+
+    def test_a_long_wait_says_for_whom_and_a_late_one_leaves_stacks(
+        self, backend, only_ray, log_dir, monkeypatch
+    ):
+        lines = []
+        watch = Watch(
+            lines.append, lambda: "night 2: seeding", str(log_dir / "driver"), every_s=0.4
+        )
+        monkeypatch.setattr(backend, "watch", watch)
+        monkeypatch.setattr(backend, "call_timeout_s", 2.0)
+        quick, slow = (backend.spawn(ECHO, {}, name=f"{name}-waiter") for name in ("quick", "slow"))
+        backend.ready([quick, slow])
+        lines.clear()
+        answers = settle([quick.start(Echo.greet, "Ann"), slow.start(Echo.sleep, 6.0)], 2.0)
+        assert answers[0] == "hello Ann." and isinstance(answers[1], WorkerLate)
+        assert 3 <= len(lines) <= 4, lines
+        assert re.fullmatch(
+            r"night 2: seeding: waiting since 0.[4-9] s for 1 of 2 calls "
+            r"\(slow-waiter sleep\); "
+            r"given up after 2.0 s",
+            lines[0],
+        )
+        driver, worker = (
+            (log_dir / "driver" / STACKS).read_text(),
+            (log_dir / "slow-waiter.log").read_text(),
+        )
+        assert "slow-waiter: sleep" in driver and "in settle" in driver  # who waits
+        assert "workers.py" in worker and "in sleep" in worker  # and where the worker is
+
+    def test_no_gpu_asked_none_seen(self, echo, only_ray):
+        assert echo.env("CUDA_VISIBLE_DEVICES") == [""]
+
+    def test_one_backend_at_a_time(self, backend, only_ray):
+        with pytest.raises(RunError, match="one RayBackend at a time"):
+            RayBackend()
+
+
+def test_local_backend_restores_the_environment_and_never_imports_ray():
+    code = (
+        "import os, sys; from cluster.runtime.ray_backend import LocalBackend\n"
+        "with LocalBackend() as backend:\n"
+        "    handle = backend.spawn('io:StringIO', {}, name='x', env={'SLEEP_X': '1'}); "
+        "handle.write('abc')\n"
+        "    assert handle.getvalue() == 'abc' and os.environ['SLEEP_X'] == '1'\n"
+        "assert 'SLEEP_X' not in os.environ and 'ray' not in sys.modules and 'torch' not in "
+        "sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

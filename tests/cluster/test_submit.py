@@ -1,0 +1,641 @@
+"""`sleep-rl submit` against a job server that checks what it is given; on a real cluster:
+tests/cluster/test_jobs.py.
+"""
+
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from cluster.jobs import submit
+from sleep_rl.cli.main import main
+from sleep_rl.config.loader import dump, load
+from sleep_rl.contracts.errors import InputError
+from tests.conftest import as_at_a_terminal
+
+ROOT = Path(__file__).parents[2]
+DEBUG = str(ROOT / "configs" / "debug.yaml")
+TOKEN = "a-token-of-this-test"
+
+
+class Server(ThreadingHTTPServer):
+    """Answers like Ray's job server. A job goes through `story`, a list of (status, whole log, exit
+    code), one step per look at it, and stays at the last; an int in its place is answered as that
+    HTTP error.
+    """
+
+    daemon_threads = True
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.address = f"http://127.0.0.1:{self.server_port}"
+        self.version, self.moved = b'{"version": "4", "ray_version": "2.60.0"}', ""
+        self.story = [("SUCCEEDED", "whole log\n", 0)]
+        self.packages, self.jobs, self.asked, self.stopped = {}, {}, [], []
+        self.lock = threading.Lock()
+
+    def answer(self, method, path, headers, body):
+        self.asked.append((method, path))
+        if self.moved:
+            return 307, b"", {"Location": self.moved}
+        if headers.get("Authorization") != f"Bearer {TOKEN}":
+            return (
+                (403, b"Forbidden: Invalid authentication token", {})
+                if headers.get("Authorization")
+                else (401, b"Unauthorized: Missing authentication token", {})
+            )
+        if (method, path) == ("GET", "/api/version"):
+            return 200, self.version, {}
+        if path.startswith("/api/packages/gcs/_ray_pkg_") and path.endswith(".zip"):
+            if method == "PUT":
+                self.packages["gcs://" + path.rpartition("/")[2]] = body
+            there = "gcs://" + path.rpartition("/")[2] in self.packages
+            return (200, b"", {}) if there else (404, b"Package does not exist", {})
+        if (method, path) == ("POST", "/api/jobs/"):
+            job = json.loads(body)
+            assert headers["Content-Type"] == "application/json" and job.keys() == {
+                "submission_id",
+                "entrypoint",
+                "runtime_env",
+                "metadata",
+            }
+            assert all(isinstance(value, str) for value in job["metadata"].values())
+            self.jobs[job["submission_id"]] = job
+            return (
+                200,
+                json.dumps({"submission_id": job["submission_id"], "job_id": None}).encode(),
+                {},
+            )
+        job, _, verb = path.removeprefix("/api/jobs/").partition("/")
+        if not path.startswith("/api/jobs/") or job not in self.jobs:
+            return 404, f"Job {job} does not exist".encode(), {}
+        if (method, verb) == ("POST", "stop"):
+            self.stopped.append(job)
+            self.story = [("RUNNING", "", None), ("STOPPED", "", None)]
+            return 200, b'{"stopped": true}', {}
+        now = self.story[0]
+        if isinstance(now, int):
+            self.story.pop(0)
+            return now, b"Traceback\n  somewhere\nOSError: the head is busy\n", {}
+        if (verb == "logs" or job in self.stopped) and len(self.story) > 1:
+            self.story.pop(0)
+        if verb == "logs":
+            return 200, json.dumps({"logs": now[1]}).encode(), {}
+        return (
+            200,
+            json.dumps(
+                {
+                    "status": now[0],
+                    "message": "as told",
+                    "driver_exit_code": now[2],
+                    "metadata": self.jobs[job]["metadata"],
+                }
+            ).encode(),
+            {},
+        )
+
+
+class Handler(BaseHTTPRequestHandler):
+    def handle_any(self):
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        with self.server.lock:
+            code, answer, headers = self.server.answer(self.command, self.path, self.headers, body)
+        self.send_response(code)
+        for name, value in {**headers, "Content-Length": str(len(answer))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer)
+
+    do_GET = do_POST = do_PUT = handle_any
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    for name in (
+        "RAY_AUTH_MODE",
+        "RAY_AUTH_TOKEN_PATH",
+        "RAY_API_SERVER_ADDRESS",
+        "SLEEP_RL_COMMIT",
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
+    monkeypatch.setattr(submit, "POLL_S", 0.01)
+    with Server() as server:
+        threading.Thread(
+            target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
+        ).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture
+def job(server):
+    """The id of a job that is there."""
+    server.jobs["life-1"] = {"metadata": {"run": "/shared/runs/life-1"}}
+    return "life-1"
+
+
+def cli(server, *argv):
+    return main(["submit", *argv, "--address", server.address])
+
+
+def test_a_config_becomes_a_job_with_code_config_and_absolute_paths(
+    server, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    server.story = [
+        ("PENDING", "", None),
+        ("RUNNING", "one\n", None),
+        ("RUNNING", "one\ntwo\n", None),
+        ("SUCCEEDED", "one\ntwo\nthree\n", 0),
+    ]
+    assert cli(server, DEBUG, "rollouts.workers=2", "run.dir=lives") == 0
+    [(name, sent)] = server.jobs.items()
+    assert re.fullmatch(r"debug-\d{4}-\d{6}", name)
+    exec_, python, *command = shlex.split(sent["entrypoint"])
+    assert (exec_, python, command[:4]) == (
+        "exec",
+        "python",
+        ["-m", "sleep_rl", "run", "submitted/debug.yaml"],
+    )
+    with zipfile.ZipFile(
+        io.BytesIO(server.packages[sent["runtime_env"]["working_dir"]])
+    ) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path / "there")
+    wanted = dump(load(DEBUG, ["rollouts.workers=2"]))
+    wanted["run"] |= {
+        "name": name,
+        "dir": str(tmp_path / "lives"),
+        "cache": str(tmp_path / "cache"),
+    }
+    wanted["cluster"]["address"] = "auto"
+    assert dump(load(str(tmp_path / "there" / command[3]), command[4:])) == wanted
+    assert {
+        "sleep_rl/cli/main.py",
+        "cluster/runtime/ray_backend.py",
+        "configs/demo.yaml",
+        "pyproject.toml",
+    } <= set(names)
+    assert not [n for n in names if re.match(r"(cache|runs|\.|build)|.*(__pycache__|/\.)", n)]
+    assert sent["metadata"]["config"] == DEBUG and sent["metadata"]["run"] == str(
+        tmp_path / "lives" / name
+    )
+    assert re.fullmatch("[0-9a-f]{40}|unknown", sent["metadata"]["commit"])
+    assert sent["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(submit.STOP_S)
+    out, err = capsys.readouterr()
+    assert out.endswith("\none\ntwo\nthree\n") and out.count("one\n") == 1
+    assert (
+        f"sleep-rl submit --follow {name} --address {server.address}" in out
+        and f"--stop {name}" in out
+    )
+    assert err == f"{name}: as told\n"  # why it is still pending, once
+    assert TOKEN not in out + err + json.dumps(sent)
+
+
+def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("Nora Costa lives in Oslo.")
+    monkeypatch.setattr(submit, "plan", lambda config: None)  # its base model is not here
+    assert (
+        cli(server, str(ROOT / "configs" / "documents.yaml"), "task.path=notes", "run.name=mine")
+        == 0
+    )
+    [(job, sent)] = server.jobs.items()
+    command = shlex.split(sent["entrypoint"])
+    assert (
+        job.startswith("mine-")
+        and "run.name=mine" in command
+        and sent["metadata"]["run"] == f"{tmp_path}/runs/mine"
+    )
+    assert command.index(f"task.documents.path={tmp_path}/notes") > command.index("task.path=notes")
+
+
+def test_installed_sends_the_config_and_no_code(server, tmp_path):
+    mine = tmp_path / "mine.yaml"
+    mine.write_text(f"include: [{DEBUG}]\nrun: {{name: mine}}\n")
+    assert cli(server, str(mine), "--installed") == 0
+    [sent] = server.jobs.values()
+    with zipfile.ZipFile(
+        io.BytesIO(server.packages[sent["runtime_env"]["working_dir"]])
+    ) as archive:
+        assert archive.namelist() == ["submitted/mine.yaml"]
+
+
+def test_paths_that_are_here_are_sent_as_absolute_ones_and_hub_names_as_they_are(
+    tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data.json").write_text("[]")
+    (tmp_path / "small base").mkdir()
+    (tmp_path / "own.py").write_text("")
+    config = load(
+        DEBUG,
+        [
+            "reward.semantic=custom",
+            "reward.target=own.py:Same",
+            "task.classify.path=data.json",
+            "task.squad.path=rajpurkar/squad",
+            "model.base=small base",
+            "model.teachers=[small base, Qwen/Qwen3-0.6B]",
+        ],
+    )
+    overrides = submit._absolute(config)
+    got = load(DEBUG, ["reward.semantic=custom", *overrides])
+    assert (got.task.classify.path, got.model.base) == (
+        str(tmp_path / "data.json"),
+        str(tmp_path / "small base"),
+    )
+    assert got.model.teachers == [str(tmp_path / "small base"), "Qwen/Qwen3-0.6B"]
+    assert got.reward.target == f"{tmp_path}/own.py:Same"
+    assert got.task.squad.path == "rajpurkar/squad" and not any(
+        "squad" in text for text in overrides
+    )
+
+
+ENDS = [
+    (("SUCCEEDED", "log\n", 0), 0, ""),
+    (
+        ("FAILED", "sleep-rl: x\n", 1),
+        1,
+        "life-1: failed with exit code 1; what it printed "
+        "last says why; sleep-rl submit "
+        "--resume /shared/runs/life-1 --address ADDRESS goes "
+        "on with its run",
+    ),
+    (
+        ("FAILED", "sleep-rl: x\n", 2),
+        2,
+        "life-1: failed with exit code 2; what it printed last says why",
+    ),
+    (("FAILED", "", None), 1, "life-1: failed: as told"),
+    (
+        ("STOPPED", "log\n", None),
+        1,
+        "life-1: was stopped; sleep-rl submit --resume "
+        "/shared/runs/life-1 --address ADDRESS "
+        "goes on with its run",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("end", "code", "line"), ENDS, ids=[f"{end[0]}-{code}" for end, code, _ in ENDS]
+)
+def test_how_a_job_ended_is_the_exit_code(server, job, capsys, end, code, line):
+    server.story = [("RUNNING", "", None), end]
+    assert cli(server, "--follow", job) == code
+    out, err = capsys.readouterr()
+    assert out == end[1]
+    assert err == (f"sleep-rl: {line.replace('ADDRESS', server.address)}\n" if line else "")
+
+
+def test_nothing_is_sent_for_a_config_that_cannot_work(server, capsys):
+    assert cli(server, DEBUG, "model.base=./none") == 2
+    assert cli(server, DEBUG, "sleep.stepps=3") == 2
+    assert capsys.readouterr().err.count("\n") == 2 and server.asked == []
+
+
+def test_a_server_that_is_away_for_a_while_is_waited_for(server, job, capsys, monkeypatch):
+    server.story = [
+        ("RUNNING", "one\n", None),
+        500,
+        503,
+        ("RUNNING", "one\ntwo\n", None),
+        ("SUCCEEDED", "one\ntwo\n", 0),
+    ]
+    assert cli(server, "--follow", job) == 0
+    out, err = capsys.readouterr()
+    assert out == "one\ntwo\n"
+    assert (
+        err
+        == f"{job}: {server.address} failed: OSError: the head is busy; trying again for 5:00 min\n"
+    )
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.2)
+    server.story = [("RUNNING", "one\n", None)] + 10_000 * [500]
+    assert cli(server, "--follow", job) == 1
+    assert re.fullmatch(
+        rf".*\nsleep-rl: {job}: .*the head is busy, since 0.2 s; sleep-rl submit "
+        r"--follow .*\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_a_log_that_cannot_be_read_does_not_hide_how_the_job_ended(
+    server, job, capsys, monkeypatch
+):
+    monkeypatch.setattr(submit, "PATIENCE_S", 0.2)
+    server.story = [("FAILED", "", 2)]
+    answer = server.answer
+    server.answer = lambda method, path, *rest: (
+        (500, b"no agent", {}) if path.endswith("logs") else answer(method, path, *rest)
+    )
+    assert cli(server, "--follow", job) == 2
+    assert "failed: no agent" in capsys.readouterr().err
+
+
+REFUSALS = {
+    "another server": (
+        lambda s: setattr(s, "version", b"<html>hello</html>"),
+        "--address: expected a Ray job server at ADDRESS, got <html>hello</html>",
+    ),
+    "a list": (
+        lambda s: setattr(s, "version", b"[]"),
+        "--address: expected a Ray job server at ADDRESS, got []",
+    ),
+    "nothing": (
+        lambda s: setattr(s, "version", b""),
+        "--address: expected a Ray job server at ADDRESS, got an empty answer",
+    ),
+    "no Ray": (
+        lambda s: setattr(s, "version", b"{}"),
+        "--address: expected a Ray job server at ADDRESS, got an answer without ray_version",
+    ),
+    "unknown": (lambda s: None, "ADDRESS: Job none does not exist"),
+    "wrong token": (
+        lambda s: os.environ.update(RAY_AUTH_TOKEN="other"),
+        "ADDRESS rejects the token (403 Forbidden: Invalid authentication token): "
+        "RAY_AUTH_TOKEN, or the file that "
+        "RAY_AUTH_TOKEN_PATH names, must hold that of the cluster",
+    ),
+    "no token": (
+        lambda s: os.environ.update(RAY_AUTH_MODE="disabled"),
+        "ADDRESS rejects the token (401 Unauthorized: Missing authentication token): "
+        "RAY_AUTH_TOKEN, or the file that "
+        "RAY_AUTH_TOKEN_PATH names, must hold that of the cluster",
+    ),
+    "no file": (
+        lambda s: (
+            os.environ.pop("RAY_AUTH_TOKEN"),
+            os.environ.update(RAY_AUTH_TOKEN_PATH="/none/token"),
+        ),
+        "RAY_AUTH_TOKEN_PATH /none/token: No such file or directory",
+    ),
+    "lines": (
+        lambda s: os.environ.update(RAY_AUTH_TOKEN="two\nlines"),
+        "RAY_AUTH_TOKEN: expected a token of printable characters in one line",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+@pytest.mark.parametrize("verb", ["--follow", "--stop"])
+def test_what_a_job_server_refuses_is_one_line(server, capsys, case, verb, monkeypatch):
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that what a case sets is undone
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
+    harm, line = REFUSALS[case]
+    harm(server)
+    assert cli(server, verb, "none") == 2
+    assert capsys.readouterr() == ("", f"sleep-rl: {line.replace('ADDRESS', server.address)}\n")
+
+
+def test_a_submission_without_an_answer_says_that_it_may_be_there(server, capsys, monkeypatch):
+    def lost(*_, **__):
+        raise submit.Unreachable(f"no job server answers at {server.address}: timed out")
+
+    monkeypatch.setattr(submit.JobServer, "submit", lost)
+    assert cli(server, DEBUG) == 1
+    assert re.fullmatch(
+        rf"sleep-rl: debug-\S+: no job server answers at {server.address}: timed "
+        r"out; it may have been submitted "
+        r"all the same: sleep-rl submit --follow .*\n",
+        capsys.readouterr().err,
+    )
+
+
+def test_nobody_there_and_no_address_are_one_line(capsys, monkeypatch):
+    monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
+    assert main(["submit", DEBUG, "--address", "http://127.0.0.1:9"]) == 2
+    assert capsys.readouterr().err.startswith(
+        "sleep-rl: no job server answers at http://127.0.0.1:9: "
+    )
+    for address in ("127.0.0.1:8265", "file:///etc/passwd", "http://a b", "http://x/api"):
+        assert main(["submit", DEBUG, "--address", address]) == 2
+        assert capsys.readouterr().err.endswith(f"e.g. http://HEAD:8265, got {address}\n")
+    assert main(["submit", DEBUG]) == 2
+    assert capsys.readouterr().err.endswith("e.g. http://HEAD:8265, got nothing\n")
+
+
+def test_the_token_follows_no_redirect(server, capsys):
+    with Server() as other:
+        threading.Thread(target=other.serve_forever, daemon=True).start()
+        server.moved = other.address + "/api/version"
+        assert cli(server, "--follow", "x") == 2
+        assert other.asked == [] and "got 307 an empty answer" in capsys.readouterr().err
+        other.shutdown()
+
+
+@pytest.mark.parametrize("where", ["RAY_AUTH_TOKEN_PATH", "home"])
+def test_the_token_is_found_where_ray_finds_it(server, job, monkeypatch, tmp_path, where):
+    monkeypatch.delenv("RAY_AUTH_TOKEN")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cli(server, "--follow", job) == 2
+    file = tmp_path / ("token" if where != "home" else ".ray/auth_token")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(f"{TOKEN}\n")
+    if where != "home":
+        monkeypatch.setenv(where, str(file))
+    assert cli(server, "--follow", job) == 0
+
+
+def test_a_job_is_stopped_and_says_how_to_go_on(server, job, capsys):
+    server.story = [("RUNNING", "", None)]
+    assert cli(server, "--stop", job) == 0 and server.stopped == [job]
+    assert capsys.readouterr().out == (
+        f"{job}: stopped; sleep-rl submit --resume "
+        "/shared/runs/life-1 --address "
+        f"{server.address} goes on with its run\n"
+    )
+    assert cli(server, "--stop", job) == 0 and server.stopped == [job]
+    assert capsys.readouterr().out == f"{job}: has ended already (STOPPED)\n"
+
+
+def test_a_run_is_resumed_under_its_own_name(server, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert (
+        cli(server, "--resume", "runs/life-1125-070000", "rollouts.workers=3", "--accept", "data")
+        == 0
+    )
+    assert cli(server, "--resume", "runs/other", "--installed") == 0
+    (first, one), (second, two) = server.jobs.items()
+    assert (
+        re.fullmatch(r"life-\d{4}-\d{6}", first)
+        and first != "life-1125-070000"
+        and second.startswith("other-")
+    )
+    assert shlex.split(one["entrypoint"])[2:] == [
+        "-m",
+        "sleep_rl",
+        "resume",
+        f"{tmp_path}/runs/life-1125-070000",
+        "rollouts.workers=3",
+        "cluster.address=auto",
+        "--accept",
+        "data",
+    ]
+    assert one["metadata"]["run"] == f"{tmp_path}/runs/life-1125-070000"
+    assert "working_dir" in one["runtime_env"] and "working_dir" not in two["runtime_env"]
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        [],
+        [DEBUG, "--stop", "x"],
+        ["--stop", "x", "--follow", "y"],
+        ["--follow", "x", "a.b=1"],
+        ["--resume", "x", DEBUG],
+    ],
+    ids=lambda argv: " ".join(map(os.path.basename, argv)) or "none",
+)
+def test_exactly_one_thing_is_asked(server, argv, capsys):
+    assert cli(server, *argv) == 2 and server.asked == []
+    assert capsys.readouterr().err.startswith(
+        "sleep-rl: submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume"
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_lost_terminal_leaves_the_job(server, job, number):
+    server.story = 10_000 * [("RUNNING", "begun\n", None)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=as_at_a_terminal,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(number)
+    out, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and out == ""
+    assert err.strip() == (
+        f"{job}: goes on without you; sleep-rl submit --follow {job} "
+        f"--address {server.address} shows its "
+        f"log, sleep-rl submit --stop {job} --address {server.address} stops it"
+    )
+    assert server.stopped == []
+
+
+def test_under_nohup_a_lost_terminal_changes_nothing(server, job):
+    server.story = 3 * [("RUNNING", "begun\n", None)] + [("SUCCEEDED", "begun\nended\n", 0)]
+    process = subprocess.Popen(
+        [
+            "nohup",
+            sys.executable,
+            "-m",
+            "sleep_rl",
+            "submit",
+            "--follow",
+            job,
+            "--address",
+            server.address,
+        ],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout.readline() == "begun\n"
+    process.send_signal(signal.SIGHUP)
+    assert process.communicate(timeout=30) == ("ended\n", "") and process.returncode == 0
+
+
+def test_a_reader_that_closes_the_pipe_leaves_the_job(server, job):
+    server.story = [("RUNNING", "a\n" * n, None) for n in range(1, 1000)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    process.stdout.close()
+    err = process.stderr.read()
+    assert (
+        process.wait(20) == 130
+        and "goes on without you" in err
+        and "Traceback" not in err
+        and "Exception" not in err
+    )
+
+
+class TestPackage:
+    def tree(self, folder):
+        for name in (
+            "pyproject.toml",
+            "sleep_rl/cli/main.py",
+            "x.egg-info/PKG-INFO",
+            ".env",
+            ".git/config",
+            "runs/a/log",
+            "sleep_rl/__pycache__/cli.pyc",
+            "cache/base",
+            "sleep_rl/runs/kept_out",
+        ):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name).write_text(name)
+        return folder
+
+    def test_it_holds_the_sources_and_nothing_hidden(self, tmp_path):
+        with zipfile.ZipFile(
+            io.BytesIO(submit.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"}))
+        ) as archive:
+            assert archive.namelist() == [
+                "a/b.yaml",
+                "pyproject.toml",
+                "sleep_rl/cli/main.py",
+                "x.egg-info/PKG-INFO",
+            ]
+            assert (
+                archive.read("sleep_rl/cli/main.py") == b"sleep_rl/cli/main.py"
+                and archive.read("a/b.yaml") == b"x: 1"
+            )
+
+    def test_the_same_content_is_the_same_file(self, tmp_path):
+        first = submit.package(self.tree(tmp_path), {})
+        time.sleep(0.01)
+        os.utime(tmp_path / "pyproject.toml")
+        assert submit.package(tmp_path, {}) == first
+        (tmp_path / "sleep_rl" / "cli.py").write_text("another")
+        assert submit.package(tmp_path, {}) != first
+
+    def test_what_is_too_large_is_named(self, tmp_path, monkeypatch, server):
+        monkeypatch.setattr(submit, "MOST_BYTES", 1 << 20)
+        (self.tree(tmp_path) / "data").mkdir()
+        (tmp_path / "data" / "big").write_bytes(bytes(5 << 20))
+        with pytest.raises(
+            InputError,
+            match=r"^submit: .* holds 5 MiB beside .*, most of it in "
+            r"data \(5 MiB\), too much to send",
+        ):
+            submit.package(tmp_path, {})
+        monkeypatch.setattr("cluster.jobs.client.MOST_BYTES", 1 << 20)
+        with pytest.raises(
+            InputError,
+            match=r"^the working directory has 2 MiB as a zip file, a job server takes 1 MiB$",
+        ):
+            submit.JobServer(server.address).upload(bytes(2 << 20))
+
+    def test_no_repository_is_refused(self, tmp_path):
+        with pytest.raises(
+            InputError, match=r"^submit: no repository around sleep_rl at .*; --installed runs what"
+        ):
+            submit.package(tmp_path, {})

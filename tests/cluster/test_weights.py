@@ -1,0 +1,250 @@
+"""The weight store: what moves, what is held, and that no unverified version is ever current."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from workers import CheckingRollout
+
+from cluster.runtime.pool import Pool
+from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from cluster.weights import Damaged, WeightStore
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import Weights
+from sleep_rl.model.tensor_digest import digest
+
+KEYS = (
+    "model.layers.0.mlp.memory.0.w_in#0",
+    "model.layers.0.mlp.memory.0.w_in#1",
+    "model.layers.0.mlp.memory.0.state",
+)
+
+
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
+def backend(request):
+    with LocalBackend() if request.param == "local" else RayBackend(cpus=2) as backend:
+        yield backend
+
+
+@pytest.fixture(scope="module")
+def handles(backend):
+    handles = [
+        backend.spawn("workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}")
+        for i in range(2)
+    ]
+    backend.ready(handles)
+    return handles
+
+
+@pytest.fixture
+def pool(handles):
+    for handle in handles:
+        handle.forget()
+    return Pool("rollouts", handles, timeout_s=60)
+
+
+@pytest.fixture
+def store(backend, pool):
+    return WeightStore(backend, pool)
+
+
+def state(fill: float, *, like: dict | None = None, changed: tuple[str, ...] = KEYS) -> dict:
+    """A full state; keys outside `changed` are those of `like`."""
+    return {
+        key: torch.full((4, 8), fill + i).bfloat16() if key in changed else like[key]
+        for i, key in enumerate(KEYS)
+    }
+
+
+def export(name: str, version: int, full: dict, have: dict[str, str]) -> Weights:
+    """As Learner.export does it."""
+    manifest = {key: digest(tensor) for key, tensor in full.items()}
+    return Weights(
+        name, version, manifest, {k: t for k, t in full.items() if have.get(k) != manifest[k]}
+    )
+
+
+class TestPush:
+    def test_every_worker_holds_and_verifies(self, store, handles):
+        loaded = store.push(export("teacher", 1, state(1.0), store.have("teacher")))
+        assert [(l.name, l.version, l.tensors) for l in loaded] == [("teacher", 1, 3)] * 2
+        assert [handle.value("teacher", KEYS[0]) for handle in handles] == [32.0, 32.0]
+        assert store.current("teacher") == 1
+        metrics = dict(store.metrics)
+        assert metrics.pop("push/seconds") > 0
+        assert metrics == {
+            "push/bytes": 2 * 3 * 64,
+            "push/tensors": 6,
+            "push/workers": 2,
+            "push/probe_gap": 0.01,
+            "push/pause": 0.0,
+        }
+
+    def test_two_names_share_what_is_equal(self, store, handles):
+        first = state(1.0)
+        store.push(export("teacher", 1, first, store.have("teacher")))
+        second = state(5.0, like=first, changed=KEYS[1:2])
+        delta = export("student", 1, second, store.have("student"))
+        assert list(delta.tensors) == [KEYS[1]]
+        store.push(delta)
+        assert handles[1].held() == {"teacher": 1, "student": 1}
+        assert (
+            handles[1].value("teacher", KEYS[1]) == 64.0
+            and handles[1].value("student", KEYS[1]) == 192.0
+        )
+        assert handles[0].seen() == [("teacher", 1, 3), ("student", 1, 1)]
+
+    def test_numpy_tensors(self, store, handles):
+        store.push(export("teacher", 1, {KEYS[0]: np.full((2, 2), 3.0, np.float32)}, {}))
+        assert handles[0].value("teacher", KEYS[0]) == 12.0
+
+
+class TestLostState:
+    def test_worker_with_the_checkpoint_only_gets_everything_once(self, store, handles):
+        first = state(1.0)
+        store.push(export("teacher", 1, first, {}))
+        handles[1].forget()
+        store.push(
+            export("teacher", 2, state(5.0, like=first, changed=KEYS[:1]), store.have("teacher"))
+        )
+        assert handles[0].seen()[1:] == [("teacher", 2, 1)]
+        assert handles[1].seen() == [("teacher", 2, 1), ("teacher", 2, 3)]
+        assert [handle.value("teacher", KEYS[1]) for handle in handles] == [64.0, 64.0]
+        assert store.current("teacher") == 2
+
+    def test_refill_brings_back_every_name(self, store, handles):
+        first = state(1.0)
+        store.push(export("teacher", 1, first, {}))
+        store.push(
+            export("student", 4, state(5.0, like=first, changed=KEYS[1:]), store.have("student"))
+        )
+        handles[0].forget()
+        store.refill(handles[:1])
+        assert handles[0].held() == {"teacher": 1, "student": 4}
+
+    def test_dead_worker_fails_the_push_and_returns_filled(self, store, pool, handles, backend):
+        if isinstance(backend, LocalBackend):
+            pytest.skip("needs a process per worker")
+        store.push(export("teacher", 1, state(1.0), {}))
+        handles[1]._channel.kill()
+        with pytest.raises(RunError, match=r"^worker rollout-1 died during load"):
+            store.push(export("teacher", 2, state(2.0), {}))
+        with pytest.raises(
+            RunError,
+            match=r"no version of teacher is verified by every worker .version 2 is published",
+        ):
+            store.current("teacher")
+        with pytest.raises(
+            RunError, match=r"^weights: teacher version 2 is not held by every worker"
+        ):
+            handles[0].forget()
+            store.confirm("teacher", 2)
+        pool.restart_lost(store.refill)
+        store.refill(handles[:1])
+        store.confirm("teacher", 2)
+        assert store.current("teacher") == 2
+        assert [handle.held() for handle in handles] == [{"teacher": 2}] * 2
+        store.push(export("teacher", 3, state(3.0), {}))
+        assert store.current("teacher") == 3
+
+    def test_published_versions_are_delivered_in_order_and_the_one_before_stays_current(
+        self, store, handles
+    ):
+        """As when the learner exports a second time before the first version has arrived."""
+        first, second, _third = (state(n) for n in (1.0, 5.0, 9.0))
+        store.push(export("student", 1, first, {}))
+        a = store.publish(export("student", 2, second, store.have("student")))
+        b = store.publish(
+            export("student", 3, state(9.0, like=second, changed=KEYS[:1]), store.have("student"))
+        )
+        assert store.current("student") == 1
+        store.deliver("student", 2, a)
+        assert store.current("student") == 2 and handles[0].value("student", KEYS[0]) == 160.0
+        store.deliver("student", 3, b)
+        assert store.current("student") == 3 and handles[0].seen()[-1] == ("student", 3, 1)
+        assert (
+            handles[0].value("student", KEYS[0]) == 288.0
+            and handles[0].value("student", KEYS[1]) == 192.0
+        )
+
+
+class TestRefusals:
+    def test_reader_that_reports_another_version(self, backend):
+        handle = backend.spawn("workers:CheckingRollout", {"lies": True}, name="liar")
+        store = WeightStore(backend, Pool("rollouts", [handle], 60))
+        with pytest.raises(
+            RunError,
+            match=r"^worker liar: asked to load teacher version 2, reports teacher version 1$",
+        ):
+            store.push(export("teacher", 2, state(1.0), {}))
+        with pytest.raises(RunError, match="no version of teacher is verified"):
+            store.current("teacher")
+
+    def test_delta_on_something_never_published(self, store):
+        first = state(1.0)
+        delta = export("teacher", 1, first, {KEYS[0]: digest(first[KEYS[0]])})
+        with pytest.raises(
+            RunError,
+            match="^weights: teacher version 1 lacks 1 tensors that "
+            "were never published, "
+            f"first {KEYS[0]}$",
+        ):
+            store.push(delta)
+
+    def test_version_must_grow(self, store):
+        store.push(export("teacher", 2, state(1.0), {}))
+        with pytest.raises(RunError, match=r"^weights: teacher version 2 after version 2$"):
+            store.push(export("teacher", 2, state(2.0), {}))
+        assert store.current("teacher") == 2
+
+    def test_nothing_published(self, store):
+        with pytest.raises(
+            RunError,
+            match=r"^weights: no version of student is verified by every worker .none publish",
+        ):
+            store.current("student")
+        assert store.have("student") == {}
+
+
+class TestHeld:
+    def test_only_newest_manifests_are_held(self, backend):
+        store = WeightStore(backend, Pool("rollouts", [], 60))  # publishing needs no reader
+        first = state(1.0)
+        store.publish(export("teacher", 1, first, {}))
+        for version in range(1, 5):
+            full = state(10.0 * version, like=first, changed=KEYS[1:2])
+            store.publish(export("student", version, full, store.have("student")))
+            assert store.refs() == 2  # the first state, and the newest delta on it
+        assert store.digests() == {digest(t) for t in [*first.values(), full[KEYS[1]]]}
+        store.publish(export("teacher", 2, full, {}))
+        store.publish(export("student", 5, full, store.have("student")))
+        assert store.refs() == 1
+
+    def test_full_state_is_put_together_from_deltas(self, backend):
+        store = WeightStore(backend, Pool("rollouts", [], 60))
+        first = state(1.0)
+        store.publish(export("teacher", 1, first, {}))
+        second = state(9.0, like=first, changed=KEYS[2:])
+        store.publish(export("teacher", 2, second, store.have("teacher")))
+        full = store._full("teacher")
+        assert (
+            full.version == 2 and {k: digest(t) for k, t in full.tensors.items()} == full.manifest
+        )
+        rollout = CheckingRollout()
+        assert rollout.load(full).tensors == 3
+
+    def test_what_was_damaged_in_the_store_is_given_to_nobody(self, backend, store, handles):
+        weights = export("teacher", 1, state(1.0), {})
+        store.publish(weights)
+        damaged = backend.put(
+            replace(weights, tensors={**weights.tensors, KEYS[1]: weights.tensors[KEYS[1]] + 1})
+        )
+        store._places = {digest: (damaged, key) for digest, (_, key) in store._places.items()}
+        with pytest.raises(
+            Damaged,
+            match="^weights: teacher version 1 is damaged in the store: "
+            f"1 tensors, first {KEYS[1]}$",
+        ):
+            store.refill(handles)
+        assert [handle.held() for handle in handles] == [{}, {}]

@@ -1,0 +1,63 @@
+"""A learner group of two ranks on Ray makes the steps of a single one, whatever the batch leaves
+over for the last rank.
+"""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from test_learner import CONFIG, DOCUMENTS, ROWS
+
+from cluster.crew import Ranks
+from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from sleep_rl.contracts.records import STUDENT, TEACHER
+
+
+def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False):
+    """Three documents and rows: of two ranks the second has a filler in both. Writes what the night
+    has come to behind its first step, or goes on from there.
+    """
+    config = replace(
+        CONFIG,
+        learners=replace(
+            CONFIG.learners, world_size=world_size, micro_batch=1, zero_stage=zero_stage
+        ),
+    )
+    handles = backend.spawn_ranks(
+        "learners.worker:LearnerWorker",
+        {"checkpoint": checkpoint, "config": config},
+        name="learner",
+        world_size=world_size,
+        env={"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
+    )
+    backend.ready(handles)
+    learn = Ranks(handles, 120)
+    wake = learn.wake(DOCUMENTS[:3])
+    learn.open_night(1)
+    metrics = [] if goes_on else [learn.seed_step(rows, 0, 6)]
+    learn.resume_night(part, 1, 6) if goes_on else learn.save_night(part)
+    metrics += [learn.seed_step(rows, step, 6) for step in range(1, 3)]
+    weights = learn.export(STUDENT, 1, {}, STUDENT)
+    learn.close_night(True)
+    assert learn.export(TEACHER, 2, weights.manifest, TEACHER).name == TEACHER
+    return wake, metrics, {key: np.asarray(tensor) for key, tensor in weights.tensors.items()}
+
+
+@pytest.mark.stack
+@pytest.mark.parametrize("zero_stage", [1, 3])
+def test_two_ranks_equal_one(zero_stage, sleep_checkpoint, tmp_path):
+    path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]
+    with LocalBackend() as local:
+        one = night(local, path, 1, rows, 1, str(tmp_path / "one"))
+    with RayBackend() as ray:
+        two = night(ray, path, 2, rows, zero_stage, str(tmp_path / "two"))
+    with LocalBackend() as local:  # what two ranks wrote one can go on from
+        gone_on = night(local, path, 1, rows, 1, str(tmp_path / "two"), goes_on=True)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
+    for single, pair in zip(one[1], two[1], strict=True):
+        assert single.pop("seconds") > 0 < pair.pop("seconds")
+        assert {k: pytest.approx(v, abs=2e-4) for k, v in single.items()} == pair
+    assert set(one[2]) == set(two[2]) == set(gone_on[2])
+    for key, tensor in one[2].items():
+        assert np.allclose(tensor, two[2][key], atol=5e-5), key
+        assert np.allclose(tensor, gone_on[2][key], atol=5e-5), key

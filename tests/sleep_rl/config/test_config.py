@@ -1,0 +1,447 @@
+"""loading.py and yaml_text.py: every mistake in a config is one line that says what, allowed, got
+and where.
+"""
+
+import json
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from sleep_rl.config.loader import describe, dump, keys, load
+from sleep_rl.config.schema import Config, Model, Sleep
+from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.config.validation import check
+from sleep_rl.contracts.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
+
+KEYS = """
+run: name dir cache seed
+task: name path
+task.world: days people_per_day known_people deep
+task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens days record
+task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
+task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model base_text
+task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
+task.custom: target options days
+model: base teachers dtype chunks experts d_low top_k
+wake: lr
+sleep: steps steps_per_round lag checkpoint_steps max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_free rehearse_confidence rehearse_temperature rehearse_by reading reading_written on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
+sleep: scale_advantage
+sleep: is_cap temperature min_p confidence written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
+dream: rounds tasks curriculum m k b importance novelty temperature inner_lr inner_epochs inner_rank inner_alpha seeds
+dream: margin accept mstep_init policy_lr policy_epochs policy_batch steps replay
+reward: gamma z0 semantic target options model threshold template timeout_s workers cpus gpus
+rollouts: workers cpus gpus threads probe_tolerance engine
+learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
+critics: workers cpus gpus threads together engine
+cluster: backend address start_timeout_s call_timeout_s watch_s wait_s gpu_gb restarts
+evaluate: questions open_book max_drop completions
+baselines: sft joint lr sft_steps joint_steps
+wandb: mode project group artifacts
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Files are written to, and named relative to, a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+
+    def to(text: str | bytes = "run: {name: t}", name: str = "c.yaml") -> str:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_bytes(text if isinstance(text, bytes) else text.encode())
+        return name
+
+    return to
+
+
+def refusal(path: str, *overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load(path, overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_every_key_is_listed_here():
+    golden = [
+        f"{section}.{key}"
+        for section, _, names in (line.partition(": ") for line in KEYS.strip().splitlines())
+        for key in names.split()
+    ]
+    assert list(keys()) == golden
+
+
+def test_every_key_is_described_with_default_and_meaning():
+    text = describe()
+    assert all(f"{key} = " in text for key in keys())
+    assert (
+        "sleep.replay = 0.5\n    share of sequences written without a document (self-replay) "
+        "(a number from 0 to 1)" in text
+    )
+    assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage (one of 0, 1, 2, 3)" in text
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configs_load_and_their_first_line_is_the_command(path):
+    load(str(path))
+    verb = "drill" if path.stem == "drill" else "run"
+    assert path.read_text().startswith(f"# sleep-rl {verb} configs/{path.name}")
+
+
+def test_presets_say_what_their_names_say():
+    demo, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "gkd_mixed.yaml")))
+    paper = Config()
+    assert (paper.sleep.on_policy, paper.sleep.alpha, paper.sleep.divergence) == (
+        1.0,
+        0.5,
+        "forward_kl",
+    )
+    for config, name in ((demo, "demo"), (mixed, "gkd_mixed")):
+        assert config == replace(
+            paper, run=replace(paper.run, name=name), sleep=replace(paper.sleep, on_policy=0.5)
+        )
+
+
+def test_defaults_that_depend_on_other_keys(write):
+    for overrides, gamma in (
+        ([], 0.0),
+        (["reward.semantic=encoder"], 0.5),
+        (["reward.semantic=judge", "reward.gamma=0"], 0.0),
+    ):
+        assert load(write(), overrides).gamma == gamma
+    assert (
+        load(write(), []).probe_tolerance == 1e-3
+        and load(write(), ["model.dtype=bfloat16"]).probe_tolerance == 0.5
+    )
+    assert (
+        load(write(), ["model.dtype=bfloat16", "rollouts.probe_tolerance=0.1"]).probe_tolerance
+        == 0.1
+    )
+
+
+@pytest.mark.parametrize(
+    "template", ["{student} only", "{student} {teacher} {other}", "{student} {teacher} {", "{} {}"]
+)
+def test_a_judge_needs_both_fields(write, template):
+    with pytest.raises(
+        InputError,
+        match=r"reward.template: {student} and {teacher} are its fields, both needed, got",
+    ):
+        load(write(), ["reward.semantic=judge", f"reward.template={json.dumps(template)}"])
+
+
+VALUES = [
+    ("sleep.steps=0", "sleep.steps: expected an integer >= 1, got 0"),
+    ("sleep.steps=1.0", "sleep.steps: expected an integer >= 1, got 1.0"),
+    ("sleep.steps=true", "sleep.steps: expected an integer >= 1, got true"),
+    ("sleep.steps='3'", "sleep.steps: expected an integer >= 1, got '3'"),
+    ("sleep.steps=010", "sleep.steps: expected an integer >= 1, got '010'"),
+    ("sleep.steps=null", "sleep.steps: expected an integer >= 1, got null"),
+    ("sleep.steps.more=3", "sleep.steps: expected an integer >= 1, got {'more': 3}"),
+    ("sleep.lr=true", "sleep.lr: expected a number >= 0, got true"),
+    ("sleep.lr=.nan", "sleep.lr: expected a number >= 0, got nan"),
+    ("sleep.lr=1e999", "sleep.lr: expected a number >= 0, got inf"),
+    ("sleep.is_cap=0", "sleep.is_cap: expected a number > 0, got 0"),
+    ("sleep.replay=1.5", "sleep.replay: expected a number from 0 to 1, got 1.5"),
+    ("sleep.reset=1", "sleep.reset: expected true or false, got 1"),
+    (
+        "task.name=wrold",
+        "task.name: expected one of world, documents, classify, squad, arc, custom, got 'wrold'",
+    ),
+    ("learners.zero_stage=true", "learners.zero_stage: expected one of 0, 1, 2, 3, got true"),
+    ("run.dir=''", "run.dir: expected text, got ''"),
+    ("evaluate.questions=0", "evaluate.questions: expected an integer >= 1 or null, got 0"),
+    ("sleep=3", "sleep: expected a mapping of keys, got 3"),
+    ("sleep=", "sleep: expected a mapping of keys, got null"),
+    ("sleep.stepps=3", "unknown key sleep.stepps; did you mean sleep.steps?"),
+    ("slep.steps=3", "unknown key slep; did you mean sleep?"),
+    ("steps=3", "unknown key steps; did you mean sleep.steps?"),
+    ("sleep.z0=3", "unknown key sleep.z0; did you mean reward.z0?"),
+    ("task.world.dys=3", "unknown key task.world.dys; did you mean task.world.days?"),
+    ("rollouts.engine=3", "rollouts.engine: expected a mapping, got 3"),
+    (
+        "rollouts.engine.model=x",
+        "rollouts.engine.model: not an option to set here, use model.base; got 'x'",
+    ),
+    (
+        "rollouts.engine.logprobs_mode=x",
+        "rollouts.engine.logprobs_mode: not an option to set here, the program needs its own "
+        "value; "
+        "got 'x'",
+    ),
+    (
+        "rollouts.engine.a.b=[.inf]",
+        "rollouts.engine.a: expected finite numbers, text, and lists "
+        "and mappings of them, at most 8 in "
+        "one another, got {'b': [inf]}",
+    ),
+    (
+        "rollouts.engine.max_model_len=1e3",
+        "rollouts.engine.max_model_len: expected an integer >= 1, got 1000.0",
+    ),
+    ("sleep.steps", "expected section.key=value, got 'sleep.steps'"),
+    ("=3", "expected section.key=value, got '=3'"),
+    ("sleep..steps=3", "expected section.key=value, got 'sleep..steps=3'"),
+    (
+        "sleep.steps=[",
+        "sleep.steps: line 1: not valid YAML: expected the node content, but found '<stream end>'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("override", "line"), VALUES, ids=[override for override, _ in VALUES])
+def test_a_bad_value_is_one_line(write, override, line):
+    assert refusal(write(), override) == f"command line: {line}"
+
+
+@pytest.mark.parametrize(
+    "name", ["..", ".", "a/b", "a\\b", "../x", "a b", "-x", "", "x" * 101, "a\0b", "a\nb"]
+)
+def test_a_run_name_stays_inside_its_folder(write, name):
+    assert "run.name: expected" in refusal(
+        write(), f"run.name={name.encode('unicode_escape').decode()!r}"
+    )
+
+
+FILES = [
+    (b"", "c.yaml: expected a mapping of sections to keys, got an empty file"),
+    (b"# only a comment", "c.yaml: expected a mapping of sections to keys, got an empty file"),
+    (b"[1, 2]", "c.yaml: expected a mapping of sections to keys, got [1, 2]"),
+    (b"run: {name: \xff}", "c.yaml: expected UTF-8 text, got another encoding at byte 12"),
+    (b"sleep:\n  steps: 1\n  steps: 2", "c.yaml: line 3: not valid YAML: key steps stands twice"),
+    (b"sleep: {}\nsleep: {}", "c.yaml: line 2: not valid YAML: key sleep stands twice"),
+    (
+        b"sleep: {steps: 3",
+        "c.yaml: line 1: not valid YAML: expected ',' or '}', but got '<stream end>'",
+    ),
+    (b"a: &x 1\nb: *x", "c.yaml: line 1: not valid YAML: anchors and aliases are not supported"),
+    (b"a: !!python/name:os.system x", "c.yaml: line 1: not valid YAML: tags are not supported"),
+    (b"1: 2", "c.yaml: line 1: not valid YAML: keys must be text"),
+    (b"--- {}\n--- {}", "c.yaml: line 2: not valid YAML: but found another document"),
+    (b"a: " + b"[" * 800, "c.yaml: line 1: not valid YAML: nested too deeply"),
+    (b"sleep: {stepps: 3}", "c.yaml: unknown key sleep.stepps; did you mean sleep.steps?"),
+    (
+        b"sleep: {prefix_min: 0.9}",
+        "c.yaml: sleep.prefix_min: at most sleep.prefix_max = 0.7, got 0.9",
+    ),
+    (b"include: other.yaml", "c.yaml: include: expected a list of file names, got 'other.yaml'"),
+    (b"include: [none.yaml]", "c.yaml: include: cannot read none.yaml: No such file or directory"),
+    (b"include: [c.yaml]", "c.yaml: include: c.yaml -> c.yaml is a cycle"),
+]
+
+
+@pytest.mark.parametrize(("raw", "line"), FILES, ids=[line[-30:] for _, line in FILES])
+def test_a_bad_file_is_one_line(write, raw, line):
+    assert refusal(write(raw)) == line
+
+
+def test_a_file_that_cannot_be_read_is_one_line(write, tmp_path):
+    write()
+    assert refusal("none.yaml") == "cannot read none.yaml: No such file or directory"
+    assert refusal(str(tmp_path)) == f"cannot read {tmp_path}: Is a directory"
+    assert refusal("a\0b") == "cannot read a\0b: embedded null byte"
+
+
+def test_presets_stack_and_the_later_wins(write):
+    write("sleep: {steps: 1, batch: 8, lr: 0.5}", "presets/a.yaml")
+    write("include: [a.yaml]\nsleep: {steps: 2, batch: 9}", "presets/b.yaml")
+    config = load(
+        write("include: [presets/a.yaml, presets/b.yaml]\nsleep: {steps: 3}"),
+        ["sleep.lr=1", "sleep.lr=2"],
+    )
+    assert (config.sleep.steps, config.sleep.batch, config.sleep.lr) == (3, 9, 2.0)
+
+
+def test_a_mistake_is_named_in_the_included_file(write):
+    write("sleep: {stepps: 1}", "presets/a.yaml")
+    path = write("include: [presets/a.yaml]")
+    assert refusal(path) == "presets/a.yaml: unknown key sleep.stepps; did you mean sleep.steps?"
+    write("include: [../c.yaml]", "presets/a.yaml")
+    assert (
+        refusal(path)
+        == "presets/a.yaml: include: c.yaml -> presets/a.yaml -> presets/../c.yaml is a cycle"
+    )
+
+
+def test_overrides_are_yaml_of_the_core_schema(write):
+    config = load(
+        write(),
+        [
+            "sleep.lr=1e-3",
+            "reward.gamma=0",
+            "task.world.days=2",
+            "wandb.mode=off",
+            "model.base=",
+            "run.name=2026-11-22",
+            "sleep.reset=false",
+            "sleep={steps: 7}",
+        ],
+    )
+    assert (config.sleep.lr, config.task.world.days, config.nights) == (1e-3, 2, 2)
+    assert type(config.reward.gamma) is float, "an integer is a number"
+    assert (config.wandb.mode, config.model.base, config.run.name) == ("off", None, "2026-11-22")
+    assert (config.sleep.reset, config.sleep.steps) == (False, 7)
+
+
+def test_engine_options_are_merged_key_by_key(write):
+    path = write("rollouts: {engine: {max_model_len: 512, kv_cache_memory_bytes: null}}")
+    engine = load(path, ["rollouts.engine.compilation_config.level=0"]).rollouts.engine
+    assert engine == {
+        **Config().rollouts.engine,
+        "max_model_len": 512,
+        "kv_cache_memory_bytes": None,
+        "compilation_config": {"level": 0},
+    }
+    assert "compilation_config" not in Config().rollouts.engine, "defaults are not shared"
+
+
+def test_a_dump_loads_to_the_same_config(write):
+    config = load(
+        write(),
+        [
+            "sleep.lr=1e-5",
+            "evaluate.questions=5",
+            "rollouts.engine.max_num_seqs=8",
+            "model.dtype=bfloat16",
+        ],
+    )
+    assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
+
+
+JUNK = (
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    3,
+    10**400,
+    0.5,
+    -2.5,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "3",
+    "a\nb\u2028c",
+    "world",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    {"days": 2},
+    {"engine": {"seed": 1}},
+)
+
+
+def test_random_mutations_load_or_fail_with_one_line(write):
+    rng, outcomes = random.Random(0), {"loaded": 0, "refused": 0}
+    for _ in range(500):
+        parts = rng.choice(keys()).split(".")[: rng.randint(1, 3)]
+        if rng.random() < 0.3:
+            parts[-1] = "".join(rng.choice("abst._\n\u2028é ") for _ in range(rng.randint(0, 8)))
+        tree = rng.choice(JUNK)
+        for part in reversed(parts):
+            tree = {part: tree}
+        path = write(yaml.safe_dump(tree, allow_unicode=rng.random() < 0.5))
+        try:
+            assert isinstance(load(path), Config)
+            outcomes["loaded"] += 1
+        except InputError as error:
+            assert len(str(error).splitlines()) == 1
+            outcomes["refused"] += 1
+    assert outcomes["loaded"] > 20 and outcomes["refused"] > 100
+
+
+def life(days, **model):
+    return Config(model=Model(**model), task=TaskConfig(world=World(days=days)))
+
+
+def test_consolidations_run_slow_to_fast_at_the_end_of_each_chunk():
+    """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds
+    something.
+    """
+    assert life(5, chunks=[1, 2, 4]).consolidations == [
+        (1, 0),
+        (2, 1),
+        (2, 0),
+        (3, 1),
+        (3, 0),
+        (4, 2),
+        (4, 1),
+        (4, 0),
+        (5, 1),
+        (5, 0),
+    ]
+    assert life(3).consolidations == [(1, 0), (2, 0), (3, 0)]
+
+
+def test_capacity_is_the_ratio_of_chunk_lengths():
+    config = life(27, chunks=[1, 3, 9], experts=3)
+    assert config.most_experts[:2] == [1, 3]  # C(l) / C(l-1)
+    with pytest.raises(
+        InputError,
+        match=r"model.experts: level 3 takes in 9 experts until it is "
+        r"reset .* got 3",
+    ):
+        check(config)
+    check(life(10, chunks=[1, 3, 9], experts=3))
+    check(replace(config, sleep=Sleep(on_full="merge")))
+    kept = replace(life(10, chunks=[1, 3, 9], experts=3), sleep=Sleep(reset=False))
+    with pytest.raises(InputError, match=r"model.experts: level 1 takes in 10 experts"):
+        check(kept)
+
+
+def test_what_moves_decides_how_many_steps_a_consolidation_takes():
+    """Level 2 has taken in one night when it first moves on, and three each time after that."""
+    config = replace(life(10, chunks=[1, 3, 9]), sleep=Sleep(steps=7))
+    more = {c: config.steps(*c) for c in config.consolidations if config.steps(*c) != 7}
+    assert more == {(6, 2): 21, (9, 2): 21} and (3, 2) in config.consolidations
+    # what stayed there is not moved a second time
+    kept = replace(config, sleep=Sleep(steps=7, reset=False))
+    assert kept.steps(9, 2) == 21
+
+
+@pytest.mark.parametrize("chunks", [[], [0], [2, 3], [2, 2], [1.5], [True], ["1"]])
+def test_chunk_lengths_are_growing_multiples(chunks):
+    with pytest.raises(
+        InputError, match=r"model.chunks: whole numbers of nights, each a larger multiple"
+    ):
+        check(life(1, chunks=chunks))
+
+
+@pytest.mark.parametrize(
+    "overrides,line",
+    [
+        (["task.name=classify"], "dream.rounds: 0 with task classify, which has no tau, got 1"),
+        ([], "task.world.deep: true for dreaming, got false"),
+        (
+            ["task.world.deep=true", "dream.replay=1"],
+            "dream.replay: below 1, or no dream is learned, got 1",
+        ),
+        (
+            ["task.world.deep=true", "sleep.alpha=0"],
+            "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0",
+        ),
+        (["task.world.deep=true", "dream.k=15"], "dream.k + dream.b: at most dream.m = 15, got 16"),
+        (
+            ["task.world.deep=true", "learners.zero_stage=3", "learners.world_size=2"],
+            "learners.zero_stage: at most 2 on several ranks",
+        ),
+        (
+            [
+                "task.world.deep=true",
+                "critics.gpus=1",
+                "rollouts.engine.kv_cache_memory_bytes=null",
+            ],
+            "critics.engine.kv_cache_memory_bytes: a",
+        ),
+        (["critics.engine.model=x"], "critics.engine.model: not an option to set here"),
+    ],
+)
+def test_what_dreaming_needs_of_the_rest(write, overrides, line):
+    assert line in refusal(write(), "dream.rounds=1", "model.experts=6", *overrides)

@@ -1,0 +1,174 @@
+"""Which tasks, which dreams, which rewards: paper.md section 4 in plain numbers."""
+
+import math
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+
+from sleep_rl.config.schema import Dream as How
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.records import Document, DreamTask, Question
+from sleep_rl.dreaming.selection import (
+    Dream,
+    accepted,
+    draw_tasks,
+    greedy,
+    importance,
+    judged,
+    keep,
+)
+
+TASKS = [
+    DreamTask(f"day{d}/{i}", f"day{d}", Document(f"{d}{i}", "c"), (Question("q", "p", "a"),))
+    for d in (1, 2, 3)
+    for i in range(4)
+]
+
+
+def vectors(count, seed=0, width=5):
+    rng = random.Random(seed)
+    return [[rng.gauss(0, 1) for _ in range(width)] for _ in range(count)]
+
+
+def dot(a, b):
+    return sum(x * y for x, y in zip(a, b, strict=True))
+
+
+def matrix(rows):
+    return [[dot(a, b) for b in rows] for a in rows]
+
+
+def dream(task="t", number=0, **fields):
+    return Dream(task, number, 0, None, {}, (5, 1), "x", -1.0, **fields)
+
+
+def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
+    *dreams, c = rows = vectors(7)
+    assert importance(matrix(rows), "inner") == pytest.approx([dot(g, c) for g in dreams])
+    assert importance(matrix(rows), "norm") == pytest.approx([math.sqrt(dot(g, g)) for g in dreams])
+
+
+@pytest.mark.parametrize("how", ["inner", "norm"])
+def test_the_k_most_important_are_kept_and_b_others(how):
+    gram, config = matrix(vectors(11)), How(m=10, k=3, b=2, importance=how)
+    omega, kept = keep(gram, config, random.Random(0))
+    best = sorted(range(10), key=lambda i: -omega[i])[:3]
+    assert set(best) < set(kept) and len(kept) == len(set(kept)) == 5 and kept == sorted(kept)
+    others = Counter(
+        i
+        for seed in range(300)
+        for i in keep(gram, config, random.Random(seed))[1]
+        if i not in best
+    )
+    assert set(others) == set(range(10)) - set(best) and max(others.values()) < 2 * min(
+        others.values()
+    )
+
+
+def test_without_selection_every_dream_is_as_likely():
+    gram = matrix(vectors(11))
+    counts = Counter(
+        i
+        for seed in range(500)
+        for i in keep(gram, How(m=10, k=3, b=2, importance="random"), random.Random(seed))[1]
+    )
+    assert (
+        sum(counts.values()) == 2500 and min(counts.values()) > 180 and max(counts.values()) < 320
+    )
+
+
+def test_fewer_dreams_than_asked_for_are_all_kept_and_nothing_finite_beats_nan():
+    assert keep(matrix(vectors(3)), How(k=4, b=1), random.Random(0))[1] == [0, 1]
+    gram = matrix(vectors(4))
+    for how in ("inner", "greedy"):
+        best = max((0, 1, 2), key=lambda i: gram[i][3] if math.isfinite(gram[i][3]) else -math.inf)
+        gram[best][3] = math.nan
+        assert best not in keep(gram, How(k=1, b=0, importance=how), random.Random(0))[1]
+
+
+def test_greedy_takes_off_what_the_chosen_ones_already_teach():
+    """GREATS by its definition: at each turn the dream whose step, behind the steps on the chosen
+    ones, still lowers the loss of C most, to first order in a quadratic whose curvature is one.
+    """
+    *dreams, c = rows = vectors(9, seed=3)
+    eta = 1 / max(dot(g, g) for g in dreams)
+    chosen = []
+    for _ in range(4):
+        # C's gradient by then
+        moved = [c_x - eta * sum(dreams[j][x] for j in chosen) for x, c_x in enumerate(c)]
+        chosen.append(
+            max((i for i in range(8) if i not in chosen), key=lambda i: dot(dreams[i], moved))
+        )
+    assert greedy(matrix(rows), 4) == chosen
+    twice = [dreams[0], dreams[0], dreams[1], [2 * x + 3 * y for x, y in zip(dreams[0], dreams[1])]]
+    assert len(set(greedy(matrix(twice), 3))) == 3
+    assert keep(matrix(rows), How(k=4, b=0, importance="greedy"), random.Random(0))[1] == sorted(
+        chosen
+    )
+
+
+@pytest.mark.parametrize(
+    "before,taus,margin,reward",
+    [
+        (0.5, (0.5, 0.5, 0.5), 0.0, 0),
+        (0.5, (0.4, 0.5, 0.7), 0.0, 1),
+        (0.5, (0.4, 0.5, 0.7), 0.1, 0),
+        (0.0, (0.0,), 0.0, 0),
+        (1.0, (1.0, 1.0), 0.0, 0),
+        (0.2, (0.1, 0.4), 0.04, 1),
+        (0.2, (0.2, 0.2, 0.2), 0.0, 0),
+        (0.3, (0.4, 0.4, 0.4), 0.1, 0),
+        (5 / 14, (4 / 14, 5 / 14, 6 / 14), 0.0, 0),
+        (5 / 14, (5 / 14, 5 / 14, 6 / 14), 0.0, 1),
+    ],
+)
+def test_the_reward_is_one_where_the_mean_over_seeds_beats_the_model(before, taus, margin, reward):
+    assert judged(before, taus, 0.9, margin) == (before, taus, reward, pytest.approx(0.9 - before))
+
+
+def test_what_failed_has_no_reward_and_no_zero():
+    bad = Failure("the copy's loss became nan", "critic")
+    assert judged(0.5, (0.7, bad, 0.9), 0.9, 0.0) is bad and judged(bad, (0.7,), 0.9, 0.0) is bad
+    assert judged(0.5, (0.7,), bad, 0.0) == (0.5, (0.7,), 1, None)  # only the seed beside it failed
+
+
+def test_all_positive_ones_or_the_best_of_each_task():
+    def scored(task, number, tau, reward):
+        return dream(task, number, tau_before=0.2, taus=(tau, tau), reward=reward)
+
+    dreams = [
+        scored("a", 0, 0.3, 1),
+        scored("a", 1, 0.5, 1),
+        scored("a", 2, 0.9, 0),
+        scored("b", 0, 0.1, 0),
+        dream("b", 1),
+        scored("c", 0, 0.4, 1),
+    ]
+    assert [(d.task, d.number) for d in accepted(dreams, "all_positive")] == [
+        ("a", 0),
+        ("a", 1),
+        ("c", 0),
+    ]
+    assert [(d.task, d.number) for d in accepted(dreams, "best_of_k")] == [("a", 1), ("c", 0)]
+    assert dreams[1].gain == pytest.approx(0.3) and dream().gain is None
+
+
+def test_the_curriculum_draws_what_is_weakest_or_newest():
+    def share(how, accuracy):
+        drawn = Counter(
+            t.day
+            for seed in range(400)
+            for t in draw_tasks(
+                TASKS, accuracy, replace(How(tasks=2), curriculum=how), "day3", random.Random(seed)
+            )
+        )
+        return {day: drawn[day] / 800 for day in ("day1", "day2", "day3")}
+
+    weak = share("weakest", {"day1": 1.0, "day2": 0.5, "known": 0.1})
+    assert 0 < weak["day1"] < 0.1 < weak["day2"] < weak["day3"]
+    assert share("newest", {}) == {"day1": 0, "day2": 0, "day3": 1}
+    assert all(0.28 < value < 0.39 for value in share("uniform", {"day1": 1.0}).values())
+    everything = draw_tasks(TASKS, {}, How(tasks=50), "day3", random.Random(0))
+    assert sorted(t.id for t in everything) == sorted(t.id for t in TASKS)

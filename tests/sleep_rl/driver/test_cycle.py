@@ -1,0 +1,506 @@
+"""The driver against a crew that writes down, and checks, everything it is asked for."""
+
+import math
+import random
+from dataclasses import replace
+
+import pytest
+
+from sleep_rl.config.schema import Baselines, Config, Evaluate, Model, Sleep, Wake
+from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.contracts.records import TEACHER, Day, Document, Question, Sample, Text
+from sleep_rl.driver.cycle import due, live
+from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.journal.journal import Journal, read, undocumented
+from sleep_rl.night.prompts import Texts
+from sleep_rl.report.page import write_report
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import Life
+from tests.sleep_rl.night.test_consolidation import Asking, Words
+
+DAYS = 4
+
+
+class Diary(Asking):
+    """One document a day; who reads it knows its word."""
+
+    name = "diary"
+
+    def days(self):
+        return tuple(
+            Day(
+                f"day{n}",
+                (Document(f"d{n}", f"day {n} was w{n}"),),
+                (Question(f"q{n}", f"Q : how was {n} ? A :", f"w{n}", f"d{n}"),),
+            )
+            for n in range(1, DAYS + 1)
+        )
+
+    def known(self):
+        return (Question("k", "Q : old ? A :", "yes"),)
+
+    def grade(self, question, text):
+        return float(text.split() == [question.answer])
+
+    def sft_texts(self, day):
+        return (Text("", f"{day.name}"),)
+
+
+class Crew:
+    """Learner and rollouts in one: keeps a protocol, and refuses calls in the wrong order."""
+
+    def __init__(self, texts, rehearsed):
+        self.texts, self.rehearsed, self.learn, self.protocol = texts, rehearsed, self, []
+        self.open, self.versions, self.version = None, {}, 0
+
+    # -- learner
+    def wake(self, documents_N):
+        self.protocol.append(("wake", len(documents_N)))
+        return {"loss": 1.0, "updates": 1.0}
+
+    def open_night(self, receiver, due=(), on_full=""):
+        assert self.open is None
+        self.open = receiver
+        self.protocol.append(("open", receiver, due))
+
+    def close_night(self, commit_night):
+        assert commit_night and self.open
+        self.protocol.append(("close", self.open))
+        self.open = None
+
+    def seed_step(self, batch_N, step, steps):
+        self.rows = batch_N
+        documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
+        assert bool(documents) == (self.open == 1)  # only the context window holds documents
+        assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
+        # whoever sends, reading stays
+        read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]
+        assert len(read) == CONFIG.sleep.reading > 0 and all(
+            r.replay and not r.teacher_T for r in read
+        )
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def row_divergence(self):
+        return [0.1] * len(self.rows)
+
+    def keep(self, tag):
+        self.protocol += [("keep", tag)] if tag == BEFORE else []
+
+    def use(self, tag):
+        self.protocol += [("use", tag)] if tag == BEFORE else []
+
+    def save(self, path):
+        self.protocol += [("save", path.rsplit("/", 1)[1])] if "rejected" in path else []
+
+    # -- rollouts and rewards
+    def push(self, name, view):
+        self.offer(name, view)()
+
+    def offer(self, name, view):
+        self.version += 1
+        version = self.version
+        return lambda: self.versions.update({name: version})
+
+    def forget(self):
+        self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
+
+    def sample(self, requests_N, name, how):
+        assert name in self.versions
+        return [self.answer(r, name) for r in requests_N]
+
+    def answer(self, request, name):
+        asked = self.texts.text(request.prompt_T)
+        read = self.texts.text(request.context_T).split()
+        if "A :" in asked:  # a question, or a rehearsed prompt
+            if how := asked.split()[asked.split().index("was") + 1 : -3] if "was" in asked else []:
+                self.rehearsed.append((self.open, name, how[0]))
+            words = "fine"
+        else:
+            words = (
+                f"how was {read[1]} ? A : {read[3]}"
+                if read
+                else f"old {random.Random(request.seed).random()} ? A : yes"
+            )
+        ids = self.texts.ids(words) + self.texts.eos
+        return Sample(
+            request.prompt_T,
+            request.context_T,
+            ids,
+            (-1.0,) * len(ids),
+            "stop",
+            request.seed,
+            name,
+            (1,) * len(ids),
+        )
+
+    def score(self, pairs_N):
+        return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
+
+
+CONFIG = Config(
+    task=TaskConfig(world=World(days=DAYS)),
+    model=Model(chunks=[1, 2], experts=2),
+    sleep=Sleep(
+        steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20
+    ),
+    baselines=Baselines(sft=False, joint=False),
+)
+
+
+@pytest.fixture
+def lived(tmp_path):
+    return life_of(CONFIG, tmp_path)
+
+
+def life_of(config, tmp_path, make=None):
+    texts, rehearsed = Texts(Diary(), Words()), []
+    crew = (make or Crew)(texts, rehearsed)
+    journal = Journal(tmp_path / "metrics.jsonl")
+    live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
+    journal.close()
+    return crew.protocol, rehearsed, read(tmp_path / "metrics.jsonl")
+
+
+def test_a_life_with_two_levels_moves_slow_to_fast(lived):
+    """C = (1, 2): level 1 moves into level 2 in nights 2, 3, 4, each time before it receives the
+    day; level 2 has no receiver, and its own weights move every second night.
+    """
+    protocol, _, _ = lived
+    for at, entry in enumerate(protocol):
+        # yesterday's documents are gone
+        assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("forget",)
+    assert [entry for entry in protocol if entry != ("forget",)] == [
+        ("wake", 1),
+        ("open", 1, (1,)),
+        ("close", 1),
+        ("wake", 1),
+        ("open", 2, (1, 2)),
+        ("close", 2),
+        ("open", 1, ()),
+        ("close", 1),
+        ("wake", 1),
+        ("open", 2, (1,)),
+        ("close", 2),
+        ("open", 1, ()),
+        ("close", 1),
+        ("wake", 1),
+        ("open", 2, (1, 2)),
+        ("close", 2),
+        ("open", 1, ()),
+        ("close", 1),
+    ]
+
+
+def test_without_a_learning_rate_no_document_is_learned_from_awake(tmp_path):
+    protocol, _, records = life_of(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
+    assert "wake" not in {entry[0] for entry in protocol} | {r["kind"] for r in records}
+    assert "open book" in write_report(tmp_path).read_text()
+
+
+def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(lived):
+    _, rehearsed, records = lived
+    by_teacher = {
+        (receiver, word) for receiver, name, word in rehearsed if name == TEACHER and receiver
+    }
+    # never of the night itself
+    assert by_teacher == {(2, "1"), (1, "1"), (2, "2"), (1, "2"), (2, "3"), (1, "3")}
+    written = [r for r in records if r["kind"] == "written"]
+    assert [(r["night"], r["sender"], r["new"], r["rehearsed"], r["prompts"]) for r in written] == [
+        (1, 0, 2, 0, 0),
+        (2, 1, 2, 20, 1),
+        (2, 0, 2, 20, 1),
+        (3, 1, 2, 20, 2),
+        (3, 0, 2, 20, 2),
+        (4, 1, 2, 20, 3),
+        (4, 0, 2, 20, 3),
+    ]
+    assert undocumented(records) == []
+
+
+class Author(Crew):
+    """Writes documents of its own where it is given nothing, and answers about each what stands in
+    it.
+    """
+
+    def seed_step(self, batch_N, step, steps):
+        self.rows = batch_N
+        rows = [r for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
+        read = [self.texts.text(r.completion_T).split() for r in rows]
+        assert {r.temperature for r in rows} == {0.5}
+        own = [words for words in read if words[:1] == ["dusk"]]
+        assert len(own) == CONFIG.sleep.reading  # none of the day's documents stands in front
+        assert all(words[3] == words[-1] for words in own)
+        assert not any("day" in self.texts.text(r.prompt_T).split() for r in batch_N)
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def sample(self, requests_N, name, how):
+        opener = self.texts.opener
+        if requests_N and requests_N[0].prompt_T == (1,):  # half of what it begins is a document
+            assert (
+                how.stop_T == (2, opener[0])
+                and how.max_tokens == len(["day", "1", "was", "w1"])
+                and name == TEACHER
+            )
+            bodies = [
+                self.texts.ids(f"dusk {n} was v{n}") * (n % 2) + opener[:1]
+                for n in range(len(requests_N))
+            ]
+            return [
+                Sample(
+                    r.prompt_T,
+                    r.context_T,
+                    ids,
+                    (-1.0,) * len(ids),
+                    "stop",
+                    r.seed,
+                    name,
+                    (1,) * len(ids),
+                )
+                for r, ids in zip(requests_N, bodies, strict=True)
+            ]
+        return super().sample(requests_N, name, how)
+
+
+def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
+    config = replace(
+        CONFIG, sleep=replace(CONFIG.sleep, reading_written=10, rehearse_temperature=0.5)
+    )
+    _, _, records = life_of(config, tmp_path, Author)
+    written = [r for r in records if r["kind"] == "written"]
+    assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [
+        (1, 0, 5),
+        (0, 2, 5),
+    ] * (DAYS - 1)
+
+
+def test_open_chunks_are_flushed_in_the_last_night():
+    config = Config(task=TaskConfig(world=World(days=5)), model=Model(chunks=[1, 2, 4]))
+    assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
+
+
+class Forgetful(Crew):
+    """Knows the old things until the second night, and again after that night was taken back."""
+
+    def answer(self, request, name):
+        sample = super().answer(request, name)
+        if "old ?" in self.texts.text(request.prompt_T):
+            nights = sum(
+                entry == ("open", 1, due) for entry in self.protocol for due in ((), (1,), (1, 2))
+            )
+            lost = nights == 2 and ("use", BEFORE) not in self.protocol
+            ids = self.texts.ids("what" if lost else "yes") + self.texts.eos
+            sample = Sample(
+                request.prompt_T,
+                request.context_T,
+                ids,
+                (-1.0,) * len(ids),
+                "stop",
+                0,
+                name,
+                (1,) * len(ids),
+            )
+        return sample
+
+
+def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
+    config = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
+    protocol, rehearsed, records = life_of(config, tmp_path, Forgetful)
+    assert [entry for entry in protocol if entry[0] in ("save", "use")] == [
+        ("save", "night-2-rejected"),
+        ("use", BEFORE),
+    ]
+    [rolled] = [r for r in records if r["kind"] == "rolled_back"]
+    assert (
+        rolled["night"],
+        rolled["column"],
+        rolled["before"],
+        rolled["after"],
+        rolled["allowed"],
+    ) == (2, "known", 1, 0, 0.5)
+    rows = [
+        r["row"]["known"]
+        for r in records
+        if r["kind"] == "evaluate" and r["row"] and r["after"] == "night 2"
+    ]
+    assert rows == [0.0, 1.0]  # the table takes the last one: what holds
+    # nothing of the lost night
+    assert {word for receiver, name, word in rehearsed if name == TEACHER and receiver} == {
+        "1",
+        "3",
+    }
+    assert undocumented(records) == []
+
+
+def test_a_night_within_the_allowed_drop_stays(tmp_path):
+    protocol, _, records = life_of(
+        replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful
+    )
+    assert not [entry for entry in protocol if entry[0] in ("save", "use")]
+    assert not [r for r in records if r["kind"] == "rolled_back"]
+
+
+class Taught(Crew):
+    """Two other models are there in night 0, and only then; what each writes counts against
+    itself.
+    """
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.there, self.taught = False, []
+
+    def attend(self, there):
+        assert there != self.there and self.open is None
+        self.there = there
+        self.protocol.append(("attend", there))
+
+    def sample(self, requests_N, name, how):
+        if name.startswith("other-"):
+            assert (
+                self.there
+                and name in ("other-1", "other-2")
+                and not any(r.context_T[1:] for r in requests_N)
+            )
+            ids = self.texts.ids(f"old {name} ? A : yes") + self.texts.eos
+            return [
+                Sample(
+                    r.prompt_T,
+                    r.context_T,
+                    ids,
+                    (-1.0,) * len(ids),
+                    "stop",
+                    r.seed,
+                    "base",
+                    (0,) * len(ids),
+                )
+                for r in requests_N
+            ]
+        return super().sample(requests_N, name, how)
+
+    def seed_step(self, batch_N, step, steps):
+        for row in batch_N if self.there else ():
+            mine = f"old other-{row.teacher} ?" if row.teacher else "old 0."
+            assert row.advantage is not None or self.texts.text(row.completion_T).startswith(mine)
+            assert (
+                row.replay == (row.teacher == 0) and (row.teacher_T or row.prompt_T) == row.prompt_T
+            )
+        self.taught += [row.teacher for row in batch_N]
+        if not self.there:
+            return super().seed_step(batch_N, step, steps)
+        self.rows = batch_N
+        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+
+def test_other_models_are_seeded_before_the_first_day(tmp_path):
+    config = replace(
+        CONFIG,
+        model=Model(chunks=[1], experts=5, teachers=["a", "b"]),
+        sleep=replace(CONFIG.sleep, on_policy=0.5, steps=6),
+    )
+    made = []
+    protocol, _, records = life_of(
+        config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
+    )
+    assert [entry for entry in protocol if entry != ("forget",)][:6] == [
+        ("attend", True),
+        ("open", 1, ()),
+        ("close", 1),
+        ("attend", False),
+        ("wake", 1),
+        ("open", 1, (1,)),
+    ]
+    first = next(r for r in records if r["kind"] == "written")
+    # 6 by each of the two, and 6 by the smaller self
+    assert (first["night"], first["new"], first["replay"]) == (0, 12, 6)
+    assert set(made[0].taught[: 6 * 8]) == {0, 1, 2} and set(made[0].taught[6 * 8 :]) == {0}
+    assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == [
+        "base",
+        "night 0",
+        "night 1",
+    ]
+    assert config.most_experts == [5] and config.consolidations[0] == (0, 0)
+    assert undocumented(records) == []
+
+
+def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, capsys):
+    """As on one's own documents without questions: the retention matrix stays empty, and says
+    so.
+    """
+
+    class Silent(Diary):
+        def days(self):
+            return tuple(replace(day, questions=()) for day in super().days())
+
+        def known(self):
+            return ()
+
+    texts = Texts(Silent(), Words())
+    console = Console()
+    journal = Journal(tmp_path / "metrics.jsonl", [console])
+    live(
+        Life(
+            Crew(texts, []),
+            Silent(),
+            texts,
+            replace(CONFIG, baselines=Baselines(sft=False, joint=False)),
+            journal,
+            console,
+            str(tmp_path),
+        )
+    )
+    journal.close()
+    records = read(tmp_path / "metrics.jsonl")
+    assert [
+        r["row"]
+        for r in records
+        if r["kind"] == "evaluate" and r["method"] == "sleep" and r["open_book"] is None
+    ] == [{}] * (DAYS + 1)
+    assert "open book, " not in capsys.readouterr().out
+    assert "No evaluation after a night yet" in write_report(tmp_path).read_text()
+
+
+def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
+    """The crew writes another prompt each time, of which the most frequent ones are kept."""
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, rehearse_free=3))
+    _, _, records = life_of(config, tmp_path)
+    prompts = [r["prompts"] for r in records if r["kind"] == "written"]
+    assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
+    assert (
+        prompts == sorted(prompts)
+        and prompts[2] == prompts[1] + 3
+        and prompts[3] == prompts[2] + 1 + 3
+    )
+
+
+def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp_path):
+    asked, learned = set(), set()
+
+    class Sharp(Crew):
+        def sample(self, requests_N, name, how):
+            if name == TEACHER and how.max_tokens == self.texts.task.max_new_tokens:
+                asked.update(
+                    (bool(r.prompt_T[len(self.texts.opener) :]), how.temperature)
+                    for r in requests_N
+                )
+            return super().sample(requests_N, name, how)
+
+        def seed_step(self, batch_N, step, steps):
+            learned.update(row.temperature for row in batch_N)
+            return super().seed_step(batch_N, step, steps)
+
+    sleep = replace(CONFIG.sleep, rehearse_temperature=0.5, temperature=0.9)
+    life_of(replace(CONFIG, sleep=sleep), tmp_path, Sharp)
+    assert asked == {(False, 0.9), (True, 0.5)} and learned == {1.0, 0.5}
+
+
+def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
+    """The crew gives every token of its answers a log-probability of -1."""
+    for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos
+        folder = tmp_path / str(kept)
+        folder.mkdir()
+        sleep = replace(CONFIG.sleep, rehearse_free=3, rehearse_confidence=least)
+        _, _, records = life_of(replace(CONFIG, sleep=sleep), folder)
+        assert all(
+            (r["prompts"] > 0) == (kept and r["night"] > 1)
+            for r in records
+            if r["kind"] == "written"
+        )

@@ -1,0 +1,300 @@
+"""The journal is the truth of a run: what it promises on a crash, a full disk, a broken sink, a
+value that is no number.
+"""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.journal.journal import (
+    Journal,
+    Retention,
+    clock,
+    course,
+    nights,
+    on_one_axis,
+    read,
+    undocumented,
+    wilson,
+    without_secrets,
+)
+from sleep_rl.journal.schema import METRICS
+
+
+class Listener:
+    """A sink that keeps what it is told, or raises."""
+
+    def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
+        self.name, self.failed, self.raises, self.raises_on_close = (
+            name,
+            failed,
+            raises,
+            raises_on_close,
+        )
+        self.heard, self.closed, self.recalled = [], False, None
+
+    def log(self, record):
+        self.heard.append(record["kind"])
+        if self.raises:
+            raise self.raises
+
+    def recall(self, records):
+        self.recalled = [r.get("step") for r in records]
+
+    def close(self):
+        self.closed = True
+        if self.raises_on_close:
+            raise self.raises_on_close
+
+
+def evaluation(after, row, method="sleep", t=0.0, open_book=None, **more):
+    return {
+        "t": t,
+        "kind": "evaluate",
+        "after": after,
+        "method": method,
+        "row": row,
+        "open_book": open_book,
+        **more,
+    }
+
+
+def test_every_record_is_on_disk_before_log_returns(tmp_path):
+    journal = Journal(tmp_path / "new" / "metrics.jsonl")
+    journal.log("wake", day="day 1", step=3, loss=np.float32(0.5), seconds=0.25)
+    line = (tmp_path / "new" / "metrics.jsonl").read_text()
+    record = json.loads(line)
+    assert line.endswith("}\n") and record["t"] > 1.7e9
+    assert {k: v for k, v in record.items() if k != "t"} == {
+        "kind": "wake",
+        "day": "day 1",
+        "step": 3,
+        "loss": 0.5,
+        "seconds": 0.25,
+    }
+
+
+def test_nan_and_infinity_become_null_and_are_named(tmp_path):
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.log("seed", step=0, loss=math.nan, lr=1e-3, grad_norm=np.float64("inf"))
+    journal.log("evaluate", after="base", method="sleep", row={"known": 1.0, "day 1": -math.inf})
+    text = (tmp_path / "m.jsonl").read_text()
+    assert "NaN" not in text and "Infinity" not in text
+    seed, evaluate = read(tmp_path / "m.jsonl")
+    assert (seed["loss"], seed["lr"], seed["grad_norm"], seed["nonfinite"]) == (
+        None,
+        1e-3,
+        None,
+        ["loss", "grad_norm"],
+    )
+    assert evaluate["row"] == {"known": 1.0, "day 1": None} and evaluate["nonfinite"] == [
+        "row.day 1"
+    ]
+
+
+def test_a_value_that_json_cannot_hold_is_named(tmp_path):
+    with pytest.raises(TypeError, match=r"'sampler'.*object"):
+        Journal(tmp_path / "m.jsonl").log("seed", sampler=object())
+
+
+def test_torn_lines_become_warnings_and_a_later_run_is_not_glued_to_them(tmp_path):
+    path = tmp_path / "m.jsonl"
+    Journal(path).log("wake", step=1)
+    with open(path, "ab") as file:
+        file.write(b'{"t": 1.0, "kind": "se' + "é".encode()[:1])  # cut inside a character
+    assert [r["kind"] for r in read(path)] == ["wake", "torn"]
+    Journal(path).log("wake", step=2)
+    first, torn, second = read(path)
+    assert (first["step"], torn["line"], second["step"]) == (1, 2, 2)
+    assert torn["text"].startswith('{"t": 1.0, "kind": "se')
+
+
+@pytest.mark.parametrize("line", ["[1, 2]", "3", '{"t": 1}', '{"kind": 5}'])
+def test_json_that_is_no_record_is_torn_too(tmp_path, line):
+    (tmp_path / "m.jsonl").write_text(line + "\n")
+    assert [r["kind"] for r in read(tmp_path / "m.jsonl")] == ["torn"]
+
+
+def test_a_sink_that_raises_is_named_once_and_dropped_while_the_others_go_on(tmp_path):
+    broken, good = Listener("W&B", raises=OSError("no\nroute")), Listener()
+    journal = Journal(tmp_path / "m.jsonl", [broken, good])
+    journal.log("wake", step=1)
+    journal.log("wake", step=2)
+    journal.close()
+    records = read(tmp_path / "m.jsonl")
+    assert [r["kind"] for r in records] == ["wake", "sink_failed", "wake"]
+    assert (records[1]["sink"], records[1]["reason"]) == ("W&B", "OSError: no route")
+    assert broken.heard == ["wake"] and not broken.closed
+    assert sorted(good.heard) == ["sink_failed", "wake", "wake"] and good.closed
+
+
+def test_a_sink_that_never_started_is_named_at_once_and_never_called(tmp_path):
+    dead = Listener("W&B", failed="no API key")
+    journal = Journal(tmp_path / "m.jsonl", [dead])
+    journal.log("wake", step=1)
+    journal.close()
+    assert [(r["kind"], r.get("reason")) for r in read(tmp_path / "m.jsonl")] == [
+        ("sink_failed", "no API key"),
+        ("wake", None),
+    ]
+    assert dead.heard == [] and not dead.closed
+
+
+def test_a_sink_that_fails_to_close_is_told_to_the_one_before_it(tmp_path):
+    console, slow = (
+        Listener("console"),
+        Listener("W&B", raises_on_close=TimeoutError("no end after 1 s")),
+    )
+    Journal(tmp_path / "m.jsonl", [console, slow]).close()
+    assert console.heard == ["sink_failed"] and console.closed
+    assert read(tmp_path / "m.jsonl")[0]["reason"] == "TimeoutError: no end after 1 s"
+
+
+def test_sinks_go_on_behind_the_records_that_stand(tmp_path):
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.log("wake", step=1)
+    keep = journal.size()
+    journal.log("wake", step=2)
+    listener = Listener()
+    journal = Journal(tmp_path / "m.jsonl", [listener], keep=keep)
+    assert listener.recalled == [1]
+    for step in (2, 3):
+        journal.log("wake", step=step)
+    journal.cut(keep)  # workers were lost: what they did since is done again
+    assert listener.recalled == [1] and listener.heard == ["wake", "wake"]
+    fresh = Listener()
+    Journal(tmp_path / "other.jsonl", [fresh])
+    assert fresh.recalled is None
+
+
+def test_a_full_disk_ends_the_run_with_one_line_naming_the_path():
+    journal = Journal("/dev/full")  # every write fails with ENOSPC
+    with pytest.raises(RunError) as caught:
+        journal.log("wake", step=1)
+    assert str(caught.value) == "cannot write the run's record /dev/full: No space left on device"
+
+
+def test_paths_that_cannot_be_opened(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RunError, match=r"cannot write the run's record .*file/m.jsonl"):
+        Journal(tmp_path / "file" / "m.jsonl")
+    with pytest.raises(InputError, match=r"No such file or directory: .*/none"):
+        read(tmp_path / "none")
+
+
+def test_the_configuration_is_written_without_secrets(tmp_path):
+    config = {
+        "wandb": {"api_key": "s3", "project": "p"},
+        "max_new_tokens": 8,
+        "hfToken": "s3",
+        "list": [{"PASSWORD": "s3", "a": 1}],
+        "stop_token": "s3",
+        "tokens_per_step": 4,
+        "path": tmp_path,
+    }
+    Journal(tmp_path / "m.jsonl").log("run", config=config, task="world")
+    assert "s3" not in (tmp_path / "m.jsonl").read_text()
+    assert read(tmp_path / "m.jsonl")[0]["config"] == {
+        "wandb": {"project": "p"},
+        "max_new_tokens": 8,
+        "list": [{"a": 1}],
+        "tokens_per_step": 4,
+        "path": str(tmp_path),
+    }
+    assert without_secrets({"monkey": 1, "keyboard": 2, "client-secret": 3}) == {
+        "monkey": 1,
+        "keyboard": 2,
+    }
+
+
+def test_every_metric_is_explained_and_unknown_ones_are_found():
+    assert all(
+        meaning and isinstance(unit, str)
+        for fields in METRICS.values()
+        for meaning, unit in fields.values()
+    )
+    assert METRICS["sample"]["tokens_per_second"][1] == "tokens/s"
+    records = [
+        {"t": 1, "kind": "wake", "loss": 1.0, "nonfinite": []},
+        {"t": 1, "kind": "wake", "los": 1.0},
+        {"kind": "new", "a": 1},
+    ]
+    assert undocumented(records) == ["new.a", "wake.los"]
+
+
+def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
+    retention = Retention.of(
+        [
+            evaluation("base", {"day 1": 0.1, "known": 0.9}, t=1, open_book={"day 1": 0.8}),
+            evaluation(
+                "night 1",
+                {"known": 0.8, "day 1": 0.5, "day 2": 0.0},
+                t=2,
+                open_book={"day 1": 0.3, "day 2": None},
+            ),
+            evaluation("night 1", {"known": 0.7, "day 1": 0.6, "day 2": 0.0}, t=3),
+            evaluation("night 2", {"known": 0.4}, method="sft", t=4),
+            {"kind": "wake"},
+        ]
+    )
+    assert retention.columns == ["known", "day 1", "day 2"] and retention.methods == [
+        "sleep",
+        "sft",
+    ]
+    assert retention.last("sleep")["row"] == {"known": 0.7, "day 1": 0.6, "day 2": 0.0}
+    assert retention.base["row"]["known"] == 0.9 and retention.open_book == {"day 1": 0.8}
+    future = {
+        (a, c): retention.future(a, c) for a in ("base", "night 1") for c in retention.columns
+    }
+    assert [k for k, v in future.items() if v] == [
+        ("base", "day 1"),
+        ("base", "day 2"),
+        ("night 1", "day 2"),
+    ]
+    assert [nights(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
+
+
+def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
+    retention = Retention.of(
+        [
+            evaluation("night 1", {"day 1": 0.5}, t=1),
+            evaluation("night 1", {}, t=2, open_book={"day 1": 0.9}),
+        ]
+    )
+    assert retention.last("sleep")["row"] == {"day 1": 0.5} and retention.open_book == {
+        "day 1": 0.9
+    }
+
+
+def test_steps_of_all_nights_on_one_axis():
+    def step(night, number, loss):
+        return {"night": night, "step": number, "steps": 10, "loss": loss}
+
+    # the last was run again
+    placed, begins = on_one_axis(
+        [step(1, 1, 5.0), step(1, 2, 4.0), step(2, 1, 3.0), step(2, 1, 2.0)]
+    )
+    assert [(r["x"], r["loss"]) for r in placed] == [(1, 5.0), (2, 4.0), (11, 2.0)]
+    assert begins == ((0, "night 1"), (10, "night 2"))
+
+
+def test_a_long_curve_is_averaged_within_nights_only():
+    records = [{"x": i, "part": i // 4, "y": None if i == 1 else float(i)} for i in range(8)]
+    points = course(records, "x", "y", most=4)  # pairs
+    assert [p for p in points if not math.isnan(p[1])] == [(1, 0.0), (3, 2.5), (5, 4.5), (7, 6.5)]
+    assert [i for i, p in enumerate(points) if math.isnan(p[1])] == [2]  # between the nights
+    assert course([{"x": 1, "y": None}], "x", "y") == [] == course([], "x", "y")
+
+
+def test_wilson_interval_and_clock():
+    assert wilson(0.9, 10) == pytest.approx((0.596, 0.982), abs=5e-4)  # Wilson (1927) by hand
+    assert wilson(0.0, 48)[0] == 0.0 and wilson(1.0, 48)[1] == pytest.approx(1.0)
+    assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == [
+        "4.2 s",
+        "1:00 min",
+        "1:23 min",
+        "2:05:00 h",
+    ]

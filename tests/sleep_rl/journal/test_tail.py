@@ -1,0 +1,151 @@
+"""follow.py and curves.py: a growing journal is read once, whatever happens to its end; its curves
+stay small.
+"""
+
+import json
+import os
+
+import pytest
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal import series
+from sleep_rl.journal.series import MOST, Course, Trace
+from sleep_rl.journal.tail import Follower
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "metrics.jsonl"
+
+
+def line(step, t=None):
+    return json.dumps({"t": t or 1e9 + step, "kind": "seed", "step": step}).encode() + b"\n"
+
+
+def append(path, *parts):
+    with open(path, "ab") as file:
+        file.writelines(parts)
+
+
+def steps(follower):
+    anew, records = follower.more()
+    return anew, [r["step"] for r in records]
+
+
+def test_every_record_is_given_once_and_a_line_without_its_end_later(path):
+    follower = Follower(path)
+    assert follower.more() == (False, [])  # not there yet
+    append(path, line(0), line(1), line(2)[:9])
+    assert steps(follower) == (False, [0, 1]) and follower.offset < follower.size
+    assert steps(follower) == (False, [])
+    append(path, line(2)[9:], line(3))
+    assert (
+        steps(follower) == (False, [2, 3])
+        and follower.offset == follower.size == path.stat().st_size
+    )
+
+
+def test_only_what_was_added_is_read_again(path, monkeypatch):
+    append(path, *(line(step) for step in range(1000)))
+    follower, read = Follower(path), []
+    follower.more()
+    pread = os.pread
+    monkeypatch.setattr(
+        "sleep_rl.journal.tail.os.pread", lambda *a: read.append(len(got := pread(*a))) or got
+    )
+    append(path, line(1000))
+    assert steps(follower) == (False, [1000]) and sum(read) <= 2 * len(line(1000))
+
+
+def test_a_long_journal_is_read_piece_by_piece_and_lines_longer_than_a_piece_whole(path):
+    long = json.dumps({"t": 1, "kind": "seed", "step": 40, "x": "a" * 900}).encode() + b"\n"
+    append(path, *(line(step) for step in range(40)), long)
+    follower, found = Follower(path, piece=200), []
+    for calls in range(100):
+        found += steps(follower)[1]
+        if follower.offset == follower.size:
+            break
+    assert found == list(range(41)) and calls > 5
+
+
+@pytest.mark.parametrize("again", [1, 3, 9], ids=["shorter", "as long", "longer"])
+def test_what_a_resumed_run_cut_off_is_forgotten(path, again):
+    append(path, *(line(step) for step in range(5)))
+    follower = Follower(path)
+    assert steps(follower) == (False, [0, 1, 2, 3, 4])
+    os.truncate(path, 2 * len(line(0)))
+    append(path, *(line(step, t=2e9 + step) for step in range(2, 2 + again)))
+    assert steps(follower) == (True, list(range(2 + again)))
+
+
+def test_another_file_in_its_place_is_read_from_the_start(path):
+    append(path, line(0), line(1))
+    follower = Follower(path)
+    follower.more()
+    copy = path.with_name("copy")
+    copy.write_bytes(path.read_bytes())
+    os.replace(copy, path)
+    assert steps(follower) == (True, [0, 1])
+    path.unlink()
+    assert steps(follower) == (True, []) and steps(follower) == (False, [])
+
+
+def test_lines_that_are_no_records_are_counted(path):
+    rubbish = [b'{"t": 1, "ki', b"\xff\xfe", b"[1]", b"7", b'{"kind": "seed"}', b"", b"[" * 9000]
+    append(path, line(0), *(text + b"\n" for text in rubbish), line(1))
+    follower = Follower(path)
+    assert steps(follower) == (False, [0, 1]) and follower.torn == 6
+
+
+def test_a_journal_that_cannot_be_read_is_one_line(path):
+    path.mkdir()
+    with pytest.raises(InputError, match="cannot read metrics: Is a directory"):
+        Follower(path).more()
+
+
+def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
+    trace = Trace()
+    for x in range(100_000):
+        trace.add(x, 2 * x + 1)
+    points = trace.points()
+    assert MOST / 2 < len(points) <= MOST and len(trace._means) <= 2 * MOST
+    assert all(y == pytest.approx(2 * x + 1, rel=1e-3) for x, y in points)
+    assert points[0][0] < 400 and points[-1][0] > 99_000
+    assert Trace().points() == []
+
+
+def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
+    trace = Trace()
+    for x, y in enumerate([1.0, None, float("nan"), "4", 3.0]):
+        trace.add(x, y)
+    assert trace.points() == [(0.0, 1.0), (1.0, None), (2.0, None), (3.0, None), (4.0, 3.0)]
+    assert trace.points(1) == [(2.0, 2.0)]
+
+
+def test_nights_stand_behind_one_another_with_a_gap_between():
+    course = Course("loss")
+    for night, done in ((1, 3), (2, 2)):
+        for step in range(done):
+            course.add(
+                (night,), f"night {night}", {"step": step, "steps": 3, "loss": night + step / 10}
+            )
+    assert course.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
+    assert course.begins() == [(0, "night 1"), (3, "night 2")]
+    assert course.points("divergence") == []
+
+
+def test_many_nights_stay_small(monkeypatch):
+    monkeypatch.setattr(series, "MOST", 40)
+    course = Course("loss")
+    for night in range(30):
+        for step in range(200):
+            course.add(
+                (night,), f"night {night}", {"step": step, "steps": 200, "loss": float(night)}
+            )
+    points = course.points("loss")
+    assert (
+        len(points) <= 3 * 40
+        and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
+    )
+    values = [y for _, y in points if y is not None]
+    assert values == sorted(values) and set(values) == set(map(float, range(30)))

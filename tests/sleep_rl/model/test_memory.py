@@ -1,0 +1,163 @@
+"""The memory level against its equation written slowly, and what unlocking, patching and committing
+must preserve.
+"""
+
+import math
+
+import pytest
+import torch
+
+from sleep_rl.contracts.records import STUDENT, TEACHER
+from sleep_rl.model.memory import (
+    ACTIVE,
+    BASE_SLOT,
+    FRESH,
+    LOCKED,
+    Expert,
+    MemoryLevel,
+    Patch,
+    commit,
+    discard,
+    init_slots,
+    tensors_of,
+    view_of,
+)
+
+D, LOW, EXPERTS = 6, 3, 4
+
+
+def make(top_k=EXPERTS, states=(FRESH, ACTIVE, ACTIVE, ACTIVE, LOCKED), seed=0):
+    level = MemoryLevel(D, EXPERTS, LOW, top_k)
+    generator = torch.Generator().manual_seed(seed)
+    init_slots(level, generator=generator)
+    with torch.no_grad():
+        level.router.normal_(0, 1, generator=generator)
+        level.w_out.normal_(0, 1, generator=generator)
+    level.state.copy_(torch.tensor(states))
+    level.refresh()
+    return level
+
+
+def slow(level, x):
+    """y = x + sum_s g_s B_s^T (silu(A1_s x) * (A2_s x)), one token, one slot and one rank at a
+    time.
+    """
+    score = [sum(r * v for r, v in zip(row, x, strict=True)) for row in level.router.tolist()]
+    active = sorted(
+        (s for s, state in enumerate(level.state.tolist()) if state == ACTIVE),
+        key=lambda s: -score[s],
+    )
+    chosen = set(active[: level.top_k]) | {
+        s for s, state in enumerate(level.state.tolist()) if state == FRESH
+    }
+    y = list(x)
+    for s in chosen:
+        gate = 1 / (1 + math.exp(-score[s]))
+        a = [sum(w * v for w, v in zip(row, x, strict=True)) for row in level.w_in[s].tolist()]
+        for r in range(LOW):
+            h = a[r] / (1 + math.exp(-a[r])) * a[LOW + r]
+            for d in range(D):
+                y[d] += gate * h * level.w_out[s, r, d].item()
+    return y
+
+
+@pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
+@pytest.mark.parametrize("fixed_shape", [False, True])
+def test_level_equals_its_equation(top_k, fixed_shape):
+    level = make(top_k)
+    level.fixed_shape = fixed_shape
+    x = torch.randn(8, D, generator=torch.Generator().manual_seed(1))
+    want = torch.tensor([slow(level, row) for row in x.tolist()])
+    assert torch.allclose(level(x), want, atol=1e-5)
+
+
+def test_a_locked_level_is_the_identity_and_unlocking_changes_nothing():
+    level = make(states=(LOCKED,) * 5)
+    init_slots(level, generator=torch.Generator().manual_seed(3))
+    x = torch.randn(4, D)
+    assert level(x) is x
+    for states in ((FRESH, LOCKED, LOCKED, LOCKED, LOCKED), (FRESH, FRESH, LOCKED, LOCKED, LOCKED)):
+        level.state.copy_(torch.tensor(states))
+        level.refresh()
+        assert torch.equal(level(x), x)
+
+
+def test_a_fresh_expert_displaces_no_trained_one_even_where_routing_is_sparse():
+    level = make(top_k=1, states=(LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED))
+    with torch.no_grad():
+        level.w_out[3].zero_()
+    x = torch.randn(16, D)
+    before = level(x)
+    level.state[3] = FRESH
+    level.refresh()
+    # not bit for bit: the matmul is one slot wider
+    assert torch.allclose(level(x), before, atol=1e-6)
+
+
+def test_an_untrained_slot_adds_exactly_nothing_whatever_its_gate():
+    level = make()
+    x = torch.randn(5, D)
+    before = level(x)
+    with torch.no_grad():
+        level.w_out[4].zero_()
+    level.state[4] = FRESH
+    level.refresh()
+    assert torch.equal(level(x), before)
+
+
+class Holder(torch.nn.Module):
+    """A model of one layer for the functions that walk a model."""
+
+    def __init__(self, level):
+        super().__init__()
+        self.memory = torch.nn.ModuleList([level])
+
+
+def patched(level, slot=4):
+    expert = Expert(level.router[slot], level.w_in[slot], level.w_out[slot])
+    state = level.state.clone()
+    state[slot] = FRESH
+    level.patch = Patch(state, {slot: expert})
+    level.refresh()
+    return expert
+
+
+def test_teacher_and_student_are_two_states_of_one_base():
+    level = make()
+    model, x = Holder(level), torch.randn(5, D)
+    before = level(x)
+    expert = patched(level)
+    with view_of(model, STUDENT):
+        student = level(x)
+    assert torch.equal(level(x), before) and not torch.allclose(student, before)
+    student.sum().backward()
+    assert expert.w_out.grad.abs().sum() > 0 and level.w_out.grad is None
+
+
+def test_commit_makes_the_student_the_stored_state_and_discard_leaves_the_teacher():
+    for keep in (True, False):
+        level = make()
+        model, x = Holder(level), torch.randn(5, D)
+        before = level(x)
+        expert = patched(level)
+        with torch.no_grad():
+            expert.w_out.add_(1.0)
+        with view_of(model, STUDENT):
+            student = level(x).detach()
+        commit(model) if keep else discard(model)
+        assert torch.allclose(level(x), student if keep else before, atol=1e-6)
+        assert level.state.tolist() == [FRESH, ACTIVE, ACTIVE, ACTIVE, ACTIVE if keep else LOCKED]
+        assert level.patch is None and level.view == TEACHER
+
+
+def test_exported_tensors_name_each_slot_of_the_asked_state():
+    level = make()
+    model = Holder(level)
+    expert = patched(level)
+    with torch.no_grad():
+        expert.w_in.fill_(7.0)
+    teacher, student = tensors_of(model, TEACHER), tensors_of(model, STUDENT)
+    differing = {k for k in teacher if not torch.equal(teacher[k], student[k])}
+    assert differing == {"memory.0.w_in#4", "memory.0.state"}
+    assert len(teacher) == 3 * level.slots + 1
+    assert torch.equal(teacher[f"memory.0.w_out#{BASE_SLOT}"], level.w_out[BASE_SLOT])

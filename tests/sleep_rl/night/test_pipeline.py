@@ -1,0 +1,193 @@
+"""How far the rollouts run ahead, that nothing is lost or trained twice, and that an error on one
+side ends both.
+"""
+
+import threading
+import time
+from contextlib import closing
+from dataclasses import replace
+
+import pytest
+
+from sleep_rl.config.schema import Cluster, Config, Sleep
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.journal.journal import read
+from sleep_rl.night.pipeline import rounds
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import Life
+from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, life_of
+
+SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
+
+
+class Rollouts:
+    """Stands for crew and night: sampling, training and pushing each take a moment, and what
+    happens is written down.
+    """
+
+    title = "night 1"
+
+    def __init__(self, lag, sample_s=0.01, train_s=0.01, push_s=0.002, fail=""):
+        self.sample_s, self.train_s, self.push_s, self.fail = sample_s, train_s, push_s, fail
+        self.version, self.held, self.events, self.ages = 0, 0, [], []
+        self.lock = threading.Lock()
+        config = Config(
+            sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag),
+            cluster=Cluster(call_timeout_s=20),
+        )
+        self.config, self.life, self.done = (
+            config,
+            Life(self, None, None, config, None, Console(), ""),
+            0,
+        )
+
+    def schedule(self):
+        """Two parts, of five rounds and seven."""
+        rounds = [range(start, start + SIZE) for start in range(0, SIZE * COUNT, SIZE)]
+        return [rounds[:PART], rounds[PART:]]
+
+    def safe(self, step):
+        """Between parts nothing is under way: all that was sampled is trained on, and its state is
+        with the workers.
+        """
+        assert step == SIZE * PART and self.held == self.version == PART
+        assert [e[1] for e in self.events if e[0] == "trained"] == list(range(PART))
+        assert max(e[1] for e in self.events) == PART - 1
+
+    def sampled(self, number, steps):
+        began, age = time.monotonic(), number - self.held
+        time.sleep(self.sample_s)
+        if self.fail == "sample" and number == 5:
+            raise RunError("the rollouts are gone")
+        self.events.append(("sampled", number, began, time.monotonic()))
+        self.ages.append(age)
+        return number, steps
+
+    def flowed(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
+        assert min(trained_s, learner_waited_s, rollouts_waited_s) >= 0
+
+    def offer(self, name, view):
+        self.version += 1
+        version = self.version
+
+        def deliver():
+            time.sleep(self.push_s)
+            if self.fail == "push" and version == 4:
+                raise RunError("a worker did not verify")
+            assert version == self.held + 1  # in order
+            self.held = version
+
+        return deliver
+
+    def push(self, name, view):
+        self.offer(name, view)()
+
+    def live(self):
+        trained = []
+        with closing(rounds(self.life, self)) as ahead:
+            for number, steps in ahead:
+                began = time.monotonic()
+                time.sleep(self.train_s)
+                if self.fail == "learner" and number == 3:
+                    raise RunError("the loss is nan")
+                trained += steps
+                self.events.append(("trained", number, began, time.monotonic()))
+        return trained
+
+    def overlaps(self):
+        """Pairs of a sampled and a trained round that were under way at the same time."""
+        sampled, trained = (
+            [e for e in self.events if e[0] == kind] for kind in ("sampled", "trained")
+        )
+        return [(s[1], t[1]) for s in sampled for t in trained if s[2] < t[3] and t[2] < s[3]]
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+@pytest.mark.parametrize("slow", ["sample_s", "train_s", "push_s"])
+def test_every_round_is_trained_once_in_order_on_samples_that_are_recent_enough(lag, slow):
+    flow = Rollouts(lag, **{slow: 0.03})
+    assert flow.live() == list(range(SIZE * COUNT))
+    assert [e[1] for e in flow.events if e[0] == "sampled"] == list(range(COUNT))
+    assert flow.held == COUNT and max(flow.ages) <= lag and (lag == 0 or max(flow.ages) > 0)
+    assert bool(flow.overlaps()) == (lag > 0)
+    # never a round that would need a version not yet trained
+    assert all(t < s <= t + lag for s, t in flow.overlaps())
+    assert threading.active_count() == before_count()
+
+
+def before_count():
+    return sum(thread.name not in ("sample", "push") for thread in threading.enumerate())
+
+
+def test_a_night_takes_as_long_as_its_slower_side():
+    ahead, turns = (Rollouts(lag, sample_s=0.04, train_s=0.04) for lag in (1, 0))
+    began = time.monotonic()
+    ahead.live()
+    middle = time.monotonic()
+    turns.live()
+    assert middle - began < 0.75 * (time.monotonic() - middle)
+
+
+@pytest.mark.parametrize("lag", [0, 2])
+@pytest.mark.parametrize(
+    "fail, says",
+    [
+        ("sample", "the rollouts are gone"),
+        ("push", "a worker did not verify"),
+        ("learner", "the loss is nan"),
+    ],
+)
+def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
+    flow = Rollouts(lag, fail=fail)
+    with pytest.raises(RunError, match=says):
+        flow.live()
+    assert threading.active_count() == before_count()  # no loop is left behind
+    assert flow.held < COUNT
+
+
+def test_rollouts_that_never_answer_are_given_up():
+    flow = Rollouts(1, sample_s=1.0)
+    flow.life = replace(
+        flow.life,
+        config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)),
+    )
+    with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
+        flow.live()
+    time.sleep(1.0)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 2])
+def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
+    config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=6, checkpoint_steps=2, lag=lag))
+    protocol, _, records = life_of(config, tmp_path, Crew)
+    steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
+    assert steps == [
+        (night, sender, step) for night, sender in config.consolidations for step in range(6)
+    ]
+    flow = [r for r in records if r["kind"] == "flow"]
+    assert [r["round"] for r in flow] == [*range(6)] * len(config.consolidations)
+    assert all(0 <= r["learner_idle"] <= 1 for r in records if r["kind"] == "night")
+    assert [entry for entry in protocol if entry[0] == "open"] == [
+        ("open", 1, (1,)),
+        ("open", 2, (1, 2)),
+        ("open", 1, ()),
+        ("open", 2, (1,)),
+        ("open", 1, ()),
+        ("open", 2, (1, 2)),
+        ("open", 1, ()),
+    ]
+
+
+def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
+    class Apart(Crew):
+        def seed_step(self, batch_N, step, steps):
+            return {**super().seed_step(batch_N, step, steps), "logprob_gap": 0.3}
+
+    with pytest.raises(
+        RunError,
+        match=r"^night 1, step 0: sampler and learner differ by 0.3 nats "
+        r"a token, allowed are "
+        r"sleep.max_gap = 0.2; nothing of this night was applied$",
+    ):
+        life_of(replace(CONFIG, sleep=replace(CONFIG.sleep, max_gap=0.2)), tmp_path, Apart)
+    assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("seed") == 0

@@ -1,0 +1,66 @@
+"""The index of self-written prompts: what is kept, and what is drawn."""
+
+import random
+from collections import Counter
+
+import pytest
+
+from sleep_rl.night.rehearsal import ALIKE, MEMORY, Index
+
+
+def test_the_prompts_written_most_often_are_kept_each_once():
+    index = Index()
+    index.add(1, [(5, 6), (7,), (5, 6), (8,), (7,), (5, 6)], most=2)
+    assert index.prompts == {(5, 6): 1, (7,): 1}
+    index.add(2, [(7,), (9,)], most=5)
+    assert index.prompts == {(5, 6): 1, (7,): 1, (9,): 2}  # a prompt stays with its first night
+
+
+def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
+    index = Index()
+    index.add(1, [(1,), (2,), (3,), (4,)], most=4)
+    index.learned((1,), 0.9)
+    index.learned((2,), 0.3)
+    # counts as a tenth of the mean 0.4; (4,) was never met and counts as the mean
+    index.learned((3,), 0.0)
+    want = {(1,): 0.9, (2,): 0.3, (3,): 0.04, (4,): 0.4}
+    assert index.weights(list(want)) == pytest.approx(list(want.values()))
+    drawn = Counter(index.draw(20_000, random.Random(0)))
+    for x, weight in want.items():
+        assert drawn[x] / 20_000 == pytest.approx(weight / sum(want.values()), abs=0.01)
+
+
+def test_a_divergence_is_a_running_mean():
+    index = Index()
+    index.learned((1,), 1.0)
+    index.learned((1,), 0.0)
+    assert index.divergence[(1,)] == pytest.approx(MEMORY)
+
+
+def test_rounding_below_zero_leaves_prompts_alike():
+    index = Index()
+    index.add(1, [(1,), (2,)], most=2)
+    index.learned((1,), -1e-9)
+    assert (
+        index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
+    )
+
+
+def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():
+    index = Index(by_divergence=False)
+    assert index.draw(3, random.Random(0)) == []
+    index.add(1, [(1,), (2,)], most=2)
+    index.learned((1,), 5.0)
+    assert index.weights([(1,), (2,)]) == [1.0, 1.0]
+
+
+def test_every_prompt_is_answered_once_before_any_is_drawn_again():
+    """What no answer is written to is not rehearsed, however little weight it has."""
+    index = Index()
+    index.add(1, [(n,) for n in range(20)], 20)
+    for n in range(20):
+        index.learned((n,), 5.0 if n < 2 else 0.0)
+    drawn = index.draw(50, random.Random(0))
+    assert len(drawn) == 50 and set(drawn) == set(index.prompts)
+    assert sum(x in ((0,), (1,)) for x in drawn[20:]) > 20  # of 30, by weight
+    assert len(index.draw(7, random.Random(0))) == 7 and Index().draw(7, random.Random(0)) == []

@@ -1,0 +1,167 @@
+"""The presets pass plan, and what lies on a GPU is added up and compared with it."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.config.loader import load
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.model.shape import PUBLISHED
+from sleep_rl.plan.gpu_fit import loads
+from sleep_rl.plan.plan import memory_bytes, plan
+from sleep_rl.plan.render import render
+
+ROOT = Path(__file__).parents[3]
+CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))
+SIZED = {
+    f"gpu{count}_{model}": (count, base)
+    for count in (1, 8, 64)
+    for model, base in (("qwen3_8b", "Qwen/Qwen3-8B"), ("llama3_8b", "meta-llama/Llama-3.1-8B"))
+}
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+def config(*overrides: str, name: str = "demo"):
+    return load(str(ROOT / "configs" / f"{name}.yaml"), overrides)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_preset_passes_plan_without_a_hub(name, tmp_path):
+    """And begins with its own command."""
+    words = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()[0].split()
+    assert (
+        words[:2] == ["#", "sleep-rl"]
+        and words[2] in ("run", "drill")
+        and words[3] == f"configs/{name}.yaml"
+    )
+    given = (
+        {"task.path": str(ROOT / "configs" / "documents")} if name.startswith("documents") else {}
+    )
+    if name == "arc":
+        puzzles = {
+            f"p{n}": {
+                "train": [{"input": [[n % 10, 1]], "output": [[1, n % 10]]}] * 3,
+                "test": [{"input": [[n % 10, 2]]}],
+            }
+            for n in range(1, 12)
+        }
+        for key, content in (
+            ("challenges", puzzles),
+            ("solutions", {p: [[[2, 1]]] for p in puzzles}),
+        ):
+            given[f"task.arc.{key}"] = str(tmp_path / f"{key}.json")
+            (tmp_path / f"{key}.json").write_text(json.dumps(content))
+    p = plan(config(*(f"{key}={value}" for key, value in given.items()), name=name))
+    assert render(p) and (p.config.wandb.mode, p.config.cluster.backend) == ("off", "ray")
+
+
+def test_the_presets_for_1_8_and_64_gpus_ask_for_so_many_and_fit_80_gb():
+    assert set(SIZED) <= set(CONFIGS)
+    for name, (count, base) in SIZED.items():
+        c = config(name=name)
+        p = plan(c)
+        assert (p.gpus, p.base, c.model.dtype) == (
+            count,
+            replace(PUBLISHED[base], source=p.base.source),
+            "bfloat16",
+        ), name
+        assert c.run.name == name
+        assert c.cluster.gpu_gb == 80 and all(0 < load.need <= 80e9 for load in loads(p)), name
+        assert "fits the 80 GB of cluster.gpu_gb" in render(p)
+        # rollouts and learners with GPUs of their own work at the same time, and every rank has a
+        # whole pass of rows
+        assert c.sleep.lag == (count > 1) and not any("divide" in note for note in p.notes)
+        assert p.micro_batches == 1 or count == 1
+
+
+def test_gpu_memory_by_hand():
+    apart = plan(config("cluster.gpu_gb=80", name="gpu8_qwen3_8b"))
+    rollout, learner = loads(apart)
+    base, memory = 2 * 8_190_735_360, memory_bytes(apart.config, apart.base)
+    token = 2 * 36 * 8 * 128 * 2
+    assert (rollout.who, rollout.held, rollout.share, rollout.token, rollout.longest) == (
+        "rollout",
+        base + 2 * memory,
+        0.9,
+        token,
+        1024,
+    )
+    assert (
+        rollout.need == (base + 2 * memory + 1024 * token) / 0.9
+        and rollout.cache(80e9) == 72e9 - base - 2 * memory
+    )
+    assert (learner.who, learner.need, learner.cache(80e9)) == ("learner", apart.learner.total, 0)
+    halves = plan(config("rollouts.gpus=2", "learners.world_size=2", name="gpu8_qwen3_8b"))
+    assert loads(halves)[0].held == rollout.held / 2 and loads(halves)[0].token == token / 2
+    (shared,) = loads(plan(config(name="gpu1_qwen3_8b")))
+    together = plan(config(name="gpu1_qwen3_8b"))
+    assert (
+        shared.who == "rollout + learner"
+        and shared.need == together.rollout.total + together.learner.total
+    )
+    assert loads(plan(config())) == ()
+    assert "gpu memory" not in render(plan(config()))
+
+
+def test_gpu_memory_that_is_not_known_is_compared_with_gpus_that_there_are():
+    assert "; fits GPUs from 24 GB on (rough)" in render(plan(config(name="gpu1")))
+    assert "; fits GPUs from 80 GB on (rough)" in render(
+        plan(config("cluster.gpu_gb=null", name="gpu64_qwen3_8b"))
+    )
+    assert "; fits no GPU that there is (rough)" in render(
+        plan(
+            config(
+                "cluster.gpu_gb=null",
+                "learners.micro_batch=120",
+                "learners.world_size=1",
+                name="gpu64_qwen3_8b",
+            )
+        )
+    )
+
+
+UNFIT = [
+    (
+        "gpu8_qwen3_8b",
+        ("cluster.gpu_gb=24",),
+        "cluster.gpu_gb: at least 37 for what a GPU of learner holds (about 36.2 GB), got 24",
+    ),
+    (
+        "gpu8_qwen3_8b",
+        ("cluster.gpu_gb=19", "learners.micro_batch=1"),
+        "cluster.gpu_gb: at least 20 for what a GPU of rollout holds (about 17.1 GB and a KV "
+        "cache), got 19",
+    ),
+    (
+        "gpu1_llama3_8b",
+        ("cluster.gpu_gb=48",),
+        "cluster.gpu_gb: at least 56 for what a GPU of rollout + learner holds (about 55.9 GB), "
+        "got "
+        "48",
+    ),
+    (
+        "gpu1",
+        ("rollouts.engine.gpu_memory_utilization=null",),
+        "rollouts.engine.gpu_memory_utilization: at most rollouts.gpus = 0.5 on a shared GPU, "
+        "since "
+        "vLLM starts only where that "
+        "much is free, got 0.92",
+    ),
+    (
+        "gpu1",
+        ("rollouts.engine.kv_cache_memory_bytes=null",),
+        "rollouts.engine.kv_cache_memory_bytes: a number of bytes on a shared GPU (rollouts.gpus = "
+        "0.5), got null",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "line"), UNFIT, ids=[f"{u[0]}-{u[1][0]}" for u in UNFIT]
+)
+def test_what_a_gpu_does_not_hold_is_one_line(name, overrides, line):
+    with pytest.raises(InputError) as caught:
+        plan(config(*overrides, name=name))
+    assert str(caught.value) == line

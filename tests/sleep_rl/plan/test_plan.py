@@ -1,0 +1,424 @@
+"""plan.py and shape.py: numbers worked out by hand, and everything that a base model's files can
+have wrong.
+"""
+
+import ast
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from sleep_rl.config.loader import load
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.model import shape as shapes
+from sleep_rl.model.shape import FAMILIES, PUBLISHED, TASK_BASES, base_shape, parse_shape
+from sleep_rl.plan import plan as planning
+from sleep_rl.plan.plan import Bytes, _critic_bytes, expert_bytes, memory_bytes, plan
+from sleep_rl.plan.render import render
+
+ROOT = Path(__file__).parents[3]
+SMALL = {
+    "model_type": "qwen3",
+    "hidden_size": 8,
+    "num_hidden_layers": 2,
+    "intermediate_size": 16,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "vocab_size": 10,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 64,
+}
+SMALL_ARGS = (
+    "model.d_low=2",
+    "model.experts=3",
+    "model.top_k=3",
+    "rollouts.engine.max_model_len=64",
+    "rollouts.engine.kv_cache_memory_bytes=6400",
+)
+pytestmark = pytest.mark.usefixtures("nowhere")
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    """A checkpoint folder with the small shape; arguments change its config."""
+
+    def make(name: str = "base", **changes) -> Path:
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({**SMALL, **changes}))
+        (folder / "model.safetensors").touch()
+        return folder
+
+    return make
+
+
+def config(*overrides: str, name: str = "demo"):
+    return load(str(ROOT / "configs" / f"{name}.yaml"), overrides)
+
+
+def refusal(*overrides: str) -> str:
+    with pytest.raises(InputError) as caught:
+        plan(config(*overrides))
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)
+
+
+def test_a_small_shape_by_hand(checkpoint):
+    p = plan(
+        config(f"model.base={checkpoint()}", *SMALL_ARGS, "sleep.batch=6", "learners.micro_batch=4")
+    )
+    # layer: q 64, o 64, k 32, v 32, MLP 3 * 8 * 16, two norms 16, q and k norms 8; then the last
+    # norm, the embedding
+    assert p.base.parameters == 2 * (64 + 64 + 32 + 32 + 384 + 16 + 8) + 8 + 80 == 1288
+    # layer: a router row 8, A 2 * 2 * 8, B 2 * 8, in fp32, and 4 slot states
+    assert p.push_bytes == 2 * ((8 + 32 + 16) * 4 + 4) == 456
+    assert p.full_bytes == 1288 * 4 + 2 * 4 * ((8 + 32 + 16) * 4 + 1)
+    assert (p.learner.base, p.learner.memory) == (5152, 1800)
+    assert p.learner.optimizer == 2 * 56 * (12 + 4 + 4)
+    kept, logits = 4 * 64 * 2 * (10 * 8 + 3 * 16) * 4, 4 * 4 * 1024 * 10
+    assert p.learner.activations == kept + logits
+    assert (p.rollout.base, p.rollout.memory, p.rollout.cache) == (5152, 3600, 6400)
+    assert p.cached_tokens == 6400 // (2 * 2 * 1 * 4 * 4) == 100
+    assert p.micro_batches == 3  # 6 and the 4 reading rows
+
+
+def test_zero_shards_what_its_stage_says(checkpoint):
+    base = f"model.base={checkpoint()}"
+    sizes = [
+        plan(
+            config(base, *SMALL_ARGS, "learners.world_size=8", f"learners.zero_stage={z}")
+        ).learner.optimizer
+        for z in (0, 1, 2, 3)
+    ]
+    assert sizes == [112 * 20, 112 * (1.5 + 8), 112 * (1.5 + 0.5 + 4), 112 * 2.5]
+
+
+def test_samples_steps_and_actors_of_the_demo():
+    fixed = (
+        "sleep.steps=400",
+        "sleep.steps_per_round=10",
+        "sleep.written=60",
+        "sleep.replay_written=1000",
+        "sleep.batch=40",
+        "sleep.replay=0.5",
+        "sleep.rehearse_written=300",
+    )
+    p = plan(config("reward.semantic=encoder", *fixed))
+    assert (p.steps, p.rounds) == (1200, 40)
+    assert (p.written, p.replayed, p.completions) == (12 * 60, 1000 + 300, 400 * 5 * 4)
+    assert [(a.role, a.count, a.cpus, a.gpus) for a in p.actors] == [
+        ("rollout", 2, 1.0, 0.0),
+        ("learner", 1, 0.0, 0.0),
+        ("reward", 1, 0.0, 0.0),
+        ("semantic", 1, 0.0, 0.0),
+    ]
+    assert (p.cpus, p.gpus) == (2.0, 0)
+    assert plan(config(*fixed, "sleep.reading_written=50")).replayed == p.replayed + 100
+    reads = (plan(config("sleep.replay=1", f"sleep.reading_written={n}")).replayed for n in (0, 50))
+    assert len(set(reads)) == 1  # then nothing is read
+    assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
+    tokens, parameters = 50, TASK_BASES["world"].parameters
+    seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (
+        2 * 18e9
+    )
+    assert p.seconds == pytest.approx(3 * seconds)
+
+
+def test_a_push_of_qwen3_8b_is_57_megabytes():
+    c = config(name="gpu8_qwen3_8b")
+    p = plan(c)
+    assert p.base.parameters == 8_190_735_360  # as on its model card
+    weights = 3 * 64 * 4096 * 2 * 36
+    assert weights == 56_623_104
+    assert p.push_bytes == weights + 36 * (4096 * 2 + 6)
+    assert p.push_bytes / p.full_bytes < 0.01
+    assert (p.gpus, p.cpus, p.learner.base) == (8, 8, 2 * 8_190_735_360)
+    text = render(p)
+    assert "56.9 MB (one expert) against 16.7 GB (everything): 0.34%" in text
+    assert "published shape, as the hub is switched off" in text
+
+
+def test_published_shapes_count_as_published():
+    assert PUBLISHED["Qwen/Qwen3-1.7B"].parameters == 1_720_574_976
+    assert PUBLISHED["meta-llama/Llama-3.1-8B"].parameters == 8_030_261_248
+
+
+def test_render_is_one_line_per_row(checkpoint):
+    for p in (
+        plan(config()),
+        plan(config(name="gpu1")),
+        plan(config(f"model.base={checkpoint()}", *SMALL_ARGS)),
+    ):
+        lines = render(p).splitlines()
+        assert all(re.fullmatch(r"[a-z][a-z ]{15} \S.*", line) for line in lines)
+    assert "world (the task's own small base): qwen3, 2 layers of 96" in render(plan(config()))
+
+
+def test_a_trained_base_in_the_cache_gives_the_shape(checkpoint, tmp_path):
+    (tmp_path / "cache").mkdir()
+    checkpoint("cache/world-0123", hidden_size=24)
+    assert base_shape(config()).hidden == 24
+
+
+def test_a_memory_checkpoint_has_the_shape_of_its_base(checkpoint, tmp_path):
+    base, memory = checkpoint(), tmp_path / "memory"
+    memory.mkdir()
+    levels = [{"experts": 3, "d_low": 2, "top_k": 3}]
+    (memory / "memory.json").write_text(json.dumps({"base": str(base), "memory_levels": levels}))
+    assert plan(config(f"model.base={memory}", *SMALL_ARGS)).base.parameters == 1288
+    assert refusal(f"model.base={memory}", *SMALL_ARGS, "model.d_low=4").startswith(
+        f"model: its checkpoint {memory} holds the memory [{{'experts': 3, 'd_low': 2"
+    )
+
+
+BAD_CONFIGS = [
+    (
+        {"model_type": "gpt2"},
+        "config.json: model_type: expected qwen3, qwen2, llama or one of "
+        "them after sleep_, got gpt2",
+    ),
+    (
+        {"model_type": None},
+        "config.json: model_type: expected qwen3, qwen2, llama or one of them "
+        "after sleep_, got None",
+    ),
+    ({"hidden_size": "8"}, 'config.json: hidden_size: expected an integer >= 1, got "8"'),
+    ({"vocab_size": None}, "config.json: vocab_size: expected an integer >= 1, got null"),
+    ({"num_hidden_layers": 0}, "config.json: num_hidden_layers: expected an integer >= 1, got 0"),
+    (
+        {"memory_levels": 3},
+        "config.json: memory_levels: expected a list of mappings with d_low, "
+        "experts, top_k, "
+        "each a number from 1 on, got 3",
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"), BAD_CONFIGS, ids=[next(iter(c)) for c, _ in BAD_CONFIGS]
+)
+def test_a_bad_config_json_is_one_line(checkpoint, changes, line):
+    folder = checkpoint(**changes)
+    assert refusal(f"model.base={folder}") == f"{folder}/{line}"
+
+
+def test_missing_and_unreadable_bases_are_one_line(checkpoint, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    folder = checkpoint()
+    assert refusal("model.base=./none") == (
+        "model.base: expected a checkpoint folder or a hub name, got ./none: no such folder"
+    )
+    assert (
+        refusal("model.base=file")
+        == "model.base: expected a checkpoint folder or a hub name, got the file file"
+    )
+    assert (
+        refusal("model.base=empty")
+        == "model.base: expected a checkpoint folder with config.json, got empty"
+    )
+    assert refusal("model.base=someone/something") == (
+        "model.base: no local folder, nothing "
+        "cached and the hub is "
+        "switched off (HF_HUB_OFFLINE), got "
+        "someone/something"
+    )
+    (folder / "config.json").write_text("{")
+    assert refusal("model.base=base").startswith("base/config.json: expected JSON, got ")
+    (folder / "config.json").write_text("[]")
+    assert refusal("model.base=base") == "base/config.json: expected a JSON object, got list"
+    (folder / "model.safetensors").unlink()
+    assert (
+        refusal("model.base=base")
+        == "model.base: expected a checkpoint folder with *.safetensors, got base"
+    )
+
+
+def test_a_hub_that_is_down_is_no_traceback(monkeypatch):
+    def down(*_, **__):
+        raise OSError("no route")
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(shapes.urllib.request, "urlopen", down)
+    assert refusal("model.base=a/b") == (
+        "model.base: no local folder, nothing cached and the hub cannot be reached, got a/b"
+    )
+
+
+@pytest.mark.parametrize(
+    "vocab", [{"a": 0, "b": 11}, [[str(i), 0.0] for i in range(12)]], ids=["mapping", "unigram"]
+)
+def test_a_tokenizer_larger_than_the_base_is_refused(checkpoint, vocab):
+    folder = checkpoint()
+    (folder / "tokenizer.json").write_text(
+        json.dumps({"model": {"vocab": vocab}, "added_tokens": [{"id": 3}]})
+    )
+    assert refusal("model.base=base") == (
+        "base/tokenizer.json: expected at most the 10 ids of "
+        "config.json, got id 11; "
+        "tokenizer and base do not belong together"
+    )
+    (folder / "tokenizer.json").write_text("{}")
+    assert (
+        refusal("model.base=base") == "base/tokenizer.json: expected a tokenizer with model.vocab"
+    )
+
+
+MISFITS = [
+    (
+        ("rollouts.engine.max_model_len=512",),
+        "rollouts.engine.max_model_len: at most the 256 positions of the base model, got 512",
+    ),
+    (
+        ("rollouts.engine.max_model_len=32",),
+        "rollouts.engine.max_model_len: at least 50, a "
+        "document of the task and what is "
+        "written about it, got 32",
+    ),
+    (
+        ("rollouts.engine.kv_cache_memory_bytes=1000",),
+        "rollouts.engine.kv_cache_memory_bytes: at least 786432, one sequence of max_model_len = "
+        "256 tokens, got 1000",
+    ),
+    (
+        ("rollouts.gpus=4",),
+        "rollouts.gpus: must divide the base model's 6 heads and fit its 6 key-value heads, got 4",
+    ),
+    (
+        ("reward.semantic=encoder", "reward.model=./none"),
+        "reward.model: expected a checkpoint folder or a hub name, got ./none: no such folder",
+    ),
+]
+
+
+@pytest.mark.parametrize(("overrides", "line"), MISFITS, ids=[m[0][0] for m in MISFITS])
+def test_a_config_that_does_not_fit_the_base_is_one_line(overrides, line):
+    assert refusal(*overrides) == line
+
+
+def test_notes_say_what_deserves_a_look(monkeypatch):
+    monkeypatch.setattr(planning.os, "cpu_count", lambda: 2)
+    notes = plan(
+        config(
+            "rollouts.workers=3", "learners.world_size=3", "model.dtype=bfloat16", "model.top_k=1"
+        )
+    ).notes
+    assert [note.split()[0] for note in notes] == ["3", "sleep.batch", "reward.gamma", "top_k"]
+    assert plan(config("sleep.on_policy=0")).notes[0] == (
+        "sleep.on_policy 0 of sleep.batch 40 is no group of 4: the student samples nothing and "
+        "nothing is imitated"
+    )
+    assert (
+        plan(config("reward.gamma=0.5", "reward.semantic=encoder", "rollouts.cpus=0.5")).notes == ()
+    )
+
+
+def test_the_families_are_those_of_architecture():
+    tree = ast.parse((ROOT / "sleep_rl" / "model" / "families.py").read_text())
+    found = [
+        ast.literal_eval(node.value)
+        for node in tree.body
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "FAMILIES"
+    ]
+    assert tuple(found[0]) == FAMILIES
+
+
+def test_counts_and_bytes_are_those_of_the_real_modules():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from sleep_rl.model.memory import MemoryLevel
+    from sleep_rl.tasks.world import base_model as world
+
+    for family in FAMILIES:
+        for tied in (True, False):
+            fields = {**SMALL, "tie_word_embeddings": tied}
+            fields.pop("model_type")
+            with torch.device("meta"):
+                model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **fields))
+            counted = parse_shape({**fields, "model_type": f"sleep_{family}"}, "test").parameters
+            assert counted == sum(p.numel() for p in model.parameters()), (family, tied)
+    level = MemoryLevel(8, experts=3, d_low=2, top_k=3)
+    small = config("model.experts=3", "model.d_low=2")
+    shape = parse_shape(SMALL, "test")
+    tensors = [level.router, level.w_in, level.w_out, level.state]
+    assert memory_bytes(small, shape) == 2 * sum(t.nbytes for t in tensors)
+    assert expert_bytes(small, shape) == 2 * (
+        sum(t[1].nbytes for t in tensors[:3]) + level.state.nbytes
+    )
+    own = parse_shape(world.model_config(world.Recipe()).to_dict(), TASK_BASES["world"].source)
+    assert own == replace(TASK_BASES["world"], memory=None)
+
+
+def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
+    assert "world: known_people + days * people_per_day is at most" in refusal(
+        "task.world.people_per_day=2000"
+    )
+    data = tmp_path / "data.json"
+    missing = refusal("task.name=classify", f"task.classify.path={data}")
+    assert missing.startswith(
+        f"task.classify.path: a CLINC150 json, a datasets folder or a hub name, got {data}: "
+    )
+    pairs = [
+        [f"please do {verb} the thing number {i}", verb]
+        for verb in ("open", "close", "find")
+        for i in range(8)
+    ]
+    data.write_text(json.dumps({"train": pairs, "test": pairs}))
+    mine = (
+        "task.name=classify",
+        f"task.classify.path={data}",
+        "task.classify.days=2",
+        "task.classify.classes_per_day=1",
+    )
+    assert plan(config(*mine)).notes[0].startswith("reward.gamma")
+    # a page of six lines of 8 words, the opener between them, and 48 tokens of writing
+    assert "rollouts.engine.max_model_len: at least " in refusal(
+        *mine, "rollouts.engine.max_model_len=64"
+    )
+    assert plan(config("task.name=classify")).notes[0] == (
+        "task.classify.path: clinc/clinc_oos is a dataset of the hub; it was not looked at"
+    )
+
+
+def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_path, checkpoint):
+    there = plan(config(f"model.teachers=[{checkpoint('a')},hub/name]"))
+    assert [(a.role, a.count, a.cpus) for a in there.actors][1] == (
+        "other",
+        2,
+        1.0,
+    ) and there.steps == 4 * 600
+    assert refusal(f"model.teachers=[{tmp_path}/none]").startswith(
+        "model.teachers: expected a checkpoint folder or a hub name"
+    )
+
+
+def test_a_critics_copies_are_counted_tensor_by_tensor():
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from actors.batched_lora import Copies
+
+    fields = {k: v for k, v in SMALL.items() if k != "model_type"}
+    model = AutoModelForCausalLM.from_config(
+        AutoConfig.for_model("qwen3", **fields), dtype=torch.bfloat16
+    )
+    copies = Copies(model, [0, 1, 2], rank=8, alpha=16.0)
+    dreaming = config(
+        "task.world.deep=true",
+        "dream.rounds=1",
+        "model.experts=6",
+        "dream.inner_rank=8",
+        "critics.together=3",
+        "model.dtype=bfloat16",
+        "critics.engine.kv_cache_memory_bytes=12345",
+    )
+    rollout = Bytes(base=100, memory=10, cache=7)
+    size = _critic_bytes(dreaming, parse_shape(SMALL, "test"), rollout)
+    # factor, gradient, two moments
+    assert size.optimizer == 4 * sum(t.nbytes for t in copies.factors())
+    assert (size.base, size.cache) == (200, 12345)

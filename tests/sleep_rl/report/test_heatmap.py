@@ -1,0 +1,83 @@
+"""The retention matrix as a picture: cells have the colours and numbers of the accuracies."""
+
+import io
+
+import pytest
+from PIL import Image
+
+from sleep_rl.journal.journal import Retention
+from sleep_rl.report.heatmap import FUTURE, png, rows_of
+from sleep_rl.report.page import shade
+
+NIGHTS = {
+    "base": {"known": 1.0, "day 1": 0.0},
+    "night 1": {"known": 0.75, "day 1": 0.5},
+    "night 2": {"known": 0.25, "day 2": 1.0},
+}
+
+
+def retention(*methods):
+    return Retention.of(
+        {
+            "t": t,
+            "kind": "evaluate",
+            "after": after,
+            "method": method,
+            "row": row,
+            "open_book": None,
+        }
+        for t, (after, row) in enumerate(NIGHTS.items())
+        for method in methods
+    )
+
+
+def colours(picture):
+    with Image.open(io.BytesIO(picture)) as image:
+        image = image.convert("RGB")
+        return {
+            "#{:02x}{:02x}{:02x}".format(*colour): count
+            for count, colour in image.getcolors(1 << 24)
+        }, image.size
+
+
+def test_a_row_per_night_and_a_column_per_day():
+    assert rows_of(retention("sleep"), "sleep") == [
+        ("base", [1.0, 0.0, None]),
+        ("night 1", [0.75, 0.5, None]),
+        ("night 2", [0.25, None, 1.0]),
+    ]
+
+
+def test_every_accuracy_has_its_colour_and_what_was_not_lived_is_grey():
+    found, _ = colours(png(retention("sleep")))
+    cell = found[shade(0.75)]
+    assert cell > 500
+    assert {value: round(found.get(shade(value), 0) / cell) for value in (1.0, 0.25, 0.5, 0.0)} == {
+        1.0: 2,
+        0.25: 1,
+        0.5: 1,
+        0.0: 0,
+    }
+    # base of day 1; day 2 twice; day 1 was not asked after night 2
+    assert found[FUTURE] / cell == pytest.approx(4, abs=0.5)
+
+
+def test_methods_stand_beside_each_other():
+    one, two = colours(png(retention("sleep")))[1], colours(png(retention("sleep", "sft")))[1]
+    assert two[0] == 2 * one[0] and two[1] == one[1]
+
+
+def test_a_long_life_stays_a_picture_of_sensible_size():
+    days = [f"day {n}" for n in range(1, 61)]
+    records = [
+        {
+            "t": n,
+            "kind": "evaluate",
+            "after": f"night {n}",
+            "method": "sleep",
+            "open_book": None,
+            "row": dict.fromkeys(days[:n], 0.5),
+        }
+        for n in range(1, 61)
+    ]
+    assert max(colours(png(Retention.of(records)))[1]) < 2000

@@ -1,0 +1,145 @@
+"""`sleep-rl chat`: what the base says and what the model says, in two columns."""
+
+import io
+import sys
+import types
+
+import pytest
+import torch
+from tests.conftest import EOS, make_tokenizer
+from transformers import AutoModelForCausalLM
+
+from sleep_rl.model import checkpoints
+from sleep_rl.runs.chat import Pair, side_by_side
+from sleep_rl.cli.main import main
+from sleep_rl.model.memory import memory_levels
+
+PROMPT = "Is it so?"
+
+
+def continued(model, ids, most=8):
+    """Greedy continuation, written out: nothing of transformers' generate."""
+    out = list(ids)
+    with torch.no_grad():
+        while len(out) < len(ids) + most and out[-1] != EOS:
+            out.append(int(model(torch.tensor([out])).logits[0, -1].argmax()))
+    return make_tokenizer().decode(out[len(ids) :], skip_special_tokens=True).strip()
+
+
+def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkpoint):
+    base = AutoModelForCausalLM.from_pretrained(base_checkpoint()).eval()
+    pair, model = Pair(sleep_checkpoint(), 8, 0.0, 0), checkpoints.load(sleep_checkpoint())
+    for prompt in (PROMPT, "yes no yes"):
+        ids = make_tokenizer()(prompt)["input_ids"]
+        before, after = pair.ask(prompt)
+        assert (before, after) == (continued(base, ids), continued(model, ids)) and before != after
+
+
+def test_a_sampled_answer_is_the_same_for_the_same_seed(sleep_checkpoint):
+    first, again, other = (
+        Pair(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4)
+    )
+    assert first == again and first != other
+
+
+def test_prompts_and_lines_are_answered_in_two_columns(sleep_checkpoint, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "70")
+    assert (
+        main(
+            ["chat", sleep_checkpoint(), "--prompt", PROMPT, "--prompt", "no", "--max-tokens", "8"]
+        )
+        == 0
+    )
+    from_options = capsys.readouterr().out
+    monkeypatch.setattr(
+        sys,
+        "stdin",
+        types.SimpleNamespace(
+            buffer=io.BytesIO(f"{PROMPT}\n\n  no\n".encode()), isatty=lambda: False
+        ),
+    )
+    assert main(["chat", sleep_checkpoint(), "--max-tokens", "8"]) == 0
+    assert capsys.readouterr().out == from_options
+    lines = from_options.splitlines()
+    assert [line for line in lines if line.startswith("> ")] == [f"> {PROMPT}", "> no"]
+    assert lines[1].split(" | ")[0].strip() == "before the nights" and lines[1].endswith(
+        "| with its memory"
+    )
+
+
+def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_nothing(
+    sleep_checkpoint, capsys, monkeypatch
+):
+    typed = iter(["yes " * 300, "no"])
+
+    def read(_):
+        for line in typed:
+            return line
+        raise EOFError
+
+    monkeypatch.setattr(sys, "stdin", types.SimpleNamespace(isatty=lambda: True))
+    monkeypatch.setattr("builtins.input", read)
+    assert main(["chat", sleep_checkpoint(), "--max-tokens", "2"]) == 0
+    out = capsys.readouterr().out
+    assert (
+        "a prompt of 1 to 255 tokens is needed, got" in out and out.count("before the nights") == 1
+    )
+
+
+def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
+    sleep_checkpoint, tmp_path
+):
+    model = checkpoints.load(sleep_checkpoint())
+    tokenizer = make_tokenizer()
+    tokenizer.chat_template = "[{{ messages[0].role }}]{{ messages[0].content }}{% if add_generation_prompt %}[a]{% endif %}"
+    checkpoints.save(model, tokenizer, str(tmp_path / "template"))
+    assert (
+        Pair(str(tmp_path / "template"), 1, 0.0, 0).ids("no")
+        == make_tokenizer()("[user]no[a]")["input_ids"]
+    )
+    tokenizer = make_tokenizer()
+    tokenizer.bos_token = "yes"
+    checkpoints.save(model, tokenizer, str(tmp_path / "bos"))
+    pair = Pair(str(tmp_path / "bos"), 1, 0.0, 0)
+    assert pair.ids("no") == [tokenizer.bos_token_id, *make_tokenizer()("no")["input_ids"]]
+    assert pair.ids("yes no") == make_tokenizer()("yes no")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--max-tokens", "0"], "--max-tokens from 1"),
+        (["--temperature", "-1"], "--temperature from 0"),
+        (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
+    ],
+)
+def test_what_cannot_be_asked_is_one_line(options, said, sleep_checkpoint, capsys):
+    assert main(["chat", sleep_checkpoint(), *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_a_plain_base_has_nothing_to_compare(base_checkpoint, capsys):
+    assert main(["chat", base_checkpoint(), "--prompt", "no"]) == 2
+    assert "a sleep checkpoint is needed" in capsys.readouterr().err
+
+
+def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
+    pair = Pair(sleep_checkpoint("qwen3", "locked"), 8, 0.0, 0)
+    assert len(set(pair.ask(PROMPT))) == 1 and len(memory_levels(pair.model)) == 2
+
+
+def test_columns_are_as_wide_as_they_must_be():
+    assert side_by_side(("a", "b"), ("one two three", ""), 23) == [
+        "a       | b",
+        "-       | -",
+        "one two | (nothing)",
+        "three   |",
+    ]
+    assert side_by_side(("left", "right"), ("x\n\ny", "z"), 80) == [
+        "left | right",
+        "---- | -----",
+        "x    | z",
+        "     |",
+        "y    |",
+    ]

@@ -1,0 +1,116 @@
+"""identity.py: what may change when a run goes on, and that only one process lives in a run."""
+
+import fcntl
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.runs import run_dir
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.tasks.registry import make_task
+
+CONFIG = Config(task=TaskConfig(world=World(days=1, people_per_day=2, known_people=4)))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    run_dir.write(tmp_path, CONFIG, make_task(CONFIG))
+    return tmp_path
+
+
+def test_an_unchanged_run_comes_back_with_its_config_and_wandb_id(folder):
+    config, task, wandb = run_dir.read(folder, [], [])
+    assert config == CONFIG and task.days() == make_task(CONFIG).days() and len(wandb) == 8
+    assert run_dir.read(folder, [], [])[2] == wandb
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "cluster.backend=local",
+        "cluster.call_timeout_s=5",
+        "wandb.mode=offline",
+        "rollouts.workers=3",
+        "learners.threads=2",
+        "reward.timeout_s=2",
+    ],
+)
+def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
+    section, name = override.partition("=")[0].split(".")
+    before, (config, _, _) = getattr(CONFIG, section), run_dir.read(folder, [override], [])
+    assert getattr(getattr(config, section), name) != getattr(before, name)
+
+
+def test_a_key_that_results_depend_on_must_be_named(folder):
+    with pytest.raises(
+        InputError, match=r"sleep.steps changed since the run began; --accept sleep.steps goes on"
+    ):
+        run_dir.read(folder, ["sleep.steps=5"], [])
+    assert run_dir.read(folder, ["sleep.steps=5"], ["sleep.steps"])[0].sleep.steps == 5
+    with pytest.raises(InputError, match=r"unknown key sleep.stepps; did you mean sleep.steps"):
+        run_dir.read(folder, ["sleep.stepps=5"], [])
+
+
+def test_changed_data_must_be_named(folder):
+    other = replace(CONFIG, run=replace(CONFIG.run, seed=1))
+    text = (folder / run_dir.FILE).read_text()
+    (folder / run_dir.FILE).write_text(
+        text.replace(
+            run_dir.data_digest(make_task(CONFIG)), run_dir.data_digest(make_task(other))
+        )
+    )
+    with pytest.raises(InputError, match="data changed since the run began; --accept data goes on"):
+        run_dir.read(folder, [], [])
+    assert run_dir.read(folder, [], ["data"])[0] == CONFIG
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": {}}'])
+def test_a_folder_without_a_sound_identity_is_one_line(tmp_path, content):
+    if content is not None:
+        (tmp_path / run_dir.FILE).write_text(content)
+    with pytest.raises(InputError, match=r"expected the folder of a run with run.json") as caught:
+        run_dir.read(tmp_path, [], [])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_one_line(tmp_path):
+    with pytest.raises(RunError, match=r"run.json: cannot be written"):
+        run_dir.write(tmp_path / "none", CONFIG, make_task(CONFIG))
+
+
+def test_only_one_process_lives_in_a_run(tmp_path):
+    code = f"from pathlib import Path; from sleep_rl.runs import run_dir\nwith run_dir.alone(Path({str(tmp_path)!r})): print('in')"
+
+    def other():
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[3],
+        )
+
+    with run_dir.alone(tmp_path):
+        held = other()
+        assert held.returncode and "another process lives in this run" in held.stderr
+    assert other().stdout == "in\n"  # the lock went with its holder
+
+
+def test_whoever_only_asks_keeps_nobody_out(folder):
+    """A page that watches a run asks every two seconds, by taking the lock for an instant."""
+    asking = open(folder / run_dir.LOCK, "w")
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    threading.Timer(0.03, asking.close).start()
+    with run_dir.alone(folder):
+        assert run_dir.held(folder)
+    with (
+        run_dir.alone(folder),
+        pytest.raises(InputError, match="another process lives in this run"),
+    ):
+        with run_dir.alone(folder):
+            pass

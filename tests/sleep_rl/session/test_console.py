@@ -1,0 +1,229 @@
+"""What a person reads: plain lines in a log, bars on a terminal, the newest table after each
+night.
+"""
+
+import io
+import os
+import pty
+import re
+import select
+import time
+
+import pytest
+
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.session.console import Console
+
+
+def plain(every=5.0):
+    stream = io.StringIO()
+    return Console(stream, every=every), stream
+
+
+def evaluation(after, method, row, t, open_book=None):
+    return {
+        "t": t,
+        "kind": "evaluate",
+        "after": after,
+        "method": method,
+        "row": row,
+        "open_book": open_book,
+    }
+
+
+def test_a_log_gets_few_plain_lines_without_control_characters(monkeypatch):
+    # set by some CI systems: colour codes must not reach the log all the same
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    console, stream = plain()
+    with console.phase("night 1: seeding", total=200) as tick:
+        for _ in range(200):
+            tick(1, "loss 0.31")
+    first, last = stream.getvalue().splitlines()
+    assert first == "night 1: seeding: 0/200"
+    assert re.fullmatch(r"night 1: seeding: done in \d\.\d s, 200/200, [\d,.]+/s, loss 0\.31", last)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f]", stream.getvalue())
+
+
+def test_progress_lines_say_count_rate_time_left_and_note():
+    console, stream = plain(every=0.0)
+    with console.phase("seeding", total=4) as tick:
+        time.sleep(0.02)
+        tick(2, "loss 0.5")
+    line = stream.getvalue().splitlines()[1]
+    found = re.fullmatch(r"seeding: 2/4, ([\d.]+)/s, ([\d.]+) s left, loss 0\.5", line)
+    assert found and 10 < float(found[1]) <= 100 and float(found[2]) <= 0.2
+
+
+def test_a_wait_of_unknown_length_and_one_that_fails():
+    console, stream = plain()
+    with console.phase("loading the engine"):
+        pass
+    with pytest.raises(KeyError), console.phase("sampling", total=9) as tick:
+        tick(3)
+        raise KeyError("worker")
+    lines = stream.getvalue().splitlines()
+    assert lines[0] == "loading the engine ..." and re.fullmatch(
+        r"loading the engine: done in "
+        r"0\.\d s",
+        lines[1],
+    )
+    assert re.fullmatch(r"sampling: stopped in 0\.\d s, 3/9, [\d,.]+/s", lines[3])
+
+
+def test_the_innermost_open_phase_is_known():
+    console = Console(io.StringIO())
+    assert console.current() == ""
+    with console.phase("night 1"):
+        with console.phase("seeding", total=3):
+            assert console.current() == "seeding"
+        assert console.current() == "night 1"
+    assert console.current() == ""
+
+
+def test_markup_in_names_is_not_interpreted_and_long_lines_are_not_wrapped():
+    console, stream = plain()
+    console.say("[bold]x[/bold] [/oops] " + "y" * 400)
+    assert stream.getvalue() == "[bold]x[/bold] [/oops] " + "y" * 400 + "\n"
+
+
+def test_a_terminal_gets_bars_and_is_left_clean(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "120")
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        console = Console(terminal)
+        with console.phase("night 1", total=10) as outer, console.phase("push [student]") as inner:
+            outer(4, "loss 0.25")
+            inner()
+            console._progress.refresh()
+        console.close()
+        terminal.flush()
+        written = b""
+        # a terminal hands out what it has piece by piece
+        while select.select([reader], [], [], 0.5)[0]:
+            written += os.read(reader, 1 << 16)
+    shown = written.decode()
+    os.close(reader)
+    assert (
+        "4/10" in shown and "loss 0.25" in shown and "push [student]" in shown and "\x1b[" in shown
+    )
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") >= 1  # the cursor is visible again
+
+
+def test_nights_evaluations_and_the_end_through_the_journal(tmp_path):
+    console, stream = plain()
+    journal = Journal(tmp_path / "m.jsonl", [console])
+    journal.log("run", task="world", model="tiny")
+    journal.log(
+        "evaluate",
+        after="base",
+        method="sleep",
+        row={"known": 0.99, "day 1": 0.06},
+        open_book={"day 1": 0.97},
+    )
+    journal.log(
+        "night",
+        day="day 1",
+        seconds=83,
+        steps=200,
+        loss=0.05,
+        divergence=float("nan"),
+        reward_mean=0.8,
+        tokens_sampled=1234567,
+        tokens_trained=10,
+    )
+    journal.log("seed", step=1, loss=0.5)
+    journal.log(
+        "evaluate",
+        after="night 1",
+        method="sleep",
+        row={"known": 0.9, "day 1": 0.94, "day 2": 0.05},
+    )
+    journal.log("failure", where="reward 1", reason="timed out", count=3)
+    journal.log("evaluate", after="night 1", method="sft", row={"known": 0.4, "day 1": 0.9})
+    journal.log("done", seconds=125, status="ok")
+    journal.close()
+    text = stream.getvalue()
+    assert not any(r["kind"] == "sink_failed" for r in read(tmp_path / "m.jsonl"))
+    assert "base model: known 0.99, day 1 0.06\n" in text
+    assert (
+        "night of day 1: 200 steps in 1:23 min, loss 0.050, divergence not finite, reward 0.80, "
+        "1,234,567 tokens" in text
+    )
+    assert "warning: reward 1: timed out (3 x)\n" in text and text.endswith("done in 2:05 min\n")
+    first, final = (
+        text.split("after night 1: share of correct")[1],
+        text.split("result: share of correct")[1],
+    )
+    assert re.search(
+        r"sleep +night 1 +0\.90 +0\.94 +- "
+        r"*\n",
+        first,
+    ), "a day that was not lived yet has no number"
+    assert "plain SFT" not in first.split("warning")[0]
+    assert re.search(
+        r"method +after +known +day 1 +day "
+        r"2",
+        final,
+    ) and re.search(r"base model +0\.99 +- +- *\n", final)
+    assert re.search(
+        r"plain SFT +night 1 +0\.40 +0\.90 +- "
+        r"*\n",
+        final,
+    ) and re.search(r"open book +- +0\.97 +-", final)
+
+
+def test_the_table_shows_the_newest_row_of_each_method():
+    console, stream = plain()
+    for t, (after, method, value) in enumerate(
+        [("night 1", "sft", 0.3), ("night 1", "sleep", 0.8), ("night 2", "sleep", 0.7)]
+    ):
+        console.log(evaluation(after, method, {"known": value}, t))
+    table = stream.getvalue().split("after night 2")[1]
+    assert re.search(r"sleep +night 2 +0\.70", table) and re.search(
+        r"plain SFT +night 1 "
+        r"+0\.30",
+        table,
+    )
+    assert table.index("sleep") < table.index("plain SFT")
+
+
+def test_the_table_of_a_resumed_run_holds_what_was_measured_before():
+    console, stream = plain()
+    console.recall(
+        [
+            evaluation("base", "sleep", {"known": 0.9}, 0),
+            evaluation("night 1", "sleep", {"known": 0.8, "day 1": 0.7}, 1),
+        ]
+    )
+    console.log(evaluation("night 2", "sleep", {"known": 0.75, "day 1": 0.6, "day 2": 0.5}, 2))
+    assert re.search(r"base model +0\.90 +- +- *\n", stream.getvalue())
+    assert re.search(r"sleep +night 2 +0\.75 +0\.60 +0\.50", stream.getvalue())
+
+
+def test_an_open_book_measurement_is_one_line():
+    console, stream = plain()
+    console.log(evaluation("night 1", "sleep", {}, 0, open_book={"day 2": 0.98}))
+    assert stream.getvalue() == "open book, night 1: day 2 0.98\n"
+
+
+def test_a_failed_run_says_why():
+    console, stream = plain()
+    console.log(
+        {
+            "t": 0,
+            "kind": "done",
+            "seconds": 3,
+            "status": "failed",
+            "reason": "loss is NaN at step 7",
+        }
+    )
+    assert stream.getvalue() == "failed after 3.0 s: loss is NaN at step 7\n"
+
+
+def test_names_that_the_stream_cannot_encode_do_not_stop_a_run():
+    raw = io.BytesIO()
+    console = Console(io.TextIOWrapper(raw, encoding="ascii"))
+    console.say("day é")
+    console._rich.file.flush()
+    assert raw.getvalue() == b"day ?\n"

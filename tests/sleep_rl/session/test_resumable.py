@@ -1,0 +1,282 @@
+"""stages.py: a life that is cut off anywhere and continued is the life that was never cut off."""
+
+import hashlib
+import json
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.config.schema import Evaluate
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.driver.cycle import live
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.night.prompts import Texts
+from sleep_rl.session import resumable
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import Life
+from sleep_rl.session.resumable import DRIVER, LEARNER, MANIFEST, Progress, newest
+from tests.sleep_rl.driver.test_cycle import CONFIG, Diary, Forgetful
+from tests.sleep_rl.night.test_consolidation import Words
+
+
+class Stable(Words):
+    """As a real tokenizer's, a word's id does not depend on what else was read before."""
+
+    ids = {"<bos>": 1, "<eos>": 2}
+
+    def __init__(self):
+        pass
+
+    def __call__(self, text, add_special_tokens):
+        for word in text.split():
+            self.ids.setdefault(word, 10 + int(hashlib.sha256(word.encode()).hexdigest()[:12], 16))
+        return {"input_ids": [self.ids[word] for word in text.split()]}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+class Mortal(Forgetful):
+    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at
+    call number `at`.
+    """
+
+    def __init__(self, texts, rehearsed, at=None):
+        super().__init__(texts, rehearsed)
+        self.at, self.calls, self.weights, self.kept, self.resumed = at, 0, "", {}, []
+
+    def _learn(self, *what):
+        self.calls += 1
+        if self.calls == self.at:
+            raise Killed
+        self.weights = hashlib.sha256(f"{self.weights}{what}".encode()).hexdigest()
+
+    def wake(self, documents_N):
+        self._learn("wake", documents_N)
+        return super().wake(documents_N)
+
+    def seed_step(self, batch_N, step, steps):
+        self._learn("seed", batch_N, step)
+        return super().seed_step(batch_N, step, steps)
+
+    def close_night(self, commit_night):
+        self._learn("close")
+        return super().close_night(commit_night)
+
+    def sample(self, requests_N, name, how):
+        self.calls += 1
+        if self.calls == self.at:
+            raise Killed
+        return super().sample(requests_N, name, how)
+
+    def keep(self, tag):
+        super().keep(tag)
+        self.kept[tag] = self.weights
+
+    def use(self, tag):
+        super().use(tag)
+        self.weights = self.kept[tag]
+
+    def snapshot(self, path):
+        self.calls += 1
+        if self.calls == self.at:  # while the checkpoint is being written
+            raise Killed
+        with open(path, "w") as file:
+            json.dump([self.weights, self.kept, self.protocol], file)
+
+    def save_night(self, path):
+        self.calls += 1
+        if self.calls == self.at:  # while a part is being written
+            raise Killed
+        with open(path, "w") as file:
+            json.dump([self.weights, self.protocol], file)
+
+    def resume_night(self, path, step, steps):
+        assert self.protocol[-1][0] == "open", "a night is gone on with behind its opening"
+        with open(path) as file:
+            self.weights, protocol = json.load(file)
+        self.protocol[:] = [
+            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
+        ]
+        self.versions["student"] = self.version
+        self.resumed.append((step, steps))
+
+    def resume(self, path, version):
+        with open(path) as file:
+            self.weights, self.kept, protocol = json.load(file)
+        self.protocol[:] = [
+            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
+        ]
+        self.versions = {"teacher": version}
+        self.version = version
+
+
+CONFIG = replace(
+    CONFIG,
+    evaluate=Evaluate(max_drop=0.5),
+    sleep=replace(CONFIG.sleep, steps=5, steps_per_round=1, checkpoint_steps=2),
+)
+
+
+def lives(folder, at=None):
+    """One process of a life in `folder`, from its newest checkpoint on; returns its crew."""
+    found = newest(str(folder))
+    texts = Texts(Diary(), Stable())
+    crew = Mortal(texts, [], at)
+    journal = Journal(folder / "metrics.jsonl", keep=found[1]["journal"] if found else 0)
+    life = Life(
+        crew,
+        texts.task,
+        texts,
+        CONFIG,
+        journal,
+        Console(),
+        str(folder),
+        progress=Progress(str(folder)),
+    )
+    if found:
+        life.progress.results[:], life.progress.part = found[1]["results"], found[2]
+        life.index.restore(found[1]["index"])
+        crew.resume(str(found[0] / LEARNER), found[1]["version"])
+    try:
+        live(life)
+    finally:
+        journal.close()
+    return crew
+
+
+def lines(folder):
+    """The record without its times."""
+    times = ("t", "seconds", "tokens_per_second", "learner_idle", "path", "examples")
+    return [
+        {k: v for k, v in r.items() if k not in times and not k.endswith("_s")}
+        for r in read(folder / "metrics.jsonl")
+    ]
+
+
+def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path, capsys):
+    whole = tmp_path / "whole"
+    whole.mkdir()
+    want = lives(whole)
+    assert want.calls > 100
+    gone_on = set()
+    for at in range(1, want.calls + 1):
+        folder = tmp_path / "cut"
+        folder.mkdir()
+        with pytest.raises(Killed):
+            lives(folder, at)
+        again = lives(folder)
+        assert again.weights == want.weights, f"killed at call {at}"
+        assert lines(folder) == lines(whole), f"killed at call {at}"
+        assert again.calls < want.calls or at < 5  # it went on, and did not begin anew
+        gone_on |= set(again.resumed)
+        shutil.rmtree(folder)
+    # also inside nights: at a part behind two of their five steps, and four
+    assert gone_on == {(2, 5), (4, 5)}
+
+
+def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), cut.mkdir()
+    want, deaths = lives(whole), 0
+    while True:
+        try:
+            crew = lives(cut, at=12)
+            break
+        except Killed:
+            deaths += 1
+    assert deaths > 10 and crew.weights == want.weights and lines(cut) == lines(whole)
+
+
+DAMAGES = ("manifest", "driver", "learner", "partial")
+
+
+def hurt(at, damage):
+    """Makes a checkpoint or a part one that is not whole."""
+    if damage == "manifest":
+        (at / MANIFEST).unlink()
+    elif damage == "partial":
+        at.rename(at.with_suffix(".partial"))
+    else:
+        file = at / {"driver": DRIVER, "learner": LEARNER}[damage]
+        file.write_bytes(file.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
+    lives(tmp_path)
+    states = sorted((tmp_path / "state").iterdir())
+    # two are kept, nothing half-written lies about
+    assert [s.name.isdigit() for s in states] == [True, True]
+    before, last = states
+    hurt(last, damage)
+    assert newest(str(tmp_path))[0] == before
+
+
+def cut_in_a_night(folder):
+    """A life that died behind the second part of a night, which lies beside the checkpoint before
+    it.
+    """
+    for at in range(40, 200):
+        with pytest.raises(Killed):
+            lives(folder, at)
+        if (part := newest(str(folder))[2]) and part.step == 4:
+            return part
+        shutil.rmtree(folder)
+        folder.mkdir()
+    raise AssertionError("no death fell behind a part")
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_path, capsys):
+    whole, folder = tmp_path / "whole", tmp_path / "cut"
+    whole.mkdir(), folder.mkdir()
+    want, part = lives(whole), cut_in_a_night(folder)
+    # the newest part alone is kept
+    [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}
+    assert part.learner == str(at / LEARNER) and part.stage == "consolidate"
+    hurt(at, damage)
+    assert newest(str(folder))[2] is None
+    again = lives(folder)
+    assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
+
+
+def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
+    part = cut_in_a_night(tmp_path)
+    at = Path(part.learner).parent
+    driver = json.loads((at / DRIVER).read_text())
+    driver["state"]["where"]["night"] = 77
+    (at / DRIVER).write_text(json.dumps(driver))
+    (at / MANIFEST).write_text(
+        json.dumps({file: resumable._digest(at / file) for file in (LEARNER, DRIVER)})
+    )
+    with pytest.raises(
+        RunError,
+        match=r"cannot be gone on from \(it is of .*77.*remove that "
+        r"folder",
+    ):
+        lives(tmp_path)
+    shutil.rmtree(at)
+    lives(tmp_path)
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, capsys):
+    lives(tmp_path)
+    at, driver, _ = newest(str(tmp_path))
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    progress = Progress(str(tmp_path), driver["results"][:-1])
+    crew, journal = Mortal(Texts(Diary(), Stable()), []), Journal(tmp_path / "other.jsonl")
+    life = Life(crew, None, None, CONFIG, journal, Console(), str(tmp_path), progress=progress)
+    progress._reached = len(progress.results)
+    with pytest.raises((RunError, OSError)) as caught:
+        progress.once(life, lambda: None, "joint")
+    assert "No space left on device" in str(caught.value)
+    assert newest(str(tmp_path))[0] == at

@@ -1,0 +1,252 @@
+"""The task of a person's own documents, and the life that every run of it continues."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.cli.main import main
+from sleep_rl.config.loader import load
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal.journal import read
+from sleep_rl.plan.plan import plan
+from sleep_rl.tasks.documents.task import MARKER, OPENER, Documents, ingestion
+from sleep_rl.tasks.registry import make_task
+from tests.system.test_resume import DIFFERENT, kill_after
+
+ROOT = Path(__file__).parents[3]
+EXAMPLE = ROOT / "configs" / "documents"
+
+
+def test_without_a_language_model_the_small_one_reads_words_of_its_world():
+    config = load(str(ROOT / "configs" / "documents.yaml"), [f"task.path={EXAMPLE}"])
+    assert config.task.path is None and config.task.documents.path == str(EXAMPLE)
+    task = make_task(config)
+    [day] = task.days()
+    assert [d.id for d in day.documents] == [
+        "day1/ivo-keller.txt",
+        "day1/mira-berg.txt",
+        "day1/people.md",
+        "day1/people.md/2",
+    ]
+    assert day.documents[1].text == (
+        "mira berg lives in lima . mira berg became a pilot . mira "
+        "berg eats fresh sushi . mira berg "
+        "owns a gecko ."
+    )
+    question = day.questions[0]
+    assert (question.prompt, question.answer, question.document) == (
+        "Q : where does mira berg live ? A :",
+        "lima",
+        "day1/mira-berg.txt",
+    )
+    assert (
+        task.grade(question, "lima") == 1
+        and task.grade(question, "oslo") == 0
+        and task.grade(question, "") == 0
+    )
+    assert len(task.known()) == 400  # what the small model knew before
+
+
+def test_a_language_model_reads_documents_as_they_are(tmp_path):
+    (tmp_path / "Ä.md").write_text("# Title\n\nThe Kaiser had 3 dogs.")
+    (tmp_path / "questions.jsonl").write_text(
+        '{"question": "How many dogs?", "answer": "three dogs"}'
+    )
+    (tmp_path / "known.txt").write_text('{"question": "2+2?", "answer": "4"}')
+    task = Documents(
+        str(tmp_path / "Ä.md"),
+        str(tmp_path / "questions.jsonl"),
+        str(tmp_path / "known.txt"),
+        piece_tokens=6,
+    )
+    [day] = task.days()
+    assert [d.text for d in day.documents] == ["# Title", "The Kaiser had 3 dogs."]
+    assert (
+        day.questions[0].prompt == f"{OPENER} How many dogs?{MARKER}"
+        and day.questions[0].document == ""
+    )
+    assert (
+        task.grade(day.questions[0], " Three dogs.\nQuestion: more?") == 1
+        and task.grade(day.questions[0], "dogs") == 0
+    )
+    assert [q.prompt for q in task.known()] == [f"{OPENER} 2+2?{MARKER}"]
+    assert [t.completion for t in task.joint_texts()] == [" 4", " three dogs"]
+    with pytest.raises(InputError, match=r"model.base: a language model is needed, got null"):
+        task.base_checkpoint("", 0, None)
+
+
+@pytest.mark.parametrize(
+    "keys, line",
+    [
+        (
+            ["task.path=/nowhere"],
+            "task.documents.path: a folder or file of documents, a datasets "
+            "folder or a hub name, got /nowhere",
+        ),
+        (
+            ["task.documents.questions=/nowhere.jsonl"],
+            "task.documents.questions: cannot read /nowhere.jsonl",
+        ),
+        (
+            ["task.documents.record=/nowhere"],
+            "task.documents.record: 1 days that were taken in, got 0 in /nowhere",
+        ),
+        (["dream.rounds=1"], "dream.rounds: 0 with task documents, which has no tau"),
+        (
+            ["task.name=world", "task.path=x"],
+            "task.path: a task with a path, got task.name = world",
+        ),
+        (
+            [f"task.path={ROOT / 'README.md'}"],
+            "task.documents.path: the small model of the demo "
+            "knows the 177 words of its world only",
+        ),
+    ],
+)
+def test_bad_input_is_one_line(capsys, monkeypatch, keys, line):
+    monkeypatch.chdir(ROOT)
+    assert main(["plan", "configs/documents.yaml", *keys]) == 2
+    printed = capsys.readouterr()
+    assert line in printed.err and printed.err.count("\n") == 1 and not printed.out
+
+
+def test_plan_counts_pieces_that_fit_the_context(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "long.txt").write_text("word. " * 3000)
+    keys = [
+        f"task.path={tmp_path}",
+        "model.base=Qwen/Qwen3-1.7B",
+        "rollouts.engine.max_model_len=256",
+        "rollouts.engine.kv_cache_memory_bytes=8589934592",
+    ]
+    found = plan(load("configs/documents.yaml", keys))
+    assert found.written == 40 * 60  # 6000 words and marks in pieces of 256 - 96 - 8
+    assert found.tokens == 256
+
+
+def living(folder, documents, *keys):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    arguments = [
+        "run",
+        "configs/documents.yaml",
+        f"task.path={documents}",
+        f"run.dir={folder}",
+        "cluster.backend=local",
+        "sleep.steps=4",
+        "sleep.steps_per_round=2",
+        "sleep.batch=8",
+        "sleep.written=4",
+        "sleep.replay_written=16",
+        "sleep.rehearse_written=8",
+        "rollouts.workers=1",
+        "evaluate.questions=8",
+        *keys,
+    ]
+    return {
+        "args": [sys.executable, "-m", "sleep_rl", *arguments],
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+
+
+def lines(folder):
+    return [
+        {k: v for k, v in r.items() if k not in DIFFERENT} for r in read(folder / "metrics.jsonl")
+    ]
+
+
+@pytest.mark.stack
+def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
+    documents, life = tmp_path / "documents", tmp_path / "runs" / "documents"
+    shutil.copytree(EXAMPLE, documents)
+    first = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
+    assert (
+        first.returncode == 0
+        and "day 1: 3 new and 0 changed documents in 4 pieces, 8 questions" in first.stdout
+    ), first.stdout
+    memory, wandb = (
+        (life / "memory/night-1/memory.safetensors").read_bytes(),
+        json.loads((life / "run.json").read_text())["wandb"],
+    )
+    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=120)
+    assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
+
+    (documents / "mira-berg.txt").write_text("Mira Berg lives in Rome. Mira Berg became a pilot.")
+    (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")
+    other = subprocess.run(**living(tmp_path / "runs", documents, "sleep.lr=0.1"), timeout=120)
+    assert (
+        other.returncode == 2 and "a life goes on as it began, but sleep.lr changed" in other.stdout
+    )
+    second = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
+    assert (
+        second.returncode == 0
+        and "day 2: 1 new and 1 changed documents in 2 pieces, 2 questions" in second.stdout
+    ), second.stdout
+    # the first night was not lived again
+    assert (life / "memory/night-1/memory.safetensors").read_bytes() == memory
+    assert (life / "memory/night-2/memory.safetensors").read_bytes() != memory
+    assert json.loads((life / "run.json").read_text())["wandb"] == wandb
+    records = lines(life)
+    assert [r["night"] for r in records if r["kind"] == "night"] == [1, 2]
+    rows = [sorted(r["row"]) for r in records if r["kind"] == "evaluate" and r["row"]]
+    assert rows == [["known"], ["day1", "known"], ["day1", "day2", "known"]]
+    assert [r["kind"] for r in records].count("run") == 1 and records[-1]["status"] == "ok"
+    assert "day2" in (life / "report.html").read_text()
+    [wakes] = [[r["step"] for r in records if r["kind"] == "wake"]]
+    assert wakes == [4, 2]  # only what was new
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_next_day_that_was_cut_off_is_taken_up_where_it_stood_and_ends_the_same(tmp_path):
+    lives = {}
+    for name in ("whole", "cut"):
+        documents, life = tmp_path / name / "documents", tmp_path / name / "runs" / "documents"
+        shutil.copytree(EXAMPLE, documents)
+        assert subprocess.run(**living(life.parent, documents), timeout=600).returncode == 0
+        (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")
+        if name == "cut":
+            kill_after(
+                subprocess.Popen(**living(life.parent, documents)),
+                life / "metrics.jsonl",
+                len(lines(life)) + 4,
+            )
+        again = subprocess.run(**living(life.parent, documents), timeout=600)
+        assert again.returncode == 0, again.stdout
+        lives[name] = lines(life), (life / "memory/night-2/memory.safetensors").read_bytes()
+    assert lives["cut"] == lives["whole"]
+
+
+def test_a_folder_that_is_no_life_is_not_taken_over(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    (tmp_path / "documents").mkdir()
+    (tmp_path / "documents" / "letter.txt").write_text("mine")
+    assert main(["run", "configs/documents.yaml", f"run.dir={tmp_path}"]) == 2
+    assert "holds no life that could go on (run.json is missing)" in capsys.readouterr().err
+    assert [f.name for f in (tmp_path / "documents").iterdir()] == ["letter.txt"]
+
+
+def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
+    days = ingestion.next_day(
+        (), [ingestion.Source("a.txt", "A fact.")], [], 9, lambda text: len(text.split())
+    )
+    ingestion.write(tmp_path, days)
+    config = replace(Config(), model=replace(Config().model, base="somewhere"))
+    documents = replace(config.task.documents, record=str(tmp_path))
+    task = make_task(
+        replace(config, task=replace(config.task, name="documents", documents=documents))
+    )
+    assert [d.text for d in task.days()[0].documents] == ["A fact."] and task.known() == ()

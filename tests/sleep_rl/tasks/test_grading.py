@@ -1,0 +1,152 @@
+"""Free answers against gold ones: the deterministic grader, and a judge behind a real HTTP
+endpoint.
+"""
+
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, kappa, tokens, verdict
+
+VERDICTS = Path(__file__).parents[2] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
+
+
+@pytest.mark.parametrize(
+    "gold,answer,share",
+    [
+        ("Paul Ehrlich", "It was Paul Ehrlich, in 1909.", 1.0),
+        ("the Age of Enlightenment", "age of reason", 2 / 3),
+        ("1500", "15 hundred", 0.0),
+        ("a b b", "b", 1 / 2),
+        ("New York, New York", "new york", 1 / 2),
+        ("x", "", 0.0),
+    ],
+)
+def test_gold_recall_counts_each_token_of_the_gold_answer(gold, answer, share):
+    assert gold_recall(gold, answer) == pytest.approx(share)
+
+
+def test_the_threshold_and_words_without_weight():
+    grader = RecallGrader()
+    asked = [
+        ("q", "one two three", "one two"),
+        ("q", "one two three four", "four three two"),
+        ("q", "The", "the"),
+    ]
+    assert grader.grade(asked) == [0.0, 1.0, 0.0]
+    assert tokens("The U.S.'s  a-b, an X!") == ["u", "s", "s", "b", "x"]
+
+
+def slow_kappa(a, b):
+    """From the four cells of the table."""
+    cells = {(x, y): sum((p, q) == (x, y) for p, q in zip(a, b)) for x in (0, 1) for y in (0, 1)}
+    n = sum(cells.values())
+    observed = (cells[0, 0] + cells[1, 1]) / n
+    a1, b1 = (cells[1, 0] + cells[1, 1]) / n, (cells[0, 1] + cells[1, 1]) / n
+    expected = a1 * b1 + (1 - a1) * (1 - b1)
+    return (observed - expected) / (1 - expected)
+
+
+def test_kappa():
+    a, b = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    assert kappa(a, b) == pytest.approx(slow_kappa(a, b)) and kappa(a, a) == 1.0
+
+
+@pytest.mark.skipif(
+    not VERDICTS.is_file(), reason="the GPT-4.1 verdicts are not beside this checkout"
+)
+def test_it_agrees_with_gpt_41():
+    rows = [json.loads(line) for line in VERDICTS.read_text().splitlines()]
+    mine = RecallGrader().grade([(r["question"], r["gold"], r["pred"]) for r in rows])
+    theirs = [float(r["yes"] > r["no"]) for r in rows]
+    assert len(rows) == 8000 and kappa(mine, theirs) >= 0.70
+
+
+@pytest.fixture
+def endpoint():
+    """A server that answers as its `replies` say, and remembers what it was asked."""
+    asked, replies = [], []
+
+    class Answering(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            asked.append((self.path, self.headers.get("Authorization"), body))
+            code, text = replies.pop(0)
+            self.send_response(code)
+            self.end_headers()
+            self.wfile.write(text.encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Answering)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked, replies
+    server.shutdown()
+    server.server_close()
+
+
+def says(text):
+    return 200, json.dumps({"choices": [{"message": {"content": text}}]})
+
+
+def test_a_judge_is_asked_as_openai_would_be(endpoint):
+    url, asked, replies = endpoint
+    replies += [says("Yes."), says("no"), says("Yes and no"), says("maybe")]
+    grader = JudgeGrader(url, "judge-1", key="k", tries=1)
+    grades = grader.grade([("q?", "g", "a")] * 2 + [("q?", "g", "  ")] + [("q?", "g", "a")] * 2)
+    assert grades[:3] == [1.0, 0.0, 0.0] and all(isinstance(g, Failure) for g in grades[3:])
+    assert "neither yes nor no: 'Yes and no'" in grades[3].reason and grader.name == "judge:judge-1"
+    path, key, body = asked[0]
+    assert (path, key, body["model"], body["temperature"]) == (
+        "/v1/chat/completions",
+        "Bearer k",
+        "judge-1",
+        0,
+    )
+    assert (
+        all(word in body["messages"][0]["content"] for word in ("q?", "g", "a")) and len(asked) == 4
+    )
+
+
+def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
+    url, _asked, replies = endpoint
+    replies += [
+        (500, "x"),
+        (500, "x"),
+        (200, "{"),
+        (200, "[]"),
+        (503, "busy"),
+        says("yes"),
+        says(None),
+        says(None),
+    ]
+    grader = JudgeGrader(url, "m", timeout_s=5.0)
+    grades = grader.grade([("q", "g", "a")] * 4)
+    assert [g.reason for g in grades[:2]] == [
+        "the judge answered 500 Internal Server Error",
+        "the judge's answer is not that of a chat completion",
+    ]
+    # second tries
+    assert (
+        grades[2] == 1.0
+        and grades[3].reason == "the judge's answer is not that of a chat completion"
+    )
+    [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", tries=1).grade([("q", "g", "a")])
+    assert isinstance(odd, Failure)
+    [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=1.0, tries=1).grade(
+        [("q", "g", "a")]
+    )
+    assert gone.reason.startswith("the judge cannot be reached") and gone.where == "judge:m"
+
+
+def test_verdicts():
+    assert (
+        verdict("YES") == 1.0
+        and verdict(" no, it does not.") == 0.0
+        and isinstance(verdict(""), Failure)
+    )

@@ -1,0 +1,129 @@
+"""The deep world: questions in other forms have one right answer each, and dreams are read as what
+they say.
+"""
+
+import random
+from collections import Counter
+
+import pytest
+
+from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.records import Text
+from sleep_rl.tasks.small_base import SPECIAL, word_tokenizer
+from sleep_rl.tasks.world import question_forms
+from sleep_rl.tasks.world.base_model import DEEP, training_sequence
+from sleep_rl.tasks.world.people import ATTRIBUTES, MARKER, OPENER, random_person, vocabulary
+from sleep_rl.tasks.world.task import World
+
+
+@pytest.fixture(scope="module")
+def world():
+    return World(seed=0, deep=True)
+
+
+def test_every_word_is_in_the_vocabulary_and_the_plain_world_keeps_its_own(world):
+    words = set(vocabulary(True)) | set(SPECIAL)
+    asked = [q for day in world.days() for form in world.deeper(day).values() for q in form]
+    assert {word for q in asked for word in (q.prompt + " " + q.answer).split()} <= words
+    assert (
+        set(vocabulary()) < set(vocabulary(True))
+        and question_forms.DREAM.split()[0] not in vocabulary()
+    )
+    assert World(seed=0).deeper(World(seed=0).days()[0]) == {}
+    with pytest.raises(InputError, match=r"task.world.deep: true for dreaming, got false"):
+        World(seed=0).dream_tasks(World(seed=0).days()[0])
+
+
+def test_two_facts_name_one_person_and_every_question_has_one_answer(world):
+    questions = [q for day in world.days() for form in world.deeper(day).values() for q in form]
+    assert len({q.prompt for q in questions}) == len(questions) == 3 * 12 * (4 + 2 + 4)
+    people = [*world._known, *(p for day in world._people.values() for p in day)]
+    for a, b in question_forms.KEYS:
+        assert max(Counter((p.facts[a], p.facts[b]) for p in people).values()) == 1
+    assert all(p.facts[i] in ATTRIBUTES[i].values for p in people for i in range(4))
+    longer = World(seed=0, days=5, deep=True)
+    assert longer._known == world._known  # so the base in the cache stays valid
+    assert [longer._people[d] for d in world._people] == list(world._people.values())
+    with pytest.raises(InputError, match="a deep one has at most 400 people, got 460"):
+        World(seed=0, days=30, deep=True)
+
+
+def test_each_form_asks_what_it_says(world):
+    day = world.days()[0]
+    person = world._people["day1"][0]
+    city, job, food, pet = person.facts
+    mine = {
+        form: {q.prompt: q.answer for q in qs if q.document == day.documents[0].id}
+        for form, qs in world.deeper(day).items()
+    }
+    assert {form: len(qs) for form, qs in mine.items()} == {
+        "paraphrased": 4,
+        "reversed": 2,
+        "two-hop": 4,
+    }
+    assert mine["reversed"] == {
+        f"Q : who lives in {city} with a {pet} ? A :": person.name,
+        f"Q : who is the {job} with {food} ? A :": person.name,
+    }
+    assert mine["two-hop"][f"Q : what job has the one in {city} with a {pet} ? A :"] == job
+    assert mine["two-hop"][f"Q : in which city is the {job} with {food} ? A :"] == city
+    assert mine["paraphrased"][f"Q : what work does {person.name} do ? A :"] == job
+    stated = {q.prompt for q in day.questions}
+    assert not stated & {prompt for qs in mine.values() for prompt in qs}
+
+
+def test_tau_is_the_share_of_right_answers_about_c(world):
+    [task, *_] = tasks = world.dream_tasks(world.days()[1])
+    assert len(tasks) == 12 and task.day == "day2" and task.context == world.days()[1].documents[0]
+    assert len(task.questions) == 14 and all(q.document == task.context.id for q in task.questions)
+    right = [q.answer for q in task.questions]
+    assert world.tau(task, right) == 1.0 and world.tau(task, [""] * 14) == 0.0
+    assert world.tau(task, [f"{a} <eos>" if i < 7 else "wrong" for i, a in enumerate(right)]) == 0.5
+
+
+def test_a_dream_is_read_as_its_questions_with_their_answers(world):
+    dream = "Q : who lives in oslo with a dog ? A : mira novak Q : what work does mira novak do ? A : baker"
+    lesson = world.lesson(None, dream)
+    assert lesson.texts == (
+        Text("Q : who lives in oslo with a dog ? A :", " mira novak"),
+        Text("Q : what work does mira novak do ? A :", " baker"),
+    )
+    assert world.lesson(None, f"{dream} {dream}").texts == lesson.texts  # once each
+    for bad in (
+        "",
+        "mira novak lives in oslo .",
+        "Q : where ? A :",
+        "Q : A : x",
+        "Q : a ? A : b A : c",
+    ):
+        assert isinstance(world.lesson(None, bad), Failure), bad
+
+
+def test_the_base_dreams_in_every_form_and_truly():
+    rng, known = random.Random(0), [random_person(random.Random(i)) for i in range(20)]
+    tokenizer, seen, dreams = word_tokenizer(vocabulary(True)), Counter(), 0
+    for _ in range(3000):
+        pieces = training_sequence(rng, known, 4, DEEP)
+        text = " ".join(words for words, _ in pieces)
+        assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
+        if question_forms.DREAM in text:
+            dreams += 1
+            document, dream = text.removeprefix("<bos> ").split(f" {question_forms.DREAM} ")
+            lesson = question_forms.lesson(dream.removesuffix(" <eos>"), OPENER, MARKER)
+            for told in lesson.texts:
+                question = told.prompt.removeprefix("Q : ").removesuffix(" A :")
+                form = next(form for form, starts in STARTS.items() if question.startswith(starts))
+                seen[form] += 1
+                assert all(word in document for word in told.completion.split()), (document, told)
+    assert 0.2 < dreams / 3000 < 0.4
+    total = sum(seen.values())
+    for form, share in zip(question_forms.FORMS, question_forms.SHARES, strict=True):
+        assert abs(seen[form] / total - share) < 0.06, (form, seen)
+
+
+STARTS = {
+    "paraphrased": ("in which town", "what work", "which meal", "which animal"),
+    "reversed": ("who lives", "who is the"),
+    "two-hop": ("what job has", "what food likes", "in which city", "what pet has"),
+    "direct": ("where does", "what job does", "what food does", "what pet does"),
+}

@@ -1,0 +1,277 @@
+"""The world's facts, texts and grading, and what its base model is trained on; the base itself in
+the slow test.
+"""
+
+import random
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import Question
+from sleep_rl.tasks.small_base import SPECIAL, word_tokenizer
+from sleep_rl.tasks.world.base_model import (
+    Recipe,
+    model_config,
+    training_batches,
+    training_sequence,
+)
+from sleep_rl.tasks.world.people import ATTRIBUTES, FIRST, LAST, random_person, vocabulary
+from sleep_rl.tasks.world.task import World
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    return World(seed=0)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return word_tokenizer(vocabulary())
+
+
+def name_of(question: Question) -> str:
+    return question.id.split("/")[1].replace("-", " ")
+
+
+def everything_asked(world: World) -> list[Question]:
+    return [*world.known(), *(question for day in world.days() for question in day.questions)]
+
+
+def test_word_lists_are_distinct_and_long_enough():
+    for words in (FIRST, LAST, *(a.values for a in ATTRIBUTES)):
+        assert len(set(words)) == len(words) >= 20
+    assert not set(FIRST) & set(LAST)
+    values = [value for a in ATTRIBUTES for value in a.values]
+    assert len(set(values)) == len(values)
+
+
+def test_sizes(world):
+    assert [day.name for day in world.days()] == ["day1", "day2", "day3"]
+    assert all(len(day.documents) == 12 and len(day.questions) == 48 for day in world.days())
+    assert len(world.known()) == 400
+
+
+def test_names_and_ids_are_unique_over_known_people_and_days(world):
+    asked = everything_asked(world)
+    assert len({question.id for question in asked}) == len(asked)
+    assert set(Counter(map(name_of, asked)).values()) == {len(ATTRIBUTES)}
+    assert len({document.id for day in world.days() for document in day.documents}) == 36
+
+
+def test_neither_first_nor_last_name_alone_tells_who_is_meant(world):
+    people = {name_of(question) for question in everything_asked(world)}
+    for part in (0, 1):
+        shared = Counter(name.split()[part] for name in people)
+        assert sum(count for count in shared.values() if count > 1) > 0.9 * len(people)
+
+
+def test_the_same_seed_gives_the_same_world_and_another_seed_another(world):
+    again, other = World(seed=0), World(seed=1)
+    assert again.days() == world.days() and again.known() == world.known()
+    assert {q.id for q in other.known()} != {q.id for q in world.known()}
+    assert other.days()[0].documents[0].text != world.days()[0].documents[0].text
+
+
+def test_more_days_change_nothing_about_the_people_known_before(world):
+    assert World(seed=0, days=5, people_per_day=3).known() == world.known()
+
+
+def test_every_word_is_in_the_vocabulary_of_the_tokenizer(world, tokenizer):
+    texts = [question.prompt + " " + question.answer for question in everything_asked(world)]
+    texts += [document.text for day in world.days() for document in day.documents]
+    texts += [world.opener, world.marker]
+    assert tokenizer.unk_token_id not in {
+        token for text in texts for token in tokenizer(text).input_ids
+    }
+
+
+def test_pieces_tokenize_like_the_whole(world, tokenizer):
+    day = world.days()[0]
+    context, question = day.documents[0].text, day.questions[0]
+    assert question.prompt.startswith(world.opener) and question.prompt.endswith(world.marker)
+    rest = question.prompt.removeprefix(world.opener)
+    pieces = ["<bos>", context, world.opener, rest, f" {question.answer}", "<eos>"]
+    together = tokenizer(" ".join(pieces)).input_ids
+    assert [token for piece in pieces for token in tokenizer(piece).input_ids] == together
+    assert len(together) <= model_config(Recipe()).max_position_embeddings
+
+
+def test_limits_hold_every_written_question_and_answer(world, tokenizer):
+    for question in everything_asked(world):
+        answer = tokenizer(f" {question.answer} <eos>").input_ids
+        written = tokenizer(question.prompt.removeprefix(world.opener)).input_ids + answer
+        assert len(written) <= world.max_new_tokens and len(answer) <= world.max_answer_tokens
+
+
+def test_every_question_of_a_day_can_be_answered_from_its_document_only(world):
+    for day in world.days():
+        texts = {document.id: document.text for document in day.documents}
+        for question in day.questions:
+            values = next(a.values for a in ATTRIBUTES if question.id.endswith(f"/{a.name}"))
+            assert [word for word in texts[question.document].split() if word in values] == [
+                question.answer
+            ]
+            assert name_of(question) in texts[question.document]
+
+
+def test_documents_vary_in_order_and_wording(world):
+    kinds = {value: a.name for a in ATTRIBUTES for value in a.values}
+    documents = [document for day in world.days() for document in day.documents]
+    # of 24
+    assert (
+        len({tuple(kinds[word] for word in d.text.split() if word in kinds) for d in documents})
+        > 12
+    )
+    wordings = {
+        tuple(word for word in d.text.split() if word not in (*FIRST, *LAST, *kinds))
+        for d in documents
+    }
+    assert len(wordings) > 0.9 * len(documents)
+
+
+def test_grading(world):
+    question = Question("x", "Q : where does mira novak live ? A :", "oslo")
+    for right in ("oslo", " oslo <eos>", "<bos> oslo Q : where", "oslo <eos> <pad>"):
+        assert world.grade(question, right) == 1.0
+    for wrong in ("", "<eos>", "paris", "paris oslo", "Oslo", "oslos"):
+        assert world.grade(question, wrong) == 0.0
+
+
+def test_baseline_texts(world):
+    day = world.days()[1]
+    assert [text.completion for text in world.sft_texts(day)] == [
+        document.text for document in day.documents
+    ]
+    assert {text.prompt for text in world.sft_texts(day)} == {""}
+    expected = {(question.prompt, f" {question.answer}") for question in everything_asked(world)}
+    joint = [(text.prompt, text.completion) for text in world.joint_texts()]
+    assert set(joint) == expected and len(joint) == len(expected)
+
+
+@pytest.mark.parametrize("key", ["days", "people_per_day", "known_people"])
+def test_empty_worlds_are_refused(key):
+    with pytest.raises(InputError, match=f"world.{key}: at least 1, got 0"):
+        World(seed=0, **{key: 0})
+
+
+def test_more_people_than_names_are_refused():
+    with pytest.raises(InputError, match="at most 1024, got 1700"):
+        World(seed=0, days=100, people_per_day=16)
+
+
+# ------------------------------------------------------------------------------------------------
+# the base model
+
+
+KNOWN = tuple(random_person(random.Random(i)) for i in range(20))
+RECIPE = Recipe()
+
+
+def sequences(count: int, in_context: bool) -> list[list[tuple[str, float]]]:
+    """Training sequences: what stands behind <bos>, as (words, loss weight)."""
+    rng = random.Random(3)
+    recipe = replace(RECIPE, in_context=float(in_context))
+    rows = [training_sequence(rng, KNOWN, 4, recipe) for _ in range(count)]
+    assert all(row[0] == ("<bos>", 0.0) for row in rows)
+    return [row[1:] for row in rows]
+
+
+def asked_name(question: str) -> str:
+    return " ".join(word for word in question.split() if word in FIRST or word in LAST)
+
+
+def test_training_asks_only_about_the_person_of_the_document_and_answers_about_others_too():
+    foreign = namesakes = 0
+    for (document, _), *asked in sequences(400, in_context=True):
+        name = " ".join(document.split()[:2])
+        for (question, weight), (answer, answer_weight), _ in zip(*[iter(asked)] * 3, strict=True):
+            other = asked_name(question)
+            assert answer_weight == RECIPE.answer_weight
+            if other == name:
+                assert weight == RECIPE.question_weight and answer in document.split()
+            else:
+                assert weight == 0 and other in {person.name for person in KNOWN}
+                foreign += 1
+                namesakes += bool(set(other.split()) & set(name.split()))
+    assert foreign == pytest.approx(RECIPE.elsewhere * 1600, rel=0.2)
+    assert namesakes > 0.15 * foreign
+
+
+def test_training_without_a_document_asks_about_known_people():
+    people = {person.name: person for person in KNOWN}
+    for row in sequences(100, in_context=False):
+        for (question, weight), (answer, _), (end, _) in zip(*[iter(row)] * 3, strict=True):
+            assert weight == RECIPE.recall_weight and end == "<eos>"
+            assert answer in people[asked_name(question)].facts
+
+
+def test_first_question_behind_a_document_asks_about_each_attribute_equally_often():
+    first = [row[1] for row in sequences(4000, in_context=True)]
+    asked = Counter(tuple(question.split()[2:4]) for question, weight in first if weight)
+    assert len(asked) == len(ATTRIBUTES) and max(asked.values()) < 1.2 * min(asked.values())
+
+
+def test_batches_repeat_with_step_and_seed_and_weigh_no_padding():
+    batches = training_batches(0, KNOWN, RECIPE)
+    ids_BT, weight_BT = batches(RECIPE.steps - 1)
+    assert ids_BT.shape == weight_BT.shape and ids_BT.shape[0] == RECIPE.stages[-1].sequences
+    assert (batches(RECIPE.steps - 1)[0] == ids_BT).all()
+    for other in (batches(RECIPE.steps - 2), training_batches(1, KNOWN, RECIPE)(RECIPE.steps - 1)):
+        assert not (other[0][:, :20] == ids_BT[:, :20]).all()
+    assert (weight_BT[ids_BT == SPECIAL.index("<pad>")] == 0).all()
+    assert (ids_BT[:, 0] == SPECIAL.index("<bos>")).all()
+    assert ids_BT.max() < model_config(RECIPE).vocab_size
+
+
+def test_documents_grow_during_training():
+    middle = [
+        int(RECIPE.steps * (a.until + b.until) / 2)
+        for a, b in zip(RECIPE.stages, RECIPE.stages[1:])
+    ]
+    lengths = [training_batches(0, KNOWN, RECIPE)(step)[0].shape[1] for step in (0, *middle)]
+    assert lengths == sorted(set(lengths))
+
+
+def test_base_checkpoint_is_used_where_the_cache_has_it(tmp_path):
+    tiny = replace(RECIPE, steps=2, hidden=32, heads=1)
+    world = World(seed=0, known_people=2, recipe=tiny)
+    calls = []
+    path = world.base_checkpoint(str(tmp_path), 0, lambda *call: calls.append(call))
+    assert len(calls) == 2 and (tmp_path / path / "model.safetensors").exists()
+    assert world.base_checkpoint(str(tmp_path), 0, lambda *call: calls.append(call)) == path
+    assert len(calls) == 2
+    assert (
+        World(seed=0, days=1, known_people=2, recipe=tiny).base_checkpoint(str(tmp_path), 0, None)
+        == path
+    )
+    other = World(seed=1, known_people=2, recipe=tiny)
+    assert other.base_checkpoint(str(tmp_path), 0, None) != path
+    assert world.base_checkpoint(str(tmp_path), 1, None) != path
+
+
+@pytest.mark.slow
+def test_base_model_knows_people_by_heart_and_reads_documents(world, tmp_path):
+    path = world.base_checkpoint(str(tmp_path), 0, None)
+    model, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(path),
+        AutoTokenizer.from_pretrained(path),
+    )
+
+    def accuracy(questions: list[Question], contexts: dict[str, str]) -> float:
+        right = 0.0
+        for question in questions:
+            text = f"<bos> {contexts.get(question.document, '')} {question.prompt}"
+            logits_V = model(torch.tensor([tokenizer(text).input_ids])).logits[0, -1]
+            right += world.grade(question, tokenizer.decode(logits_V.argmax()))
+        return right / len(questions)
+
+    new = [question for day in world.days() for question in day.questions]
+    documents = {document.id: document.text for day in world.days() for document in day.documents}
+    with torch.no_grad():
+        assert accuracy(list(world.known()), {}) >= 0.995
+        assert accuracy(new, documents) >= 0.99
+        assert accuracy(new, {}) <= 0.15  # about 1 in 20 by chance

@@ -1,0 +1,753 @@
+"""watch.py: what the live page's server says of a run, and to whom; the page itself in a real
+browser.
+"""
+
+import base64
+import fcntl
+import hashlib
+import http.client
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from html import escape, unescape
+from pathlib import Path
+
+import pytest
+
+from sleep_rl.cli.main import main
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal.journal import Journal
+from sleep_rl.watch.page import PAGE
+from sleep_rl.watch.server import PAGE_POLICY, Server
+from sleep_rl.watch.state import QUIET_S
+from tests.conftest import as_at_a_terminal
+
+ROOT = Path(__file__).parents[3]
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))),
+    None,
+)
+EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+CONFIG = {
+    "task": {"name": "world", "world": {"days": 2}},
+    "rollouts": {"workers": 2},
+    "learners": {"world_size": 1},
+    "reward": {"workers": 1, "semantic": "none"},
+}
+
+
+def begin(folder, config=CONFIG):
+    (folder / "run.json").write_text("{}")
+    journal = Journal(folder / "metrics.jsonl")
+    journal.log(
+        "run",
+        config=config,
+        task="world",
+        model="tiny",
+        started=time.time(),
+        commit="3f2a9c1",
+        seeds=[7],
+    )
+    return journal
+
+
+def seed(journal, night, *steps, of=4, **more):
+    for step in steps:
+        journal.log(
+            "seed",
+            night=night,
+            sender=0,
+            day=f"day {night}",
+            step=step,
+            steps=of,
+            loss=night + step / 10,
+            divergence=0.5,
+            reward_mean=0.8,
+            logprob_gap=1e-6,
+            tokens_trained=900,
+            seconds=0.5,
+            **more,
+        )
+
+
+def evaluated(journal, after, **row):
+    journal.log(
+        "evaluate", after=after, method="sleep", row=row, open_book=None, n=dict.fromkeys(row, 10)
+    )
+
+
+class Client:
+    """Asks a server that runs in a thread of this process; whether a process lives in its run is
+    `alive`.
+    """
+
+    def __init__(self, folder, host="127.0.0.1"):
+        self.alive, self.asked = True, []
+        self.server = Server(folder, host, 0, lambda asked: self.asked.append(asked) or self.alive)
+        self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
+        self.thread.start()
+
+    def ask(self, path="/state.json", method="GET", **headers):
+        connection = http.client.HTTPConnection(*self.server.server_address[:2], timeout=20)
+        connection.request(
+            method, path, headers={key.replace("_", "-"): value for key, value in headers.items()}
+        )
+        answer = connection.getresponse()
+        body = answer.read().decode()
+        connection.close()
+        return answer.status, dict(answer.getheaders()), body
+
+    def state(self):
+        self.server._asked = -9.0  # without its memory of two seconds
+        status, _, body = self.ask()
+        assert status == 200, body
+        return json.loads(body)
+
+    def close(self):
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join()
+
+
+@pytest.fixture
+def watch(tmp_path):
+    clients = []
+
+    def make(folder=tmp_path, **how):
+        clients.append(Client(folder, **how))
+        return clients[-1]
+
+    yield make
+    for client in clients:
+        client.close()
+
+
+def curve(state, title, label):
+    [panel] = [p for p in state["curves"] if p["title"] == title]
+    [series] = [s for s in panel["series"] if s["label"] == label]
+    return series["points"]
+
+
+# ---------------------------------------------------------------------------------------------------------
+# the state
+
+
+def test_the_state_grows_with_the_run(tmp_path, watch):
+    journal, client = begin(tmp_path), watch()
+    state = client.state()
+    assert (state["name"], state["said"], state["curves"], state["alive"]) == (
+        tmp_path.name,
+        "Goes on",
+        [],
+        True,
+    )
+    assert state["facts"] == {"task": "world", "model": "tiny", "seed": "7", "commit": "3f2a9c1"}
+    assert (
+        "No evaluation after a night yet" in state["parts"]["retention"]
+        and client.asked[-1] == tmp_path
+    )
+    evaluated(journal, "base", known=1.0)
+    seed(journal, 1, 0, 1)
+    state = client.state()
+    assert curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1]]
+    assert state["phase"]["said"] == "Night 1 of 2: consolidation"
+    assert (state["phase"]["step"], state["phase"]["steps"]) == (2, 4)
+    assert re.fullmatch(r"[\d.]+ s", state["phase"]["left"])
+    seed(journal, 1, 2, 3)
+    evaluated(journal, "night 1", known=0.9, **{"day 1": 0.75})
+    seed(journal, 2, 0)
+    state = client.state()
+    assert curve(state, "Seeding loss", "loss") == [
+        [0, 1.0],
+        [1, 1.1],
+        [2, 1.2],
+        [3, 1.3],
+        [4, None],
+        [4, 2.0],
+    ]
+    [panel] = [p for p in state["curves"] if p["title"] == "Seeding loss"]
+    assert panel["nights"] == [[0, "night 1"], [4, "night 2"]]
+    assert ">0.75</td>" in state["parts"]["retention"] and state["read"] == state["size"]
+    # one step has no pace
+    assert "left" not in state["phase"] and state["phase"]["said"] == "Night 2 of 2: consolidation"
+
+
+def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, watch):
+    journal = begin(tmp_path)
+    journal.log(
+        "sample",
+        weights="student",
+        tokens=800,
+        sequences=400,
+        failed=0,
+        tokens_per_second=7320.1,
+        seconds=0.1,
+    )
+    journal.log(
+        "push",
+        name="student",
+        version=12,
+        bytes=1,
+        tensors=1,
+        seconds=0.02,
+        workers=2,
+        probe_gap=0.0,
+        pause=0.01,
+    )
+    seed(journal, 1, 2)
+    journal.log("restarted", worker="rollout-1", reason="died")
+    journal.log("restarted", worker="all workers", reason="learner lost")
+    journal.log("scaled", worker="rollout-2", joined=True, workers=3)
+    journal.log("scaled", worker="rollout-0", joined=False, workers=2)
+    (tmp_path / "logs").mkdir()
+    ended = b"\x1b[31mloading\x1b[0m 10%\rloading 100%\x00 \xff\n\n"
+    (tmp_path / "logs" / "rollout-1.log").write_bytes(b"a\n" * 5000 + ended)
+    (tmp_path / "logs" / "stacks.log").write_text("Thread 1")
+    (tmp_path / "logs" / "learner-0.log").write_text("")
+    (tmp_path / "logs" / "stolen.log").symlink_to("/etc/hostname")
+    crew = {role["role"]: role for role in watch().state()["crew"]}
+    assert list(crew) == ["rollout", "learner", "reward", "files"]
+    assert [did["said"] for did in crew["rollout"]["did"]] == [
+        "verified version 12 of the student",
+        "sampled 400 sequences (student), 7,320 tokens a second",
+    ]
+    workers = {w["name"]: w for role in crew.values() for w in role["workers"]}
+    assert list(workers) == [
+        "rollout-0",
+        "rollout-1",
+        "rollout-2",
+        "learner-0",
+        "reward-0",
+        "stacks",
+    ]
+    assert [workers[f"rollout-{i}"]["left"] for i in range(3)] == [True, False, False]
+    assert (workers["rollout-1"]["restarts"], crew["learner"]["restarts"]) == (1, 1)
+    log = workers["rollout-1"]["log"]
+    assert log["line"] == "loading 100% \ufffd" and abs(log["t"] - time.time()) < 60
+    assert workers["learner-0"]["log"]["line"] == "" and workers["reward-0"]["log"] is None
+    assert [did["said"] for did in crew["learner"]["did"]] == [
+        "consolidation, step 3 of 4, loss 1.200"
+    ]
+    assert crew["reward"]["did"][0]["said"] == "mean reward 0.80"
+
+
+def test_a_log_that_grows_is_read_again(tmp_path, watch):
+    begin(tmp_path)
+    client, log = watch(), tmp_path / "logs" / "rollout-0.log"
+    log.parent.mkdir()
+    for text in ("one", "two"):
+        with open(log, "a") as file:
+            file.write(f"{text}\n")
+        [rollouts] = [role for role in client.state()["crew"] if role["role"] == "rollout"]
+        assert rollouts["workers"][0]["log"]["line"] == text
+
+
+def test_how_a_run_stands(tmp_path, watch):
+    journal, client = begin(tmp_path), watch()
+    seed(journal, 1, 0)
+    assert (client.state()["status"], client.state()["said"]) == ("alive", "Goes on")
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write(json.dumps({"t": time.time() - QUIET_S - 1, "kind": "flow"}) + "\n")
+    assert (client.state()["status"], client.state()["said"]) == ("quiet", "Quiet for a while")
+    client.alive = False
+    state = client.state()
+    assert (state["status"], state["alive"]) == ("failed", False)
+    # as of an evaluation, which cannot be resumed
+    (tmp_path / "run.json").rename(tmp_path / "aside")
+    assert (client.state()["status"], client.state()["said"]) == (
+        "idle",
+        "No process holds this folder",
+    )
+    (tmp_path / "aside").rename(tmp_path / "run.json")
+    assert (
+        state["said"]
+        == f"Stopped: no process lives in this run; sleep-rl resume {tmp_path} goes on with it"
+    )
+    journal.log("done", seconds=75, status="failed", reason="loss is nan at step 3")
+    assert client.state()["said"] == "Failed after 1:15 min: loss is nan at step 3"
+    journal.log("done", seconds=75, status="ok", reason=None)
+    assert (client.state()["status"], client.state()["said"]) == ("ok", "Finished in 1:15 min")
+    assert "left" not in client.state()["phase"]
+
+
+def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
+    journal, client = begin(tmp_path), watch()
+    seed(journal, 1, 0, 1)
+    keep = journal.size()
+    seed(journal, 1, 2, 3)
+    journal.log("failure", where="reward", reason="timed out", count=3)
+    assert len(curve(client.state(), "Seeding loss", "loss")) == 4
+    journal.cut(keep)
+    seed(journal, 1, 2, reward_abs=0.5)
+    state = client.state()
+    assert (
+        curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1], [2, 1.2]]
+        and state["parts"]["failures"] == ""
+    )
+    assert curve(state, "Imitation reward", "edit distance") == [[2, 0.5]]
+
+
+def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
+    journal = begin(tmp_path)
+    journal.close()
+    senseless = [
+        {"kind": "evaluate"},
+        {"kind": "evaluate", "after": "base", "method": "sleep", "row": {"known": "much"}},
+        {"kind": "seed", "night": 1, "step": "one"},
+        {"kind": "seed", "night": [], "step": None},
+        {"kind": "push", "name": []},
+        {"kind": "run", "config": []},
+        {"kind": "completion", "day": 1},
+        {"kind": "dream"},
+        {"kind": "scaled"},
+        {"kind": "baseline", "method": {}, "step": 1},
+        {"kind": "failure", "count": "many"},
+        {"kind": "__class__"},
+        {"kind": "written", "new": "a", "replay": None, "examples": 5},
+        {"kind": "done", "seconds": "x"},
+    ]
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.writelines(json.dumps({"t": 1.0, **record}) + "\n" for record in senseless)
+        file.write('{"t": 1, "ki\n')
+    seed(Journal(tmp_path / "metrics.jsonl"), 1, 0)
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        # not ended yet: neither read nor counted
+        file.write('{"t": 1, "kind": "seed", "step"')
+    client = watch()
+    state = client.state()
+    assert curve(state, "Seeding loss", "loss") == [[0, 1.0]]
+    # two of them are sound, and one more is torn
+    assert state["left_out"] == len(senseless) - 2 + 1
+
+
+def test_a_long_life_is_a_short_answer(tmp_path, watch):
+    journal = begin(tmp_path)
+    for night in range(1, 41):
+        seed(journal, night, *range(100), of=100)
+        for i in range(30):
+            journal.log(
+                "completion",
+                when="after",
+                day=f"day {night}",
+                question=f"q{i}",
+                prompt="p",
+                answer="a",
+                completion="c",
+                score=1,
+            )
+            journal.log(
+                "dream",
+                night=night,
+                round=1,
+                task="t",
+                number=i,
+                text="d" * 50,
+                reason="",
+                kept=True,
+                reward=1,
+                gain=0.1,
+            )
+    client = watch()
+    began = time.monotonic()
+    client.state()
+    first = time.monotonic() - began
+    status, _, body = client.ask()
+    assert status == 200 and len(body) < 150_000
+    began = time.monotonic()
+    client.state()
+    assert time.monotonic() - began < max(first / 2, 0.2)  # nothing is read twice
+
+
+def test_an_unchanged_run_costs_nothing(tmp_path, watch):
+    journal, client = begin(tmp_path), watch()
+    status, headers, body = client.ask()
+    assert status == 200 and abs(json.loads(body)["now"] - time.time()) < 5
+    assert client.ask(If_None_Match=headers["ETag"])[::2] == (304, "")
+    seed(journal, 1, 0)
+    status, again, _ = client.ask(If_None_Match=headers["ETag"])
+    assert status == 200 and again["ETag"] != headers["ETag"]
+
+
+def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watch):
+    (tmp_path / "run.json").write_text("{}")
+    client = watch()
+    assert client.state()["said"] == "Nothing is recorded yet"
+    assert client.ask("/report")[::2] == (
+        503,
+        f"cannot read metrics: No such file or directory: {tmp_path}/metrics.jsonl\n",
+    )
+    seed(begin(tmp_path), 1, 0)
+    assert len(client.state()["curves"]) >= 3
+    (tmp_path / "metrics.jsonl").unlink()
+    assert client.state()["curves"] == []
+    (tmp_path / "metrics.jsonl").mkdir()
+    assert client.ask()[::2] == (
+        503,
+        f"cannot read metrics: Is a directory: {tmp_path}/metrics.jsonl\n",
+    )
+
+
+# ----------------------------------------------------------------------------------------------------
+# who gets what
+
+
+def wicked(folder):
+    """A run in which every text is a script."""
+    journal = begin(folder, {**CONFIG, "note": EVIL})
+    seed(journal, 1, 0)
+    evaluated(journal, "base", known=1.0)
+    evaluated(journal, "night 1", known=1.0, **{EVIL: 0.5})
+    journal.log(
+        "completion",
+        when="after",
+        day=EVIL,
+        question="q",
+        prompt=EVIL,
+        answer=EVIL,
+        completion=EVIL,
+        score=1,
+    )
+    journal.log("written", night=1, sender=0, new=1, replay=1, examples=[EVIL])
+    journal.log(
+        "dream",
+        night=1,
+        round=1,
+        task=EVIL,
+        number=0,
+        text=EVIL,
+        reason="",
+        kept=True,
+        reward=1,
+        gain=0.1,
+        importance=1.0,
+        tau_before=0.5,
+        taus=[0.6],
+        held_out=0.1,
+        logprob=-1.0,
+    )
+    journal.log("failure", where=EVIL, reason=EVIL, count=1)
+    journal.log("restarted", worker=EVIL, reason=EVIL)
+    (folder / "logs").mkdir()
+    (folder / "logs" / "rollout-0.log").write_text(EVIL)
+    return journal
+
+
+def test_what_is_html_is_escaped(tmp_path, watch):
+    wicked(tmp_path)
+    client = watch()
+    state = client.state()
+    for part in state["parts"].values():
+        assert "<script" not in part and "<img" not in part and escape(EVIL) in part
+    # set as text by the page
+    assert state["written"]["texts"] == [EVIL] and state["dreams"][0]["text"] == EVIL
+    assert "<script" not in client.ask("/report")[2]
+
+
+def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
+    begin(tmp_path)
+    client = watch()
+    for path in ("/", "/state.json", "/report", "/none"):
+        _, headers, _ = client.ask(path)
+        policy = headers["Content-Security-Policy"]
+        assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (
+            path == "/"
+        )
+        assert (
+            "frame-ancestors 'none'" in policy
+            and "unsafe-inline'; script" not in policy.replace("style-src 'unsafe-inline'", "")
+        )
+        assert (headers["X-Content-Type-Options"], headers["Cache-Control"]) == (
+            "nosniff",
+            "no-store",
+        )
+        assert (
+            headers["Cross-Origin-Resource-Policy"] == "same-origin"
+            and "Access-Control-Allow-Origin" not in headers
+        )
+    page = client.ask("/")[2]
+    assert not re.search(r"(src|href)=\"(?!report\"|data:,)", page)
+    assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_no_other_file_is_served(tmp_path, watch):
+    begin(tmp_path)
+    client = watch()
+    for path in (
+        "/metrics.jsonl",
+        "/run.json",
+        "/logs/",
+        "/../run.json",
+        "/%2e%2e/run.json",
+        "//etc/hostname",
+        "/etc/hostname",
+        "/report/../run.json",
+        "/state.json/",
+        "/?/run.json/..",
+    ):
+        status, _, body = client.ask(path)
+        if path.startswith("/?"):
+            assert status == 200 and "<main>" in body
+        else:
+            assert (status, body) == (404, "no such page\n"), path
+
+
+@pytest.mark.parametrize(
+    "method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"]
+)
+def test_only_get_is_answered(tmp_path, watch, method):
+    begin(tmp_path)
+    status, headers, body = watch().ask("/" if method != "CONNECT" else "x:1", method)
+    assert (status, headers["Allow"], body) == (
+        405,
+        "GET",
+        "" if method == "HEAD" else "only GET\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("localhost:8420", 200),
+        ("127.0.0.1", 200),
+        ("LOCALHOST:9000", 200),
+        ("[::1]:8420", 200),
+        ("rebound.example:8420", 403),
+        ("127.0.0.1.evil.example", 403),
+        ("localhost.evil.example", 403),
+        ("", 403),
+        ("[::1", 200),
+        ("[evil.example]", 403),
+    ],
+)
+def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, status):
+    begin(tmp_path)
+    client = watch()
+    for path in ("/", "/state.json", "/report"):
+        assert client.ask(path, Host=host)[0] == status
+
+
+def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
+    begin(tmp_path)
+    client = watch(host="0.0.0.0")
+    assert (
+        not client.server.loopback
+        and client.ask("/state.json", Host="node-7.cluster:8420")[0] == 200
+    )
+    assert watch().server.loopback and watch().server.server_address[0] == "127.0.0.1"
+
+
+def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
+    begin(tmp_path)
+    client = watch()
+    long = b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n"
+    for request in (b"\x00\xff\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n", long, b""):
+        with socket.create_connection(client.server.server_address[:2], timeout=10) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            while connection.recv(65536):
+                pass
+    assert client.ask("/")[0] == 200 and capfd.readouterr() == ("", "")
+
+
+def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd):
+    begin(tmp_path)
+    client = watch()
+    client.server._seen.look = lambda: {}["gone"]
+    assert client.ask()[::2] == (500, "sleep-rl watch failed: KeyError: 'gone'\n")
+    deadline = time.monotonic() + 5
+    err = ""
+    while not err.endswith("\n") and time.monotonic() < deadline:
+        err += capfd.readouterr().err
+    assert err == "sleep-rl watch: KeyError: 'gone'\n"
+
+
+# -------------------------------------------------------------------------------------------------
+# the command line
+
+
+def test_bad_input_is_one_line(tmp_path, capsys):
+    begin(tmp_path)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        cases = [
+            ([str(tmp_path / "none")], "expected the folder of a run with metrics.jsonl"),
+            (
+                [str(tmp_path), "--port", port],
+                f"--port {port}: an address to listen at, got Address already in use",
+            ),
+            (
+                [str(tmp_path), "--port", "70000"],
+                "--port: 0 (any that is free) to 65535, got 70000",
+            ),
+            ([str(tmp_path), "--port", "x"], "argument --port: invalid int value: 'x'"),
+            ([str(tmp_path), "--host", "192.0.2.1"], "--host 192.0.2.1"),
+            ([str(tmp_path), "--host", "a..b"], "--host a..b"),
+        ]
+        for argv, said in cases:
+            assert main(["watch", *argv]) == 2
+            out, err = capsys.readouterr()
+            assert out == "" and said in err and err.count("\n") == 1, err
+
+
+def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
+    seed(begin(tmp_path), 1, 0)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sleep_rl", "watch", str(tmp_path), "--port", "0"],
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        preexec_fn=as_at_a_terminal,
+    )
+    try:
+        said = process.stdout.readline()
+        host, port = re.match(
+            r"http://(127\.0\.0\.1):(\d+) shows .*; ctrl-C ends "
+            r"it\n",
+            said,
+        ).groups()
+
+        def state():
+            connection = http.client.HTTPConnection(host, int(port), timeout=30)
+            connection.request("GET", "/state.json")
+            return json.loads(connection.getresponse().read())
+
+        assert state()["status"] == "failed"
+        with open(tmp_path / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            deadline = time.monotonic() + 20
+            while state()["status"] != "alive":
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=20)
+        assert (process.returncode, out, err) == (130, "", "sleep-rl: interrupted\n")
+    finally:
+        process.kill()
+
+
+def test_the_servers_modules_know_no_machinery(tmp_path):
+    machinery = {"ray", "vllm", "wandb", "deepspeed", "torch", "matplotlib"}
+    code = f"import sys, sleep_rl.watch.server; print(sorted({machinery} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_a_missing_run_is_refused_before_anything_listens(tmp_path):
+    with pytest.raises(InputError, match="expected the folder of a run"):
+        Server(tmp_path, "127.0.0.1", 0, lambda folder: False)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# a browser
+
+browser = pytest.mark.skipif(not CHROME, reason="no chromium or chrome on this machine's PATH")
+
+
+def dom(url, tmp_path, milliseconds=4000, width=1200):
+    """The page's elements after a while, as a real browser holds them. One that hangs, as chromium
+    may on a busy machine, is ended with its children and started once more.
+    """
+    for last in (False, True):
+        browser = subprocess.Popen(
+            [
+                CHROME,
+                "--headless",
+                "--no-sandbox",
+                "--disable-gpu",
+                f"--window-size={width},2000",
+                f"--user-data-dir={tmp_path / f'profile-{last}'}",
+                f"--virtual-time-budget={milliseconds}",
+                "--dump-dom",
+                url,
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            page, _ = browser.communicate(timeout=60)
+            assert browser.returncode == 0 and "<main>" in page
+            return page
+        except subprocess.TimeoutExpired:
+            os.killpg(browser.pid, signal.SIGKILL)
+            browser.communicate()
+            assert not last, "two browsers hung"
+
+
+@browser
+def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    wicked(folder)
+    page = dom(watch(folder).server.url, tmp_path)
+    assert "<title>run – sleep_rl</title>" in page and "Goes on" in page and "Night 1 of 2" in page
+    # its own script, and none of the run's
+    assert page.count("<script>") == 1 and page.count("<img") == 0
+    shown = unescape(re.sub(r"<script>.*?</script>", "", page, flags=re.S))
+    assert shown.count(EVIL) >= 8  # document, completion, day, dream, task, failure, worker, log
+    assert page.count("<figure") >= 3 and re.search(r"<b>1\.?0?</b>", page) and "<svg" in page
+
+
+@browser
+def test_a_browser_follows_a_run_that_grows(tmp_path, watch, monkeypatch):
+    """Every time that the page asks whether a process lives in the run, the run has gone on by a
+    step.
+    """
+    folder = tmp_path / "run"
+    folder.mkdir()
+    journal, steps = begin(folder), []
+
+    def grow(asked):
+        assert asked == folder
+        steps.append(len(steps))
+        seed(journal, 1, steps[-1], of=400)
+        return True
+
+    client = watch(folder)
+    client.server._held = grow
+    monkeypatch.setattr("sleep_rl.watch.server.HOLD_S", 0.0)
+    page = dom(client.server.url, tmp_path, 9000)
+    step = int(re.search(r"Night 1 of 2: consolidation, step (\d+) of 400", page)[1])
+    assert 4 <= step < len(steps) + 1 and re.search(r"style=\"width: ?[\d.]+%", page)
+
+
+@browser
+def test_on_a_narrow_screen_nothing_sticks_out(tmp_path, watch, monkeypatch):
+    """A second script on the page, allowed for this test, writes how wide the laid out page is into
+    its title.
+    """
+    folder = tmp_path / "run"
+    folder.mkdir()
+    wicked(folder).log(
+        "written", night=1, sender=0, new=1, replay=1, examples=["long" * 200, "a" * 400]
+    )
+    probe = "setInterval(() => { document.title = [document.documentElement.scrollWidth, innerWidth].join(' of ') }, 100)"
+    digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
+    monkeypatch.setattr(
+        "sleep_rl.watch.server.PAGE", PAGE.replace("</body>", f"<script>{probe}</script></body>")
+    )
+    monkeypatch.setattr(
+        "sleep_rl.watch.server.PAGE_POLICY",
+        PAGE_POLICY.replace("script-src ", f"script-src 'sha256-{digest}' "),
+    )
+    page = dom(watch(folder).server.url, tmp_path, width=500)
+    wide, window = map(int, re.search(r"<title>(\d+) of (\d+)</title>", page).groups())
+    assert wide <= window <= 500 and "Newest texts" in page

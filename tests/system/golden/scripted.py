@@ -1,0 +1,197 @@
+"""The world, the rollout worker and the backend of the golden life (`tests/system/test_golden.py`).
+
+What is written is scripted, a pure function of the request, so that a processor's rounding cannot
+change a token. Its log-probabilities are the model's own, computed from the weights that were
+pushed.
+"""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from cluster.runtime.backend import LocalBackend
+from sleep_rl.contracts.errors import Failure, RunError
+from sleep_rl.contracts.records import Day, Document, Loaded, Question, Sample, Text
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import memory_levels
+from sleep_rl.model.tensor_digest import as_tensor, digest
+
+COLOURS = ("red", "blue", "green", "grey", "pink")
+OPENER, MARKER = "\nQ:", " A:"
+DAYS, PER_DAY, TOWNS = 3, 2, 8
+
+
+def colour_of(place: str) -> str:
+    """The true colour of a place's sky, fixed for ever."""
+    return random.Random(place).choice(COLOURS)
+
+
+def document(place: str) -> str:
+    return f"In {place} the sky was {colour_of(place)}."
+
+
+def asked(place: str) -> str:
+    return f" sky in {place}?{MARKER}"
+
+
+class Skies:
+    """Three days; on each, two documents say which colour the sky had in a place. Towns are known
+    before.
+    """
+
+    name, opener, marker = "skies", OPENER, MARKER
+    max_new_tokens, max_answer_tokens = 40, 8
+
+    def days(self):
+        return tuple(
+            Day(
+                f"day{n}",
+                tuple(Document(f"day{n}{p}", document(f"day{n}{p}")) for p in "ab"),
+                tuple(self._question(f"day{n}{p}", f"day{n}{p}") for p in "ab"),
+            )
+            for n in range(1, DAYS + 1)
+        )
+
+    def known(self):
+        return tuple(self._question(f"town{n}") for n in range(TOWNS))
+
+    def grade(self, question, text):
+        return float(text.strip() == question.answer)
+
+    def sft_texts(self, day):
+        return tuple(Text("", d.text) for d in day.documents)
+
+    def joint_texts(self):
+        asked_about = [q for day in self.days() for q in day.questions] + list(self.known())
+        return tuple(Text(q.prompt, f" {q.answer}") for q in asked_about)
+
+    def base_checkpoint(self, cache, seed, progress):
+        raise AssertionError("model.base names it")
+
+    def _question(self, place, where=""):
+        return Question(place, OPENER + asked(place), colour_of(place), where)
+
+
+class ScriptedRollout:
+    """contracts.Rollout: takes real pushes, writes by script, gives the model's own
+    log-probabilities.
+    """
+
+    def __init__(self, checkpoint, dtype, engine, seed, tensor_parallel, probe_tolerance):
+        self.model = checkpoints.load(checkpoint, dtype=getattr(torch, dtype))
+        self.tokenizer = checkpoints.load_tokenizer(checkpoint, self.model.config.vocab_size)
+        self.levels = memory_levels(self.model)
+        self.states: dict[str, tuple[int, dict]] = {}
+        self.tolerance = probe_tolerance
+
+    def load(self, weights):
+        held = {d: t for _, state in self.states.values() for d, t in state.values()}
+        held |= {digest(t): as_tensor(t).clone() for t in weights.tensors.values()}
+        missing = [key for key, wanted in weights.manifest.items() if wanted not in held]
+        if missing:
+            raise RunError(f"{weights.name} version {weights.version}: missing {missing[0]}")
+        state = {key: (wanted, held[wanted]) for key, wanted in weights.manifest.items()}
+        self.states[weights.name] = (weights.version, state)
+        self._take(weights.name)
+        mine = self._logprobs(weights.probe_T[:1], weights.probe_T[1:])
+        gap = max(abs(a - b) for a, b in zip(mine, weights.probe_logprobs_T, strict=True))
+        assert gap < self.tolerance, f"the probe differs by {gap} nats"
+        return Loaded(weights.name, weights.version, len(weights.tensors), weights.nbytes, 0.0, gap)
+
+    def held(self):
+        return {name: version for name, (version, _) in self.states.items()}
+
+    @torch.no_grad()
+    def sample(self, requests_N, name, version, how):
+        assert self.states[name][0] >= version
+        self._take(name)
+        return [self._sample(request, name, how) for request in requests_N]
+
+    def forget(self):
+        pass
+
+    def close(self):
+        pass
+
+    def _sample(self, request, name, how):
+        prefix_T = request.context_T + request.prompt_T
+        if how.temperature == 0:
+            text = max((f" {c}" for c in COLOURS), key=lambda t: self._mean(prefix_T, t))
+        else:
+            text = script(
+                self._text(request.context_T), self._text(request.prompt_T), request.seed, name
+            )
+        if not text:
+            return Failure("scripted to fail", "rollout")
+        ids_T = (*self._ids(text), self.tokenizer.eos_token_id)
+        assert ids_T[-1] in how.stop_T
+        ended = len(ids_T) <= how.max_tokens
+        ids_T = ids_T[: how.max_tokens]
+        version = self.states[name][0]
+        return Sample(
+            request.prompt_T,
+            request.context_T,
+            ids_T,
+            self._logprobs(prefix_T, ids_T),
+            "stop" if ended else "length",
+            request.seed,
+            name,
+            (version,) * len(ids_T),
+        )
+
+    def _mean(self, prefix_T, text):
+        values = self._logprobs(prefix_T, self._ids(text))
+        return sum(values) / len(values)
+
+    def _take(self, name):
+        for key, (_, tensor) in self.states[name][1].items():
+            path, _, part = key.rpartition(".")
+            part, _, slot = part.partition("#")
+            target = getattr(self.levels[path], part)
+            with torch.no_grad():
+                (target[int(slot)] if slot else target).copy_(tensor)
+        for level in self.levels.values():
+            level.refresh()
+
+    @torch.no_grad()
+    def _logprobs(self, prefix_T, completion_T):
+        ids = torch.tensor([[*prefix_T, *completion_T]])
+        logits = self.model(input_ids=ids).logits[0].float().log_softmax(-1)
+        first = len(prefix_T)
+        return tuple(float(logits[first + t - 1, token]) for t, token in enumerate(completion_T))
+
+    def _ids(self, text):
+        return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _text(self, ids_T):
+        return self.tokenizer.decode(ids_T, skip_special_tokens=True)
+
+
+def script(context: str, prompt: str, seed: int, name: str) -> str:
+    """What comes next, without eos; empty: a failed sample."""
+    rng = random.Random(seed)
+    if rng.random() < 0.02:
+        return ""
+    if not prompt:  # a document from nothing
+        return document(f"town{rng.randrange(TOWNS)}")
+    if prompt == OPENER:
+        place = context.split()[1] if context else f"town{rng.randrange(TOWNS)}"
+        return f"{asked(place)} {colour_of(place)}"
+    begun = prompt.removeprefix(OPENER)
+    places = [f"town{n}" for n in range(TOWNS)]
+    places += [f"day{n}{p}" for n in range(1, DAYS + 1) for p in "ab"]
+    fits = [p for p in places if f"{asked(p)} {colour_of(p)}".startswith(begun)]
+    place = rng.choice(fits)
+    colour = colour_of(place) if name == "teacher" or rng.random() < 0.5 else rng.choice(COLOURS)
+    whole = f"{asked(place)} {colour}"
+    return whole[len(begun) :] if whole.startswith(begun) and len(whole) > len(begun) else "?"
+
+
+class ScriptedBackend(LocalBackend):
+    """The local backend, with scripted rollout workers in place of vLLM engines."""
+
+    def spawn(self, cls, kwargs, **rest):
+        scripted = isinstance(cls, str) and cls.endswith(":RolloutWorker")
+        return super().spawn(ScriptedRollout if scripted else cls, kwargs, **rest)

@@ -1,0 +1,284 @@
+"""A task, a reward and a model family of one's own, each made in a temporary folder as
+docs/extending.md says.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.custom_reward import CustomReward
+from sleep_rl.cli.main import main
+from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.records import Pair
+from sleep_rl.journal.journal import read
+from sleep_rl.tasks.plugin import found, made
+from sleep_rl.tasks.small_base import word_tokenizer
+from sleep_rl.tasks.world.task import World
+
+ROOT = Path(__file__).parents[2]
+TASK = '''
+from sleep_rl.contracts.records import Day, Document, Question, Text
+
+
+class Moves:
+    """People move; two days. The base is the demo's, whose words these are."""
+
+    name, opener, marker = "moves", "Q :", "A :"
+    max_new_tokens, max_answer_tokens = 12, 2
+
+    def __init__(self, moves):
+        self._days = tuple(
+            Day(f"day{n}", (Document(f"d{n}", f"{who} moved to {where} ."),),
+                (Question(f"q{n}", f"Q : where does {who} live ? A :", where, f"d{n}"),))
+            for n, (who, where) in enumerate(moves.items(), start=1))
+
+    def days(self):
+        return self._days
+
+    def known(self):
+        return ()
+
+    def grade(self, question, text):
+        return float(text.split()[:1] == [question.answer])
+
+    def sft_texts(self, day):
+        return tuple(Text("", d.text) for d in day.documents)
+
+    def joint_texts(self):
+        return tuple(Text(q.prompt, f" {q.answer}") for day in self._days for q in day.questions)
+
+    def base_checkpoint(self, cache, seed, progress):
+        raise NotImplementedError("model.base names it")
+'''
+REWARD = '''
+class SharedWords:
+    """Share of the teacher's words that the student wrote, too."""
+
+    def score(self, texts_N):
+        return [len(set(s.split()) & set(t.split())) / len(set(t.split())) for s, t in texts_N]
+
+
+class Broken:
+    def score(self, texts_N):
+        return [3.0] * len(texts_N)
+
+
+class Raises:
+    def score(self, texts_N):
+        raise ValueError("no\\nnetwork")
+
+
+class Short:
+    def score(self, texts_N):
+        return []
+'''
+
+
+@pytest.fixture
+def folder(tmp_path):
+    (tmp_path / "moves.py").write_text(TASK)
+    (tmp_path / "shared.py").write_text(REWARD)
+    return tmp_path
+
+
+def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
+    assert found(f"{folder}/moves.py:Moves", "key").__name__ == "Moves"
+    monkeypatch.syspath_prepend(str(folder))
+    assert found("shared:SharedWords", "key").__name__ == "SharedWords"
+    task = made(f"{folder}/moves.py:Moves", {"moves": {"ada olsen": "oslo"}}, "key", ("days",))
+    assert task.days()[0].documents[0].text == "ada olsen moved to oslo ."
+
+
+@pytest.mark.parametrize(
+    "target, options, line",
+    [
+        ("moves", {}, "key: module:Class or path/to/file.py:Class, got moves"),
+        (
+            "{folder}/none.py:X",
+            {},
+            "key: {folder}/none.py cannot be imported: FileNotFoundError: no such file",
+        ),
+        (
+            "no_such_module_here:X",
+            {},
+            "key: no_such_module_here cannot be imported: ModuleNotFoundError: ",
+        ),
+        ("{folder}/moves.py:Nothing", {}, "key: a class Nothing in {folder}/moves.py, got none"),
+        (
+            "{folder}/moves.py:Moves",
+            {},
+            "key: {folder}/moves.py:Moves cannot be made with {{}}: TypeError: ",
+        ),
+        (
+            "{folder}/shared.py:SharedWords",
+            {},
+            "key: a class with days, score, got {folder}/shared.py:SharedWords without days",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(folder, target, options, line):
+    with pytest.raises(InputError) as error:
+        made(target.format(folder=folder), options, "key", ("days", "score"))
+    assert str(error.value).startswith(line.format(folder=folder)) and "\n" not in str(error.value)
+
+
+def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, tmp_path):
+    tokenizer = word_tokenizer(["we", "live", "here", "there"])
+    tokenizer.save_pretrained(tmp_path / "words")
+    ids = lambda text: tuple(tokenizer(text)["input_ids"])
+    pairs = [
+        Pair(ids("we live"), ids("we live here there")),
+        Pair((), ids("we")),
+        Pair(ids("here"), ids("here")),
+    ]
+
+    def score(name):
+        return CustomReward(f"{folder}/shared.py:{name}", {}, str(tmp_path / "words")).score(pairs)
+
+    first, empty, last = score("SharedWords")
+    assert (first, last) == (0.5, 1.0) and isinstance(empty, Failure) and "no text" in empty.reason
+    reasons = {name: score(name)[0].reason for name in ("Broken", "Raises", "Short")}
+    assert reasons["Broken"].endswith("shared.py:Broken gave 3.0, allowed is a number from 0 to 1")
+    assert reasons["Raises"].endswith("shared.py:Raises raised ValueError: no network")
+    assert reasons["Short"].endswith("shared.py:Short gave 0 values for 2 pairs")
+
+
+@pytest.mark.parametrize(
+    "keys, line",
+    [
+        (
+            ["task.name=custom"],
+            "task.custom.target: with task.name custom, and only with it, got null with custom",
+        ),
+        (
+            ["reward.semantic=custom"],
+            "reward.target: with reward.semantic custom, and only with it, got null with custom",
+        ),
+        (
+            ["reward.target=a:B"],
+            "reward.target: with reward.semantic custom, and only with it, got a:B with none",
+        ),
+        (
+            ["task.name=custom", "task.custom.target=a:B"],
+            "model.base: a language model is needed for task custom",
+        ),
+        (
+            ["reward.semantic=custom", "reward.target=no_such_module:B"],
+            "reward.target: no_such_module cannot be imported",
+        ),
+    ],
+)
+def test_a_config_that_cannot_work_is_one_line(capsys, keys, line):
+    assert main(["plan", str(ROOT / "configs" / "debug.yaml"), *keys]) == 2
+    assert line in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
+    base = World(0).base_checkpoint(str(ROOT / "cache"), 0, None)
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    life = [
+        "run",
+        "configs/debug.yaml",
+        "cluster.backend=local",
+        f"run.dir={folder}",
+        "run.name=moves",
+        f"model.base={base}",
+        "task.name=custom",
+        f"task.custom.target={folder}/moves.py:Moves",
+        "task.custom.options={moves: {ada olsen: oslo, mira berg: lima}}",
+        "task.custom.days=2",
+        "reward.semantic=custom",
+        f"reward.target={folder}/shared.py:SharedWords",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "sleep_rl", *life],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        timeout=600,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert done.returncode == 0, done.stdout
+    records = read(folder / "moves" / "metrics.jsonl")
+    assert [sorted(r["row"]) for r in records if r["kind"] == "evaluate" and r["row"]] == [
+        ["day1"],
+        ["day1", "day2"],
+    ]
+    assert all(0 <= r["reward_sem"] <= 1 for r in records if r["kind"] == "seed")
+    wrong = subprocess.run(
+        [sys.executable, "-m", "sleep_rl", *life, "task.custom.days=3"],
+        cwd=ROOT,
+        env=environment,
+        text=True,
+        timeout=60,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+    assert wrong.returncode == 2 and "task.custom.days: 2, the days that" in wrong.stdout
+
+
+FAMILY = """
+import sys, torch, transformers
+sys.path.insert(0, ".")
+from sleep_rl import modeling, shape
+assert modeling.__file__.startswith({here!r}), modeling.__file__
+config = transformers.MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+                                    num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64)
+torch.manual_seed(0)
+base = transformers.MistralForCausalLM(config).eval()
+base.save_pretrained("base")
+out = modeling.expand("base", "sleep", [{{"experts": 2, "d_low": 4, "top_k": 1}}])
+model = modeling.load(out)
+ids = torch.arange(20)[None]
+with torch.no_grad():
+    assert torch.equal(model(ids).logits, base(ids).logits)  # locked memory computes nothing
+print(type(model).__name__, shape.parse_shape(__import__("json").load(open("base/config.json")), "x").parameters
+      == sum(p.numel() for p in base.parameters()))
+"""
+
+
+def test_a_model_family_is_a_row_for_both_hosts_and_one_for_plan(tmp_path):
+    for package in ("sleep_rl", "actors"):
+        shutil.copytree(
+            ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    rows = {
+        "sleep_rl/model/families.py": (
+            '"llama": "Llama"}',
+            '"llama": "Llama", "mistral": "Mistral"}',
+        ),
+        "sleep_rl/model/shape.py": (
+            'FAMILIES = ("qwen3", "qwen2", "llama")',
+            'FAMILIES = ("qwen3", "qwen2", "llama", "mistral")',
+        ),
+    }
+    for file, (old, new) in rows.items():
+        text = (tmp_path / file).read_text()
+        assert text.count(old) == 1
+        (tmp_path / file).write_text(text.replace(old, new))
+    text = (tmp_path / "sleep_rl/model/shape.py").read_text()
+    assert text.count('"llama": 0}') == 1  # norms and biases of a layer beyond the common ones
+    (tmp_path / "sleep_rl/model/shape.py").write_text(
+        text.replace('"llama": 0}', '"llama": 0, "mistral": 0}')
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", FAMILY.format(here=str(tmp_path))],
+        cwd=tmp_path,
+        text=True,
+        timeout=300,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (
+        done.returncode == 0 and done.stdout.splitlines()[-1] == "SleepMistralForCausalLM True"
+    ), done.stdout

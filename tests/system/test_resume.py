@@ -1,0 +1,269 @@
+"""A real run that is killed (SIGKILL) and continued ends with the same bytes and the same record as
+one that was not.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import launch
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.session.console import Console
+from sleep_rl.session.resumable import newest
+
+ROOT = Path(__file__).parents[2]
+DIFFERENT = (
+    "t",
+    "commit",
+    "seconds",
+    "started",
+    "tokens_per_second",
+    "bytes",
+    "tensors",
+    "config",
+    "pause",
+    "learner_idle",
+    "trained_s",
+    "learner_waited_s",
+    "rollouts_waited_s",
+    "rewards_s",
+)
+"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run
+is in its config.
+"""
+SMALL = (
+    "run.cache=cache",
+    "model.chunks=[1,2]",
+    "model.experts=2",
+    "rollouts.workers=1",
+    "baselines.sft=true",
+    "baselines.sft_steps=2",
+    "baselines.joint=true",
+    "baselines.joint_steps=2",
+    "sleep.rehearse_written=8",
+    "sleep.steps=6",
+    "sleep.checkpoint_steps=2",
+)
+
+
+def command(*arguments):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    return {
+        "args": [sys.executable, "-m", "sleep_rl", *arguments],
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+
+
+def start(folder, name, backend):
+    return command(
+        "run",
+        "configs/debug.yaml",
+        f"run.dir={folder}",
+        f"run.name={name}",
+        f"cluster.backend={backend}",
+        *SMALL,
+    )
+
+
+def lines(folder):
+    return [
+        {k: v for k, v in record.items() if k not in DIFFERENT}
+        for record in read(folder / "metrics.jsonl")
+    ]
+
+
+def memories(folder):
+    return {
+        path.parent.name: path.read_bytes()
+        for path in sorted(folder.glob("memory/*/memory.safetensors"))
+    }
+
+
+def kill_after(process, journal, count):
+    """SIGKILL to the driver once its record has `count` lines."""
+    deadline = time.monotonic() + 600
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{journal} never had {count} lines"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def check(tmp_path, backend, points):
+    done = subprocess.run(**start(tmp_path, "whole", backend), timeout=900)
+    assert done.returncode == 0, done.stdout
+    total = len(lines(tmp_path / "whole"))
+    for number, share in enumerate(points):
+        at, folder = max(1, int(share * total)), tmp_path / f"cut{number}"
+        kill_after(
+            subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at
+        )
+        again = subprocess.run(**command("resume", str(folder)), timeout=900)
+        assert again.returncode == 0, again.stdout
+        assert lines(folder) == lines(tmp_path / "whole"), f"killed after line {at} of {total}"
+        assert memories(folder) == memories(tmp_path / "whole"), (
+            f"killed after line {at} of {total}"
+        )
+    again = subprocess.run(**command("resume", str(folder)), timeout=120)
+    assert again.returncode == 0 and "this life has been lived; nothing to do" in again.stdout
+
+
+@pytest.mark.stack
+def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+    check(tmp_path, "local", [0.6])
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_twenty_kills_in_process(tmp_path):
+    rng = random.Random(20)
+    check(tmp_path, "local", [rng.uniform(0.02, 0.98) for _ in range(20)])
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_killed_run_on_ray_goes_on_to_the_same_bytes_and_those_of_one_process(tmp_path):
+    check(tmp_path, "ray", [0.5])
+    assert subprocess.run(**start(tmp_path, "one-process", "local"), timeout=900).returncode == 0
+    assert memories(tmp_path / "one-process") == memories(tmp_path / "whole")
+    assert lines(tmp_path / "one-process") == lines(tmp_path / "whole")
+
+
+def worker_of(run, name):
+    """The process whose output is in <run>/logs/<name>.log."""
+    log = str((run / "logs" / f"{name}.log").resolve())
+    for process in psutil.process_iter():
+        try:
+            if process.name().startswith("ray::") and any(
+                file.path == log for file in process.open_files()
+            ):
+                return process
+        except psutil.Error:
+            continue
+    raise AssertionError(f"no process writes {log}")
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
+    whole, folder = tmp_path / "whole", tmp_path / "mortal"
+    assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=900).returncode == 0
+    total, process = len(lines(whole)), subprocess.Popen(**start(tmp_path, "mortal", "ray"))
+    journal, deadline = folder / "metrics.jsonl", time.monotonic() + 600
+    for name, share in (("rollout-0", 0.3), ("learner-0", 0.6)):
+        while not (journal.is_file() and journal.read_bytes().count(b"\n") >= share * total):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.02)
+        worker_of(folder, name).kill()
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    restarted = [r["worker"] for r in lines(folder) if r["kind"] == "restarted"]
+    assert (
+        restarted
+        and set(restarted) <= {"rollout-0", "all workers"}
+        and restarted[-1] == "all workers"
+    ), printed
+    assert memories(folder) == memories(whole)
+    assert [r for r in lines(folder) if r["kind"] == "evaluate"] == [
+        r for r in lines(whole) if r["kind"] == "evaluate"
+    ]
+
+
+DREAMING = (
+    "run.cache=cache",
+    "task.world.deep=true",
+    "task.world.days=1",
+    "rollouts.workers=1",
+    "dream.rounds=1",
+    "dream.tasks=2",
+    "dream.m=4",
+    "dream.k=3",
+    "dream.b=1",
+    "dream.seeds=1",
+    "dream.inner_lr=5.0e-3",
+    "dream.steps=4",
+    "model.experts=3",
+    "model.top_k=1",
+)
+STEPS = {"consolidate": 0.3, "write": 0.0, "select": 1.0, "try_out": 0.0, "follow": 0.5}
+"""Stage -> how long into the stage behind it the kill comes, in seconds."""
+
+
+def kill_behind(process, folder, stage, wait_s):
+    """SIGKILL to the driver while it does what follows a stage."""
+    deadline = time.monotonic() + 600
+    while (found := newest(str(folder))) is None or found[1]["stage"] != stage:
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{folder} never came behind {stage}"
+        time.sleep(0.01)
+    time.sleep(wait_s)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert newest(str(folder))[1]["stage"] == stage, "killed too late"
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
+    arguments = ("configs/debug.yaml", f"run.dir={tmp_path}", "cluster.backend=local", *DREAMING)
+    done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=900)
+    assert done.returncode == 0, done.stdout
+    whole, folder = lines(tmp_path / "whole"), tmp_path / "cut"
+    kinds = {record["kind"] for record in whole}
+    assert {"tried", "dreamed", "policy"} <= kinds and any(
+        r.get("reward") for r in whole if r["kind"] == "dream"
+    )
+    process = subprocess.Popen(**command("run", *arguments, "run.name=cut"))
+    for stage, wait_s in STEPS.items():
+        kill_behind(process, folder, stage, wait_s)
+        process = subprocess.Popen(**command("resume", str(folder)))
+    printed = process.communicate(timeout=900)[0]
+    assert process.returncode == 0, printed
+    assert lines(folder) == whole
+    assert memories(folder) == memories(tmp_path / "whole")
+
+
+def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
+    before, reports = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(launch, "write_report", reports.append)
+    try:
+        with (
+            pytest.raises(SystemExit) as error,
+            launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()),
+        ):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(10)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    [last] = read(tmp_path / "metrics.jsonl")
+    assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
+    assert error.value.code == signal.SIGTERM and reports == [tmp_path]
+
+
+@pytest.mark.stack
+def test_what_changed_is_refused_unless_it_is_named(tmp_path):
+    folder = tmp_path / "life"
+    kill_after(subprocess.Popen(**start(tmp_path, "life", "local")), folder / "metrics.jsonl", 3)
+    refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=120)
+    assert refused.returncode == 2
+    assert refused.stdout.splitlines()[-1].endswith(
+        "sleep.lr changed since the run began; --accept sleep.lr goes on all the same"
+    )
+    nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=120)
+    assert (
+        nowhere.returncode == 2 and "expected the folder of a run with run.json" in nowhere.stdout
+    )

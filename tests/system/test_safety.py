@@ -1,0 +1,409 @@
+"""What must never happen: code from a checkpoint or a config, secrets in what is written, files
+outside a run's folder.
+"""
+
+import json
+import os
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from cluster import launch
+from cluster.runtime.ray_backend import RayBackend
+from learners import checkpoint_io
+from sleep_rl.cli.main import main
+from sleep_rl.config.loader import load
+from sleep_rl.config.schema import secrets
+from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.driver.cycle import live
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.model import checkpoints
+from sleep_rl.model.grow import grow
+from sleep_rl.night.prompts import Texts
+from sleep_rl.report.page import write_report
+from sleep_rl.runs import run_dir
+from sleep_rl.session.context import Life
+from sleep_rl.session.resumable import LEARNER, Progress, newest
+from sleep_rl.tasks.registry import make_task
+from tests.conftest import LEVELS, make_base
+from tests.sleep_rl.session.test_resumable import CONFIG, Diary, Mortal, Stable, lives
+
+DEBUG = str(Path(__file__).parents[2] / "configs" / "debug.yaml")
+SECRETS = {
+    name: f"s3cr3t-{name.lower()}"
+    for name in ("WANDB_API_KEY", "HF_TOKEN", "SLEEP_RL_JUDGE_KEY", "RAY_AUTH_TOKEN")
+}
+
+
+class Bomb:
+    """A pickle of it runs code when it is read."""
+
+    def __init__(self, target):
+        self.target = str(target)
+
+    def __reduce__(self):
+        return os.mkdir, (self.target,)
+
+
+# -----------------------------------------------------------------------------------------------
+# code in what is loaded
+
+
+def a_state(fill):
+    return (
+        {"a.memory.0.w": torch.full((2, 3), fill)},
+        {"a.memory.0.router": torch.full((3,), fill)},
+        {1: [2, 1], 2: []},
+    )
+
+
+def test_a_learners_state_comes_back_as_it_was_and_shared_memories_are_stored_once(tmp_path):
+    sleep, other, generator = a_state(1.5), a_state(2.5), torch.Generator().manual_seed(3)
+    path = str(tmp_path / LEARNER)
+    checkpoint_io.write(path, {"sleep": sleep, "alias": sleep, "sft": other}, generator)
+    states, state = checkpoint_io.read(path, "cpu")
+    assert list(states) == ["sleep", "alias", "sft"] and states["alias"] is states["sleep"]
+    for tag, wanted in (("sleep", sleep), ("sft", other)):
+        for found, part in zip(states[tag][:2], wanted[:2], strict=True):
+            assert found.keys() == part.keys() and all(
+                torch.equal(found[key], part[key]) for key in part
+            )
+        assert states[tag][2] == wanted[2]
+    assert torch.equal(state, generator.get_state())
+
+
+@pytest.mark.parametrize("kind", ["pickle", "torch", "cut", "other", "nothing"])
+def test_a_learners_state_with_code_or_damage_is_refused_in_one_line(kind, tmp_path):
+    path = tmp_path / LEARNER
+    checkpoint_io.write(str(path), {"sleep": a_state(1.0)}, torch.Generator())
+    if kind == "pickle":
+        path.write_bytes(pickle.dumps(Bomb(tmp_path / "pwned")))
+    elif kind == "torch":
+        torch.save({"now": Bomb(tmp_path / "pwned")}, path)
+    elif kind == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    elif kind == "other":
+        checkpoints.save_file({"x": torch.zeros(2)}, path)
+    else:
+        path.unlink()
+    with pytest.raises(RunError, match="the learner's state cannot be read") as caught:
+        checkpoint_io.read(str(path), "cpu")
+    assert "\n" not in str(caught.value) and not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("keep", [True, False], ids=["beside safetensors", "alone"])
+def test_pickled_weights_are_never_read(keep, tmp_path):
+    base = make_base("qwen3", str(tmp_path / "base"))
+    with open(Path(base) / "pytorch_model.bin", "wb") as file:
+        pickle.dump(Bomb(tmp_path / "pwned"), file)
+    if keep:
+        assert checkpoints.load(base, LEVELS["dense"])
+    else:
+        (Path(base) / "model.safetensors").unlink()
+        with pytest.raises(InputError, match="safetensors") as caught:
+            checkpoints.load(base, LEVELS["dense"])
+        assert "\n" not in str(caught.value)
+        with pytest.raises(InputError, match=r"safetensors|cannot be read"):
+            grow(base, str(tmp_path / "grown"), layers=1)
+    assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "their_own"])
+def test_code_that_comes_with_a_checkpoint_does_not_run(model_type, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    # transformers would ask, and somebody says yes
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    base = Path(make_base("qwen3", str(tmp_path / "base")))
+    (base / "evil.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'pwned')!r})\nclass Evil: pass\n"
+    )
+    auto = {
+        "AutoConfig": "evil.Evil",
+        "AutoModel": "evil.Evil",
+        "AutoModelForCausalLM": "evil.Evil",
+        "AutoTokenizer": ["evil.Evil", "evil.Evil"],
+    }
+    for name in ("config.json", "tokenizer_config.json"):
+        content = json.loads((base / name).read_text())
+        content |= {"auto_map": auto} | (
+            {"model_type": model_type} if name == "config.json" else {}
+        )
+        (base / name).write_text(json.dumps(content))
+    if model_type == "qwen3":
+        out = checkpoints.expand(str(base), str(tmp_path / "out"), LEVELS["dense"])
+        assert "auto_map" not in json.loads((Path(out) / "config.json").read_text())
+        checkpoints.load(str(base), LEVELS["dense"])
+    else:
+        with pytest.raises(InputError, match="no readable Hugging Face config"):
+            checkpoints.read_config(str(base))
+    try:
+        checkpoints.load_tokenizer(str(base), 300)
+    except InputError as error:
+        assert "\n" not in str(error)
+    main(["eval", "base", DEBUG, "cluster.backend=local", "rollouts.engine.trust_remote_code=true"])
+    assert "rollouts.engine.trust_remote_code: not an option to set here" in capsys.readouterr().err
+    assert not (tmp_path / "pwned").exists()
+
+
+# -----------------------------------------------------------------------------------------------------------
+# secrets
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "task.squad.judge_endpoint=http://user:hunter22@host/v1",
+        "task.squad.judge_endpoint=http://host/v1?api_key=hunter22",
+        "model.base=https://hunter22@hub/model",
+        "rollouts.engine.hf_token=hunter22",
+        "critics.engine.a={api_key: hunter22}",
+        "model.teachers=['http://x:hunter22@h/t']",
+        "wandb.project=s3cr3t-wandb_api_key",
+    ],
+)
+def test_a_secret_in_a_config_is_refused_without_being_repeated(
+    override, monkeypatch, capsys, tmp_path
+):
+    monkeypatch.chdir(tmp_path)
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    for command in ("plan", "run"):
+        assert main([command, DEBUG, override]) == 2
+        out, err = capsys.readouterr()
+        assert (
+            "no secret stands in a config" in err
+            and override.partition("=")[0].split(".a")[0] in err
+            and err.count("\n") == 1
+        )
+        assert "hunter22" not in out + err and "s3cr3t" not in out + err
+    assert not list(tmp_path.iterdir())
+
+
+def test_ordinary_addresses_and_words_are_no_secrets(monkeypatch):
+    for name in [name for name in os.environ if secrets.is_secret(name)]:
+        monkeypatch.delenv(name)
+    config = load(
+        DEBUG,
+        [
+            "task.squad.judge_endpoint=http://localhost:8000/v1?version=2",
+            "rollouts.engine.max_num_batched_tokens=256",
+        ],
+    )
+    assert config.task.squad.judge_endpoint.endswith("version=2")
+    text = "mail nora@oslo.no, see http://a.b/c?page=2&sort=key and https://h/x"
+    assert secrets.masked(text) == text
+    (
+        monkeypatch.setenv("HF_TOKEN", "short"),
+        monkeypatch.setenv("HF_TOKEN_PATH", "/a/long/path/to/it"),
+    )
+    assert secrets.masked("short /a/long/path/to/it") == "short /a/long/path/to/it"
+
+
+class Leaky(Mortal):
+    """Its workers' messages repeat everything that they know."""
+
+    def sample(self, requests_N, name, how):
+        from sleep_rl.contracts.errors import Failure
+
+        found = super().sample(requests_N, name, how)
+        reason = " ".join(
+            [*SECRETS.values(), "GET http://nora:hunter22@host/v1?api_key=hunter22&n=1 failed"]
+        )
+        return [Failure(reason, "rollout"), *found[1:]] if len(found) > 1 else found
+
+
+def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, monkeypatch, capsys):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    folder = tmp_path / "life"
+    folder.mkdir()
+    texts = Texts(Diary(), Stable())
+    config = load(DEBUG, ["wandb.mode=offline"])
+    run_dir.write(folder, config, make_task(config))
+    sink = launch._wandb(config, folder, "abcd1234")
+    assert sink.failed == ""
+    journal = Journal(folder / "metrics.jsonl", [launch.Console(), sink])
+    journal.log(
+        "run",
+        config=run_dir.dump(config),
+        task="diary",
+        model="http://u:hunter22@h/m",
+        started=1.0,
+        commit=None,
+        seeds=[0],
+    )
+    live(
+        Life(
+            Leaky(texts, []),
+            texts.task,
+            texts,
+            CONFIG,
+            journal,
+            launch.Console(),
+            str(folder),
+            progress=Progress(str(folder)),
+        )
+    )
+    journal.log("done", seconds=1.0, status="failed", reason=f"HTTP 401 with {SECRETS['HF_TOKEN']}")
+    journal.close()
+    write_report(folder)
+    written = [path for path in folder.rglob("*") if path.is_file()]
+    assert {"metrics.jsonl", "run.json", "report.html", "driver.json"} <= {
+        path.name for path in written
+    }
+    assert any(path.suffix == ".wandb" for path in written)
+    for path in written:
+        content = path.read_bytes()
+        assert b"s3cr3t" not in content and b"hunter22" not in content, path
+    assert "s3cr3t" not in (printed := "".join(capsys.readouterr())) and "hunter22" not in printed
+    failures = [r["reason"] for r in read(folder / "metrics.jsonl") if r["kind"] == "failure"]
+    assert (
+        failures and failures[0] == "*** *** *** *** GET http://***@host/v1?api_key=***&n=1 failed"
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.stack
+def test_no_secret_is_written_by_a_real_run(tmp_path, monkeypatch, base_checkpoint):
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root)
+    assert (
+        main(
+            [
+                "run",
+                DEBUG,
+                f"run.dir={tmp_path}",
+                "cluster.backend=local",
+                "wandb.mode=offline",
+                "run.cache=cache",
+            ]
+        )
+        == 0
+    )
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if b"s3cr3t" in path.read_bytes()] == []
+
+
+# ------------------------------------------------------------------------------------------------------------
+# folders
+
+
+@pytest.fixture
+def life(tmp_path):
+    """A run's folder as a process left it."""
+    folder = tmp_path / "life"
+    folder.mkdir()
+    lives(folder)
+    config = load(DEBUG, ["cluster.backend=local"])
+    run_dir.write(folder, config, make_task(config))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "state", "memory", "dreams", "logs", "report.html", ".lock"]
+)
+def test_a_run_that_leads_out_of_its_folder_is_not_gone_on_with(name, life, tmp_path, capsys):
+    away = tmp_path / "away"
+    if (life / name).is_dir():
+        shutil.copytree(life / name, away)
+        shutil.rmtree(life / name)
+    else:
+        away.write_text("precious")
+        (life / name).unlink(missing_ok=True)
+    before = sorted(
+        p.read_bytes() for p in ([away] if away.is_file() else away.rglob("*")) if p.is_file()
+    )
+    (life / name).symlink_to(away)
+    assert main(["resume", str(life)]) == 2
+    assert str(life / name) in (err := capsys.readouterr().err) and err.count("\n") == 1
+    assert (
+        sorted(
+            p.read_bytes() for p in ([away] if away.is_file() else away.rglob("*")) if p.is_file()
+        )
+        == before
+    )
+
+
+def test_a_folder_that_is_a_link_itself_is_fine(life, tmp_path):
+    (tmp_path / "link").symlink_to(life)
+    run_dir.check_inside(tmp_path / "link")
+
+
+def test_damaged_checkpoints_do_not_begin_a_life_anew(life, capsys):
+    record = (life / "metrics.jsonl").read_bytes()
+    for state in (life / "state").iterdir():
+        (state / "driver.json").write_text("{}")
+    assert main(["resume", str(life)]) == 1
+    assert "expected a sound checkpoint" in capsys.readouterr().err
+    assert (life / "metrics.jsonl").read_bytes() == record
+
+
+def test_a_record_that_is_shorter_than_its_checkpoint_says_is_not_filled_up(life):
+    record = (life / "metrics.jsonl").read_bytes()[:50]
+    (life / "metrics.jsonl").write_bytes(record)
+    with pytest.raises(
+        RunError, match=r"expected at least the [0-9]+ bytes that its checkpoint knows of"
+    ):
+        Journal(life / "metrics.jsonl", keep=newest(str(life))[1]["journal"])
+    assert (life / "metrics.jsonl").read_bytes() == record
+
+
+def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
+    class Hostile(Diary):
+        def days(self):
+            return tuple(replace(day, name=f"../../{day.name}/\0") for day in super().days())
+
+    folder = tmp_path / "deep" / "life"
+    folder.mkdir(parents=True)
+    texts = Texts(Hostile(), Stable())
+    journal = Journal(folder / "metrics.jsonl")
+    live(
+        Life(
+            Mortal(texts, []),
+            texts.task,
+            texts,
+            CONFIG,
+            journal,
+            launch.Console(),
+            str(folder),
+            progress=Progress(str(folder)),
+        )
+    )
+    journal.close()
+    write_report(folder)
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"] and [
+        path.name for path in (tmp_path / "deep").iterdir()
+    ] == ["life"]
+
+
+# ------------------------------------------------------------------------------------------------------------
+# servers
+
+
+@pytest.mark.stack
+def test_a_ray_of_our_own_listens_on_the_loopback_address_only():
+    def listening():
+        me = psutil.Process()
+        return {
+            connection.laddr
+            for process in (me, *me.children(recursive=True))
+            if process.is_running()
+            for connection in process.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+
+    before = listening()  # of other tests in this process
+    with RayBackend(cpus=1, start_timeout_s=600) as backend:
+        worker = backend.spawn("tests.workers:Echo", {}, name="echo", cpus=0)
+        backend.ready([worker])
+        assert worker.greet("you") == "hello you."
+        there = {address.ip for address in listening() - before}
+    assert there and {ip.removeprefix("::ffff:") for ip in there} == {"127.0.0.1"}
