@@ -21,7 +21,7 @@ from actors.batched_lora import Copies, train
 from actors.engine import SHARED_MEMORY
 from actors.rollout import RolloutWorker
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Loaded, Sampling, Trial, Weights
+from sleep_rl.contracts.records import LoadReport, Sampling, Trial, Weights
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels, tensors_of
 from sleep_rl.model.tensor_digest import digest
@@ -71,7 +71,7 @@ class CriticWorker(RolloutWorker):
         self._pad = self._model.config.pad_token_id or 0
         self._rank, self._alpha, self._together, self._next_id = rank, alpha, together, 1
 
-    def load(self, weights: Weights) -> Loaded:
+    def load(self, weights: Weights) -> LoadReport:
         """Takes a version into the engine and into the model that copies are made of. See
         dream_contracts.Critic.
         """

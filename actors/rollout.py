@@ -17,7 +17,7 @@ from vllm import RequestOutput, SamplingParams
 
 from actors.engine import Engine
 from sleep_rl.contracts.errors import Failure, InputError, RunError
-from sleep_rl.contracts.records import Loaded, Request, Sample, Sampling, Weights
+from sleep_rl.contracts.records import LoadReport, Request, Sample, Sampling, Weights
 from sleep_rl.model.checkpoints import first_line, read_config
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
@@ -88,10 +88,9 @@ class RolloutWorker:
         self._tokens, self._seconds = 0, 0.0
         self._activate(BASE, self._states[BASE])
 
-    # -------------------------------------------------------------------------------------------------
-    # weights
+    # ---- weights
 
-    def load(self, weights: Weights) -> Loaded:
+    def load(self, weights: Weights) -> LoadReport:
         """Takes a version: checks it whole, copies what differs, verifies bytes and probe. See
         contracts.Rollout.
 
@@ -105,7 +104,7 @@ class RolloutWorker:
         held = self._states.get(weights.name)
         # a delta from before this worker was filled anew
         if held and held.version > weights.version:
-            return Loaded(weights.name, held.version, 0, 0, time.perf_counter() - start, 0.0)
+            return LoadReport(weights.name, held.version, 0, 0, time.perf_counter() - start, 0.0)
         batch = self._batch
         if batch and batch.name != weights.name:
             self._go_on(batch, math.inf)  # nobody goes on in a state that is not its own
@@ -126,7 +125,7 @@ class RolloutWorker:
         self._states[weights.name] = state
         self._forget_unnamed()
         size = sum(self._cache[state.manifest[key]].nbytes for key in copied)
-        return Loaded(
+        return LoadReport(
             weights.name, weights.version, len(copied), size, time.perf_counter() - start, gap
         )
 
@@ -254,8 +253,7 @@ class RolloutWorker:
         self._activate(name, state)
         return state
 
-    # ------------------------------------------------------------------------------------------------
-    # sampling
+    # ---- sampling
 
     def sample(
         self, requests_N: list[Request], name: str, version: int, how: Sampling

@@ -25,7 +25,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from cluster.crew import Workers
+from cluster.crew import WorkerCrew
 from cluster.launch import base_checkpoint, memory_of
 from cluster.runtime.ray_backend import RayBackend, wait_all
 from sleep_rl.config.schema import Config, Model
@@ -67,7 +67,7 @@ def changed(weights: Weights, by: float) -> Weights:
     )
 
 
-def push_under_way(crew: Workers, weights: Weights) -> float:
+def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
     """Pushes while every rollout worker is sampling; seconds that the slower of them did not
     sample.
     """
@@ -124,7 +124,7 @@ def main(repetitions: int = 30) -> None:
         checkpoint = checkpoints.expand(
             base, f"{folder}/checkpoint", memory_of(config), config.run.seed
         )
-        crew = Workers(
+        crew = WorkerCrew(
             backend,
             config,
             Journal(Path(folder) / "metrics.jsonl"),

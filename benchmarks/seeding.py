@@ -52,11 +52,11 @@ def ours(threads: int) -> dict:
     """
     from dataclasses import replace
 
-    from cluster.crew import Workers
+    from cluster.crew import WorkerCrew
     from cluster.launch import memory_of
     from cluster.runtime.ray_backend import RayBackend
     from sleep_rl.config.schema import Config, Learners, Model, Sleep
-    from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Sequence
+    from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, TrainingRow
     from sleep_rl.journal.journal import Journal
     from sleep_rl.model import checkpoints
 
@@ -69,7 +69,7 @@ def ours(threads: int) -> dict:
     per_round, tokens, checkpoint = config.sleep.steps_per_round, 0, base()
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
         expanded = checkpoints.expand(checkpoint, f"{folder}/checkpoint", memory_of(config), 0)
-        crew = Workers(
+        crew = WorkerCrew(
             backend,
             config,
             Journal(Path(folder) / "metrics.jsonl"),
@@ -99,10 +99,12 @@ def ours(threads: int) -> dict:
             )
             for i in range(per_round):
                 rows = [
-                    Sequence(s.context_T + s.prompt_T, s.completion_T)
+                    TrainingRow(s.context_T + s.prompt_T, s.completion_T)
                     for s in samples[i * BATCH : (i + 1) * BATCH]
                 ]
-                tokens += int(crew.learn.seed_step(rows, steps.start + i, 1000)["tokens_trained"])
+                tokens += int(
+                    crew.learn.seed_step(rows, steps.start + i, 1000).metrics["tokens_trained"]
+                )
             crew.push(STUDENT, STUDENT)
         seconds = time.perf_counter() - began
         crew.push(TEACHER, TEACHER)

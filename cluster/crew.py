@@ -14,7 +14,14 @@ from typing import Any
 
 from actors.environment import cpu_environment
 from cluster.runtime.pool import Pool, RewardPool, RolloutPool
-from cluster.runtime.ray_backend import Ask, Backend, Handle, WorkerDied, WorkerLate, wait_all
+from cluster.runtime.ray_backend import (
+    Backend,
+    Handle,
+    ResourceRequest,
+    WorkerDied,
+    WorkerLate,
+    wait_all,
+)
 from cluster.runtime.restarts import Restarts
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
@@ -62,7 +69,7 @@ class Ranks:
         return call
 
 
-class Workers:
+class WorkerCrew:
     """`contracts.Crew` on a backend: rollout, reward and (unless `learners` is False) learner
     workers.
     """
@@ -94,7 +101,7 @@ class Workers:
             scaled = replace(config, rollouts=replace(config.rollouts, workers=count))
             backend.preflight(
                 [
-                    Ask(actor.role, actor.count, actor.cpus, actor.gpus)
+                    ResourceRequest(actor.role, actor.count, actor.cpus, actor.gpus)
                     for actor in actors_of(scaled)
                     if learners or actor.role == "rollout"
                 ]
@@ -148,9 +155,9 @@ class Workers:
         """Exports the learner's `view`, as a delta against what the workers have, and waits until
         all verified it.
         """
-        self.offer(name, view)()
+        self.push_async(name, view)()
 
-    def offer(self, name: str, view: str) -> Callable[[], None]:
+    def push_async(self, name: str, view: str) -> Callable[[], None]:
         """Exports and publishes; the returned call delivers. See contracts.Crew."""
         with self._reviving:
             self._scaler.step(self._wanted())
@@ -177,15 +184,15 @@ class Workers:
         """Brings learners and rollout workers to where a checkpoint was written, as its last
         push.
         """
-        self.learn.restore(snapshot)
+        self.learn.load_checkpoint(snapshot)
         self.version = version
         self.store.push(
             self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER)
         )
 
-    def resume_night(self, path: str, step: int, steps: int) -> None:
+    def restore_progress(self, path: str, step: int, steps: int) -> None:
         """See contracts.Crew."""
-        self.learn.resume_night(path, step, steps)
+        self.learn.restore_progress(path, step, steps)
         self.store.push(self.learn.export(STUDENT, self.version, self.store.have(STUDENT), STUDENT))
 
     def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
@@ -196,27 +203,29 @@ class Workers:
         version = 0 if name == CHECKPOINT else self.store.current(name)
         return self.rollouts.sample(self._revive, requests_N, name, version, how)
 
-    def attend(self, there: bool) -> None:
-        """Starts one rollout worker per model of model.teachers, and lets the learners load it; or
-        ends them.
-        """
+    def start_teachers(self) -> None:
+        """Starts one rollout worker per model of model.teachers, and lets the learners load it."""
+        self.learn.load_teachers(self._teachers)
+        names = [other(k) for k in range(1, len(self._teachers) + 1)]
+        handles = [
+            _rollout(self._backend, self._config, path, name)
+            for name, path in zip(names, self._teachers, strict=True)
+        ]
+        self._backend.ready(handles)
+        self._others = {
+            name: RolloutPool([handle], self._config.cluster.call_timeout_s)
+            for name, handle in zip(names, handles, strict=True)
+        }
+
+    def stop_teachers(self) -> None:
+        """Ends them."""
         for pool in self._others.values():
             with suppress(WorkerDied, WorkerLate):
                 pool.all(Rollout.close)
             for handle in pool.workers:
                 handle.kill()
-        self._others, names = {}, [other(k) for k in range(1, len(self._teachers) + 1)]
-        self.learn.attend(self._teachers if there else [])
-        if there:
-            handles = [
-                _rollout(self._backend, self._config, path, name)
-                for name, path in zip(names, self._teachers)
-            ]
-            self._backend.ready(handles)
-            self._others = {
-                name: RolloutPool([handle], self._config.cluster.call_timeout_s)
-                for name, handle in zip(names, handles)
-            }
+        self._others = {}
+        self.learn.unload_teachers()
 
     def _restart(self, pool: RolloutPool) -> None:
         """Starts a lost worker of another model anew; what it samples from is its checkpoint."""

@@ -14,12 +14,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from cluster import scale
-from cluster.crew import CHECKPOINT, Workers
+from cluster.crew import CHECKPOINT, WorkerCrew
 from cluster.runtime.ray_backend import Backend, LocalBackend, RayBackend, WorkerDied, WorkerLate
 from cluster.runtime.restarts import Restarts
 from cluster.runtime.watchdog import Watch
 from cluster.tracking.sink import WandbSink
-from cluster.weights import Damaged
+from cluster.weights import WeightsDamaged
 from sleep_rl.config.loader import dump
 from sleep_rl.config.schema import Config
 from sleep_rl.config.validation import check
@@ -29,13 +29,13 @@ from sleep_rl.driver.cycle import live
 from sleep_rl.driver.evaluation import evaluate as ask
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
-from sleep_rl.night.prompts import Texts
-from sleep_rl.night.rehearsal import Index
+from sleep_rl.night.prompts import PromptCodec
+from sleep_rl.night.rehearsal import RehearsalIndex
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.runs.git import commit as _commit
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import LEARNER, Part, Progress, newest
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions, scan
@@ -121,7 +121,7 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
 def _pieces(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:
     """(most tokens of a piece of a document, how they are counted)."""
     shape = checkpoints.read_config(base)
-    texts = Texts(task, checkpoints.load_tokenizer(base, shape.vocab_size))
+    texts = PromptCodec(task, checkpoints.load_tokenizer(base, shape.vocab_size))
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     room = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
     if room < 8:
@@ -231,7 +231,7 @@ def _live(
                 break
             # A learner's group is gone, and with it all since the checkpoint; or weights that only
             # a learner can give are.
-            except (WorkerDied, WorkerLate, Damaged) as error:
+            except (WorkerDied, WorkerLate, WeightsDamaged) as error:
                 if not started:  # what cannot be started once is not tried again
                     raise
                 found = newest(str(folder))
@@ -251,7 +251,7 @@ def _live(
     return 0
 
 
-def _continue(life: Life, found: Found | None) -> None:
+def _continue(life: RunContext, found: Found | None) -> None:
     """Brings workers and driver to where a checkpoint was written, if there is one."""
     if not (found and found[0]):
         return
@@ -337,8 +337,8 @@ def crew_of(
     restarts: Restarts | None = None,
     backend: Make = backend_of,
     patient: bool = False,
-) -> Iterator[Life]:
-    """The workers of a run, ready; all of them end with the block. `patient`: see Workers."""
+) -> Iterator[RunContext]:
+    """The workers of a run, ready; all of them end with the block. `patient`: see WorkerCrew."""
     checkpoint = checkpoints.expand(
         base, str(folder / "checkpoint"), memory_of(config), config.run.seed
     )
@@ -353,7 +353,7 @@ def crew_of(
         if learners
         else []
     )
-    texts = Texts(task, tokenizer)
+    texts = PromptCodec(task, tokenizer)
     if learners:
         documents = [d for day in task.days() for d in day.documents]
         texts.check_fits(documents, config.rollouts.engine["max_model_len"])
@@ -368,7 +368,7 @@ def crew_of(
             f"loading {config.rollouts.workers} rollout engines and "
             f"{config.learners.world_size} learners"
         ):
-            crew = Workers(
+            crew = WorkerCrew(
                 there,
                 config,
                 journal,
@@ -381,7 +381,7 @@ def crew_of(
                 teachers=teachers,
                 patient=patient,
             )
-        yield Life(
+        yield RunContext(
             crew,
             task,
             texts,
@@ -389,7 +389,7 @@ def crew_of(
             journal,
             console,
             str(folder),
-            Index(config.sleep.rehearse_by == "divergence"),
+            RehearsalIndex(config.sleep.rehearse_by == "divergence"),
             Progress(str(folder) if learners else None),
         )
         crew.close()

@@ -14,12 +14,12 @@ from typing import Any
 from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import Backend, Handle, Ref, WorkerDied, WorkerLate
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import Loaded, Metrics, Weights
+from sleep_rl.contracts.records import LoadReport, Metrics, Weights
 from sleep_rl.contracts.roles import Rollout
 from sleep_rl.model.tensor_digest import digest
 
 
-class Damaged(RunError):
+class WeightsDamaged(RunError):
     """What the store holds is not what was published: no worker can be given it any more."""
 
 
@@ -108,13 +108,13 @@ class WeightStore:
             }
             return ref
 
-    def push(self, weights: Weights) -> list[Loaded]:
+    def push(self, weights: Weights) -> list[LoadReport]:
         """Publishes, and lets every worker in use load and verify it. Raises RunError when any does
         not.
         """
         return self.deliver(weights.name, weights.version, self.publish(weights))
 
-    def deliver(self, name: str, version: int, ref: Ref[Weights]) -> list[Loaded]:
+    def deliver(self, name: str, version: int, ref: Ref[Weights]) -> list[LoadReport]:
         """Lets every worker in use load and verify what was published. A worker that lacks tensors
         gets all of them, once. Until then the version before stays current; when a worker does not
         end up with this version none is, and RunError is raised.
@@ -159,7 +159,7 @@ class WeightStore:
 
     def _load(
         self, handles: list[Handle], name: str, version: int, ref: Ref[Weights]
-    ) -> list[Loaded]:
+    ) -> list[LoadReport]:
         handles = list(handles)
         answers: list[Any] = self._pool.ask(handles, Rollout.load, [(ref,)] * len(handles))
         again = [
@@ -189,7 +189,7 @@ class WeightStore:
 
     def _full(self, name: str) -> Weights:
         """The newest state of `name` with every tensor of its manifest, each checked. Raises
-        Damaged.
+        WeightsDamaged.
         """
         with self._lock:
             newest = self._newest[name]
@@ -201,7 +201,7 @@ class WeightStore:
         tensors = {key: fetched[id(ref)].tensors[there] for key, (ref, there) in places.items()}
         wrong = [key for key, tensor in tensors.items() if digest(tensor) != newest.manifest[key]]
         if wrong:
-            raise Damaged(
+            raise WeightsDamaged(
                 f"weights: {name} version {newest.version} is damaged in the store: "
                 f"{len(wrong)} tensors, "
                 f"first {wrong[0]}"

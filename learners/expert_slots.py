@@ -14,7 +14,7 @@ from sleep_rl.model.memory import LOCKED, PARTS, MemoryLevel
 
 
 @dataclass(frozen=True)
-class Place:
+class SlotAssignment:
     """The slot of a night's expert, how it begins, and the slot that it takes over besides (0:
     none).
     """
@@ -34,14 +34,14 @@ class Place:
         return values
 
 
-class Order:
+class SlotAllocator:
     """In which order the experts of each level came into use."""
 
     def __init__(self) -> None:
         self._ages: dict[int, list[int]] = {}  # level -> slots, oldest first
-        self._open: tuple[int, Place] | None = None
+        self._open: tuple[int, SlotAssignment] | None = None
 
-    def place(self, number: int, states_S: list[int], sleep, on_full: str) -> Place:
+    def place(self, number: int, states_S: list[int], sleep, on_full: str) -> SlotAssignment:
         """The place of the coming night in level `number`, whose slots have these states.
 
         A free slot is taken as it lies there. Without `sleep.expansion` the newest expert is
@@ -56,15 +56,15 @@ class Order:
         # of a loaded memory nothing else is known
         oldest = known + [s for s in used if s not in known]
         if used and (not sleep.expansion or on_full == "again"):
-            place = Place(oldest[-1], kept=True)
+            place = SlotAssignment(oldest[-1], kept=True)
         elif free:
-            place = Place(free[0], kept=True)
+            place = SlotAssignment(free[0], kept=True)
         elif on_full == "merge" and len(used) > 1:
-            place = Place(oldest[0], kept=True, absorbed=oldest[1])
+            place = SlotAssignment(oldest[0], kept=True, absorbed=oldest[1])
         elif on_full in ("merge", "recycle_oldest"):
-            place = Place(oldest[0], kept=on_full == "merge")
+            place = SlotAssignment(oldest[0], kept=on_full == "merge")
         elif on_full == "newest":
-            place = Place(oldest[-1], kept=True)
+            place = SlotAssignment(oldest[-1], kept=True)
         else:
             raise InputError(
                 f"level {number}: all {len(used)} experts are in use and "

@@ -12,7 +12,7 @@ Shapes: N texts, T tokens, P loss positions, D model width, S slots, L = d_low.
 
 from __future__ import annotations
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ Text = tuple[Ids, Ids]  # prompt and completion
 
 def gram(
     model: nn.Module,
-    texts_N: Items[Text],
+    texts_N: Sequence[Text],
     pad: int,
     *,
     whole: bool = True,
@@ -70,7 +70,7 @@ def gram(
     return out_NN
 
 
-def _gradients(model: nn.Module, texts_N: Items[Text], pad: int, chunk: int) -> list[Tensor]:
+def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> list[Tensor]:
     """[N, elements] per level and part, one row a text."""
     parts: list[Tensor] = []
 
@@ -133,7 +133,7 @@ def level_gradients(
     return tuple(part.flatten(1) for part in parts)
 
 
-def _loss(model: nn.Module, texts_N: Items[Text], pad: int, chunk: int) -> Tensor:
+def _loss(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> Tensor:
     """Sum over the texts of the mean cross entropy of each completion, nats per token."""
     device = next(model.parameters()).device
     prompts, completions = zip(*texts_N)

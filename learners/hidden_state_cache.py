@@ -10,11 +10,11 @@ from torch import Tensor
 
 from sleep_rl.night.prompts import Ids
 
-# who reads (see contracts.Sequence.teacher), what stands in front, the completion
+# who reads (see contracts.records.TrainingRow.teacher), what stands in front, the completion
 Reading = tuple[int, Ids, Ids]
 
 
-class Recall:
+class HiddenStateCache:
     """Last hidden states [T, D] of a teacher at the positions that predict a completion, kept in
     host memory up to `limit` bytes; what was not asked for the longest is given up first.
     """

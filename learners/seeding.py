@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from learners.hidden_state_cache import Reading, Recall, alike
-from sleep_rl.contracts.records import STUDENT, TEACHER, TEXT, Metrics, Sequence
+from learners.hidden_state_cache import HiddenStateCache, Reading, alike
+from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, Metrics, TrainingRow
 from sleep_rl.model.memory import Expert, memory_levels, view_of
 from sleep_rl.objectives import imitation, importance, l_ks, seeding_terms, token_logprobs
 
@@ -66,13 +66,13 @@ class Batch:
     row_P: Tensor  # which row of the micro batch
 
 
-def over_tokens(row: Sequence, x: float, y: float) -> list[float]:
+def over_tokens(row: TrainingRow, x: float, y: float) -> list[float]:
     """A value for each token of the completion: one on x, another on y."""
     return [x] * row.x_length + [y] * (len(row.completion_T) - row.x_length)
 
 
 def collate(
-    rows_B: list[Sequence],
+    rows_B: list[TrainingRow],
     weights_B: list[float],
     pad: int,
     device,
@@ -90,7 +90,7 @@ def collate(
 
     row_P = [b for b, c in enumerate(completions) for _ in c]
     teachers = {}
-    for who in sorted({r.teacher for r in rows_B} - {TEXT}) if teacher else ():
+    for who in sorted({r.teacher for r in rows_B} - {HARD_TARGET}) if teacher else ():
         mine = [r for r in rows_B if r.teacher == who]
         where_P = torch.tensor(
             [p for p, b in enumerate(row_P) if rows_B[b].teacher == who], device=device
@@ -106,7 +106,7 @@ def collate(
         student=Rows.of([r.prompt_T for r in rows_B], completions, pad, device),
         teachers=teachers,
         told_P=torch.tensor(
-            [p for p, b in enumerate(row_P) if rows_B[b].teacher == TEXT],
+            [p for p, b in enumerate(row_P) if rows_B[b].teacher == HARD_TARGET],
             dtype=torch.long,
             device=device,
         ),
@@ -144,7 +144,9 @@ class Seeding(nn.Module):
     of a checkpoint and exactly what DeepSpeed's optimizer gets.
     """
 
-    def __init__(self, model: nn.Module, sleep, pad: int = 0, recall: Recall | None = None):
+    def __init__(
+        self, model: nn.Module, sleep, pad: int = 0, recall: HiddenStateCache | None = None
+    ):
         """`recall`: where the teacher's hidden states of a night are kept; None: computed anew, all
         rows in one pass.
         """

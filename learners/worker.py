@@ -13,14 +13,14 @@ import torch
 
 from learners import checkpoint_io
 from learners.engine import Engine, deepspeed_config, join_group, reduce_sum
-from learners.expert_slots import Order
+from learners.expert_slots import SlotAllocator
 from learners.gradient_gram import gram
-from learners.hidden_state_cache import Recall
+from learners.hidden_state_cache import HiddenStateCache
 from learners.seeding import Rows, Seeding, averages, collate, over_tokens
 from learners.wake import Chunks
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import STUDENT, Metrics, Sequence, Weights
+from sleep_rl.contracts.records import STUDENT, Metrics, StepResult, TrainingRow, Weights
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import (
     ACTIVE,
@@ -75,7 +75,9 @@ class LearnerWorker:
         # ZeRO-3 gathers the base in each pass, so there every rank must make the same passes:
         # nothing is remembered.
         recall = (
-            Recall(config.learners.recall_mib << 20) if config.learners.zero_stage < 3 else None
+            HiddenStateCache(config.learners.recall_mib << 20)
+            if config.learners.zero_stage < 3
+            else None
         )
         self.module = Seeding(self.model, config.sleep, self.pad, recall)
         plastic = list(self.module.plastic.parameters())
@@ -95,7 +97,7 @@ class LearnerWorker:
             rank=self.rank,
             world=self.world,
         )
-        self.order = Order()
+        self.order = SlotAllocator()
         # of experts that are used again
         self.generator = torch.Generator().manual_seed(config.run.seed)
         self.slot: int | None = None
@@ -105,8 +107,7 @@ class LearnerWorker:
         self.kept: dict[str, tuple] = {}
         self._digests: dict[str, str] = {}  # of the stored tensors, by key
 
-    # -------------------------------------------------------------------------------------------------------
-    # wake
+    # ---- wake
 
     def wake(self, documents_N: list[tuple[int, ...]]) -> Metrics:
         """One wake step per document: its gradients join the open chunk of every level (equation
@@ -117,8 +118,7 @@ class LearnerWorker:
             "updates": float(len(documents_N)),
         }
 
-    # ------------------------------------------------------------------------------------------------------
-    # night
+    # ---- night
 
     def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
         """Forms teacher and student of the consolidation into level `receiver` (paper.md section 3
@@ -152,33 +152,33 @@ class LearnerWorker:
         self.emptied |= {name: [place.absorbed] for name in receivers if place.absorbed}
         return self.slot
 
-    def attend(self, checkpoints: list[str]) -> None:
-        """See contracts.Learner. Raises InputError for a checkpoint that cannot be loaded."""
+    def load_teachers(self, paths: list[str]) -> None:
+        """See contracts.roles.TeacherHost. Raises InputError for a checkpoint that cannot be
+        loaded.
+        """
         dtype = getattr(torch, self.config.model.dtype)
         self.module.others = tuple(
-            checkpoints.load(path, dtype=dtype).to(self.device) for path in checkpoints
+            checkpoints.load(path, dtype=dtype).to(self.device) for path in paths
         )
 
-    def experts(self, level: int) -> int:
-        """Unlocked consolidation experts of a level."""
-        return sum(
-            s != LOCKED for s in next(iter(self._of_level(level).values())).state.tolist()[1:]
-        )
+    def unload_teachers(self) -> None:
+        """Drop the models of `load_teachers`."""
+        self.module.others = ()
 
-    def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
+    def seed_step(self, batch_N: list[TrainingRow], step: int, steps: int) -> StepResult:
         """One optimizer step on L_KS over `batch_N` (all ranks' rows; each takes its share)."""
         self._settle(step, steps)
         return self._optimize(batch_N, self._lr(step, steps, self.config.sleep.lr), seeding=True)
 
     def sft_step(
-        self, batch_N: list[Sequence], step: int, steps: int, peak: float | None = None
+        self, batch_N: list[TrainingRow], step: int, steps: int, peak: float | None = None
     ) -> Metrics:
         """One optimizer step of cross entropy on the completions, with `peak` or the baselines'
         learning rate.
         """
         self._settle(step, steps)
         peak = self.config.baselines.lr if peak is None else peak
-        return self._optimize(batch_N, self._lr(step, steps, peak), seeding=False)
+        return self._optimize(batch_N, self._lr(step, steps, peak), seeding=False).metrics
 
     def _settle(self, step: int, steps: int) -> None:
         """From half of the steps on the new expert competes for the top-k, so that it is trained as
@@ -200,7 +200,7 @@ class LearnerWorker:
             return peak * (step + 1) / (warmup + 1)
         return peak * (steps - step) / max(steps - warmup, 1)
 
-    def _optimize(self, batch_N: list[Sequence], lr: float, seeding: bool) -> Metrics:
+    def _optimize(self, batch_N: list[TrainingRow], lr: float, seeding: bool) -> StepResult:
         began, tokens = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
         weight = self.config.sleep.prompt_weight if seeding else 1.0
         positions = sum(sum(over_tokens(r, weight, 1.0)) for r in batch_N)
@@ -224,7 +224,6 @@ class LearnerWorker:
         totals = reduce_sum(sums, maxima=("ratio_max",))
         if self.world > 1:
             torch.distributed.all_reduce(rows_N)
-        self.rows_N = rows_N
         if not math.isfinite(totals["loss"]):
             raise RunError(
                 f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, "
@@ -238,11 +237,11 @@ class LearnerWorker:
             sequences=float(len(batch_N)),
             seconds=time.perf_counter() - began,
         )
-        return averages(totals, rewarded)
+        return StepResult(averages(totals, rewarded), rows_N.tolist())
 
     def _micro_batches(
-        self, batch_N: list[Sequence]
-    ) -> list[tuple[list[Sequence], list[float], list[int]]]:
+        self, batch_N: list[TrainingRow]
+    ) -> list[tuple[list[TrainingRow], list[float], list[int]]]:
         """This rank's rows in micro batches (rows, weights, places in the batch), short ones first:
         rows of like length are padded little. Every rank gets equally many: collectives run in each
         backward pass.
@@ -264,16 +263,9 @@ class LearnerWorker:
             for i in range(0, share, size)
         ]
 
-    def row_divergence(self) -> list[float]:
-        """Divergence on the answer y of each row of the last `seed_step`, in order, nats per
-        token.
-        """
-        return self.rows_N.tolist()
+    # ---- dreams
 
-    # -----------------------------------------------------------------------------------------------------
-    # dreams
-
-    def regraft(self, tag: str) -> None:
+    def rebase_policy_expert(self, tag: str) -> None:
         """See contracts.Learner."""
         memory, _, order = self.kept[tag]
         slot = order[1][-1]
@@ -281,10 +273,10 @@ class LearnerWorker:
         self.engine.reset(
             [memory[f"{name}.{part}"][slot] for name in self._of_level(1) for part in PARTS]
         )
-        self.close_night(True)
-        self.keep(tag)
+        self.commit_night()
+        self.save_state(tag)
 
-    def wander(self, seed: int) -> dict[str, int]:
+    def activate_random_expert(self, seed: int) -> dict[str, int]:
         """See contracts.Learner. The chosen expert is FRESH: always on and outside the top-k, so
         each router lets it through beside those that it chooses.
         """
@@ -319,24 +311,28 @@ class LearnerWorker:
         except ValueError as error:
             raise RunError(f"learner: {error}") from error
 
-    def close_night(self, commit_night: bool) -> None:
-        """Update: the student becomes the stored state; or everything stays as it was before the
-        night.
-        """
-        if commit_night:
-            with self.engine.whole():
-                commit(self.model)
-            for name, slots in self.emptied.items():  # unlocked again, they begin as the identity
-                init_slots(self.levels[name], slots, self.generator)
-            self.chunks.drop(self.due)
-            self.order.commit()
-        else:
-            discard(self.model)
-        self.slot, self.due, self.emptied = None, (), {}
+    def commit_night(self) -> None:
+        """Update (paper.md section 3 c): the student becomes the stored state."""
+        with self.engine.whole():
+            commit(self.model)
+        for name, slots in self.emptied.items():  # unlocked again, they begin as the identity
+            init_slots(self.levels[name], slots, self.generator)
+        self.chunks.drop(self.due)
+        self.order.commit()
+        self._close()
+
+    def discard_night(self) -> None:
+        """Drops the student: everything stays as it was before the night (or the dream)."""
+        discard(self.model)
+        self._close()
+
+    def _close(self) -> None:
+        self.slot = None
+        self.due = ()
+        self.emptied = {}
         self._digests.clear()
 
-    # -------------------------------------------------------------------------------------------------
-    # in and out
+    # ---- in and out
 
     @torch.no_grad()
     def export(self, name: str, version: int, have: dict[str, str], view: str = STUDENT) -> Weights:
@@ -380,7 +376,7 @@ class LearnerWorker:
             ).tolist()
         )
 
-    def keep(self, tag: str, of: str = "") -> None:
+    def save_state(self, tag: str, of: str = "") -> None:
         """See contracts.Learner. What is kept is never written to, so two tags may share it."""
         if of:
             self.kept[tag] = self.kept[of]
@@ -390,7 +386,7 @@ class LearnerWorker:
         }
         self.kept[tag] = memory, self.chunks.state(), self.order.state()
 
-    def use(self, tag: str) -> None:
+    def load_state(self, tag: str) -> None:
         """Puts the memory kept under `tag` back, with its open chunks; an open night is dropped."""
         discard(self.model)
         memory, chunks, order = self.kept[tag]
@@ -402,7 +398,7 @@ class LearnerWorker:
         for level in self.levels.values():
             level.refresh()
 
-    def save_night(self, path: str) -> None:
+    def save_progress(self, path: str) -> None:
         """See contracts.Learner (rank 0 writes)."""
         # a row's states depend, in the last bit, on the rows beside it when they were computed
         self.module.forget()
@@ -412,7 +408,7 @@ class LearnerWorker:
                 path, state | {checkpoint_io.GENERATOR: self.generator.get_state()}
             )
 
-    def resume_night(self, path: str, step: int, steps: int) -> None:
+    def restore_progress(self, path: str, step: int, steps: int) -> None:
         """See contracts.Learner. Raises RunError when it cannot be read or is of another model."""
         self.module.forget()
         tensors = checkpoint_io.read_tensors(path)
@@ -426,16 +422,16 @@ class LearnerWorker:
         if step > steps // 2:
             self._settle(steps // 2, steps)
 
-    def snapshot(self, path: str) -> None:
+    def save_checkpoint(self, path: str) -> None:
         """Writes everything that a new learner needs to go on between two nights (rank 0 only).
         Raises RunError.
         """
-        self.keep(_NOW)
+        self.save_state(_NOW)
         now = self.kept.pop(_NOW)
         if self.rank == 0:
             checkpoint_io.write(path, {**self.kept, _NOW: now}, self.generator)
 
-    def restore(self, path: str) -> None:
+    def load_checkpoint(self, path: str) -> None:
         """Takes a snapshot back. Raises RunError when it cannot be read or is of another model."""
         states, generator = checkpoint_io.read(path, self.device)
         mine = {k: v.shape for k, v in self.model.state_dict().items() if ".memory." in k}
@@ -446,7 +442,7 @@ class LearnerWorker:
                 )
         try:
             self.kept = states
-            self.use(_NOW)
+            self.load_state(_NOW)
             self.generator.set_state(generator)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise RunError(
@@ -454,7 +450,7 @@ class LearnerWorker:
             ) from error
         del self.kept[_NOW]
 
-    def save(self, path: str) -> None:
+    def save_memory(self, path: str) -> None:
         """Writes the stored memory beside a pointer to the base (rank 0 only). Raises RunError when
         it cannot, with what was there before intact.
         """

@@ -70,8 +70,7 @@ def deep(levels: int) -> Any:
     return value
 
 
-# ------------------------------------------------------------------------------------------------------------
-# bytes
+# ---- bytes
 
 
 def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
@@ -113,8 +112,7 @@ def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
     yield "shuffled lines", b"\n".join(lines)
 
 
-# -------------------------------------------------------------------------------------------------------------
-# data
+# ---- data
 
 
 def _places(value: Any, here: tuple = ()) -> Iterator[tuple]:
@@ -163,8 +161,7 @@ def json_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, b
     yield "a number of 5000 digits inside", json.dumps(value).encode().replace(b"1", b"9" * 5000)
 
 
-# -------------------------------------------------------------------------------------------------------------
-# YAML
+# ---- YAML
 
 
 def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[str, str]]:
@@ -307,8 +304,7 @@ def overrides_of(
         yield " ".join(given)[:80], given
 
 
-# ------------------------------------------------------------------------------------------------------------
-# files
+# ---- files
 
 
 def _replaced(path: Path, make: Callable[[], object]) -> None:
@@ -332,8 +328,7 @@ FILES: dict[str, Callable[[Path], object]] = {
 """What may lie where a file should: name -> what puts it there."""
 
 
-# --------------------------------------------------------------------------------------------------------
-# documents
+# ---- documents
 
 
 def document_folders(rng: random.Random, root: Path) -> Iterator[tuple[str, Path]]:

@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure, InputError, RunError
-from sleep_rl.contracts.records import Loaded, Pair, Sample, Weights
+from sleep_rl.contracts.records import LoadReport, Pair, Sample, Weights
 from sleep_rl.model.tensor_digest import digest
 
 
@@ -110,7 +110,7 @@ class CheckingRollout:
         self.loads: list[tuple[str, int, int]] = []  # name, version, tensors in the delta
         self.probe_gap, self.lies = probe_gap, lies
 
-    def load(self, weights: Weights) -> Loaded:
+    def load(self, weights: Weights) -> LoadReport:
         self.loads.append((weights.name, weights.version, len(weights.tensors)))
         mine = {digest(t): t for _, state in self.states.values() for t in state.values()}
         mine |= {digest(t): t for t in weights.tensors.values()}
@@ -121,7 +121,7 @@ class CheckingRollout:
             weights.version,
             {k: mine[d] for k, d in weights.manifest.items()},
         )
-        return Loaded(
+        return LoadReport(
             weights.name,
             weights.version - self.lies,
             len(weights.tensors),

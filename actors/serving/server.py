@@ -34,7 +34,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from actors.engine import MemoryAccess  # first: it sets the environment that vLLM reads at import
 from actors.plugin import register
-from actors.serving.weight_swap import Busy, Nights
+from actors.serving.weight_swap import Nights, SwapTimeout
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.model import checkpoints
 from sleep_rl.model.shape import parse_shape
@@ -277,7 +277,7 @@ class Gate:
             await self.app(scope, receive, signed)
 
 
-class Wish(BaseModel):
+class SetNightRequest(BaseModel):
     night: StrictInt
 
 
@@ -289,11 +289,17 @@ def _routes(nights: Nights) -> APIRouter:
         return JSONResponse({"night": nights.night, "nights": list(nights.there())})
 
     @router.post(ROUTE, dependencies=[Depends(validate_json_request)])
-    async def take(wish: Wish) -> JSONResponse:
+    async def take(wish: SetNightRequest) -> JSONResponse:
         try:
             await nights.take(wish.night)
         except (InputError, RunError) as error:
-            code = 400 if isinstance(error, InputError) else 503 if isinstance(error, Busy) else 500
+            code = (
+                400
+                if isinstance(error, InputError)
+                else 503
+                if isinstance(error, SwapTimeout)
+                else 500
+            )
             return JSONResponse(
                 {"error": {"message": str(error), "type": type(error).__name__, "code": code}}, code
             )

@@ -27,11 +27,11 @@ from sleep_rl.runs.resolve import Found, nights
 DRAIN_S = 60.0  # how long a swap holds others back for answers that are still being written
 
 
-class Busy(RunError):
+class SwapTimeout(RunError):
     """A swap that was given up because answers were still being written. Nothing has changed."""
 
 
-class Door:
+class RequestGate:
     """Requests go in side by side; whoever closes it has the house to itself."""
 
     def __init__(self) -> None:
@@ -56,7 +56,7 @@ class Door:
 
     @asynccontextmanager
     async def closed(self, within_s: float) -> AsyncIterator[None]:
-        """Lets nobody in, and begins when everybody is out. Raises Busy, with the door open, when
+        """Lets nobody in, and begins when everybody is out. Raises SwapTimeout, with the door open, when
         that takes too long.
         """
         self._open.clear()
@@ -64,7 +64,7 @@ class Door:
             try:
                 await asyncio.wait_for(self._empty.wait(), within_s)
             except TimeoutError:
-                raise Busy(
+                raise SwapTimeout(
                     f"{self.inside} answers were still being written after {within_s:g} s"
                 ) from None
             yield
@@ -80,7 +80,7 @@ class Nights:
     def __init__(
         self, client: EngineClient, found: Found, end: Callable[[], None], drain_s: float = DRAIN_S
     ):
-        self.door, self.night, self.lost = Door(), found.night, ""
+        self.door, self.night, self.lost = RequestGate(), found.night, ""
         self._client, self._run, self._end, self._drain_s = client, found.run, end, drain_s
         self._held: dict[str, Tensor] = {}  # what lies in the model, as CPU tensors
         self._one = asyncio.Lock()
@@ -104,7 +104,7 @@ class Nights:
 
     async def take(self, number: int) -> bool:
         """Answers with another night from now on; False when it is the one that answers already.
-        Raises InputError for a night that is not there or does not fit, Busy, and RunError when its
+        Raises InputError for a night that is not there or does not fit, SwapTimeout, and RunError when its
         bytes did not arrive; in each case the night before goes on answering.
         """
         async with self._one:
@@ -140,7 +140,7 @@ class Nights:
                         f"night {mark[0]} answers from now on, taken in within "
                         f"{time.monotonic() - started:.1f} s"
                     )
-            except Busy as error:
+            except SwapTimeout as error:
                 say(f"night {mark[0]} waits: {error}; tried again")
                 continue
             except Exception as error:

@@ -44,8 +44,7 @@ class Finding:
         return f"{'ok' if self.ok else 'to do':<6} {self.name}: {' '.join(self.said.split())}"
 
 
-# ------------------------------------------------------------------------------------------------------------
-# software
+# ---- software
 
 
 def python(requires: str | None, version: str) -> Finding:
@@ -168,8 +167,7 @@ def nvidia_driver(where: Path = Path("/proc/driver/nvidia/version")) -> str | No
     return next((word for word in words if word[0].isdigit() and "." in word), "unknown version")
 
 
-# -------------------------------------------------------------------------------------------------------------
-# machine
+# ---- machine
 
 
 def cores_and_memory(cores: int, meminfo: str, limit: str | None) -> Finding:
@@ -333,8 +331,7 @@ def limits(files: tuple[int, int], processes: tuple[int, int], group: str | None
     ]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# services
+# ---- services
 
 
 def wandb_login(environment: Mapping[str, str], home: Path, mode: str | None) -> Finding:

@@ -163,8 +163,7 @@ def within(
     )
 
 
-# ------------------------------------------------------------------------------------------------------------
-# processes
+# ---- processes
 
 
 def torch_and_devices(planned: Plan | None, joins: bool, gpus: list) -> Iterable[Finding]:
@@ -306,8 +305,7 @@ def run(command: list[str], limit_s: float, environment, out) -> int | None:
                     process.wait(patience)
 
 
-# --------------------------------------------------------------------------------------------------------------
-# sources
+# ---- sources
 
 
 def _requires() -> str | None:

@@ -13,14 +13,14 @@ import math
 import sys
 from pathlib import Path
 
-from cluster.crew import Workers
+from cluster.crew import WorkerCrew
 from cluster.doctor.doctor import RESULT
 from cluster.runtime.backend import Backend, LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.config.loader import dump, reload
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, InputError, RunError
-from sleep_rl.contracts.records import STUDENT, TEACHER, Pair, Request, Sampling, Sequence
+from sleep_rl.contracts.records import STUDENT, TEACHER, Pair, Request, Sampling, TrainingRow
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
 
@@ -99,7 +99,9 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     checkpoint = checkpoints.expand(base, str(folder / "checkpoint"), memory_of(config))
     journal = Journal(folder / "metrics.jsonl")
     with backend:
-        crew = Workers(backend, config, journal, checkpoint=checkpoint, base=base, probe_T=DOCUMENT)
+        crew = WorkerCrew(
+            backend, config, journal, checkpoint=checkpoint, base=base, probe_T=DOCUMENT
+        )
         crew.push(TEACHER, TEACHER)
         crew.learn.open_night(1)
         crew.push(STUDENT, STUDENT)
@@ -111,7 +113,7 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
                 f"{len(rewards)} completions not"
             )
         rows = [
-            Sequence(
+            TrainingRow(
                 PROMPT,
                 completion,
                 teacher_T=DOCUMENT + PROMPT,
@@ -120,11 +122,11 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
             )
             for (completion, logprobs, _), reward in zip(first, rewards, strict=True)
         ]
-        loss = crew.learn.seed_step(rows, 0, 2)["loss"]
+        loss = crew.learn.seed_step(rows, 0, 2).metrics["loss"]
         crew.push(STUDENT, STUDENT)
         if {version for *_, versions in _sampled(crew) for version in versions} != {crew.version}:
             raise RunError(f"what was sampled after the push is not of version {crew.version}")
-        crew.learn.close_night(True)
+        crew.learn.commit_night()
         crew.close()
     journal.close()
     push = [r for r in read(folder / "metrics.jsonl") if r["kind"] == "push"][-1]
@@ -138,7 +140,7 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     )
 
 
-def _sampled(crew: Workers) -> list[tuple]:
+def _sampled(crew: WorkerCrew) -> list[tuple]:
     """(tokens, log-probabilities, versions) of four completions of the student."""
     samples = crew.sample([Request(PROMPT, seed=seed) for seed in range(4)], STUDENT, Sampling(8))
     failed = [sample.reason for sample in samples if isinstance(sample, Failure)]

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cluster.runtime.handle import Ask, Channel, Handle, Host, Pending, Ref, wait_all
+from cluster.runtime.handle import Channel, Handle, Host, Pending, Ref, ResourceRequest, wait_all
 from cluster.runtime.watchdog import Watch
 
 R = TypeVar("R")
@@ -38,7 +38,7 @@ class Backend(ABC):
         """Starts one worker of `cls` ("module:Class" or a callable) without waiting for it: see
         `ready`.
         """
-        handle = Handle(self, cls, kwargs, Ask(name, 1, cpus, gpus), dict(env or {}))
+        handle = Handle(self, cls, kwargs, ResourceRequest(name, 1, cpus, gpus), dict(env or {}))
         handle._build()
         return handle
 
@@ -59,7 +59,7 @@ class Backend(ABC):
         """
         self.reserve([f"{name}-{rank}" for rank in range(world_size)], cpus, gpus)
         handles = [
-            Handle(self, cls, kwargs, Ask(f"{name}-{rank}", 1, cpus, gpus), {})
+            Handle(self, cls, kwargs, ResourceRequest(f"{name}-{rank}", 1, cpus, gpus), {})
             for rank in range(world_size)
         ]
         meeting = handles[0]._channel.send(Host.rendezvous, "finding a free port")
@@ -91,7 +91,7 @@ class Backend(ABC):
         self.shutdown()
 
     @abstractmethod
-    def open(self, ask: Ask) -> Channel:
+    def open(self, ask: ResourceRequest) -> Channel:
         """A process (or a place in this one) for one worker."""
 
     def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
@@ -100,7 +100,7 @@ class Backend(ABC):
         """
 
     @abstractmethod
-    def preflight(self, asks: Sequence[Ask]) -> None:
+    def preflight(self, asks: Sequence[ResourceRequest]) -> None:
         """Raises InputError when the workers can never all run at once."""
 
     @abstractmethod
@@ -163,11 +163,11 @@ class LocalBackend(Backend):
         super().__init__(start_timeout_s, call_timeout_s)
         self._channels: list[_LocalChannel] = []
 
-    def open(self, ask: Ask) -> Channel:
+    def open(self, ask: ResourceRequest) -> Channel:
         self._channels.append(_LocalChannel(ask.name))
         return self._channels[-1]
 
-    def preflight(self, asks: Sequence[Ask]) -> None:
+    def preflight(self, asks: Sequence[ResourceRequest]) -> None:
         return None
 
     def put(self, value: R) -> Ref[R]:

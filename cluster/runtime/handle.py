@@ -41,7 +41,7 @@ class WorkerLate(RunError):
 
 
 @dataclass(frozen=True)
-class Ask:
+class ResourceRequest:
     """What one kind of worker needs; `cpus` and `gpus` are per worker."""
 
     name: str
@@ -59,12 +59,11 @@ class Ref(Generic[R]):
     held: Any  # the value itself (local) or Ray's ObjectRef, which keeps the stored object alive
 
 
-# ------------------------------------------------------------------------------------------------
-# the worker's side
+# ---- the worker's side
 
 
 @dataclass(frozen=True)
-class Raised:
+class RemoteError:
     """A worker's exception on its way to the caller: as text, because not every exception can be
     pickled.
     """
@@ -74,12 +73,12 @@ class Raised:
     trace: str
 
 
-class Trace(Exception):
+class RemoteTraceback(Exception):
     """The cause of an exception that a worker raised: its traceback there, as text."""
 
 
 class Host:
-    """Holds one plain worker. What the worker raises is returned as `Raised`, identically in both
+    """Holds one plain worker. What the worker raises is returned as `RemoteError`, identically in both
     backends.
     """
 
@@ -103,13 +102,13 @@ class Host:
             self.worker = (_import(cls) if isinstance(cls, str) else cls)(**kwargs)
 
         answer = self.attempt(construct)
-        self.failed = answer.line if isinstance(answer, Raised) else ""
+        self.failed = answer.line if isinstance(answer, RemoteError) else ""
         return answer
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
         """Calls the worker."""
         if self.failed:
-            return Raised(RunError, f"worker {self.name} did not start: {self.failed}", "")
+            return RemoteError(RunError, f"worker {self.name} did not start: {self.failed}", "")
         return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
 
     def rendezvous(self) -> tuple[str, int]:
@@ -124,14 +123,14 @@ class Host:
         return "127.0.0.1"
 
     def attempt(self, function: Callable[[], Any]) -> Any:
-        """The function's result, or `Raised`."""
+        """The function's result, or `RemoteError`."""
         try:
             return function()
         except Exception as error:
             # the boundary of the worker: every exception is carried over and raised there
             kind = next((k for k in (InputError, RunError) if isinstance(error, k)), None)
             text = (str(error).splitlines() or [""])[0]
-            return Raised(
+            return RemoteError(
                 kind,
                 masked(text if kind else f"{type(error).__name__}: {text}"),
                 masked(traceback.format_exc()),
@@ -165,8 +164,7 @@ def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
     return tensor
 
 
-# ------------------------------------------------------------------------------------------------
-# the caller's side
+# ---- the caller's side
 
 
 class Pending(ABC, Generic[R]):
@@ -192,7 +190,7 @@ class Pending(ABC, Generic[R]):
         it waits.
         """
         outcome = self.outcome(max(wait_s, 0.0), limit_s)
-        if not isinstance(outcome, Raised):
+        if not isinstance(outcome, RemoteError):
             return outcome
         error = (
             outcome.kind(outcome.line)
@@ -201,7 +199,7 @@ class Pending(ABC, Generic[R]):
                 f"worker {self.worker}: {self.method} failed: {outcome.line}{self.told()}"
             )
         )
-        raise error from Trace(f"in worker {self.worker}:\n{outcome.trace}")
+        raise error from RemoteTraceback(f"in worker {self.worker}:\n{outcome.trace}")
 
     def late(self, limit_s: float) -> WorkerLate:
         return WorkerLate(
@@ -288,7 +286,7 @@ class Handle:
         backend: Backend,
         cls: str | Callable[..., Any],
         kwargs: dict[str, Any],
-        ask: Ask,
+        ask: ResourceRequest,
         env: dict[str, str],
     ) -> None:
         self.name = ask.name

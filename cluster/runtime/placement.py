@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cluster.runtime.handle import Ask
+from cluster.runtime.handle import ResourceRequest
 from sleep_rl.contracts.errors import InputError
 
 Nodes = Sequence[dict[str, float]]
 
 
-def inventory(asks: Sequence[Ask], nodes: Nodes) -> str:
+def inventory(asks: Sequence[ResourceRequest], nodes: Nodes) -> str:
     """What is asked and what is there, in one line."""
     parts = ", ".join(f"{ask.count} {ask.name} of {_amounts(ask.cpus, ask.gpus)}" for ask in asks)
     total = _amounts(
@@ -28,7 +28,7 @@ def inventory(asks: Sequence[Ask], nodes: Nodes) -> str:
     )
 
 
-def check(asks: Sequence[Ask], nodes: Nodes) -> None:
+def check(asks: Sequence[ResourceRequest], nodes: Nodes) -> None:
     """Raises InputError that names the missing resource when the workers can never all run at
     once.
     """
@@ -50,7 +50,7 @@ def check(asks: Sequence[Ask], nodes: Nodes) -> None:
     _pack(asks, nodes)
 
 
-def bundles(asks: Sequence[Ask]) -> list[dict[str, float]]:
+def bundles(asks: Sequence[ResourceRequest]) -> list[dict[str, float]]:
     """What an autoscaler is to make room for: one entry per worker that takes anything."""
     each = [
         {kind: amount for kind, amount in (("CPU", ask.cpus), ("GPU", ask.gpus)) if amount}
@@ -60,7 +60,7 @@ def bundles(asks: Sequence[Ask]) -> list[dict[str, float]]:
     return [bundle for bundle in each if bundle]
 
 
-def _pack(asks: Sequence[Ask], nodes: Nodes) -> None:
+def _pack(asks: Sequence[ResourceRequest], nodes: Nodes) -> None:
     """Raises InputError when the workers, the largest first, do not fit on the nodes, though they
     would in sum.
     """

@@ -18,7 +18,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-class Owed(Failure):
+class Unfinished(Failure):
     """What a worker that was lost has not done; it may be asked for again."""
 
 
@@ -64,7 +64,7 @@ class Pool:
         nothing in that case.)
         """
         results = self._map(method, items, args, kwargs, bear_all=True)
-        owed = [i for i, result in enumerate(results) if isinstance(result, Owed)]
+        owed = [i for i, result in enumerate(results) if isinstance(result, Unfinished)]
         if owed:
             revive()
             again = self.map(method, [items[i] for i in owed], *args, **kwargs)
@@ -176,7 +176,7 @@ class Pool:
         for handle, part, answer in zip(handles, parts, answers):
             if isinstance(answer, WorkerDied | WorkerLate):
                 lost = not (self.keeps_late and isinstance(answer, WorkerLate))
-                results += [(Owed if lost else Failure)(str(answer), handle.name)] * len(part)
+                results += [(Unfinished if lost else Failure)(str(answer), handle.name)] * len(part)
             elif isinstance(answer, RunError) and self.bears_errors:
                 results += [Failure(str(answer), handle.name)] * len(part)
             elif isinstance(answer, InputError | RunError):

@@ -4,7 +4,7 @@ The only module that imports ray, and only once a RayBackend is made. Workers ar
 named by import path, so that vllm, torch and deepspeed are imported in the worker's process only.
 
     with RayBackend(log_dir="runs/world/logs") as backend:
-        backend.preflight([Ask("rollouts", 2, cpus=1)]) workers =
+        backend.preflight([ResourceRequest("rollouts", 2, cpus=1)]) workers =
         [backend.spawn("actors.rollout:RolloutWorker", {"checkpoint": path},
         name=f"rollout-{i}") for i in range(2)] backend.ready(workers)
         workers[0].held()                                                 # blocks, like the
@@ -30,13 +30,13 @@ from typing import Any, TypeVar
 from cluster.runtime import node_versions, placement
 from cluster.runtime.backend import Backend, LocalBackend
 from cluster.runtime.handle import (
-    Ask,
     Channel,
     Handle,
     Host,
     Pending,
-    Raised,
     Ref,
+    RemoteError,
+    ResourceRequest,
     WorkerDied,
     WorkerLate,
     settle,
@@ -47,7 +47,7 @@ from cluster.runtime.handle import (
 from sleep_rl.contracts.errors import InputError, RunError
 
 __all__ = [
-    "Ask",
+    "ResourceRequest",
     "Backend",
     "Handle",
     "LocalBackend",
@@ -106,7 +106,7 @@ class RayHost(Host):
             result = super().attempt(function)
         finally:
             faulthandler.cancel_dump_traceback_later()
-        if isinstance(result, Raised):
+        if isinstance(result, RemoteError):
             with suppress(OSError):  # a full disk is reported by what is returned
                 print(result.trace, file=sys.stderr, flush=True)
         _send_tensors_as_bytes()
@@ -181,7 +181,11 @@ def _memory(text: str) -> str:
 
 class _RayChannel(Channel):
     def __init__(
-        self, ask: Ask, log_dir: str | None, limits_s: tuple[float, float], place: Any = "DEFAULT"
+        self,
+        ask: ResourceRequest,
+        log_dir: str | None,
+        limits_s: tuple[float, float],
+        place: Any = "DEFAULT",
     ) -> None:
         import ray
 
@@ -234,7 +238,7 @@ class RayBackend(Backend):
         self._places: dict[str, Any] = {}  # worker -> its bundle of a placement group
         self._asked: set[str] = set()  # ids of nodes that said what they run
         self._said = ""
-        self._refused: list[Ask] = []
+        self._refused: list[ResourceRequest] = []
         self._called = False  # whether an autoscaler was asked for nodes
         self._temp_dir = ""
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -300,7 +304,7 @@ class RayBackend(Backend):
                         f"{self._temp_dir})"
                     ) from error
 
-    def open(self, ask: Ask) -> Channel:
+    def open(self, ask: ResourceRequest) -> Channel:
         limits_s, place = (
             (self.start_timeout_s, self.call_timeout_s),
             self._places.get(ask.name, "DEFAULT"),
@@ -310,9 +314,11 @@ class RayBackend(Backend):
 
     def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
         from ray.util import placement_group, remove_placement_group
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy as Place
+        from ray.util.scheduling_strategies import (
+            PlacementGroupSchedulingStrategy as SlotAssignment,
+        )
 
-        bundles = placement.bundles([Ask("rank", len(names), cpus, gpus)])
+        bundles = placement.bundles([ResourceRequest("rank", len(names), cpus, gpus)])
         if len(bundles) > 1:
             group = placement_group(bundles, strategy="PACK")  # on as few nodes as they fit on
             if not group.wait(self.start_timeout_s):
@@ -323,9 +329,11 @@ class RayBackend(Backend):
                     f"{self.start_timeout_s:g} s ({cpus:g} CPU and {gpus:g} GPU "
                     "each); other jobs hold it"
                 )
-            self._places |= {name: Place(group, number) for number, name in enumerate(names)}
+            self._places |= {
+                name: SlotAssignment(group, number) for number, name in enumerate(names)
+            }
 
-    def preflight(self, asks: Sequence[Ask]) -> None:
+    def preflight(self, asks: Sequence[ResourceRequest]) -> None:
         """Says what is asked and what is there, and which nodes run something else than this
         process; asks each once. Who asks again after a refusal waits for nodes: an autoscaler hears
         of it.
@@ -343,7 +351,7 @@ class RayBackend(Backend):
         if len(alive) > 1:
             self._compare([node for node in alive if node["NodeID"] not in self._asked])
 
-    def _call_nodes(self, asks: Sequence[Ask]) -> None:
+    def _call_nodes(self, asks: Sequence[ResourceRequest]) -> None:
         from ray.autoscaler.sdk import request_resources
 
         if self._refused == asks and not self._called:

@@ -71,7 +71,7 @@ _COUNTS = ("wake", "seed", "policy", "dreamed", "baseline")  # kinds that move t
 
 
 @dataclass
-class Told:
+class WandbUpdate:
     """Of one record: curves (with their axis), tables with all their rows, and what the summary
     says from here on.
     """
@@ -98,9 +98,9 @@ class Curves:
         for record in records:
             self.take(record)
 
-    def take(self, record: Record) -> Told:
+    def take(self, record: Record) -> WandbUpdate:
         """What is to be told of the next record."""
-        kind, told = record["kind"], Told()
+        kind, told = record["kind"], WandbUpdate()
         if kind == "torn":
             return told
         self._began = record["t"] if self._began is None else self._began
@@ -137,7 +137,7 @@ class Curves:
         del self._rows[table][:-MOST_ROWS]
         self._unseen.add(table)
 
-    def _summarize(self, record: Record, told: Told) -> None:
+    def _summarize(self, record: Record, told: WandbUpdate) -> None:
         kind = record["kind"]
         if kind == "evaluate":
             self.retention.add(record)

@@ -116,8 +116,7 @@ def keys() -> tuple[str, ...]:
     return tuple(name for name, _, _ in _leaves())
 
 
-# ---------------------------------------------------------------------------------------------------------
-# layers
+# ---- layers
 
 
 def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[tuple[str, dict]]:
@@ -179,8 +178,7 @@ def _built(cls: type, tree: dict) -> Any:
     )
 
 
-# ---------------------------------------------------------------------------------------------------------
-# checks
+# ---- checks
 
 
 def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
@@ -269,8 +267,7 @@ def _plain(value: Any, depth: int = 0) -> bool:
     return not isinstance(value, float) or math.isfinite(value)
 
 
-# --------------------------------------------------------------------------------------------------------
-# wording
+# ---- wording
 
 
 def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
@@ -328,8 +325,7 @@ def _show(value: Any, limit: int = 60) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
-# ---------------------------------------------------------------------------------------------------------
-# schema
+# ---- schema
 
 
 @cache

@@ -51,7 +51,7 @@ class Day:
 
 
 @dataclass(frozen=True)
-class Text:
+class TrainingText:
     """A training sequence of a baseline: loss falls on `completion` only (all of it when `prompt`
     is empty).
     """
@@ -122,7 +122,7 @@ class Weights:
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadReport:
     """What a reader reports after a load: only a verified version is ever reported."""
 
     name: str
@@ -146,7 +146,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Sequence:
+class TrainingRow:
     """One row of a seeding batch: the student reads prompt_T + completion_T, the teacher teacher_T
     + completion_T.
 
@@ -162,7 +162,7 @@ class Sequence:
     # log-probabilities under the sampler, for the importance weight; empty: on policy
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # what the model knew already; only for the metrics
-    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, TEXT the text
+    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, HARD_TARGET the text
     # itself
     teacher: int = 0
     # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
@@ -170,7 +170,7 @@ class Sequence:
     temperature: float = 1.0  # of the teacher's distribution on what follows x
 
 
-TEXT = -1
+HARD_TARGET = -1
 
 
 """In place of a teacher: all of its probability lies on the token that stands there, so KL(T||S) is
@@ -179,6 +179,14 @@ cross entropy.
 
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one optimizer step on L_KS gave."""
+
+    metrics: Metrics
+    divergence_N: list[float]  # of each row's answer y, in the order of the batch, nats per token
 
 
 @dataclass(frozen=True)
@@ -199,7 +207,7 @@ class Lesson:
     them.
     """
 
-    texts: tuple[Text, ...]
+    texts: tuple[TrainingText, ...]
     lr: float | None = None  # None: dream.inner_lr
     epochs: int | None = None  # None: dream.inner_epochs
 

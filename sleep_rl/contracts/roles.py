@@ -13,15 +13,16 @@ from sleep_rl.contracts.records import (
     Day,
     DreamTask,
     Lesson,
-    Loaded,
+    LoadReport,
     Metrics,
     Pair,
     Question,
     Request,
     Sample,
     Sampling,
-    Sequence,
-    Text,
+    StepResult,
+    TrainingRow,
+    TrainingText,
     Trial,
     Weights,
 )
@@ -48,10 +49,10 @@ class Task(Protocol):
     def grade(self, question: Question, text: str) -> float | Failure:
         """Score of an answer in [0, 1]; a Failure where nobody could say."""
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
         """What plain fine-tuning on the day's material trains on."""
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         """What the joint upper bound trains on: every day and what was known before, with the true
         answers.
         """
@@ -66,7 +67,7 @@ class Task(Protocol):
 class Rollout(Protocol):
     """Produces text from named weight versions (a vLLM engine in `actors/rollout.py`)."""
 
-    def load(self, weights: Weights) -> Loaded:
+    def load(self, weights: Weights) -> LoadReport:
         """Takes a version. Raises RunError naming what is missing or wrong; that version is never
         sampled from.
         """
@@ -107,106 +108,129 @@ class Reward(Protocol):
     def close(self) -> None: ...
 
 
-@runtime_checkable
-class Learner(Protocol):
-    """Changes weights: `learners/worker.py`. One process of a DeepSpeed group; every rank gets
-    every call.
+class Trainer(Protocol):
+    """Consolidates: opens a night, trains the student in it, keeps or drops what came of it.
+
+    States: idle, night open, dreaming (see DreamSupport). A call in another state than the one it
+    names raises RunError.
     """
 
     def wake(self, documents_N: list[tuple[int, ...]]) -> Metrics:
-        """One wake step per document: its gradients join the open chunk of every level (equation
-        2).
+        """Take one wake step per document: its gradients join the open chunk of every level
+        (equation 2). Idle.
         """
 
     def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
-        """Compute: forms the prospective own weights of the levels in `due` and the sender's reset,
-        and unlocks the next expert of level `receiver` (what else when it is full: `on_full`);
-        returns its slot.
+        """Form the student (section 3 a): prospective own weights of the levels in `due`, the
+        sender reset, one more expert in level `receiver`. Idle; a night is open then.
+
+        `on_full`: what happens when the receiver is full, if not sleep.on_full. Returns the slot of
+        the new expert.
         """
 
-    def experts(self, level: int) -> int:
-        """Unlocked consolidation experts of a level."""
-
-    def seed_step(self, batch_N: list[Sequence], step: int, steps: int) -> Metrics:
-        """One optimizer step on L_KS (equations 3 to 6). Raises RunError on a loss that is not
-        finite.
-        """
-
-    def row_divergence(self) -> list[float]:
-        """Divergence on the answer y of each row of the last `seed_step`, in order, nats per
-        token.
+    def seed_step(self, batch_N: list[TrainingRow], step: int, steps: int) -> StepResult:
+        """Take one optimizer step on L_KS (equations 3 to 6). Night open. Raises RunError on a loss
+        that is not finite.
         """
 
     def sft_step(
-        self, batch_N: list[Sequence], step: int, steps: int, peak: float | None = None
+        self, batch_N: list[TrainingRow], step: int, steps: int, peak: float | None = None
     ) -> Metrics:
-        """One optimizer step of cross entropy on the completions: the baselines, and the dreaming
-        policy.
+        """Take one optimizer step of cross entropy on the completions, for baselines and dreaming
+        policy. Night open. `peak`: learning rate, if not baselines.lr.
         """
 
-    def attend(self, checkpoints: list[str]) -> None:
-        """Loads the models of model.teachers beside its own, frozen: rows may name them from now
-        on. An empty list drops them.
+    def commit_night(self) -> None:
+        """Update (section 3 c): the student becomes the stored memory. Night open; idle then."""
+
+    def discard_night(self) -> None:
+        """Drop the student. Night open or dreaming; idle then."""
+
+
+class DreamSupport(Protocol):
+    """What dreaming asks of a learner (section 4)."""
+
+    def activate_random_expert(self, seed: int) -> dict[str, int]:
+        """Form the state that dreams: as STUDENT, each router also activates one random expert of
+        its level. Idle; dreaming then, until `discard_night`.
+
+        Returns level name -> slot; the same for the same seed.
         """
 
-    def wander(self, seed: int) -> dict[str, int]:
-        """Forms the state that dreams: as STUDENT, each router also activates one random expert of
-        its level. Returns which (level name -> slot); the same for the same seed.
-        `close_night(False)` drops it.
-        """
-
-    def gram(
+    def gradient_gram(
         self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool
     ) -> list[list[float]]:
-        """[N, N] inner products of the gradients of each text's loss over the low-rank parameters;
-        a text is (prompt, completion), its loss the completion's cross entropy in nats per token.
-        Without `whole` only the diagonal and the products with the last text, the rest is 0. Raises
+        """Return [N, N] inner products of the gradients of each text's loss over the low-rank
+        parameters. A text is (prompt_T, completion_T), its loss the completion's cross entropy in
+        nats per token. Idle.
+
+        Without `whole` only the diagonal and the products with the last text; the rest is 0. Raises
         RunError while no expert is unlocked.
         """
 
-    def regraft(self, tag: str) -> None:
-        """Keeps under `tag` the present memory plus the expert that was trained last in what `tag`
-        held before.
+    def rebase_policy_expert(self, tag: str) -> None:
+        """Rebase the state saved under `tag`: current memory plus that state's most recently trained
+        expert. Idle.
         """
 
-    def close_night(self, commit_night: bool) -> None:
-        """Update: applies the prospective weights, resets the sender's experts and keeps the new
-        one; or nothing.
-        """
 
-    def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
-        """The state of `view` (TEACHER or STUDENT) under `name`; tensors only where `have` (key ->
-        digest) differs.
-        """
+class TeacherHost(Protocol):
+    """Holds the models of model.teachers beside its own, frozen."""
 
-    def keep(self, tag: str, of: str = "") -> None:
-        """Remembers the stored memory (or what is kept under `of`) under `tag`: several lives share
-        one learner.
-        """
+    def load_teachers(self, paths: list[str]) -> None:
+        """Load these checkpoints; rows may name them as teacher 1, 2, ... from now on."""
 
-    def use(self, tag: str) -> None:
-        """Puts the memory kept under `tag` back; an open night is dropped."""
+    def unload_teachers(self) -> None:
+        """Drop them."""
 
-    def save_night(self, path: str) -> None:
-        """Writes what the open night has come to, and drops what is remembered of the teacher.
-        Raises RunError.
-        """
 
-    def resume_night(self, path: str, step: int, steps: int) -> None:
-        """Behind `open_night`: takes back what was written after `step` of `steps` steps."""
+class StateStore(Protocol):
+    """Memory states by tag: sleep, baselines and dreaming policy share one learner."""
 
-    def snapshot(self, path: str) -> None:
-        """Writes everything that a new learner needs to go on between two nights. Raises
+    def save_state(self, tag: str, of: str = "") -> None:
+        """Save the memory under `tag`, or make `tag` another name of state `of`. Idle."""
+
+    def load_state(self, tag: str) -> None:
+        """Put the memory saved under `tag` back. Idle."""
+
+
+class Checkpointing(Protocol):
+    """What survives the process."""
+
+    def save_progress(self, path: str) -> None:
+        """Write what the open night has come to, and empty the teacher's cache. Night open. Raises
         RunError.
         """
 
-    def restore(self, path: str) -> None:
-        """Takes a snapshot back."""
+    def restore_progress(self, path: str, step: int, steps: int) -> None:
+        """Take back what was written after `step` of `steps` steps. Night open."""
 
-    def save(self, path: str) -> None:
-        """Writes the stored memory beside a pointer to the base. Raises RunError when the disk
+    def save_checkpoint(self, path: str) -> None:
+        """Write all that a new learner needs to go on. Idle. Raises RunError."""
+
+    def load_checkpoint(self, path: str) -> None:
+        """Take a checkpoint back. Idle. Raises RunError when it cannot be read."""
+
+    def save_memory(self, path: str) -> None:
+        """Write the stored memory beside a pointer to the base. Raises RunError when the disk
         refuses.
         """
+
+
+class Exporter(Protocol):
+    """Gives weights to the rollout workers."""
+
+    def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
+        """Return the state of `view` (TEACHER or STUDENT) under `name`, with tensors only where
+        `have` (key -> digest) differs.
+        """
+
+
+@runtime_checkable
+class Learner(Trainer, DreamSupport, TeacherHost, StateStore, Checkpointing, Exporter, Protocol):
+    """Changes weights: `learners/worker.py`. One process of a DeepSpeed group; every rank gets every
+    call.
+    """
 
     def close(self) -> None: ...
 
@@ -224,12 +248,12 @@ class Crew(Protocol):
         verified.
         """
 
-    def offer(self, name: str, view: str) -> Callable[[], None]:
+    def push_async(self, name: str, view: str) -> Callable[[], None]:
         """Exports the state now; what it returns does the rest of a push, in any thread, and in the
         order of offers.
         """
 
-    def resume_night(self, path: str, step: int, steps: int) -> None:
+    def restore_progress(self, path: str, step: int, steps: int) -> None:
         """Brings learners and rollout workers to where a part of the open night was written, as its
         last push.
         """
@@ -249,10 +273,11 @@ class Crew(Protocol):
         itself stays as it is.
         """
 
-    def attend(self, there: bool) -> None:
-        """Starts the workers of model.teachers, which `sample` then finds under `other(k)`, or ends
-        them.
-        """
+    def start_teachers(self) -> None:
+        """Start the workers of model.teachers, which `sample` then finds under `other(k)`."""
+
+    def stop_teachers(self) -> None:
+        """End them."""
 
     def forget(self) -> None:
         """Drops every cached context of the rollout workers (the reset of the context window)."""
@@ -286,7 +311,7 @@ class Dreamer(Protocol):
 class Critic(Protocol):
     """Tries dreams out on isolated copies: `actors/critic.py`."""
 
-    def load(self, weights: Weights) -> Loaded:
+    def load(self, weights: Weights) -> LoadReport:
         """As Rollout.load: copies are made of the newest version."""
 
     def try_out(

@@ -18,85 +18,88 @@ from statistics import fmean
 
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import (
+    HARD_TARGET,
     STUDENT,
     TEACHER,
-    TEXT,
     DreamTask,
     Lesson,
     Request,
     Sample,
     Sampling,
-    Sequence,
-    Text,
+    TrainingRow,
+    TrainingText,
     Trial,
 )
 from sleep_rl.dreaming.selection import Dream, accepted, draw_tasks, judged, keep
 from sleep_rl.night.consolidation import DREAMS, Night, seed
-from sleep_rl.night.prompts import Texts
-from sleep_rl.night.sequences import Written
-from sleep_rl.session.context import Life
+from sleep_rl.night.prompts import PromptCodec
+from sleep_rl.night.sequences import TeacherSequence
+from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
 # tags of memories in the learner: the policy's, and the model's own meanwhile
 DREAMER, SELF = "dreamer", "self"
 
 
-def dream(life: Life, night: int, row: dict[str, float], policy: bool) -> bool:
+def dream(run: RunContext, night: int, row: dict[str, float], policy: bool) -> bool:
     """ReST-EM behind a night: in each round dreams are written, selected, tried out, and the policy
     follows those that were rewarded; then the model learns them. `row`: accuracies as last
     measured. `policy`: whether the dreaming policy has a memory of its own; returned for the next
     night.
     """
-    how, good = life.config.dream, []
+    how, good = run.config.dream, []
     for number in range(1, how.rounds + 1):
-        tasks = tasks_of(life, night, number, row)
-        written = write(life, night, number, tasks, policy)
-        selected = select(life, night, number, tasks, written)
-        dreams = _dreams(try_out(life, night, number, tasks, selected))
+        tasks = tasks_of(run, night, number, row)
+        written = write(run, night, number, tasks, policy)
+        selected = select(run, night, number, tasks, written)
+        dreams = _dreams(try_out(run, night, number, tasks, selected))
         mine = accepted(dreams, how.accept)
-        policy = follow(life, night, number, mine, policy)
+        policy = follow(run, night, number, mine, policy)
         good += mine
     if good:
-        learn(life, night, good)
+        learn(run, night, good)
     return policy
 
 
-def tasks_of(life: Life, night: int, number: int, row: dict[str, float]) -> list[DreamTask]:
+def tasks_of(run: RunContext, night: int, number: int, row: dict[str, float]) -> list[DreamTask]:
     """The round's tasks, drawn from those of all days so far (curriculum)."""
-    days = life.task.days()[:night]
-    everything = [task for day in days for task in life.task.dream_tasks(day)]
-    rng = random.Random(f"tasks {life.config.run.seed} {night} {number}")
-    return draw_tasks(everything, row, life.config.dream, days[-1].name, rng)
+    days = run.task.days()[:night]
+    everything = [task for day in days for task in run.task.dream_tasks(day)]
+    rng = random.Random(f"tasks {run.config.run.seed} {night} {number}")
+    return draw_tasks(everything, row, run.config.dream, days[-1].name, rng)
 
 
 @stage
-def write(life: Life, night: int, number: int, tasks: list[DreamTask], policy: bool) -> list[dict]:
+def write(
+    run: RunContext, night: int, number: int, tasks: list[DreamTask], policy: bool
+) -> list[dict]:
     """m dreams ~ LM(.|C) per task; for the i-th of every task each router also activates the same
     random experts.
     """
-    how, texts, learner = life.config.dream, life.texts, life.crew.learn
-    rng = random.Random(f"dream {life.config.run.seed} {night} {number}")
-    opener, dreams = texts.ids(life.task.dream_opener), []
+    how, texts, learner = run.config.dream, run.texts, run.crew.learn
+    rng = random.Random(f"dream {run.config.run.seed} {night} {number}")
+    opener, dreams = texts.ids(run.task.dream_opener), []
     if policy:
-        learner.keep(SELF)
+        learner.save_state(SELF)
         if number == 1:  # what the model learned since, the policy has, too
-            learner.regraft(DREAMER)
+            learner.rebase_policy_expert(DREAMER)
         else:
-            learner.use(DREAMER)
-    with life.console.phase(f"night {night}: dreams, round {number}", total=how.m) as tick:
+            learner.load_state(DREAMER)
+    with run.console.phase(f"night {night}: dreams, round {number}", total=how.m) as tick:
         for i in range(how.m):
             wander = rng.getrandbits(31) if how.novelty else None
-            experts = {} if wander is None else learner.wander(wander)
+            experts = {} if wander is None else learner.activate_random_expert(wander)
             if i == 0 or how.novelty:
-                life.crew.push(DREAMER, STUDENT)
-            learner.close_night(False)
+                run.crew.push(DREAMER, STUDENT)
+            if wander is not None:
+                learner.discard_night()
             requests = [
                 Request(opener, texts.context(t.context), rng.getrandbits(31)) for t in tasks
             ]
-            samples = life.sample(
+            samples = run.sample(
                 requests,
                 DREAMER,
-                life.task.max_dream_tokens,
+                run.task.max_dream_tokens,
                 how.temperature,
                 night=night,
                 round=number,
@@ -107,12 +110,12 @@ def write(life: Life, night: int, number: int, tasks: list[DreamTask], policy: b
             ]
             tick(1, f"{len(dreams)} dreams")
     if policy:
-        learner.use(SELF)
+        learner.load_state(SELF)
     return _plain(dreams)
 
 
 def _dream(
-    texts: Texts,
+    texts: PromptCodec,
     task: DreamTask,
     number: int,
     request: Request,
@@ -138,24 +141,24 @@ def _dream(
 
 @stage
 def select(
-    life: Life, night: int, number: int, tasks: list[DreamTask], written: list[dict]
+    run: RunContext, night: int, number: int, tasks: list[DreamTask], written: list[dict]
 ) -> list[dict]:
     """omega of every dream that teaches anything, from gradients; top-k and b random ones of each
     task are kept.
     """
-    how, texts = life.config.dream, life.texts
-    rng = random.Random(f"select {life.config.run.seed} {night} {number}")
-    start, out = texts.context(None) + texts.ids(life.task.dream_opener), []
-    with life.console.phase(f"night {night}: selecting dreams", total=len(tasks)) as tick:
+    how, texts = run.config.dream, run.texts
+    rng = random.Random(f"select {run.config.run.seed} {night} {number}")
+    start, out = texts.context(None) + texts.ids(run.task.dream_opener), []
+    with run.console.phase(f"night {night}: selecting dreams", total=len(tasks)) as tick:
         for task in tasks:
-            mine = [_checked(life, task, d) for d in _dreams(written) if d.task == task.id]
+            mine = [_checked(run, task, d) for d in _dreams(written) if d.task == task.id]
             sound = [d for d in mine if not d.reason]
             kept: list[int] = []
             omega: list[float] = []
             if sound:
                 document = texts.document(task.context)
                 texts_N = [(start, d.ids) for d in sound] + [(document[:1], document[1:])]
-                gram = life.crew.learn.gram(texts_N, how.importance == "greedy")
+                gram = run.crew.learn.gradient_gram(texts_N, how.importance == "greedy")
                 omega, kept = keep(gram, how, rng)
             chosen = {
                 d.number: (w, i in kept) for i, (d, w) in enumerate(zip(sound, omega, strict=True))
@@ -170,23 +173,23 @@ def select(
     return _plain(out)
 
 
-def _checked(life: Life, task: DreamTask, dream: Dream) -> Dream:
+def _checked(run: RunContext, task: DreamTask, dream: Dream) -> Dream:
     """The dream, given up where it teaches nothing."""
     if dream.reason:
         return dream
-    lesson = _lesson(life, task, dream.text)
+    lesson = _lesson(run, task, dream.text)
     return replace(dream, reason=lesson.reason) if isinstance(lesson, Failure) else dream
 
 
-def _lesson(life: Life, task: DreamTask, text: str) -> Lesson | Failure:
+def _lesson(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
     """What a dream teaches, without texts that do not fit."""
-    lesson = life.task.lesson(task, text)
+    lesson = run.task.lesson(task, text)
     if isinstance(lesson, Failure):
         return lesson
-    limit = {**life.config.rollouts.engine, **life.config.critics.engine}.get(
+    limit = {**run.config.rollouts.engine, **run.config.critics.engine}.get(
         "max_model_len"
     ) or math.inf
-    fit = tuple(t for t in lesson.texts if sum(map(len, life.texts.baseline(t))) <= limit)
+    fit = tuple(t for t in lesson.texts if sum(map(len, run.texts.baseline(t))) <= limit)
     return (
         replace(lesson, texts=fit)
         if fit
@@ -196,29 +199,27 @@ def _lesson(life: Life, task: DreamTask, text: str) -> Lesson | Failure:
 
 @stage
 def try_out(
-    life: Life, night: int, number: int, tasks: list[DreamTask], selected: list[dict]
+    run: RunContext, night: int, number: int, tasks: list[DreamTask], selected: list[dict]
 ) -> list[dict]:
     """Each kept dream on isolated copies: tau with and without, the reward (equation 7), and the
     gain on one more training seed that the reward never sees. All dreams are journaled and written
     as <run>/dreams/night-<n>-<round>.jsonl.
     """
-    how, dreams = life.config.dream, _dreams(selected)
+    how, dreams = run.config.dream, _dreams(selected)
     by_id = {task.id: task for task in tasks}
     kept = [d for d in dreams if d.kept]
-    trials = [Trial((), _asked(life, task)) for task in tasks]
-    trials += [_trial(life, by_id[d.task], d, copy) for d in kept for copy in range(how.seeds + 1)]
+    trials = [Trial((), _asked(run, task)) for task in tasks]
+    trials += [_trial(run, by_id[d.task], d, copy) for d in kept for copy in range(how.seeds + 1)]
     with (
-        life.console.phase(f"night {night}: {len(trials)} copies try out {len(kept)} dreams"),
-        life.timed(
+        run.console.phase(f"night {night}: {len(trials)} copies try out {len(kept)} dreams"),
+        run.timed(
             "tried", night=night, round=number, copies=len(trials) - len(tasks), dreams=len(kept)
         ),
     ):
-        answers = life.crew.try_out(
-            trials, Sampling(life.task.max_answer_tokens, 0.0, life.texts.eos)
-        )
-    life.count_failures("critic", answers)
+        answers = run.crew.try_out(trials, Sampling(run.task.max_answer_tokens, 0.0, run.texts.eos))
+    run.count_failures("critic", answers)
     owners = [*tasks, *(by_id[d.task] for d in kept for _ in range(how.seeds + 1))]
-    taus = [_tau(life, task, answer) for task, answer in zip(owners, answers, strict=True)]
+    taus = [_tau(run, task, answer) for task, answer in zip(owners, answers, strict=True)]
     before, rest = dict(zip(by_id, taus[: len(tasks)], strict=True)), iter(taus[len(tasks) :])
     out = []
     for d in dreams:
@@ -226,31 +227,31 @@ def try_out(
             mine = [next(rest) for _ in range(how.seeds + 1)]
             d = _with(d, judged(before[d.task], mine[:-1], mine[-1], how.margin))
         out.append(d)
-    _record(life, night, number, by_id, out)
+    _record(run, night, number, by_id, out)
     return _plain(out)
 
 
-def _asked(life: Life, task: DreamTask) -> tuple[tuple[int, ...], ...]:
-    return tuple(life.texts.context(None) + life.texts.question(q) for q in task.questions)
+def _asked(run: RunContext, task: DreamTask) -> tuple[tuple[int, ...], ...]:
+    return tuple(run.texts.context(None) + run.texts.question(q) for q in task.questions)
 
 
-def _trial(life: Life, task: DreamTask, dream: Dream, copy: int) -> Trial:
-    how, lesson = life.config.dream, _lesson(life, task, dream.text)
-    rows = tuple(life.texts.baseline(text) for text in lesson.texts)
-    rng = random.Random(f"copy {life.config.run.seed} {dream.task} {dream.seed} {copy}")
+def _trial(run: RunContext, task: DreamTask, dream: Dream, copy: int) -> Trial:
+    how, lesson = run.config.dream, _lesson(run, task, dream.text)
+    rows = tuple(run.texts.baseline(text) for text in lesson.texts)
+    rng = random.Random(f"copy {run.config.run.seed} {dream.task} {dream.seed} {copy}")
     return Trial(
         rows,
-        _asked(life, task),
+        _asked(run, task),
         rng.getrandbits(31),
         lesson.lr or how.inner_lr,
         lesson.epochs or how.inner_epochs,
     )
 
 
-def _tau(life: Life, task: DreamTask, answers: tuple | Failure) -> float | Failure:
+def _tau(run: RunContext, task: DreamTask, answers: tuple | Failure) -> float | Failure:
     if isinstance(answers, Failure):
         return answers
-    tau = life.task.tau(task, [life.texts.text(ids) for ids in answers])
+    tau = run.task.tau(task, [run.texts.text(ids) for ids in answers])
     if not isinstance(tau, Failure) and not 0 <= tau <= 1:  # NaN is refused, too
         raise InputError(f"task {task.id}: tau lies in [0, 1], got {tau}")
     return tau
@@ -264,7 +265,7 @@ def _with(dream: Dream, verdict: tuple | Failure) -> Dream:
 
 
 def _record(
-    life: Life, night: int, number: int, tasks: dict[str, DreamTask], dreams: list[Dream]
+    run: RunContext, night: int, number: int, tasks: dict[str, DreamTask], dreams: list[Dream]
 ) -> None:
     """The round as journal records, and as a dataset that `datasets` reads."""
     rows = [
@@ -278,13 +279,13 @@ def _record(
         for d in dreams
     ]
     for row in rows:
-        life.journal.log("dream", **{k: v for k, v in row.items() if k not in ("ids", "context")})
+        run.journal.log("dream", **{k: v for k, v in row.items() if k not in ("ids", "context")})
     scored = [d for d in dreams if d.reward is not None]
     held = [d.held_out for d in scored if d.held_out is not None and d.reward]
     reasons = [d.reason for d in dreams if d.reason]
     for reason in sorted(set(reasons)):
-        life.journal.log("failure", where="dream", reason=reason, count=reasons.count(reason))
-    life.journal.log(
+        run.journal.log("failure", where="dream", reason=reason, count=reasons.count(reason))
+    run.journal.log(
         "dreamed",
         night=night,
         round=number,
@@ -297,7 +298,7 @@ def _record(
         gain_rewarded=_mean([d.gain for d in scored if d.reward]),
         gain_held_out=_mean(held),
     )
-    folder = Path(life.folder) / "dreams"
+    folder = Path(run.folder) / "dreams"
     try:
         os.makedirs(folder, exist_ok=True)
         lines = [
@@ -322,62 +323,62 @@ def _mean(values: list[float]) -> float | None:
 
 
 @stage
-def follow(life: Life, night: int, number: int, good: list[Dream], policy: bool) -> bool:
+def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: bool) -> bool:
     """The M-step: SFT of the dreaming policy on the rewarded dreams, with C in front, in an expert
     of its own. Returns whether the policy has a memory of its own now.
     """
-    how, texts, learner = life.config.dream, life.texts, life.crew.learn
+    how, texts, learner = run.config.dream, run.texts, run.crew.learn
     if not good or how.policy_epochs == 0:
         return policy
-    by_id = {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
-    opener = texts.ids(life.task.dream_opener)
-    rows = [Sequence(texts.context(by_id[d.task].context) + opener, d.ids) for d in good]
-    rng = random.Random(f"follow {life.config.run.seed} {night} {number}")
+    by_id = {t.id: t for day in run.task.days()[:night] for t in run.task.dream_tasks(day)}
+    opener = texts.ids(run.task.dream_opener)
+    rows = [TrainingRow(texts.context(by_id[d.task].context) + opener, d.ids) for d in good]
+    rng = random.Random(f"follow {run.config.run.seed} {night} {number}")
     queue = [row for _ in range(how.policy_epochs) for row in rng.sample(rows, len(rows))]
     steps = math.ceil(len(queue) / how.policy_batch)
-    learner.keep(SELF)
+    learner.save_state(SELF)
     again = policy and how.mstep_init == "previous"
     if again:
-        learner.use(DREAMER)
+        learner.load_state(DREAMER)
     learner.open_night(1, on_full="again" if again else "newest")
-    with life.console.phase(
+    with run.console.phase(
         f"night {night}: the dreaming policy follows {len(good)} dreams", total=steps
     ) as tick:
         for step in range(steps):
             metrics = learner.sft_step(
                 queue[step * how.policy_batch :][: how.policy_batch], step, steps, how.policy_lr
             )
-            life.journal.log(
+            run.journal.log(
                 "policy", night=night, round=number, step=step, steps=steps, loss=metrics["loss"]
             )
             tick(1, f"loss {metrics['loss']:.3f}")
-    learner.close_night(True)
-    learner.keep(DREAMER)
-    learner.use(SELF)
+    learner.commit_night()
+    learner.save_state(DREAMER)
+    learner.load_state(SELF)
     return True
 
 
 @stage
-def learn(life: Life, night: int, good: list[Dream]) -> None:
+def learn(run: RunContext, night: int, good: list[Dream]) -> None:
     """The model itself learns the accepted dreams: cross entropy on their texts in one more expert
     of level 1, held to its old self by the same self-replay as in consolidation.
     """
-    tasks = {t.id: t for day in life.task.days()[:night] for t in life.task.dream_tasks(day)}
-    lessons = [_lesson(life, tasks[d.task], d.text) for d in good]
+    tasks = {t.id: t for day in run.task.days()[:night] for t in run.task.dream_tasks(day)}
+    lessons = [_lesson(run, tasks[d.task], d.text) for d in good]
     # each once
-    told = dict.fromkeys(told_by(life.texts, text) for lesson in lessons for text in lesson.texts)
-    crew, data = life.crew, Night(life, night, DREAMS, None, told=list(told))
+    told = dict.fromkeys(told_by(run.texts, text) for lesson in lessons for text in lesson.texts)
+    crew, data = run.crew, Night(run, night, DREAMS, None, told=list(told))
     crew.learn.open_night(1)
     crew.push(TEACHER, TEACHER)
     crew.push(STUDENT, STUDENT)
     data.write()
-    seed(life, data)
-    crew.learn.close_night(True)
+    seed(run, data)
+    crew.learn.commit_night()
     crew.push(TEACHER, TEACHER)
     data.close()
 
 
-def told_by(texts: Texts, text: Text) -> Written:
+def told_by(texts: PromptCodec, text: TrainingText) -> TeacherSequence:
     """A lesson's text as a sequence of D whose teacher is the text itself; behind the opener its
     prompt is rehearsed in later nights like one that the teacher wrote.
     """
@@ -386,8 +387,8 @@ def told_by(texts: Texts, text: Text) -> Written:
     if prompt[: len(start)] == start and texts.x_length(prompt[len(start) :]) == len(prompt) - len(
         start
     ):
-        return Written(start, prompt[len(start) :] + completion, False, teacher=TEXT)
-    return Written(prompt, completion, False, teacher=TEXT)
+        return TeacherSequence(start, prompt[len(start) :] + completion, False, teacher=HARD_TARGET)
+    return TeacherSequence(prompt, completion, False, teacher=HARD_TARGET)
 
 
 def _plain(dreams: list[Dream]) -> list[dict]:

@@ -20,14 +20,14 @@ from sleep_rl.contracts.records import (
     Metrics,
     Request,
     Sample,
-    Sequence,
+    TrainingRow,
     other,
 )
 from sleep_rl.night.pipeline import rounds
 from sleep_rl.night.prompts import Ids
-from sleep_rl.night.rehearsal import Draw, Weighted
+from sleep_rl.night.rehearsal import DivergenceSampler, EpochSampler
 from sleep_rl.night.sequences import (
-    Written,
+    TeacherSequence,
     asked,
     continuation_requests,
     cut,
@@ -45,22 +45,22 @@ from sleep_rl.night.sequences import (
     whole_rows,
     writing_requests,
 )
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 
 DREAMS = -1
 """In place of a sender: what is learned are dreams."""
 
 
-def seed(life: Life, data: Night) -> None:
+def seed(run: RunContext, data: Night) -> None:
     """(b) consolidate: minimises L_KS over the new expert (paper.md section 3), round by round of y
     ~ S(.|x) and r(y).
     """
-    learn = life.crew.learn
-    with closing(rounds(life, data)) as ahead:
+    learn = run.crew.learn
+    with closing(rounds(run, data)) as ahead:
         for sampled in ahead:
             for step, batch in zip(sampled.steps, sampled.batches, strict=True):
-                metrics = learn.seed_step(batch.rows, step, data.config.sleep.steps)
-                data.learned(sampled, step, metrics, learn.row_divergence())
+                result = learn.seed_step(batch.rows, step, data.config.sleep.steps)
+                data.learned(sampled, step, result.metrics, result.divergence_N)
 
 
 class Night:
@@ -75,15 +75,15 @@ class Night:
 
     def __init__(
         self,
-        life: Life,
+        run: RunContext,
         night: int,
         sender: int,
         day: Day | None,
-        told: list[Written] | None = None,
+        told: list[TeacherSequence] | None = None,
     ):
-        self.life, self.night, self.sender = life, night, sender
-        self.others = range(1, len(life.config.model.teachers) + 1) if night == 0 else ()
-        self.told, how = told or [], life.config.sleep
+        self.run, self.night, self.sender = run, night, sender
+        self.others = range(1, len(run.config.model.teachers) + 1) if night == 0 else ()
+        self.told, how = told or [], run.config.sleep
         source = (
             "other models"
             if self.others
@@ -98,7 +98,7 @@ class Night:
         self.reads = there if how.reading else ()
         self.documents = there if sender == 0 else () if how.reading_written else self.reads
         changed = (
-            {"replay": 1.0, "steps": life.config.steps(night, sender)}
+            {"replay": 1.0, "steps": run.config.steps(night, sender)}
             if sender
             else {}
             if day
@@ -106,7 +106,7 @@ class Night:
         )
         # nothing is to be sampled from the student, so it need not be pushed before the end
         if told:
-            how = life.config.dream
+            how = run.config.dream
             changed = {
                 "replay": how.replay,
                 "reading": 0,
@@ -114,7 +114,7 @@ class Night:
                 "steps": how.steps,
                 "steps_per_round": how.steps,
             }
-        self.config = config = replace(life.config, sleep=replace(life.config.sleep, **changed))
+        self.config = config = replace(run.config, sleep=replace(run.config.sleep, **changed))
         self.shares = Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
         self.began, self.done = time.monotonic(), 0  # steps, in an earlier process
@@ -127,31 +127,29 @@ class Night:
         """D ~ T: about each document with it in context, answers to rehearsed prompts, and
         self-replay from nothing.
         """
-        life, config, seed = self.life, self.config, f"{self.night} {self.sender}"
-        behind, free = writing_requests(life.texts, self.documents, config, seed)
+        run, config, seed = self.run, self.config, f"{self.night} {self.sender}"
+        behind, free = writing_requests(run.texts, self.documents, config, seed)
         prompts = (
-            life.index.draw(config.sleep.rehearse_written, self.rng)
-            if config.sleep.rehearse
-            else []
+            run.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
         )
-        again = rehearsal_requests(life.texts, prompts, config, seed)
+        again = rehearsal_requests(run.texts, prompts, config, seed)
         anew = config.sleep.reading_written if self.reads else 0
         total = len(behind) + len(free) * (1 + len(self.others)) + len(again) + anew
-        with life.console.phase(f"{self.title}: the teacher writes", total=total) as self.tick:
+        with run.console.phase(f"{self.title}: the teacher writes", total=total) as self.tick:
             samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(
                 free, TEACHER
             )
-            data, left = readable(life.texts, samples, config.sleep.confidence)
+            data, left = readable(run.texts, samples, config.sleep.confidence)
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
             sharp = config.sleep.rehearse_temperature
             answers, unanswered = readable(
-                life.texts,
+                run.texts,
                 rehearsed(prompts, self._sample(again, TEACHER, temperature=sharp)),
                 config.sleep.rehearse_confidence,
             )
             answers = [replace(w, temperature=sharp) for w in answers]
             for k in self.others:
-                told, lost = readable(life.texts, self._sample(free, other(k)))
+                told, lost = readable(run.texts, self._sample(free, other(k)))
                 new += [replace(w, replay=False, teacher=k) for w in told]
                 unanswered = {reason: count + lost[reason] for reason, count in unanswered.items()}
             own = self._read_anew() if anew else []
@@ -163,34 +161,38 @@ class Night:
                 "what is new and "
                 f"{len(replay)} from nothing; left out: {left}"
             )
-        life.journal.log(
+        run.journal.log(
             "written",
             **self.where,
             new=len(new),
             replay=len(replay),
             rehearsed=len(answers),
-            prompts=len(life.index.prompts),
+            prompts=len(run.index.prompts),
             read=len(own),
             **{k.replace(" ", "_"): v for k, v in left.items()},
-            examples=[life.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]],
+            examples=[run.texts.text(w.sequence_T) for w in new[:3] + replay[:3] + answers[:3]],
         )
         self._hold(new, replay, answers, own)
 
     def _hold(
-        self, new: list[Written], replay: list[Written], answers: list[Written], own: list[Written]
+        self,
+        new: list[TeacherSequence],
+        replay: list[TeacherSequence],
+        answers: list[TeacherSequence],
+        own: list[TeacherSequence],
     ) -> None:
         self.new, self.free, self.own = (
-            Draw(new, self.rng),
-            Draw(replay, self.rng),
-            Draw(own, self.rng),
+            EpochSampler(new, self.rng),
+            EpochSampler(replay, self.rng),
+            EpochSampler(own, self.rng),
         )
-        self.again = Weighted(answers, self.rng, self.life.index)
+        self.again = DivergenceSampler(answers, self.rng, self.run.index)
 
-    def _read_anew(self) -> list[Written]:
+    def _read_anew(self) -> list[TeacherSequence]:
         """What the teacher writes about documents that it wrote itself, from nothing: no memory can
         answer for the reading.
         """
-        texts, sleep = self.life.texts, self.config.sleep
+        texts, sleep = self.run.texts, self.config.sleep
         longest = max(len(texts.ids(document.text)) for document in self.reads)
         begun = document_requests(texts, self.config, f"{self.night} {self.sender}")
         contexts = documents_of(
@@ -218,15 +220,15 @@ class Night:
             "written": [packed(draw.data) for draw in (self.new, self.free, self.again, self.own)],
             "left": [self.new.left, self.free.left, self.own.left],
         }
-        self.life.progress.write_part(self.life, step, state)
+        self.run.progress.write_part(self.run, step, state)
         # as for a process that goes on from here, what comes begins with empty caches
-        self.life.crew.forget()
+        self.run.crew.forget()
 
     def goes_on(self) -> bool:
         """Takes back what `safe` wrote when this night was cut off behind it. Raises RunError for
         another night's.
         """
-        part = self.life.progress.part
+        part = self.run.progress.part
         if part is None:
             return False
         try:
@@ -250,7 +252,7 @@ class Night:
                 f"on from ({error}); "
                 "remove that folder to do this night from its beginning"
             ) from error
-        self.life.crew.resume_night(part.learner, part.step, self.config.sleep.steps)
+        self.run.crew.restore_progress(part.learner, part.step, self.config.sleep.steps)
         return True
 
     @property
@@ -259,7 +261,7 @@ class Night:
             self.sender, f", level {self.sender} to {self.sender + 1}"
         )
 
-    def _replay(self, count: int) -> list[Written]:
+    def _replay(self, count: int) -> list[TeacherSequence]:
         """Self-replay: a share of it rehearsed, as far as there is anything to rehearse."""
         again = self.again.take(round(self.config.sleep.rehearse * count))
         return again + self.free.take(count - len(again))
@@ -278,7 +280,7 @@ class Night:
         """y ~ S(.|x) for the coming `steps`, their rewards (equations 4 and 5), and the batches
         with all of it.
         """
-        config, texts, shares, count = self.config, self.life.texts, self.shares, len(steps)
+        config, texts, shares, count = self.config, self.run.texts, self.shares, len(steps)
         taken = self.new.take(shares.groups_new * count) + self._replay(
             shares.groups_replay * count
         )
@@ -288,8 +290,8 @@ class Night:
         )
         rewards, metrics, began = None, {}, time.monotonic()
         if config.sleep.alpha < 1 and samples:
-            rewards, metrics = self.life.crew.score(pairs_of(prefixes, samples, config.sleep.group))
-            self.life.count_failures("reward", rewards)
+            rewards, metrics = self.run.crew.score(pairs_of(prefixes, samples, config.sleep.group))
+            self.run.count_failures("reward", rewards)
         scored_s = time.monotonic() - began
         groups = student_rows(texts, prefixes, samples, rewards, config)
         new, replay = groups[: shares.groups_new * count], groups[shares.groups_new * count :]
@@ -305,11 +307,11 @@ class Night:
             scored_s,
         )
 
-    def _batch(self, new: list[list[Sequence]], replay: list[list[Sequence]]) -> Batch:
+    def _batch(self, new: list[list[TrainingRow]], replay: list[list[TrainingRow]]) -> Batch:
         """The rows of a step: groups of student samples and the teacher's own sequences, new and
         replayed.
         """
-        shares, texts = self.shares, self.life.texts
+        shares, texts = self.shares, self.run.texts
         rows = [
             row
             for groups, count in ((new, shares.groups_new), (replay, shares.groups_replay))
@@ -336,10 +338,10 @@ class Night:
         """One journal record per optimizer step. What the student has not yet taken over comes
         again sooner: divergence of the batch's rows, in order.
         """
-        life, batch = self.life, sampled.batches[step - sampled.steps.start]
+        run, batch = self.run, sampled.batches[step - sampled.steps.start]
         for written, divergence in zip(batch.written, divergence_N[batch.first :], strict=False):
             if written.prompt_T:
-                life.index.learned(written.prompt_T, divergence)
+                run.index.learned(written.prompt_T, divergence)
         gap, most = metrics.get("logprob_gap", 0.0), self.config.sleep.max_gap
         if step == sampled.steps.start and gap > most:
             raise RunError(
@@ -347,7 +349,7 @@ class Night:
                 "nats a token, allowed "
                 f"are sleep.max_gap = {most:g}; nothing of this night was applied"
             )
-        life.journal.log(
+        run.journal.log(
             "seed",
             **self.where,
             step=step,
@@ -364,7 +366,7 @@ class Night:
     ) -> None:
         """One journal record per round: how old its samples were, and who waited for what."""
         self.idle_s += learner_waited_s
-        self.life.journal.log(
+        self.run.journal.log(
             "flow",
             **self.where,
             round=sampled.number,
@@ -380,7 +382,7 @@ class Night:
         """The journal's summary of the night; its own prompts are rehearsed from the next one
         on.
         """
-        texts, sleep = self.life.texts, self.config.sleep
+        texts, sleep = self.run.texts, self.config.sleep
         learned = self.new.data if self.sender <= 0 else []  # not what was only read
         for data, most in (
             (learned, sleep.rehearse_prompts),
@@ -391,9 +393,9 @@ class Night:
                 for w in data
                 if w.sure >= sleep.rehearse_confidence and (n := asked(texts, w))
             ]
-            self.life.index.add(self.night, sound, most)
+            self.run.index.add(self.night, sound, most)
         seconds, last = time.monotonic() - self.began, self.last
-        self.life.journal.log(
+        self.run.journal.log(
             "night",
             **self.where,
             steps=self.config.sleep.steps,
@@ -418,16 +420,16 @@ class Night:
         temperature: float = 0.0,
     ) -> list[Sample | Failure]:
         """The student's samples are those of its own distribution: equations 3 and 6 are
-        expectations under it. `tokens`: at most, if not the task's number; `stop`: see Life.sample;
+        expectations under it. `tokens`: at most, if not the task's number; `stop`: see RunContext.sample;
         `shown`: they are among what the phase counts;
         `temperature`: if it is not that of sleep.temperature.
         """
-        life = self.life
+        run = self.run
         temperature = 1.0 if name == STUDENT else temperature or self.config.sleep.temperature
-        samples = life.sample(
+        samples = run.sample(
             requests_N,
             name,
-            tokens or life.task.max_new_tokens,
+            tokens or run.task.max_new_tokens,
             temperature,
             min_p,
             stop,
@@ -446,8 +448,8 @@ class Batch:
     `first` on.
     """
 
-    rows: list[Sequence]
-    written: tuple[Written, ...]
+    rows: list[TrainingRow]
+    written: tuple[TeacherSequence, ...]
     first: int
 
 

@@ -30,31 +30,31 @@ from sleep_rl.contracts.records import STUDENT
 
 if TYPE_CHECKING:
     from sleep_rl.night.consolidation import Night, Round
-    from sleep_rl.session.context import Life
+    from sleep_rl.session.context import RunContext
 
 PATIENCE_S = 60.0  # at the end, with a loop that is inside a call
 
 
-def rounds(life: Life, data: Night) -> Iterator[Round]:
+def rounds(run: RunContext, data: Night) -> Iterator[Round]:
     """The night's rounds of steps with their samples, in order. The student is pushed after each;
     its samples in the next are at most `sleep.lag` versions old. To be closed (contextlib.closing),
     however the night ends.
     """
     total, size = data.config.sleep.steps, data.config.sleep.steps_per_round
-    with life.console.phase(f"{data.title}: seeding", total=total) as data.tick:
+    with run.console.phase(f"{data.title}: seeding", total=total) as data.tick:
         data.tick(data.done)
         for part in data.schedule():  # between parts the queue is empty and every state is pushed
             numbered = [(steps.start // size, steps) for steps in part]
             yield from (
-                _ahead(life, data, numbered)
-                if life.config.sleep.lag
-                else _in_turn(life, data, numbered)
+                _ahead(run, data, numbered)
+                if run.config.sleep.lag
+                else _in_turn(run, data, numbered)
             )
             if part[-1].stop < total:
                 data.safe(part[-1].stop)
 
 
-def _in_turn(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
+def _in_turn(run: RunContext, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
     pushed_s = 0.0
     for number, steps in part:
         began = time.monotonic()
@@ -69,12 +69,12 @@ def _in_turn(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator
             rollouts_waited_s=trained_s + pushed_s,
         )
         began = time.monotonic()
-        life.crew.push(STUDENT, STUDENT)
+        run.crew.push(STUDENT, STUDENT)
         pushed_s = time.monotonic() - began
 
 
-def _ahead(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
-    lag, cluster = life.config.sleep.lag, life.config.cluster
+def _ahead(run: RunContext, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
+    lag, cluster = run.config.sleep.lag, run.config.cluster
     # a call, a restart, and the call again
     limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s
     there = _Counter(limit_s)  # versions that every rollout worker has verified
@@ -132,7 +132,7 @@ def _ahead(life: Life, data: Night, part: list[tuple[int, range]]) -> Iterator[R
                 rollouts_waited_s=rollouts_s,
             )
             # exported now, delivered while the next round trains
-            offers.put(life.crew.offer(STUDENT, STUDENT))
+            offers.put(run.crew.push_async(STUDENT, STUDENT))
         there.wait(len(part), "the last push")
     finally:
         there.stop(RunError(f"{data.title}: over"))

@@ -8,13 +8,13 @@ teacher and student.
 from __future__ import annotations
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import Document, Question, Text
+from sleep_rl.contracts.records import Document, Question, TrainingText
 from sleep_rl.contracts.roles import Task
 
 Ids = tuple[int, ...]
 
 
-class Texts:
+class PromptCodec:
     """A task's texts in a tokenizer's ids. Raises InputError when opener or marker give no ids or
     eos is missing.
     """
@@ -70,7 +70,7 @@ class Texts:
         )
         return next(ends, None)
 
-    def baseline(self, text: Text) -> tuple[Ids, Ids]:
+    def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
         """(prompt, completion) of a baseline's training row; the completion ends with eos."""
         prompt = self.bos + self.ids(text.prompt)
         completion = self.ids(text.completion) + self.eos

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import TEXT, Document, Pair, Request, Sample, Sequence
-from sleep_rl.night.prompts import Ids, Texts
+from sleep_rl.contracts.records import HARD_TARGET, Document, Pair, Request, Sample, TrainingRow
+from sleep_rl.night.prompts import Ids, PromptCodec
 from sleep_rl.rewards import group_advantage
 
 
 @dataclass(frozen=True)
-class Written:
+class TeacherSequence:
     """One sequence d of D: written by the teacher behind `context` + opener, ended by itself, with
     marker and answer.
     """
@@ -27,9 +27,11 @@ class Written:
     sequence_T: Ids  # d, with eos
     replay: bool
     prompt_T: Ids = ()  # the rehearsed prompt that it begins with
-    teacher: int = 0  # who wrote it: see contracts.Sequence
+    teacher: int = 0  # who wrote it: see contracts.records.TrainingRow
     sure: float = 1.0  # the probability of its answer y, which the teacher gave it
-    temperature: float = 1.0  # of the teacher's distribution on y: see contracts.Sequence
+    temperature: float = (
+        1.0  # of the teacher's distribution on y: see contracts.records.TrainingRow
+    )
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Prefix:
     Imitate).
     """
 
-    written: Written
+    written: TeacherSequence
     length: int
 
     @property
@@ -49,14 +51,14 @@ class Prefix:
     def rest_T(self) -> Ids:
         return self.written.sequence_T[self.length :]
 
-    def x_length(self, texts: Texts, completion_T: Ids) -> int:
+    def x_length(self, texts: PromptCodec, completion_T: Ids) -> int:
         """Tokens of a continuation that still belong to the prompt x."""
         end = texts.x_length(self.begun_T + completion_T)
         return len(completion_T) if end is None else max(end - self.length, 0)
 
 
 def writing_requests(
-    texts: Texts, documents: tuple[Document, ...], config: Config, seed: str
+    texts: PromptCodec, documents: tuple[Document, ...], config: Config, seed: str
 ) -> tuple[list[Request], list[Request]]:
     """Prompts that the teacher continues: `written` per document with it in context,
     `replay_written` without any.
@@ -72,7 +74,7 @@ def writing_requests(
     return behind, free
 
 
-def document_requests(texts: Texts, config: Config, seed: str) -> list[Request]:
+def document_requests(texts: PromptCodec, config: Config, seed: str) -> list[Request]:
     """Texts that begin from nothing: with bos, or behind the end of another text where there is
     none.
     """
@@ -83,7 +85,7 @@ def document_requests(texts: Texts, config: Config, seed: str) -> list[Request]:
     ]
 
 
-def documents_of(texts: Texts, samples_N: list[Sample | Failure]) -> list[Ids]:
+def documents_of(texts: PromptCodec, samples_N: list[Sample | Failure]) -> list[Ids]:
     """The contexts that such texts are, up to where one ends or asks; what asks at once is no
     document.
     """
@@ -96,7 +98,7 @@ def documents_of(texts: Texts, samples_N: list[Sample | Failure]) -> list[Ids]:
 
 
 def rehearsal_requests(
-    texts: Texts, prompts: list[Ids], config: Config, seed: str
+    texts: PromptCodec, prompts: list[Ids], config: Config, seed: str
 ) -> list[Request]:
     """The teacher is asked what it asked itself before; it answers without any document."""
     seeds = random.Random(f"rehearse {config.run.seed} {seed}")
@@ -112,8 +114,8 @@ def rehearsed(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sam
 
 
 def readable(
-    texts: Texts, samples_N: list[Sample | Failure], confidence: float = 0.0
-) -> tuple[list[Written], dict[str, int]]:
+    texts: PromptCodec, samples_N: list[Sample | Failure], confidence: float = 0.0
+) -> tuple[list[TeacherSequence], dict[str, int]]:
     """(D, counts of what was left out and why): a sequence must end by itself and hold a question
     and an answer. An answer about a document, or to a prompt that was given, must have had at least
     the probability `confidence`.
@@ -134,7 +136,7 @@ def readable(
         else:
             free = sample.context_T == plain
             data.append(
-                Written(
+                TeacherSequence(
                     sample.context_T, sample.completion_T, free, begun, sure=_sure(sample, parts[1])
                 )
             )
@@ -145,7 +147,7 @@ def _sure(sample: Sample, answer_T: Ids) -> float:
     return math.exp(math.fsum(sample.logprobs_T[-len(answer_T) :]))
 
 
-def cut(written: Written, config: Config, rng: random.Random) -> Prefix:
+def cut(written: TeacherSequence, config: Config, rng: random.Random) -> Prefix:
     """Prefix law: uniform between prefix_min and prefix_max of the sequence, at least one token on
     either side.
     """
@@ -155,7 +157,7 @@ def cut(written: Written, config: Config, rng: random.Random) -> Prefix:
 
 
 def continuation_requests(
-    texts: Texts, prefixes: list[Prefix], config: Config, rng: random.Random
+    texts: PromptCodec, prefixes: list[Prefix], config: Config, rng: random.Random
 ) -> list[Request]:
     """`group` student continuations of each prefix, without the document."""
     return [
@@ -180,12 +182,12 @@ def pairs_of(
 
 
 def student_rows(
-    texts: Texts,
+    texts: PromptCodec,
     prefixes: list[Prefix],
     samples_N: list[Sample | Failure],
     rewards_N: list[float | Failure] | None,
     config: Config,
-) -> list[list[Sequence]]:
+) -> list[list[TrainingRow]]:
     """One group of rows per prefix: both terms of equation 6 on the same student samples. A failed
     sample has no row; one whose reward failed has no advantage. `rewards_N` None: imitation is off.
     """
@@ -199,7 +201,7 @@ def student_rows(
             else [None] * size
         )
         rows = [
-            Sequence(
+            TrainingRow(
                 prompt_T=sample.context_T + sample.prompt_T,
                 completion_T=sample.completion_T,
                 teacher_T=prefix.written.context_T + sample.prompt_T,
@@ -217,13 +219,13 @@ def student_rows(
     return groups
 
 
-def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
+def reading_rows(texts: PromptCodec, written: list[TeacherSequence]) -> list[TrainingRow]:
     """Self-replay of reading: teacher and student both have the document in front. Without it the
     new expert wears down what the model does with its context (or never takes it over from a
     sender), and later teachers write worse.
     """
     return [
-        Sequence(
+        TrainingRow(
             prompt_T=w.context_T + texts.opener,
             completion_T=w.sequence_T,
             replay=True,
@@ -233,7 +235,7 @@ def reading_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     ]
 
 
-def whole_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
+def whole_rows(texts: PromptCodec, written: list[TeacherSequence]) -> list[TrainingRow]:
     """The same for documents that the teacher wrote itself, which are replayed, too: so it can go
     on writing them.
     """
@@ -242,7 +244,7 @@ def whole_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
         begun, whole = len(texts.bos) or 1, w.context_T + texts.opener + w.sequence_T
         asks = len(whole) - len(w.sequence_T) + (texts.x_length(w.sequence_T) or 0)
         rows.append(
-            Sequence(
+            TrainingRow(
                 prompt_T=whole[:begun],
                 completion_T=whole[begun:],
                 replay=True,
@@ -253,16 +255,16 @@ def whole_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     return rows
 
 
-def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
+def teacher_rows(texts: PromptCodec, written: list[TeacherSequence]) -> list[TrainingRow]:
     """Rows on the teacher's own sequences, questions included: what is written can be written again
     (self-replay). What was told stands behind its own beginning.
     """
     start = texts.context(None) + texts.opener
     return [
-        Sequence(
-            prompt_T=w.context_T if w.teacher == TEXT else start,
+        TrainingRow(
+            prompt_T=w.context_T if w.teacher == HARD_TARGET else start,
             completion_T=w.sequence_T,
-            teacher_T=w.context_T + texts.opener * (w.teacher != TEXT),
+            teacher_T=w.context_T + texts.opener * (w.teacher != HARD_TARGET),
             replay=w.replay,
             teacher=w.teacher,
             x_length=asked(texts, w),
@@ -272,13 +274,13 @@ def teacher_rows(texts: Texts, written: list[Written]) -> list[Sequence]:
     ]
 
 
-def asked(texts: Texts, w: Written) -> int:
+def asked(texts: PromptCodec, w: TeacherSequence) -> int:
     """Tokens of a sequence that ask: up to the marker, where it stands behind the opener."""
-    behind = w.teacher != TEXT or w.context_T[-len(texts.opener) :] == texts.opener
+    behind = w.teacher != HARD_TARGET or w.context_T[-len(texts.opener) :] == texts.opener
     return (texts.x_length(w.sequence_T) or 0) if behind else 0
 
 
-def packed(data: list[Written]) -> dict:
+def packed(data: list[TeacherSequence]) -> dict:
     """D as plain data, each context once; `unpacked` takes it back."""
     contexts = {context: i for i, context in enumerate(dict.fromkeys(w.context_T for w in data))}
     return {
@@ -298,11 +300,11 @@ def packed(data: list[Written]) -> dict:
     }
 
 
-def unpacked(plain: dict) -> list[Written]:
+def unpacked(plain: dict) -> list[TeacherSequence]:
     """What `packed` was given. Raises what plain data of another shape raises."""
     contexts = [tuple(context) for context in plain["contexts"]]
     return [
-        Written(
+        TeacherSequence(
             contexts[context], tuple(sequence), replay, tuple(prompt), teacher, sure, temperature
         )
         for context, sequence, replay, prompt, teacher, sure, temperature in plain["rows"]

@@ -154,8 +154,7 @@ def plan(config: Config) -> Plan:
     return found
 
 
-# ----------------------------------------------------------------------------------------------------------
-# sizes
+# ---- sizes
 
 
 def expert_bytes(config: Config, shape: Shape) -> int:
@@ -324,8 +323,7 @@ def _tokens(config: Config, task: Task | None) -> int:
     return int(min(words if config.model.base is None else 1.5 * words, longest))
 
 
-# ---------------------------------------------------------------------------------------------------------
-# checks
+# ---- checks
 
 
 def _check_shape(config: Config, shape: Shape) -> None:

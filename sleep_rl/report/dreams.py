@@ -104,8 +104,7 @@ def _number(value: float | None, how: str = "{:.2f}") -> str:
     return "-" if value is None else how.format(value)
 
 
-# --------------------------------------------------------------------------------------------------
-# the report
+# ---- the report
 
 
 def section(records: Sequence[Record], most: int = 6) -> str:

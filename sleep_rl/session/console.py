@@ -58,8 +58,7 @@ class Console:
         self._open_phases: list[str] = []
         self._retention = Retention()
 
-    # -------------------------------------------------------------------------------------------------
-    # progress
+    # ---- progress
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Tick]:
@@ -135,8 +134,7 @@ class Console:
                 self._progress.stop()
                 self._progress = None
 
-    # -----------------------------------------------------------------------------------------------------
-    # sink
+    # ---- sink
 
     def log(self, record: Record) -> None:
         """Shows the records that a person waits for: run, night, evaluate, done, and everything

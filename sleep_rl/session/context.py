@@ -14,24 +14,24 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Request, Sample, Sampling
 from sleep_rl.contracts.roles import Crew, Task
 from sleep_rl.journal.journal import Journal
-from sleep_rl.night.prompts import Ids, Texts
-from sleep_rl.night.rehearsal import Index
+from sleep_rl.night.prompts import Ids, PromptCodec
+from sleep_rl.night.rehearsal import RehearsalIndex
 from sleep_rl.session.console import Console
 from sleep_rl.session.resumable import Progress
 
 
 @dataclass(frozen=True)
-class Life:
+class RunContext:
     """One run: a crew that lives through a task's days and writes into `folder`."""
 
     crew: Crew
     task: Task
-    texts: Texts
+    texts: PromptCodec
     config: Config
     journal: Journal
     console: Console
     folder: str
-    index: Index = field(default_factory=Index)
+    index: RehearsalIndex = field(default_factory=RehearsalIndex)
     progress: Progress = field(default_factory=Progress)
 
     @contextmanager
@@ -87,5 +87,5 @@ class Life:
         nights stay.
         """
         path = os.path.join("memory", f"night-{night}")
-        self.crew.learn.save(os.path.join(self.folder, path))
+        self.crew.learn.save_memory(os.path.join(self.folder, path))
         self.journal.log("saved", night=night, path=path)

@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.files import JSON_BYTES, parsed, regular
-from sleep_rl.night.rehearsal import Index
+from sleep_rl.night.rehearsal import RehearsalIndex
 
 if TYPE_CHECKING:
-    from sleep_rl.session.context import Life
+    from sleep_rl.session.context import RunContext
 
 LEARNER, DRIVER, MANIFEST = "learner.safetensors", "driver.json", "manifest.json"
 NAME = r"[0-9]{6,}"  # of a checkpoint's folder: how many stages were done
@@ -43,10 +43,8 @@ def stage(body: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(body)
-    def once(life: Life, *args: Any, **kwargs: Any) -> Any:
-        return life.progress.once(
-            life, functools.partial(body, life, *args, **kwargs), body.__name__
-        )
+    def once(run: RunContext, *args: Any, **kwargs: Any) -> Any:
+        return run.progress.once(run, functools.partial(body, run, *args, **kwargs), body.__name__)
 
     return once
 
@@ -62,7 +60,7 @@ class Progress:
         self.part: Part | None = None  # from which the stage that comes next goes on
         self._reached, self._name = 0, ""
 
-    def once(self, life: Life, body: Callable[[], Any], name: str) -> Any:
+    def once(self, run: RunContext, body: Callable[[], Any], name: str) -> Any:
         """The result of the next stage: remembered, or of doing it now and writing a checkpoint."""
         if self._name:  # inside another stage
             return body()
@@ -76,7 +74,7 @@ class Progress:
                 "to do that from the beginning"
             )
         # a stage begins with empty caches, also the first one of a continued life
-        life.crew.forget()
+        run.crew.forget()
         self._name = name
         try:
             result = body()
@@ -85,16 +83,16 @@ class Progress:
         self.results.append(result)
         if self.folder:
             self._write(
-                life,
+                run,
                 f"{len(self.results):06d}",
-                life.crew.learn.snapshot,
+                run.crew.learn.save_checkpoint,
                 {"stage": name, "results": self.results},
             )
             for old in _complete(self.folder)[:-KEPT] + list(_parts(self.folder)):
                 shutil.rmtree(old, ignore_errors=True)
         return result
 
-    def write_part(self, life: Life, step: int, state: dict) -> None:
+    def write_part(self, run: RunContext, step: int, state: dict) -> None:
         """What the stage that is being done, an open night, has come to after `step` steps.
         `state`: plain data of the stage's own, which it finds in `part` when it goes on from here.
         """
@@ -102,15 +100,17 @@ class Progress:
             return
         count = len(self.results)
         self._write(
-            life,
+            run,
             f"{count:06d}-{step:06d}",
-            life.crew.learn.save_night,
+            run.crew.learn.save_progress,
             {"stage": self._name, "state": state},
         )
         for old in list(_parts(self.folder, count))[:-1]:
             shutil.rmtree(old, ignore_errors=True)
 
-    def _write(self, life: Life, name: str, learner: Callable[[str], None], driver: dict) -> None:
+    def _write(
+        self, run: RunContext, name: str, learner: Callable[[str], None], driver: dict
+    ) -> None:
         """Writes a checkpoint or a part aside, its manifest last, and renames it into place."""
         target = self.folder / name
         aside = target.with_suffix(".partial")
@@ -119,9 +119,9 @@ class Progress:
             aside.mkdir(parents=True)
             learner(str((aside / LEARNER).absolute()))
             driver |= {
-                "index": life.index.state(),
-                "version": life.crew.version,
-                "journal": life.journal.size(),
+                "index": run.index.state(),
+                "version": run.crew.version,
+                "journal": run.journal.size(),
             }
             _write(aside / DRIVER, json.dumps(driver).encode())
             manifest = {file: _digest(aside / file) for file in (LEARNER, DRIVER)}
@@ -143,7 +143,7 @@ class Part:
 
     stage: str
     step: int
-    learner: str  # absolute path of what Learner.save_night wrote
+    learner: str  # absolute path of what Learner.save_progress wrote
     state: dict
 
 
@@ -196,7 +196,7 @@ def _sound(path: Path, own: dict[str, type]) -> dict | None:
             type(driver.get(name)) is not kind for name, kind in kinds.items()
         ):
             return None
-        Index().restore(driver["index"])
+        RehearsalIndex().restore(driver["index"])
         return driver if driver["journal"] >= 0 and driver["version"] >= 0 else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

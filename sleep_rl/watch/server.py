@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.report.page import page
 from sleep_rl.watch.page import PAGE, SCRIPT_DIGEST
-from sleep_rl.watch.state import Seen
+from sleep_rl.watch.state import RunState
 
 HOLD_S = 2.0  # for how long it counts whether a process lives in the run
 POLICY = (
@@ -62,7 +62,11 @@ class Server(ThreadingHTTPServer):
                 f"{getattr(error, 'strerror', None) or error}; --port 0 takes any "
                 "free port"
             ) from error
-        self.folder, self._seen, self._lock = folder, Seen(folder, self._lives), threading.Lock()
+        self.folder, self._seen, self._lock = (
+            folder,
+            RunState(folder, self._lives),
+            threading.Lock(),
+        )
         self._held, self._asked, self._answer = held, -HOLD_S, False
         self.loopback = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()}

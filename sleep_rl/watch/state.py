@@ -51,7 +51,7 @@ SEED = {
 """Title of a panel of the consolidations -> unit, field -> label and colour."""
 
 
-class Seen:
+class RunState:
     """A run's folder as it looks now. `held(folder)` says whether a process lives in it."""
 
     def __init__(self, folder: Path, held: Callable[[Path], bool]) -> None:
@@ -120,8 +120,7 @@ class Seen:
             self.pace.append((record["t"], int(record["step"])))
             self.phase |= {"step": int(record["step"]) + 1, "steps": steps}
 
-    # -------------------------------------------------------------------------------------------
-    # kinds of records
+    # ---- kinds of records
 
     def _run(self, record: Record) -> None:
         seeds = ", ".join(map(str, record.get("seeds") or ()))
@@ -203,8 +202,7 @@ class Seen:
     def _minutes(self, record: Record) -> float:
         return (record["t"] - (self.first or record["t"])) / 60
 
-    # ----------------------------------------------------------------------------------------------------
-    # the state
+    # ---- the state
 
     def state(self) -> dict[str, Any]:
         """Everything that the page shows: plain values, which the page escapes, and `parts`, which
@@ -393,17 +391,17 @@ PHASES: dict[str, Callable[[Record], str]] = {
 """Records that say where a life stands, in words; the others belong to its workers."""
 
 KEPT = {
-    "run": Seen._run,
-    "done": Seen._done,
-    "seed": Seen._seed,
-    "baseline": Seen._baseline,
-    "wake": Seen._wake,
-    "sample": Seen._sample,
-    "push": Seen._push,
-    "evaluate": Seen._evaluate,
-    "written": Seen._written,
-    "completion": Seen._completion,
-    "dream": Seen._dream,
-    "failure": Seen._failure,
-    "sink_failed": Seen._sink_failed,
+    "run": RunState._run,
+    "done": RunState._done,
+    "seed": RunState._seed,
+    "baseline": RunState._baseline,
+    "wake": RunState._wake,
+    "sample": RunState._sample,
+    "push": RunState._push,
+    "evaluate": RunState._evaluate,
+    "written": RunState._written,
+    "completion": RunState._completion,
+    "dream": RunState._dream,
+    "failure": RunState._failure,
+    "sink_failed": RunState._sink_failed,
 }

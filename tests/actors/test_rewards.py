@@ -18,8 +18,7 @@ from sleep_rl.model import checkpoints
 from sleep_rl.rewards import group_advantage, levenshtein_reward, mixture
 from tests.conftest import ENGINE, make_tokenizer
 
-# -------------------------------------------------------------------------------------------
-# equations 4, 5, advantage
+# ---- equations 4, 5, advantage
 
 
 def slow_reward(student, teacher, z0: float) -> float:
@@ -111,8 +110,7 @@ def test_group_advantage_by_hand():
     assert group_advantage([], scale=True) == []
 
 
-# ------------------------------------------------------------------------------------------------------
-# semantic rewards
+# ---- semantic rewards
 
 TEXTS = [
     "the cat sleeps",

@@ -46,8 +46,7 @@ def run(base_checkpoint, tmp_path) -> Path:
     return tmp_path / "run"
 
 
-# ------------------------------------------------------------------------------------------------
-# finding, refusing
+# ---- finding, refusing
 
 
 def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
@@ -147,8 +146,7 @@ def test_options_that_cannot_be_are_one_line(option, said, sleep_checkpoint):
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
-# ------------------------------------------------------------------------------------------------
-# swapping
+# ---- swapping
 
 
 class FakeClient:
@@ -248,13 +246,15 @@ def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
 
 
 def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_checkpoint):
-    from actors.serving.weight_swap import Busy
+    from actors.serving.weight_swap import SwapTimeout
 
     swap = Swapping(run, base_checkpoint(), drain_s=0.1)
 
     async def body():
         async with swap.nights.door.inside_of():
-            with pytest.raises(Busy, match=r"1 answers were still being written after 0.1 s"):
+            with pytest.raises(
+                SwapTimeout, match=r"1 answers were still being written after 0.1 s"
+            ):
                 await swap.nights.take(2)
         async with swap.nights.door.inside_of():  # the door is open again
             assert swap.nights.label == "night-1" and swap.client.holds(swap.first)
@@ -346,8 +346,7 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
     assert len(swap.said) == 4
 
 
-# ------------------------------------------------------------------------------------------------
-# the real one
+# ---- the real one
 
 
 def ask(url: str, path: str, body: dict | None = None) -> tuple[str | None, dict]:

@@ -4,9 +4,8 @@ they were.
 
 import pytest
 import torch
-from test_weights import KEYS, export
 
-from cluster.crew import Workers
+from cluster.crew import WorkerCrew
 from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
@@ -15,6 +14,7 @@ from sleep_rl.config.schema import Config, Critics
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import TEACHER, Sampling, Trial
 from sleep_rl.journal.journal import Journal, read
+from tests.cluster.test_weights import KEYS, export
 
 TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
 
@@ -42,12 +42,14 @@ def crew(backend, tmp_path):
     def make(*kwargs_N):
         handles = [
             backend.spawn(
-                "workers:CountingCritic", {"name": f"critic-{i}", **kwargs}, name=f"critic-{i}"
+                "tests.workers:CountingCritic",
+                {"name": f"critic-{i}", **kwargs},
+                name=f"critic-{i}",
             )
             for i, kwargs in enumerate(kwargs_N)
         ]
         backend.ready(handles)
-        made, journal = Workers.__new__(Workers), Journal(tmp_path / "metrics.jsonl")
+        made, journal = WorkerCrew.__new__(WorkerCrew), Journal(tmp_path / "metrics.jsonl")
         made._config = Config(critics=Critics(together=2))  # seven trials are several calls
         made.version, made.learn, made._restarts = 4, Learner(), Restarts(1, journal)
         made._critics = Pool("critics", handles, 60)

@@ -10,19 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cluster.crew import Workers
+from cluster.crew import WorkerCrew
 from cluster.runtime.backend import LocalBackend, _LocalChannel
 from cluster.runtime.handle import Pending, WorkerDied
 from sleep_rl.config.schema import Cluster, Rollouts
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import Loaded, Weights
+from sleep_rl.contracts.records import LoadReport, StepResult, Weights
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model.tensor_digest import digest
-from sleep_rl.night.consolidation import pipeline
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night import pipeline
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.session.test_resumable import Stable
 
@@ -44,14 +44,14 @@ class Rollout:
             raise RunError(f"missing {missing[0]}")
         if self.held_.get(weights.name, -1) < weights.version:
             self.held_[weights.name] = weights.version
-        return Loaded(
+        return LoadReport(
             weights.name, self.held_[weights.name], len(weights.tensors), weights.nbytes, 0.0, 0.0
         )
 
     def sample(self, requests_N, name, version, how):
         if self.held_.get(name, -1) < version:
             raise RunError(f"{name} {version} is not held, but {self.held_}")
-        crew = Crew(Texts(Diary(), Stable()), [])
+        crew = Crew(PromptCodec(Diary(), Stable()), [])
         samples = [crew.answer(r, name) for r in requests_N]
         return [replace(s, versions_T=(self.held_[name],) * len(s.completion_T)) for s in samples]
 
@@ -78,14 +78,13 @@ class Learner:
         return 1
 
     def seed_step(self, batch_N, step, steps):
-        self.rows, self.steps = len(batch_N), self.steps + 1
+        self.steps += 1
         self.heard.update(repr((batch_N, step)).encode())
-        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+        return StepResult(
+            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
+        )
 
-    def row_divergence(self):
-        return [0.1] * self.rows
-
-    def close_night(self, commit_night):
+    def commit_night(self):
         pass
 
     def export(self, name, version, have, view):
@@ -102,10 +101,10 @@ class Learner:
     def digest(self):
         return self.heard.hexdigest(), self.steps
 
-    def keep(self, tag):
+    def save_state(self, tag):
         pass
 
-    use = snapshot = save = restore = keep
+    load_state = save_checkpoint = save_memory = load_checkpoint = save_state
 
     def close(self):
         pass
@@ -181,10 +180,10 @@ def life_under(share, folder, steps, seed=0):
         rollouts=Rollouts(workers=3),
         cluster=Cluster(restarts=100_000),
     )
-    texts, journal = Texts(Diary(), Stable()), Journal(folder / "metrics.jsonl")
+    texts, journal = PromptCodec(Diary(), Stable()), Journal(folder / "metrics.jsonl")
     with MortalBackend(share, seed) as backend:
-        crew = Workers(backend, config, journal, checkpoint="none", base="none")
-        live(Life(crew, texts.task, texts, config, journal, Console(), str(folder)))
+        crew = WorkerCrew(backend, config, journal, checkpoint="none", base="none")
+        live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
         told = backend.learners[0].digest()
         crew.close()
     journal.close()
@@ -235,11 +234,11 @@ def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
 @pytest.mark.parametrize("restarts", [0, 5])
 def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsys):
     config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
-    texts, journal = Texts(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
+    texts, journal = PromptCodec(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
     with (
         MortalBackend(0.5) as backend,
         pytest.raises(RunError, match=f"cluster.runtime.restarts = {restarts} are used up$"),
     ):
-        crew = Workers(backend, config, journal, checkpoint="none", base="none")
-        live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
+        crew = WorkerCrew(backend, config, journal, checkpoint="none", base="none")
+        live(RunContext(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("restarted") == restarts

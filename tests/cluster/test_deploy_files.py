@@ -12,7 +12,6 @@ import jsonschema
 import pytest
 import yaml
 from huggingface_hub import constants
-from kuberay_kinds import KINDS
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
@@ -20,6 +19,7 @@ from sleep_rl.cli.main import COMMANDS
 from sleep_rl.cli.parser import options
 from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
+from tests.kuberay_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
 HERE = ROOT / "cluster"
@@ -45,8 +45,7 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
 
 
-# -------------------------------------------------------------------------------------------------------
-# command lines
+# ---- command lines
 
 
 def check_command(words):
@@ -155,8 +154,7 @@ def test_every_command_of_the_page_exists_and_its_config_fits():
         assert port in text
 
 
-# --------------------------------------------------------------------------------------------------------------
-# Ray, AWS
+# ---- Ray, AWS
 
 
 def check_ray(text):
@@ -203,8 +201,7 @@ def test_the_cluster_yaml_is_one_that_ray_takes_and_fits_its_preset():
     check_ray((HERE / "ray.yaml").read_text())
 
 
-# --------------------------------------------------------------------------------------------------------------
-# KubeRay
+# ---- KubeRay
 
 
 def amount(quantity):
@@ -281,8 +278,7 @@ def test_the_ray_job_has_the_fields_of_its_kinds_and_asks_for_what_its_preset_pl
     check_kuberay((HERE / "kuberay.yaml").read_text())
 
 
-# ---------------------------------------------------------------------------------------------------------------
-# images
+# ---- images
 
 
 def pins(text):
@@ -341,8 +337,7 @@ def test_both_images_have_one_ray():
     )
 
 
-# --------------------------------------------------------------------------------------------------------------
-# secrets
+# ---- secrets
 
 
 def check_safe(text):
@@ -359,7 +354,7 @@ def test_no_file_holds_a_secret_or_opens_a_port_without_the_token(name):
     check_safe((HERE / name).read_text())
 
 
-# --------------------------------------------------------------------------------------------- the
+# ---- the
 # checks find mistakes
 
 CHECKS = {

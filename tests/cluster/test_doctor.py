@@ -54,8 +54,7 @@ def test_a_finding_is_one_line():
     assert str(Finding("ports", False, "taken")) == "to do  ports: taken"
 
 
-# ------------------------------------------------------------------------------------------------------------
-# software
+# ---- software
 
 
 def test_python():
@@ -128,8 +127,7 @@ def test_the_driver_is_read_from_the_kernel(tmp_path):
     assert checks.nvidia_driver(file) is None
 
 
-# -------------------------------------------------------------------------------------------------------------
-# machine
+# ---- machine
 
 
 def test_cores_and_memory():
@@ -228,8 +226,7 @@ def test_limits():
     )
 
 
-# ------------------------------------------------------------------------------------------------------------
-# services
+# ---- services
 
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
@@ -392,8 +389,7 @@ def test_whether_a_model_may_be_read(site, monkeypatch):
     assert {re.search(r"org/\w+", path)[0] for path in asked} == set(ANSWERS)
 
 
-# ----------------------------------------------------------------------------------------------------------
-# the doctor
+# ---- the doctor
 
 
 def test_a_check_that_hangs_or_fails_is_a_line():
@@ -630,8 +626,7 @@ def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
         os.kill(int((tmp_path / "pid").read_text()), 0)
 
 
-# -----------------------------------------------------------------------------------------------------------
-# the probe
+# ---- the probe
 
 
 def test_the_probe_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):

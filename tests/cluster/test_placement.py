@@ -14,7 +14,7 @@ import transformers
 
 from cluster.drill.faults import TwoNodes
 from cluster.runtime import node_versions
-from cluster.runtime.handle import Ask
+from cluster.runtime.handle import ResourceRequest
 from cluster.runtime.node_versions import Node, differences, look, unseen
 from cluster.runtime.placement import bundles, check, inventory
 from sleep_rl.contracts.errors import InputError
@@ -30,7 +30,11 @@ HERE = {
 
 
 def test_what_is_asked_and_what_is_there_is_one_line():
-    asks = [Ask("rollout", 8, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5), Ask("reward", 1)]
+    asks = [
+        ResourceRequest("rollout", 8, cpus=1, gpus=1),
+        ResourceRequest("learner", 4, gpus=0.5),
+        ResourceRequest("reward", 1),
+    ]
     assert inventory(
         asks, [{"CPU": 16.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}]
     ) == (
@@ -39,7 +43,7 @@ def test_what_is_asked_and_what_is_there_is_one_line():
         "there: 2 nodes with 32 CPU and 10 GPU"
     )
     assert (
-        inventory([Ask("rollout", 1, cpus=1)], [{"CPU": 2.0}])
+        inventory([ResourceRequest("rollout", 1, cpus=1)], [{"CPU": 2.0}])
         == "asked: 1 rollout of 1 CPU = 1 CPU; there: 1 node with 2 CPU"
     )
 
@@ -48,22 +52,34 @@ def test_what_is_asked_and_what_is_there_is_one_line():
     ("asks", "line"),
     [
         (
-            [Ask("rollout", 8, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)],
+            [
+                ResourceRequest("rollout", 8, cpus=1, gpus=1),
+                ResourceRequest("learner", 4, gpus=0.5),
+            ],
             "rollout: 8 actors x 1 GPU + learner: 4 actors x 0.5 GPU asked = 10 GPU, the cluster "
             "has 6",
         ),
         (
-            [Ask("rollout", 8, cpus=8)],
+            [ResourceRequest("rollout", 8, cpus=8)],
             "rollout: 8 actors x 8 CPU asked = 64 CPU, the cluster has 32",
         ),
-        ([Ask("rollout", 1, gpus=5)], "rollout: 5 GPU per actor asked, the largest node has 4"),
         (
-            [Ask("rollout", 2, gpus=3)],
+            [ResourceRequest("rollout", 1, gpus=5)],
+            "rollout: 5 GPU per actor asked, the largest node has 4",
+        ),
+        (
+            [ResourceRequest("rollout", 2, gpus=3)],
             "rollout: 0 CPU and 3 GPU for each of 2 actors asked; actor 2 "
             "finds room on no node beside "
             "the others; nodes: 16 CPU and 4 GPU, 16 CPU and 2 GPU",
         ),
-        ([Ask("rollout", 4, cpus=1, gpus=1), Ask("learner", 4, gpus=0.5)], None),
+        (
+            [
+                ResourceRequest("rollout", 4, cpus=1, gpus=1),
+                ResourceRequest("learner", 4, gpus=0.5),
+            ],
+            None,
+        ),
     ],
 )
 def test_the_missing_resource_is_named(asks, line):
@@ -76,7 +92,11 @@ def test_the_missing_resource_is_named(asks, line):
 
 
 def test_an_autoscaler_is_asked_for_one_bundle_per_worker_that_takes_anything():
-    asks = [Ask("rollout", 2, cpus=1, gpus=1), Ask("learner", 1, gpus=0.5), Ask("reward", 3)]
+    asks = [
+        ResourceRequest("rollout", 2, cpus=1, gpus=1),
+        ResourceRequest("learner", 1, gpus=0.5),
+        ResourceRequest("reward", 3),
+    ]
     assert bundles(asks) == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}, {"GPU": 0.5}]
 
 
@@ -124,12 +144,12 @@ def test_the_digest_of_the_sources_changes_with_them(tmp_path):
 
 PREFLIGHT = """
 import sys
-from cluster.runtime.ray_backend import Ask, RayBackend
+from cluster.runtime.ray_backend import ResourceRequest, RayBackend
 from cluster.runtime.watchdog import Watch
 with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
     backend.watch = Watch(print)
     for workers in (1, 1, 2):
-        backend.preflight([Ask("rollout", workers, cpus=1)])
+        backend.preflight([ResourceRequest("rollout", workers, cpus=1)])
 """
 
 

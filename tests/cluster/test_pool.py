@@ -5,10 +5,9 @@ import time
 from dataclasses import replace
 
 import pytest
-from workers import Echo, Scorer
 
 from cluster import crew
-from cluster.runtime.pool import Owed, Pool, RewardPool, RolloutPool, split
+from cluster.runtime.pool import Pool, RewardPool, RolloutPool, Unfinished, split
 from cluster.runtime.ray_backend import LocalBackend, RayBackend
 from cluster.runtime.restarts import Restarts
 from sleep_rl.config.schema import Config
@@ -16,6 +15,7 @@ from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward
 from sleep_rl.journal.journal import Journal
+from tests.workers import Echo, Scorer
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
@@ -41,7 +41,8 @@ def only_ray(backend):
 def handles(backend):
     """Three workers for the whole module: processes take seconds to start."""
     handles = [
-        backend.spawn("workers:Echo", {"greeting": f"w{i}"}, name=f"echo-{i}") for i in range(3)
+        backend.spawn("tests.workers:Echo", {"greeting": f"w{i}"}, name=f"echo-{i}")
+        for i in range(3)
     ]
     backend.ready(handles)
     return handles
@@ -87,7 +88,7 @@ class TestPool:
     def test_rubbish_takes_a_worker_out(self, pool):
         assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
             1,
-            Owed("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"),
+            Unfinished("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"),
             3,
         ]
         assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
@@ -132,7 +133,7 @@ class TestPool:
         results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)
         assert results == [
             2,
-            Owed(
+            Unfinished(
                 "worker echo-1: double gave no answer within 0.5 s (cluster.call_timeout_s)",
                 "echo-1",
             ),
@@ -162,7 +163,7 @@ class TestRewardPool:
 
     @pytest.fixture
     def rewards(self, backend):
-        handle = backend.spawn("workers:Scorer", {"slow_s": 1.0}, name="reward-0")
+        handle = backend.spawn("tests.workers:Scorer", {"slow_s": 1.0}, name="reward-0")
         backend.ready([handle])
         return RewardPool([handle], timeout_s=0.5)
 
@@ -196,7 +197,7 @@ class TestRewardPool:
         assert rewards.score([self.SAME]) == [1.0] and not rewards.lost
 
     def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
-        handle, spent = backend.spawn("workers:Scorer", {}, name="reward-dead"), []
+        handle, spent = backend.spawn("tests.workers:Scorer", {}, name="reward-dead"), []
         backend.ready([handle])
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append((worker, reason)))
         handle._channel.kill()
@@ -207,7 +208,9 @@ class TestRewardPool:
         rewards.close()
 
     def test_a_call_that_raises_fails_its_pairs_only(self, backend):
-        handles = [backend.spawn("workers:Scorer", {}, name=f"reward-raises-{i}") for i in range(2)]
+        handles = [
+            backend.spawn("tests.workers:Scorer", {}, name=f"reward-raises-{i}") for i in range(2)
+        ]
         rewards, pair = RewardPool(handles, 30), Pair((1, 2), (5,))
         failed = Failure(
             "worker reward-raises-1: score failed: IndexError: no second token", "reward-raises-1"
@@ -222,7 +225,7 @@ class TestRewardPool:
         handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
         reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
-        assert rewards.score([self.SAME, self.BAD]) == [Owed(reason, "reward-mad")] * 2
+        assert rewards.score([self.SAME, self.BAD]) == [Unfinished(reason, "reward-mad")] * 2
         assert spent == [reason] * 2  # once before it was asked again, once after
 
     def test_no_restarts_left(self, here, tmp_path):
@@ -324,7 +327,9 @@ class TestSlices:
     REQUESTS = [Request((n,), (9,), seed=n) for n in range(5)]
 
     def test_every_worker_goes_on_until_it_is_done(self, here):
-        handles = [here.spawn("workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)]
+        handles = [
+            here.spawn("tests.workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)
+        ]
         pool = RolloutPool(handles, 60, slice_s=0.01)
         for _ in range(2):
             samples = pool.sample(
@@ -335,7 +340,9 @@ class TestSlices:
 
     def test_who_is_never_done_is_late(self, here):
         pool = RolloutPool(
-            [here.spawn("workers:Sliced", {"slices": 10**6}, name="rollout-0")], 0.2, slice_s=0.01
+            [here.spawn("tests.workers:Sliced", {"slices": 10**6}, name="rollout-0")],
+            0.2,
+            slice_s=0.01,
         )
         with pytest.raises(
             RunError,
@@ -344,7 +351,7 @@ class TestSlices:
             pool.sample(lambda: pool.restart_lost(), self.REQUESTS, "student", 4, Sampling(1))
 
     def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
-        handle = backend.spawn("workers:Sliced", {"slices": 20}, name="rollout-0")
+        handle = backend.spawn("tests.workers:Sliced", {"slices": 20}, name="rollout-0")
         backend.ready([handle])
         pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
         sampling = threading.Thread(
@@ -406,7 +413,7 @@ def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeyp
 
     config = replace(Config(), cluster=replace(Config().cluster, wait_s=wait_s))
     with pytest.raises(InputError, match="the cluster has 0"):
-        crew.Workers(
+        crew.WorkerCrew(
             Empty(), config, Journal(tmp_path / "m.jsonl", []), checkpoint="none", base="none"
         )
     assert (now[0], len(asked)) == (100 + wait_s, 1 + wait_s)

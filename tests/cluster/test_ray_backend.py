@@ -10,13 +10,12 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from workers import Echo
 
 from cluster.runtime.placement import check
 from cluster.runtime.ray_backend import (
-    Ask,
     LocalBackend,
     RayBackend,
+    ResourceRequest,
     WorkerDied,
     WorkerLate,
     _RayPending,
@@ -25,8 +24,9 @@ from cluster.runtime.ray_backend import (
 )
 from cluster.runtime.watchdog import STACKS, Watch
 from sleep_rl.contracts.errors import InputError, RunError
+from tests.workers import Echo
 
-ECHO = "workers:Echo"
+ECHO = "tests.workers:Echo"
 
 
 @pytest.mark.stack
@@ -266,18 +266,20 @@ class TestGroups:
 
 class TestRay:
     def test_preflight(self, backend, only_ray):
-        backend.preflight([Ask("rollouts", 2, cpus=1), Ask("learners", 1)])
+        backend.preflight([ResourceRequest("rollouts", 2, cpus=1), ResourceRequest("learners", 1)])
         with pytest.raises(
             InputError, match=r"^rollouts: 4 actors x 1 GPU asked = 4 GPU, the cluster has 0$"
         ):
-            backend.preflight([Ask("rollouts", 4, gpus=1)])
+            backend.preflight([ResourceRequest("rollouts", 4, gpus=1)])
         with pytest.raises(
             InputError,
             match=r"^rollouts: 2 actors x 1 CPU \+ rewards: 1 actors "
             r"x 0.1 CPU asked = 2.1 "
             "CPU, the cluster has 2$",
         ):
-            backend.preflight([Ask("rollouts", 2, cpus=1), Ask("rewards", 1, cpus=0.1)])
+            backend.preflight(
+                [ResourceRequest("rollouts", 2, cpus=1), ResourceRequest("rewards", 1, cpus=0.1)]
+            )
 
     def test_who_asks_again_after_a_refusal_waits_and_an_autoscaler_hears_of_it(
         self, backend, only_ray, monkeypatch
@@ -292,7 +294,9 @@ class TestRay:
         monkeypatch.setattr(backend, "_called", False)
         for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
             with pytest.raises(InputError, match=r"the cluster has 2$"):
-                backend.preflight([Ask("rollout", 3, cpus=1), Ask("reward", 1)])
+                backend.preflight(
+                    [ResourceRequest("rollout", 3, cpus=1), ResourceRequest("reward", 1)]
+                )
             assert asked == expected
         # not once a try
         assert lines == [
@@ -302,20 +306,20 @@ class TestRay:
     @pytest.mark.parametrize(
         "asks, wrong",
         [
-            ([Ask("a", 2, cpus=2), Ask("b", 2, cpus=1)], ""),
+            ([ResourceRequest("a", 2, cpus=2), ResourceRequest("b", 2, cpus=1)], ""),
             (
-                [Ask("b", 2, cpus=1), Ask("a", 2, cpus=2)],
+                [ResourceRequest("b", 2, cpus=1), ResourceRequest("a", 2, cpus=2)],
                 "",
             ),  # the order of the asks does not matter
             (
-                [Ask("a", 3, cpus=2)],
+                [ResourceRequest("a", 3, cpus=2)],
                 "a: 2 CPU and 0 GPU for each of 3 actors asked; actor 3 finds "
                 "room on no node beside the "
                 "others; nodes: 3 CPU and 1 GPU, 3 CPU and 0 GPU",
             ),
-            ([Ask("a", 1, cpus=2), Ask("g", 1, cpus=2, gpus=1)], ""),
+            ([ResourceRequest("a", 1, cpus=2), ResourceRequest("g", 1, cpus=2, gpus=1)], ""),
             (
-                [Ask("a", 2, cpus=2), Ask("g", 1, cpus=2, gpus=1)],
+                [ResourceRequest("a", 2, cpus=2), ResourceRequest("g", 1, cpus=2, gpus=1)],
                 "a: 2 CPU and 0 GPU for each of 2 actors asked; actor 2",
             ),
         ],

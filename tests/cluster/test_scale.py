@@ -27,7 +27,7 @@ class Crowd:
 
     def __init__(self, backend, tmp_path, count, most=8, **worker):
         def spawn(number):
-            return backend.spawn("workers:CheckingRollout", worker, name=f"rollout-{number}")
+            return backend.spawn("tests.workers:CheckingRollout", worker, name=f"rollout-{number}")
 
         def check(asked):
             if asked > most:

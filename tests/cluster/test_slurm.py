@@ -13,10 +13,10 @@ import time
 from pathlib import Path
 
 import pytest
-from test_cluster_files import check_command
 
 from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
+from tests.cluster.test_deploy_files import check_command
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-that-must-not-be-seen"

@@ -397,8 +397,7 @@ def test_curves_of_a_killed_and_resumed_run_go_on(tmp_path):
     assert nights == {0, 1, 2} and not [r for r in records if r["kind"] == "sink_failed"]
 
 
-# -------------------------------------------------------------------------------------------------------
-# failures
+# ---- failures
 
 
 def told(folder: Path, sink: WandbSink, wait: bool = True) -> str:

@@ -5,14 +5,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from workers import CheckingRollout
 
 from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import LocalBackend, RayBackend
-from cluster.weights import Damaged, WeightStore
+from cluster.weights import WeightsDamaged, WeightStore
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import Weights
 from sleep_rl.model.tensor_digest import digest
+from tests.workers import CheckingRollout
 
 KEYS = (
     "model.layers.0.mlp.memory.0.w_in#0",
@@ -30,7 +30,7 @@ def backend(request):
 @pytest.fixture(scope="module")
 def handles(backend):
     handles = [
-        backend.spawn("workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}")
+        backend.spawn("tests.workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}")
         for i in range(2)
     ]
     backend.ready(handles)
@@ -171,7 +171,7 @@ class TestLostState:
 
 class TestRefusals:
     def test_reader_that_reports_another_version(self, backend):
-        handle = backend.spawn("workers:CheckingRollout", {"lies": True}, name="liar")
+        handle = backend.spawn("tests.workers:CheckingRollout", {"lies": True}, name="liar")
         store = WeightStore(backend, Pool("rollouts", [handle], 60))
         with pytest.raises(
             RunError,
@@ -242,7 +242,7 @@ class TestHeld:
         )
         store._places = {digest: (damaged, key) for digest, (_, key) in store._places.items()}
         with pytest.raises(
-            Damaged,
+            WeightsDamaged,
             match="^weights: teacher version 1 is damaged in the store: "
             f"1 tensors, first {KEYS[1]}$",
         ):

@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 import torch
 
-from learners.hidden_state_cache import Recall, alike
+from learners.hidden_state_cache import HiddenStateCache, alike
 
 
 def key(n):
@@ -15,7 +15,10 @@ def key(n):
 
 
 def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
-    recall, rows = Recall(3 * 40), [torch.full((2, 5), float(n)) for n in range(4)]  # 40 bytes each
+    recall, rows = (
+        HiddenStateCache(3 * 40),
+        [torch.full((2, 5), float(n)) for n in range(4)],
+    )  # 40 bytes each
     for n in range(3):
         recall.put(key(n), rows[n])
     assert recall.bytes == 120 and torch.equal(recall.get(key(0)), rows[0])
@@ -29,7 +32,7 @@ def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
     assert recall.get(key(9)) is None and recall.bytes == 120
     recall.clear()
     assert recall.bytes == 0 and recall.get(key(0)) is None
-    assert (Recall(0).put(key(0), rows[0]), Recall(0).bytes) == (None, 0)
+    assert (HiddenStateCache(0).put(key(0), rows[0]), HiddenStateCache(0).bytes) == (None, 0)
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_learner import CONFIG, DOCUMENTS, ROWS
 
 from cluster.crew import Ranks
 from cluster.runtime.ray_backend import LocalBackend, RayBackend
 from sleep_rl.contracts.records import STUDENT, TEACHER
+from tests.learners.test_worker import CONFIG, DOCUMENTS, ROWS
 
 
 def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False):
@@ -34,11 +34,11 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False
     learn = Ranks(handles, 120)
     wake = learn.wake(DOCUMENTS[:3])
     learn.open_night(1)
-    metrics = [] if goes_on else [learn.seed_step(rows, 0, 6)]
-    learn.resume_night(part, 1, 6) if goes_on else learn.save_night(part)
-    metrics += [learn.seed_step(rows, step, 6) for step in range(1, 3)]
+    metrics = [] if goes_on else [learn.seed_step(rows, 0, 6).metrics]
+    learn.restore_progress(part, 1, 6) if goes_on else learn.save_progress(part)
+    metrics += [learn.seed_step(rows, step, 6).metrics for step in range(1, 3)]
     weights = learn.export(STUDENT, 1, {}, STUDENT)
-    learn.close_night(True)
+    learn.commit_night()
     assert learn.export(TEACHER, 2, weights.manifest, TEACHER).name == TEACHER
     return wake, metrics, {key: np.asarray(tensor) for key, tensor in weights.tensors.items()}
 

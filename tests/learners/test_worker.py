@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from sleep_rl.config.schema import Config, Learners, Model, Sleep, Wake
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.contracts.records import STUDENT, TEACHER, TEXT, Sequence
+from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import (
     ACTIVE,
@@ -33,16 +33,16 @@ CONFIG = Config(
     learners=Learners(micro_batch=2, threads=1),
 )
 ROWS = [
-    Sequence((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
-    Sequence((5, 6), (7, 8, 1), replay=True),
-    Sequence(
+    TrainingRow((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
+    TrainingRow((5, 6), (7, 8, 1), replay=True),
+    TrainingRow(
         (5, 6, 7),
         (30, 31, 1),
         teacher_T=(5, 40, 41, 42, 6, 7),
         advantage=1.0,
         behaviour_T=(-5.0, -6.0, -7.0),
     ),
-    Sequence(
+    TrainingRow(
         (5, 6, 7),
         (32, 1),
         teacher_T=(5, 40, 41, 42, 6, 7),
@@ -52,6 +52,12 @@ ROWS = [
     ),
 ]
 DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50, 70, 90)]
+
+
+def unlocked(learner, number):
+    """Unlocked consolidation experts of a level."""
+    names = [name for name in learner.levels if level_number(name) == number]
+    return sum(state != LOCKED for state in learner.levels[names[0]].state.tolist()[1:])
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +114,7 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     plastic = list(learner.module.plastic.parameters())
     want = torch.autograd.grad(slow, plastic)
     norm = torch.stack([g.norm() for g in want]).norm().item()
-    metrics = learner.seed_step(ROWS, 0, 10)
+    metrics = learner.seed_step(ROWS, 0, 10).metrics
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
@@ -134,7 +140,7 @@ def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
     norm = torch.stack(
         [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
     ).norm()
-    metrics = learner.seed_step(rows, 0, 10)
+    metrics = learner.seed_step(rows, 0, 10).metrics
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
@@ -151,7 +157,7 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
                 base, str(tmp_path / f"t{k}"), base, checkpoints.load_tokenizer(base, 300)
             )
         )
-    learner.attend(paths)
+    learner.load_teachers(paths)
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
@@ -162,10 +168,10 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     norm = torch.stack(
         [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
     ).norm()
-    metrics = learner.seed_step(rows, 0, 10)
+    metrics = learner.seed_step(rows, 0, 10).metrics
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
-    learner.close_night(False)
+    learner.discard_night()
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
@@ -179,9 +185,9 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
         ).item()
         for row in rows
     ]
-    learner.seed_step(rows, 0, 10)
-    assert learner.row_divergence() == pytest.approx(alone, abs=1e-5)
-    learner.attend([])
+    result = learner.seed_step(rows, 0, 10)
+    assert result.divergence_N == pytest.approx(alone, abs=1e-5)
+    learner.unload_teachers()
     assert learner.module.others == () and not any(
         "others" in name for name in learner.module.state_dict()
     )
@@ -196,7 +202,7 @@ def test_every_zero_stage_makes_the_same_first_steps_as_plain_adamw(stage, worke
         for step in range(3):
             learner.seed_step(ROWS, step, 10)
         done = plastic_of(learner)
-        learner.close_night(False)
+        learner.discard_night()
     want = plain_adamw(worker(), 3)
     assert all(torch.equal(a, b) for a, b in zip(start, [p for p, _ in want], strict=True))
     for got, (_, expected) in zip(done, want, strict=True):
@@ -234,7 +240,7 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
-    told = Sequence((5, 6), (33, 34, 35, 1), teacher=TEXT, x_length=2)
+    told = TrainingRow((5, 6), (33, 34, 35, 1), teacher=HARD_TARGET, x_length=2)
     real = [replace(ROWS[0], temperature=0.5), *ROWS[1:-1], replace(ROWS[-1], temperature=0.25)]
     rows = [real[0], told, *real[1:]]
     logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
@@ -251,13 +257,13 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     rest = slow_l_ks(learner.model, real, 1.0) * positions
     policy = slow_l_ks(learner.model, real, 0.0)
     slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
-    metrics = learner.seed_step(rows, 0, 10)
-    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    result = learner.seed_step(rows, 0, 10)
+    assert result.metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     alone = -(logp[2, 35] + logp[3, 1]).item() / 2
-    assert learner.row_divergence()[1] == pytest.approx(alone, abs=1e-5)
-    learner.close_night(False)
+    assert result.divergence_N[1] == pytest.approx(alone, abs=1e-5)
+    learner.discard_night()
     learner.open_night(1)
-    only = learner.seed_step([told], 0, 10)
+    only = learner.seed_step([told], 0, 10).metrics
     assert only["loss"] > 0 and only["divergence"] > 0
 
 
@@ -266,7 +272,7 @@ def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     seen = set()
     for seed in range(8):
-        chosen = learner.wander(seed)
+        chosen = learner.activate_random_expert(seed)
         assert chosen.keys() == learner.levels.keys() and set(chosen.values()) <= {1, 2, 3}
         seen |= {(name, slot) for name, slot in chosen.items()}
         for name, level in learner.levels.items():
@@ -293,12 +299,14 @@ def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(
         assert (
             all(t.tolist().count(FRESH) == 2 for t in states) and len(weights.probe_logprobs_T) == 3
         )
-        learner.close_night(False)
-        assert learner.wander(seed) == chosen
-        learner.close_night(False)
+        learner.discard_night()
+        assert learner.activate_random_expert(seed) == chosen
+        learner.discard_night()
     assert len(seen) > len(learner.levels)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
-    assert worker().wander(0) == {}  # before any expert is unlocked there is nothing to activate
+    assert (
+        worker().activate_random_expert(0) == {}
+    )  # before any expert is unlocked there is nothing to activate
 
 
 @pytest.mark.stack
@@ -315,9 +323,9 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
 
     def dream(learner, wander):
         """(experts, tokens) as `sleep_rl.dreaming.cycle.write` gets them."""
-        experts, version = learner.wander(wander), next(versions)
+        experts, version = learner.activate_random_expert(wander), next(versions)
         engine.load(learner.export("dreamer", version, {}, STUDENT))
-        learner.close_night(False)
+        learner.discard_night()
         samples = engine.sample(
             [Request((5, 6), (7,), seed) for seed in (11, 12)], "dreamer", version, Sampling(24)
         )
@@ -334,15 +342,15 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
 def test_the_policy_trains_its_own_expert_on(worker):
     learner = worker()
     assert learner.open_night(1, on_full="newest") == 1
-    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 1e-2)
-    learner.close_night(True)
+    learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 1e-2)
+    learner.commit_night()
     kept = [level.w_out[1].clone() for level in learner.levels.values()]
     assert learner.open_night(1, on_full="again") == 1  # though others are free
     assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [
         True
     ] * len(kept)
     # its own learning rate, not that of the baselines
-    learner.sft_step([Sequence((5, 6), (7, 8, 1))], 0, 1, 0.0)
+    learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 0.0)
     assert all(
         torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True)
     )
@@ -353,35 +361,35 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
 
     def night(token):
         learner.open_night(1)
-        learner.sft_step([Sequence((5, 6), (token, 8, 1))], 0, 1, 1e-2)
-        learner.close_night(True)
+        learner.sft_step([TrainingRow((5, 6), (token, 8, 1))], 0, 1, 1e-2)
+        learner.commit_night()
 
     night(7)
-    learner.keep("self")
+    learner.save_state("self")
     night(20)  # the policy's, in slot 2
-    learner.keep("dreamer")
+    learner.save_state("dreamer")
     expert = {
         name: [getattr(level, p)[2].clone() for p in PARTS]
         for name, level in learner.levels.items()
     }
-    learner.use("self")
+    learner.load_state("self")
     night(30)  # what the model learned since, in slot 2, too
-    learner.keep("self")
+    learner.save_state("self")
     own = {k: v.clone() for k, v in learner.model.state_dict().items()}
-    learner.regraft("dreamer")
+    learner.rebase_policy_expert("dreamer")
     for name, level in learner.levels.items():
         assert level.state.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, LOCKED]
         assert all(
             torch.equal(getattr(level, p)[3], e) for p, e in zip(PARTS, expert[name], strict=True)
         )
         assert all(torch.equal(getattr(level, p)[:3], own[f"{name}.{p}"][:3]) for p in PARTS)
-    learner.use("self")
+    learner.load_state("self")
     assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
-    learner.use("dreamer")
+    learner.load_state("dreamer")
     assert learner.open_night(1, on_full="again") == 3  # it is what the policy trains on
-    learner.close_night(False)
-    learner.keep("spare", of="self")
-    learner.use("spare")
+    learner.discard_night()
+    learner.save_state("spare", of="self")
+    learner.load_state("spare")
     assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
 
 
@@ -396,7 +404,7 @@ def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(work
         learner.seed_step(ROWS, step, 4)
     # (b) changes no stored weight
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
-    learner.close_night(True)
+    learner.commit_night()
     for key, after in learner.model.state_dict().items():
         if ".memory." not in key:
             assert torch.equal(after, before[key]), key
@@ -413,9 +421,9 @@ def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothin
     learner = worker(config)
     learner.wake(DOCUMENTS)
     learner.open_night(1, due=(1,))
-    replay = [Sequence((5, 6), (7, 8, 1), replay=True)] * 4
+    replay = [TrainingRow((5, 6), (7, 8, 1), replay=True)] * 4
     for step in range(2):
-        metrics = learner.seed_step(replay, step, 4)
+        metrics = learner.seed_step(replay, step, 4).metrics
         assert metrics["divergence_replay"] == pytest.approx(0.0, abs=1e-6)
         assert metrics["loss"] == pytest.approx(0.0, abs=1e-6)
     assert all(float(e.w_out.detach().abs().max()) == 0.0 for e in learner.module.plastic)
@@ -468,7 +476,7 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
         want = [a - g for a, g in zip(start[name], first[name], strict=True)]
         # (a): not applied
         assert close(own(learner, name), start[name]) and close(own(learner, name, STUDENT), want)
-    learner.close_night(True)
+    learner.commit_night()
     for name in names[1]:
         assert close(
             own(learner, name), [a - g for a, g in zip(start[name], first[name], strict=True)]
@@ -484,7 +492,7 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     moved = {name: own(learner, name) for name in names[1]}
     learner.wake(DOCUMENTS[2:])
     learner.open_night(2, due=(1, 2))
-    learner.close_night(True)
+    learner.commit_night()
     for name in names[1]:
         assert close(
             own(learner, name), [a - g for a, g in zip(moved[name], second[name], strict=True)]
@@ -499,7 +507,7 @@ def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
     learner.wake(DOCUMENTS[:2])
     held = learner.chunks.state()
     learner.open_night(1, due=(1,))
-    learner.close_night(False)
+    learner.discard_night()
     assert (
         held
         and held.keys() == learner.chunks.state().keys()
@@ -509,7 +517,7 @@ def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
         )
     )
     learner.open_night(1, due=(1,))
-    learner.close_night(True)
+    learner.commit_night()
     assert learner.chunks.state() == {}
 
 
@@ -519,8 +527,8 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
         learner.open_night(1)
         for expert in learner.module.plastic:
             torch.nn.init.normal_(expert.w_out, std=0.1)
-        learner.close_night(True)
-    assert (learner.experts(1), learner.experts(2)) == (2, 0)
+        learner.commit_night()
+    assert (unlocked(learner, 1), unlocked(learner, 2)) == (2, 0)
     assert learner.open_night(2) == 1
     for name, level in learner.levels.items():
         sender = level_number(name) == 1
@@ -532,8 +540,8 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
             [LOCKED] * 4 if sender else [FRESH, LOCKED, LOCKED, LOCKED]
         )
     learner.seed_step(ROWS, 0, 4)
-    learner.close_night(True)
-    assert (learner.experts(1), learner.experts(2)) == (0, 1)
+    learner.commit_night()
+    assert (unlocked(learner, 1), unlocked(learner, 2)) == (0, 1)
     for name, level in learner.levels.items():
         if level_number(name) == 1:
             assert float(level.w_out[1:].abs().max()) == 0.0  # unlocked again they are the identity
@@ -556,7 +564,7 @@ def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
         assert learner.open_night(1) == slot
         for expert in learner.module.plastic:
             torch.nn.init.normal_(expert.w_out, std=0.1)
-        learner.close_night(True)
+        learner.commit_night()
     with pytest.raises(
         InputError, match=r"level 1: all 4 experts are in use and sleep.on_full is error"
     ):
@@ -575,7 +583,7 @@ def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
         assert torch.equal(
             begun, torch.zeros_like(begun) if on_full == "recycle_oldest" else before[slot]
         )
-        learner.close_night(True)
+        learner.commit_night()
     assert found == wanted
 
 
@@ -599,15 +607,15 @@ def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):
 
 def test_lives_are_kept_apart(worker):
     learner = worker()
-    learner.keep("start")
+    learner.save_state("start")
     learner.open_night(1)
     learner.sft_step(ROWS, 0, 4)
-    learner.close_night(True)
-    learner.keep("later")
+    learner.commit_night()
+    learner.save_state("later")
     changed = learner.export(TEACHER, 1, {}, TEACHER).manifest
-    learner.use("start")
+    learner.load_state("start")
     assert learner.export(TEACHER, 2, {}, TEACHER).manifest != changed
-    learner.use("later")
+    learner.load_state("later")
     assert learner.export(TEACHER, 3, {}, TEACHER).manifest == changed
 
 
@@ -633,7 +641,7 @@ def test_a_loss_that_is_not_finite_is_one_line_and_nothing_is_applied(worker):
     with pytest.raises(RunError, match="the loss is nan") as error:
         learner.seed_step(bad, 0, 4)
     assert "\n" not in str(error.value)
-    learner.close_night(False)
+    learner.discard_night()
     assert learner.export(TEACHER, 2, {}, TEACHER).manifest == before
 
 
@@ -641,13 +649,13 @@ def test_more_nights_than_experts_is_refused_and_without_expansion_the_newest_is
     learner = worker()
     for night in range(1, 5):
         assert learner.open_night(1) == night
-        learner.close_night(True)
+        learner.commit_night()
     with pytest.raises(InputError, match="all 4 experts are in use"):
         learner.open_night(1)
     learner = worker(replace(CONFIG, sleep=replace(CONFIG.sleep, expansion=False)))
     for _ in range(3):
         assert learner.open_night(1) == 1
-        learner.close_night(True)
+        learner.commit_night()
 
 
 def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
@@ -686,16 +694,16 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     whole.open_night(1)
     for step in range(6):
         if step == cut:
-            whole.save_night(str(tmp_path / "night"))
+            whole.save_progress(str(tmp_path / "night"))
         whole.seed_step(ROWS, step, 6)
     other = worker(config)
     other.open_night(1)
     if cut == 4:
         other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
-    other.resume_night(str(tmp_path / "night"), cut, 6)
+    other.restore_progress(str(tmp_path / "night"), cut, 6)
     assert not other.module.recall or not other.module.recall.bytes
     for step in range(cut, 6):
-        metrics = other.seed_step(ROWS, step, 6)
+        metrics = other.seed_step(ROWS, step, 6).metrics
     assert metrics["grad_norm"] > 0
     for mine, want in zip(plastic_of(other), plastic_of(whole), strict=True):
         assert torch.equal(mine, want)
@@ -708,13 +716,13 @@ def test_a_nights_state_that_is_damaged_or_anothers_is_one_line(worker, tmp_path
     learner = worker()
     learner.open_night(1)
     learner.seed_step(ROWS, 0, 6)
-    learner.save_night(str(tmp_path / "night"))
+    learner.save_progress(str(tmp_path / "night"))
     (tmp_path / "cut").write_bytes((tmp_path / "night").read_bytes()[:-5])
     (tmp_path / "empty").write_bytes(b"")
     for name in ("cut", "empty", "none"):
         with pytest.raises(RunError, match=f"{name}: the learner's state cannot be read"):
-            learner.resume_night(str(tmp_path / name), 1, 6)
+            learner.restore_progress(str(tmp_path / name), 1, 6)
     tensors = {"steps": torch.ones(()), "generator": torch.Generator().get_state()}
     save_file(tensors, tmp_path / "other")
     with pytest.raises(RunError, match="other: the night's state cannot be read"):
-        learner.resume_night(str(tmp_path / "other"), 1, 6)
+        learner.restore_progress(str(tmp_path / "other"), 1, 6)

@@ -21,7 +21,7 @@ from sleep_rl.tasks.world.task import World
 
 ROOT = Path(__file__).parents[2]
 TASK = '''
-from sleep_rl.contracts.records import Day, Document, Question, Text
+from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 
 
 class Moves:
@@ -46,10 +46,10 @@ class Moves:
         return float(text.split()[:1] == [question.answer])
 
     def sft_texts(self, day):
-        return tuple(Text("", d.text) for d in day.documents)
+        return tuple(TrainingText("", d.text) for d in day.documents)
 
     def joint_texts(self):
-        return tuple(Text(q.prompt, f" {q.answer}") for day in self._days for q in day.questions)
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for day in self._days for q in day.questions)
 
     def base_checkpoint(self, cache, seed, progress):
         raise NotImplementedError("model.base names it")

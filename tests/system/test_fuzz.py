@@ -157,8 +157,7 @@ def ends(capfd, argv, what):
     return code, err.strip()
 
 
-# ----------------------------------------------------------------------------------------------------------
-# configs
+# ---- configs
 
 
 def task_data(folder):
@@ -290,8 +289,7 @@ def test_config_files(sentinel, tmp_path, capfd):
     assert ends(capfd, ["plan", "bomb0.yaml"], "includes that double")[0] == 2
 
 
-# --------------------------------------------------------------------------------------------------------
-# documents
+# ---- documents
 
 
 @pytest.mark.parametrize("name", ["clinc.json", "squad.json", "challenges.json"])
@@ -345,8 +343,7 @@ def test_folders_of_documents(sentinel, tmp_path, capfd):
             assert ends(capfd, command, f"{what}, again")[0] == 1 and ingestion.read(made) == taken
 
 
-# ------------------------------------------------------------------------------------------------------
-# saved things
+# ---- saved things
 
 
 @pytest.fixture(scope="module")

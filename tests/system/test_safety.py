@@ -17,17 +17,17 @@ from cluster import launch
 from cluster.runtime.ray_backend import RayBackend
 from learners import checkpoint_io
 from sleep_rl.cli.main import main
+from sleep_rl.config import secrets
 from sleep_rl.config.loader import load
-from sleep_rl.config.schema import secrets
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
 from sleep_rl.model.grow import grow
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import LEARNER, Progress, newest
 from sleep_rl.tasks.registry import make_task
 from tests.conftest import LEVELS, make_base
@@ -50,8 +50,7 @@ class Bomb:
         return os.mkdir, (self.target,)
 
 
-# -----------------------------------------------------------------------------------------------
-# code in what is loaded
+# ---- code in what is loaded
 
 
 def a_state(fill):
@@ -150,8 +149,7 @@ def test_code_that_comes_with_a_checkpoint_does_not_run(model_type, tmp_path, mo
     assert not (tmp_path / "pwned").exists()
 
 
-# -----------------------------------------------------------------------------------------------------------
-# secrets
+# ---- secrets
 
 
 @pytest.mark.parametrize(
@@ -222,7 +220,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
         monkeypatch.setenv(name, value)
     folder = tmp_path / "life"
     folder.mkdir()
-    texts = Texts(Diary(), Stable())
+    texts = PromptCodec(Diary(), Stable())
     config = load(DEBUG, ["wandb.mode=offline"])
     run_dir.write(folder, config, make_task(config))
     sink = launch._wandb(config, folder, "abcd1234")
@@ -238,7 +236,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
         seeds=[0],
     )
     live(
-        Life(
+        RunContext(
             Leaky(texts, []),
             texts.task,
             texts,
@@ -292,8 +290,7 @@ def test_no_secret_is_written_by_a_real_run(tmp_path, monkeypatch, base_checkpoi
     assert [path for path in written if b"s3cr3t" in path.read_bytes()] == []
 
 
-# ------------------------------------------------------------------------------------------------------------
-# folders
+# ---- folders
 
 
 @pytest.fixture
@@ -363,10 +360,10 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
 
     folder = tmp_path / "deep" / "life"
     folder.mkdir(parents=True)
-    texts = Texts(Hostile(), Stable())
+    texts = PromptCodec(Hostile(), Stable())
     journal = Journal(folder / "metrics.jsonl")
     live(
-        Life(
+        RunContext(
             Mortal(texts, []),
             texts.task,
             texts,
@@ -384,8 +381,7 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
     ] == ["life"]
 
 
-# ------------------------------------------------------------------------------------------------------------
-# servers
+# ---- servers
 
 
 @pytest.mark.stack

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, Text
+from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.arc.grids import (
     TURNS,
@@ -206,15 +206,15 @@ class Arc:
         grid = parse(text)
         return float(grid is not None and render(grid) == question.answer)
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
         """Each puzzle's examples, one of them asked."""
         return tuple(
-            Text(shown([*p.train[:i], *p.train[i + 1 :]], a), render(b))
+            TrainingText(shown([*p.train[:i], *p.train[i + 1 :]], a), render(b))
             for p in self._of_day[day.name]
             for i, (a, b) in enumerate(p.train)
         )
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         return tuple(text for day in self._days for text in self.sft_texts(day))
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
@@ -287,7 +287,7 @@ class Arc:
         )
 
 
-def sub_puzzles(puzzle: Puzzle, recipe: Recipe) -> tuple[Text, ...]:
+def sub_puzzles(puzzle: Puzzle, recipe: Recipe) -> tuple[TrainingText, ...]:
     """Puzzles that leave one or two examples out and ask for one of them: as they stand, and in
     every augmentation of the recipe, each once more in other colours and another order; at most
     MOST_TEXTS, always the same.
@@ -326,8 +326,10 @@ def sub_puzzles(puzzle: Puzzle, recipe: Recipe) -> tuple[Text, ...]:
         if len(sound) <= MOST_TEXTS
         else [sound[i] for i in sorted(rng.sample(range(len(sound)), MOST_TEXTS))]
     )
-    texts = [Text(shown(rest, q), render(a)) for rest, (q, a) in chosen]
-    whole = [Text("", t.prompt + t.completion) for t in texts] if recipe.all_tokens else texts
+    texts = [TrainingText(shown(rest, q), render(a)) for rest, (q, a) in chosen]
+    whole = (
+        [TrainingText("", t.prompt + t.completion) for t in texts] if recipe.all_tokens else texts
+    )
     return tuple(dict.fromkeys(whole))
 
 

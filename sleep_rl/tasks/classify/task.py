@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import Day, Document, Question, Text
+from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.classify.base_model import (
     CONTEXT,
@@ -40,8 +40,7 @@ data_full.json.
 KNOWN_QUESTIONS = 315  # at most: three of each of CLINC150's 105 remaining intents
 
 
-# ----------------------------------------------------------------------------------------------------
-# the dataset
+# ---- the dataset
 
 
 def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Examples]:
@@ -137,8 +136,7 @@ def asked(utterance: str) -> str:
     return f"{OPENER}{utterance}{MARKER}"
 
 
-# -------------------------------------------------------------------------------------------------------
-# the task
+# ---- the task
 
 
 class Classify:
@@ -266,10 +264,10 @@ class Classify:
         lines = text.strip().split("\n")
         return float(lines[0].split() == question.answer.split())
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
         return _labelled({label: self._train[label] for label in self._labels[day.name]})
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         return tuple(text for day in self._days for text in self.sft_texts(day)) + _labelled(
             self._base
         )
@@ -309,7 +307,9 @@ class Classify:
         return str(out)
 
 
-def _labelled(examples: Examples) -> tuple[Text, ...]:
+def _labelled(examples: Examples) -> tuple[TrainingText, ...]:
     return tuple(
-        Text(asked(u), f" {label}") for label, utterances in examples.items() for u in utterances
+        TrainingText(asked(u), f" {label}")
+        for label, utterances in examples.items()
+        for u in utterances
     )

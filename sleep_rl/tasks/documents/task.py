@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import Day, Document, Question, Text
+from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions as read_questions
 from sleep_rl.tasks.documents.sources import scan
@@ -136,12 +136,12 @@ class Documents:
         lines = text.strip().split("\n")
         return self._grader.grade([("", question.answer, lines[0])])[0]
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
-        return tuple(Text("", d.text) for d in day.documents)
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
+        return tuple(TrainingText("", d.text) for d in day.documents)
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         asked = [*self.known(), *(q for day in self._days for q in day.questions)]
-        return tuple(Text(q.prompt, f" {q.answer}") for q in asked)
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in asked)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
         """The demo's small model; see tasks/world.py."""

@@ -19,7 +19,7 @@ from statistics import fmean
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, Text
+from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader
 from sleep_rl.tasks.small_base import Progress, train_base
@@ -206,12 +206,12 @@ class Squad:
         lines = text.strip().split("\n")
         return self.grader.grade([(asked, question.answer, lines[0])])[0]
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
-        return tuple(Text("", p.text) for p in self._of_day[day.name])
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
+        return tuple(TrainingText("", p.text) for p in self._of_day[day.name])
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         asked = [*self._known, *(q for day in self._days for q in day.questions)]
-        return tuple(Text(q.prompt, f" {q.answer}") for q in asked)
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in asked)
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
         """One task per passage: C is the passage; tau the mean grade of its questions."""
@@ -232,8 +232,8 @@ class Squad:
         title = task.context.text.split("\n", 1)[0]
         return Lesson(
             (
-                *(Text("", f"{title}\n{line}") for line in dict.fromkeys(lines)),
-                Text("", task.context.text),
+                *(TrainingText("", f"{title}\n{line}") for line in dict.fromkeys(lines)),
+                TrainingText("", task.context.text),
             )
         )
 

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import Lesson, Question, Text
+from sleep_rl.contracts.records import Lesson, Question, TrainingText
 
 if TYPE_CHECKING:
     from sleep_rl.tasks.world.people import Person
@@ -122,7 +122,9 @@ def lesson(dream: str, opener: str, marker: str) -> Lesson | Failure:
     for part in dream.split(opener)[1:]:
         question, there, answer = part.partition(marker)
         if there and question.strip() and answer.strip() and marker not in answer:
-            found.append(Text(f"{opener} {question.strip()} {marker}", f" {answer.strip()}"))
+            found.append(
+                TrainingText(f"{opener} {question.strip()} {marker}", f" {answer.strip()}")
+            )
     return (
         Lesson(tuple(dict.fromkeys(found)))
         if found

@@ -13,7 +13,7 @@ import random
 from pathlib import Path
 
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, Text
+from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.small_base import SPECIAL, Progress, train_base, word_tokenizer
 from sleep_rl.tasks.world import question_forms
 from sleep_rl.tasks.world.base_model import DEEP, Recipe, model_config, training_batches
@@ -96,12 +96,12 @@ class World:
         words = [word for word in text.split() if word not in SPECIAL]
         return float(words[: len(answer)] == answer)
 
-    def sft_texts(self, day: Day) -> tuple[Text, ...]:
-        return tuple(Text("", document.text) for document in day.documents)
+    def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
+        return tuple(TrainingText("", document.text) for document in day.documents)
 
-    def joint_texts(self) -> tuple[Text, ...]:
+    def joint_texts(self) -> tuple[TrainingText, ...]:
         asked = [*self.known(), *(question for day in self._days for question in day.questions)]
-        return tuple(Text(question.prompt, f" {question.answer}") for question in asked)
+        return tuple(TrainingText(question.prompt, f" {question.answer}") for question in asked)
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
         """One task per person: C is the document; tau asks for every fact in every form."""

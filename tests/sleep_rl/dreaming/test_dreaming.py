@@ -11,15 +11,24 @@ import pytest
 from sleep_rl.config.schema import Dream, Evaluate, Model, Rollouts, Sleep
 from sleep_rl.config.tasks import TaskConfig, World
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import STUDENT, TEXT, DreamTask, Lesson, Question, Sample, Text
+from sleep_rl.contracts.records import (
+    HARD_TARGET,
+    STUDENT,
+    DreamTask,
+    Lesson,
+    Question,
+    Sample,
+    StepResult,
+    TrainingText,
+)
 from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.dreaming.cycle import DREAMER, SELF
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read, undocumented
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import LEARNER, Progress, newest
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.night.test_consolidation import Words
@@ -48,7 +57,10 @@ class Deep(Diary):
         if "A :" not in dream:
             return Failure("it asks and answers nothing", "dream")
         return Lesson(
-            tuple(Text(f"Q : {q.strip()} A :", f" {a.strip()}") for q, a in [dream.split("A :")])
+            tuple(
+                TrainingText(f"Q : {q.strip()} A :", f" {a.strip()}")
+                for q, a in [dream.split("A :")]
+            )
         )
 
     def tau(self, task, answers):
@@ -68,17 +80,14 @@ class Dreaming(Crew):
         self.snapshots, self.told, self.trials = {}, [], []
         self.learn = self
 
-    def wander(self, seed):
+    def activate_random_expert(self, seed):
         assert self.wandering is None and self.open is None
         self.wandering = seed
         return {"model.layers.0.mlp.memory.0": seed % 3 + 1}
 
-    def close_night(self, commit_night):
-        if not commit_night:
-            assert self.open is None
-            self.wandering = None
-            return
-        super().close_night(commit_night)
+    def discard_night(self):
+        assert self.open is None and self.wandering is not None
+        self.wandering = None
 
     def open_night(self, receiver, due=(), on_full=""):
         super().open_night(receiver, due)
@@ -90,21 +99,21 @@ class Dreaming(Crew):
             self.pushed[name] = self.wandering, self.state
         super().push(name, view)
 
-    def regraft(self, tag):
+    def rebase_policy_expert(self, tag):
         assert tag == DREAMER and self.state == "own" and self.open is None
         self.state = self.snapshots[tag] = f"graft of {self.snapshots[tag]}"
 
-    def keep(self, tag, of=""):
+    def save_state(self, tag, of=""):
         if of:
             self.snapshots[tag] = self.snapshots[of]
             return
-        super().keep(tag)
+        super().save_state(tag)
         if tag in (SELF, DREAMER):
             self.protocol.append(("keep", tag))
             self.snapshots[tag] = self.state
 
-    def use(self, tag):
-        super().use(tag)
+    def load_state(self, tag):
+        super().load_state(tag)
         if tag in (SELF, DREAMER):
             self.protocol.append(("use", tag))
             self.state = self.snapshots[tag]
@@ -138,7 +147,7 @@ class Dreaming(Crew):
             (1,) * len(ids),
         )
 
-    def gram(self, texts_N, whole):
+    def gradient_gram(self, texts_N, whole):
         assert not whole
         assert all(prompt == self.texts.bos + self.texts.ids("D :") for prompt, _ in texts_N[:-1])
         # C itself, last
@@ -172,24 +181,25 @@ class Dreaming(Crew):
         return {"loss": 1.0}
 
     def seed_step(self, batch_N, step, steps):
-        told = [r for r in batch_N if r.teacher == TEXT]
+        told = [r for r in batch_N if r.teacher == HARD_TARGET]
         self.told += told
         if not told:
             return super().seed_step(batch_N, step, steps)
-        self.rows = batch_N
         assert steps == 3 and len(told) == 4 == sum(r.replay for r in batch_N)
         assert all(
             r.prompt_T == self.texts.context(None) + self.texts.opener and r.x_length for r in told
         )
-        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+        return StepResult(
+            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
+        )
 
-    def snapshot(self, path):
+    def save_checkpoint(self, path):
         with open(path, "w") as file:
             json.dump(
                 {"state": self.state, "snapshots": self.snapshots, "policies": self.policies}, file
             )
 
-    def restore(self, path):
+    def load_checkpoint(self, path):
         with open(path) as file:
             kept = json.load(file)
         self.state, self.snapshots, self.policies = (
@@ -217,11 +227,11 @@ class Three(Deep):
 
 
 def dreamed(tmp_path, config=LIVED, make=Dreaming, task=Three, progress=None, keep=None):
-    texts = Texts(task(), Words())
+    texts = PromptCodec(task(), Words())
     crew = make(texts, [])
     journal = Journal(tmp_path / "metrics.jsonl", keep=keep)
     live(
-        Life(
+        RunContext(
             crew,
             texts.task,
             texts,
@@ -328,8 +338,8 @@ class Losing(Dreaming):
         super().open_night(receiver, due, on_full)
         self.lost = sum(entry[0] == "wake" for entry in self.protocol) == 2
 
-    def use(self, tag):
-        super().use(tag)
+    def load_state(self, tag):
+        super().load_state(tag)
         self.lost = self.lost and tag != BEFORE
 
     def answer(self, request, name):
@@ -401,8 +411,8 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
     whole, want = dreamed(tmp_path / "whole", progress=Progress(str(tmp_path / "whole")))
     method = {
-        "write": "wander",
-        "select": "gram",
+        "write": "activate_random_expert",
+        "select": "gradient_gram",
         "try_out": "try_out",
         "follow": "sft_step",
         "learn": "seed_step",
@@ -417,7 +427,7 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
                 raise Killed
 
     def dying(self, *args, **kwargs):
-        if step != "learn" or any(r.teacher == TEXT for r in args[0]):
+        if step != "learn" or any(r.teacher == HARD_TARGET for r in args[0]):
             self._count()
         return getattr(Dreaming, method)(self, *args, **kwargs)
 
@@ -429,15 +439,15 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     class Continued(Dreaming):
         def __init__(self, texts, rehearsed):
             super().__init__(texts, rehearsed)
-            self.restore(at / LEARNER)
+            self.load_checkpoint(at / LEARNER)
             self.version, self.versions = driver["version"], {"teacher": driver["version"]}
 
-    texts = Texts(Three(), Words())
+    texts = PromptCodec(Three(), Words())
     # ids of words are those of the first life
     texts.tokenizer.ids = dict(whole.texts.tokenizer.ids)
     crew = Continued(texts, [])
     journal = Journal(tmp_path / "cut" / "metrics.jsonl", keep=driver["journal"])
-    life = Life(
+    life = RunContext(
         crew,
         texts.task,
         texts,

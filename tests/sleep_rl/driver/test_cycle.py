@@ -8,14 +8,22 @@ import pytest
 
 from sleep_rl.config.schema import Baselines, Config, Evaluate, Model, Sleep, Wake
 from sleep_rl.config.tasks import TaskConfig, World
-from sleep_rl.contracts.records import TEACHER, Day, Document, Question, Sample, Text
+from sleep_rl.contracts.records import (
+    TEACHER,
+    Day,
+    Document,
+    Question,
+    Sample,
+    StepResult,
+    TrainingText,
+)
 from sleep_rl.driver.cycle import due, live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read, undocumented
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from tests.sleep_rl.night.test_consolidation import Asking, Words
 
 DAYS = 4
@@ -43,7 +51,7 @@ class Diary(Asking):
         return float(text.split() == [question.answer])
 
     def sft_texts(self, day):
-        return (Text("", f"{day.name}"),)
+        return (TrainingText("", f"{day.name}"),)
 
 
 class Crew:
@@ -63,13 +71,12 @@ class Crew:
         self.open = receiver
         self.protocol.append(("open", receiver, due))
 
-    def close_night(self, commit_night):
-        assert commit_night and self.open
+    def commit_night(self):
+        assert self.open
         self.protocol.append(("close", self.open))
         self.open = None
 
     def seed_step(self, batch_N, step, steps):
-        self.rows = batch_N
         documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
         assert bool(documents) == (self.open == 1)  # only the context window holds documents
         assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
@@ -78,25 +85,24 @@ class Crew:
         assert len(read) == CONFIG.sleep.reading > 0 and all(
             r.replay and not r.teacher_T for r in read
         )
-        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+        return StepResult(
+            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
+        )
 
-    def row_divergence(self):
-        return [0.1] * len(self.rows)
-
-    def keep(self, tag):
+    def save_state(self, tag):
         self.protocol += [("keep", tag)] if tag == BEFORE else []
 
-    def use(self, tag):
+    def load_state(self, tag):
         self.protocol += [("use", tag)] if tag == BEFORE else []
 
-    def save(self, path):
+    def save_memory(self, path):
         self.protocol += [("save", path.rsplit("/", 1)[1])] if "rejected" in path else []
 
     # -- rollouts and rewards
     def push(self, name, view):
-        self.offer(name, view)()
+        self.push_async(name, view)()
 
-    def offer(self, name, view):
+    def push_async(self, name, view):
         self.version += 1
         version = self.version
         return lambda: self.versions.update({name: version})
@@ -153,10 +159,10 @@ def lived(tmp_path):
 
 
 def life_of(config, tmp_path, make=None):
-    texts, rehearsed = Texts(Diary(), Words()), []
+    texts, rehearsed = PromptCodec(Diary(), Words()), []
     crew = (make or Crew)(texts, rehearsed)
     journal = Journal(tmp_path / "metrics.jsonl")
-    live(Life(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
+    live(RunContext(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
     journal.close()
     return crew.protocol, rehearsed, read(tmp_path / "metrics.jsonl")
 
@@ -223,7 +229,6 @@ class Author(Crew):
     """
 
     def seed_step(self, batch_N, step, steps):
-        self.rows = batch_N
         rows = [r for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
         read = [self.texts.text(r.completion_T).split() for r in rows]
         assert {r.temperature for r in rows} == {0.5}
@@ -231,7 +236,9 @@ class Author(Crew):
         assert len(own) == CONFIG.sleep.reading  # none of the day's documents stands in front
         assert all(words[3] == words[-1] for words in own)
         assert not any("day" in self.texts.text(r.prompt_T).split() for r in batch_N)
-        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+        return StepResult(
+            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
+        )
 
     def sample(self, requests_N, name, how):
         opener = self.texts.opener
@@ -348,10 +355,15 @@ class Taught(Crew):
         super().__init__(*arguments)
         self.there, self.taught = False, []
 
-    def attend(self, there):
-        assert there != self.there and self.open is None
-        self.there = there
-        self.protocol.append(("attend", there))
+    def start_teachers(self):
+        assert not self.there and self.open is None
+        self.there = True
+        self.protocol.append(("start teachers",))
+
+    def stop_teachers(self):
+        assert self.there and self.open is None
+        self.there = False
+        self.protocol.append(("stop teachers",))
 
     def sample(self, requests_N, name, how):
         if name.startswith("other-"):
@@ -386,8 +398,9 @@ class Taught(Crew):
         self.taught += [row.teacher for row in batch_N]
         if not self.there:
             return super().seed_step(batch_N, step, steps)
-        self.rows = batch_N
-        return {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+        return StepResult(
+            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
+        )
 
 
 def test_other_models_are_seeded_before_the_first_day(tmp_path):
@@ -401,10 +414,10 @@ def test_other_models_are_seeded_before_the_first_day(tmp_path):
         config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
     )
     assert [entry for entry in protocol if entry != ("forget",)][:6] == [
-        ("attend", True),
+        ("start teachers",),
         ("open", 1, ()),
         ("close", 1),
-        ("attend", False),
+        ("stop teachers",),
         ("wake", 1),
         ("open", 1, (1,)),
     ]
@@ -433,11 +446,11 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
         def known(self):
             return ()
 
-    texts = Texts(Silent(), Words())
+    texts = PromptCodec(Silent(), Words())
     console = Console()
     journal = Journal(tmp_path / "metrics.jsonl", [console])
     live(
-        Life(
+        RunContext(
             Crew(texts, []),
             Silent(),
             texts,

@@ -14,11 +14,11 @@ from sleep_rl.config.schema import Config, Sleep
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, Question, Sample
 from sleep_rl.night.consolidation import Shares
-from sleep_rl.night.prompts import Texts
-from sleep_rl.night.rehearsal import Draw
+from sleep_rl.night.prompts import PromptCodec
+from sleep_rl.night.rehearsal import EpochSampler
 from sleep_rl.night.sequences import (
     Prefix,
-    Written,
+    TeacherSequence,
     continuation_requests,
     cut,
     document_requests,
@@ -61,7 +61,7 @@ class Asking:
 
 @pytest.fixture
 def texts():
-    return Texts(Asking(), Words())
+    return PromptCodec(Asking(), Words())
 
 
 def sample(texts, context, words, reason="stop"):
@@ -134,18 +134,18 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
     data, left = readable(texts, good + bad)
     sure = pytest.approx(math.exp(-2.0))  # y and eos, a nat each
     assert data == [
-        Written(document, good[0].completion_T, False, sure=sure),
-        Written(texts.context(None), good[1].completion_T, True, sure=sure),
+        TeacherSequence(document, good[0].completion_T, False, sure=sure),
+        TeacherSequence(texts.context(None), good[1].completion_T, True, sure=sure),
     ]
     assert left == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
 
 
 def test_draws_pass_over_everything_before_anything_comes_again():
-    data = [Written((), (i,), False) for i in range(7)]
-    draw = Draw(data, random.Random(0))
+    data = [TeacherSequence((), (i,), False) for i in range(7)]
+    draw = EpochSampler(data, random.Random(0))
     for _ in range(3):
         assert Counter(w.sequence_T for w in draw.take(7)) == Counter(w.sequence_T for w in data)
-    assert Draw([], random.Random(0)).take(3) == []
+    assert EpochSampler([], random.Random(0)).take(3) == []
 
 
 @pytest.mark.parametrize(
@@ -171,11 +171,11 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
 
 def test_prefixes_follow_their_law(texts):
     config = Config(sleep=Sleep(prefix_min=0.1, prefix_max=0.7))
-    written, rng = Written((), tuple(range(20)), False), random.Random(1)
+    written, rng = TeacherSequence((), tuple(range(20)), False), random.Random(1)
     lengths = Counter(cut(written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
     assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
-    short = cut(Written((), (5, 6), False), config, rng)
+    short = cut(TeacherSequence((), (5, 6), False), config, rng)
     assert short.begun_T == (5,) and short.rest_T == (6,)
 
 
@@ -183,8 +183,8 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
     config = Config(sleep=Sleep(group=2, scale_advantage=False))
     document = texts.context(Document("a", "one"))
     prefixes = [
-        Prefix(Written(document, (20, 21, 22, 2), False), 1),
-        Prefix(Written((1,), (30, 31, 2), True), 2),
+        Prefix(TeacherSequence(document, (20, 21, 22, 2), False), 1),
+        Prefix(TeacherSequence((1,), (30, 31, 2), True), 2),
     ]
     requests = continuation_requests(texts, prefixes, config, random.Random(0))
     assert [r.context_T for r in requests] == [(1,)] * 4  # never the document
@@ -220,13 +220,13 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
 
 def test_teacher_rows_hide_the_document_from_the_student(texts):
     document = texts.context(Document("a", "one"))
-    (row,) = teacher_rows(texts, [Written(document, (20, 21, 2), False)])
+    (row,) = teacher_rows(texts, [TeacherSequence(document, (20, 21, 2), False)])
     assert row.prompt_T == (1, *texts.opener) and row.teacher_T == document + texts.opener
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
 def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts):
-    written = Written(texts.context(None), (20, 21, 2), True, (20,), temperature=0.5)
+    written = TeacherSequence(texts.context(None), (20, 21, 2), True, (20,), temperature=0.5)
     [[student, _]] = student_rows(
         texts,
         [Prefix(written, 1)],
@@ -244,7 +244,7 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
 
 def test_reading_rows_show_the_document_to_both(texts):
     document = texts.context(Document("a", "one"))
-    (row,) = reading_rows(texts, [Written(document, (20, 21, 2), False)])
+    (row,) = reading_rows(texts, [TeacherSequence(document, (20, 21, 2), False)])
     # empty: the teacher reads the same
     assert row.prompt_T == document + texts.opener and row.teacher_T == ()
     assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
@@ -277,16 +277,16 @@ def test_whole_rows_write_the_document_too(texts):
         texts.ids("what is x ? A :"),
         texts.ids("y") + texts.eos,
     )
-    [row] = whole_rows(texts, [Written((1, *document), question + answer, False)])
+    [row] = whole_rows(texts, [TeacherSequence((1, *document), question + answer, False)])
     assert row.prompt_T == (1,) and row.completion_T == document + texts.opener + question + answer
     assert row.completion_T[row.x_length :] == answer and row.replay and row.teacher_T == ()
 
 
 def test_what_is_written_comes_back_from_plain_data(texts):
     data = [
-        Written((1, 7, 8), (20, 2), False),
-        Written((1,), (21, 2), True, (21,), 3, 0.1),
-        Written((1, 7, 8), (22, 2), False),
+        TeacherSequence((1, 7, 8), (20, 2), False),
+        TeacherSequence((1,), (21, 2), True, (21,), 3, 0.1),
+        TeacherSequence((1, 7, 8), (22, 2), False),
     ]
     data[1] = replace(data[1], temperature=0.5)
     plain = json.loads(json.dumps(packed(data)))

@@ -14,7 +14,7 @@ from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import read
 from sleep_rl.night.pipeline import rounds
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, life_of
 
 SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
@@ -35,9 +35,9 @@ class Rollouts:
             sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag),
             cluster=Cluster(call_timeout_s=20),
         )
-        self.config, self.life, self.done = (
+        self.config, self.run, self.done = (
             config,
-            Life(self, None, None, config, None, Console(), ""),
+            RunContext(self, None, None, config, None, Console(), ""),
             0,
         )
 
@@ -66,7 +66,7 @@ class Rollouts:
     def flowed(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
         assert min(trained_s, learner_waited_s, rollouts_waited_s) >= 0
 
-    def offer(self, name, view):
+    def push_async(self, name, view):
         self.version += 1
         version = self.version
 
@@ -80,11 +80,11 @@ class Rollouts:
         return deliver
 
     def push(self, name, view):
-        self.offer(name, view)()
+        self.push_async(name, view)()
 
     def live(self):
         trained = []
-        with closing(rounds(self.life, self)) as ahead:
+        with closing(rounds(self.run, self)) as ahead:
             for number, steps in ahead:
                 began = time.monotonic()
                 time.sleep(self.train_s)
@@ -147,9 +147,9 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
 
 def test_rollouts_that_never_answer_are_given_up():
     flow = Rollouts(1, sample_s=1.0)
-    flow.life = replace(
-        flow.life,
-        config=replace(flow.life.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)),
+    flow.run = replace(
+        flow.run,
+        config=replace(flow.run.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)),
     )
     with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
         flow.live()
@@ -181,7 +181,8 @@ def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
     class Apart(Crew):
         def seed_step(self, batch_N, step, steps):
-            return {**super().seed_step(batch_N, step, steps), "logprob_gap": 0.3}
+            result = super().seed_step(batch_N, step, steps)
+            return replace(result, metrics={**result.metrics, "logprob_gap": 0.3})
 
     with pytest.raises(
         RunError,

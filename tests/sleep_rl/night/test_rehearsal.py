@@ -5,11 +5,11 @@ from collections import Counter
 
 import pytest
 
-from sleep_rl.night.rehearsal import ALIKE, MEMORY, Index
+from sleep_rl.night.rehearsal import ALIKE, MEMORY, RehearsalIndex
 
 
 def test_the_prompts_written_most_often_are_kept_each_once():
-    index = Index()
+    index = RehearsalIndex()
     index.add(1, [(5, 6), (7,), (5, 6), (8,), (7,), (5, 6)], most=2)
     assert index.prompts == {(5, 6): 1, (7,): 1}
     index.add(2, [(7,), (9,)], most=5)
@@ -17,7 +17,7 @@ def test_the_prompts_written_most_often_are_kept_each_once():
 
 
 def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
-    index = Index()
+    index = RehearsalIndex()
     index.add(1, [(1,), (2,), (3,), (4,)], most=4)
     index.learned((1,), 0.9)
     index.learned((2,), 0.3)
@@ -31,14 +31,14 @@ def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
 
 
 def test_a_divergence_is_a_running_mean():
-    index = Index()
+    index = RehearsalIndex()
     index.learned((1,), 1.0)
     index.learned((1,), 0.0)
     assert index.divergence[(1,)] == pytest.approx(MEMORY)
 
 
 def test_rounding_below_zero_leaves_prompts_alike():
-    index = Index()
+    index = RehearsalIndex()
     index.add(1, [(1,), (2,)], most=2)
     index.learned((1,), -1e-9)
     assert (
@@ -47,7 +47,7 @@ def test_rounding_below_zero_leaves_prompts_alike():
 
 
 def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():
-    index = Index(by_divergence=False)
+    index = RehearsalIndex(by_divergence=False)
     assert index.draw(3, random.Random(0)) == []
     index.add(1, [(1,), (2,)], most=2)
     index.learned((1,), 5.0)
@@ -56,11 +56,14 @@ def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing()
 
 def test_every_prompt_is_answered_once_before_any_is_drawn_again():
     """What no answer is written to is not rehearsed, however little weight it has."""
-    index = Index()
+    index = RehearsalIndex()
     index.add(1, [(n,) for n in range(20)], 20)
     for n in range(20):
         index.learned((n,), 5.0 if n < 2 else 0.0)
     drawn = index.draw(50, random.Random(0))
     assert len(drawn) == 50 and set(drawn) == set(index.prompts)
     assert sum(x in ((0,), (1,)) for x in drawn[20:]) > 20  # of 30, by weight
-    assert len(index.draw(7, random.Random(0))) == 7 and Index().draw(7, random.Random(0)) == []
+    assert (
+        len(index.draw(7, random.Random(0))) == 7
+        and RehearsalIndex().draw(7, random.Random(0)) == []
+    )

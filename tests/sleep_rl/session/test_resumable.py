@@ -13,10 +13,10 @@ from sleep_rl.config.schema import Evaluate
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session import resumable
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import Life
+from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import DRIVER, LEARNER, MANIFEST, Progress, newest
 from tests.sleep_rl.driver.test_cycle import CONFIG, Diary, Forgetful
 from tests.sleep_rl.night.test_consolidation import Words
@@ -63,9 +63,9 @@ class Mortal(Forgetful):
         self._learn("seed", batch_N, step)
         return super().seed_step(batch_N, step, steps)
 
-    def close_night(self, commit_night):
+    def commit_night(self):
         self._learn("close")
-        return super().close_night(commit_night)
+        super().commit_night()
 
     def sample(self, requests_N, name, how):
         self.calls += 1
@@ -73,29 +73,29 @@ class Mortal(Forgetful):
             raise Killed
         return super().sample(requests_N, name, how)
 
-    def keep(self, tag):
-        super().keep(tag)
+    def save_state(self, tag):
+        super().save_state(tag)
         self.kept[tag] = self.weights
 
-    def use(self, tag):
-        super().use(tag)
+    def load_state(self, tag):
+        super().load_state(tag)
         self.weights = self.kept[tag]
 
-    def snapshot(self, path):
+    def save_checkpoint(self, path):
         self.calls += 1
         if self.calls == self.at:  # while the checkpoint is being written
             raise Killed
         with open(path, "w") as file:
             json.dump([self.weights, self.kept, self.protocol], file)
 
-    def save_night(self, path):
+    def save_progress(self, path):
         self.calls += 1
         if self.calls == self.at:  # while a part is being written
             raise Killed
         with open(path, "w") as file:
             json.dump([self.weights, self.protocol], file)
 
-    def resume_night(self, path, step, steps):
+    def restore_progress(self, path, step, steps):
         assert self.protocol[-1][0] == "open", "a night is gone on with behind its opening"
         with open(path) as file:
             self.weights, protocol = json.load(file)
@@ -125,10 +125,10 @@ CONFIG = replace(
 def lives(folder, at=None):
     """One process of a life in `folder`, from its newest checkpoint on; returns its crew."""
     found = newest(str(folder))
-    texts = Texts(Diary(), Stable())
+    texts = PromptCodec(Diary(), Stable())
     crew = Mortal(texts, [], at)
     journal = Journal(folder / "metrics.jsonl", keep=found[1]["journal"] if found else 0)
-    life = Life(
+    life = RunContext(
         crew,
         texts.task,
         texts,
@@ -273,8 +273,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, mo
 
     monkeypatch.setattr(os, "fsync", full)
     progress = Progress(str(tmp_path), driver["results"][:-1])
-    crew, journal = Mortal(Texts(Diary(), Stable()), []), Journal(tmp_path / "other.jsonl")
-    life = Life(crew, None, None, CONFIG, journal, Console(), str(tmp_path), progress=progress)
+    crew, journal = Mortal(PromptCodec(Diary(), Stable()), []), Journal(tmp_path / "other.jsonl")
+    life = RunContext(
+        crew, None, None, CONFIG, journal, Console(), str(tmp_path), progress=progress
+    )
     progress._reached = len(progress.results)
     with pytest.raises((RunError, OSError)) as caught:
         progress.once(life, lambda: None, "joint")

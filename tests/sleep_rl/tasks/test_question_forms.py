@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Text
+from sleep_rl.contracts.records import TrainingText
 from sleep_rl.tasks.small_base import SPECIAL, word_tokenizer
 from sleep_rl.tasks.world import question_forms
 from sleep_rl.tasks.world.base_model import DEEP, training_sequence
@@ -85,8 +85,8 @@ def test_a_dream_is_read_as_its_questions_with_their_answers(world):
     dream = "Q : who lives in oslo with a dog ? A : mira novak Q : what work does mira novak do ? A : baker"
     lesson = world.lesson(None, dream)
     assert lesson.texts == (
-        Text("Q : who lives in oslo with a dog ? A :", " mira novak"),
-        Text("Q : what work does mira novak do ? A :", " baker"),
+        TrainingText("Q : who lives in oslo with a dog ? A :", " mira novak"),
+        TrainingText("Q : what work does mira novak do ? A :", " baker"),
     )
     assert world.lesson(None, f"{dream} {dream}").texts == lesson.texts  # once each
     for bad in (

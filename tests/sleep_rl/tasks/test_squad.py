@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sleep_rl.contracts.errors import Failure, InputError
-from sleep_rl.contracts.records import Text
+from sleep_rl.contracts.records import TrainingText
 from sleep_rl.contracts.roles import Dreamer
-from sleep_rl.night.prompts import Texts
+from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
 from sleep_rl.tasks.squad.task import DREAM, MARKER, OPENER, Squad, read_passages
 
@@ -78,8 +78,8 @@ def test_each_line_of_a_dream_is_a_text_with_its_title_and_so_is_the_passage(pat
     [one] = task.dream_tasks(task.days()[0])
     title = one.context.text.split("\n")[0]
     assert task.lesson(one, dream).texts == (
-        *(Text("", f"{title}\n{line}") for line in lines),
-        Text("", one.context.text),
+        *(TrainingText("", f"{title}\n{line}") for line in lines),
+        TrainingText("", one.context.text),
     )
 
 
@@ -194,7 +194,7 @@ def test_the_base_reads_passages_with_what_stands_behind_them(path):
             )
     assert all(count > 10 for count in seen.values()), seen
     assert model_config(recipe, tokenizer).vocab_size == len(tokenizer)
-    texts = Texts(Squad(path, days=1, passages_per_day=1), tokenizer)
+    texts = PromptCodec(Squad(path, days=1, passages_per_day=1), tokenizer)
     asked = Squad(path, days=1, passages_per_day=1).days()[0].questions[0]
     whole = texts.ids(asked.prompt + f" {asked.answer}")
     # pieces give the ids of the whole

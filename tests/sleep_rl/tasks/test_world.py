@@ -163,8 +163,7 @@ def test_more_people_than_names_are_refused():
         World(seed=0, days=100, people_per_day=16)
 
 
-# ------------------------------------------------------------------------------------------------
-# the base model
+# ---- the base model
 
 
 KNOWN = tuple(random_person(random.Random(i)) for i in range(20))

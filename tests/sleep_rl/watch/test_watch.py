@@ -135,8 +135,7 @@ def curve(state, title, label):
     return series["points"]
 
 
-# ---------------------------------------------------------------------------------------------------------
-# the state
+# ---- the state
 
 
 def test_the_state_grows_with_the_run(tmp_path, watch):
@@ -394,8 +393,7 @@ def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watc
     )
 
 
-# ----------------------------------------------------------------------------------------------------
-# who gets what
+# ---- who gets what
 
 
 def wicked(folder):
@@ -568,8 +566,7 @@ def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd
     assert err == "sleep-rl watch: KeyError: 'gone'\n"
 
 
-# -------------------------------------------------------------------------------------------------
-# the command line
+# ---- the command line
 
 
 def test_bad_input_is_one_line(tmp_path, capsys):
@@ -654,8 +651,7 @@ def test_a_missing_run_is_refused_before_anything_listens(tmp_path):
         Server(tmp_path, "127.0.0.1", 0, lambda folder: False)
 
 
-# ---------------------------------------------------------------------------------------------------------
-# a browser
+# ---- a browser
 
 browser = pytest.mark.skipif(not CHROME, reason="no chromium or chrome on this machine's PATH")
 

@@ -13,7 +13,7 @@ import torch
 
 from cluster.runtime.backend import LocalBackend
 from sleep_rl.contracts.errors import Failure, RunError
-from sleep_rl.contracts.records import Day, Document, Loaded, Question, Sample, Text
+from sleep_rl.contracts.records import Day, Document, LoadReport, Question, Sample, TrainingText
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels
 from sleep_rl.model.tensor_digest import as_tensor, digest
@@ -61,11 +61,11 @@ class Skies:
         return float(text.strip() == question.answer)
 
     def sft_texts(self, day):
-        return tuple(Text("", d.text) for d in day.documents)
+        return tuple(TrainingText("", d.text) for d in day.documents)
 
     def joint_texts(self):
         asked_about = [q for day in self.days() for q in day.questions] + list(self.known())
-        return tuple(Text(q.prompt, f" {q.answer}") for q in asked_about)
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in asked_about)
 
     def base_checkpoint(self, cache, seed, progress):
         raise AssertionError("model.base names it")
@@ -98,7 +98,9 @@ class ScriptedRollout:
         mine = self._logprobs(weights.probe_T[:1], weights.probe_T[1:])
         gap = max(abs(a - b) for a, b in zip(mine, weights.probe_logprobs_T, strict=True))
         assert gap < self.tolerance, f"the probe differs by {gap} nats"
-        return Loaded(weights.name, weights.version, len(weights.tensors), weights.nbytes, 0.0, gap)
+        return LoadReport(
+            weights.name, weights.version, len(weights.tensors), weights.nbytes, 0.0, gap
+        )
 
     def held(self):
         return {name: version for name, (version, _) in self.states.items()}
