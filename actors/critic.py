@@ -20,7 +20,7 @@ from vllm.lora.request import LoRARequest
 from actors.batched_lora import Copies, train
 from actors.engine import SHARED_MEMORY
 from actors.rollout import RolloutWorker
-from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import LoadReport, Sampling, Trial, Weights
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels, tensors_of
@@ -191,7 +191,7 @@ class CriticWorker(RolloutWorker):
             return "" if self._engine.llm.llm_engine.add_lora(adapter) else "vLLM said no"
         except Exception as error:
             # vLLM raises what its loader raises; the engine goes on without the adapter
-            return checkpoints.first_line(error)
+            return one_line(error)
 
     def _adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
         name, self._next_id = f"dream-{self._next_id}", self._next_id + 1

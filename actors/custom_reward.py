@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from actors.semantic_reward import PolicyText
-from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.errors import Failure, one_line
 from sleep_rl.contracts.records import Pair
 from sleep_rl.tasks.plugin import made
 
@@ -35,8 +35,7 @@ class CustomReward:
         except Exception as error:
             # the user's own code; the call's pairs have no reward, and it is said why
             failure = Failure(
-                f"{self._target} raised {type(error).__name__}: "
-                f"{' '.join(str(error).split())[:160]}",
+                f"{self._target} raised {type(error).__name__}: {one_line(error, limit=160)}",
                 "custom",
             )
             return [both if isinstance(both, Failure) else failure for both in both_N]

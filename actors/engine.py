@@ -23,8 +23,7 @@ from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
 from actors.plugin import register
-from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.model.checkpoints import first_line
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model.memory import tensors_of
 from sleep_rl.model.tensor_digest import digest
 
@@ -114,7 +113,7 @@ class Engine:
             )
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             # the first line alone is often only "1 validation error for ..."
-            why = " ".join(str(error).split())[:300]
+            why = one_line(error, limit=300)
             raise InputError(
                 f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} "
                 f"with {options}: {why}"
@@ -178,7 +177,7 @@ class Engine:
         try:
             return call()
         except Exception as error:
-            self._broken = first_line(error)
+            self._broken = one_line(error)
             raise RunError(f"vLLM failed: {self._broken}") from error
 
     def drop_cache(self) -> bool:

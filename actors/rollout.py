@@ -16,9 +16,9 @@ from torch import Tensor
 from vllm import RequestOutput, SamplingParams
 
 from actors.engine import Engine
-from sleep_rl.contracts.errors import Failure, InputError, RunError
+from sleep_rl.contracts.errors import Failure, InputError, RunError, one_line
 from sleep_rl.contracts.records import LoadReport, Request, Sample, Sampling, Weights
-from sleep_rl.model.checkpoints import first_line, read_config
+from sleep_rl.model.checkpoints import read_config
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
 BASE = "base"
@@ -208,7 +208,7 @@ class RolloutWorker:
                 self._engine.write_memory({key: self._cache[state.manifest[key]] for key in keys})
             except Exception as error:  # a full /dev/shm, or whatever a worker process raised
                 raise RunError(
-                    f"{label}: could not be written into the model ({first_line(error)})"
+                    f"{label}: could not be written into the model ({one_line(error)})"
                 ) from error
             self.forget()  # cached keys and values are those of other weights
         self._engine.set_version(str(state.version))

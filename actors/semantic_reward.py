@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import Pair
 from sleep_rl.model import checkpoints
-from sleep_rl.model.checkpoints import first_line
 
 ENCODER_BATCH = 32  # texts per forward pass
 
@@ -30,7 +29,7 @@ def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
         return reader.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many types for what a folder or a hub can lack
         raise InputError(
-            f"reward.model: {what} {path} cannot be read ({first_line(error)})"
+            f"reward.model: {what} {path} cannot be read ({one_line(error)})"
         ) from error
 
 

@@ -12,9 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.files import checked
-from sleep_rl.model.checkpoints import first_line
 
 Kept = tuple[dict[str, Tensor], dict[str, Tensor], dict[int, list[int]]]
 """A memory as `LearnerWorker.keep` remembers it: its tensors, the open chunks of its levels, the
@@ -55,7 +54,7 @@ def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = N
             os.fsync(file.fileno())
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path}: the learner's state cannot be written ({first_line(error)})"
+            f"{path}: the learner's state cannot be written ({one_line(error)})"
         ) from error
 
 
@@ -64,9 +63,7 @@ def read_tensors(path: str) -> dict[str, Tensor]:
     try:
         return load_file(checked(path))
     except (OSError, SafetensorError, ValueError) as error:
-        raise RunError(
-            f"{path}: the learner's state cannot be read ({first_line(error)})"
-        ) from error
+        raise RunError(f"{path}: the learner's state cannot be read ({one_line(error)})") from error
 
 
 def read(path: str, device: str) -> tuple[dict[str, Kept], Tensor]:
@@ -95,6 +92,4 @@ def read(path: str, device: str) -> tuple[dict[str, Kept], Tensor]:
         ValueError,
         AttributeError,
     ) as error:
-        raise RunError(
-            f"{path}: the learner's state cannot be read ({first_line(error)})"
-        ) from error
+        raise RunError(f"{path}: the learner's state cannot be read ({one_line(error)})") from error

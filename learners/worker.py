@@ -19,7 +19,7 @@ from learners.hidden_state_cache import HiddenStateCache
 from learners.seeding import Rows, Seeding, averages, collate, over_tokens
 from learners.wake import Chunks
 from sleep_rl.config.schema import Config
-from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import STUDENT, Metrics, StepResult, TrainingRow, Weights
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import (
@@ -295,7 +295,7 @@ class LearnerWorker:
             self.levels[name].refresh()
         return chosen
 
-    def gram(
+    def gradient_gram(
         self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool
     ) -> list[list[float]]:
         """See contracts.Learner."""
@@ -335,7 +335,7 @@ class LearnerWorker:
     # ---- in and out
 
     @torch.no_grad()
-    def export(self, name: str, version: int, have: dict[str, str], view: str = STUDENT) -> Weights:
+    def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
         """The state of `view` under `name`: its complete manifest, the whole modules (expert of a
         level) in which anything differs from `have`, and a probe.
         """
@@ -417,7 +417,7 @@ class LearnerWorker:
             self.engine.restore(tensors)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise RunError(
-                f"{path}: the night's state cannot be read ({checkpoints.first_line(error)})"
+                f"{path}: the night's state cannot be read ({one_line(error)})"
             ) from error
         if step > steps // 2:
             self._settle(steps // 2, steps)
@@ -446,7 +446,7 @@ class LearnerWorker:
             self.generator.set_state(generator)
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise RunError(
-                f"{path}: the learner's state cannot be read ({checkpoints.first_line(error)})"
+                f"{path}: the learner's state cannot be read ({one_line(error)})"
             ) from error
         del self.kept[_NOW]
 

@@ -35,7 +35,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 from actors.engine import MemoryAccess  # first: it sets the environment that vLLM reads at import
 from actors.plugin import register
 from actors.serving.weight_swap import Nights, SwapTimeout
-from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import checkpoints
 from sleep_rl.model.shape import parse_shape
 from sleep_rl.runs.resolve import Found
@@ -84,7 +84,7 @@ def serve(
         try:
             _, listener = setup_server(arguments, reuse_port=False)
         except (ValueError, TypeError, KeyError, ImportError, OSError) as error:
-            raise InputError(f"serve: {checkpoints.first_line(error)}") from error
+            raise InputError(f"serve: {one_line(error)}") from error
         with listener:
             asyncio.run(_serve(arguments, listener, found, follow, say))
 
@@ -132,7 +132,7 @@ def _arguments(
         validate_parsed_serve_args(arguments)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"serve: vLLM refuses its options: {' '.join(str(error).split())[:300]}"
+            f"serve: vLLM refuses its options: {one_line(error, limit=300)}"
         ) from error
     configure_logging_from_args(arguments)
     return arguments
@@ -169,7 +169,7 @@ async def _serve(
             client = await stack.enter_async_context(build_async_engine_client(arguments))
         except (ValueError, TypeError, OSError, RuntimeError) as error:
             raise InputError(
-                f"vLLM cannot serve {found.path}: {' '.join(str(error).split())[:300]}"
+                f"vLLM cannot serve {found.path}: {one_line(error, limit=300)}"
             ) from error
         nights, ending = await _answer(client, arguments, listener, found, follow, say)
         # vLLM hands this back when a signal ended it, and something else otherwise

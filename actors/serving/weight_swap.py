@@ -18,7 +18,7 @@ from torch import Tensor
 from vllm.engine.protocol import EngineClient
 
 from actors.engine import shared_file
-from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import PARTS
 from sleep_rl.model.tensor_digest import digest
@@ -147,7 +147,7 @@ class Nights:
                 # any: it must be said, and must not end a server that can go on answering
                 say(
                     f"warning: night {mark[0]} is not taken in, {self.label} goes on answering: "
-                    f"{checkpoints.first_line(error)}"
+                    f"{one_line(error)}"
                 )
             self._seen = mark
 
@@ -189,11 +189,11 @@ class Nights:
         try:
             await self._write(tensors)
         except Exception as error:  # a full /dev/shm, or whatever a worker process raised
-            reason = checkpoints.first_line(error)
+            reason = one_line(error)
             try:
                 await self._write({key: self._held[key] for key in tensors})
             except Exception as again:
-                self.lost = f"{reason}; {self.label} could not be written back ({checkpoints.first_line(again)})"
+                self.lost = f"{reason}; {self.label} could not be written back ({one_line(again)})"
                 self._end()
                 raise RunError(self.lost) from again
             raise RunError(reason) from error

@@ -18,7 +18,7 @@ from sleep_rl.cli.parser import options
 from sleep_rl.config.loader import describe, load
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import masked
-from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _fail(reason: object, code: int) -> int:
-    text = masked(" ".join(str(reason).split()))
+    text = masked(one_line(reason, limit=None))
     # a name of thousands of letters: what matters stands at both ends
     if len(text) > MOST_CHARACTERS:
         text = f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2 :]}"

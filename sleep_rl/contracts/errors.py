@@ -25,3 +25,11 @@ class Failure:
 
     reason: str  # one line, e.g. "reward timed out after 5.0 s"
     where: str = ""  # the worker or call that failed
+
+
+def one_line(error: object, limit: int | None = 200) -> str:
+    """Return the text of an error on one line, cut at `limit` characters (None: not at all); the
+    name of its type where it has no text.
+    """
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text[:limit]

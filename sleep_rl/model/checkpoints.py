@@ -28,7 +28,7 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import JSON_BYTES, checked, parsed
 from sleep_rl.model.families import CLASSES, FAMILIES
 from sleep_rl.model.memory import MemoryLevel, init_slots, memory_levels
@@ -59,7 +59,7 @@ def read_config(path: str) -> PretrainedConfig:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # transformers raises many types for what a config can hold
         raise InputError(
-            f"model {path}: no readable Hugging Face config ({first_line(error)})"
+            f"model {path}: no readable Hugging Face config ({one_line(error)})"
         ) from error
     if config.model_type.removeprefix("sleep_") not in FAMILIES:
         raise InputError(
@@ -109,7 +109,7 @@ def load(
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
     except Exception as error:  # as above, for weights
-        raise InputError(f"model {path}: weights cannot be read ({first_line(error)})") from error
+        raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     for level in memory_levels(model).values():
@@ -267,7 +267,7 @@ def local(name: str) -> Path:
         )
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
-            f"model {name}: no local folder, and not to be had from the hub ({first_line(error)})"
+            f"model {name}: no local folder, and not to be had from the hub ({one_line(error)})"
         ) from error
 
 
@@ -296,7 +296,7 @@ def weight_map(folder: Path) -> dict[str, str]:
         SafetensorError,
     ) as error:
         raise InputError(
-            f"model {folder}: no readable safetensors weights ({first_line(error)})"
+            f"model {folder}: no readable safetensors weights ({one_line(error)})"
         ) from error
 
 
@@ -308,7 +308,7 @@ def load_tokenizer(path: str, vocab_size: int):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except Exception as error:  # as above, and tokenizers raises Exception itself
-        raise InputError(f"tokenizer {source}: cannot be read ({first_line(error)})") from error
+        raise InputError(f"tokenizer {source}: cannot be read ({one_line(error)})") from error
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"tokenizer {source}: at most the model's {vocab_size} ids, got "
@@ -348,7 +348,7 @@ def read_memory(
     try:
         tensors = load_file(checked(folder / MEMORY))
     except (OSError, SafetensorError) as error:
-        raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
+        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
     stored = pointer["memory_levels"]
     if levels is not None and stored != levels:
         raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
@@ -369,7 +369,7 @@ def _read_pointer(folder: Path) -> dict:
             )
         return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"memory {folder}: cannot be read ({first_line(error)})") from error
+        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
 
 
 @contextmanager
@@ -388,13 +388,7 @@ def aside(path: str, replace: bool = True) -> Iterator[str]:
         os.rename(temporary, path)
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path}: cannot be written ({first_line(error)}); what was saved before is intact"
+            f"{path}: cannot be written ({one_line(error)}); what was saved before is intact"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type: for messages of one line."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.model import checkpoints
 
 NOISE = 0.1  # of the standard deviation of the weights that it is added to
@@ -59,9 +59,7 @@ def grow(
             path, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
     except Exception as error:  # transformers raises many types for what a checkpoint can lack
-        raise InputError(
-            f"model {path}: weights cannot be read ({checkpoints.first_line(error)})"
-        ) from error
+        raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     large = AutoModelForCausalLM.from_config(
         _config(config, layers, width, intermediate), dtype=small.dtype
     )

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.config.schema import Config
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, content, parse
 
 FAMILIES = ("qwen3", "qwen2", "llama")
@@ -290,7 +290,7 @@ def _json_object(raw: bytes, where: str) -> dict[str, Any]:
     try:
         data = parse(raw)
     except ValueError as error:
-        raise InputError(" ".join(f"{where}: {error}".split())) from None
+        raise InputError(one_line(f"{where}: {error}", limit=None)) from None
     if not isinstance(data, dict):
         raise InputError(f"{where}: expected a JSON object, got {type(data).__name__}")
     return data

@@ -16,7 +16,7 @@ from sleep_rl.model import families, memory, checkpoints
 from sleep_rl.report.model_card import card
 from sleep_rl.runs.resolve import Found, find
 from sleep_rl.contracts.records import STUDENT, TEACHER
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 
 # what `auto_map` names; transformers also copies what it imports relatively
 CODE = "modeling_sleep.py"
@@ -75,7 +75,7 @@ def _weights(folder: Path) -> list[str]:
             if missing:
                 raise ValueError(f"it lacks {missing[0]}, which the index promises")
         except (OSError, ValueError, SafetensorError) as error:
-            raise InputError(f"model {folder / file}: {checkpoints.first_line(error)}") from error
+            raise InputError(f"model {folder / file}: {one_line(error)}") from error
     return [*files, *([checkpoints.INDEX] if (folder / checkpoints.INDEX).is_file() else [])]
 
 

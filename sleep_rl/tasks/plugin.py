@@ -12,7 +12,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 
 
 def found(target: str, where: str) -> type:
@@ -71,5 +71,5 @@ def _file(path: Path) -> Any:
 def _told(error: Exception) -> str:
     """The error in one line, with the line of code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    what = " ".join(str(error).split())[:200]
+    what = one_line(error)
     return f"{type(error).__name__}: {what} ({Path(last.filename).name} line {last.lineno})"

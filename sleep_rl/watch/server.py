@@ -20,7 +20,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.report.page import page
 from sleep_rl.watch.page import PAGE, SCRIPT_DIGEST
 from sleep_rl.watch.state import RunState
@@ -90,7 +90,7 @@ class Server(ThreadingHTTPServer):
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError)):
             print(
-                f"sleep-rl watch: {type(error).__name__}: {' '.join(str(error).split())}",
+                f"sleep-rl watch: {type(error).__name__}: {one_line(error, limit=None)}",
                 file=sys.stderr,
                 flush=True,
             )

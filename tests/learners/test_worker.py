@@ -2,6 +2,7 @@
 must leave alone.
 """
 
+import inspect
 import os
 import socket
 from dataclasses import replace
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 from sleep_rl.config.schema import Config, Learners, Model, Sleep, Wake
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
+from sleep_rl.contracts.roles import Learner
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import (
     ACTIVE,
@@ -103,6 +105,14 @@ def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_wei
                 policy = policy - weight * row.advantage * student[t, token]
                 rewarded += 1
     return alpha * divergence / positions + (1 - alpha) * policy / rewarded
+
+
+def test_a_learner_has_every_method_of_the_contract_with_its_parameters():
+    from learners.worker import LearnerWorker
+
+    for name in (name for name in dir(Learner) if not name.startswith("_")):
+        wanted = inspect.signature(getattr(Learner, name))
+        assert inspect.signature(getattr(LearnerWorker, name)) == wanted, name
 
 
 def test_the_loss_and_its_gradient_equal_equation_6(worker):

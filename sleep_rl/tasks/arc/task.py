@@ -15,7 +15,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.arc.grids import (
@@ -110,7 +110,7 @@ def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
         ]
     except Exception as error:
         # unreadable files, other json, other shapes: all of it is about this input
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = one_line(error)
         raise InputError(
             f"{WHERE}: ARC's challenges and solutions as json, got {challenges} and "
             f"{solutions}: {what}"

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.classify.base_model import (
@@ -64,7 +64,7 @@ def read_dataset(path: str, where: str = f"{WHERE}.path") -> tuple[Examples, Exa
         train, test = (_by_label(split) for split in splits)
     except Exception as error:
         # what the loaders raise has no common base class; all of it is about this input
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = one_line(error)
         raise InputError(
             f"{where}: a CLINC150 json, a datasets folder or a hub name, got {path}: {what}"
         ) from error

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import content, regular
 from sleep_rl.model.shape import HUB_NAME
 
@@ -227,9 +227,7 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
                 yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
         except Exception as error:
             # pyarrow's errors have no common base class; all of it is about this file
-            raise InputError(
-                f"{where}: a parquet file, got {file}: {' '.join(str(error).split())[:200]}"
-            ) from None
+            raise InputError(f"{where}: a parquet file, got {file}: {one_line(error)}") from None
         return
     for number, line in enumerate(_text(file, where).splitlines(), start=1):
         if not line.strip():
@@ -284,5 +282,5 @@ def _dataset(path: str, where: str) -> list[Source]:
         raise
     except Exception as error:
         # what the loaders raise has no common base class; all of it is about this input
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = one_line(error)
         raise InputError(f"{where}: a datasets folder or a hub name, got {path}: {what}") from error

@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.files import parsed
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader
@@ -63,7 +63,7 @@ def read_passages(path: str, where: str = f"{WHERE}.path") -> list[Passage]:
             raise ValueError("it holds no passage with a question")
     except Exception as error:
         # what the loaders raise has no common base class; all of it is about this input
-        what = " ".join(str(error).split())[:200] or type(error).__name__
+        what = one_line(error)
         raise InputError(
             f"{where}: a json of passages, a datasets folder or a hub name, got {path}: {what}"
         ) from error

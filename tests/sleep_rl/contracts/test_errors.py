@@ -1,0 +1,20 @@
+"""The text of an error, for messages of one line."""
+
+import pytest
+
+from sleep_rl.contracts.errors import one_line
+
+
+@pytest.mark.parametrize(
+    "error,limit,wanted",
+    [
+        (ValueError("a\n  b\t c"), 200, "a b c"),
+        (ValueError(), 200, "ValueError"),
+        (ValueError(" \n"), 200, "ValueError"),
+        (OSError("x" * 300), 200, "x" * 200),
+        (OSError("x" * 300), None, "x" * 300),
+        ("words\nof a text", 9, "words of "),
+    ],
+)
+def test_an_error_is_one_line_with_its_text_or_its_type(error, limit, wanted):
+    assert one_line(error, limit) == wanted
