@@ -39,7 +39,8 @@ from sleep_rl.contracts.records import (
     other,
 )
 from sleep_rl.contracts.roles import Critic, Learner, Rollout
-from sleep_rl.journal.journal import Journal, clock
+from sleep_rl.journal.journal import Journal
+from sleep_rl.journal.text import clock
 from sleep_rl.plan.plan import actors_of
 from sleep_rl.rewards import mixture
 

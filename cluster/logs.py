@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import aligned
+from sleep_rl.journal.text import aligned
 from sleep_rl.runs.run_dir import FILE, held
 
 BLOCK = 1 << 16

@@ -24,7 +24,8 @@ from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import STUDENT
-from sleep_rl.journal.journal import Record, aligned, clock, read
+from sleep_rl.journal.journal import Record, read
+from sleep_rl.journal.text import aligned, clock
 from sleep_rl.plan.plan import actors_of
 
 PHASES = ("wake", "writing", "seeding", "evaluation")

@@ -27,7 +27,7 @@ from cluster.jobs.client import MOST_BYTES, JobServer, Trouble, Unreachable
 from sleep_rl.config.loader import dump, load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.journal.journal import clock
+from sleep_rl.journal.text import clock
 from sleep_rl.plan.plan import plan
 from sleep_rl.runs.git import VARIABLE, commit
 

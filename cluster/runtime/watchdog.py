@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sleep_rl.journal.journal import clock
+from sleep_rl.journal.text import clock
 
 STACKS = "stacks.log"
 

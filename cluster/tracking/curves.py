@@ -11,7 +11,8 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sleep_rl.journal.journal import Record, Retention, nights
+from sleep_rl.journal.journal import Record
+from sleep_rl.journal.retention import Retention, nights_lived
 
 AXES = {
     "wake": "day",
@@ -121,7 +122,7 @@ class Curves:
 
     def _x(self, phase: str, record: Record) -> float:
         if phase == "evaluate":
-            return nights(record["after"]) or 0
+            return nights_lived(record["after"]) or 0
         return (record["t"] - self._began) / 60 if phase == "workers" else self._at[phase]
 
     def _keep_rows(self, record: Record) -> None:

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 import psutil
 
-from sleep_rl.journal.journal import Record, without_secrets
+from sleep_rl.config.secrets import without_secrets
+from sleep_rl.journal.journal import Record
 
 ROOT = Path(__file__).parents[2]
 LOG = "wandb.log"  # in the run's logs: what the client prints

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,3 +105,42 @@ class Course:
 
     def begins(self) -> list[tuple[int, str]]:
         return [(part.start, part.label) for part in self.parts]
+
+
+def on_one_axis(records: Iterable[Record]) -> tuple[list[Record], tuple[tuple[float, str], ...]]:
+    """Records with `x`, their step counted over all nights (or days), and `part`, their night;
+    where each one begins.
+
+    A step that was run again, after a crash, replaces the first attempt.
+    """
+    nights_by_step: dict[Any, dict[int, Record]] = {}
+    for record in records:
+        nights_by_step.setdefault(record.get("night", record.get("day")), {})[record["step"]] = (
+            record
+        )
+    placed: list[Record] = []
+    begins: list[tuple[float, str]] = []
+    offset = 0
+    for night, by_step in nights_by_step.items():
+        placed += [by_step[step] | {"x": offset + step, "part": night} for step in sorted(by_step)]
+        begins.append((offset, f"night {night}"))
+        offset += max(max(by_step), next(reversed(by_step.values())).get("steps") or 0)
+    return placed, tuple(begins)
+
+
+def course(records: Iterable[Record], x: str, y: str, most: int = 200) -> list[tuple[float, float]]:
+    """Curve: means of neighbours if over `most` records, never across nights; NaN is a gap; empty
+    without values.
+    """
+    records = list(records)
+    every = math.ceil(len(records) / most) or 1
+    points: list[tuple[float, float]] = []
+    for _, night in itertools.groupby(records, lambda r: r.get("part")):
+        points += [(math.nan, math.nan)] if points else []
+        group = list(night)
+        for near in (group[i : i + every] for i in range(0, len(group), every)):
+            values = [r[y] for r in near if r.get(y) is not None]
+            points.append(
+                (near[len(near) // 2][x], sum(values) / len(values) if values else math.nan)
+            )
+    return points if any(not math.isnan(value) for _, value in points) else []

@@ -7,7 +7,9 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import METHODS, Record, aligned, read
+from sleep_rl.journal.journal import Record, read
+from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.text import aligned
 
 SORTS = ("gain", "held_out", "importance", "tau_before", "logprob")
 STATES = ("rewarded", "unrewarded", "rejected", "failed")

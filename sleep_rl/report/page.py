@@ -20,18 +20,11 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.journal.journal import (
-    KNOWN,
-    METHODS,
-    Record,
-    Retention,
-    clock,
-    course,
-    on_one_axis,
-    read,
-    wilson,
-)
+from sleep_rl.journal.journal import Record, read
+from sleep_rl.journal.retention import KNOWN, METHODS, Retention, wilson_interval
 from sleep_rl.journal.schema import METRICS
+from sleep_rl.journal.series import course, on_one_axis
+from sleep_rl.journal.text import clock
 from sleep_rl.report.dreams import section
 
 COLOURS = {"sleep": "#2f5d9b", "sft": "#c4661f", "joint": "#3d8b6b"}
@@ -205,7 +198,7 @@ def _headline_row(retention: Retention, label: str, colour: str, record: Record)
 def _bar(value: float | None, colour: str, count: int | None, lived: bool = True) -> str:
     if value is None:
         return '<td class="none">–</td>'
-    interval = "{:.2f}–{:.2f}".format(*wilson(value, count)) if count else ""
+    interval = "{:.2f}–{:.2f}".format(*wilson_interval(value, count)) if count else ""
     fill = f"width:{100 * min(max(value, 0), 1):.0f}%;background:{colour if lived else '#c9ced6'}"
     return (
         f'<td{"" if lived else " class=none"}>{value:.2f}<span class="track"><span '

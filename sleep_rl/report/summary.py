@@ -6,7 +6,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import METHODS, Retention, aligned, read
+from sleep_rl.journal.journal import read
+from sleep_rl.journal.retention import METHODS, Retention
+from sleep_rl.journal.text import aligned
 
 ALL, SHARE, JOINT = "all days", "of joint", "joint"
 

@@ -16,7 +16,10 @@ from pathlib import Path
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.config.loader import dump, load
-from sleep_rl.journal.journal import KNOWN, Retention, aligned, read, wilson, without_secrets
+from sleep_rl.config.secrets import without_secrets
+from sleep_rl.journal.journal import read
+from sleep_rl.journal.retention import KNOWN, Retention, wilson_interval
+from sleep_rl.journal.text import aligned
 
 WHOLE = "whole"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -188,5 +191,5 @@ def _cell(records: list[dict], columns: list[str]) -> str:
     if not answers:
         return "-"
     share = sum(value * n for value, n in pairs) / answers
-    low, high = wilson(share, answers)
+    low, high = wilson_interval(share, answers)
     return f"{share:.3f} [{low:.3f}, {high:.3f}]"

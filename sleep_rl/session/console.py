@@ -18,7 +18,9 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from sleep_rl.journal.journal import METHODS, Record, Retention, clock
+from sleep_rl.journal.journal import Record
+from sleep_rl.journal.retention import METHODS, Retention
+from sleep_rl.journal.text import clock
 
 Tick = Callable[..., None]
 """`tick(n=1, note="")`: n more units are done; the note (e.g. the loss) stands beside the bar."""

@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.journal.journal import METHODS, Record, Retention, clock
+from sleep_rl.journal.journal import Record
+from sleep_rl.journal.retention import METHODS, Retention
 from sleep_rl.journal.schema import METRICS, fault
 from sleep_rl.journal.series import Course, Trace
 from sleep_rl.journal.tail import Follower
+from sleep_rl.journal.text import clock
 from sleep_rl.report.dreams import state
 from sleep_rl.report.page import (
     BLUE,

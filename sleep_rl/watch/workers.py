@@ -10,7 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.journal.journal import METHODS, Record
+from sleep_rl.journal.journal import Record
+from sleep_rl.journal.retention import METHODS
 
 ROLES = ("rollout", "learner", "reward", "semantic", "critic", "other")
 """Roles of workers, in the order of the page; `other`: smaller models of model.teachers."""

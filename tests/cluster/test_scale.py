@@ -11,9 +11,10 @@ from cluster.runtime.ray_backend import LocalBackend, RayBackend
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import Journal, read, undocumented
+from sleep_rl.journal.journal import Journal, read
 from sleep_rl.runs.run_dir import FILE, alone
 from tests.cluster.test_weights import KEYS, export, state
+from tests.undocumented import undocumented
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.stack)])

@@ -10,7 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sleep_rl.journal.journal import read, undocumented
+from sleep_rl.journal.journal import read
+from tests.undocumented import undocumented
 
 ROOT = Path(__file__).parents[2]
 

@@ -25,13 +25,14 @@ from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.dreaming.cycle import DREAMER, SELF
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
-from sleep_rl.journal.journal import Journal, read, undocumented
+from sleep_rl.journal.journal import Journal, read
 from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import LEARNER, Progress, newest
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.night.test_consolidation import Words
+from tests.undocumented import undocumented
 
 
 class Deep(Diary):

@@ -8,20 +8,14 @@ import math
 import numpy as np
 import pytest
 
+from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.journal.journal import (
-    Journal,
-    Retention,
-    clock,
-    course,
-    nights,
-    on_one_axis,
-    read,
-    undocumented,
-    wilson,
-    without_secrets,
-)
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.journal.retention import Retention, nights_lived, wilson_interval
 from sleep_rl.journal.schema import METRICS
+from sleep_rl.journal.series import course, on_one_axis
+from sleep_rl.journal.text import clock
+from tests.undocumented import undocumented
 
 
 class Listener:
@@ -254,7 +248,7 @@ def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
         ("base", "day 2"),
         ("night 1", "day 2"),
     ]
-    assert [nights(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
+    assert [nights_lived(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
 
 
 def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
@@ -290,8 +284,10 @@ def test_a_long_curve_is_averaged_within_nights_only():
 
 
 def test_wilson_interval_and_clock():
-    assert wilson(0.9, 10) == pytest.approx((0.596, 0.982), abs=5e-4)  # Wilson (1927) by hand
-    assert wilson(0.0, 48)[0] == 0.0 and wilson(1.0, 48)[1] == pytest.approx(1.0)
+    assert wilson_interval(0.9, 10) == pytest.approx(
+        (0.596, 0.982), abs=5e-4
+    )  # Wilson (1927) by hand
+    assert wilson_interval(0.0, 48)[0] == 0.0 and wilson_interval(1.0, 48)[1] == pytest.approx(1.0)
     assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == [
         "4.2 s",
         "1:00 min",

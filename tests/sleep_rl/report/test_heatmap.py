@@ -5,7 +5,7 @@ import io
 import pytest
 from PIL import Image
 
-from sleep_rl.journal.journal import Retention
+from sleep_rl.journal.retention import Retention
 from sleep_rl.report.heatmap import FUTURE, png, rows_of
 from sleep_rl.report.page import shade
 

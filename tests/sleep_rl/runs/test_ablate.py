@@ -9,7 +9,7 @@ from sleep_rl.runs import ablate
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.config.loader import dump, load
-from sleep_rl.journal.journal import wilson
+from sleep_rl.journal.retention import wilson_interval
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 
@@ -104,10 +104,10 @@ def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
     assert main(command) == 0
     assert lives.asked == ["a-whole-s0", "a-whole-s1", "a-no-replay-s0", "a-no-replay-s1"]
     out = capsys.readouterr().out.splitlines()
-    low, high = wilson(0.95, 20)
+    low, high = wilson_interval(0.95, 20)
     assert out[-3].split() == ["row", "known", "earlier", "days", "newest", "day", "note"]
     assert out[-2].split()[:4] == ["whole", "0.950", f"[{low:.3f},", f"{high:.3f}]"]
-    low, high = wilson(0.5, 8)
+    low, high = wilson_interval(0.5, 8)
     assert out[-1].split()[-3:] == ["0.500", f"[{low:.3f},", f"{high:.3f}]"]
     assert main(command) == 0 and len(lives.asked) == 4  # there already
     assert "a-whole-s0: there already" in capsys.readouterr().out
@@ -168,7 +168,7 @@ def test_forms_of_deeper_questions_have_columns_of_their_own(tmp_path):
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "metrics.jsonl").write_text(json.dumps(plain) + "\n")
     lines = ablate.table({"whole": folders, "no-dreaming": [tmp_path / "p"]}, {}).splitlines()
-    low, high = wilson(0.75, 12)
+    low, high = wilson_interval(0.75, 12)
     assert (
         "reversed" in lines[0]
         and f"0.750 [{low:.3f}, {high:.3f}]" in lines[1]
