@@ -29,14 +29,15 @@ from sleep_rl.driver.cycle import live
 from sleep_rl.driver.evaluation import evaluate as ask
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
-from sleep_rl.night.prompts import PromptCodec
-from sleep_rl.night.rehearsal import RehearsalIndex
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.runs.git import commit as _commit
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import LEARNER, Part, Progress, newest
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.rehearsal_index import RehearsalIndex
+from sleep_rl.session.resumable import Progress
+from sleep_rl.session.stage_files import Checkpoint, newest
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions, scan
 from sleep_rl.tasks.registry import make_task
@@ -66,7 +67,7 @@ def run(config: Config, backend: Make = backend_of) -> int:
     console.say(f"{folder}: metrics.jsonl, report.html and the memory of every night")
     with run_dir.alone(folder):
         return _live(
-            config, task, folder, console, run_dir.write(folder, config, task), None, backend
+            config, task, folder, console, run_dir.write(folder, config, task), False, backend
         )
 
 
@@ -113,7 +114,7 @@ def next_day(config: Config, backend: Make = backend_of) -> int:
             folder,
             console,
             run_dir.write(folder, config, task, wandb_id),
-            _found(folder) if begun else None,
+            begun,
             backend,
         )
 
@@ -147,17 +148,6 @@ def _ended_well(folder: Path, nights: int) -> bool:
     )
 
 
-Found = tuple[Path | None, dict, Part | None]
-"""A checkpoint's folder, the driver's state there, and how far the next stage was; see
-stages.newest.
-"""
-
-
-def _found(folder: Path) -> Found:
-    """The newest checkpoint, or the beginning."""
-    return newest(str(folder)) or (None, {"results": [], "journal": 0}, None)
-
-
 def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
     """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns
     the exit code.
@@ -169,19 +159,12 @@ def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int
         if _ended_well(folder, config.nights):
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
-        found = _found(folder)
-        console.say(
-            f"{folder}: goes on {_place(found)}"
-            if found[0]
-            else f"{folder}: has no complete checkpoint; begins anew"
-        )
-        return _live(config, task, folder, console, wandb_id, found)
-
-
-def _place(found: Found) -> str:
-    """Where a checkpoint stands, for people."""
-    done = f"after stage {len(found[1]['results'])} ({found[1]['stage']})"
-    return f"{done}, at step {found[2].step:,} of the next ({found[2].stage})" if found[2] else done
+        checkpoint = newest(folder)
+        if checkpoint:
+            console.say(f"{folder}: goes on {checkpoint.place}")
+        else:
+            console.say(f"{folder}: has no complete checkpoint; begins anew")
+        return _live(config, task, folder, console, wandb_id, True)
 
 
 def _live(
@@ -190,18 +173,20 @@ def _live(
     folder: Path,
     console: Console,
     wandb_id: str,
-    found: Found | None,
+    resumed: bool,
     backend: Make = backend_of,
 ) -> int:
-    """A life from its beginning (`found` None) or from a checkpoint."""
+    """A life from its beginning, or (`resumed`) from the newest checkpoint of its folder."""
     sinks = [console] + ([_wandb(config, folder, wandb_id)] if config.wandb.mode != "off" else [])
-    journal = Journal(folder / METRICS, sinks, keep=found[1]["journal"] if found else None)
+    checkpoint = newest(folder) if resumed else None
+    size = checkpoint.journal if checkpoint else 0
+    journal = Journal(folder / METRICS, sinks, keep=size if resumed else None)
     if config.gamma == 0 and config.sleep.alpha < 1:
         console.say("WARNING reward.gamma is 0: imitation is rewarded by edit distance alone")
     (folder / scale.FILE).unlink(missing_ok=True)  # a wish is for the process that it was made to
     with _recorded(journal, folder, console):
         base = base_checkpoint(config, task, console)
-        if not (found and found[0]):
+        if checkpoint is None:
             journal.log(
                 "run",
                 config=dump(config),
@@ -226,20 +211,21 @@ def _live(
                     patient=started,
                 ) as life:
                     started = True
-                    _continue(life, found)
+                    _continue(life, checkpoint)
                     live(life)
+                    life.progress.finish()
                 break
             # A learner's group is gone, and with it all since the checkpoint; or weights that only
             # a learner can give are.
             except (WorkerDied, WorkerLate, WeightsDamaged) as error:
                 if not started:  # what cannot be started once is not tried again
                     raise
-                found = newest(str(folder))
-                journal.cut(found[1]["journal"] if found else begun)
+                checkpoint = newest(folder)
+                journal.cut(checkpoint.journal if checkpoint else begun)
                 restarts.spend("all workers", str(error))
                 console.say(
                     f"warning: {error}; going on from the newest "
-                    f"checkpoint{': ' + _place(found) if found else ''}",
+                    f"checkpoint{': ' + checkpoint.place if checkpoint else ''}",
                     "yellow",
                 )
         last = folder / "memory" / f"night-{config.nights}"
@@ -251,14 +237,13 @@ def _live(
     return 0
 
 
-def _continue(life: RunContext, found: Found | None) -> None:
+def _continue(life: RunContext, checkpoint: Checkpoint | None) -> None:
     """Brings workers and driver to where a checkpoint was written, if there is one."""
-    if not (found and found[0]):
+    if checkpoint is None:
         return
-    at, driver, part = found
-    life.progress.results[:], life.progress.part = driver["results"], part
-    life.index.restore(driver["index"])
-    life.crew.resume(str((at / LEARNER).absolute()), driver["version"])
+    life.progress.restore(checkpoint)
+    life.index.restore(checkpoint.index)
+    life.crew.resume(checkpoint.learner, checkpoint.version)
 
 
 @contextmanager

@@ -19,9 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learners.seeding import Rows
-from sleep_rl.contracts.records import TEACHER
+from sleep_rl.contracts.records import TEACHER, Ids
 from sleep_rl.model.memory import ACTIVE, BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
-from sleep_rl.night.prompts import Ids
 from sleep_rl.objectives import token_logprobs
 
 Text = tuple[Ids, Ids]  # prompt and completion

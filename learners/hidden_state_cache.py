@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from sleep_rl.night.prompts import Ids
+from sleep_rl.contracts.records import Ids
 
 # who reads (see contracts.records.TrainingRow.teacher), what stands in front, the completion
 Reading = tuple[int, Ids, Ids]

@@ -8,6 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+Ids = tuple[int, ...]
+"""Token ids of one sequence."""
+
 TEACHER, STUDENT = "teacher", "student"
 
 

@@ -32,9 +32,9 @@ from sleep_rl.contracts.records import (
 )
 from sleep_rl.dreaming.selection import Dream, accepted, draw_tasks, judged, keep
 from sleep_rl.night.consolidation import DREAMS, Night, seed
-from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.night.sequences import TeacherSequence
 from sleep_rl.session.context import RunContext
+from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import stage
 
 # tags of memories in the learner: the policy's, and the model's own meanwhile
@@ -69,7 +69,7 @@ def tasks_of(run: RunContext, night: int, number: int, row: dict[str, float]) ->
     return draw_tasks(everything, row, run.config.dream, days[-1].name, rng)
 
 
-@stage
+@stage("dream/{night}/{number}/write", switch="dream.rounds", optional=True)
 def write(
     run: RunContext, night: int, number: int, tasks: list[DreamTask], policy: bool
 ) -> list[dict]:
@@ -139,7 +139,7 @@ def _dream(
     )
 
 
-@stage
+@stage("dream/{night}/{number}/select", switch="dream.rounds", optional=True)
 def select(
     run: RunContext, night: int, number: int, tasks: list[DreamTask], written: list[dict]
 ) -> list[dict]:
@@ -197,7 +197,7 @@ def _lesson(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
     )
 
 
-@stage
+@stage("dream/{night}/{number}/try_out", switch="dream.rounds", optional=True)
 def try_out(
     run: RunContext, night: int, number: int, tasks: list[DreamTask], selected: list[dict]
 ) -> list[dict]:
@@ -322,7 +322,7 @@ def _mean(values: list[float]) -> float | None:
     return fmean(values) if values else None
 
 
-@stage
+@stage("dream/{night}/{number}/follow", switch="dream.rounds", optional=True)
 def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: bool) -> bool:
     """The M-step: SFT of the dreaming policy on the rewarded dreams, with C in front, in an expert
     of its own. Returns whether the policy has a memory of its own now.
@@ -358,7 +358,7 @@ def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: 
     return True
 
 
-@stage
+@stage("dream/{night}/learn", switch="dream.rounds", optional=True)
 def learn(run: RunContext, night: int, good: list[Dream]) -> None:
     """The model itself learns the accepted dreams: cross entropy on their texts in one more expert
     of level 1, held to its old self by the same self-replay as in consolidation.

@@ -14,8 +14,7 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Dream as DreamConfig
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import DreamTask
-from sleep_rl.night.prompts import Ids
+from sleep_rl.contracts.records import DreamTask, Ids
 
 ROUNDING = 1e-9  # of a mean of grades, far below what one answer more or less changes
 

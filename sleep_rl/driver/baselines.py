@@ -17,50 +17,38 @@ from sleep_rl.session.resumable import stage
 SLEEP, SFT, BASE = "sleep", "sft", "base"  # tags of the memories that the learner keeps apart
 
 
-def remember(run: RunContext) -> None:
-    """Keeps the untouched memory, from which both baselines start."""
+def save_states(run: RunContext) -> None:
+    """Save the present memory, from which both baselines start."""
     run.crew.learn.save_state(BASE)
     run.crew.learn.save_state(SFT)
 
 
+@stage("sft/{night}", switch="baselines.sft", when=lambda config: config.baselines.sft)
 def sft(run: RunContext, day: Day, night: int) -> None:
-    """Plain SFT: the next expert, trained on the day's own texts by cross entropy, day after
-    day.
-    """
-    if run.config.baselines.sft:
-        sft_night(run, day, night)
-
-
-@stage
-def sft_night(run: RunContext, day: Day, night: int) -> None:
-    """One day of plain SFT, and its evaluation."""
-    run.crew.learn.save_state(SLEEP)
-    run.crew.learn.load_state(SFT)
+    """Fine-tune the next expert on the day's own texts by cross entropy, and evaluate it."""
+    learn = run.crew.learn
+    learn.save_state(SLEEP)
+    learn.load_state(SFT)
     train(run, "sft", day.name, list(run.task.sft_texts(day)), run.config.baselines.sft_steps)
-    run.crew.learn.save_state(SFT)
+    learn.save_state(SFT)
     run.crew.push("sft", TEACHER)
     evaluate(run, after=f"night {night}", lived=night, method="sft", weights="sft")
-    run.crew.learn.load_state(SLEEP)
+    learn.load_state(SLEEP)
 
 
+@stage("joint", switch="baselines.joint", when=lambda config: config.baselines.joint)
 def joint(run: RunContext) -> None:
-    """Upper bound: one expert trained on the true answers of all days and of what was known, all at
-    once.
+    """Train one expert on the true answers of all days and of what was known at once: the upper
+    bound. Evaluate it.
     """
-    if run.config.baselines.joint:
-        joint_life(run)
-
-
-@stage
-def joint_life(run: RunContext) -> None:
-    """The upper bound's training and its evaluation."""
+    learn = run.crew.learn
     nights = len(run.task.days())
-    run.crew.learn.save_state(SLEEP)
-    run.crew.learn.load_state(BASE)
+    learn.save_state(SLEEP)
+    learn.load_state(BASE)
     train(run, "joint", "all", list(run.task.joint_texts()), run.config.baselines.joint_steps)
     run.crew.push("joint", TEACHER)
     evaluate(run, after=f"night {nights}", lived=nights, method="joint", weights="joint")
-    run.crew.learn.load_state(SLEEP)
+    learn.load_state(SLEEP)
 
 
 def train(run: RunContext, method: str, day: str, texts: list[TrainingText], steps: int) -> None:

@@ -6,16 +6,14 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import STUDENT, TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
 from sleep_rl.driver import baselines, retention_gate
-from sleep_rl.driver.evaluation import before_night, evaluate
+from sleep_rl.driver.evaluation import ask_before_night, evaluate
 from sleep_rl.night.consolidation import Night, seed
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
 
 def live(run: RunContext) -> None:
-    """Wake, consolidate, reset, dream, evaluate: day after day; then the upper bound of training on
-    all days at once.
-    """
+    """Wake, consolidate, reset, dream, evaluate, day after day; baselines beside it."""
     begin(run)
     policy = False  # dreams are the model's own, until some were rewarded
     row = evaluate(run, after="base", lived=0)
@@ -24,48 +22,51 @@ def live(run: RunContext) -> None:
         row = evaluate(run, after="night 0", lived=0)
         save(run, 0)
     for night, day in enumerate(run.task.days(), start=1):
-        wake(run, day)
-        before_night(run, day, night)
-        retention_gate.remember(run, policy)
+        wake(run, day, night)
+        ask_before_night(run, day, night)
+        retention_gate.save_states(run, night, policy)
         sleep(run, day, night)
-        dreaming = dream(run, night, row, policy)
-        row, stays = retention_gate.passed(
-            run, night, row, evaluate(run, after=f"night {night}", lived=night), policy
-        )
-        policy = dreaming if stays else policy
+        policy_after = dream(run, night, row, policy)
+        row_after = evaluate(run, after=f"night {night}", lived=night)
+        drop = retention_gate.excessive_drop(run.config, row, row_after)
+        if drop:
+            row = retention_gate.roll_back(run, night, drop, policy)
+        else:
+            row = row_after
+            policy = policy_after
         save(run, night)
         baselines.sft(run, day, night)
     baselines.joint(run)
 
 
-@stage
+@stage("begin", switch="none")
 def begin(run: RunContext) -> None:
-    """The rollout workers get the untouched memory, and the baselines theirs."""
+    """Push the untouched memory to the rollout workers, and save it for the baselines."""
     run.crew.push(TEACHER, TEACHER)
-    baselines.remember(run)
+    baselines.save_states(run)
 
 
-@stage
+@stage("inherit", switch="model.teachers", optional=True)
 def inherit(run: RunContext) -> None:
-    """Night 0: other, smaller models are seeded into level 1, as later the context window is
+    """Night 0: seed other, smaller models into level 1, as the context window is in later nights
     (paper.md section 1).
     """
     run.crew.start_teachers()
     consolidate(run, 0, 0, None, ())
     run.crew.stop_teachers()
-    baselines.remember(run)
+    baselines.save_states(run)
 
 
-@stage
+@stage("save/{night}", switch="the number of days")
 def save(run: RunContext, night: int) -> None:
-    """The memory after a night, as <run>/memory/night-<n>."""
+    """Save the memory after a night, as <run>/memory/night-<n>."""
     run.save(night)
 
 
-@stage
-def wake(run: RunContext, day: Day) -> None:
-    """New data comes in: it stands in the context window, and its gradients join every level's
-    chunk (equation 2).
+@stage("wake/{night}", switch="the number of days")
+def wake(run: RunContext, day: Day, night: int) -> None:
+    """Take in new data: it enters the context window, and its gradients join every level's chunk
+    (equation 2).
     """
     if run.config.wake.lr == 0:
         return
@@ -79,20 +80,20 @@ def wake(run: RunContext, day: Day) -> None:
 
 
 def sleep(run: RunContext, day: Day, night: int) -> None:
-    """Every level that is due moves into the next slower one, slow to fast: a receiver is emptied
-    before it receives. Last of all the context window, which holds the day's documents, moves into
-    level 1.
+    """Move every level that is due into the next slower one, slow to fast: a receiver is emptied
+    before it receives. Last, the context window, which holds the day's documents, moves into level
+    1.
     """
     updates = set(due(run.config, night))
     for sender in senders(run.config, night):
-        mine = updates if sender == 0 else updates & {sender, sender + 1}
-        consolidate(run, night, sender, day, tuple(sorted(mine)))
-        updates -= mine
+        levels = updates if sender == 0 else updates & {sender, sender + 1}
+        consolidate(run, night, sender, day, tuple(sorted(levels)))
+        updates -= levels
     if run.config.sleep.reset:
         run.crew.forget()  # the documents leave the context window and every cache of it
 
 
-@stage
+@stage("consolidate/{night}/{sender}", switch="model.chunks")
 def consolidate(
     run: RunContext, night: int, sender: int, day: Day | None, due: tuple[int, ...]
 ) -> None:

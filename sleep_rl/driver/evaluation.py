@@ -14,7 +14,7 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
 
-@stage
+@stage("evaluate/{after}/{method}", switch="the number of days")
 def evaluate(
     run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
 ) -> dict[str, float]:
@@ -53,8 +53,8 @@ def forms(run: RunContext, day: Day) -> dict[str, tuple[Question, ...]]:
     return run.task.deeper(day) if isinstance(run.task, Dreamer) else {}
 
 
-@stage
-def before_night(run: RunContext, day: Day, night: int) -> None:
+@stage("open_book/{night}", switch="the number of days")
+def ask_before_night(run: RunContext, day: Day, night: int) -> None:
     """What the coming night can reach: the day's questions with their documents in context; and a
     few without.
     """

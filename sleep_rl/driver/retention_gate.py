@@ -1,65 +1,71 @@
-"""The retention gate: a night that costs too much of what was there before is rolled back, and kept
-for inspection.
-"""
+"""The retention gate: roll back a night that costs too much of what was there before."""
 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
+from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER
 from sleep_rl.dreaming.cycle import DREAMER
 from sleep_rl.driver.evaluation import evaluate
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
-# tags of the memories that the learner keeps
-BEFORE, POLICY_BEFORE = "before the night", "policy before the night"
+# Tags of the memory states to which a rejected night returns.
+BEFORE = "before the night"
+POLICY_BEFORE = "policy before the night"
 
 
-def remember(run: RunContext, policy: bool) -> None:
-    """Keeps the memories that a rejected night returns to, where one can be rejected. `policy`:
-    there is a dreaming one.
-    """
-    if run.config.evaluate.max_drop is not None:
-        keep(run, policy)
+@dataclass(frozen=True)
+class Drop:
+    """The largest loss of accuracy that a night caused in a column of the retention matrix."""
+
+    column: str
+    before: float
+    after: float
 
 
-@stage
-def keep(run: RunContext, policy: bool) -> None:
-    """The gate's own copies."""
+def enabled(config: Config) -> bool:
+    """Whether nights can be rejected."""
+    return config.evaluate.max_drop is not None
+
+
+@stage("gate/{night}", switch="evaluate.max_drop", when=enabled)
+def save_states(run: RunContext, night: int, policy: bool) -> None:
+    """Save the memory states before a night. `policy`: the dreaming policy has a memory, too."""
     run.crew.learn.save_state(BEFORE)
     if policy:
         run.crew.learn.save_state(POLICY_BEFORE, DREAMER)
 
 
-def passed(
-    run: RunContext, night: int, before: dict[str, float], after: dict[str, float], policy: bool
-) -> tuple[dict[str, float], bool]:
-    """(row of accuracies that holds after the night, whether the night stays): the row is `after`,
-    or that of the memory it was rolled back to. `policy`: there was a dreaming policy before the
-    night.
+def excessive_drop(
+    config: Config, before: dict[str, float], after: dict[str, float]
+) -> Drop | None:
+    """Return the largest drop between two rows of the retention matrix if it exceeds
+    evaluate.max_drop, else None.
 
-    Compared are the columns that were there before the night: the known, and every earlier day. A
-    rejected night's memory stays beside the run as `memory/night-<n>-rejected`; the gradients of
-    its day stay in the open chunks.
+    Compared are the columns that were there before the night: the known, and every earlier day.
+    """
+    columns = sorted(before.keys() & after.keys())
+    if not enabled(config) or not columns:
+        return None
+    worst = max(columns, key=lambda column: before[column] - after[column])
+    if before[worst] - after[worst] <= config.evaluate.max_drop:
+        return None
+    return Drop(worst, before[worst], after[worst])
+
+
+@stage("rollback/{night}", switch="evaluate.max_drop", when=enabled)
+def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str, float]:
+    """Restore the memory from before the night, and the dreaming policy's; return its accuracies.
+
+    The rejected memory stays as <run>/memory/night-<n>-rejected; the gradients of the day stay in
+    the open chunks.
     """
     allowed = run.config.evaluate.max_drop
-    lost = {column: before[column] - after[column] for column in before.keys() & after.keys()}
-    if allowed is None or not lost or max(lost.values()) <= allowed:
-        return after, True
-    worst = max(sorted(lost), key=lost.__getitem__)
-    roll_back(run, night, worst, before[worst], after[worst], policy)
-    return evaluate(run, after=f"night {night}", lived=night), False
-
-
-@stage
-def roll_back(
-    run: RunContext, night: int, column: str, before: float, after: float, policy: bool
-) -> None:
-    """Puts the night's memory aside and the one before it back, and so the dreaming policy."""
-    allowed = run.config.evaluate.max_drop
-    aside = os.path.join(run.folder, "memory", f"night-{night}-rejected")
-    run.crew.learn.save_memory(aside)
+    rejected = os.path.join(run.folder, "memory", f"night-{night}-rejected")
+    run.crew.learn.save_memory(rejected)
     run.crew.learn.load_state(BEFORE)
     if policy:
         run.crew.learn.save_state(DREAMER, POLICY_BEFORE)
@@ -68,14 +74,14 @@ def roll_back(
     run.journal.log(
         "rolled_back",
         night=night,
-        column=column,
-        before=before,
-        after=after,
+        column=drop.column,
+        before=drop.before,
+        after=drop.after,
         allowed=allowed,
-        path=aside,
+        path=rejected,
     )
     run.console.say(
-        f"night {night} rolled back: {column} fell from {before:.2f} to "
-        f"{after:.2f}, allowed by "
-        f"evaluate.max_drop is {allowed:g}; its memory is kept in {aside}"
+        f"night {night} rolled back: {drop.column} fell from {drop.before:.2f} to {drop.after:.2f}, "
+        f"allowed by evaluate.max_drop is {allowed:g}; its memory is kept in {rejected}"
     )
+    return evaluate(run, after=f"night {night}", lived=night)

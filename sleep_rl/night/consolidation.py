@@ -17,6 +17,7 @@ from sleep_rl.contracts.records import (
     STUDENT,
     TEACHER,
     Day,
+    Ids,
     Metrics,
     Request,
     Sample,
@@ -24,8 +25,7 @@ from sleep_rl.contracts.records import (
     other,
 )
 from sleep_rl.night.pipeline import rounds
-from sleep_rl.night.prompts import Ids
-from sleep_rl.night.rehearsal import DivergenceSampler, EpochSampler
+from sleep_rl.night.samplers import DivergenceSampler, EpochSampler
 from sleep_rl.night.sequences import (
     TeacherSequence,
     asked,
@@ -220,7 +220,7 @@ class Night:
             "written": [packed(draw.data) for draw in (self.new, self.free, self.again, self.own)],
             "left": [self.new.left, self.free.left, self.own.left],
         }
-        self.run.progress.write_part(self.run, step, state)
+        self.run.progress.save_partial(self.run, step, state)
         # as for a process that goes on from here, what comes begins with empty caches
         self.run.crew.forget()
 
@@ -228,7 +228,7 @@ class Night:
         """Takes back what `safe` wrote when this night was cut off behind it. Raises RunError for
         another night's.
         """
-        part = self.run.progress.part
+        part = self.run.progress.partial
         if part is None:
             return False
         try:

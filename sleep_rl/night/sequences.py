@@ -12,9 +12,17 @@ from dataclasses import dataclass, replace
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import HARD_TARGET, Document, Pair, Request, Sample, TrainingRow
-from sleep_rl.night.prompts import Ids, PromptCodec
+from sleep_rl.contracts.records import (
+    HARD_TARGET,
+    Document,
+    Ids,
+    Pair,
+    Request,
+    Sample,
+    TrainingRow,
+)
 from sleep_rl.rewards import group_advantage
+from sleep_rl.session.prompts import PromptCodec
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ from typing import Any
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import Request, Sample, Sampling
+from sleep_rl.contracts.records import Ids, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Crew, Task
 from sleep_rl.journal.journal import Journal
-from sleep_rl.night.prompts import Ids, PromptCodec
-from sleep_rl.night.rehearsal import RehearsalIndex
 from sleep_rl.session.console import Console
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
 
 

@@ -20,9 +20,9 @@ from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.night import pipeline
-from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
+from sleep_rl.session.prompts import PromptCodec
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.session.test_resumable import Stable
 

@@ -16,7 +16,7 @@ import pytest
 from cluster import launch
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
-from sleep_rl.session.resumable import newest
+from sleep_rl.session.stage_files import newest
 
 ROOT = Path(__file__).parents[2]
 DIFFERENT = (
@@ -199,21 +199,27 @@ DREAMING = (
     "model.experts=3",
     "model.top_k=1",
 )
-STEPS = {"consolidate": 0.3, "write": 0.0, "select": 1.0, "try_out": 0.0, "follow": 0.5}
+STEPS = {
+    "consolidate/1/0": 0.3,
+    "dream/1/1/write": 0.0,
+    "dream/1/1/select": 1.0,
+    "dream/1/1/try_out": 0.0,
+    "dream/1/1/follow": 0.5,
+}
 """Stage -> how long into the stage behind it the kill comes, in seconds."""
 
 
 def kill_behind(process, folder, stage, wait_s):
     """SIGKILL to the driver while it does what follows a stage."""
     deadline = time.monotonic() + 600
-    while (found := newest(str(folder))) is None or found[1]["stage"] != stage:
+    while (checkpoint := newest(folder)) is None or checkpoint.stage != stage:
         assert process.poll() is None, process.stdout.read()
         assert time.monotonic() < deadline, f"{folder} never came behind {stage}"
         time.sleep(0.01)
     time.sleep(wait_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert newest(str(folder))[1]["stage"] == stage, "killed too late"
+    assert newest(folder).stage == stage, "killed too late"
 
 
 @pytest.mark.slow

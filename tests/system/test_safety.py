@@ -24,11 +24,12 @@ from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
 from sleep_rl.model.grow import grow
-from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import LEARNER, Progress, newest
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.resumable import Progress
+from sleep_rl.session.stage_files import LEARNER, newest
 from sleep_rl.tasks.registry import make_task
 from tests.conftest import LEVELS, make_base
 from tests.sleep_rl.session.test_resumable import CONFIG, Diary, Mortal, Stable, lives
@@ -349,7 +350,7 @@ def test_a_record_that_is_shorter_than_its_checkpoint_says_is_not_filled_up(life
     with pytest.raises(
         RunError, match=r"expected at least the [0-9]+ bytes that its checkpoint knows of"
     ):
-        Journal(life / "metrics.jsonl", keep=newest(str(life))[1]["journal"])
+        Journal(life / "metrics.jsonl", keep=newest(life).journal)
     assert (life / "metrics.jsonl").read_bytes() == record
 
 

@@ -26,10 +26,11 @@ from sleep_rl.dreaming.cycle import DREAMER, SELF
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
-from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import LEARNER, Progress, newest
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.resumable import Progress
+from sleep_rl.session.stage_files import newest
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.night.test_consolidation import Words
 from tests.undocumented import undocumented
@@ -435,19 +436,20 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     setattr(Mortal, method, dying)
     with pytest.raises(Killed):
         dreamed(tmp_path / "cut", make=Mortal, progress=Progress(str(tmp_path / "cut")))
-    at, driver, _ = newest(str(tmp_path / "cut"))
+    checkpoint = newest(tmp_path / "cut")
 
     class Continued(Dreaming):
         def __init__(self, texts, rehearsed):
             super().__init__(texts, rehearsed)
-            self.load_checkpoint(at / LEARNER)
-            self.version, self.versions = driver["version"], {"teacher": driver["version"]}
+            self.load_checkpoint(checkpoint.learner)
+            self.version = checkpoint.version
+            self.versions = {"teacher": checkpoint.version}
 
     texts = PromptCodec(Three(), Words())
     # ids of words are those of the first life
     texts.tokenizer.ids = dict(whole.texts.tokenizer.ids)
     crew = Continued(texts, [])
-    journal = Journal(tmp_path / "cut" / "metrics.jsonl", keep=driver["journal"])
+    journal = Journal(tmp_path / "cut" / "metrics.jsonl", keep=checkpoint.journal)
     life = RunContext(
         crew,
         texts.task,
@@ -456,9 +458,10 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
         journal,
         Console(),
         str(tmp_path / "cut"),
-        progress=Progress(str(tmp_path / "cut"), driver["results"]),
+        progress=Progress(str(tmp_path / "cut")),
     )
-    life.index.restore(driver["index"])
+    life.progress.restore(checkpoint)
+    life.index.restore(checkpoint.index)
     live(life)
     journal.close()
     assert crew.snapshots == whole.snapshots and crew.state == whole.state

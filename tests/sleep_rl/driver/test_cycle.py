@@ -20,10 +20,10 @@ from sleep_rl.contracts.records import (
 from sleep_rl.driver.cycle import due, live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
-from sleep_rl.night.prompts import PromptCodec
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
+from sleep_rl.session.prompts import PromptCodec
 from tests.sleep_rl.night.test_consolidation import Asking, Words
 from tests.undocumented import undocumented
 

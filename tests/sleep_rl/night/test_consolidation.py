@@ -14,8 +14,7 @@ from sleep_rl.config.schema import Config, Sleep
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, Question, Sample
 from sleep_rl.night.consolidation import Shares
-from sleep_rl.night.prompts import PromptCodec
-from sleep_rl.night.rehearsal import EpochSampler
+from sleep_rl.night.samplers import EpochSampler
 from sleep_rl.night.sequences import (
     Prefix,
     TeacherSequence,
@@ -34,6 +33,7 @@ from sleep_rl.night.sequences import (
     whole_rows,
     writing_requests,
 )
+from sleep_rl.session.prompts import PromptCodec
 
 
 class Words:

@@ -1,8 +1,9 @@
-"""stages.py: a life that is cut off anywhere and continued is the life that was never cut off."""
+"""Stages: a life that is cut off anywhere and continued is the life that was never cut off."""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from sleep_rl.config.schema import Evaluate
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
-from sleep_rl.night.prompts import PromptCodec
-from sleep_rl.session import resumable
+from sleep_rl.session import stage_files
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import DRIVER, LEARNER, MANIFEST, Progress, newest
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.resumable import Progress
+from sleep_rl.session.stage_files import DRIVER, LEARNER, MANIFEST, newest
 from tests.sleep_rl.driver.test_cycle import CONFIG, Diary, Forgetful
 from tests.sleep_rl.night.test_consolidation import Words
 
@@ -62,6 +64,10 @@ class Mortal(Forgetful):
     def seed_step(self, batch_N, step, steps):
         self._learn("seed", batch_N, step)
         return super().seed_step(batch_N, step, steps)
+
+    def sft_step(self, batch_N, step, steps, peak=None):
+        self._learn("sft", batch_N, step)
+        return {"loss": 1.0}
 
     def commit_night(self):
         self._learn("close")
@@ -122,28 +128,29 @@ CONFIG = replace(
 )
 
 
-def lives(folder, at=None):
+def lives(folder, at=None, config=CONFIG):
     """One process of a life in `folder`, from its newest checkpoint on; returns its crew."""
-    found = newest(str(folder))
+    checkpoint = newest(folder)
     texts = PromptCodec(Diary(), Stable())
     crew = Mortal(texts, [], at)
-    journal = Journal(folder / "metrics.jsonl", keep=found[1]["journal"] if found else 0)
+    journal = Journal(folder / "metrics.jsonl", keep=checkpoint.journal if checkpoint else 0)
     life = RunContext(
         crew,
         texts.task,
         texts,
-        CONFIG,
+        config,
         journal,
         Console(),
         str(folder),
         progress=Progress(str(folder)),
     )
-    if found:
-        life.progress.results[:], life.progress.part = found[1]["results"], found[2]
-        life.index.restore(found[1]["index"])
-        crew.resume(str(found[0] / LEARNER), found[1]["version"])
+    if checkpoint:
+        life.progress.restore(checkpoint)
+        life.index.restore(checkpoint.index)
+        crew.resume(checkpoint.learner, checkpoint.version)
     try:
         live(life)
+        life.progress.finish()
     finally:
         journal.close()
     return crew
@@ -214,7 +221,7 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
     assert [s.name.isdigit() for s in states] == [True, True]
     before, last = states
     hurt(last, damage)
-    assert newest(str(tmp_path))[0] == before
+    assert newest(tmp_path).folder == before
 
 
 def cut_in_a_night(folder):
@@ -224,7 +231,7 @@ def cut_in_a_night(folder):
     for at in range(40, 200):
         with pytest.raises(Killed):
             lives(folder, at)
-        if (part := newest(str(folder))[2]) and part.step == 4:
+        if (part := newest(folder).partial) and part.step == 4:
             return part
         shutil.rmtree(folder)
         folder.mkdir()
@@ -238,9 +245,9 @@ def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_pat
     want, part = lives(whole), cut_in_a_night(folder)
     # the newest part alone is kept
     [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}
-    assert part.learner == str(at / LEARNER) and part.stage == "consolidate"
+    assert part.learner == str(at / LEARNER) and re.fullmatch(r"consolidate/\d/[01]", part.stage)
     hurt(at, damage)
-    assert newest(str(folder))[2] is None
+    assert newest(folder).partial is None
     again = lives(folder)
     assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
 
@@ -252,7 +259,7 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
     driver["state"]["where"]["night"] = 77
     (at / DRIVER).write_text(json.dumps(driver))
     (at / MANIFEST).write_text(
-        json.dumps({file: resumable._digest(at / file) for file in (LEARNER, DRIVER)})
+        json.dumps({file: stage_files._digest(at / file) for file in (LEARNER, DRIVER)})
     )
     with pytest.raises(
         RunError,
@@ -266,19 +273,106 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, capsys):
     lives(tmp_path)
-    at, driver, _ = newest(str(tmp_path))
+    before = newest(tmp_path)
 
     def full(*_):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    progress = Progress(str(tmp_path), driver["results"][:-1])
+    progress = Progress(str(tmp_path))
+    progress.restore(before)
     crew, journal = Mortal(PromptCodec(Diary(), Stable()), []), Journal(tmp_path / "other.jsonl")
     life = RunContext(
         crew, None, None, CONFIG, journal, Console(), str(tmp_path), progress=progress
     )
-    progress._reached = len(progress.results)
+    for name in before.results:
+        progress.once(life, name, lambda: None)
     with pytest.raises((RunError, OSError)) as caught:
-        progress.once(life, lambda: None, "joint")
+        progress.once(life, "joint", lambda: None)
     assert "No space left on device" in str(caught.value)
-    assert newest(str(tmp_path))[0] == at
+    assert newest(tmp_path) == before
+
+
+def stages(tmp_path, config=CONFIG):
+    """Names of the stages of a whole life, in order."""
+    tmp_path.mkdir()
+    lives(tmp_path, config=config)
+    return list(newest(tmp_path).results)
+
+
+def test_stages_have_names(tmp_path, capsys):
+    names = stages(tmp_path / "whole")
+    assert names[:7] == [
+        "begin",
+        "evaluate/base/sleep",
+        "wake/1",
+        "open_book/1",
+        "gate/1",
+        "consolidate/1/0",
+        "evaluate/night 1/sleep",
+    ]
+    assert [n for n in names if n.startswith("consolidate")] == NIGHTS
+    assert any(n.startswith("rollback/") for n in names) and len(set(names)) == len(names)
+
+
+def with_baseline(value):
+    return replace(CONFIG, baselines=replace(CONFIG.baselines, sft=value))
+
+
+def without_gate():
+    return replace(CONFIG, evaluate=Evaluate(max_drop=None))
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "says"),
+    [
+        (
+            without_gate(),
+            CONFIG,
+            r"stage gate/1 is missing .*: evaluate\.max_drop had another value",
+        ),
+        (CONFIG, without_gate(), r"holds stage gate/1, .*: evaluate\.max_drop had another value"),
+        (
+            with_baseline(False),
+            with_baseline(True),
+            r"stage sft/1 is missing .*: baselines\.sft had",
+        ),
+        (with_baseline(True), with_baseline(False), r"holds stage sft/1, .*: baselines\.sft had"),
+    ],
+    ids=["gate on", "gate off", "baseline on", "baseline off"],
+)
+def test_a_resume_with_other_stages_is_one_line_and_skips_no_night(
+    first, then, says, tmp_path, capsys
+):
+    """However far the life was when it was cut off: either it ends as one that was never cut off
+    would, or it is refused with the key that differs. No consolidation is ever skipped.
+    """
+    refused = 0
+    for at in range(30, 400, 19):
+        folder = tmp_path / str(at)
+        folder.mkdir()
+        try:
+            lives(folder, at, config=first)
+            break
+        except Killed:
+            pass
+        try:
+            lives(folder, config=then)
+        except RunError as error:
+            assert re.search(says, str(error)) and "\n" not in str(error)
+            refused += 1
+        else:
+            assert [n for n in newest(folder).results if n.startswith("consolidate")] == NIGHTS
+        shutil.rmtree(folder)
+    assert refused > 2
+
+
+NIGHTS = [
+    "consolidate/1/0",
+    "consolidate/2/1",
+    "consolidate/2/0",
+    "consolidate/3/1",
+    "consolidate/3/0",
+    "consolidate/4/1",
+    "consolidate/4/0",
+]

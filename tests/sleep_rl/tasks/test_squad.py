@@ -9,7 +9,7 @@ import torch
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import TrainingText
 from sleep_rl.contracts.roles import Dreamer
-from sleep_rl.night.prompts import PromptCodec
+from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
 from sleep_rl.tasks.squad.task import DREAM, MARKER, OPENER, Squad, read_passages
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from sleep_rl.night.rehearsal import ALIKE, MEMORY, RehearsalIndex
+from sleep_rl.session.rehearsal_index import ALIKE, MEMORY, RehearsalIndex
 
 
 def test_the_prompts_written_most_often_are_kept_each_once():

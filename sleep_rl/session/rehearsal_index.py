@@ -8,12 +8,8 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
-from sleep_rl.night.prompts import Ids
-
-if TYPE_CHECKING:
-    from sleep_rl.night.sequences import TeacherSequence
+from sleep_rl.contracts.records import Ids
 
 MEMORY = 0.7  # of a prompt's mean divergence, per visit
 ALIKE = 1e-3  # nats per token: below this prompts are equally well taken over
@@ -81,36 +77,3 @@ class RehearsalIndex:
             return []
         once = prompts if count >= len(prompts) else []
         return once + rng.choices(prompts, self.weights(prompts), k=count - len(once))
-
-
-class EpochSampler:
-    """Endless passes over D in random order: each sequence once before any comes again."""
-
-    def __init__(self, data: list[TeacherSequence], rng: random.Random):
-        self.data, self.rng = data, rng
-        # places in `data` that are still to come in this pass, the next one last
-        self.left: list[int] = []
-
-    def take(self, count: int) -> list[TeacherSequence]:
-        return [self._next() for _ in range(count)] if self.data else []
-
-    def _next(self) -> TeacherSequence:
-        if not self.left:
-            self.left = self.rng.sample(range(len(self.data)), len(self.data))[::-1]
-        return self.data[self.left.pop()]
-
-
-class DivergenceSampler:
-    """Draws of rehearsed sequences, the more often the further the student still is from the
-    teacher there.
-    """
-
-    def __init__(self, data: list[TeacherSequence], rng: random.Random, index: RehearsalIndex):
-        self.data, self.rng, self.index = data, rng, index
-
-    def take(self, count: int) -> list[TeacherSequence]:
-        if not self.data or not count:
-            return []
-        return self.rng.choices(
-            self.data, self.index.weights([w.prompt_T for w in self.data]), k=count
-        )

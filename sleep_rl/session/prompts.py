@@ -8,10 +8,8 @@ teacher and student.
 from __future__ import annotations
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import Document, Question, TrainingText
+from sleep_rl.contracts.records import Document, Ids, Question, TrainingText
 from sleep_rl.contracts.roles import Task
-
-Ids = tuple[int, ...]
 
 
 class PromptCodec:

@@ -1,0 +1,208 @@
+"""Checkpoints of a life on disk, <run>/state.
+
+<number of stages done>: a checkpoint behind a stage: the learner's memories, the driver's results
+and rehearsal index, and, written last, a manifest with the digests of both. Whatever has no sound
+manifest is no checkpoint. <number of stages done>-<step>: a partial checkpoint inside the next
+stage, in the same form.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.files import JSON_BYTES, parsed, regular
+from sleep_rl.session.rehearsal_index import RehearsalIndex
+
+LEARNER = "learner.safetensors"
+DRIVER = "driver.json"
+MANIFEST = "manifest.json"
+CHECKPOINT_NAME = r"[0-9]{6,}"
+PARTIAL_NAME = r"([0-9]{6,})-([0-9]{6,})"
+KEPT = 2  # checkpoints: one spare, in case the newest was never flushed to the disk
+
+
+@dataclass(frozen=True)
+class Partial:
+    """How far a stage was when it was cut off."""
+
+    stage: str
+    step: int
+    learner: str  # absolute path of what Learner.save_progress wrote
+    state: dict  # the stage's own plain data
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a resumed life begins with. Index, version and journal are those of `partial`, if any."""
+
+    folder: Path
+    stage: str  # the newest one done
+    results: dict[str, Any]  # stage -> its result, in the order in which they were done
+    index: dict  # RehearsalIndex.state()
+    version: int  # of the last push
+    journal: int  # bytes
+    partial: Partial | None = None
+
+    @property
+    def learner(self) -> str:
+        """Absolute path of what Learner.save_checkpoint wrote."""
+        return str((self.folder / LEARNER).absolute())
+
+    @property
+    def place(self) -> str:
+        """Where it stands, for people."""
+        behind = f"after stage {len(self.results)} ({self.stage})"
+        if self.partial is None:
+            return behind
+        return f"{behind}, at step {self.partial.step:,} of the next ({self.partial.stage})"
+
+
+class StageFiles:
+    """Writes the checkpoints of one run."""
+
+    def __init__(self, folder: str):
+        self.folder = Path(folder) / "state"
+
+    def write_checkpoint(self, run: Any, stage: str, results: dict[str, Any]) -> None:
+        """Write a checkpoint behind `stage`, the newest of `results`; older ones are removed."""
+        name = f"{len(results):06d}"
+        driver = {"stage": stage, "results": results}
+        self._write(run, name, run.crew.learn.save_checkpoint, driver)
+        for old in _checkpoints(self.folder)[:-KEPT] + list(_partials(self.folder)):
+            shutil.rmtree(old, ignore_errors=True)
+
+    def write_partial(self, run: Any, stage: str, done: int, step: int, state: dict) -> None:
+        """Write a partial checkpoint inside `stage`, behind `done` stages."""
+        driver = {"stage": stage, "state": state}
+        self._write(run, f"{done:06d}-{step:06d}", run.crew.learn.save_progress, driver)
+        for old in list(_partials(self.folder, done))[:-1]:
+            shutil.rmtree(old, ignore_errors=True)
+
+    def _write(self, run: Any, name: str, learner: Callable[[str], None], driver: dict) -> None:
+        """Write aside, the manifest last, and rename into place. `run`: resumable.Resumable."""
+        target = self.folder / name
+        aside = target.with_suffix(".partial")
+        driver |= {
+            "index": run.index.state(),
+            "version": run.crew.version,
+            "journal": run.journal.size(),
+        }
+        try:
+            shutil.rmtree(aside, ignore_errors=True)
+            aside.mkdir(parents=True)
+            learner(str((aside / LEARNER).absolute()))
+            _write(aside / DRIVER, json.dumps(driver).encode())
+            manifest = {file: _digest(aside / file) for file in (LEARNER, DRIVER)}
+            _write(aside / MANIFEST, json.dumps(manifest).encode())
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(aside, target)
+            _sync(self.folder)
+        except OSError as error:
+            raise RunError(
+                f"checkpoint {target}: cannot be written ({error.strerror or error}); earlier ones "
+                "are intact"
+            ) from error
+
+
+def newest(folder: str | Path) -> Checkpoint | None:
+    """Return the newest sound checkpoint of a run, with the newest partial one behind it.
+
+    None for a run that has none yet. Raises RunError where there are checkpoints and none is sound:
+    to begin anew would write over what that life has saved.
+    """
+    state = Path(folder) / "state"
+    paths = _checkpoints(state)
+    for path in reversed(paths):
+        driver = _read(path, {"results": dict})
+        if driver is not None:
+            return _with_partial(Checkpoint(path, **driver))
+    if paths:
+        raise RunError(
+            f"{folder}: expected a sound checkpoint in {state}, got {len(paths)} damaged ones (or "
+            "ones of another version); remove them to begin the life anew, which writes over its "
+            "record"
+        )
+    return None
+
+
+def _with_partial(checkpoint: Checkpoint) -> Checkpoint:
+    done = int(checkpoint.folder.name)
+    for path in reversed(list(_partials(checkpoint.folder.parent, done))):
+        driver = _read(path, {"state": dict})
+        if driver is None:
+            continue
+        step = int(path.name.split("-")[1])
+        learner = str((path / LEARNER).absolute())
+        partial = Partial(driver.pop("stage"), step, learner, driver.pop("state"))
+        return replace(checkpoint, partial=partial, **driver)
+    return checkpoint
+
+
+def _read(path: Path, more: dict[str, type]) -> dict | None:
+    """The driver's part of a checkpoint; None for what is incomplete or damaged.
+
+    `more`: key -> type, beside what both forms hold.
+    """
+    kinds = {"stage": str, "index": dict, "version": int, "journal": int, **more}
+    try:
+        manifest = parsed(path / MANIFEST, JSON_BYTES)
+        if any(_digest(path / file) != manifest[file] for file in (LEARNER, DRIVER)):
+            return None
+        driver = parsed(path / DRIVER)
+        if set(driver) != set(kinds):
+            return None
+        if any(type(driver[key]) is not kind for key, kind in kinds.items()):
+            return None
+        RehearsalIndex().restore(driver["index"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return driver if driver["journal"] >= 0 and driver["version"] >= 0 else None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that were renamed into place, oldest first."""
+    return [path for path in _folders(folder) if re.fullmatch(CHECKPOINT_NAME, path.name)]
+
+
+def _partials(folder: Path, done: int | None = None) -> Iterator[Path]:
+    """Partial checkpoints that were renamed into place, in order; behind `done` stages, if given."""
+    for path in _folders(folder):
+        match = re.fullmatch(PARTIAL_NAME, path.name)
+        if match and done in (None, int(match[1])):
+            yield path
+
+
+def _folders(folder: Path) -> list[Path]:
+    if not os.path.isdir(folder):
+        return []
+    return sorted(path for path in folder.iterdir() if os.path.isdir(path))
+
+
+def _digest(path: Path) -> str:
+    with regular(path) as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _write(path: Path, content: bytes) -> None:
+    with open(path, "wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync(folder: Path) -> None:
+    """A rename lasts only when its folder is synced, too."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
