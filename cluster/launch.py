@@ -148,11 +148,11 @@ def _ended_well(folder: Path, nights: int) -> bool:
     )
 
 
-def resume(run_dir: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
+def resume(run: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
     """`sleep-rl resume`: goes on with a run where its newest complete checkpoint stands. Returns
     the exit code.
     """
-    folder, console = Path(run_dir), Console()
+    folder, console = Path(run), Console()
     config, task, wandb_id = run_dir.read(folder, overrides, accept)
     run_dir.check_inside(folder)
     with run_dir.alone(folder):

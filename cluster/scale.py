@@ -19,6 +19,7 @@ from cluster.runtime.ray_backend import Backend, Handle, Pending
 from cluster.weights import WeightStore
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.roles import Rollout
+from sleep_rl.files import write_atomically
 from sleep_rl.journal.journal import Journal
 from sleep_rl.runs.run_dir import FILE as RUN
 from sleep_rl.runs.run_dir import LOCK, held
@@ -41,9 +42,7 @@ def ask(folder: Path, request: str) -> int:
             f"{folder} "
             f"rollouts.workers={text} goes on with as many"
         )
-    aside = folder / f"{FILE}.{os.getpid()}"
-    aside.write_text(json.dumps({"rollouts": int(text)}))
-    os.replace(aside, folder / FILE)
+    write_atomically(folder / FILE, json.dumps({"rollouts": int(text)}).encode())
     return int(text)
 
 

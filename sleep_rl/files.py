@@ -1,5 +1,5 @@
-"""Reading what people point to: a file that is really one, so that no pipe or device keeps a
-command waiting.
+"""Read regular files only, so that no pipe or device keeps a command waiting; write files and
+folders atomically, so that no reader and no power failure meets half of one.
 """
 
 from __future__ import annotations
@@ -7,7 +7,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any, BinaryIO
 
 # with all includes: YAML is read slowly, ten times more would take half a minute
@@ -76,3 +80,109 @@ def parse(data: bytes) -> Any:
         raise ValueError("its JSON is nested too deeply") from None
     except json.JSONDecodeError as error:
         raise ValueError(f"expected JSON, got {error}") from None
+
+
+def write_atomically(path: str | os.PathLike, data: bytes) -> None:
+    """Replace the file at `path` by one that holds `data`, completely or not at all.
+
+    The bytes go into a hidden file beside `path`, which is synced and renamed. Raises OSError; the
+    file that `path` was before is then intact.
+    """
+    target = Path(path)
+    temporary = _fresh_name(target)
+    try:
+        # "x" follows no link that somebody left under this name
+        with open(temporary, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+        _sync(target.parent)
+    finally:
+        _discard(temporary)
+
+
+@contextmanager
+def atomic_folder(target: str | os.PathLike, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder beside `target` that becomes `target` when the block ends well.
+
+    Its files are synced before it is renamed. `replace`: whether a folder at `target` gives way;
+    without it one that is not empty is an error. Raises OSError; `target` is then as it was, and
+    what the block wrote is gone. An exception of the block is raised as it is.
+    """
+    target = Path(target)
+    temporary = _fresh_name(target)
+    replaced = temporary.with_suffix(".replaced")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        _sync_tree(temporary)
+        if replace and target.is_dir() and not target.is_symlink():
+            _discard(replaced)
+            os.rename(target, replaced)
+        try:
+            os.rename(temporary, target)
+        except OSError:
+            if replaced.is_dir():
+                os.rename(replaced, target)
+            raise
+        _sync(target.parent)
+    finally:
+        _discard(temporary)
+        _discard(replaced)
+
+
+def _fresh_name(target: Path) -> Path:
+    """Return the name of this process's temporary file or folder for `target`, and remove those
+    that processes of this host left behind when they were killed.
+    """
+    prefix = f".{target.name}.{os.uname().nodename}-"
+    fresh = target.with_name(f"{prefix}{os.getpid()}.partial")
+    _discard(fresh)
+    siblings = os.listdir(target.parent) if target.parent.is_dir() else []
+    for name in siblings:
+        pid, _, suffix = name.removeprefix(prefix).partition(".")
+        is_leftover = (
+            suffix in ("partial", "replaced") and pid.isdigit() and not _is_alive(int(pid))
+        )
+        if name.startswith(prefix) and is_leftover:
+            _discard(target.with_name(name))
+    return fresh
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # another user's
+        return True
+    return True
+
+
+def _discard(path: Path) -> None:
+    """Remove a file, a link or a folder with all in it; what resists stays."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+
+
+def _sync_tree(folder: Path) -> None:
+    """Sync the files and folders below `folder`, and itself; links are as safe as their folder."""
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            path = Path(parent, name)
+            if path.is_file() and not path.is_symlink():
+                _sync(path)
+        _sync(Path(parent))
+
+
+def _sync(path: Path) -> None:
+    """Write a file's content, or a folder's list of names, through to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

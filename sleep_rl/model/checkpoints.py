@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +28,7 @@ from transformers import (
 )
 
 from sleep_rl.contracts.errors import InputError, RunError, one_line
-from sleep_rl.files import JSON_BYTES, checked, parsed
+from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
 from sleep_rl.model.families import CLASSES, FAMILIES
 from sleep_rl.model.memory import MemoryLevel, init_slots, memory_levels
 from sleep_rl.model.shape import HUB_NAME, check_levels, parse_shape, read_json
@@ -181,11 +180,11 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
     if memory is None:
         memory = new_memory(expanded, seed)
-    with aside(out) as target:
-        index = _link(folder, Path(target))
-        save_file(memory, Path(target) / MEMORY)
+    with atomic_checkpoint(out) as target:
+        index = _link(folder, target)
+        save_file(memory, target / MEMORY)
         index |= {key: MEMORY for key in memory}
-        (Path(target) / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
+        (target / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": index}))
         expanded.save_pretrained(target)
     return out
 
@@ -322,7 +321,7 @@ def save(model: PreTrainedModel, tokenizer, path: str) -> None:
     """An ordinary Hugging Face checkpoint with all weights, written aside and renamed into
     place.
     """
-    with aside(path) as folder:
+    with atomic_checkpoint(path) as folder:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
 
@@ -330,14 +329,14 @@ def save(model: PreTrainedModel, tokenizer, path: str) -> None:
 def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
     """Only the memory, beside a pointer to `base`; written aside and renamed into place."""
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
-    with aside(path) as folder:
-        save_file(tensors, Path(folder) / MEMORY)
+    with atomic_checkpoint(path) as folder:
+        save_file(tensors, folder / MEMORY)
         pointer = {
             "base": os.path.abspath(base) if os.path.isdir(base) else base,
             "vocab_size": model.config.vocab_size,
             "memory_levels": model.config.memory_levels,
         }
-        (Path(folder) / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
+        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
 
 
 def read_memory(
@@ -373,22 +372,15 @@ def _read_pointer(folder: Path) -> dict:
 
 
 @contextmanager
-def aside(path: str, replace: bool = True) -> Iterator[str]:
-    """A folder beside `path` that replaces it when the block ends well, so that a reader never sees
-    half of one. Raises RunError when the disk refuses, or when something stands there that is not
-    to be replaced.
+def atomic_checkpoint(path: str, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends well: see `atomic_folder`.
+
+    Raises RunError when the disk refuses, and when `path` exists and is not to be replaced.
     """
-    temporary = f"{path}.writing-{os.getpid()}"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.makedirs(temporary)
-        yield temporary
-        if replace:
-            shutil.rmtree(path, ignore_errors=True)
-        os.rename(temporary, path)
+        with atomic_folder(path, replace) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:
         raise RunError(
             f"{path}: cannot be written ({one_line(error)}); what was saved before is intact"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

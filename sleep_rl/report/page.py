@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import re
 from collections import Counter
 from contextlib import suppress
@@ -20,6 +19,7 @@ from html import escape
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.files import write_atomically
 from sleep_rl.journal.journal import Record, read
 from sleep_rl.journal.retention import KNOWN, METHODS, Retention, wilson_interval
 from sleep_rl.journal.schema import METRICS
@@ -81,9 +81,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     html, target = page(Path(run_dir) / "metrics.jsonl"), Path(run_dir) / "report.html"
     try:
-        partial = target.with_suffix(".html.partial")
-        partial.write_text(html, encoding="utf-8", errors="replace")
-        os.replace(partial, target)  # a reader never sees half a page
+        write_atomically(target, html.encode(errors="replace"))
     except OSError as error:
         raise RunError(f"cannot write the report {target}: {error.strerror or error}") from error
     return target

@@ -38,7 +38,7 @@ def export(checkpoint: str, out: str) -> str:
         config = checkpoints.read_config(str(full))
         tokenizer = checkpoints.load_tokenizer(str(full), config.vocab_size)
         weights, text = _weights(full), card(found, _base(found), config, Path(out).absolute().name)
-        with checkpoints.aside(out, replace=False) as folder:
+        with checkpoints.atomic_checkpoint(out, replace=False) as folder:
             for file in [
                 *weights,
                 *(f for f in os.listdir(full) if any(fnmatch(f, kept) for kept in KEPT)),

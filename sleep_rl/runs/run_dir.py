@@ -16,11 +16,11 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+from sleep_rl.config.loader import dump, reload
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.roles import Task
-from sleep_rl.files import JSON_BYTES, parsed
-from sleep_rl.config.loader import dump, reload
+from sleep_rl.files import JSON_BYTES, parsed, write_atomically
 from sleep_rl.tasks.registry import make_task
 
 FILE, LOCK = "run.json", ".lock"
@@ -42,9 +42,7 @@ OWN = (
     "logs",
     "wandb",
     "report.html",
-    "report.html.partial",
     "documents.json",
-    "documents.partial",
     FILE,
 )
 """What a run writes to in its folder, beside the lock."""
@@ -69,8 +67,7 @@ def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
         "wandb": wandb or secrets.token_hex(4),
     }
     try:
-        (folder / f"{FILE}.partial").write_text(json.dumps(identity, indent=1))
-        os.replace(folder / f"{FILE}.partial", folder / FILE)
+        write_atomically(folder / FILE, json.dumps(identity, indent=1).encode())
     except OSError as error:
         raise RunError(f"{folder / FILE}: cannot be written ({error.strerror or error})") from error
     return identity["wandb"]

@@ -6,12 +6,9 @@ Shapes: `_B` sequences of a batch, `_T` tokens of a sequence, `_V` the vocabular
 
 from __future__ import annotations
 
+import errno
 import math
-import os
-import shutil
-import uuid
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +20,7 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
 
 from sleep_rl.contracts.errors import RunError
+from sleep_rl.files import atomic_folder
 
 PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
@@ -113,9 +111,7 @@ def train_base(
             if progress is not None:
                 progress(step + 1, steps, value)
     model.eval()
-    with _complete_folder(Path(out)) as folder:
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+    _store(model, tokenizer, Path(out))
     return Path(out)
 
 
@@ -136,23 +132,17 @@ def _rate(step: int, steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
 
 
-@contextmanager
-def _complete_folder(out: Path) -> Iterator[Path]:
-    """A folder beside `out` (same disk, so that a rename is atomic) that becomes `out` when the
-    block succeeds.
+def _store(model: torch.nn.Module, tokenizer: Any, out: Path) -> None:
+    """Write a model and its tokenizer to `out`, where another trainer's folder stays if there is
+    one. Raises RunError when the disk refuses.
     """
-    folder = out.parent / f".{out.name}.{uuid.uuid4().hex}"
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        try:
-            os.rename(folder, out)
-        except OSError:
-            if not out.is_dir():  # anything but "another trainer was first"
-                raise
+        with atomic_folder(out, replace=False) as folder:
+            model.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
+        if getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTEMPTY):
+            return  # another trainer was first
         raise RunError(
             f"base model {out}: cannot be written ({str(error).splitlines()[0]})"
         ) from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

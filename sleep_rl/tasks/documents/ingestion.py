@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.files import content
+from sleep_rl.files import content, write_atomically
 from sleep_rl.tasks.documents.sources import Asked, Source, pieces
 
 FILE = "documents.json"
@@ -63,13 +63,9 @@ def write(folder: str | Path, days: Sequence[Intake]) -> None:
     stays.
     """
     file = Path(folder) / FILE
-    aside = file.with_suffix(".partial")
+    record = json.dumps([asdict(day) for day in days], ensure_ascii=False, indent=1)
     try:
-        with open(aside, "w", encoding="utf-8") as out:
-            json.dump([asdict(day) for day in days], out, ensure_ascii=False, indent=1)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(aside, file)
+        write_atomically(file, record.encode())
     except OSError as error:
         raise RunError(f"{file}: cannot be written ({error.strerror or error})") from error
 

@@ -202,7 +202,7 @@ def test_nothing_that_is_there_is_written_over(sleep_checkpoint, tmp_path, capsy
 def test_a_folder_that_comes_in_between_is_left_alone(tmp_path):
     with (
         pytest.raises(RunError, match="cannot be written"),
-        checkpoints.aside(str(tmp_path / "out"), replace=False),
+        checkpoints.atomic_checkpoint(str(tmp_path / "out"), replace=False),
     ):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("")

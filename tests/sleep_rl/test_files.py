@@ -1,0 +1,170 @@
+"""Atomic writing: what a reader, a failing disk and a killed process leave behind."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from sleep_rl import files
+from sleep_rl.files import atomic_folder, write_atomically
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def temporary(name: str, pid: int, suffix: str = "partial") -> str:
+    return f".{name}.{os.uname().nodename}-{pid}.{suffix}"
+
+
+@pytest.fixture
+def refuses_rename(monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    def install():
+        monkeypatch.setattr(files.os, "rename", refuse)
+        monkeypatch.setattr(files.os, "replace", refuse)
+
+    return install
+
+
+def test_a_file_is_written_and_replaced(tmp_path):
+    write_atomically(tmp_path / "a", b"one")
+    write_atomically(str(tmp_path / "a"), b"two")
+    assert (tmp_path / "a").read_bytes() == b"two"
+    assert names(tmp_path) == ["a"]
+
+
+def test_content_is_synced_before_the_rename_and_the_folder_behind_it(tmp_path, monkeypatch):
+    steps = []
+    sync, replace = os.fsync, os.replace
+    monkeypatch.setattr(
+        files.os,
+        "fsync",
+        lambda handle: (
+            steps.append(os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))),
+            sync(handle),
+        ),
+    )
+    monkeypatch.setattr(
+        files.os, "replace", lambda *paths: (steps.append("rename"), replace(*paths))
+    )
+    write_atomically(tmp_path / "a", b"one")
+    assert steps == [temporary("a", os.getpid()), "rename", tmp_path.name]
+
+
+def test_a_refused_rename_leaves_the_old_file_and_nothing_else(tmp_path, refuses_rename):
+    write_atomically(tmp_path / "a", b"one")
+    refuses_rename()
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(tmp_path / "a", b"two")
+    assert (tmp_path / "a").read_bytes() == b"one"
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"stays")
+    (tmp_path / temporary("a", os.getpid())).symlink_to(outside)
+    write_atomically(tmp_path / "a", b"one")
+    assert outside.read_bytes() == b"stays"
+    assert names(tmp_path) == ["a", "outside"]
+
+
+def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"stays")
+    (tmp_path / "a").symlink_to(outside)
+    write_atomically(tmp_path / "a", b"one")
+    assert (outside.read_bytes(), (tmp_path / "a").read_bytes()) == (b"stays", b"one")
+
+
+def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+    dead = dead_pid()
+    for name in (
+        temporary("a", dead),
+        temporary("a", dead, "replaced"),
+        temporary("a", os.getppid()),
+        temporary("b", dead),
+        ".a.another-host-1.partial",
+    ):
+        (tmp_path / name).write_bytes(b"half")
+    write_atomically(tmp_path / "a", b"one")
+    assert names(tmp_path) == sorted(
+        ["a", temporary("a", os.getppid()), temporary("b", dead), ".a.another-host-1.partial"]
+    )
+
+
+def test_a_folder_appears_when_its_block_ends_and_replaces_the_one_before(tmp_path):
+    target = tmp_path / "deep" / "folder"
+    for text in ("one", "two"):
+        with atomic_folder(target) as folder:
+            (folder / "inner").mkdir()
+            (folder / "inner" / text).write_text(text)
+            before = names(target) if target.exists() else None
+        assert before == (None if text == "one" else ["inner"])
+        assert names(target / "inner") == [text]
+    assert names(target.parent) == ["folder"]
+
+
+def test_a_failed_block_leaves_the_folder_before_and_nothing_else(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with pytest.raises(KeyError), atomic_folder(tmp_path / "folder") as folder:
+        (folder / "new").write_text("new")
+        raise KeyError("new")
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["old"]
+
+
+def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    with pytest.raises(OSError), atomic_folder(tmp_path / "folder", replace=False) as folder:
+        (folder / "new").write_text("new")
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["old"]
+
+
+def test_a_file_at_the_place_of_a_folder_stays(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(OSError), atomic_folder(tmp_path / "folder"):
+        pass
+    assert (tmp_path / "folder").read_text() == "a file"
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_refused_second_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "old").write_text("old")
+    rename = os.rename
+
+    def refuse(source, target):
+        if str(source).endswith(".partial"):
+            raise OSError(28, "No space left on device")
+        rename(source, target)
+
+    monkeypatch.setattr(files.os, "rename", refuse)
+    with pytest.raises(OSError, match="No space left"), atomic_folder(tmp_path / "folder"):
+        pass
+    assert names(tmp_path) == ["folder"]
+    assert names(tmp_path / "folder") == ["old"]
+
+
+def test_every_file_of_a_folder_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+    steps = []
+    rename = os.rename
+    monkeypatch.setattr(files, "_sync", lambda path: steps.append(path.name))
+    monkeypatch.setattr(files.os, "rename", lambda *paths: (steps.append("rename"), rename(*paths)))
+    with atomic_folder(tmp_path / "folder") as folder:
+        (folder / "a").write_text("a")
+        (folder / "link").symlink_to(tmp_path)
+    assert steps == ["a", folder.name, "rename", tmp_path.name]
