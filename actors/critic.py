@@ -23,7 +23,7 @@ from actors.rollout import RolloutWorker
 from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import LoadReport, Sampling, Trial, Weights
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import memory_levels, tensors_of
+from sleep_rl.model.memory import write_tensors
 from sleep_rl.model.tensor_digest import digest
 
 Answers = tuple[tuple[int, ...], ...]
@@ -76,12 +76,8 @@ class CriticWorker(RolloutWorker):
         dream_contracts.Critic.
         """
         loaded = super().load(weights)
-        manifest, own = self._states[weights.name].manifest, tensors_of(self._model)
-        with torch.no_grad():
-            for key, tensor in own.items():
-                tensor.copy_(self._cache[manifest[key]])
-        for level in memory_levels(self._model).values():
-            level.refresh()
+        manifest = self._states[weights.name].manifest
+        write_tensors(self._model, {key: self._cache[wanted] for key, wanted in manifest.items()})
         return loaded
 
     def digest(self) -> str:

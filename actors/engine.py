@@ -15,7 +15,6 @@ from actors.environment import ENGINE_ENVIRONMENT
 for _key, _value in ENGINE_ENVIRONMENT.items():
     os.environ.setdefault(_key, _value)  # vLLM reads some of it at import
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm import LLM, RequestOutput, SamplingParams
@@ -24,7 +23,7 @@ from vllm.platforms import current_platform
 
 from actors.plugin import register
 from sleep_rl.contracts.errors import InputError, RunError, one_line
-from sleep_rl.model.memory import tensors_of
+from sleep_rl.model.memory import tensors_of, write_tensors
 from sleep_rl.model.tensor_digest import digest
 
 R = TypeVar("R")
@@ -43,12 +42,9 @@ class MemoryAccess:
 
     def memory_write(self, tensors: dict[str, Tensor] | None = None, path: str = "") -> None:
         """Copies in place, so that addresses in captured CUDA graphs stay valid."""
-        model = self.model_runner.get_model()
-        own = tensors_of(model)
-        with torch.no_grad():
-            for key, tensor in (load_file(path) if tensors is None else tensors).items():
-                own[key].copy_(tensor)
-        model.refresh_memory()
+        write_tensors(
+            self.model_runner.get_model(), load_file(path) if tensors is None else tensors
+        )
 
     def memory_read(self, path: str = "") -> dict[str, Tensor]:
         """CPU copies of all memory tensors; with `path` the first rank writes them there and

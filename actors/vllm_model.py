@@ -36,13 +36,10 @@ def _make(family: str, prefix: str) -> type[nn.Module]:
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             loaded = super().load_weights(weights)
-            self.refresh_memory()
-            return loaded
-
-        def refresh_memory(self) -> None:
-            """Call after memory tensors were written from outside."""
             for level in memory_levels(self).values():
-                level.refresh()
+                # vLLM's loader wrote into the tensor itself; the level has to know of it
+                level.set_state(level.state)
+            return loaded
 
     SleepModel.__name__ = SleepModel.__qualname__ = f"Sleep{prefix}ForCausalLM"
     SleepModel.__doc__ = f"{prefix} with memory levels in front of every MLP (paper.md section 2)."

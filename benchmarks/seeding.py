@@ -130,8 +130,7 @@ def trl(threads: int) -> dict:
     levels = memory_of(Config(model=Model(experts=1, top_k=1)))
     student, teacher = checkpoints.load(checkpoint, levels), checkpoints.load(checkpoint, levels)
     for level in memory_levels(student).values():
-        level.state[1] = FRESH
-        level.refresh()
+        level.set_slot_state(1, FRESH)
         for part in (level.router, level.w_in, level.w_out):
             part.requires_grad_(True)
     tokenizer = checkpoints.load_tokenizer(checkpoint, 10**9)

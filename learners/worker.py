@@ -147,7 +147,7 @@ class LearnerWorker:
         self.module.forget()
         patch(self.model, rows, emptied=senders)
         for name in receivers if place.absorbed else ():
-            self.levels[name].patch.state_S[place.absorbed] = LOCKED
+            self.levels[name].set_slot_state(place.absorbed, LOCKED, view=STUDENT)
         self.emptied = {name: list(range(1, level.slots)) for name, level in senders.items()}
         self.emptied |= {name: [place.absorbed] for name in receivers if place.absorbed}
         return self.slot
@@ -190,8 +190,7 @@ class LearnerWorker:
             return
         for level in self.levels.values():
             if level.patch is not None and self.slot in level.patch.rows:
-                level.patch.state_S[self.slot] = ACTIVE
-                level.refresh()
+                level.set_slot_state(self.slot, ACTIVE, view=STUDENT)
 
     def _lr(self, step: int, steps: int, peak: float) -> float:
         """Linear warm-up, then linear decay; `step` counts from 0."""
@@ -291,8 +290,7 @@ class LearnerWorker:
                 chosen[name] = random.Random(f"{seed}/{name}").choice(active)
         patch(self.model, {name: {} for name in chosen})
         for name, slot in chosen.items():
-            self.levels[name].patch.state_S[slot] = FRESH
-            self.levels[name].refresh()
+            self.levels[name].set_slot_state(slot, FRESH, view=STUDENT)
         return chosen
 
     def gradient_gram(
@@ -395,8 +393,6 @@ class LearnerWorker:
         self.order.restore(order)
         self.slot, self.due, self.emptied = None, (), {}
         self._digests.clear()
-        for level in self.levels.values():
-            level.refresh()
 
     def save_progress(self, path: str) -> None:
         """See contracts.Learner (rank 0 writes)."""

@@ -106,8 +106,7 @@ def fill_memory(model: torch.nn.Module, seed: int = 0) -> None:
         for level in memory_levels(model).values():
             level.router.normal_(0, 0.3, generator=generator)
             level.w_out.normal_(0, 0.3, generator=generator)
-            level.state.copy_(torch.tensor(STATES))
-            level.refresh()
+            level.set_state(STATES)
 
 
 @pytest.fixture(scope="session")

@@ -30,7 +30,7 @@ from transformers import (
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
 from sleep_rl.model.families import CLASSES, FAMILIES
-from sleep_rl.model.memory import MemoryLevel, init_slots, memory_levels
+from sleep_rl.model.memory import MemoryLevel, init_slots
 from sleep_rl.model.shape import HUB_NAME, check_levels, parse_shape, read_json
 
 POINTER, MEMORY = "memory.json", "memory.safetensors"
@@ -111,8 +111,6 @@ def load(
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    for level in memory_levels(model).values():
-        level.refresh()
     return model.eval()
 
 

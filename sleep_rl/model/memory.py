@@ -1,7 +1,7 @@
 """Memory levels of the Continuum Memory System (paper.md section 2), in pure torch.
 
 The same module sits in the Hugging Face model (`sleep_rl.model.checkpoints`) and in vLLM's
-(`actors.vllm_model`).
+(`actors.vllm_model`). Exported checkpoints carry this file.
 
 Shape suffixes: S slots of a level (slot 0 is the level's own base expert, 1.. are consolidation
 experts), L = d_low, D = d_model, `...` any leading dimensions (batch and time, or vLLM's flat
@@ -10,7 +10,8 @@ tokens).
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -45,12 +46,10 @@ class Expert(nn.Module):
 
 @dataclass
 class Patch:
-    """What the student has and the teacher has not: other slot states, and other weights in some
-    slots.
-    """
+    """What differs in the student: all slot states, and the weights of some slots."""
 
     state_S: Tensor
-    rows: dict[int, Expert]
+    rows: dict[int, Expert]  # slot -> its weights
 
 
 class MemoryLevel(nn.Module):
@@ -79,17 +78,36 @@ class MemoryLevel(nn.Module):
         self.register_buffer("state", torch.zeros(self.slots, dtype=torch.int8))
         self.patch: Patch | None = None
         self.view = TEACHER
-        # host copies of what `state` says, see `refresh`
+        # view -> what its states say, so that eager mode skips locked slots without a device read;
+        # emptied by everything that changes a state
         self._used: dict[str, tuple[int, bool]] = {}
 
-    def refresh(self) -> None:
-        """Call after `state` or `patch` changed: lets eager mode skip locked slots without a device
-        read.
-        """
+    def set_state(self, state_S: Tensor | Sequence[int]) -> None:
+        """Replace the stored slot states."""
+        self.state.copy_(torch.as_tensor(state_S))
+        self._used.clear()
+
+    def set_slot_state(self, slot: int, state: int, view: str = TEACHER) -> None:
+        """Replace one slot's state; in the STUDENT view that of the patch, which must exist."""
+        if view == TEACHER:
+            self.state[slot] = state
+        else:
+            self.patch.state_S[slot] = state
+        self._used.clear()
+
+    def set_patch(self, patch: Patch | None) -> None:
+        """Replace the student; None: teacher and student are the same."""
+        self.patch = patch
+        self._used.clear()
+
+    def _load_from_state_dict(self, *args, **kwargs) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
         self._used.clear()
 
     def _host(self, state_S: Tensor) -> tuple[int, bool]:
-        """(leading slots that hold every unlocked one, whether the top-k has to choose)."""
+        """Return (number of leading slots that hold every unlocked one, whether the top-k has to
+        choose).
+        """
         if self.fixed_shape:
             return self.slots, self.top_k < self.slots
         if self.view not in self._used:
@@ -99,8 +117,8 @@ class MemoryLevel(nn.Module):
         return self._used[self.view]
 
     def rows(self, name: str, count: int) -> Tensor:
-        """The first `count` slots of part `name` in the current view; differentiable in the patched
-        ones.
+        """Return the first `count` slots of part `name` in the current view, differentiable in the
+        patched ones.
         """
         stored = getattr(self, name)[:count]
         if self.view == TEACHER or self.patch is None:
@@ -112,12 +130,14 @@ class MemoryLevel(nn.Module):
         return torch.stack(slots)
 
     def states(self) -> Tensor:
-        """[S] int8 in the current view."""
+        """Return the slot states [S] int8 of the current view."""
         return self.state if self.view == TEACHER or self.patch is None else self.patch.state_S
 
     def gates(self, logits: Tensor, state: Tensor, choose: bool) -> Tensor:
-        """[..., S] gate of each slot: sigmoid where FRESH or among the top-k ACTIVE ones, else
-        0.
+        """Return the gate of each slot [..., S]: sigmoid(logit) where FRESH or among the top-k
+        ACTIVE ones, else 0.
+
+        `choose`: whether more slots are ACTIVE than top_k, so that the top-k has to be found.
         """
         on = state != LOCKED
         if choose:
@@ -145,10 +165,10 @@ class MemoryLevel(nn.Module):
 
 @torch.no_grad()
 def init_slots(
-    level: MemoryLevel, slots: Iterator[int] | None = None, generator: torch.Generator | None = None
+    level: MemoryLevel, slots: Iterable[int] | None = None, generator: torch.Generator | None = None
 ) -> None:
-    """Random A, near-zero router (gate about 1/2) and B = 0, so that an unlocked slot starts as the
-    identity.
+    """Initialise slots (all, if not given): random A, near-zero router (gate about 1/2) and B = 0,
+    so that an unlocked slot starts as the identity.
     """
     d_model = level.router.shape[1]
     for s in range(level.slots) if slots is None else slots:
@@ -172,8 +192,8 @@ _SWAPPED: dict[tuple[type, type], type] = {}
 
 
 def swap_class(module: nn.Module, mixin: type) -> None:
-    """Puts `mixin` in front of the module's class. Unlike wrapping, every base parameter keeps its
-    name.
+    """Put `mixin` in front of the module's class. Unlike wrapping, this keeps the name of every
+    base parameter.
     """
     cls = type(module)
     if (mixin, cls) not in _SWAPPED:
@@ -182,7 +202,7 @@ def swap_class(module: nn.Module, mixin: type) -> None:
 
 
 def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
-    """Gives a pretrained MLP its memory levels; `levels` holds experts, d_low and top_k of each,
+    """Give a pretrained MLP its memory levels; `levels` holds experts, d_low and top_k of each,
     fastest first.
     """
     swap_class(mlp, MemoryMixin)
@@ -192,37 +212,36 @@ def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
 
 
 def memory_levels(model: nn.Module) -> dict[str, MemoryLevel]:
-    """Name -> level, over all layers, in layer order."""
+    """Return name -> level over all layers, in layer order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, MemoryLevel)}
 
 
 def level_number(name: str) -> int:
-    """1-based memory level l of a level's name `...mlp.memory.<l-1>`."""
+    """Return the 1-based memory level l of a level's name `...mlp.memory.<l-1>`."""
     return int(name.rsplit(".", 1)[1]) + 1
 
 
-class view_of:
-    """Context manager: the model computes the named state (TEACHER or STUDENT) inside the block."""
-
-    def __init__(self, model: nn.Module, view: str):
-        self.levels, self.view = list(memory_levels(model).values()), view
-
-    def __enter__(self) -> None:
-        self.before = [level.view for level in self.levels]
-        for level in self.levels:
-            level.view = self.view
-
-    def __exit__(self, *_: object) -> None:
-        for level, view in zip(self.levels, self.before, strict=True):
-            level.view = view
+@contextmanager
+def view_of(model: nn.Module, view: str) -> Iterator[None]:
+    """Make the model compute the named state (TEACHER or STUDENT) inside the block."""
+    levels = list(memory_levels(model).values())
+    before = [level.view for level in levels]
+    for level in levels:
+        level.view = view
+    try:
+        yield
+    finally:
+        for level, previous in zip(levels, before, strict=True):
+            level.view = previous
 
 
 def patch(
     model: nn.Module, rows: dict[str, dict[int, Expert]], emptied: Collection[str] = ()
 ) -> None:
-    """Forms the student: the given slots (level name -> slot -> expert) hold other weights and are
-    FRESH there, and the `emptied` levels have their consolidation experts LOCKED (the sender's,
-    already reset).
+    """Form the student (paper.md section 3 a).
+
+    rows: level name -> slot -> expert; these slots hold the expert's weights and are FRESH.
+    emptied: names of levels whose consolidation experts are LOCKED (the sender's, already reset).
     """
     levels = memory_levels(model)
     for name in {**rows, **dict.fromkeys(emptied)}:
@@ -230,8 +249,7 @@ def patch(
         if name in emptied:
             state[1:] = LOCKED
         state[list(rows.get(name, ()))] = FRESH
-        levels[name].patch = Patch(state, rows.get(name, {}))
-        levels[name].refresh()
+        levels[name].set_patch(Patch(state, rows.get(name, {})))
 
 
 @torch.no_grad()
@@ -245,21 +263,23 @@ def commit(model: nn.Module) -> None:
         for slot, expert in level.patch.rows.items():
             for part in PARTS:
                 getattr(level, part)[slot] = getattr(expert, part)
-        level.state.copy_(level.patch.state_S)
-        level.state[1:][level.state[1:] == FRESH] = ACTIVE
+        state = level.patch.state_S.clone()
+        experts = state[BASE_SLOT + 1 :]
+        experts[experts == FRESH] = ACTIVE
+        level.set_state(state)
     discard(model)
 
 
 def discard(model: nn.Module) -> None:
-    """Drops the student: the stored state stays as it was before the night."""
+    """Drop the student: the stored state stays as it was before the night."""
     for level in memory_levels(model).values():
-        level.patch, level.view = None, TEACHER
-        level.refresh()
+        level.set_patch(None)
+        level.view = TEACHER
 
 
 def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:
-    """Every memory tensor of the named state, one entry per slot and part: `<level>.<part>#<slot>`,
-    `<level>.state`.
+    """Return every memory tensor of the named state by key, one per slot and part:
+    `<level>.<part>#<slot>`, `<level>.state`.
     """
     out: dict[str, Tensor] = {}
     with view_of(model, view), torch.no_grad():
@@ -272,3 +292,17 @@ def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:
                     out[f"{name}.{part}#{slot}"] = tensor if slot in patched else tensor[slot]
             out[f"{name}.state"] = level.states()
     return out
+
+
+@torch.no_grad()
+def write_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Copy `tensors` into the stored memory, in place (addresses in captured CUDA graphs stay
+    valid); keys are those of `tensors_of`.
+    """
+    levels = memory_levels(model)
+    stored = tensors_of(model)
+    for key, tensor in tensors.items():
+        if key.endswith(".state"):
+            levels[key.removesuffix(".state")].set_state(tensor)
+        else:
+            stored[key].copy_(tensor)

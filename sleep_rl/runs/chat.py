@@ -88,8 +88,7 @@ class Pair:
             "cuda" if cuda else "cpu"
         )
         for level in memory_levels(model).values():
-            level.patch = Patch(torch.full_like(level.state, LOCKED), {})
-            level.refresh()
+            level.set_patch(Patch(torch.full_like(level.state, LOCKED), {}))
         self.model, self.tokenizer = (
             model,
             checkpoints.load_tokenizer(found.path, model.config.vocab_size),

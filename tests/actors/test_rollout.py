@@ -117,8 +117,7 @@ def test_new_slot_states_arrive(worker, path, have):
     """Unlocking and locking are pushes too: `state` is a tensor like the others."""
     model = checkpoints.load(path)
     for level in memory_levels(model).values():
-        level.state.copy_(torch.tensor([0, 1, 0, 1, 0]))
-        level.refresh()
+        level.set_state([0, 1, 0, 1, 0])
     worker.load(weights_of(model, "joint", 1, have))
     assert gap(model, worker, "joint", 1) < 1e-4
 

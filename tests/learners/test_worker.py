@@ -406,8 +406,7 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
 def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(worker):
     learner = worker(kind="dense")  # experts 1..3 ACTIVE, 4 FRESH: make room first
     for level in learner.levels.values():
-        level.state[4] = LOCKED
-        level.refresh()
+        level.set_slot_state(4, LOCKED)
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     assert learner.open_night(1) == 4
     for step in range(2):
@@ -448,8 +447,7 @@ def slow_wake(model, documents, lr):
         n: [torch.zeros_like(getattr(v, p)[BASE_SLOT]) for p in PARTS] for n, v in levels.items()
     }
     for v in levels.values():
-        v.state[BASE_SLOT] = FRESH
-        v.refresh()
+        v.set_slot_state(BASE_SLOT, FRESH)
     for document in documents:
         for v in levels.values():
             for part in PARTS:
@@ -497,7 +495,7 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     for name, level in memory_levels(model).items():  # what the second day's gradients are taken at
         for part in PARTS:
             getattr(level, part).data.copy_(getattr(learner.levels[name], part))
-        level.state.copy_(learner.levels[name].state)
+        level.set_state(learner.levels[name].state)
     second = slow_wake(model, DOCUMENTS[2:], CONFIG.wake.lr)
     moved = {name: own(learner, name) for name in names[1]}
     learner.wake(DOCUMENTS[2:])

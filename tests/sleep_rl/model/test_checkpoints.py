@@ -80,8 +80,7 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
         model = checkpoints.load(path)
         level = memory_levels(model)["model.layers.1.mlp.memory.0"]
         level.w_out.data.fill_(number + 0.25)
-        level.state.fill_(ACTIVE)
-        level.refresh()
+        level.set_state([ACTIVE] * level.slots)
         want = model(input_ids=token).logits
         checkpoints.save_memory(model, str(tmp_path / f"memory{number}"), checkpoints.root(path))
         full = checkpoints.expand(

@@ -21,6 +21,7 @@ from sleep_rl.model.memory import (
     init_slots,
     tensors_of,
     view_of,
+    write_tensors,
 )
 
 D, LOW, EXPERTS = 6, 3, 4
@@ -33,8 +34,7 @@ def make(top_k=EXPERTS, states=(FRESH, ACTIVE, ACTIVE, ACTIVE, LOCKED), seed=0):
     with torch.no_grad():
         level.router.normal_(0, 1, generator=generator)
         level.w_out.normal_(0, 1, generator=generator)
-    level.state.copy_(torch.tensor(states))
-    level.refresh()
+    level.set_state(states)
     return level
 
 
@@ -77,8 +77,7 @@ def test_a_locked_level_is_the_identity_and_unlocking_changes_nothing():
     x = torch.randn(4, D)
     assert level(x) is x
     for states in ((FRESH, LOCKED, LOCKED, LOCKED, LOCKED), (FRESH, FRESH, LOCKED, LOCKED, LOCKED)):
-        level.state.copy_(torch.tensor(states))
-        level.refresh()
+        level.set_state(states)
         assert torch.equal(level(x), x)
 
 
@@ -88,8 +87,7 @@ def test_a_fresh_expert_displaces_no_trained_one_even_where_routing_is_sparse():
         level.w_out[3].zero_()
     x = torch.randn(16, D)
     before = level(x)
-    level.state[3] = FRESH
-    level.refresh()
+    level.set_slot_state(3, FRESH)
     # not bit for bit: the matmul is one slot wider
     assert torch.allclose(level(x), before, atol=1e-6)
 
@@ -100,8 +98,7 @@ def test_an_untrained_slot_adds_exactly_nothing_whatever_its_gate():
     before = level(x)
     with torch.no_grad():
         level.w_out[4].zero_()
-    level.state[4] = FRESH
-    level.refresh()
+    level.set_slot_state(4, FRESH)
     assert torch.equal(level(x), before)
 
 
@@ -117,8 +114,7 @@ def patched(level, slot=4):
     expert = Expert(level.router[slot], level.w_in[slot], level.w_out[slot])
     state = level.state.clone()
     state[slot] = FRESH
-    level.patch = Patch(state, {slot: expert})
-    level.refresh()
+    level.set_patch(Patch(state, {slot: expert}))
     return expert
 
 
@@ -161,3 +157,51 @@ def test_exported_tensors_name_each_slot_of_the_asked_state():
     assert differing == {"memory.0.w_in#4", "memory.0.state"}
     assert len(teacher) == 3 * level.slots + 1
     assert torch.equal(teacher[f"memory.0.w_out#{BASE_SLOT}"], level.w_out[BASE_SLOT])
+
+
+CHANGES = {
+    "set_state": lambda model: model.memory[0].set_state([FRESH, LOCKED, LOCKED, ACTIVE, ACTIVE]),
+    "set_slot_state": lambda model: model.memory[0].set_slot_state(4, ACTIVE),
+    "set_slot_state of the student": lambda model: model.memory[0].set_slot_state(
+        4, ACTIVE, view=STUDENT
+    ),
+    "set_patch": lambda model: patched(model.memory[0]),
+    "discard": discard,
+    "commit": commit,
+    "load_state_dict": lambda model: model.memory[0].load_state_dict(
+        make(states=(LOCKED, LOCKED, LOCKED, LOCKED, ACTIVE)).state_dict()
+    ),
+    "write_tensors": lambda model: write_tensors(
+        model, {"memory.0.state": torch.tensor([LOCKED, LOCKED, ACTIVE, LOCKED, FRESH])}
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_of_a_state_is_seen_by_the_next_call(change):
+    """In both views, though an earlier call has noted how many slots are in use."""
+    level = make(top_k=1, states=(LOCKED, ACTIVE, LOCKED, LOCKED, LOCKED))
+    model, x = Holder(level), torch.randn(6, D)
+    level.set_patch(Patch(torch.tensor([LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED]), {}))
+    views = (TEACHER, STUDENT)
+    before = []
+    for view in views:
+        with view_of(model, view):
+            before.append(level(x))
+    CHANGES[change](model)
+    after = []
+    for view in views:
+        with view_of(model, view):
+            after.append(level(x))
+            fresh = make(top_k=1, states=level.states().tolist())
+            assert torch.allclose(after[-1], fresh(x), atol=1e-6)
+    assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+def test_written_tensors_are_those_that_are_read():
+    target, source = Holder(make(seed=0)), Holder(make(seed=1, states=(LOCKED, ACTIVE) * 2 + (1,)))
+    kept = target.memory[0].w_in.data_ptr()
+    write_tensors(target, tensors_of(source))
+    for key, tensor in tensors_of(target).items():
+        assert torch.equal(tensor, tensors_of(source)[key]), key
+    assert target.memory[0].w_in.data_ptr() == kept

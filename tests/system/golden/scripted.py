@@ -15,7 +15,7 @@ from cluster.runtime.backend import LocalBackend
 from sleep_rl.contracts.errors import Failure, RunError
 from sleep_rl.contracts.records import Day, Document, LoadReport, Question, Sample, TrainingText
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import memory_levels
+from sleep_rl.model.memory import write_tensors
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
 COLOURS = ("red", "blue", "green", "grey", "pink")
@@ -82,7 +82,6 @@ class ScriptedRollout:
     def __init__(self, checkpoint, dtype, engine, seed, tensor_parallel, probe_tolerance):
         self.model = checkpoints.load(checkpoint, dtype=getattr(torch, dtype))
         self.tokenizer = checkpoints.load_tokenizer(checkpoint, self.model.config.vocab_size)
-        self.levels = memory_levels(self.model)
         self.states: dict[str, tuple[int, dict]] = {}
         self.tolerance = probe_tolerance
 
@@ -148,14 +147,9 @@ class ScriptedRollout:
         return sum(values) / len(values)
 
     def _take(self, name):
-        for key, (_, tensor) in self.states[name][1].items():
-            path, _, part = key.rpartition(".")
-            part, _, slot = part.partition("#")
-            target = getattr(self.levels[path], part)
-            with torch.no_grad():
-                (target[int(slot)] if slot else target).copy_(tensor)
-        for level in self.levels.values():
-            level.refresh()
+        write_tensors(
+            self.model, {key: tensor for key, (_, tensor) in self.states[name][1].items()}
+        )
 
     @torch.no_grad()
     def _logprobs(self, prefix_T, completion_T):
