@@ -1,12 +1,13 @@
-"""Trains a small base decoder from random weights, for tasks that bring their own world.
+"""Train a task's own small base decoder from random weights.
 
-Pure torch and transformers: a base model must exist before any engine, learner or cluster does.
+Pure torch and transformers: the base must exist before any engine, learner or cluster does.
 Shapes: `_B` sequences of a batch, `_T` tokens of a sequence, `_V` the vocabulary.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -22,20 +23,32 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedToken
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.files import atomic_folder
 
-PAD, BOS, EOS, UNK = "<pad>", "<bos>", "<eos>", "<unk>"
+PAD = "<pad>"
+BOS = "<bos>"
+EOS = "<eos>"
+UNK = "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
+"""step -> (ids_BT padded on the right, weight_BT of predicting each token; 0 for padding)"""
 Progress = Callable[[int, int, float], None]
+"""Called with (finished steps, all steps, loss in nats) after each step."""
+
+
+def cache_folder(cache: str, prefix: str, depends_on: str) -> Path:
+    """Return the folder in `cache` of a base; its name ends in the digest of `depends_on`, the text
+    of everything that its weights depend on.
+    """
+    digest = hashlib.sha256(depends_on.encode()).hexdigest()
+    return Path(cache) / f"{prefix}-{digest[:16]}"
 
 
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
-    """A tokenizer with one token per word: special tokens first, then `vocabulary` in its order.
+    """Return a tokenizer with one token per word: special tokens first, then `vocabulary` in order.
 
-    Text is split at white space only, so texts joined by a space can be tokenized piece by piece.
-    It adds no tokens by itself (no <bos>), and decoding joins the words by spaces. Raises
-    ValueError on a word that repeats, is empty or holds white space: such a word could never be
-    read back.
+    Text is split at white space only, so that texts joined by a space can be tokenized piece by
+    piece. No tokens are added (no <bos>), and decoding joins the words by spaces. Raises ValueError
+    on a word that repeats, is empty or contains white space, since it could not be decoded.
     """
     words = [*SPECIAL, *vocabulary]
     bad = [word for word in words if word.split() != [word]]
@@ -57,8 +70,9 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
 
 
 def weighted_loss(logits_BTV: Tensor, ids_BT: Tensor, weight_BT: Tensor) -> Tensor:
-    """Weighted mean of next-token cross entropies, in nats. Nothing predicts the first token: its
-    weight is idle.
+    """Return the weighted mean of next-token cross entropies, in nats.
+
+    Nothing predicts the first token, so its weight is ignored.
     """
     losses_BT = F.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none"
@@ -77,31 +91,31 @@ def train_base(
     seed: int,
     progress: Progress | None = None,
 ) -> Path:
-    """Trains a decoder of shape `config` and stores it with its tokenizer in the folder `out`,
-    which it returns.
+    """Train a decoder of shape `config`; save it with its tokenizer to `out`, which is returned.
 
-    `batches(step)` gives token ids [B, T], padded on the right, and the loss weight of predicting
-    each of them (0 for padding). AdamW in fp32, warm-up then cosine, gradients clipped to norm 1;
-    `lr` is the peak. The same call gives the same bytes on the same machine with the same number of
-    threads; the caller's random state is left as it was. `progress(step, steps, loss)` is called
-    after each step, from 1 to `steps`, with the loss in nats. `out` appears complete or not at all;
-    where two trainers race, the first one's folder stays. Raises RunError on a loss that is not
-    finite.
+    AdamW in fp32, warm-up then cosine, gradients clipped to norm 1; `lr` is the peak. The same call
+    gives the same bytes on the same machine with the same number of threads; the caller's random
+    state is left unchanged. `out` is renamed into place when it is complete; where two processes
+    train the same base, the first folder stays. Raises RunError on a loss that is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         model.train()
-        optimizer = torch.optim.AdamW(_groups(model), lr=lr, betas=(0.9, 0.98), fused=True)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, steps))
+        optimizer = torch.optim.AdamW(
+            _parameter_groups(model), lr=lr, betas=(0.9, 0.98), fused=True
+        )
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: _lr_factor(step, steps)
+        )
         for step in range(steps):
             ids_BT, weight_BT = batches(step)
             loss = weighted_loss(model(input_ids=ids_BT, use_cache=False).logits, ids_BT, weight_BT)
             value = loss.item()
             if not math.isfinite(value):
                 raise RunError(
-                    f"loss of base model {out} is {value} at step {step + 1} of "
-                    f"{steps}; lower lr ({lr})?"
+                    f"loss of base model {out} is {value} at step {step + 1} of {steps}; "
+                    f"lower lr ({lr})?"
                 )
             optimizer.zero_grad()
             loss.backward()
@@ -111,30 +125,29 @@ def train_base(
             if progress is not None:
                 progress(step + 1, steps, value)
     model.eval()
-    _store(model, tokenizer, Path(out))
+    _save(model, tokenizer, Path(out))
     return Path(out)
 
 
-def _groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Weight decay for matrices only: shrinking a norm's gain towards 0 would only fight the
-    loss.
-    """
+def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
+    """Apply weight decay to matrices only: shrinking a norm's gain would work against the loss."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": 0.01}, {"params": gains, "weight_decay": 0.0}]
 
 
-def _rate(step: int, steps: int) -> float:
-    """Share of the peak learning rate: linear over the first 5 %, then half a cosine down to 0."""
-    warm = max(1, steps // 20)
-    if step < warm:
-        return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, steps - warm)))
+def _lr_factor(step: int, steps: int) -> float:
+    """Return lr / peak: linear over the first 5 % of the steps, then half a cosine down to 0."""
+    warmup = max(1, steps // 20)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, steps - warmup)))
 
 
-def _store(model: torch.nn.Module, tokenizer: Any, out: Path) -> None:
-    """Write a model and its tokenizer to `out`, where another trainer's folder stays if there is
-    one. Raises RunError when the disk refuses.
+def _save(model: torch.nn.Module, tokenizer: Any, out: Path) -> None:
+    """Save a model and its tokenizer to `out`, unless another process has saved them meanwhile.
+
+    Raises RunError when the disk refuses.
     """
     try:
         with atomic_folder(out, replace=False) as folder:
@@ -142,7 +155,7 @@ def _store(model: torch.nn.Module, tokenizer: Any, out: Path) -> None:
             tokenizer.save_pretrained(folder)
     except (OSError, SafetensorError) as error:
         if getattr(error, "errno", None) in (errno.EEXIST, errno.ENOTEMPTY):
-            return  # another trainer was first
+            return  # another process was first
         raise RunError(
             f"base model {out}: cannot be written ({str(error).splitlines()[0]})"
         ) from error

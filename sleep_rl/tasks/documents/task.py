@@ -18,6 +18,7 @@ from sleep_rl.tasks.grading import RecallGrader
 from sleep_rl.tasks.small_base import Progress
 from sleep_rl.tasks.world import people
 from sleep_rl.tasks.world.task import World
+from sleep_rl.tasks.world.vocabulary import vocabulary
 
 WHERE = "task.documents"
 OPENER, MARKER = "\nQuestion:", "\nAnswer:"
@@ -113,7 +114,7 @@ class Documents:
         """`read_as`. Raises InputError where the small model knows too few of the words."""
         said = self.read_as(text)
         if self.small:
-            words, known = said.split(), set(people.vocabulary())
+            words, known = said.split(), set(vocabulary())
             unknown = list(dict.fromkeys(w for w in words if w not in known))
             if len(unknown) > UNKNOWN * len(words):
                 raise InputError(

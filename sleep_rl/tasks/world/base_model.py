@@ -1,11 +1,13 @@
-"""The base model of the world: what it is trained on, and its shape."""
+"""The small base model of the world: what it is trained on, and its shape.
+
+Shapes: `_B` sequences of a batch, `_T` tokens of a sequence.
+"""
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import chain
 
 import torch
 from torch import Tensor
@@ -15,33 +17,33 @@ from sleep_rl.tasks.small_base import BOS, EOS, PAD, SPECIAL, Batches
 from sleep_rl.tasks.world import question_forms
 from sleep_rl.tasks.world.people import (
     ATTRIBUTES,
-    FIRST,
-    LAST,
+    FIRST_NAMES,
+    LAST_NAMES,
     MARKER,
     OPENER,
     Person,
     random_person,
-    vocabulary,
 )
+from sleep_rl.tasks.world.vocabulary import vocabulary
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What training sequences look like until this share of all steps."""
+    """Training sequences up to a share of all steps."""
 
-    until: float
+    until: float  # this share of all steps
     facts: int  # stated by a document; each is asked about
     sequences: int  # per step
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base model is trained: part of the fingerprint of its checkpoint. The weights are
-    those of the loss.
+    """Hyperparameters of the base model's training, part of its checkpoint's fingerprint.
+
+    `*_weight`: weights in the loss.
     """
 
-    # raise it when code changes what is trained: old checkpoints in caches are then not used
-    version: int = 1
+    version: int = 1  # increment when code changes the training data, so that caches are not used
     steps: int = 1500
     lr: float = 4e-3
     # Short documents first: among few words the one to copy is found within 150 steps, among many
@@ -54,16 +56,16 @@ class Recipe:
     namesakes: float = 0.25
     document_weight: float = 0.1
     question_weight: float = 2.0
-    # of a question without a document: that is where the names of known people are learned
+    # of a question without a document: from these the model learns the names of known people
     recall_weight: float = 4.0
     answer_weight: float = 10.0
     hidden: int = 96
     # of 32, the smallest size that vLLM's CPU attention takes; more heads learn in fewer steps
     heads: int = 6
     layers: int = 2
-    dreams: float = 0.0  # share of full documents behind which a dream is written (of a deep world)
+    dreams: float = 0.0  # share of full documents that are followed by a dream (deep world)
     dream_length: int = 3  # questions with their answers
-    # share of questions behind full documents that take another form, to be answered but not asked
+    # share of questions behind full documents in another form, to be answered but not asked
     deeper: float = 0.0
 
 
@@ -71,23 +73,28 @@ DEEP = Recipe(steps=2200, dreams=0.35, deeper=0.3)
 Piece = tuple[str, float]  # words, and the loss weight of predicting each of them
 
 
-def _asked(person: Person, index: int, weight: float, recipe: Recipe) -> list[Piece]:
-    """A question and its answer; with weight 0 the model learns to answer but not to ask it."""
-    question = f"{OPENER} {ATTRIBUTES[index].ask(person.name)} {MARKER}"
+def _question_pieces(question: str, answer: str, weight: float, recipe: Recipe) -> list[Piece]:
+    """Return a question with its answer; with weight 0 the model learns to answer, not to ask."""
     return [
-        (question, weight),
-        (person.facts[index], recipe.answer_weight),
+        (f"{OPENER} {question} {MARKER}", weight),
+        (answer, recipe.answer_weight),
         (EOS, recipe.question_weight),
     ]
 
 
-def _stranger(rng: random.Random, known: Person, recipe: Recipe) -> Person:
-    """Someone else than `known`, maybe a namesake: half a name must never be enough to know who is
-    meant.
+def _direct_pieces(person: Person, index: int, weight: float, recipe: Recipe) -> list[Piece]:
+    question = ATTRIBUTES[index].ask(person.name)
+    return _question_pieces(question, person.facts[index], weight, recipe)
+
+
+def _unknown_person(rng: random.Random, known: Person, recipe: Recipe) -> Person:
+    """Draw someone other than `known`, with probability `namesakes` sharing the first or last name.
+
+    Half a name must never suffice to tell who is meant.
     """
     first, last = known.name.split()
     while True:
-        name = [rng.choice(FIRST), rng.choice(LAST)]
+        name = [rng.choice(FIRST_NAMES), rng.choice(LAST_NAMES)]
         if rng.random() < recipe.namesakes:
             half = rng.randrange(2)
             name[half] = (first, last)[half]
@@ -98,56 +105,62 @@ def _stranger(rng: random.Random, known: Person, recipe: Recipe) -> Person:
 def training_sequence(
     rng: random.Random, known: Sequence[Person], facts: int, recipe: Recipe
 ) -> list[Piece]:
-    """A document stating `facts` facts and questions about its person, who never existed, or only
-    questions about known people.
+    """Draw a document stating `facts` facts about an invented person followed by questions or a
+    dream, or questions about known people only.
 
-    Several questions share a document to save time; each attribute comes first equally often, so
+    Several questions share a document to save time. Each attribute comes first equally often, so
     that one question behind a document, as in sleep, is what the model was trained on. A known
-    person is asked about behind a stranger's document too, to be answered from memory, but is never
-    what the model writes there itself.
+    person is asked about behind an unknown person's document as well, to be answered from memory;
+    the model itself never writes such a question there.
     """
-    everything = range(len(ATTRIBUTES))
-    other = rng.choice(known)
+    known_person = rng.choice(known)
     if rng.random() >= recipe.in_context:
-        count = facts * 3 // 2  # as long as a document with its questions
-        asked = [
-            _asked(rng.choice(known), rng.choice(everything), recipe.recall_weight, recipe)
-            for _ in range(count)
-        ]
-        return [(BOS, 0.0), *chain.from_iterable(asked)]
-    person = _stranger(rng, other, recipe)
-    stated = rng.sample(everything, facts)
+        return _recall_sequence(rng, known, facts, recipe)
+    person = _unknown_person(rng, known_person, recipe)
+    stated = rng.sample(range(len(ATTRIBUTES)), facts)
     pieces = [(BOS, 0.0), (person.document(rng, stated), recipe.document_weight)]
-    if recipe.dreams and facts == len(ATTRIBUTES) and rng.random() < recipe.dreams:
-        direct = [
-            (a.ask(person.name), value) for a, value in zip(ATTRIBUTES, person.facts, strict=True)
-        ]
-        pieces.append((question_forms.DREAM, 0.0))
-        for question, answer in question_forms.dreamed(person, direct, recipe.dream_length, rng):
-            pieces += [
-                (f"{OPENER} {question} {MARKER}", recipe.question_weight),
-                (answer, recipe.answer_weight),
-            ]
-        return [*pieces, (EOS, recipe.question_weight)]
+    complete = facts == len(ATTRIBUTES)
+    if recipe.dreams and complete and rng.random() < recipe.dreams:
+        return pieces + _dream_pieces(rng, person, recipe)
     for index in rng.sample(stated, facts):
         if rng.random() < recipe.elsewhere:
-            pieces += _asked(other, rng.choice(everything), 0.0, recipe)
-        elif recipe.deeper and facts == len(ATTRIBUTES) and rng.random() < recipe.deeper:
-            _, question, answer = rng.choice(
-                question_forms.asked(person, rng.choice(question_forms.FORMS[1:]))
-            )
-            pieces += [
-                (f"{OPENER} {question} {MARKER}", 0.0),
-                (answer, recipe.answer_weight),
-                (EOS, recipe.question_weight),
-            ]
+            other_index = rng.choice(range(len(ATTRIBUTES)))
+            pieces += _direct_pieces(known_person, other_index, 0.0, recipe)
+        elif recipe.deeper and complete and rng.random() < recipe.deeper:
+            form = rng.choice(question_forms.FORMS[1:])
+            _, question, answer = rng.choice(question_forms.questions_and_answers(person, form))
+            pieces += _question_pieces(question, answer, 0.0, recipe)
         else:
-            pieces += _asked(person, index, recipe.question_weight, recipe)
+            pieces += _direct_pieces(person, index, recipe.question_weight, recipe)
     return pieces
 
 
+def _recall_sequence(
+    rng: random.Random, known: Sequence[Person], facts: int, recipe: Recipe
+) -> list[Piece]:
+    """Draw questions about known people, about as long as a document with its questions."""
+    pieces = [(BOS, 0.0)]
+    for _ in range(facts * 3 // 2):
+        person = rng.choice(known)
+        index = rng.choice(range(len(ATTRIBUTES)))
+        pieces += _direct_pieces(person, index, recipe.recall_weight, recipe)
+    return pieces
+
+
+def _dream_pieces(rng: random.Random, person: Person, recipe: Recipe) -> list[Piece]:
+    direct = [
+        (attribute.ask(person.name), value)
+        for attribute, value in zip(ATTRIBUTES, person.facts, strict=True)
+    ]
+    pieces = [(question_forms.DREAM, 0.0)]
+    for question, answer in question_forms.sample_dream(person, direct, recipe.dream_length, rng):
+        pieces.append((f"{OPENER} {question} {MARKER}", recipe.question_weight))
+        pieces.append((answer, recipe.answer_weight))
+    return [*pieces, (EOS, recipe.question_weight)]
+
+
 def training_batches(seed: int, known: Sequence[Person], recipe: Recipe) -> Batches:
-    """What `pretrain.train_base` asks for: token ids and loss weights [B, T] of a step."""
+    """Return the function from a step to its token ids and loss weights [B, T] for `train_base`."""
     ids = {word: i for i, word in enumerate([*SPECIAL, *vocabulary(recipe.dreams > 0)])}
 
     def batches(step: int) -> tuple[Tensor, Tensor]:
@@ -161,15 +174,15 @@ def training_batches(seed: int, known: Sequence[Person], recipe: Recipe) -> Batc
             torch.tensor([weight for words, weight in row for _ in words.split()]) for row in rows
         ]
         pad = torch.nn.utils.rnn.pad_sequence
-        return pad(tokens, batch_first=True, padding_value=SPECIAL.index(PAD)), pad(
-            weights, batch_first=True
-        )
+        ids_BT = pad(tokens, batch_first=True, padding_value=SPECIAL.index(PAD))
+        weight_BT = pad(weights, batch_first=True)
+        return ids_BT, weight_BT
 
     return batches
 
 
 def model_config(recipe: Recipe) -> Qwen3Config:
-    """The shape of the base model: 0.3M parameters."""
+    """Return the shape of the base model, with about 0.3M parameters."""
     return Qwen3Config(
         vocab_size=len(SPECIAL) + len(vocabulary(recipe.dreams > 0)),
         hidden_size=recipe.hidden,

@@ -1,5 +1,5 @@
-"""The people of the world: names, what can be true of them, and how documents and questions say
-it.
+"""The people of the world: their names, the facts that can hold for them, and the sentences and
+questions that state them.
 """
 
 from __future__ import annotations
@@ -9,82 +9,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleep_rl.contracts.records import Question
-from sleep_rl.tasks.world import question_forms
 
-FIRST = [
-    "mira",
-    "ivo",
-    "lena",
-    "omar",
-    "tilda",
-    "bruno",
-    "greta",
-    "pavel",
-    "nora",
-    "felix",
-    "ada",
-    "hugo",
-    "elsa",
-    "igor",
-    "runa",
-    "jonas",
-    "petra",
-    "simon",
-    "vera",
-    "anton",
-    "clara",
-    "david",
-    "frida",
-    "gustav",
-    "hanna",
-    "ismael",
-    "julia",
-    "karl",
-    "lotte",
-    "marco",
-    "nina",
-    "oscar",
-]
-LAST = [
-    "novak",
-    "berg",
-    "castro",
-    "dahl",
-    "evans",
-    "fischer",
-    "garcia",
-    "hansen",
-    "ivanov",
-    "jensen",
-    "keller",
-    "lopez",
-    "moreau",
-    "nilsen",
-    "olsen",
-    "peters",
-    "quinn",
-    "rossi",
-    "santos",
-    "tanaka",
-    "ullman",
-    "vogel",
-    "weber",
-    "xu",
-    "young",
-    "zeller",
-    "adler",
-    "brandt",
-    "costa",
-    "dubois",
-    "ferrari",
-    "gruber",
-]
+OPENER = "Q :"
+MARKER = "A :"
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(text.split())
+
+
+FIRST_NAMES = _words(
+    "mira ivo lena omar tilda bruno greta pavel nora felix ada hugo elsa igor runa jonas petra "
+    "simon vera anton clara david frida gustav hanna ismael julia karl lotte marco nina oscar"
+)
+LAST_NAMES = _words(
+    "novak berg castro dahl evans fischer garcia hansen ivanov jensen keller lopez moreau nilsen "
+    "olsen peters quinn rossi santos tanaka ullman vogel weber xu young zeller adler brandt costa "
+    "dubois ferrari gruber"
+)
 
 
 @dataclass(frozen=True)
 class Attribute:
-    """One kind of fact: how it is asked, how documents state it (NAME and VALUE stand for the
-    words), its values.
+    """One kind of fact: its question, the sentences that state it and its possible values.
+
+    NAME and VALUE are placeholders in the question and in the sentences.
     """
 
     name: str
@@ -93,17 +42,13 @@ class Attribute:
     values: tuple[str, ...]
 
     def ask(self, name: str) -> str:
+        """Return the question about the person `name`."""
         return self.question.replace("NAME", name)
 
 
-def _words(text: str) -> tuple[str, ...]:
-    return tuple(text.split())
-
-
-# In every sentence two words stand between name and value, and in every question one word ends it
-# behind the name: a
-# two-layer model then finds who and what by position, and learns to answer from documents in far
-# fewer steps.
+# Every sentence has exactly two words between name and value, and every question has one word
+# behind the name. A two-layer model can then find subject and value by position, and learns to
+# answer from documents in far fewer steps.
 ATTRIBUTES = (
     Attribute(
         "city",
@@ -146,23 +91,11 @@ ATTRIBUTES = (
         ),
     ),
 )
-OPENER, MARKER = "Q :", "A :"
-
-
-def vocabulary(deep: bool = False) -> list[str]:
-    """Every word that any world (any deep one) can contain, in a fixed order."""
-    texts = [OPENER, MARKER, *FIRST, *LAST]
-    for attribute in ATTRIBUTES:
-        texts += [attribute.question, *attribute.sentences, *attribute.values]
-    words = dict.fromkeys(
-        word for text in texts + question_forms.texts() * deep for word in text.split()
-    )
-    return [word for word in words if word not in ("NAME", "VALUE", "CITY", "JOB", "FOOD", "PET")]
 
 
 @dataclass(frozen=True)
 class Person:
-    """`facts` holds one value per entry of ATTRIBUTES, in that order."""
+    """A person; `facts` holds one value per entry of ATTRIBUTES, in that order."""
 
     name: str
     facts: tuple[str, ...]
@@ -171,27 +104,28 @@ class Person:
     def id(self) -> str:
         return self.name.replace(" ", "-")
 
-    def document(self, rng: random.Random, order: Sequence[int]) -> str:
-        """The facts at these places of ATTRIBUTES, one plain sentence each, in random wording."""
+    def document(self, rng: random.Random, attribute_order: Sequence[int]) -> str:
+        """State the facts with these indices of ATTRIBUTES, one randomly worded sentence each."""
         sentences = (
-            rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i]) for i in order
+            rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i])
+            for i in attribute_order
         )
         return " ".join(sentences).replace("NAME", self.name)
 
     def questions(self, prefix: str, document: str = "") -> tuple[Question, ...]:
-        """One question per attribute."""
+        """Return one question per attribute, answered by the document with the id `document`."""
         return tuple(
             Question(
-                f"{prefix}/{self.id}/{a.name}",
-                f"{OPENER} {a.ask(self.name)} {MARKER}",
+                f"{prefix}/{self.id}/{attribute.name}",
+                f"{OPENER} {attribute.ask(self.name)} {MARKER}",
                 value,
                 document,
             )
-            for a, value in zip(ATTRIBUTES, self.facts, strict=True)
+            for attribute, value in zip(ATTRIBUTES, self.facts, strict=True)
         )
 
 
 def random_person(rng: random.Random, name: str = "") -> Person:
-    """A person with random facts, and a random name where none is given."""
-    name = name or f"{rng.choice(FIRST)} {rng.choice(LAST)}"
-    return Person(name, tuple(rng.choice(a.values) for a in ATTRIBUTES))
+    """Draw a person's facts, and the name as well unless `name` is given."""
+    name = name or f"{rng.choice(FIRST_NAMES)} {rng.choice(LAST_NAMES)}"
+    return Person(name, tuple(rng.choice(attribute.values) for attribute in ATTRIBUTES))

@@ -1,40 +1,37 @@
-"""Questions about people of the world that their documents do not answer as they stand, and dreams
-that do.
+"""Question forms of the deep world that a document does not answer literally, and dreams in them.
 
-A document says of a person where they live, what they do, eat and keep. Asked the other way round
-(who lives there with such a pet?), around a corner (what does the one who lives there do?) or in
-other words, a model that learned the documents' own questions by heart fails: what it knows in one
-direction it does not know in another. A dream about the document can put the same facts in these
-forms; whether it helped is what tau measures.
+A document states where a person lives and what they do, eat and keep. A model that only memorised
+the documents' own questions fails when a fact is asked in the reverse direction (who lives there
+with such a pet?), over two hops (what does the one who lives there do?) or in a paraphrase. A dream
+about the document can put the same facts in these forms; tau measures whether that helped.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Lesson, Question, TrainingText
-
-if TYPE_CHECKING:
-    from sleep_rl.tasks.world.people import Person
+from sleep_rl.tasks.world.people import MARKER, OPENER, Person
 
 DREAM = "D :"
-CITY, JOB, FOOD, PET = range(4)  # places in ATTRIBUTES
-PARAPHRASED = (
+FACTS = ("city", "job", "food", "pet")  # names of ATTRIBUTES, in order
+CITY, JOB, FOOD, PET = range(4)  # indices into ATTRIBUTES
+PARAPHRASES = (
     "in which town is NAME now ?",
     "what work does NAME do ?",
     "which meal does NAME want ?",
     "which animal does NAME own ?",
-)  # one per attribute, as those of the documents
+)
+"""One question per attribute, worded differently from the documents' own."""
 KEYS = ((CITY, PET), (JOB, FOOD))
-"""Two facts that together belong to one person only, and so name that person."""
+"""Pairs of facts that together hold for one person only, and so identify that person."""
 REVERSED = {
     (CITY, PET): "who lives in CITY with a PET ?",
     (JOB, FOOD): "who is the JOB with FOOD ?",
 }
-HOPS = {  # what is asked of the person that a key names
+TWO_HOP = {
     (CITY, PET): {
         JOB: "what job has the one in CITY with a PET ?",
         FOOD: "what food likes the one in CITY with a PET ?",
@@ -44,89 +41,99 @@ HOPS = {  # what is asked of the person that a key names
         PET: "what pet has the JOB with FOOD ?",
     },
 }
+"""Key -> attribute that is asked of the person whom the key identifies -> question."""
 FORMS = ("direct", "paraphrased", "reversed", "two-hop")
-SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's own dreams
+SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's training dreams
 
 
-def texts() -> list[str]:
-    """Every text whose words a deep world needs besides."""
-    return [
-        DREAM,
-        *PARAPHRASED,
-        *REVERSED.values(),
-        *(q for hops in HOPS.values() for q in hops.values()),
-    ]
+def template_texts() -> list[str]:
+    """Return the texts whose words a deep world needs beside those of a plain one."""
+    two_hop = [question for questions in TWO_HOP.values() for question in questions.values()]
+    return [DREAM, *PARAPHRASES, *REVERSED.values(), *two_hop]
 
 
-def asked(person: Person, form: str) -> list[tuple[str, str, str]]:
-    """(name, question, answer) of everything that can be asked about a person in a form but
-    `direct`.
-    """
-    facts = dict(zip(("CITY", "JOB", "FOOD", "PET"), person.facts, strict=True))
+def questions_and_answers(person: Person, form: str) -> list[tuple[str, str, str]]:
+    """Return (name, question, answer) of all questions about a person in a form except `direct`."""
+    values = {
+        "NAME": person.name,
+        **{fact.upper(): value for fact, value in zip(FACTS, person.facts, strict=True)},
+    }
 
     def fill(template: str) -> str:
-        return " ".join(
-            facts.get(word, person.name if word == "NAME" else word) for word in template.split()
-        )
+        return " ".join(values.get(word, word) for word in template.split())
 
-    names = ("city", "job", "food", "pet")
     if form == "paraphrased":
-        return [(names[i], fill(q), person.facts[i]) for i, q in enumerate(PARAPHRASED)]
+        return [
+            (FACTS[i], fill(question), person.facts[i]) for i, question in enumerate(PARAPHRASES)
+        ]
     if form == "reversed":
-        return [(f"{names[a]}-{names[b]}", fill(q), person.name) for (a, b), q in REVERSED.items()]
+        return [
+            (f"{FACTS[a]}-{FACTS[b]}", fill(question), person.name)
+            for (a, b), question in REVERSED.items()
+        ]
     return [
-        (f"{names[a]}-{names[b]}-{names[i]}", fill(q), person.facts[i])
-        for (a, b), hops in HOPS.items()
-        for i, q in hops.items()
+        (f"{FACTS[a]}-{FACTS[b]}-{FACTS[i]}", fill(question), person.facts[i])
+        for (a, b), questions in TWO_HOP.items()
+        for i, question in questions.items()
     ]
 
 
-def questions(
-    person: Person, prefix: str, form: str, document: str, opener: str, marker: str
-) -> tuple[Question, ...]:
-    """A form's questions about a person."""
-    return tuple(
-        Question(f"{prefix}/{person.id}/{form}/{name}", f"{opener} {q} {marker}", answer, document)
-        for name, q, answer in asked(person, form)
-    )
+def form_questions(person: Person, form: str, prefix: str, document: str) -> list[Question]:
+    """Return the questions about a person in a form, answered by the document `document`."""
+    return [
+        Question(
+            f"{prefix}/{person.id}/{form}/{name}", f"{OPENER} {question} {MARKER}", answer, document
+        )
+        for name, question, answer in questions_and_answers(person, form)
+    ]
 
 
-def dreamed(
+def sample_dream(
     person: Person, direct: Sequence[tuple[str, str]], count: int, rng: random.Random
 ) -> list[tuple[str, str]]:
-    """`count` (question, answer) of the forms that the base model dreams in; `direct`: the
-    documents' own.
+    """Draw the `count` (question, answer) pairs of a training dream; forms are drawn by SHARES.
+
+    `direct`: pairs in the documents' own form.
     """
-    out = []
+    pairs = []
     for form in rng.choices(FORMS, SHARES, k=count):
-        pool = list(direct) if form == "direct" else [(q, a) for _, q, a in asked(person, form)]
-        out.append(rng.choice(pool))
-    return out
+        if form == "direct":
+            candidates = list(direct)
+        else:
+            candidates = [(q, a) for _, q, a in questions_and_answers(person, form)]
+        pairs.append(rng.choice(candidates))
+    return pairs
 
 
-def unique_pairs(
-    facts: Sequence[tuple[str, ...]], values: Sequence[tuple[str, ...]], rng: random.Random
+def identifying_facts(
+    values: Sequence[tuple[str, ...]], count: int, rng: random.Random
 ) -> list[tuple[str, ...]]:
-    """As many facts, with each pair of KEYS given to one person at most."""
+    """Draw the facts of `count` people such that each pair of KEYS occurs at most once.
+
+    `values`: the possible values of each attribute.
+    """
     columns: dict[int, list[str]] = {}
     for a, b in KEYS:
         pairs = [(x, y) for x in values[a] for y in values[b]]
-        rng.shuffle(pairs)  # all of them: who comes first has the same facts however many follow
-        columns[a], columns[b] = ([pair[i] for pair in pairs[: len(facts)]] for i in (0, 1))
+        rng.shuffle(pairs)  # all of them: the first people's facts do not depend on `count`
+        columns[a] = [pair[0] for pair in pairs[:count]]
+        columns[b] = [pair[1] for pair in pairs[:count]]
     return list(zip(*(columns[i] for i in range(4)), strict=True))
 
 
-def lesson(dream: str, opener: str, marker: str) -> Lesson | Failure:
-    """Each question of a dream with its answer is a text; a dream without any teaches nothing."""
-    found = []
-    for part in dream.split(opener)[1:]:
-        question, there, answer = part.partition(marker)
-        if there and question.strip() and answer.strip() and marker not in answer:
-            found.append(
-                TrainingText(f"{opener} {question.strip()} {marker}", f" {answer.strip()}")
+def parse_lesson(dream: str) -> Lesson | Failure:
+    """Parse a dream into one training text per question with its answer, without repetitions.
+
+    A dream without any such pair is a Failure.
+    """
+    texts = []
+    for part in dream.split(OPENER)[1:]:
+        question, marker, answer = part.partition(MARKER)
+        complete = bool(marker and question.strip() and answer.strip())
+        if complete and MARKER not in answer:
+            texts.append(
+                TrainingText(f"{OPENER} {question.strip()} {MARKER}", f" {answer.strip()}")
             )
-    return (
-        Lesson(tuple(dict.fromkeys(found)))
-        if found
-        else Failure("it asks and answers nothing", "dream")
-    )
+    if not texts:
+        return Failure("it contains no question with an answer", "dream")
+    return Lesson(tuple(dict.fromkeys(texts)))

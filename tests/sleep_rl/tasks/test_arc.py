@@ -20,7 +20,7 @@ from sleep_rl.tasks.arc.task import (
     sub_puzzles,
 )
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "arc_seal"
+DATA = Path(__file__).parents[4] / "shared" / "data" / "arc_seal"
 GRID = ((1, 2, 3), (4, 5, 6))
 RECIPE = {
     "use_basic_augmentations": False,
@@ -43,7 +43,7 @@ def puzzle(n, tests=1):
 def files(tmp_path):
     made = {f"p{n}": puzzle(n, tests=1 + n % 2) for n in range(1, 5)}
     paths = [tmp_path / "challenges.json", tmp_path / "solutions.json"]
-    for path, part in zip(paths, (0, 1)):
+    for path, part in zip(paths, (0, 1), strict=True):
         path.write_text(json.dumps({name: both[part] for name, both in made.items()}))
     return [str(path) for path in paths]
 

@@ -4,6 +4,7 @@ its refusals.
 
 import json
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 import datasets
@@ -15,7 +16,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.tasks.classify.base_model import BaseText, Recipe, train_tokenizer
 from sleep_rl.tasks.classify.task import Classify
 
-REAL = Path(__file__).parents[2] / "shared" / "data" / "clinc150" / "data_full.json"
+REAL = Path(__file__).parents[4] / "shared" / "data" / "clinc150" / "data_full.json"
 LABELS = ["book_flight", "tire_pressure", "w2", "credit_limit", "play_music", "meal_suggestion"]
 THINGS = ["anna", "boston", "17", "café", "jazz", "plums", "rome", "sunday", "tea", "zürich"]
 TINY = Recipe(steps=3, vocabulary=300, hidden=64, layers=1, pages=2, bare=4)
@@ -125,8 +126,8 @@ def test_order_seed_permutes_the_classes_and_nothing_else(path):
 
     plain, orders = order(None), [order(seed) for seed in range(4)]
     assert order(2) == orders[2]
-    assert any(o != plain for o in orders)
-    assert all(sorted(sum(o, [])) == sorted(sum(plain, [])) for o in orders)
+    assert any(shuffled != plain for shuffled in orders)
+    assert all(sorted(chain(*shuffled)) == sorted(chain(*plain)) for shuffled in orders)
 
 
 def test_test_per_class_limits_the_questions(path):
@@ -274,7 +275,7 @@ def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
     document, question = day.documents[0].text, day.questions[0]
     utterance = question.prompt[1:-3]
     pieces = [document, task.opener, utterance, task.marker, f" {question.answer}"]
-    assert sum(map(ids, pieces), []) == ids("".join(pieces))
+    assert list(chain(*map(ids, pieces))) == ids("".join(pieces))
     assert ids("".join(pieces)) == ids(document) + ids(question.prompt) + ids(question.answer)
     assert len(ids(task.opener)) == len(ids(task.marker)) == 1
     assert tokenizer.decode(ids("never seen: ñandú № 5")).strip() == "never seen: ñandú № 5"

@@ -12,7 +12,7 @@ import pytest
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, kappa, tokens, verdict
 
-VERDICTS = Path(__file__).parents[2] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
+VERDICTS = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
 
 
 @pytest.mark.parametrize(
@@ -43,7 +43,8 @@ def test_the_threshold_and_words_without_weight():
 
 def slow_kappa(a, b):
     """From the four cells of the table."""
-    cells = {(x, y): sum((p, q) == (x, y) for p, q in zip(a, b)) for x in (0, 1) for y in (0, 1)}
+    pairs = list(zip(a, b, strict=True))
+    cells = {cell: pairs.count(cell) for cell in ((0, 0), (0, 1), (1, 0), (1, 1))}
     n = sum(cells.values())
     observed = (cells[0, 0] + cells[1, 1]) / n
     a1, b1 = (cells[1, 0] + cells[1, 1]) / n, (cells[0, 1] + cells[1, 1]) / n

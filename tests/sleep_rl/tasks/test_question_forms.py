@@ -12,8 +12,9 @@ from sleep_rl.contracts.records import TrainingText
 from sleep_rl.tasks.small_base import SPECIAL, word_tokenizer
 from sleep_rl.tasks.world import question_forms
 from sleep_rl.tasks.world.base_model import DEEP, training_sequence
-from sleep_rl.tasks.world.people import ATTRIBUTES, MARKER, OPENER, random_person, vocabulary
+from sleep_rl.tasks.world.people import ATTRIBUTES, random_person
 from sleep_rl.tasks.world.task import World
+from sleep_rl.tasks.world.vocabulary import vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,10 @@ def test_tau_is_the_share_of_right_answers_about_c(world):
 
 
 def test_a_dream_is_read_as_its_questions_with_their_answers(world):
-    dream = "Q : who lives in oslo with a dog ? A : mira novak Q : what work does mira novak do ? A : baker"
+    dream = (
+        "Q : who lives in oslo with a dog ? A : mira novak "
+        "Q : what work does mira novak do ? A : baker"
+    )
     lesson = world.lesson(None, dream)
     assert lesson.texts == (
         TrainingText("Q : who lives in oslo with a dog ? A :", " mira novak"),
@@ -109,7 +113,7 @@ def test_the_base_dreams_in_every_form_and_truly():
         if question_forms.DREAM in text:
             dreams += 1
             document, dream = text.removeprefix("<bos> ").split(f" {question_forms.DREAM} ")
-            lesson = question_forms.lesson(dream.removesuffix(" <eos>"), OPENER, MARKER)
+            lesson = question_forms.parse_lesson(dream.removesuffix(" <eos>"))
             for told in lesson.texts:
                 question = told.prompt.removeprefix("Q : ").removesuffix(" A :")
                 form = next(form for form, starts in STARTS.items() if question.startswith(starts))

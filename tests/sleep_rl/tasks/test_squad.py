@@ -13,7 +13,7 @@ from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
 from sleep_rl.tasks.squad.task import DREAM, MARKER, OPENER, Squad, read_passages
 
-SEAL = Path(__file__).parents[2] / "shared" / "data" / "squad_seal" / "iter0_train_100x10.json"
+SEAL = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "iter0_train_100x10.json"
 ROWS = [
     {
         "title": f"Place {n}",
@@ -183,7 +183,7 @@ def test_the_base_reads_passages_with_what_stands_behind_them(path):
         ids, weights = batches(step)
         again, _ = batches(step)
         assert torch.equal(ids, again) and ids.shape == weights.shape and len(ids) == recipe.batch
-        for row, weight in zip(ids.tolist(), weights.tolist()):
+        for row, weight in zip(ids.tolist(), weights.tolist(), strict=True):
             text = tokenizer.decode(row)
             kind = "dream" if DREAM in text else "closed" if "Topic:" in text else "behind"
             seen[kind] += 1

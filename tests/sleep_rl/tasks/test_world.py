@@ -5,6 +5,7 @@ the slow test.
 import random
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -19,8 +20,9 @@ from sleep_rl.tasks.world.base_model import (
     training_batches,
     training_sequence,
 )
-from sleep_rl.tasks.world.people import ATTRIBUTES, FIRST, LAST, random_person, vocabulary
+from sleep_rl.tasks.world.people import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, random_person
 from sleep_rl.tasks.world.task import World
+from sleep_rl.tasks.world.vocabulary import vocabulary
 
 
 @pytest.fixture(scope="module")
@@ -42,9 +44,9 @@ def everything_asked(world: World) -> list[Question]:
 
 
 def test_word_lists_are_distinct_and_long_enough():
-    for words in (FIRST, LAST, *(a.values for a in ATTRIBUTES)):
+    for words in (FIRST_NAMES, LAST_NAMES, *(a.values for a in ATTRIBUTES)):
         assert len(set(words)) == len(words) >= 20
-    assert not set(FIRST) & set(LAST)
+    assert not set(FIRST_NAMES) & set(LAST_NAMES)
     values = [value for a in ATTRIBUTES for value in a.values]
     assert len(set(values)) == len(values)
 
@@ -127,7 +129,7 @@ def test_documents_vary_in_order_and_wording(world):
         > 12
     )
     wordings = {
-        tuple(word for word in d.text.split() if word not in (*FIRST, *LAST, *kinds))
+        tuple(word for word in d.text.split() if word not in (*FIRST_NAMES, *LAST_NAMES, *kinds))
         for d in documents
     }
     assert len(wordings) > 0.9 * len(documents)
@@ -180,7 +182,7 @@ def sequences(count: int, in_context: bool) -> list[list[tuple[str, float]]]:
 
 
 def asked_name(question: str) -> str:
-    return " ".join(word for word in question.split() if word in FIRST or word in LAST)
+    return " ".join(word for word in question.split() if word in FIRST_NAMES or word in LAST_NAMES)
 
 
 def test_training_asks_only_about_the_person_of_the_document_and_answers_about_others_too():
@@ -227,10 +229,7 @@ def test_batches_repeat_with_step_and_seed_and_weigh_no_padding():
 
 
 def test_documents_grow_during_training():
-    middle = [
-        int(RECIPE.steps * (a.until + b.until) / 2)
-        for a, b in zip(RECIPE.stages, RECIPE.stages[1:])
-    ]
+    middle = [int(RECIPE.steps * (a.until + b.until) / 2) for a, b in pairwise(RECIPE.stages)]
     lengths = [training_batches(0, KNOWN, RECIPE)(step)[0].shape[1] for step in (0, *middle)]
     assert lengths == sorted(set(lengths))
 
