@@ -15,7 +15,7 @@ def register() -> None:
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    from sleep_rl.model.checkpoints import FAMILIES
+    from sleep_rl.model.families import FAMILIES
 
     known = set(ModelRegistry.get_supported_archs())
     for prefix in FAMILIES.values():

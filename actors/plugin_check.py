@@ -16,7 +16,7 @@ def found() -> dict[str, object]:
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
-    from sleep_rl.model.checkpoints import FAMILIES
+    from sleep_rl.model.families import FAMILIES
 
     load_general_plugins()
     wanted = {f"Sleep{prefix}ForCausalLM" for prefix in FAMILIES.values()}

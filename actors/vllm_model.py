@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 from vllm.config import VllmConfig
 
-from sleep_rl.model.checkpoints import FAMILIES
+from sleep_rl.model.families import FAMILIES
 from sleep_rl.model.memory import attach_memory, memory_levels
 
 

@@ -29,8 +29,9 @@ from transformers import (
 
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
-from sleep_rl.model.families import CLASSES, FAMILIES
+from sleep_rl.model.families import FAMILIES
 from sleep_rl.model.memory import MemoryLevel, init_slots
+from sleep_rl.model.modeling import CLASSES
 from sleep_rl.model.shape import HUB_NAME, check_levels, parse_shape, read_json
 
 POINTER, MEMORY = "memory.json", "memory.safetensors"

@@ -1,71 +1,16 @@
-"""Config and model classes of sleeping models: a family's own, with memory levels in front of every
-MLP.
+"""Model families that can carry a memory: what is known of each without torch.
 
-Exported checkpoints carry this file and `sleep_rl.model.memory`, so it imports nothing else of the
-package.
+A new family is one row of FAMILIES, and one of each further table in which it differs from Llama.
 """
 
-from __future__ import annotations
-
-import transformers
-from torch import nn
-from transformers import PretrainedConfig, PreTrainedModel
-from transformers import initialization as init
-
-from sleep_rl.model.memory import MemoryLevel, attach_memory, swap_class
-
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
-"""Base model_type -> class prefix in transformers. A new family is one row here, for both hosts."""
+"""Base model_type -> class prefix, the same in transformers and in vLLM."""
 
-CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
+HEAD_DIM = {"qwen3": 128}
+"""model_type -> head_dim where config.json names none; else hidden_size / num_attention_heads."""
 
+HEAD_NORMS = {"qwen3"}
+"""Families with an RMSNorm over head_dim for queries and one for keys, in every layer."""
 
-class _MemoryInit:
-    """transformers dispatches `_init_weights` of the innermost PreTrainedModel, so this is mixed
-    into both classes.
-
-    It runs for what a base checkpoint lacks: without it routers and states would be uninitialised
-    memory.
-    """
-
-    def _init_weights(self, module: nn.Module) -> None:
-        super()._init_weights(module)
-        if isinstance(module, MemoryLevel):
-            init.normal_(module.router, std=0.02)
-            init.normal_(module.w_in, std=module.router.shape[1] ** -0.5)
-            init.zeros_(module.w_out)
-            init.zeros_(module.state)
-
-
-def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
-    base_config, base_model = (
-        getattr(transformers, f"{prefix}Config"),
-        getattr(transformers, f"{prefix}ForCausalLM"),
-    )
-
-    class SleepConfig(base_config):
-        model_type = f"sleep_{base}"
-        # annotated fields are constructor arguments in transformers 5
-        memory_levels: list | None = None
-
-    class SleepModel(_MemoryInit, base_model):
-        config_class = SleepConfig
-
-        def __init__(self, config: PretrainedConfig):
-            super().__init__(config)
-            swap_class(self.model, _MemoryInit)
-            for layer in self.model.layers:
-                attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
-
-    for cls, name in (
-        (SleepConfig, f"Sleep{prefix}Config"),
-        (SleepModel, f"Sleep{prefix}ForCausalLM"),
-    ):
-        cls.__name__ = cls.__qualname__ = name
-    return SleepConfig, SleepModel
-
-
-for _base, _prefix in FAMILIES.items():
-    CLASSES[_base] = _make(_base, _prefix)
-    for _cls in CLASSES[_base]:
-        globals()[_cls.__name__] = _cls  # importable by name, as pickling and transformers expect
+QKV_BIASES = {"qwen2"}
+"""Families with a bias in the projections of queries, keys and values."""

@@ -18,8 +18,8 @@ from typing import Any
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, content, parse
+from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
 
-FAMILIES = ("qwen3", "qwen2", "llama")
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
 LEVEL = {"experts", "d_low", "top_k"}
@@ -46,10 +46,16 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Of the base, without memory."""
-        d, queries, keys = self.hidden, self.heads * self.head_dim, self.kv_heads * self.head_dim
-        layer = 2 * d * queries + 2 * d * keys + 3 * d * self.intermediate + 2 * d
-        # norms, biases
-        layer += {"qwen3": 2 * self.head_dim, "qwen2": queries + 2 * keys, "llama": 0}[self.family]
+        d = self.hidden
+        queries = self.heads * self.head_dim
+        keys = self.kv_heads * self.head_dim
+        attention = 2 * d * queries + 2 * d * keys
+        if self.family in HEAD_NORMS:
+            attention += 2 * self.head_dim
+        if self.family in QKV_BIASES:
+            attention += queries + 2 * keys
+        norms = 2 * d
+        layer = attention + 3 * d * self.intermediate + norms
         return self.layers * layer + d + self.vocab * d * (1 if self.tied else 2)
 
     @property
@@ -226,7 +232,7 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
         intermediate=count("intermediate_size"),
         heads=heads,
         kv_heads=count("num_key_value_heads", heads),
-        head_dim=count("head_dim", 128 if family == "qwen3" else hidden // heads),
+        head_dim=count("head_dim", HEAD_DIM.get(family, hidden // heads)),
         vocab=count("vocab_size"),
         tied=data.get("tie_word_embeddings") is True,
         positions=count("max_position_embeddings")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from sleep_rl.model import families, memory, checkpoints
+from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.contracts.records import STUDENT, TEACHER
+from sleep_rl.model import checkpoints, families, memory, modeling
 from sleep_rl.report.model_card import card
 from sleep_rl.runs.resolve import Found, find
-from sleep_rl.contracts.records import STUDENT, TEACHER
-from sleep_rl.contracts.errors import InputError, one_line
 
 # what `auto_map` names; transformers also copies what it imports relatively
 CODE = "modeling_sleep.py"
@@ -81,10 +81,13 @@ def _weights(folder: Path) -> list[str]:
 
 def _code() -> dict[str, str]:
     """File name -> text of the model's code, without imports of this package."""
-    classes = Path(families.__file__).read_text(encoding="utf-8")
+    classes = Path(modeling.__file__).read_text(encoding="utf-8")
     levels = Path(memory.__file__).read_text(encoding="utf-8")
     return {
-        CODE: classes.replace("from sleep_rl.model.memory import", "from .memory import"),
+        CODE: classes.replace("from sleep_rl.model.memory import", "from .memory import").replace(
+            "from sleep_rl.model.families import FAMILIES\n",
+            f"FAMILIES = {families.FAMILIES!r}\n",
+        ),
         "memory.py": levels.replace(
             "from sleep_rl.contracts.records import STUDENT, TEACHER\n",
             f"STUDENT, TEACHER = {STUDENT!r}, {TEACHER!r}\n",

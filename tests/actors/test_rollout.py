@@ -327,11 +327,11 @@ def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
             raise RuntimeError("out of memory\nat line 3")
 
         patch.setattr(worker._engine.llm.llm_engine, "step", fails)
-        with pytest.raises(RunError, match=r"vLLM failed: out of memory$"):
+        with pytest.raises(RunError, match=r"vLLM failed: out of memory at line 3$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
     worker._engine.llm.wait_for_completion(use_tqdm=False)
     try:
-        with pytest.raises(RunError, match=r"vLLM failed earlier: out of memory$"):
+        with pytest.raises(RunError, match=r"vLLM failed earlier: out of memory at line 3$"):
             worker.sample(REQUESTS, "teacher", 1, HOW)
     finally:
         worker._engine._broken = ""  # nothing was left behind here

@@ -229,15 +229,15 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
 FAMILY = """
 import sys, torch, transformers
 sys.path.insert(0, ".")
-from sleep_rl import modeling, shape
-assert modeling.__file__.startswith({here!r}), modeling.__file__
+from sleep_rl.model import checkpoints, shape
+assert checkpoints.__file__.startswith({here!r}), checkpoints.__file__
 config = transformers.MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
                                     num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64)
 torch.manual_seed(0)
 base = transformers.MistralForCausalLM(config).eval()
 base.save_pretrained("base")
-out = modeling.expand("base", "sleep", [{{"experts": 2, "d_low": 4, "top_k": 1}}])
-model = modeling.load(out)
+out = checkpoints.expand("base", "sleep", [{{"experts": 2, "d_low": 4, "top_k": 1}}])
+model = checkpoints.load(out)
 ids = torch.arange(20)[None]
 with torch.no_grad():
     assert torch.equal(model(ids).logits, base(ids).logits)  # locked memory computes nothing
@@ -246,30 +246,15 @@ print(type(model).__name__, shape.parse_shape(__import__("json").load(open("base
 """
 
 
-def test_a_model_family_is_a_row_for_both_hosts_and_one_for_plan(tmp_path):
+def test_a_model_family_is_one_row(tmp_path):
     for package in ("sleep_rl", "actors"):
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")
         )
-    rows = {
-        "sleep_rl/model/families.py": (
-            '"llama": "Llama"}',
-            '"llama": "Llama", "mistral": "Mistral"}',
-        ),
-        "sleep_rl/model/shape.py": (
-            'FAMILIES = ("qwen3", "qwen2", "llama")',
-            'FAMILIES = ("qwen3", "qwen2", "llama", "mistral")',
-        ),
-    }
-    for file, (old, new) in rows.items():
-        text = (tmp_path / file).read_text()
-        assert text.count(old) == 1
-        (tmp_path / file).write_text(text.replace(old, new))
-    text = (tmp_path / "sleep_rl/model/shape.py").read_text()
-    assert text.count('"llama": 0}') == 1  # norms and biases of a layer beyond the common ones
-    (tmp_path / "sleep_rl/model/shape.py").write_text(
-        text.replace('"llama": 0}', '"llama": 0, "mistral": 0}')
-    )
+    file = tmp_path / "sleep_rl/model/families.py"
+    row = '"llama": "Llama"'
+    assert file.read_text().count(row) == 1
+    file.write_text(file.read_text().replace(row, f'{row}, "mistral": "Mistral"'))
     done = subprocess.run(
         [sys.executable, "-c", FAMILY.format(here=str(tmp_path))],
         cwd=tmp_path,

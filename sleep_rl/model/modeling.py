@@ -1,0 +1,68 @@
+"""Config and model classes of sleeping models: a family's own, with memory levels in front of every
+MLP.
+
+Exported checkpoints carry this file and `sleep_rl.model.memory`; `sleep_rl.runs.export` rewrites
+their imports from this package, so there are no others.
+"""
+
+from __future__ import annotations
+
+import transformers
+from torch import nn
+from transformers import PretrainedConfig, PreTrainedModel
+from transformers import initialization as init
+
+from sleep_rl.model.families import FAMILIES
+from sleep_rl.model.memory import MemoryLevel, attach_memory, swap_class
+
+CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
+"""Base model_type -> (config class, model class)."""
+
+
+class _MemoryInit:
+    """Initialises memory levels that a base checkpoint lacks; without it routers and states would
+    be uninitialised memory.
+
+    transformers calls `_init_weights` of the innermost PreTrainedModel, so this is mixed into the
+    class of the decoder and into that with the head.
+    """
+
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MemoryLevel):
+            init.normal_(module.router, std=0.02)
+            init.normal_(module.w_in, std=module.router.shape[1] ** -0.5)
+            init.zeros_(module.w_out)
+            init.zeros_(module.state)
+
+
+def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
+    base_config = getattr(transformers, f"{prefix}Config")
+    base_model = getattr(transformers, f"{prefix}ForCausalLM")
+
+    class SleepConfig(base_config):
+        model_type = f"sleep_{base}"
+        # annotated fields are constructor arguments in transformers 5
+        memory_levels: list | None = None
+
+    class SleepModel(_MemoryInit, base_model):
+        config_class = SleepConfig
+
+        def __init__(self, config: PretrainedConfig):
+            super().__init__(config)
+            swap_class(self.model, _MemoryInit)
+            for layer in self.model.layers:
+                attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
+
+    for cls, name in (
+        (SleepConfig, f"Sleep{prefix}Config"),
+        (SleepModel, f"Sleep{prefix}ForCausalLM"),
+    ):
+        cls.__name__ = cls.__qualname__ = name
+    return SleepConfig, SleepModel
+
+
+for _base, _prefix in FAMILIES.items():
+    CLASSES[_base] = _make(_base, _prefix)
+    for _cls in CLASSES[_base]:
+        globals()[_cls.__name__] = _cls  # importable by name, as pickling and transformers expect
