@@ -238,7 +238,7 @@ class RolloutWorker:
             raise RunError(
                 f"{label}: log-probabilities of the probe prompt differ by "
                 f"{max(gaps):.2e} nats from the "
-                f"sender's, rollouts.probe_tolerance is {self._tolerance:.0e}"
+                f"sender's, checks.probe is {self._tolerance:.0e}"
             )
         return max(gaps, default=0.0)
 

@@ -55,7 +55,8 @@ def ours(threads: int) -> dict:
     from cluster.crew import WorkerCrew
     from cluster.launch import memory_of
     from cluster.runtime.ray_backend import RayBackend
-    from sleep_rl.config.schema import Config, Learners, Model, Sleep
+    from sleep_rl.config.method import Objective, Replay, Sleep
+    from sleep_rl.config.schema import Config, Learners, Model
     from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, TrainingRow
     from sleep_rl.journal.journal import Journal
     from sleep_rl.model import checkpoints
@@ -63,7 +64,9 @@ def ours(threads: int) -> dict:
     config = replace(
         Config(),
         model=Model(experts=1, top_k=1),
-        sleep=Sleep(batch=BATCH, alpha=1.0, on_policy=1.0, replay=0.0),
+        sleep=Sleep(batch=BATCH),
+        objective=Objective(alpha=1.0, on_policy=1.0),
+        replay=Replay(share=0.0),
         learners=Learners(threads=threads),
     )
     per_round, tokens, checkpoint = config.sleep.steps_per_round, 0, base()

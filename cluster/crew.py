@@ -111,7 +111,7 @@ class WorkerCrew:
         _until(
             lambda: check(config.rollouts.workers),
             backend,
-            backend.start_timeout_s if patient else config.cluster.wait_s,
+            backend.start_timeout_s if patient else config.cluster.wait_for_nodes_s,
         )
         handles = [
             _rollout(backend, config, checkpoint, f"rollout-{i}")
@@ -262,7 +262,7 @@ class WorkerCrew:
         )
         before = self._critics.all(Critic.digest)[0]
         answers: list[tuple[tuple[int, ...], ...] | Failure] = []
-        size = max(len(self._critics.workers), 1) * self._config.critics.together * STACKS
+        size = max(len(self._critics.workers), 1) * self._config.critics.copies_per_pass * STACKS
         for start in range(0, len(trials_N), size):
             answers += self._critics.map_again(
                 revive, Critic.try_out, trials_N[start : start + size], TEACHER, self.version, how
@@ -342,7 +342,7 @@ def _rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Ha
         "dtype": config.model.dtype,
         "engine": dict(r.engine),
         "seed": config.run.seed,
-        "tensor_parallel": max(int(r.gpus), 1),
+        "tensor_parallel": r.tensor_parallel,
         "probe_tolerance": config.probe_tolerance,
     }
     env = {} if r.gpus else cpu_environment(r.threads)
@@ -358,9 +358,9 @@ def _critics(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
         "dtype": config.model.dtype,
         "engine": {**config.rollouts.engine, **c.engine},
         "seed": config.run.seed,
-        "rank": d.inner_rank,
-        "alpha": d.inner_alpha,
-        "together": c.together,
+        "rank": d.copies.rank,
+        "alpha": d.copies.alpha,
+        "together": c.copies_per_pass,
         "device": "cuda" if c.gpus else "cpu",
         "probe_tolerance": config.probe_tolerance,
         "threads": c.threads,

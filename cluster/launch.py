@@ -181,7 +181,7 @@ def _live(
     checkpoint = newest(folder) if resumed else None
     size = checkpoint.journal if checkpoint else 0
     journal = Journal(folder / METRICS, sinks, keep=size if resumed else None)
-    if config.gamma == 0 and config.sleep.alpha < 1:
+    if config.gamma == 0 and config.objective.alpha < 1:
         console.say("WARNING reward.gamma is 0: imitation is rewarded by edit distance alone")
     (folder / scale.FILE).unlink(missing_ok=True)  # a wish is for the process that it was made to
     with _recorded(journal, folder, console):
@@ -347,7 +347,9 @@ def crew_of(
     with console.phase("starting the workers"):
         there = backend(config, folder)
     _exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
-    there.watch = Watch(console.say, console.current, str(folder / "logs"), config.cluster.watch_s)
+    there.watch = Watch(
+        console.say, console.current, str(folder / "logs"), config.cluster.report_after_s
+    )
     with there:
         with console.phase(
             f"loading {config.rollouts.workers} rollout engines and "
@@ -374,7 +376,7 @@ def crew_of(
             journal,
             console,
             str(folder),
-            RehearsalIndex(config.sleep.rehearse_by == "divergence"),
+            RehearsalIndex(config.rehearsal.priority == "divergence"),
             Progress(str(folder) if learners else None),
         )
         crew.close()

@@ -61,7 +61,7 @@ def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
             "stage": learners.zero_stage,
             "stage3_param_persistence_threshold": largest + 1,
         },
-        "gradient_clipping": sleep.grad_clip,
+        "gradient_clipping": learners.grad_clip,
         "bf16": {"enabled": bf16},
         "steps_per_print": 10**9,
     }
@@ -168,7 +168,9 @@ class Engine:
         self.engine.step()
         norm = float(self.engine.get_global_grad_norm() if wrapped else norm)
         if not torch.isfinite(torch.tensor(norm)):
-            raise RunError(f"learner: gradient norm is {norm}; lower sleep.lr or sleep.grad_clip")
+            raise RunError(
+                f"learner: gradient norm is {norm}; lower sleep.lr or learners.grad_clip"
+            )
         return norm
 
     def _norm(self) -> float:

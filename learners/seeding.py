@@ -145,13 +145,13 @@ class Seeding(nn.Module):
     """
 
     def __init__(
-        self, model: nn.Module, sleep, pad: int = 0, recall: HiddenStateCache | None = None
+        self, model: nn.Module, config, pad: int = 0, recall: HiddenStateCache | None = None
     ):
         """`recall`: where the teacher's hidden states of a night are kept; None: computed anew, all
         rows in one pass.
         """
         super().__init__()
-        self.model, self.sleep, self.pad, self.recall = model, sleep, pad, recall
+        self.model, self.config, self.pad, self.recall = model, config, pad, recall
         # model.teachers, while they are there; no parts of this module
         self.others: tuple[nn.Module, ...] = ()
         firsts = [level for name, level in memory_levels(model).items() if name.endswith(".0")]
@@ -198,7 +198,8 @@ class Seeding(nn.Module):
         """([P] divergence from the teacher of each position, [P] student log-probability of the
         token).
         """
-        s, found, where, sharp_P = self.sleep, [], [], batch.temperature_P
+        s, chunk = self.config.objective, self.config.learners.logit_chunk
+        found, where, sharp_P = [], [], batch.temperature_P
         for who, (readings, where_P) in batch.teachers.items():
             model = self.others[who - 1] if who else self.model
             found.append(
@@ -209,7 +210,7 @@ class Seeding(nn.Module):
                     batch.token_P[where_P],
                     kind=s.divergence,
                     beta=s.beta,
-                    chunk=s.logit_chunk,
+                    chunk=chunk,
                     temperature_P=sharp_P if sharp_P is None else sharp_P[where_P],
                     teacher_head=model.lm_head,
                 )
@@ -221,7 +222,7 @@ class Seeding(nn.Module):
                 self.model.lm_head,
                 student_PD[batch.told_P],
                 batch.token_P[batch.told_P],
-                s.logit_chunk,
+                chunk,
             )
             found.append((-logp_P, logp_P))
             where.append(batch.told_P)
@@ -236,19 +237,23 @@ class Seeding(nn.Module):
         """(loss, sums for the metrics). `seeding` False: cross entropy on the completions (the
         baselines).
         """
-        s = self.sleep
+        config = self.config
         student_PD = self.hidden(batch.student, STUDENT)
         if not seeding:
-            logp_P = token_logprobs(self.model.lm_head, student_PD, batch.token_P, s.logit_chunk)
+            logp_P = token_logprobs(
+                self.model.lm_head, student_PD, batch.token_P, config.learners.logit_chunk
+            )
             total = -(logp_P * batch.weight_P).sum()
             return total / positions.clamp(min=1), {"loss_sum": total.detach()}
         div_P, logp_P = self._terms(batch, student_PD)
-        policy_P = imitation(logp_P, batch.behaviour_P, batch.advantage_P, s.is_cap)
+        policy_P = imitation(
+            logp_P, batch.behaviour_P, batch.advantage_P, config.imitation.importance_cap
+        )
         loss = l_ks(
             div_P * batch.weight_P * batch.share_P,
             policy_P,
             batch.rewarded_P,
-            s.alpha,
+            config.objective.alpha,
             positions,
             rewarded,
         )

@@ -79,7 +79,7 @@ class LearnerWorker:
             if config.learners.zero_stage < 3
             else None
         )
-        self.module = Seeding(self.model, config.sleep, self.pad, recall)
+        self.module = Seeding(self.model, config, self.pad, recall)
         plastic = list(self.module.plastic.parameters())
         options = deepspeed_config(
             config.learners,
@@ -93,7 +93,7 @@ class LearnerWorker:
         self.chunks = Chunks(
             self.module,
             lr=config.wake.lr,
-            logit_chunk=config.sleep.logit_chunk,
+            logit_chunk=config.learners.logit_chunk,
             rank=self.rank,
             world=self.world,
         )
@@ -201,7 +201,7 @@ class LearnerWorker:
 
     def _optimize(self, batch_N: list[TrainingRow], lr: float, seeding: bool) -> StepResult:
         began, tokens = time.perf_counter(), sum(len(r.completion_T) for r in batch_N)
-        weight = self.config.sleep.prompt_weight if seeding else 1.0
+        weight = self.config.objective.prompt_weight if seeding else 1.0
         positions = sum(sum(over_tokens(r, weight, 1.0)) for r in batch_N)
         rewarded = sum(len(r.completion_T) for r in batch_N if r.advantage is not None)
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
@@ -227,7 +227,7 @@ class LearnerWorker:
             raise RunError(
                 f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, "
                 "lower it (sleep.lr, baselines.lr, "
-                "dream.policy_lr); nothing of this night was applied"
+                "dream.policy.lr); nothing of this night was applied"
             )
         totals.update(
             grad_norm=self.engine.step(lr),
@@ -304,7 +304,7 @@ class LearnerWorker:
                 self.pad,
                 whole=whole,
                 size=self.config.learners.micro_batch,
-                chunk=self.config.sleep.logit_chunk,
+                chunk=self.config.learners.logit_chunk,
             ).tolist()
         except ValueError as error:
             raise RunError(f"learner: {error}") from error
@@ -370,7 +370,7 @@ class LearnerWorker:
         hidden_PD = self.module.hidden(rows, view)
         return tuple(
             token_logprobs(
-                self.model.lm_head, hidden_PD, token_P, self.config.sleep.logit_chunk
+                self.model.lm_head, hidden_PD, token_P, self.config.learners.logit_chunk
             ).tolist()
         )
 

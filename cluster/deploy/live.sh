@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 config=$1 name=$2
 shift 2
 shared=$SLEEP_RL_SHARED
-here=("cluster.address=${RAY_ADDRESS:-auto}" "cluster.wait_s=${SLEEP_RL_WAIT_S:-1800}")
+here=("cluster.address=${RAY_ADDRESS:-auto}" "cluster.wait_for_nodes_s=${SLEEP_RL_WAIT_S:-1800}")
 if [ -f "$shared/runs/$name/run.json" ]; then
   exec sleep-rl resume "$shared/runs/$name" "${here[@]}"
 fi

@@ -177,7 +177,12 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
             f"drill: cluster.runtime.backend ray, where workers are processes, got {config.cluster.backend}"
         )
     home = _home(config)
-    fixed = [*overrides, "sleep.lag=0", f"cluster.restarts={4 * len(PHASES)}", "cluster.watch_s=20"]
+    fixed = [
+        *overrides,
+        "sleep.lag=0",
+        f"cluster.restarts={4 * len(PHASES)}",
+        "cluster.report_after_s=20",
+    ]
     say(f"{home}: what each life printed, and its run folder")
     quiet = Life("undisturbed", path, fixed, home)
     if (code := quiet.wait()) != 0:

@@ -8,6 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sleep_rl.config.method import (
+    Checks,
+    Dream,
+    Generation,
+    Imitation,
+    Objective,
+    Reading,
+    Rehearsal,
+    Replay,
+    RewardConfig,
+    Sleep,
+    Wake,
+)
 from sleep_rl.config.tasks import TaskConfig, key
 
 
@@ -17,6 +30,13 @@ class Run:
     dir: str = key("runs", "folder that holds the run folders")
     cache: str = key("cache", "folder for base models that are trained on first use")
     seed: int = key(0, "seed of data, initialisation and sampling", low=0, high=2**32 - 1)
+    checkpoint_steps: int = key(
+        300,
+        "steps of a night after which, at the end of a round, it "
+        "writes a checkpoint to go on from; "
+        "0: only between nights",
+        low=0,
+    )
 
 
 @dataclass(frozen=True)
@@ -60,268 +80,6 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Wake:
-    lr: float = key(
-        1e-3,
-        "eta of equation 2; a level's gradients are summed over its chunk, one "
-        "per document; 0 switches "
-        "wake updates off",
-        low=0,
-    )
-
-
-@dataclass(frozen=True)
-class Sleep:
-    steps: int = key(
-        600,
-        "optimizer steps of a consolidation; a level's takes as many for each "
-        "that came into it since it "
-        "last moved",
-        low=1,
-    )
-    steps_per_round: int = key(
-        20, "steps between two pushes of the student, sampled for at once", low=1
-    )
-    lag: int = key(
-        0, "versions by which the rollouts may run ahead of the learner; 0: they take turns", low=0
-    )
-    checkpoint_steps: int = key(
-        300,
-        "steps of a night after which, at the end of a round, it "
-        "writes a checkpoint to go on from; "
-        "0: only between nights",
-        low=0,
-    )
-    max_gap: float = key(
-        1.0,
-        "largest mean log-probability difference between sampler and "
-        "learner, at the first step "
-        "behind a push, nats per token; a larger one ends the run",
-        above=0,
-    )
-    batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
-    replay: float = key(
-        0.5, "share of sequences written without a document (self-replay)", low=0, high=1
-    )
-    rehearse: float = key(
-        0.5,
-        "share of self-replay that answers the prompts which the teacher "
-        "wrote in past nights; the "
-        "rest is written from nothing",
-        low=0,
-        high=1,
-    )
-    rehearse_written: int = key(
-        1000, "answers to such prompts that the teacher writes per night", low=1
-    )
-    rehearse_prompts: int = key(
-        500, "prompts kept per night: those that were written most often", low=1
-    )
-    rehearse_free: int = key(
-        0,
-        "the same for prompts that were written without a document: what "
-        "was known long ago is then "
-        "rehearsed, too, where the student lacks it",
-        low=0,
-    )
-    rehearse_confidence: float = key(
-        0.0,
-        "a prompt is not kept, and an answer to one left out, "
-        "where the teacher gave its answer "
-        "less than this probability; 0: none is",
-        low=0,
-        high=1,
-    )
-    rehearse_temperature: float = key(
-        1.0,
-        "temperature of the teacher where it answers such "
-        "prompts, both to sample the answers "
-        "and to learn from them; and of what is learned of "
-        "its answers about texts of its own "
-        "(reading_written). Below 1 what it is fairly sure of "
-        "becomes surer again, which many "
-        "consolidations would wear down",
-        low=0.01,
-    )
-    rehearse_by: str = key(
-        "divergence",
-        "which prompts: those where the student still differs "
-        "from the teacher (at "
-        "rehearse_temperature), or all alike",
-        choices=("divergence", "uniform"),
-    )
-    reading: int = key(
-        4,
-        "rows per step beside the batch on which the student has the document, "
-        "too: it goes on reading",
-        low=0,
-    )
-    reading_written: int = key(
-        0,
-        "texts that the teacher begins from nothing per night for "
-        "these rows; those that are documents, "
-        "and what it writes about them, are read instead of the day's, "
-        "which it comes to know by heart",
-        low=0,
-    )
-    on_policy: float = key(
-        1.0,
-        "lambda of equation 3: share of divergence rows on student samples; equation 6 has 1",
-        low=0,
-        high=1,
-    )
-    alpha: float = key(
-        0.5,
-        "weight of the divergence in equation 6; 1 - alpha weighs the "
-        "imitation reward; 1 switches "
-        "imitation off",
-        low=0,
-        high=1,
-    )
-    divergence: str = key(
-        "forward_kl",
-        "Div(T||S) over the full vocabulary",
-        choices=("forward_kl", "reverse_kl", "jsd"),
-    )
-    beta: float = key(0.5, "beta of the generalised JSD, inside (0, 1)", low=0, high=1)
-    prompt_weight: float = key(
-        0.2,
-        "weight of the divergence on a written sequence's own prompt "
-        "x (1 on its answer y); "
-        "above 0, so that what was written can be written "
-        "again",
-        low=0,
-        high=1,
-    )
-    group: int = key(4, "student completions per prefix (group-relative advantage)", low=2)
-    prefix_min: float = key(
-        0.1, "shortest imitation prefix, as a share of the teacher's sequence", low=0, high=1
-    )
-    prefix_max: float = key(
-        0.7, "longest imitation prefix, as a share of the teacher's sequence", low=0, high=1
-    )
-    scale_advantage: bool = key(
-        True, "divide the advantage by the group's standard deviation (GRPO)"
-    )
-    is_cap: float = key(2.0, "cap of the truncated importance weight of stale samples", above=0)
-    temperature: float = key(
-        1.0,
-        "sampling temperature of the teacher's writing, rehearsed "
-        "answers aside; the student samples "
-        "with 1",
-        above=0,
-    )
-    min_p: float = key(
-        0.0,
-        "writing about a document: tokens less likely than this share of the "
-        "likeliest are not "
-        "sampled; a small model copies more faithfully so (from nothing it "
-        "is to write all sorts)",
-        low=0,
-        high=1,
-    )
-    confidence: float = key(
-        0.0,
-        "what the teacher wrote about a document is left out where it "
-        "gave its own answer y less "
-        "than this probability; 0: nothing is",
-        low=0,
-        high=1,
-    )
-    written: int = key(60, "sequences that the teacher writes per document and night", low=1)
-    replay_written: int = key(
-        2000, "sequences that the teacher writes per night without any document", low=1
-    )
-    lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
-    warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
-    grad_clip: float = key(1.0, "largest gradient norm", above=0)
-    logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
-    on_full: str = key(
-        "error",
-        "when every expert of the receiving level is in use: refuse, "
-        "merge the two oldest and the "
-        "night into one, or give up the "
-        "oldest",
-        choices=("error", "merge", "recycle_oldest"),
-    )
-    expansion: bool = key(True, "unlock a new expert each night; false trains the newest one on")
-    reset: bool = key(
-        True,
-        "drop the sender after its consolidation: documents and cached "
-        "context, or a level's experts",
-    )
-
-
-@dataclass(frozen=True)
-class Dream:
-    rounds: int = key(
-        0,
-        "rounds of dreaming behind each night (paper.md section 4); 0 switches dreaming off",
-        low=0,
-    )
-    tasks: int = key(12, "tasks (C, tau) that are dreamed about in a round", low=1)
-    curriculum: str = key(
-        "weakest",
-        "which: drawn in proportion to what the retention matrix "
-        "lacks (the newest day, not "
-        "yet in it, lacks everything), of the newest day only, or "
-        "all alike",
-        choices=("weakest", "newest", "uniform"),
-    )
-    m: int = key(15, "dreams written per task", low=1)
-    k: int = key(4, "dreams of a task that are kept for their importance", low=0)
-    b: int = key(1, "dreams of a task that are kept at random beside them", low=0)
-    importance: str = key(
-        "inner",
-        "omega: inner product of a dream's gradient with that of C's "
-        "loss, its norm, or the inner "
-        "product less what was chosen already (GREATS); random: no "
-        "selection",
-        choices=("inner", "norm", "greedy", "random"),
-    )
-    novelty: bool = key(
-        True,
-        "each router also activates one random expert while dreams are "
-        "written; seen only where "
-        "model.top_k is below the number of unlocked experts",
-    )
-    temperature: float = key(1.0, "sampling temperature of dreams", above=0)
-    inner_lr: float = key(1e-3, "peak learning rate of an isolated copy", above=0)
-    inner_epochs: int = key(10, "passes of an isolated copy over its dream's texts", low=1)
-    inner_rank: int = key(32, "LoRA rank of an isolated copy", choices=(8, 16, 32, 64, 128, 256))
-    inner_alpha: float = key(64, "LoRA alpha of an isolated copy", above=0)
-    seeds: int = key(
-        3,
-        "training seeds whose mean tau is rewarded; one more is trained that the reward never sees",
-        low=1,
-    )
-    margin: float = key(
-        0.0, "by how much that mean must beat the un-updated model's tau", low=0, high=1
-    )
-    accept: str = key(
-        "all_positive",
-        "rewarded dreams that are learned: all, or the best one of each task",
-        choices=("all_positive", "best_of_k"),
-    )
-    mstep_init: str = key(
-        "previous",
-        "where each round's dreaming policy starts: the last round's, or the model itself",
-        choices=("previous", "base"),
-    )
-    policy_lr: float = key(4e-3, "peak learning rate of the dreaming policy's expert", low=0)
-    policy_epochs: int = key(
-        2,
-        "passes of the policy over the accepted dreams; 0: dreams are always the model's own",
-        low=0,
-    )
-    policy_batch: int = key(10, "dreams per optimizer step of the policy", low=1)
-    steps: int = key(
-        200, "optimizer steps in which the model itself learns the night's accepted dreams", low=1
-    )
-    replay: float = key(0.5, "share of self-replay beside them", low=0, high=1)
-
-
-@dataclass(frozen=True)
 class Critics:
     workers: int = key(
         1,
@@ -335,72 +93,21 @@ class Critics:
     )
     gpus: float = key(0.0, "GPUs per critic", low=0, high=1)
     threads: int = key(1, "threads per critic on CPU", low=1)
-    together: int = key(
+    copies_per_pass: int = key(
         16, "isolated copies trained in one forward pass and held by the engine at once", low=1
     )
     engine: dict = key({}, "options of the critics' vLLM engines that win over rollouts.engine")
 
 
 @dataclass(frozen=True)
-class RewardConfig:
-    gamma: float | None = key(
-        None,
-        "weight of the semantic reward in equation 4; null: 0.5 with a reward model, else 0",
-        low=0,
-        high=1,
-    )
-    z0: float = key(
-        0.5,
-        "equation 5 cut-off: below 1 a share of the longer sequence, from 1 on a token count",
-        above=0,
-    )
-    semantic: str = key(
-        "none",
-        "frozen reward model, or a class of your own",
-        choices=("none", "encoder", "judge", "custom"),
-    )
-    target: str | None = key(
-        None,
-        "custom: module:Class or path/to/file.py:Class, which every "
-        "node can import; its `score` takes "
-        "a list of (student's text, teacher's text) and returns a "
-        "number from 0 to 1 for each",
-    )
-    options: dict = key({}, "custom: keyword arguments of that class")
-    model: str | None = key(
-        None, "path or hub name of the reward model; null: the base model itself"
-    )
-    threshold: float = key(
-        0.9, "encoder: least cosine similarity that counts as the same meaning", low=-1, high=1
-    )
-    template: str = key(
-        "First: {student}\nSecond: {teacher}\nSame meaning (yes or no):",
-        "judge: the prompt, with {student} and {teacher}; yes or no is read from the next token",
-    )
-    timeout_s: float = key(
-        30.0, "seconds a reward call may take; a late one is a failed sample", above=0
-    )
-    workers: int = key(1, "reward actors (used with a semantic reward)", low=1)
-    cpus: float = key(0.0, "CPUs per reward actor; 0 shares the node's cores", low=0)
-    gpus: float = key(0.0, "GPUs per reward actor", low=0)
-
-
-@dataclass(frozen=True)
 class Rollouts:
     workers: int = key(2, "rollout actors, one vLLM engine each", low=1)
     cpus: float = key(1.0, "CPUs per rollout actor", low=0)
-    gpus: float = key(
-        0.0, "GPUs per rollout actor (= tensor parallel size of its engine when above 1)", low=0
+    gpus: float = key(0.0, "GPUs per rollout actor", low=0)
+    tensor_parallel: int = key(
+        1, "GPUs over which an engine splits its model; above 1 it has as many", low=1
     )
     threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
-    probe_tolerance: float | None = key(
-        None,
-        "largest log-probability difference on the probe "
-        "prompt after a push, "
-        "nats; null: 1e-3 in float32, 0.5 in "
-        "bfloat16",
-        above=0,
-    )
     engine: dict = key(
         {
             "max_model_len": 256,
@@ -437,6 +144,8 @@ class Learners:
         "3)",
         low=0,
     )
+    grad_clip: float = key(1.0, "largest gradient norm", above=0)
+    logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
 
 
 @dataclass(frozen=True)
@@ -451,10 +160,10 @@ class Cluster:
     )
     start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
     call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
-    watch_s: float = key(
+    report_after_s: float = key(
         60.0, "seconds of waiting for workers after which the console says for which", above=0
     )
-    wait_s: float = key(
+    wait_for_nodes_s: float = key(
         0.0,
         "seconds that a run waits at its start for nodes that are still to "
         "come; 0: what is missing ends it "
@@ -491,7 +200,7 @@ class Evaluate:
         low=0,
         high=1,
     )
-    completions: int = key(6, "answers per day kept for the report, before and after", low=0)
+    examples: int = key(6, "answers per day kept for the report, before and after", low=0)
 
 
 @dataclass(frozen=True)
@@ -522,7 +231,14 @@ class Config:
     model: Model = field(default_factory=Model)
     wake: Wake = field(default_factory=Wake)
     sleep: Sleep = field(default_factory=Sleep)
+    generation: Generation = field(default_factory=Generation)
+    replay: Replay = field(default_factory=Replay)
+    rehearsal: Rehearsal = field(default_factory=Rehearsal)
+    reading: Reading = field(default_factory=Reading)
+    imitation: Imitation = field(default_factory=Imitation)
+    objective: Objective = field(default_factory=Objective)
     dream: Dream = field(default_factory=Dream)
+    checks: Checks = field(default_factory=Checks)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollouts: Rollouts = field(default_factory=Rollouts)
     learners: Learners = field(default_factory=Learners)
@@ -541,7 +257,7 @@ class Config:
     @property
     def probe_tolerance(self) -> float:
         """In nats, as used. One rounding of a bfloat16 logit between 8 and 16 is 0.06."""
-        return self.rollouts.probe_tolerance or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
+        return self.checks.probe or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
 
     @property
     def nights(self) -> int:

@@ -46,13 +46,13 @@ def check(config: Config) -> None:
             f"{m.experts}",
         )
     refuse(
-        s.prefix_min > s.prefix_max,
-        f"sleep.prefix_min: at most sleep.prefix_max = {s.prefix_max}, got {s.prefix_min}",
+        config.imitation.prefix_min > config.imitation.prefix_max,
+        f"imitation.prefix_min: at most imitation.prefix_max = {config.imitation.prefix_max}, got {config.imitation.prefix_min}",
     )
     refuse(
-        s.divergence == "jsd" and not 0 < s.beta < 1,
-        "sleep.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), "
-        f"got {s.beta}",
+        config.objective.divergence == "jsd" and not 0 < config.objective.beta < 1,
+        "objective.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), "
+        f"got {config.objective.beta}",
     )
     refuse(
         config.gamma > 0 and config.reward.semantic == "none",
@@ -80,8 +80,12 @@ def check(config: Config) -> None:
         f"reward.template: {{student}} and {{teacher}} are its fields, both needed, got "
         f"{config.reward.template!r}",
     )
-    refuse(d.k + d.b > d.m, f"dream.k + dream.b: at most dream.m = {d.m}, got {d.k + d.b}")
-    refuse(d.k + d.b == 0, "dream.k + dream.b: at least 1, got 0")
+    kept = d.keep_top + d.keep_random
+    refuse(
+        kept > d.dreams_per_task,
+        f"dream.keep_top + dream.keep_random: at most dream.dreams_per_task = {d.dreams_per_task}, got {kept}",
+    )
+    refuse(kept == 0, "dream.keep_top + dream.keep_random: at least 1, got 0")
     if d.rounds:
         _check_dreams(config, refuse)
     refuse(
@@ -89,9 +93,11 @@ def check(config: Config) -> None:
         f"sleep.batch: at least one sequence per learner rank ({config.learners.world_size}), "
         f"got {s.batch}",
     )
+    r = config.rollouts
     refuse(
-        config.rollouts.gpus > 1 and config.rollouts.gpus != int(config.rollouts.gpus),
-        f"rollouts.gpus: a whole number above 1, got {config.rollouts.gpus}",
+        r.gpus != r.tensor_parallel and max(r.gpus, r.tensor_parallel) > 1,
+        "rollouts.tensor_parallel: as many as rollouts.gpus where either is above 1, got "
+        f"{r.tensor_parallel} with {r.gpus:g}",
     )
     refuse(
         s.lag > 0 and config.cluster.backend == "local",
@@ -114,10 +120,10 @@ def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:
         task == "world" and not config.task.world.deep,
         "task.world.deep: true for dreaming, got false",
     )
-    refuse(d.replay == 1, "dream.replay: below 1, or no dream is learned, got 1")
+    refuse(d.replay_share == 1, "dream.replay_share: below 1, or no dream is learned, got 1")
     refuse(
-        config.sleep.alpha == 0,
-        "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0",
+        config.objective.alpha == 0,
+        "objective.alpha: above 0 with dream.rounds, or no dream is learned, got 0",
     )
     refuse(
         ranks.zero_stage == 3 and ranks.world_size > 1,

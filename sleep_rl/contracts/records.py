@@ -211,8 +211,8 @@ class Lesson:
     """
 
     texts: tuple[TrainingText, ...]
-    lr: float | None = None  # None: dream.inner_lr
-    epochs: int | None = None  # None: dream.inner_epochs
+    lr: float | None = None  # None: dream.copies.lr
+    epochs: int | None = None  # None: dream.copies.epochs
 
 
 @dataclass(frozen=True)

@@ -85,8 +85,10 @@ def write(
             learner.rebase_policy_expert(DREAMER)
         else:
             learner.load_state(DREAMER)
-    with run.console.phase(f"night {night}: dreams, round {number}", total=how.m) as tick:
-        for i in range(how.m):
+    with run.console.phase(
+        f"night {night}: dreams, round {number}", total=how.dreams_per_task
+    ) as tick:
+        for i in range(how.dreams_per_task):
             wander = rng.getrandbits(31) if how.novelty else None
             experts = {} if wander is None else learner.activate_random_expert(wander)
             if i == 0 or how.novelty:
@@ -209,7 +211,9 @@ def try_out(
     by_id = {task.id: task for task in tasks}
     kept = [d for d in dreams if d.kept]
     trials = [Trial((), _asked(run, task)) for task in tasks]
-    trials += [_trial(run, by_id[d.task], d, copy) for d in kept for copy in range(how.seeds + 1)]
+    trials += [
+        _trial(run, by_id[d.task], d, copy) for d in kept for copy in range(how.copies.seeds + 1)
+    ]
     with (
         run.console.phase(f"night {night}: {len(trials)} copies try out {len(kept)} dreams"),
         run.timed(
@@ -218,14 +222,14 @@ def try_out(
     ):
         answers = run.crew.try_out(trials, Sampling(run.task.max_answer_tokens, 0.0, run.texts.eos))
     run.count_failures("critic", answers)
-    owners = [*tasks, *(by_id[d.task] for d in kept for _ in range(how.seeds + 1))]
+    owners = [*tasks, *(by_id[d.task] for d in kept for _ in range(how.copies.seeds + 1))]
     taus = [_tau(run, task, answer) for task, answer in zip(owners, answers, strict=True)]
     before, rest = dict(zip(by_id, taus[: len(tasks)], strict=True)), iter(taus[len(tasks) :])
     out = []
     for d in dreams:
         if d.kept:
-            mine = [next(rest) for _ in range(how.seeds + 1)]
-            d = _with(d, judged(before[d.task], mine[:-1], mine[-1], how.margin))
+            mine = [next(rest) for _ in range(how.copies.seeds + 1)]
+            d = _with(d, judged(before[d.task], mine[:-1], mine[-1], how.copies.margin))
         out.append(d)
     _record(run, night, number, by_id, out)
     return _plain(out)
@@ -243,8 +247,8 @@ def _trial(run: RunContext, task: DreamTask, dream: Dream, copy: int) -> Trial:
         rows,
         _asked(run, task),
         rng.getrandbits(31),
-        lesson.lr or how.inner_lr,
-        lesson.epochs or how.inner_epochs,
+        lesson.lr or how.copies.lr,
+        lesson.epochs or how.copies.epochs,
     )
 
 
@@ -328,16 +332,16 @@ def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: 
     of its own. Returns whether the policy has a memory of its own now.
     """
     how, texts, learner = run.config.dream, run.texts, run.crew.learn
-    if not good or how.policy_epochs == 0:
+    if not good or how.policy.epochs == 0:
         return policy
     by_id = {t.id: t for day in run.task.days()[:night] for t in run.task.dream_tasks(day)}
     opener = texts.ids(run.task.dream_opener)
     rows = [TrainingRow(texts.context(by_id[d.task].context) + opener, d.ids) for d in good]
     rng = random.Random(f"follow {run.config.run.seed} {night} {number}")
-    queue = [row for _ in range(how.policy_epochs) for row in rng.sample(rows, len(rows))]
-    steps = math.ceil(len(queue) / how.policy_batch)
+    queue = [row for _ in range(how.policy.epochs) for row in rng.sample(rows, len(rows))]
+    steps = math.ceil(len(queue) / how.policy.batch)
     learner.save_state(SELF)
-    again = policy and how.mstep_init == "previous"
+    again = policy and how.policy.init == "previous"
     if again:
         learner.load_state(DREAMER)
     learner.open_night(1, on_full="again" if again else "newest")
@@ -346,7 +350,7 @@ def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: 
     ) as tick:
         for step in range(steps):
             metrics = learner.sft_step(
-                queue[step * how.policy_batch :][: how.policy_batch], step, steps, how.policy_lr
+                queue[step * how.policy.batch :][: how.policy.batch], step, steps, how.policy.lr
             )
             run.journal.log(
                 "policy", night=night, round=number, step=step, steps=steps, loss=metrics["loss"]

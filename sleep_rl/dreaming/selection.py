@@ -12,7 +12,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from sleep_rl.config.schema import Dream as DreamConfig
+from sleep_rl.config.method import Dream as DreamConfig
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import DreamTask, Ids
 
@@ -89,13 +89,13 @@ def keep(
     rank = [w if math.isfinite(w) else -math.inf for w in omega]
     everyone = range(len(omega))
     if how.importance == "random":
-        return omega, sorted(rng.sample(everyone, min(how.k + how.b, len(omega))))
+        return omega, sorted(rng.sample(everyone, min(how.keep_top + how.keep_random, len(omega))))
     if how.importance == "greedy":
-        best = greedy(gram, how.k)
+        best = greedy(gram, how.keep_top)
     else:
-        best = sorted(everyone, key=lambda i: (-rank[i], i))[: how.k]
+        best = sorted(everyone, key=lambda i: (-rank[i], i))[: how.keep_top]
     rest = [i for i in everyone if i not in best]
-    return omega, sorted(best + rng.sample(rest, min(how.b, len(rest))))
+    return omega, sorted(best + rng.sample(rest, min(how.keep_random, len(rest))))
 
 
 def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:

@@ -119,7 +119,7 @@ def keep_completions(run: RunContext, when: str, day: Day, weights: str) -> None
     """Journals the answers to a day's first questions, without documents, for the report: before
     and after its night.
     """
-    questions = list(day.questions[: run.config.evaluate.completions])
+    questions = list(day.questions[: run.config.evaluate.examples])
     for question, text in zip(questions, answer(run, questions, weights, {}), strict=True):
         grade = text if isinstance(text, Failure) else run.task.grade(question, text)
         if not isinstance(grade, Failure):

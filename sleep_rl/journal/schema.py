@@ -39,7 +39,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "read": ("sequences about documents of the teacher's own", "count"),
         "unfinished": ("left out: no end", "count"),
         "no_answer": ("left out: no answer", "count"),
-        "unsure": ("left out: an answer below sleep.confidence", "count"),
+        "unsure": ("left out: an answer below generation.min_confidence", "count"),
         "examples": ("a few of D", ""),
     },
     "seed": {

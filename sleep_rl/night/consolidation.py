@@ -70,7 +70,7 @@ class Night:
     level sends, what is trained on is replayed or rehearsed. Beside it documents are read: the
     teacher's own, or those of the day, which the context window still holds then. In night 0 the
     models of model.teachers write, from nothing. With sender DREAMS what is new was `told`: the
-    texts of accepted dreams, beside dream.replay of self-replay.
+    texts of accepted dreams, beside dream.replay_share of self-replay.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Night:
     ):
         self.run, self.night, self.sender = run, night, sender
         self.others = range(1, len(run.config.model.teachers) + 1) if night == 0 else ()
-        self.told, how = told or [], run.config.sleep
+        self.told, config = told or [], run.config
         source = (
             "other models"
             if self.others
@@ -94,27 +94,31 @@ class Night:
             else day.name
         )
         self.where = {"night": night, "sender": sender, "day": source}
-        there = day.documents if day and how.replay < 1 else ()
-        self.reads = there if how.reading else ()
-        self.documents = there if sender == 0 else () if how.reading_written else self.reads
+        there = day.documents if day and config.replay.share < 1 else ()
+        self.reads = there if config.reading.rows else ()
+        self.documents = (
+            there if sender == 0 else () if config.reading.synthetic_documents else self.reads
+        )
         changed = (
-            {"replay": 1.0, "steps": run.config.steps(night, sender)}
+            {"replay": {"share": 1.0}, "sleep": {"steps": config.steps(night, sender)}}
             if sender
             else {}
             if day
-            else {"reading": 0}
+            else {"reading": {"rows": 0}}
         )
         # nothing is to be sampled from the student, so it need not be pushed before the end
         if told:
-            how = run.config.dream
+            steps = config.dream.steps
             changed = {
-                "replay": how.replay,
-                "reading": 0,
-                "on_policy": 0.0,
-                "steps": how.steps,
-                "steps_per_round": how.steps,
+                "replay": {"share": config.dream.replay_share},
+                "reading": {"rows": 0},
+                "objective": {"on_policy": 0.0},
+                "sleep": {"steps": steps, "steps_per_round": steps},
             }
-        self.config = config = replace(run.config, sleep=replace(run.config.sleep, **changed))
+        sections = {
+            name: replace(getattr(config, name), **values) for name, values in changed.items()
+        }
+        self.config = config = replace(config, **sections)
         self.shares = Shares.of(config)
         self.rng = random.Random(f"night {config.run.seed} {night} {sender}")
         self.began, self.done = time.monotonic(), 0  # steps, in an earlier process
@@ -130,22 +134,22 @@ class Night:
         run, config, seed = self.run, self.config, f"{self.night} {self.sender}"
         behind, free = writing_requests(run.texts, self.documents, config, seed)
         prompts = (
-            run.index.draw(config.sleep.rehearse_written, self.rng) if config.sleep.rehearse else []
+            run.index.draw(config.rehearsal.samples, self.rng) if config.rehearsal.share else []
         )
         again = rehearsal_requests(run.texts, prompts, config, seed)
-        anew = config.sleep.reading_written if self.reads else 0
+        anew = config.reading.synthetic_documents if self.reads else 0
         total = len(behind) + len(free) * (1 + len(self.others)) + len(again) + anew
         with run.console.phase(f"{self.title}: the teacher writes", total=total) as self.tick:
-            samples = self._sample(behind, TEACHER, min_p=config.sleep.min_p) + self._sample(
+            samples = self._sample(behind, TEACHER, min_p=config.generation.min_p) + self._sample(
                 free, TEACHER
             )
-            data, left = readable(run.texts, samples, config.sleep.confidence)
+            data, left = readable(run.texts, samples, config.generation.min_confidence)
             new, replay = ([w for w in data if w.replay == kind] for kind in (False, True))
-            sharp = config.sleep.rehearse_temperature
+            sharp = config.rehearsal.temperature
             answers, unanswered = readable(
                 run.texts,
                 rehearsed(prompts, self._sample(again, TEACHER, temperature=sharp)),
-                config.sleep.rehearse_confidence,
+                config.rehearsal.min_confidence,
             )
             answers = [replace(w, temperature=sharp) for w in answers]
             for k in self.others:
@@ -155,7 +159,7 @@ class Night:
             own = self._read_anew() if anew else []
         new += self.told
         left = {k: v + unanswered[k] for k, v in left.items()}
-        if (config.sleep.replay < 1 and not new) or (config.sleep.replay > 0 and not replay):
+        if (config.replay.share < 1 and not new) or (config.replay.share > 0 and not replay):
             raise RunError(
                 f"{self.title}: the teacher wrote {len(new)} readable sequences about "
                 "what is new and "
@@ -192,7 +196,7 @@ class Night:
         """What the teacher writes about documents that it wrote itself, from nothing: no memory can
         answer for the reading.
         """
-        texts, sleep = self.run.texts, self.config.sleep
+        texts, config = self.run.texts, self.config
         longest = max(len(texts.ids(document.text)) for document in self.reads)
         begun = document_requests(texts, self.config, f"{self.night} {self.sender}")
         contexts = documents_of(
@@ -201,10 +205,12 @@ class Night:
         seeds = random.Random(f"read {self.config.run.seed} {self.night} {self.sender}")
         requests = [Request(texts.opener, context, seeds.getrandbits(31)) for context in contexts]
         read = readable(
-            texts, self._sample(requests, TEACHER, min_p=sleep.min_p, shown=False), sleep.confidence
+            texts,
+            self._sample(requests, TEACHER, min_p=config.generation.min_p, shown=False),
+            config.generation.min_confidence,
         )[0]
         # sampled as ever: questions of all sorts
-        return [replace(w, temperature=sleep.rehearse_temperature) for w in read]
+        return [replace(w, temperature=config.rehearsal.temperature) for w in read]
 
     def safe(self, step: int) -> None:
         """Writes how far the night is after `step` steps, so that it can go on from there
@@ -263,7 +269,7 @@ class Night:
 
     def _replay(self, count: int) -> list[TeacherSequence]:
         """Self-replay: a share of it rehearsed, as far as there is anything to rehearse."""
-        again = self.again.take(round(self.config.sleep.rehearse * count))
+        again = self.again.take(round(self.config.rehearsal.share * count))
         return again + self.free.take(count - len(again))
 
     def schedule(self) -> list[list[range]]:
@@ -273,7 +279,7 @@ class Night:
         sleep = self.config.sleep
         size, steps = sleep.steps_per_round, sleep.steps
         rounds = [range(start, min(start + size, steps)) for start in range(self.done, steps, size)]
-        together = math.ceil(sleep.checkpoint_steps / size) or len(rounds) or 1
+        together = math.ceil(self.config.run.checkpoint_steps / size) or len(rounds) or 1
         return [rounds[start : start + together] for start in range(0, len(rounds), together)]
 
     def sampled(self, number: int, steps: range) -> Round:
@@ -289,8 +295,10 @@ class Night:
             continuation_requests(texts, prefixes, config, self.rng), STUDENT, round=number
         )
         rewards, metrics, began = None, {}, time.monotonic()
-        if config.sleep.alpha < 1 and samples:
-            rewards, metrics = self.run.crew.score(pairs_of(prefixes, samples, config.sleep.group))
+        if config.objective.alpha < 1 and samples:
+            rewards, metrics = self.run.crew.score(
+                pairs_of(prefixes, samples, config.imitation.group_size)
+            )
             self.run.count_failures("reward", rewards)
         scored_s = time.monotonic() - began
         groups = student_rows(texts, prefixes, samples, rewards, config)
@@ -320,7 +328,7 @@ class Night:
             for row in groups.pop()
         ]
         written = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
-        count = self.config.sleep.reading
+        count = self.config.reading.rows
         reading = whole_rows(texts, self.own.take(count)) or reading_rows(
             texts, self.new.take(count)
         )
@@ -342,12 +350,12 @@ class Night:
         for written, divergence in zip(batch.written, divergence_N[batch.first :], strict=False):
             if written.prompt_T:
                 run.index.learned(written.prompt_T, divergence)
-        gap, most = metrics.get("logprob_gap", 0.0), self.config.sleep.max_gap
+        gap, most = metrics.get("logprob_gap", 0.0), self.config.checks.logprob_gap
         if step == sampled.steps.start and gap > most:
             raise RunError(
                 f"{self.title}, step {step}: sampler and learner differ by {gap:.2g} "
                 "nats a token, allowed "
-                f"are sleep.max_gap = {most:g}; nothing of this night was applied"
+                f"are checks.logprob_gap = {most:g}; nothing of this night was applied"
             )
         run.journal.log(
             "seed",
@@ -382,16 +390,16 @@ class Night:
         """The journal's summary of the night; its own prompts are rehearsed from the next one
         on.
         """
-        texts, sleep = self.run.texts, self.config.sleep
+        texts, config = self.run.texts, self.config
         learned = self.new.data if self.sender <= 0 else []  # not what was only read
         for data, most in (
-            (learned, sleep.rehearse_prompts),
-            (self.free.data, sleep.rehearse_free),
+            (learned, config.rehearsal.prompts),
+            (self.free.data, config.rehearsal.unconditional_prompts),
         ):
             sound = [
                 w.sequence_T[:n]
                 for w in data
-                if w.sure >= sleep.rehearse_confidence and (n := asked(texts, w))
+                if w.sure >= config.rehearsal.min_confidence and (n := asked(texts, w))
             ]
             self.run.index.add(self.night, sound, most)
         seconds, last = time.monotonic() - self.began, self.last
@@ -422,10 +430,10 @@ class Night:
         """The student's samples are those of its own distribution: equations 3 and 6 are
         expectations under it. `tokens`: at most, if not the task's number; `stop`: see RunContext.sample;
         `shown`: they are among what the phase counts;
-        `temperature`: if it is not that of sleep.temperature.
+        `temperature`: if it is not that of generation.temperature.
         """
         run = self.run
-        temperature = 1.0 if name == STUDENT else temperature or self.config.sleep.temperature
+        temperature = 1.0 if name == STUDENT else temperature or self.config.generation.temperature
         samples = run.sample(
             requests_N,
             name,
@@ -479,9 +487,9 @@ class Shares:
 
     @staticmethod
     def of(config: Config) -> Shares:
-        s = config.sleep
-        groups = round(s.on_policy * s.batch / s.group)
-        groups_replay = round(s.replay * groups)
-        teacher = s.batch - groups * s.group
-        replay = min(max(round(s.replay * s.batch) - groups_replay * s.group, 0), teacher)
+        batch, group, share = config.sleep.batch, config.imitation.group_size, config.replay.share
+        groups = round(config.objective.on_policy * batch / group)
+        groups_replay = round(share * groups)
+        teacher = batch - groups * group
+        replay = min(max(round(share * batch) - groups_replay * group, 0), teacher)
         return Shares(groups - groups_replay, groups_replay, teacher - replay, replay)

@@ -68,12 +68,11 @@ class Prefix:
 def writing_requests(
     texts: PromptCodec, documents: tuple[Document, ...], config: Config, seed: str
 ) -> tuple[list[Request], list[Request]]:
-    """Prompts that the teacher continues: `written` per document with it in context,
-    `replay_written` without any.
+    """Prompts that the teacher continues: `generation.samples` per document with it in context,
+    `replay.samples` without any.
     """
-    s = config.sleep
-    behind = [texts.context(d) for d in documents for _ in range(s.written)]
-    free = [texts.context(None)] * (s.replay_written if s.replay > 0 else 0)
+    behind = [texts.context(d) for d in documents for _ in range(config.generation.samples)]
+    free = [texts.context(None)] * (config.replay.samples if config.replay.share > 0 else 0)
     seeds = random.Random(f"write {config.run.seed} {seed}")
     behind, free = (
         [Request(texts.opener, c, seeds.getrandbits(31)) for c in contexts]
@@ -89,7 +88,7 @@ def document_requests(texts: PromptCodec, config: Config, seed: str) -> list[Req
     seeds = random.Random(f"documents {config.run.seed} {seed}")
     return [
         Request(texts.bos or texts.eos, (), seeds.getrandbits(31))
-        for _ in range(config.sleep.reading_written)
+        for _ in range(config.reading.synthetic_documents)
     ]
 
 
@@ -160,7 +159,7 @@ def cut(written: TeacherSequence, config: Config, rng: random.Random) -> Prefix:
     either side.
     """
     length = len(written.sequence_T)
-    share = rng.uniform(config.sleep.prefix_min, config.sleep.prefix_max)
+    share = rng.uniform(config.imitation.prefix_min, config.imitation.prefix_max)
     return Prefix(written, min(max(int(share * length), 1), length - 1))
 
 
@@ -171,7 +170,7 @@ def continuation_requests(
     return [
         Request(texts.opener + p.begun_T, texts.context(None), rng.getrandbits(31))
         for p in prefixes
-        for _ in range(config.sleep.group)
+        for _ in range(config.imitation.group_size)
     ]
 
 
@@ -199,12 +198,12 @@ def student_rows(
     """One group of rows per prefix: both terms of equation 6 on the same student samples. A failed
     sample has no row; one whose reward failed has no advantage. `rewards_N` None: imitation is off.
     """
-    size = config.sleep.group
+    size = config.imitation.group_size
     groups = []
     for i, prefix in enumerate(prefixes):
         mine = slice(i * size, (i + 1) * size)
         advantages = (
-            group_advantage(rewards_N[mine], config.sleep.scale_advantage)
+            group_advantage(rewards_N[mine], config.imitation.scale_advantage)
             if rewards_N is not None
             else [None] * size
         )

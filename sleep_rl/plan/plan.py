@@ -122,11 +122,13 @@ def plan(config: Config) -> Plan:
     tokens = _tokens(config, task)
     rollout, cached_tokens = _rollout_bytes(config, shape)
     s, rows = config.sleep, Shares.of(config)
-    written = _documents(config, task) * s.written if s.replay < 1 else 0
-    replayed = s.replay_written + (s.rehearse_written if s.rehearse else 0) if s.replay > 0 else 0
+    replay, rehearsal, reading = config.replay, config.rehearsal, config.reading
+    written = _documents(config, task) * config.generation.samples if replay.share < 1 else 0
+    answered = rehearsal.samples if rehearsal.share else 0
+    replayed = replay.samples + answered if replay.share > 0 else 0
     # texts, and at most one question about each
-    replayed += 2 * s.reading_written if s.reading and s.replay < 1 else 0
-    completions = s.steps * (rows.groups_new + rows.groups_replay) * s.group
+    replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
+    completions = s.steps * (rows.groups_new + rows.groups_replay) * config.imitation.group_size
     actors = actors_of(config)
     found = Plan(
         config=config,
@@ -187,7 +189,7 @@ def _learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     kept = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
     # Teacher's and student's logits of a chunk in fp32, and a gradient and a log-softmax beside
     # them.
-    logits = 4 * 4 * config.sleep.logit_chunk * shape.vocab
+    logits = 4 * 4 * config.learners.logit_chunk * shape.vocab
     return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, kept + logits)
 
 
@@ -204,7 +206,7 @@ def _rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
 
 
 def _critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
-    """An engine with `critics.engine`'s options, the same model in torch, and `critics.together`
+    """An engine with `critics.engine`'s options, the same model in torch, and `critics.copies_per_pass`
     LoRA copies: factor, gradient and two moments in float32, in every projection.
     """
     inside, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
@@ -214,10 +216,10 @@ def _critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
         + 3 * (shape.hidden + shape.intermediate)
     )
     copies = (
-        config.critics.together
+        config.critics.copies_per_pass
         * shape.layers
         * layer
-        * config.dream.inner_rank
+        * config.dream.copies.rank
         * 4
         * DTYPE_BYTES["float32"]
     )
@@ -269,7 +271,7 @@ def _width(config: Config) -> int:
 
 
 def _parallel(config: Config) -> int:
-    return max(1, int(config.rollouts.gpus))
+    return config.rollouts.tensor_parallel
 
 
 def _steps(config: Config) -> int:
@@ -285,7 +287,7 @@ def step_rows(config: Config) -> int:
     """Rows of an optimizer step: the batch, and those that keep the reading where documents are
     read.
     """
-    return config.sleep.batch + (config.sleep.reading if config.sleep.replay < 1 else 0)
+    return config.sleep.batch + (config.reading.rows if config.replay.share < 1 else 0)
 
 
 def _documents(config: Config, task: Task | None) -> int:
@@ -345,7 +347,7 @@ def _check_shape(config: Config, shape: Shape) -> None:
         )
     if shape.heads % parts or (shape.kv_heads % parts and parts % shape.kv_heads):
         raise InputError(
-            f"rollouts.gpus: must divide the base model's {shape.heads} heads and "
+            f"rollouts.tensor_parallel: must divide the base model's {shape.heads} heads and "
             "fit its "
             f"{shape.kv_heads} key-value heads, got {parts}"
         )
@@ -427,20 +429,20 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
     mine, ranks = rank_batch(config), config.learners.world_size
     if step_rows(config) % ranks:
         notes.append(
-            f"sleep.batch + sleep.reading = {step_rows(config)} does not divide by "
+            f"sleep.batch + reading.rows = {step_rows(config)} does not divide by "
             f"{ranks} ranks; ranks with fewer than "
             f"{mine} sequences wait"
         )
     rows = Shares.of(config)
     if rows.groups_new + rows.groups_replay == 0 and (
-        config.sleep.on_policy > 0 or config.sleep.alpha < 1
+        config.objective.on_policy > 0 or config.objective.alpha < 1
     ):
         notes.append(
-            f"sleep.on_policy {config.sleep.on_policy:g} of sleep.batch "
+            f"objective.on_policy {config.objective.on_policy:g} of sleep.batch "
             f"{config.sleep.batch} is no group of "
-            f"{config.sleep.group}: the student samples nothing and nothing is imitated"
+            f"{config.imitation.group_size}: the student samples nothing and nothing is imitated"
         )
-    if config.gamma == 0 and config.sleep.alpha < 1:
+    if config.gamma == 0 and config.objective.alpha < 1:
         notes.append(
             "reward.gamma is 0: imitation is rewarded for equal tokens only, not for equal meaning"
         )

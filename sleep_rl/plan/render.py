@@ -70,8 +70,8 @@ def render(plan: Plan) -> str:
             f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a "
             "push after each"
             + (
-                f", a checkpoint every {s.checkpoint_steps}"
-                if 0 < s.checkpoint_steps < s.steps
+                f", a checkpoint every {c.run.checkpoint_steps}"
+                if 0 < c.run.checkpoint_steps < s.steps
                 else ""
             ),
         ),
@@ -86,8 +86,8 @@ def render(plan: Plan) -> str:
             "rows of a step",
             f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, "
             f"{r.groups_new} new and "
-            f"{r.groups_replay} replay groups of {s.group} by the student, "
-            f"{s.reading} reading",
+            f"{r.groups_replay} replay groups of {c.imitation.group_size} by the student, "
+            f"{c.reading.rows} reading",
         ),
         (
             "sampled a night",
@@ -135,11 +135,11 @@ def _gpu_words(plan: Plan) -> str:
 
 def _dream_words(config: Config) -> str:
     d = config.dream
-    kept = d.tasks * (d.k + d.b)
+    kept = d.tasks * (d.keep_top + d.keep_random)
     return (
-        f"{d.rounds} round(s) a night of up to {d.tasks} tasks x {d.m} dreams, of which "
-        f"{d.k} + {d.b} are tried out: "
-        f"{kept * (d.seeds + 1)} isolated copies a round; {d.steps} optimizer steps to learn "
+        f"{d.rounds} round(s) a night of up to {d.tasks} tasks x {d.dreams_per_task} dreams, of which "
+        f"{d.keep_top} + {d.keep_random} are tried out: "
+        f"{kept * (d.copies.seeds + 1)} isolated copies a round; {d.steps} optimizer steps to learn "
         "the rewarded ones"
     )
 

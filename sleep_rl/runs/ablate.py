@@ -24,21 +24,21 @@ from sleep_rl.journal.text import aligned
 WHOLE = "whole"
 ROWS: dict[str, tuple[str, ...]] = {
     WHOLE: (),
-    "no-imitation": ("sleep.alpha=1",),
+    "no-imitation": ("objective.alpha=1",),
     "no-semantic-reward": ("reward.gamma=null", "reward.semantic=none"),
     "no-expansion": ("sleep.expansion=false",),
-    "no-replay": ("sleep.replay=0",),
-    "no-rehearsal": ("sleep.rehearse=0",),
-    "uniform-rehearsal": ("sleep.rehearse_by=uniform",),
-    "no-reading": ("sleep.reading=0",),
+    "no-replay": ("replay.share=0",),
+    "no-rehearsal": ("rehearsal.share=0",),
+    "uniform-rehearsal": ("rehearsal.priority=uniform",),
+    "no-reading": ("reading.rows=0",),
     "no-reset": ("sleep.reset=false",),
     "no-sparsity": ("model.top_k={experts}",),
     "one-level": ("model.chunks=[1]",),
     "no-dreaming": ("dream.rounds=0",),
     "no-selection": ("dream.importance=random",),
     "no-random-expert": ("dream.novelty=false",),
-    "one-seed": ("dream.seeds=1",),
-    "no-dream-replay": ("dream.replay=0",),
+    "one-seed": ("dream.copies.seeds=1",),
+    "no-dream-replay": ("dream.replay_share=0",),
 }
 """Row -> the keys that switch the part off. A row that changes nothing in a config is left out."""
 # need dream.rounds above 0

@@ -10,11 +10,11 @@ from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
 from cluster.weights import WeightStore
-from sleep_rl.config.schema import Config, Critics
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import TEACHER, Sampling, Trial
 from sleep_rl.journal.journal import Journal, read
 from tests.cluster.test_weights import KEYS, export
+from tests.configs import toy
 
 TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
 
@@ -50,7 +50,7 @@ def crew(backend, tmp_path):
         ]
         backend.ready(handles)
         made, journal = WorkerCrew.__new__(WorkerCrew), Journal(tmp_path / "metrics.jsonl")
-        made._config = Config(critics=Critics(together=2))  # seven trials are several calls
+        made._config = toy(critics={"copies_per_pass": 2})  # seven trials are several calls
         made.version, made.learn, made._restarts = 4, Learner(), Restarts(1, journal)
         made._critics = Pool("critics", handles, 60)
         made._drafts = WeightStore(backend, made._critics)

@@ -23,7 +23,8 @@ from cluster.doctor import checks as checks
 from cluster.doctor.checks import GB, Finding
 from cluster.doctor.doctor import doctor
 from sleep_rl.cli.main import main
-from sleep_rl.config.schema import Config, Model, RewardConfig
+from sleep_rl.config.method import RewardConfig
+from sleep_rl.config.schema import Config, Model
 from sleep_rl.contracts.errors import InputError
 from tests.conftest import as_at_a_terminal
 

@@ -26,7 +26,7 @@ LIFE = (
     "rollouts.workers=2",
     "learners.cpus=1",
     "cluster.start_timeout_s=1200",
-    "cluster.watch_s=10",
+    "cluster.report_after_s=10",
 )  # 3 CPUs: workers on both nodes
 LIMIT_S = 1500
 

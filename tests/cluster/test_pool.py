@@ -10,11 +10,11 @@ from cluster import crew
 from cluster.runtime.pool import Pool, RewardPool, RolloutPool, Unfinished, split
 from cluster.runtime.ray_backend import LocalBackend, RayBackend
 from cluster.runtime.restarts import Restarts
-from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward
 from sleep_rl.journal.journal import Journal
+from tests.configs import toy
 from tests.workers import Echo, Scorer
 
 
@@ -411,7 +411,7 @@ def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeyp
             asked.append(asks)
             raise InputError("rollout: 1 CPU asked, the cluster has 0")
 
-    config = replace(Config(), cluster=replace(Config().cluster, wait_s=wait_s))
+    config = toy(cluster={"wait_for_nodes_s": wait_s})
     with pytest.raises(InputError, match="the cluster has 0"):
         crew.WorkerCrew(
             Empty(), config, Journal(tmp_path / "m.jsonl", []), checkpoint="none", base="none"

@@ -158,7 +158,7 @@ def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_end
         f"run.dir={job.folder}/shared/runs",
         f"run.cache={job.folder}/shared/cache",
         f"cluster.address=127.0.0.1:{port}",
-        "cluster.wait_s=1800",
+        "cluster.wait_for_nodes_s=1800",
         "sleep.steps=3",
     ]
     sruns, rays = job.calls("srun"), job.calls("ray")
@@ -224,7 +224,7 @@ def test_when_the_time_is_up_the_run_ends_is_queued_again_and_goes_on(job):
         "resume",
         f"{job.folder}/shared/runs/gpu8_qwen3_8b-{job.number}",
         f"cluster.address=127.0.0.1:{20000 + job.number}",
-        "cluster.wait_s=1800",
+        "cluster.wait_for_nodes_s=1800",
     ]
     check_command(["sleep-rl", *again["words"]])
 

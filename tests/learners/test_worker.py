@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sleep_rl.config.schema import Config, Learners, Model, Sleep, Wake
+from sleep_rl.config.method import Wake
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
 from sleep_rl.contracts.roles import Learner
@@ -26,13 +26,14 @@ from sleep_rl.model.memory import (
     memory_levels,
     view_of,
 )
+from tests.configs import toy
 from tests.conftest import make_base
 
-CONFIG = Config(
-    model=Model(experts=4, d_low=16, top_k=4),
-    sleep=Sleep(lr=1e-2, warmup=0, batch=4),
-    wake=Wake(lr=0.1),
-    learners=Learners(micro_batch=2, threads=1),
+CONFIG = toy(
+    model={"experts": 4, "d_low": 16, "top_k": 4},
+    sleep={"lr": 1e-2, "warmup": 0, "batch": 4},
+    wake={"lr": 0.1},
+    learners={"micro_batch": 2, "threads": 1},
 )
 ROWS = [
     TrainingRow((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
@@ -85,7 +86,7 @@ def logprobs(model, view, prompt, completion):
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.sleep.prompt_weight, others=()):
+def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, others=()):
     """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by
     sequence, token by token; T is the smaller self or, where a row names it, one of `others`.
     """
@@ -120,7 +121,7 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     learner.open_night(1)
     for expert in learner.module.plastic:  # away from the start, where most gradients vanish
         torch.nn.init.normal_(expert.w_out, std=0.1)
-    slow = slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha)
+    slow = slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha)
     plastic = list(learner.module.plastic.parameters())
     want = torch.autograd.grad(slow, plastic)
     norm = torch.stack([g.norm() for g in want]).norm().item()
@@ -142,9 +143,9 @@ def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
         replace(row, temperature=temperature, x_length=1)
         for row, temperature in zip(ROWS, (0.5, 1.0, 0.25, 1.0), strict=True)
     ]
-    slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha)
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha)
     plain = slow_l_ks(
-        learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.sleep.alpha
+        learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.objective.alpha
     )
     assert abs(slow.item() - plain.item()) > 1e-3
     norm = torch.stack(
@@ -173,8 +174,8 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
         torch.nn.init.normal_(expert.w_out, std=0.1)
     rows = [replace(row, teacher=k) for row, k in zip(ROWS, (2, 0, 1, 2), strict=True)]
     others = [checkpoints.load(path) for path in paths]
-    slow = slow_l_ks(learner.model, rows, CONFIG.sleep.alpha, others=others)
-    assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha).item()) > 1e-2
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha, others=others)
+    assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha).item()) > 1e-2
     norm = torch.stack(
         [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
     ).norm()
@@ -234,8 +235,8 @@ def plain_adamw(learner, steps):
     optimizer = torch.optim.AdamW(plastic, betas=(0.9, 0.99), weight_decay=0.0)
     for step in range(steps):
         optimizer.zero_grad()
-        slow_l_ks(learner.model, ROWS, CONFIG.sleep.alpha).backward()
-        torch.nn.utils.clip_grad_norm_(plastic, CONFIG.sleep.grad_clip)
+        slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha).backward()
+        torch.nn.utils.clip_grad_norm_(plastic, CONFIG.learners.grad_clip)
         for group in optimizer.param_groups:
             group["lr"] = CONFIG.sleep.lr * (10 - step) / 10
         optimizer.step()
@@ -254,13 +255,13 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     real = [replace(ROWS[0], temperature=0.5), *ROWS[1:-1], replace(ROWS[-1], temperature=0.25)]
     rows = [real[0], told, *real[1:]]
     logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
-    weight = [CONFIG.sleep.prompt_weight] * 2 + [1.0] * 2
+    weight = [CONFIG.objective.prompt_weight] * 2 + [1.0] * 2
     mine = -sum(
         w * logp[t, token]
         for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True))
     )
     positions = sum(
-        CONFIG.sleep.prompt_weight if t < r.x_length else 1.0
+        CONFIG.objective.prompt_weight if t < r.x_length else 1.0
         for r in ROWS
         for t in range(len(r.completion_T))
     )

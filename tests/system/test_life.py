@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from sleep_rl.journal.journal import read
 from tests.undocumented import undocumented
+from tests.configs import toy
 
 ROOT = Path(__file__).parents[2]
 
@@ -113,7 +114,11 @@ def test_a_life_from_config_to_report(backend, tmp_path):
 @pytest.mark.stack
 def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_saved(tmp_path):
     done = run(
-        tmp_path, "cluster.backend=local", "sleep.lr=1e30", "sleep.grad_clip=1e30", "sleep.warmup=0"
+        tmp_path,
+        "cluster.backend=local",
+        "sleep.lr=1e30",
+        "learners.grad_clip=1e30",
+        "sleep.warmup=0",
     )
     assert done.returncode == 1
     lines = [line for line in done.stderr.splitlines() if line.startswith("sleep-rl: ")]
@@ -130,9 +135,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_s
 
 def test_a_run_never_writes_over_an_earlier_one(tmp_path):
     from cluster.launch import new_folder
-    from sleep_rl.config.schema import Config, Run
 
-    config = Config(run=Run(name="life", dir=str(tmp_path)))
+    config = toy(run={"name": "life", "dir": str(tmp_path)})
     assert [new_folder(config).name for _ in range(3)] == ["life", "life-2", "life-3"]
 
 
@@ -193,13 +197,13 @@ def test_a_life_that_dreams(deep_base, tmp_path):
         "model.experts=4",
         "dream.rounds=2",
         "dream.tasks=2",
-        "dream.m=4",
-        "dream.k=2",
-        "dream.b=1",
-        "dream.seeds=2",
+        "dream.dreams_per_task=4",
+        "dream.keep_top=2",
+        "dream.keep_random=1",
+        "dream.copies.seeds=2",
         "dream.steps=4",
-        "dream.inner_epochs=3",
-        "dream.inner_lr=0.02",
+        "dream.copies.epochs=3",
+        "dream.copies.lr=0.02",
         "evaluate.open_book=false",
     )
     assert done.returncode == 0, done.stdout + done.stderr

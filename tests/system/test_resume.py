@@ -47,9 +47,9 @@ SMALL = (
     "baselines.sft_steps=2",
     "baselines.joint=true",
     "baselines.joint_steps=2",
-    "sleep.rehearse_written=8",
+    "rehearsal.samples=8",
     "sleep.steps=6",
-    "sleep.checkpoint_steps=2",
+    "run.checkpoint_steps=2",
 )
 
 
@@ -190,11 +190,11 @@ DREAMING = (
     "rollouts.workers=1",
     "dream.rounds=1",
     "dream.tasks=2",
-    "dream.m=4",
-    "dream.k=3",
-    "dream.b=1",
-    "dream.seeds=1",
-    "dream.inner_lr=5.0e-3",
+    "dream.dreams_per_task=4",
+    "dream.keep_top=3",
+    "dream.keep_random=1",
+    "dream.copies.seeds=1",
+    "dream.copies.lr=5.0e-3",
     "dream.steps=4",
     "model.experts=3",
     "model.top_k=1",

@@ -154,7 +154,7 @@ def test_answers_go_to_stdout(launch, report, capsys):
 
 def test_as_a_program_a_mistake_is_one_line_and_no_traceback(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-m", "sleep_rl", "run", DEMO, "sleep.replay=2"],
+        [sys.executable, "-m", "sleep_rl", "run", DEMO, "replay.share=2"],
         cwd=tmp_path,
         timeout=60,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -164,7 +164,7 @@ def test_as_a_program_a_mistake_is_one_line_and_no_traceback(tmp_path):
     assert (done.returncode, done.stdout) == (2, "")
     assert (
         done.stderr
-        == "sleep-rl: command line: sleep.replay: expected a number from 0 to 1, got 2\n"
+        == "sleep-rl: command line: replay.share: expected a number from 0 to 1, got 2\n"
     )
 
 

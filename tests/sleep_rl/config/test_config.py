@@ -11,35 +11,45 @@ import pytest
 import yaml
 
 from sleep_rl.config.loader import describe, dump, keys, load
-from sleep_rl.config.schema import Config, Model, Sleep
-from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.config.schema import Config
 from sleep_rl.config.validation import check
 from sleep_rl.contracts.errors import InputError
+from tests.configs import changed, toy
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 KEYS = """
-run: name dir cache seed
+run: name dir cache seed checkpoint_steps
 task: name path
 task.world: days people_per_day known_people deep
 task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens days record
-task.classify: path days classes_per_day examples_per_document pages_per_example order_seed test_per_class base_text
-task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model base_text
+task.classify: path days classes_per_day examples_per_document pages_per_example order_seed
+task.classify: test_per_class base_text
+task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model
+task.squad: base_text
 task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
 task.custom: target options days
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
-sleep: steps steps_per_round lag checkpoint_steps max_gap batch replay rehearse rehearse_written rehearse_prompts rehearse_free rehearse_confidence rehearse_temperature rehearse_by reading reading_written on_policy alpha divergence beta prompt_weight group prefix_min prefix_max
-sleep: scale_advantage
-sleep: is_cap temperature min_p confidence written replay_written lr warmup grad_clip logit_chunk on_full expansion reset
-dream: rounds tasks curriculum m k b importance novelty temperature inner_lr inner_epochs inner_rank inner_alpha seeds
-dream: margin accept mstep_init policy_lr policy_epochs policy_batch steps replay
+sleep: steps steps_per_round lag batch lr warmup on_full expansion reset
+generation: samples temperature min_p min_confidence
+replay: share samples
+rehearsal: share samples prompts unconditional_prompts min_confidence temperature priority
+reading: rows synthetic_documents
+imitation: group_size prefix_min prefix_max scale_advantage importance_cap
+objective: on_policy alpha divergence beta prompt_weight
+dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
+dream: accept steps replay_share
+dream.copies: lr epochs rank alpha seeds margin
+dream.policy: init lr epochs batch
+checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers cpus gpus
-rollouts: workers cpus gpus threads probe_tolerance engine
-learners: world_size cpus gpus threads zero_stage micro_batch recall_mib
-critics: workers cpus gpus threads together engine
-cluster: backend address start_timeout_s call_timeout_s watch_s wait_s gpu_gb restarts
-evaluate: questions open_book max_drop completions
+rollouts: workers cpus gpus tensor_parallel threads engine
+learners: world_size cpus gpus threads zero_stage micro_batch recall_mib grad_clip logit_chunk
+critics: workers cpus gpus threads copies_per_pass engine
+cluster: backend address start_timeout_s call_timeout_s report_after_s wait_for_nodes_s gpu_gb
+cluster: restarts
+evaluate: questions open_book max_drop examples
 baselines: sft joint lr sft_steps joint_steps
 wandb: mode project group artifacts
 """
@@ -78,7 +88,7 @@ def test_every_key_is_described_with_default_and_meaning():
     text = describe()
     assert all(f"{key} = " in text for key in keys())
     assert (
-        "sleep.replay = 0.5\n    share of sequences written without a document (self-replay) "
+        "replay.share = 0.5\n    share of sequences written without a document (self-replay) "
         "(a number from 0 to 1)" in text
     )
     assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage (one of 0, 1, 2, 3)" in text
@@ -94,14 +104,16 @@ def test_shipped_configs_load_and_their_first_line_is_the_command(path):
 def test_presets_say_what_their_names_say():
     demo, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "gkd_mixed.yaml")))
     paper = Config()
-    assert (paper.sleep.on_policy, paper.sleep.alpha, paper.sleep.divergence) == (
+    assert (paper.objective.on_policy, paper.objective.alpha, paper.objective.divergence) == (
         1.0,
         0.5,
         "forward_kl",
     )
     for config, name in ((demo, "demo"), (mixed, "gkd_mixed")):
         assert config == replace(
-            paper, run=replace(paper.run, name=name), sleep=replace(paper.sleep, on_policy=0.5)
+            paper,
+            run=replace(paper.run, name=name),
+            objective=replace(paper.objective, on_policy=0.5),
         )
 
 
@@ -116,10 +128,7 @@ def test_defaults_that_depend_on_other_keys(write):
         load(write(), []).probe_tolerance == 1e-3
         and load(write(), ["model.dtype=bfloat16"]).probe_tolerance == 0.5
     )
-    assert (
-        load(write(), ["model.dtype=bfloat16", "rollouts.probe_tolerance=0.1"]).probe_tolerance
-        == 0.1
-    )
+    assert load(write(), ["model.dtype=bfloat16", "checks.probe=0.1"]).probe_tolerance == 0.1
 
 
 @pytest.mark.parametrize(
@@ -144,8 +153,8 @@ VALUES = [
     ("sleep.lr=true", "sleep.lr: expected a number >= 0, got true"),
     ("sleep.lr=.nan", "sleep.lr: expected a number >= 0, got nan"),
     ("sleep.lr=1e999", "sleep.lr: expected a number >= 0, got inf"),
-    ("sleep.is_cap=0", "sleep.is_cap: expected a number > 0, got 0"),
-    ("sleep.replay=1.5", "sleep.replay: expected a number from 0 to 1, got 1.5"),
+    ("imitation.importance_cap=0", "imitation.importance_cap: expected a number > 0, got 0"),
+    ("replay.share=1.5", "replay.share: expected a number from 0 to 1, got 1.5"),
     ("sleep.reset=1", "sleep.reset: expected true or false, got 1"),
     (
         "task.name=wrold",
@@ -224,8 +233,8 @@ FILES = [
     (b"a: " + b"[" * 800, "c.yaml: line 1: not valid YAML: nested too deeply"),
     (b"sleep: {stepps: 3}", "c.yaml: unknown key sleep.stepps; did you mean sleep.steps?"),
     (
-        b"sleep: {prefix_min: 0.9}",
-        "c.yaml: sleep.prefix_min: at most sleep.prefix_max = 0.7, got 0.9",
+        b"imitation: {prefix_min: 0.9}",
+        "c.yaml: imitation.prefix_min: at most imitation.prefix_max = 0.7, got 0.9",
     ),
     (b"include: other.yaml", "c.yaml: include: expected a list of file names, got 'other.yaml'"),
     (b"include: [none.yaml]", "c.yaml: include: cannot read none.yaml: No such file or directory"),
@@ -290,12 +299,12 @@ def test_engine_options_are_merged_key_by_key(write):
     path = write("rollouts: {engine: {max_model_len: 512, kv_cache_memory_bytes: null}}")
     engine = load(path, ["rollouts.engine.compilation_config.level=0"]).rollouts.engine
     assert engine == {
-        **Config().rollouts.engine,
+        **toy().rollouts.engine,
         "max_model_len": 512,
         "kv_cache_memory_bytes": None,
         "compilation_config": {"level": 0},
     }
-    assert "compilation_config" not in Config().rollouts.engine, "defaults are not shared"
+    assert "compilation_config" not in toy().rollouts.engine, "defaults are not shared"
 
 
 def test_a_dump_loads_to_the_same_config(write):
@@ -358,7 +367,7 @@ def test_random_mutations_load_or_fail_with_one_line(write):
 
 
 def life(days, **model):
-    return Config(model=Model(**model), task=TaskConfig(world=World(days=days)))
+    return toy(model=model, task={"world": {"days": days}})
 
 
 def test_consolidations_run_slow_to_fast_at_the_end_of_each_chunk():
@@ -390,19 +399,19 @@ def test_capacity_is_the_ratio_of_chunk_lengths():
     ):
         check(config)
     check(life(10, chunks=[1, 3, 9], experts=3))
-    check(replace(config, sleep=Sleep(on_full="merge")))
-    kept = replace(life(10, chunks=[1, 3, 9], experts=3), sleep=Sleep(reset=False))
+    check(changed(config, sleep={"on_full": "merge"}))
+    kept = changed(life(10, chunks=[1, 3, 9], experts=3), sleep={"reset": False})
     with pytest.raises(InputError, match=r"model.experts: level 1 takes in 10 experts"):
         check(kept)
 
 
 def test_what_moves_decides_how_many_steps_a_consolidation_takes():
     """Level 2 has taken in one night when it first moves on, and three each time after that."""
-    config = replace(life(10, chunks=[1, 3, 9]), sleep=Sleep(steps=7))
+    config = changed(life(10, chunks=[1, 3, 9]), sleep={"steps": 7})
     more = {c: config.steps(*c) for c in config.consolidations if config.steps(*c) != 7}
     assert more == {(6, 2): 21, (9, 2): 21} and (3, 2) in config.consolidations
     # what stayed there is not moved a second time
-    kept = replace(config, sleep=Sleep(steps=7, reset=False))
+    kept = changed(config, sleep={"steps": 7, "reset": False})
     assert kept.steps(9, 2) == 21
 
 
@@ -420,14 +429,17 @@ def test_chunk_lengths_are_growing_multiples(chunks):
         (["task.name=classify"], "dream.rounds: 0 with task classify, which has no tau, got 1"),
         ([], "task.world.deep: true for dreaming, got false"),
         (
-            ["task.world.deep=true", "dream.replay=1"],
-            "dream.replay: below 1, or no dream is learned, got 1",
+            ["task.world.deep=true", "dream.replay_share=1"],
+            "dream.replay_share: below 1, or no dream is learned, got 1",
         ),
         (
-            ["task.world.deep=true", "sleep.alpha=0"],
-            "sleep.alpha: above 0 with dream.rounds, or no dream is learned, got 0",
+            ["task.world.deep=true", "objective.alpha=0"],
+            "objective.alpha: above 0 with dream.rounds, or no dream is learned, got 0",
         ),
-        (["task.world.deep=true", "dream.k=15"], "dream.k + dream.b: at most dream.m = 15, got 16"),
+        (
+            ["task.world.deep=true", "dream.keep_top=15"],
+            "dream.keep_top + dream.keep_random: at most dream.dreams_per_task = 15, got 16",
+        ),
         (
             ["task.world.deep=true", "learners.zero_stage=3", "learners.world_size=2"],
             "learners.zero_stage: at most 2 on several ranks",

@@ -8,8 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Dream, Evaluate, Model, Rollouts, Sleep
-from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.config.schema import Evaluate, Rollouts
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import (
     HARD_TARGET,
@@ -31,6 +30,7 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import newest
+from tests.configs import changed
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
 from tests.sleep_rl.night.test_consolidation import Words
 from tests.undocumented import undocumented
@@ -211,15 +211,20 @@ class Dreaming(Crew):
         )
 
 
-HOW = Dream(rounds=2, tasks=2, m=6, k=2, b=1, policy_lr=0.01, steps=3, replay=0.5, policy_batch=2)
-LIVED = replace(
+LIVED = changed(
     CONFIG,
-    task=TaskConfig(world=World(days=3)),
-    model=Model(chunks=[1], experts=6),
-    dream=HOW,
-    sleep=Sleep(
-        steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20
-    ),
+    task={"world": {"days": 3}},
+    model={"chunks": [1], "experts": 6},
+    dream={
+        "rounds": 2,
+        "tasks": 2,
+        "dreams_per_task": 6,
+        "keep_top": 2,
+        "keep_random": 1,
+        "steps": 3,
+        "replay_share": 0.5,
+        "policy": {"lr": 0.01, "batch": 2},
+    },
 )
 
 
@@ -317,16 +322,19 @@ def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_pat
         "policy 2 on policy 1 on own (newest)"
     )
     assert policy.count("again") == 5
-    crew, _ = dreamed(tmp_path / "b", replace(LIVED, dream=replace(HOW, mstep_init="base")))
+    crew, _ = dreamed(tmp_path / "b", changed(LIVED, dream={"policy": {"init": "base"}}))
     assert crew.snapshots[DREAMER] == "policy 6 on own (newest)"
 
 
 @pytest.mark.parametrize(
     "change,gone",
-    [({"rounds": 0}, {"dream", "dreamed", "policy", "tried"}), ({"policy_epochs": 0}, {"policy"})],
+    [
+        ({"rounds": 0}, {"dream", "dreamed", "policy", "tried"}),
+        ({"policy": {"epochs": 0}}, {"policy"}),
+    ],
 )
 def test_each_part_can_be_switched_off(tmp_path, change, gone):
-    crew, records = dreamed(tmp_path, replace(LIVED, dream=replace(HOW, **change)))
+    crew, records = dreamed(tmp_path, changed(LIVED, dream=change))
     assert not gone & {r["kind"] for r in records}
     assert crew.policies == 0 and bool(crew.told) == (change != {"rounds": 0})
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Dream as How
+from sleep_rl.config.method import Dream as How
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
 from sleep_rl.dreaming.selection import (
@@ -52,7 +52,10 @@ def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
 
 @pytest.mark.parametrize("how", ["inner", "norm"])
 def test_the_k_most_important_are_kept_and_b_others(how):
-    gram, config = matrix(vectors(11)), How(m=10, k=3, b=2, importance=how)
+    gram, config = (
+        matrix(vectors(11)),
+        How(dreams_per_task=10, keep_top=3, keep_random=2, importance=how),
+    )
     omega, kept = keep(gram, config, random.Random(0))
     best = sorted(range(10), key=lambda i: -omega[i])[:3]
     assert set(best) < set(kept) and len(kept) == len(set(kept)) == 5 and kept == sorted(kept)
@@ -72,7 +75,11 @@ def test_without_selection_every_dream_is_as_likely():
     counts = Counter(
         i
         for seed in range(500)
-        for i in keep(gram, How(m=10, k=3, b=2, importance="random"), random.Random(seed))[1]
+        for i in keep(
+            gram,
+            How(dreams_per_task=10, keep_top=3, keep_random=2, importance="random"),
+            random.Random(seed),
+        )[1]
     )
     assert (
         sum(counts.values()) == 2500 and min(counts.values()) > 180 and max(counts.values()) < 320
@@ -80,12 +87,15 @@ def test_without_selection_every_dream_is_as_likely():
 
 
 def test_fewer_dreams_than_asked_for_are_all_kept_and_nothing_finite_beats_nan():
-    assert keep(matrix(vectors(3)), How(k=4, b=1), random.Random(0))[1] == [0, 1]
+    assert keep(matrix(vectors(3)), How(keep_top=4, keep_random=1), random.Random(0))[1] == [0, 1]
     gram = matrix(vectors(4))
     for how in ("inner", "greedy"):
         best = max((0, 1, 2), key=lambda i: gram[i][3] if math.isfinite(gram[i][3]) else -math.inf)
         gram[best][3] = math.nan
-        assert best not in keep(gram, How(k=1, b=0, importance=how), random.Random(0))[1]
+        assert (
+            best
+            not in keep(gram, How(keep_top=1, keep_random=0, importance=how), random.Random(0))[1]
+        )
 
 
 def test_greedy_takes_off_what_the_chosen_ones_already_teach():
@@ -104,9 +114,9 @@ def test_greedy_takes_off_what_the_chosen_ones_already_teach():
     assert greedy(matrix(rows), 4) == chosen
     twice = [dreams[0], dreams[0], dreams[1], [2 * x + 3 * y for x, y in zip(dreams[0], dreams[1])]]
     assert len(set(greedy(matrix(twice), 3))) == 3
-    assert keep(matrix(rows), How(k=4, b=0, importance="greedy"), random.Random(0))[1] == sorted(
-        chosen
-    )
+    assert keep(
+        matrix(rows), How(keep_top=4, keep_random=0, importance="greedy"), random.Random(0)
+    )[1] == sorted(chosen)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Baselines, Config, Evaluate, Model, Sleep, Wake
-from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.config.method import Wake
+from sleep_rl.config.schema import Baselines, Evaluate, Model
 from sleep_rl.contracts.records import (
     TEACHER,
     Day,
@@ -24,6 +24,7 @@ from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
+from tests.configs import changed, toy
 from tests.sleep_rl.night.test_consolidation import Asking, Words
 from tests.undocumented import undocumented
 
@@ -83,7 +84,7 @@ class Crew:
         assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
         # whoever sends, reading stays
         read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]
-        assert len(read) == CONFIG.sleep.reading > 0 and all(
+        assert len(read) == CONFIG.reading.rows > 0 and all(
             r.replay and not r.teacher_T for r in read
         )
         return StepResult(
@@ -144,13 +145,14 @@ class Crew:
         return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
 
 
-CONFIG = Config(
-    task=TaskConfig(world=World(days=DAYS)),
-    model=Model(chunks=[1, 2], experts=2),
-    sleep=Sleep(
-        steps=2, steps_per_round=1, batch=8, written=2, replay_written=6, rehearse_written=20
-    ),
-    baselines=Baselines(sft=False, joint=False),
+CONFIG = toy(
+    task={"world": {"days": DAYS}},
+    model={"chunks": [1, 2], "experts": 2},
+    sleep={"steps": 2, "steps_per_round": 1, "batch": 8},
+    generation={"samples": 2},
+    replay={"samples": 6},
+    rehearsal={"samples": 20},
+    baselines={"sft": False, "joint": False},
 )
 
 
@@ -234,7 +236,7 @@ class Author(Crew):
         read = [self.texts.text(r.completion_T).split() for r in rows]
         assert {r.temperature for r in rows} == {0.5}
         own = [words for words in read if words[:1] == ["dusk"]]
-        assert len(own) == CONFIG.sleep.reading  # none of the day's documents stands in front
+        assert len(own) == CONFIG.reading.rows  # none of the day's documents stands in front
         assert all(words[3] == words[-1] for words in own)
         assert not any("day" in self.texts.text(r.prompt_T).split() for r in batch_N)
         return StepResult(
@@ -270,9 +272,7 @@ class Author(Crew):
 
 
 def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
-    config = replace(
-        CONFIG, sleep=replace(CONFIG.sleep, reading_written=10, rehearse_temperature=0.5)
-    )
+    config = changed(CONFIG, reading={"synthetic_documents": 10}, rehearsal={"temperature": 0.5})
     _, _, records = life_of(config, tmp_path, Author)
     written = [r for r in records if r["kind"] == "written"]
     assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [
@@ -282,7 +282,7 @@ def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
 
 
 def test_open_chunks_are_flushed_in_the_last_night():
-    config = Config(task=TaskConfig(world=World(days=5)), model=Model(chunks=[1, 2, 4]))
+    config = toy(task={"world": {"days": 5}}, model={"chunks": [1, 2, 4]})
     assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
 
 
@@ -405,10 +405,11 @@ class Taught(Crew):
 
 
 def test_other_models_are_seeded_before_the_first_day(tmp_path):
-    config = replace(
+    config = changed(
         CONFIG,
         model=Model(chunks=[1], experts=5, teachers=["a", "b"]),
-        sleep=replace(CONFIG.sleep, on_policy=0.5, steps=6),
+        objective={"on_policy": 0.5},
+        sleep={"steps": 6},
     )
     made = []
     protocol, _, records = life_of(
@@ -474,7 +475,7 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
 
 def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
     """The crew writes another prompt each time, of which the most frequent ones are kept."""
-    config = replace(CONFIG, sleep=replace(CONFIG.sleep, rehearse_free=3))
+    config = changed(CONFIG, rehearsal={"unconditional_prompts": 3})
     _, _, records = life_of(config, tmp_path)
     prompts = [r["prompts"] for r in records if r["kind"] == "written"]
     assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
@@ -501,8 +502,8 @@ def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp
             learned.update(row.temperature for row in batch_N)
             return super().seed_step(batch_N, step, steps)
 
-    sleep = replace(CONFIG.sleep, rehearse_temperature=0.5, temperature=0.9)
-    life_of(replace(CONFIG, sleep=sleep), tmp_path, Sharp)
+    config = changed(CONFIG, rehearsal={"temperature": 0.5}, generation={"temperature": 0.9})
+    life_of(config, tmp_path, Sharp)
     assert asked == {(False, 0.9), (True, 0.5)} and learned == {1.0, 0.5}
 
 
@@ -511,8 +512,8 @@ def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
     for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos
         folder = tmp_path / str(kept)
         folder.mkdir()
-        sleep = replace(CONFIG.sleep, rehearse_free=3, rehearse_confidence=least)
-        _, _, records = life_of(replace(CONFIG, sleep=sleep), folder)
+        config = changed(CONFIG, rehearsal={"unconditional_prompts": 3, "min_confidence": least})
+        _, _, records = life_of(config, folder)
         assert all(
             (r["prompts"] > 0) == (kept and r["night"] > 1)
             for r in records

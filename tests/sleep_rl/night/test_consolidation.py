@@ -10,7 +10,6 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Config, Sleep
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, Question, Sample
 from sleep_rl.night.consolidation import Shares
@@ -34,6 +33,7 @@ from sleep_rl.night.sequences import (
     writing_requests,
 )
 from sleep_rl.session.prompts import PromptCodec
+from tests.configs import changed, toy
 
 
 class Words:
@@ -91,7 +91,7 @@ def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
 
 
 def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
-    config = Config(sleep=Sleep(written=3, replay_written=5))
+    config = toy(generation={"samples": 3}, replay={"samples": 5})
     documents = (Document("a", "one"), Document("b", "two"))
     behind, free = writing_requests(texts, documents, config, "1 0")
     requests = behind + free
@@ -111,7 +111,7 @@ def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
         != writing_requests(texts, documents, config, "2 0")
     )
     without, none = writing_requests(
-        texts, documents, replace(config, sleep=replace(config.sleep, replay=0.0)), "1 0"
+        texts, documents, changed(config, replay={"share": 0.0}), "1 0"
     )
     assert (
         texts.context(None) not in {r.context_T for r in without}
@@ -160,8 +160,13 @@ def test_draws_pass_over_everything_before_anything_comes_again():
     ],
 )
 def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, group):
-    sleep = Sleep(batch=batch, replay=replay, on_policy=on_policy, group=group)
-    s = Shares.of(Config(sleep=sleep))
+    config = toy(
+        sleep={"batch": batch},
+        replay={"share": replay},
+        objective={"on_policy": on_policy},
+        imitation={"group_size": group},
+    )
+    s = Shares.of(config)
     student = (s.groups_new + s.groups_replay) * group
     assert min(s.groups_new, s.groups_replay, s.teacher_new, s.teacher_replay) >= 0
     assert student + s.teacher_new + s.teacher_replay == batch or on_policy == 1.0
@@ -170,7 +175,7 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
 
 
 def test_prefixes_follow_their_law(texts):
-    config = Config(sleep=Sleep(prefix_min=0.1, prefix_max=0.7))
+    config = toy(imitation={"prefix_min": 0.1, "prefix_max": 0.7})
     written, rng = TeacherSequence((), tuple(range(20)), False), random.Random(1)
     lengths = Counter(cut(written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
@@ -180,7 +185,7 @@ def test_prefixes_follow_their_law(texts):
 
 
 def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
-    config = Config(sleep=Sleep(group=2, scale_advantage=False))
+    config = toy(imitation={"group_size": 2, "scale_advantage": False})
     document = texts.context(Document("a", "one"))
     prefixes = [
         Prefix(TeacherSequence(document, (20, 21, 22, 2), False), 1),
@@ -232,7 +237,7 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
         [Prefix(written, 1)],
         [sample(texts, (1,), "a b")] * 2,
         None,
-        Config(sleep=Sleep(group=2)),
+        toy(imitation={"group_size": 2}),
     )
     [taught], [read] = (
         teacher_rows(texts, [written]),
@@ -251,7 +256,7 @@ def test_reading_rows_show_the_document_to_both(texts):
 
 
 def test_documents_of_the_teachers_own_end_where_they_ask(texts):
-    config = Config(sleep=Sleep(reading_written=4))
+    config = toy(reading={"synthetic_documents": 4})
     begun = document_requests(texts, config, "1 0")
     assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len(
         {r.seed for r in begun}

@@ -9,12 +9,13 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Cluster, Config, Sleep
+from sleep_rl.config.schema import Cluster
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import read
 from sleep_rl.night.pipeline import rounds
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
+from tests.configs import changed, toy
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, life_of
 
 SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
@@ -31,9 +32,9 @@ class Rollouts:
         self.sample_s, self.train_s, self.push_s, self.fail = sample_s, train_s, push_s, fail
         self.version, self.held, self.events, self.ages = 0, 0, [], []
         self.lock = threading.Lock()
-        config = Config(
-            sleep=Sleep(steps=SIZE * COUNT, steps_per_round=SIZE, lag=lag),
-            cluster=Cluster(call_timeout_s=20),
+        config = toy(
+            sleep={"steps": SIZE * COUNT, "steps_per_round": SIZE, "lag": lag},
+            cluster={"call_timeout_s": 20},
         )
         self.config, self.run, self.done = (
             config,
@@ -158,7 +159,7 @@ def test_rollouts_that_never_answer_are_given_up():
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
-    config = replace(CONFIG, sleep=replace(CONFIG.sleep, steps=6, checkpoint_steps=2, lag=lag))
+    config = changed(CONFIG, sleep={"steps": 6, "lag": lag}, run={"checkpoint_steps": 2})
     protocol, _, records = life_of(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
     assert steps == [
@@ -188,7 +189,7 @@ def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
         RunError,
         match=r"^night 1, step 0: sampler and learner differ by 0.3 nats "
         r"a token, allowed are "
-        r"sleep.max_gap = 0.2; nothing of this night was applied$",
+        r"checks.logprob_gap = 0.2; nothing of this night was applied$",
     ):
-        life_of(replace(CONFIG, sleep=replace(CONFIG.sleep, max_gap=0.2)), tmp_path, Apart)
+        life_of(changed(CONFIG, checks={"logprob_gap": 0.2}), tmp_path, Apart)
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("seed") == 0

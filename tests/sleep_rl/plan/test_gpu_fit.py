@@ -93,7 +93,14 @@ def test_gpu_memory_by_hand():
         and rollout.cache(80e9) == 72e9 - base - 2 * memory
     )
     assert (learner.who, learner.need, learner.cache(80e9)) == ("learner", apart.learner.total, 0)
-    halves = plan(config("rollouts.gpus=2", "learners.world_size=2", name="gpu8_qwen3_8b"))
+    halves = plan(
+        config(
+            "rollouts.gpus=2",
+            "rollouts.tensor_parallel=2",
+            "learners.world_size=2",
+            name="gpu8_qwen3_8b",
+        )
+    )
     assert loads(halves)[0].held == rollout.held / 2 and loads(halves)[0].token == token / 2
     (shared,) = loads(plan(config(name="gpu1_qwen3_8b")))
     together = plan(config(name="gpu1_qwen3_8b"))

@@ -101,11 +101,11 @@ def test_samples_steps_and_actors_of_the_demo():
     fixed = (
         "sleep.steps=400",
         "sleep.steps_per_round=10",
-        "sleep.written=60",
-        "sleep.replay_written=1000",
+        "generation.samples=60",
+        "replay.samples=1000",
         "sleep.batch=40",
-        "sleep.replay=0.5",
-        "sleep.rehearse_written=300",
+        "replay.share=0.5",
+        "rehearsal.samples=300",
     )
     p = plan(config("reward.semantic=encoder", *fixed))
     assert (p.steps, p.rounds) == (1200, 40)
@@ -117,10 +117,12 @@ def test_samples_steps_and_actors_of_the_demo():
         ("semantic", 1, 0.0, 0.0),
     ]
     assert (p.cpus, p.gpus) == (2.0, 0)
-    assert plan(config(*fixed, "sleep.reading_written=50")).replayed == p.replayed + 100
-    reads = (plan(config("sleep.replay=1", f"sleep.reading_written={n}")).replayed for n in (0, 50))
+    assert plan(config(*fixed, "reading.synthetic_documents=50")).replayed == p.replayed + 100
+    reads = (
+        plan(config("replay.share=1", f"reading.synthetic_documents={n}")).replayed for n in (0, 50)
+    )
     assert len(set(reads)) == 1  # then nothing is read
-    assert plan(config("sleep.replay=1")).written == 0 == plan(config("sleep.replay=0")).replayed
+    assert plan(config("replay.share=1")).written == 0 == plan(config("replay.share=0")).replayed
     tokens, parameters = 50, TASK_BASES["world"].parameters
     seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (
         2 * 18e9
@@ -285,8 +287,8 @@ MISFITS = [
         "256 tokens, got 1000",
     ),
     (
-        ("rollouts.gpus=4",),
-        "rollouts.gpus: must divide the base model's 6 heads and fit its 6 key-value heads, got 4",
+        ("rollouts.gpus=4", "rollouts.tensor_parallel=4"),
+        "rollouts.tensor_parallel: must divide the base model's 6 heads and fit its 6 key-value heads, got 4",
     ),
     (
         ("reward.semantic=encoder", "reward.model=./none"),
@@ -308,8 +310,8 @@ def test_notes_say_what_deserves_a_look(monkeypatch):
         )
     ).notes
     assert [note.split()[0] for note in notes] == ["3", "sleep.batch", "reward.gamma", "top_k"]
-    assert plan(config("sleep.on_policy=0")).notes[0] == (
-        "sleep.on_policy 0 of sleep.batch 40 is no group of 4: the student samples nothing and "
+    assert plan(config("objective.on_policy=0")).notes[0] == (
+        "objective.on_policy 0 of sleep.batch 40 is no group of 4: the student samples nothing and "
         "nothing is imitated"
     )
     assert (
@@ -402,8 +404,8 @@ def test_a_critics_copies_are_counted_tensor_by_tensor():
         "task.world.deep=true",
         "dream.rounds=1",
         "model.experts=6",
-        "dream.inner_rank=8",
-        "critics.together=3",
+        "dream.copies.rank=8",
+        "critics.copies_per_pass=3",
         "model.dtype=bfloat16",
         "critics.engine.kv_cache_memory_bytes=12345",
     )

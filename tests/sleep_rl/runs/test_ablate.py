@@ -10,6 +10,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.config.loader import dump, load
 from sleep_rl.journal.retention import wilson_interval
+from tests.configs import flat
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 
@@ -34,7 +35,7 @@ def lives(monkeypatch, tmp_path):
         folder = Path(config.run.dir) / config.run.name
         folder.mkdir(parents=True)
         broken = config.run.name in run.fail
-        day2 = 0.5 if config.sleep.replay == 0 else 1.0
+        day2 = 0.5 if config.replay.share == 0 else 1.0
         records = [
             {"t": 0, "kind": "run", "config": dump(config)},
             {
@@ -78,22 +79,18 @@ def test_every_row_changes_what_it_names_and_nothing_else():
         1,
     )
     assert list(rows) == list(ablate.ROWS)
-    whole = dump(rows["whole"][0][0])
+    whole = flat(rows["whole"][0][0])
     for name, [(config, overrides)] in rows.items():
-        changed = {
-            f"{section}.{key}"
-            for section, keys in dump(config).items()
-            for key, value in keys.items()
-            if whole[section][key] != value
-        } - {"run.name", "run.seed"}
+        changed = {key for key, value in flat(config).items() if whole[key] != value}
+        changed -= {"run.name", "run.seed"}
         assert changed - {"sleep.on_full"} == {
             key.partition("=")[0] for key in ablate.ROWS[name]
         }, name
-    assert rows["no-sparsity"][0][0].model.top_k == whole["model"]["experts"]
+    assert rows["no-sparsity"][0][0].model.top_k == whole["model.experts"]
 
 
 def test_rows_that_change_nothing_are_left_out_and_unknown_ones_refused():
-    rows = ablate.rows_of(DEMO, ["sleep.rehearse=0"], [], 1)
+    rows = ablate.rows_of(DEMO, ["rehearsal.share=0"], [], 1)
     assert {"no-rehearsal", "no-sparsity", "one-level", "no-semantic-reward"} & set(rows) == set()
     with pytest.raises(InputError, match=r"--rows: allowed are whole, .* got no-sleep"):
         ablate.rows_of(DEMO, [], ["no-sleep"], 1)

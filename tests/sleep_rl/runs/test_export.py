@@ -21,6 +21,7 @@ from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.runs.export import export
 from sleep_rl.config.loader import dump
 from sleep_rl.journal.journal import Journal
+from tests.configs import toy
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 ALONE = """
@@ -49,7 +50,7 @@ def make_run(
         fill_memory(models[-1], seed=night)
         checkpoints.save_memory(models[-1], str(folder / "memory" / f"night-{night}"), base)
     journal = Journal(folder / "metrics.jsonl")
-    config = dump(Config())
+    config = dump(toy())
     config["sleep"]["steps"] = 7
     config["task"]["classify"]["path"] = "/home/somebody/clinc"
     config["wandb"]["api_key"] = config["task"]["hf_token"] = "hush"

@@ -14,8 +14,9 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.config.tasks import TaskConfig, World
 from sleep_rl.tasks.registry import make_task
+from tests.configs import toy
 
-CONFIG = Config(task=TaskConfig(world=World(days=1, people_per_day=2, known_people=4)))
+CONFIG = toy(task={"world": {"days": 1, "people_per_day": 2, "known_people": 4}})
 
 
 @pytest.fixture

@@ -5,12 +5,10 @@ import json
 import os
 import re
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sleep_rl.config.schema import Evaluate
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
@@ -20,6 +18,7 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import DRIVER, LEARNER, MANIFEST, newest
+from tests.configs import changed
 from tests.sleep_rl.driver.test_cycle import CONFIG, Diary, Forgetful
 from tests.sleep_rl.night.test_consolidation import Words
 
@@ -121,10 +120,11 @@ class Mortal(Forgetful):
         self.version = version
 
 
-CONFIG = replace(
+CONFIG = changed(
     CONFIG,
-    evaluate=Evaluate(max_drop=0.5),
-    sleep=replace(CONFIG.sleep, steps=5, steps_per_round=1, checkpoint_steps=2),
+    evaluate={"max_drop": 0.5},
+    sleep={"steps": 5, "steps_per_round": 1},
+    run={"checkpoint_steps": 2},
 )
 
 

@@ -12,12 +12,12 @@ import pytest
 
 from sleep_rl.cli.main import main
 from sleep_rl.config.loader import load
-from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read
 from sleep_rl.plan.plan import plan
 from sleep_rl.tasks.documents.task import MARKER, OPENER, Documents, ingestion
 from sleep_rl.tasks.registry import make_task
+from tests.configs import toy
 from tests.system.test_resume import DIFFERENT, kill_after
 
 ROOT = Path(__file__).parents[3]
@@ -145,9 +145,9 @@ def living(folder, documents, *keys):
         "sleep.steps=4",
         "sleep.steps_per_round=2",
         "sleep.batch=8",
-        "sleep.written=4",
-        "sleep.replay_written=16",
-        "sleep.rehearse_written=8",
+        "generation.samples=4",
+        "replay.samples=16",
+        "rehearsal.samples=8",
         "rollouts.workers=1",
         "evaluate.questions=8",
         *keys,
@@ -244,7 +244,7 @@ def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
         (), [ingestion.Source("a.txt", "A fact.")], [], 9, lambda text: len(text.split())
     )
     ingestion.write(tmp_path, days)
-    config = replace(Config(), model=replace(Config().model, base="somewhere"))
+    config = toy(model={"base": "somewhere"})
     documents = replace(config.task.documents, record=str(tmp_path))
     task = make_task(
         replace(config, task=replace(config.task, name="documents", documents=documents))

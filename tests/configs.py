@@ -1,0 +1,39 @@
+"""Configs for tests: the toy's values, with some of them changed."""
+
+from __future__ import annotations
+
+from dataclasses import fields, is_dataclass, replace
+from typing import Any
+
+from sleep_rl.config.schema import Config
+
+
+def toy(**sections: dict[str, Any]) -> Config:
+    """Return the toy config with changed keys: `toy(sleep={"steps": 2}, run={"name": "x"})`."""
+    return changed(Config(), **sections)
+
+
+def changed(config: Any, **values: Any) -> Any:
+    """Return a copy of a config (or a section) with other values; a dict changes a section's keys.
+
+    Nothing is validated, so that tests can hand wrong configs to `check`.
+    """
+    sections = {
+        name: changed(getattr(config, name), **value)
+        if is_dataclass(getattr(config, name)) and isinstance(value, dict)
+        else value
+        for name, value in values.items()
+    }
+    return replace(config, **sections)
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Return dotted key -> value of every key of a config."""
+    values: dict[str, Any] = {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            values |= flat(value, f"{prefix}{field.name}.")
+        else:
+            values[prefix + field.name] = value
+    return values
