@@ -316,11 +316,11 @@ def test_stages_have_names(tmp_path, capsys):
 
 
 def with_baseline(value):
-    return replace(CONFIG, baselines=replace(CONFIG.baselines, sft=value))
+    return changed(CONFIG, baselines={"sft": value})
 
 
 def without_gate():
-    return replace(CONFIG, evaluate=Evaluate(max_drop=None))
+    return changed(CONFIG, evaluate={"max_drop": None})
 
 
 @pytest.mark.parametrize(
