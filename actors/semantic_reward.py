@@ -9,8 +9,6 @@ Suffixes: `_T` tokens of one text, `_B` texts of a batch, `_D` hidden units, `_N
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +17,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import Pair
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 
 ENCODER_BATCH = 32  # texts per forward pass
 
@@ -66,7 +64,7 @@ class EncoderReward:
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
         self._policy, self._threshold, self._device = PolicyText(tokenizer_path), threshold, device
-        if os.path.isfile(Path(model) / checkpoints.POINTER):
+        if memory_folder.is_memory_folder(model):
             raise InputError(f"reward: a full model is needed, got the memory folder {model}")
         config = _read("model", model, AutoConfig)
         if config.model_type.startswith("sleep_"):

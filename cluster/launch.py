@@ -28,7 +28,7 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.evaluation import evaluate as ask
 from sleep_rl.journal.journal import Journal, read
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.runs.git import commit as _commit
@@ -290,7 +290,7 @@ def evaluate(checkpoint: str, config: Config) -> int:
     without documents.
     """
     # before a folder is made: a mistyped name leaves nothing behind
-    checkpoints.check_there(checkpoint)
+    checkpoints.check_exists(checkpoint)
     task = make_task(config)
     folder, console = new_folder(config, suffix="-eval"), Console()
     journal = Journal(folder / METRICS, [console])
@@ -360,7 +360,7 @@ def crew_of(
                 config,
                 journal,
                 checkpoint=checkpoint,
-                base=checkpoints.root(base),
+                base=memory_folder.root(base),
                 probe_T=probe,
                 learners=learners,
                 restarts=restarts,

@@ -21,7 +21,7 @@ from learners.wake import Chunks
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import STUDENT, Metrics, StepResult, TrainingRow, Weights
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import (
     ACTIVE,
     BASE_SLOT,
@@ -451,7 +451,7 @@ class LearnerWorker:
         it cannot, with what was there before intact.
         """
         if self.rank == 0:
-            checkpoints.save_memory(self.model, path, self.base)
+            memory_folder.save_memory(self.model, path, self.base)
 
     def close(self) -> None:
         """Leaves the process group."""

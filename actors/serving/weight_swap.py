@@ -19,7 +19,7 @@ from vllm.engine.protocol import EngineClient
 
 from actors.engine import shared_file
 from sleep_rl.contracts.errors import InputError, RunError, one_line
-from sleep_rl.model import checkpoints
+from sleep_rl.model import memory_folder
 from sleep_rl.model.memory import PARTS
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import Found, nights
@@ -157,7 +157,7 @@ class Nights:
         """
         found = self.there()
         try:
-            stat = (found[max(found)] / checkpoints.MEMORY).stat() if found else None
+            stat = (found[max(found)] / memory_folder.MEMORY).stat() if found else None
         except OSError:  # it is being replaced in this moment
             return None
         return (max(found), stat.st_ino, stat.st_mtime_ns) if stat else None
@@ -170,7 +170,7 @@ class Nights:
         if folder is None:
             have = ", ".join(map(str, self.there())) or "none"
             raise InputError(f"night {number}: expected one of the nights that there are ({have})")
-        tensors = _by_slot(checkpoints.read_memory(folder)[1])
+        tensors = _by_slot(memory_folder.read_memory(folder)[1])
         if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in self._held.items()}:
             raise InputError(
                 f"memory {folder}: its levels are not those of the model that is served"

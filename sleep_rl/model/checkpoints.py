@@ -1,8 +1,7 @@
-"""The memory attached to dense Hugging Face decoders (Qwen3, Qwen2, Llama): loading, expanding,
-saving.
+"""Checkpoints of dense Hugging Face decoders with memory: load, expand, save.
 
-A full checkpoint is an ordinary Hugging Face folder. A memory checkpoint is `memory.safetensors`
-(megabytes) beside `memory.json`, which points to the base it belongs to.
+A full checkpoint is an ordinary Hugging Face folder. A sleep checkpoint is one whose config has
+memory levels; `expand` makes it from a base, or from a memory folder (`memory_folder.py`).
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -27,19 +24,25 @@ from transformers import (
     PreTrainedModel,
 )
 
-from sleep_rl.contracts.errors import InputError, RunError, one_line
-from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
+from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.files import JSON_BYTES, checked, parsed
 from sleep_rl.model.families import FAMILIES
 from sleep_rl.model.memory import MemoryLevel, init_slots
-from sleep_rl.model.modeling import CLASSES
-from sleep_rl.model.shape import HUB_NAME, check_levels, parse_shape, read_json
-
-POINTER, MEMORY = "memory.json", "memory.safetensors"
-WEIGHTS, BASE_WEIGHTS, INDEX = (
-    "model.safetensors",
-    "base.safetensors",
-    "model.safetensors.index.json",
+from sleep_rl.model.memory_folder import (
+    MEMORY,
+    atomic_checkpoint,
+    is_memory_folder,
+    read_memory,
+    read_pointer,
+    root,
 )
+from sleep_rl.model.modeling import CLASSES
+from sleep_rl.model.shape import HUB_NAME, parse_shape, read_json
+
+WEIGHTS = "model.safetensors"
+BASE_WEIGHTS = "base.safetensors"
+INDEX = "model.safetensors.index.json"
+HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 for _config, _model in CLASSES.values():
     AutoConfig.register(_config.model_type, _config, exist_ok=True)
@@ -47,17 +50,20 @@ for _config, _model in CLASSES.values():
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """The checkpoint's config. Raises InputError when there is none or its family is not ours."""
-    check_there(path)
+    """Return the checkpoint's config. Raises InputError when there is none or its family is not in
+    FAMILIES.
+    """
+    check_exists(path)
     file = Path(path) / "config.json"
-    # transformers says little of what is wrong in it, and waits for a pipe
+    # transformers' messages do not name the wrong field, and it would wait for a pipe
     if os.path.lexists(file):
         data = read_json(file)
         if str(data.get("model_type")).removeprefix("sleep_") in FAMILIES:
             parse_shape(data, str(file))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except Exception as error:  # transformers raises many types for what a config can hold
+    # transformers raises many types for what a config can hold
+    except Exception as error:  # noqa: BLE001
         raise InputError(
             f"model {path}: no readable Hugging Face config ({one_line(error)})"
         ) from error
@@ -68,8 +74,8 @@ def read_config(path: str) -> PretrainedConfig:
     return config
 
 
-def check_there(path: str) -> None:
-    """Raises InputError for what is no folder and cannot be the name of a hub either."""
+def check_exists(path: str) -> None:
+    """Raise InputError for what is no folder and cannot be a name on the hub either."""
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise InputError(
             f"model {path}: a checkpoint's folder or a hub name is needed, and "
@@ -80,47 +86,55 @@ def check_there(path: str) -> None:
 def load(
     path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> PreTrainedModel:
-    """Loads a sleep checkpoint, a memory folder (with the base it points to), or a base given
-    `levels`; frozen, eval.
+    """Load a sleep checkpoint, a memory folder with the base it points to, or a base with new
+    memory; frozen, in eval mode.
+
+    levels: experts, d_low and top_k of each memory level; needed for a base, else a check.
+    seed: of new memory.
 
     Raises InputError for a checkpoint that is missing, unreadable or of another family, for a base
-    without `levels`, and when `levels` differs from the memory that is there.
+    without `levels`, and when `levels` differs from the memory that is stored.
     """
-    pointer = os.path.isfile(Path(path) / POINTER)
-    config = None if pointer else read_config(path)
-    if pointer or not config.model_type.startswith("sleep_"):
-        stored = read_memory(Path(path), levels)[0]["memory_levels"] if pointer else levels
-        if stored is None:
+    if is_memory_folder(path):
+        stored = read_memory(Path(path), levels)[0]["memory_levels"]
+        return _load_expanded(path, stored, dtype, seed)
+    config = read_config(path)
+    if not config.model_type.startswith("sleep_"):
+        if levels is None:
             raise InputError(
                 f"model {path}: a sleep checkpoint is needed here, got a plain "
                 f"{config.model_type} one"
             )
-        with tempfile.TemporaryDirectory() as temporary:
-            return load(
-                expand(path, os.path.join(temporary, "expanded"), stored, seed), stored, dtype
-            )
+        return _load_expanded(path, levels, dtype, seed)
     if levels is not None and config.memory_levels != levels:
         raise InputError(
             f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}"
         )
     if os.path.isdir(path):
-        weight_map(Path(path))  # a pipe in place of a file would be waited for
+        weight_map(Path(path))  # transformers would wait for a pipe in place of a file
     try:
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
-    except Exception as error:  # as above, for weights
+    # transformers raises many types for what weights can lack
+    except Exception as error:  # noqa: BLE001
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
     return model.eval()
 
 
+def _load_expanded(path: str, levels: list[dict], dtype: torch.dtype, seed: int) -> PreTrainedModel:
+    with tempfile.TemporaryDirectory() as temporary:
+        expanded = expand(path, os.path.join(temporary, "expanded"), levels, seed)
+        return load(expanded, levels, dtype)
+
+
 def levels_of(path: str) -> list[dict]:
-    """The memory levels that a checkpoint or a memory folder holds. Raises InputError where there
+    """Return the memory levels of a checkpoint or a memory folder. Raises InputError where there
     are none.
     """
-    if os.path.isfile(Path(path) / POINTER):
-        return _read_pointer(Path(path))["memory_levels"]
+    if is_memory_folder(path):
+        return read_pointer(Path(path))["memory_levels"]
     config = read_config(path)
     if not getattr(config, "memory_levels", None):
         raise InputError(
@@ -129,38 +143,26 @@ def levels_of(path: str) -> list[dict]:
     return config.memory_levels
 
 
-def root(path: str) -> str:
-    """The checkpoint that a memory folder belongs to, through other memory folders where it was
-    made on top of one; anything else is returned: a folder absolute, a hub name as it is.
-    """
-    passed = [path]
-    while os.path.isfile(Path(path) / POINTER):
-        path = _read_pointer(Path(path))["base"]
-        if path in passed:
-            raise InputError(f"memory {path}: its base leads back to itself")
-        passed.append(path)
-    return os.path.abspath(path) if os.path.isdir(path) else path
-
-
 def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
-    """A sleep checkpoint of `path` that both hosts load: the base's weight files linked, the memory
-    beside them.
+    """Write a sleep checkpoint of `path` to `out` that both hosts load, and return its path: the
+    base's weight files linked, the memory beside them.
 
-    `path` is a base checkpoint (folder or hub name), a memory folder, or a sleep checkpoint
-    (returned as it is). New memory is initialised from `seed`. Raises InputError for what cannot be
-    read, RunError when the disk refuses. Nothing of the base is copied, unless a file of it holds
-    an older memory beside other weights.
+    path: a base checkpoint (folder or hub name), a memory folder, or a sleep checkpoint, which is
+    returned unchanged.
+    seed: of new memory.
+
+    Nothing of the base is copied, unless a file of it holds an older memory beside other weights.
+    Raises InputError for what cannot be read, RunError when the disk refuses.
     """
     memory = None
-    if os.path.isfile(Path(path) / POINTER):
+    if is_memory_folder(path):
         pointer, memory = read_memory(Path(path), levels)
         path = root(path)
     config = read_config(path)
     if memory is not None and pointer["vocab_size"] != config.vocab_size:
         raise InputError(
             f"memory: made for a vocabulary of {pointer['vocab_size']} ids, its "
-            f"base {path} has "
-            f"{config.vocab_size}; teacher and student need the same vocabulary"
+            f"base {path} has {config.vocab_size}; teacher and student need the same vocabulary"
         )
     if config.model_type.startswith("sleep_"):
         if config.memory_levels != levels:
@@ -170,13 +172,7 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
         if memory is None:
             return path
     folder = local(path)
-    sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
-    fields = {
-        k: v
-        for k, v in config.to_dict().items()
-        if k not in ("model_type", "architectures", "memory_levels", "auto_map")
-    }
-    expanded = sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
+    expanded = _expanded_config(config, levels)
     if memory is None:
         memory = new_memory(expanded, seed)
     with atomic_checkpoint(out) as target:
@@ -188,8 +184,19 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     return out
 
 
+def _expanded_config(config: PretrainedConfig, levels: list[dict]) -> PretrainedConfig:
+    """The config of the sleep model of the same family and sizes."""
+    sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
+    fields = {
+        k: v
+        for k, v in config.to_dict().items()
+        if k not in ("model_type", "architectures", "memory_levels", "auto_map")
+    }
+    return sleep_config(**fields, memory_levels=levels, architectures=[sleep_model.__name__])
+
+
 def _link(folder: Path, target: Path) -> dict[str, str]:
-    """Links a checkpoint's files into `target`, but for its config and an older memory. Returns
+    """Link a checkpoint's files into `target`, except its config and an older memory. Returns
     weight name -> file.
     """
     files: dict[str, list[str]] = {}
@@ -214,11 +221,13 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
 
 
 def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
-    """A sleep checkpoint of another model that may teach `student`: with the memory that it has, or
-    an untouched one. Raises InputError when it cannot be read or speaks other tokens.
+    """Return a sleep checkpoint of another model that may teach `student`, with its own memory or
+    an untouched one; written to `out` where it has to be made.
+
+    Raises InputError when it cannot be read or has another vocabulary.
     """
-    if os.path.isfile(Path(path) / POINTER):
-        levels = _read_pointer(Path(path))["memory_levels"]
+    if is_memory_folder(path):
+        levels = read_pointer(Path(path))["memory_levels"]
     else:
         levels = getattr(read_config(path), "memory_levels", None) or [
             {"experts": 1, "d_low": 1, "top_k": 1}
@@ -238,10 +247,11 @@ def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
 
 
 def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Initialised memory tensors by checkpoint key, every slot LOCKED; the same for the same config
-    and seed.
+    """Return initialised memory tensors by checkpoint key, every slot LOCKED; the same for the same
+    config and seed.
     """
-    generator, tensors = torch.Generator().manual_seed(seed), {}
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
     for layer in range(config.num_hidden_layers):
         for number, v in enumerate(config.memory_levels):
             level = MemoryLevel(config.hidden_size, v["experts"], v["d_low"], v["top_k"])
@@ -252,17 +262,13 @@ def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
 
 
 def local(name: str) -> Path:
-    """The folder of a checkpoint; one of the hub is downloaded. Raises InputError when it is not to
-    be had.
+    """Return the folder of a checkpoint, after a download for a name on the hub. Raises InputError
+    when it cannot be had.
     """
     if Path(name).is_dir():
         return Path(name)
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"model {name}: no local folder, and not to be had from the hub ({one_line(error)})"
@@ -270,7 +276,7 @@ def local(name: str) -> Path:
 
 
 def weight_map(folder: Path) -> dict[str, str]:
-    """Weight name -> file of a checkpoint folder."""
+    """Return weight name -> file of a checkpoint folder. Raises InputError."""
     try:
         if os.path.isfile(folder / INDEX):
             weights = parsed(folder / INDEX, JSON_BYTES)["weight_map"]
@@ -283,7 +289,7 @@ def weight_map(folder: Path) -> dict[str, str]:
                 checked(folder / file)
             return weights
         with safe_open(checked(folder / WEIGHTS), "pt") as file:
-            return {key: WEIGHTS for key in file.keys()}
+            return dict.fromkeys(file.keys(), WEIGHTS)
     except (
         OSError,
         ValueError,
@@ -299,87 +305,29 @@ def weight_map(folder: Path) -> dict[str, str]:
 
 
 def load_tokenizer(path: str, vocab_size: int):
-    """The checkpoint's tokenizer. Raises InputError when it is missing or holds ids that the model
-    has no row for.
+    """Return the tokenizer of a checkpoint, or of the base of a memory folder.
+
+    Raises InputError when it is missing or has ids from `vocab_size` on, for which the model has no
+    row.
     """
     source = root(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except Exception as error:  # as above, and tokenizers raises Exception itself
+    # transformers raises many types, and tokenizers raises Exception itself
+    except Exception as error:  # noqa: BLE001
         raise InputError(f"tokenizer {source}: cannot be read ({one_line(error)})") from error
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"tokenizer {source}: at most the model's {vocab_size} ids, got "
-            f"{len(tokenizer)}; "
-            "base and tokenizer do not belong together"
+            f"{len(tokenizer)}; base and tokenizer do not belong together"
         )
     return tokenizer
 
 
 def save(model: PreTrainedModel, tokenizer, path: str) -> None:
-    """An ordinary Hugging Face checkpoint with all weights, written aside and renamed into
-    place.
+    """Write an ordinary Hugging Face checkpoint with all weights, all or nothing. Raises RunError
+    when the disk refuses.
     """
     with atomic_checkpoint(path) as folder:
         model.save_pretrained(folder, safe_serialization=True)
         tokenizer.save_pretrained(folder)
-
-
-def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
-    """Only the memory, beside a pointer to `base`; written aside and renamed into place."""
-    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
-    with atomic_checkpoint(path) as folder:
-        save_file(tensors, folder / MEMORY)
-        pointer = {
-            "base": os.path.abspath(base) if os.path.isdir(base) else base,
-            "vocab_size": model.config.vocab_size,
-            "memory_levels": model.config.memory_levels,
-        }
-        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
-
-
-def read_memory(
-    folder: Path, levels: list[dict] | None = None
-) -> tuple[dict, dict[str, torch.Tensor]]:
-    """(pointer, tensors) of a memory folder; with `levels`, they must be what it holds."""
-    pointer = _read_pointer(folder)
-    try:
-        tensors = load_file(checked(folder / MEMORY))
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
-    stored = pointer["memory_levels"]
-    if levels is not None and stored != levels:
-        raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
-    return pointer, tensors
-
-
-def _read_pointer(folder: Path) -> dict:
-    """What a memory folder says of itself: base, vocab_size, memory_levels."""
-    try:
-        pointer = parsed(folder / POINTER, JSON_BYTES)
-        base, levels = (
-            pointer["base"],
-            check_levels(pointer["memory_levels"], str(folder / POINTER)),
-        )
-        if not isinstance(base, str) or "\0" in base or not levels:
-            raise ValueError(
-                f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}"
-            )
-        return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
-
-
-@contextmanager
-def atomic_checkpoint(path: str, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends well: see `atomic_folder`.
-
-    Raises RunError when the disk refuses, and when `path` exists and is not to be replaced.
-    """
-    try:
-        with atomic_folder(path, replace) as folder:
-            yield folder
-    except (OSError, SafetensorError) as error:
-        raise RunError(
-            f"{path}: cannot be written ({one_line(error)}); what was saved before is intact"
-        ) from error

@@ -17,14 +17,13 @@ from __future__ import annotations
 import copy
 import os
 import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sleep_rl.contracts.errors import InputError, one_line
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 
 NOISE = 0.1  # of the standard deviation of the weights that it is added to
 
@@ -37,7 +36,7 @@ def grow(
     Raises InputError for what cannot be read or is no growth, RunError when the disk refuses.
     """
     config = checkpoints.read_config(path)
-    if config.model_type.startswith("sleep_") or os.path.isfile(Path(path) / checkpoints.POINTER):
+    if config.model_type.startswith("sleep_") or memory_folder.is_memory_folder(path):
         raise InputError(f"grow: a checkpoint without memory levels, got {path}; grow its base")
     if os.path.exists(out):
         raise InputError(f"grow: a new folder, {out} exists")

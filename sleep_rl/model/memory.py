@@ -1,6 +1,6 @@
 """Memory levels of the Continuum Memory System (paper.md section 2), in pure torch.
 
-The same module sits in the Hugging Face model (`sleep_rl.model.checkpoints`) and in vLLM's
+The same module sits in the Hugging Face model (`sleep_rl.model.modeling`) and in vLLM's
 (`actors.vllm_model`). Exported checkpoints carry this file.
 
 Shape suffixes: S slots of a level (slot 0 is the level's own base expert, 1.. are consolidation

@@ -23,7 +23,7 @@ from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
 LEVEL = {"experts", "d_low", "top_k"}
-POINTER = "memory.json"  # of a memory checkpoint: names the base it belongs to (sleep_rl.model.checkpoints)
+POINTER = "memory.json"  # of a memory folder: names the base it belongs to
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.contracts.records import STUDENT, TEACHER
-from sleep_rl.model import checkpoints, families, memory, modeling
+from sleep_rl.model import checkpoints, families, memory, memory_folder, modeling
 from sleep_rl.report.model_card import card
 from sleep_rl.runs.resolve import Found, find
 
@@ -38,7 +38,7 @@ def export(checkpoint: str, out: str) -> str:
         config = checkpoints.read_config(str(full))
         tokenizer = checkpoints.load_tokenizer(str(full), config.vocab_size)
         weights, text = _weights(full), card(found, _base(found), config, Path(out).absolute().name)
-        with checkpoints.atomic_checkpoint(out, replace=False) as folder:
+        with memory_folder.atomic_checkpoint(out, replace=False) as folder:
             for file in [
                 *weights,
                 *(f for f in os.listdir(full) if any(fnmatch(f, kept) for kept in KEPT)),
@@ -97,4 +97,4 @@ def _code() -> dict[str, str]:
 
 def _base(found: Found) -> str:
     """What the memory is attached to; empty for a full checkpoint, which holds its base."""
-    return checkpoints.root(found.path) if (Path(found.path) / checkpoints.POINTER).is_file() else ""
+    return memory_folder.root(found.path) if memory_folder.is_memory_folder(found.path) else ""

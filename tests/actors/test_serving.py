@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import tensors_of
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import Found, find, nights
@@ -34,7 +34,7 @@ def sleep_once(run: Path, base: str, night: int) -> torch.nn.Module:
     """The model after a night of the run, whose memory is its own."""
     model = checkpoints.load(base, LEVELS["dense"])
     fill_memory(model, seed=night)
-    checkpoints.save_memory(model, str(run / "memory" / f"night-{night}"), base)
+    memory_folder.save_memory(model, str(run / "memory" / f"night-{night}"), base)
     return model
 
 
@@ -56,7 +56,7 @@ def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
     for name in ("night-11-rejected", "night-12.writing-77", "night-x"):
         shutil.copytree(run / "memory" / "night-1", run / "memory" / name)
     shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-13")
-    (run / "memory" / "night-13" / checkpoints.MEMORY).unlink()
+    (run / "memory" / "night-13" / memory_folder.MEMORY).unlink()
     assert list(nights(run)) == [1, 9, 10] and find(str(run)).night == 10
     assert find(str(run / "memory" / "night-9")) == Found(str(run / "memory" / "night-9"), run, 9)
     assert find(str(run / "memory" / "night-11-rejected")).night is None
@@ -295,7 +295,7 @@ def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoi
 def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint())
     other = checkpoints.load(base_checkpoint(), LEVELS["two levels"])
-    checkpoints.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
+    memory_folder.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
 
     async def body():
         async with swap.nights.door.inside_of():
@@ -332,8 +332,8 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
         await swap.nights.take(1)  # by hand; stays until there is a newer one
         shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-4-rejected")
         (run / "memory" / "night-4").mkdir()
-        (run / "memory" / "night-4" / checkpoints.MEMORY).write_bytes(b"half")
-        shutil.copy(run / "memory" / "night-1" / checkpoints.POINTER, run / "memory" / "night-4")
+        (run / "memory" / "night-4" / memory_folder.MEMORY).write_bytes(b"half")
+        shutil.copy(run / "memory" / "night-1" / memory_folder.POINTER, run / "memory" / "night-4")
         await said("warning: night 4 is not taken in, night-1 goes on answering")
         await asyncio.sleep(0.1)
         assert swap.client.holds(swap.first)

@@ -26,7 +26,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.config.loader import keys, load
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import Journal
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.report.page import page
 from sleep_rl.runs import run_dir
 from sleep_rl.tasks.documents import ingestion
@@ -427,7 +427,7 @@ def finished(tmp_path_factory):
     )
     journal.close()
     memory = [{"experts": 4, "d_low": 16, "top_k": 5}]
-    checkpoints.save_memory(
+    memory_folder.save_memory(
         checkpoints.load(base, memory), str(folder / "memory" / "night-1"), base
     )
     return folder

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import ACTIVE, memory_levels
 from tests.conftest import LEVELS, PAD, fill_memory, make_base, make_tokenizer
 
@@ -31,7 +31,7 @@ def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_chec
     model = checkpoints.load(base_checkpoint(family), LEVELS["sparse"])
     fill_memory(model)
     checkpoints.save(model, make_tokenizer(), str(tmp_path / "full"))
-    checkpoints.save_memory(model, str(tmp_path / "memory"), base_checkpoint(family))
+    memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint(family))
     with torch.no_grad():
         want = model(IDS).logits
         for kind in ("full", "memory"):
@@ -41,10 +41,10 @@ def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_chec
         for kind in ("full", "memory")
     }
     assert (
-        set(os.listdir(tmp_path / "memory")) == {checkpoints.POINTER, checkpoints.MEMORY}
+        set(os.listdir(tmp_path / "memory")) == {memory_folder.POINTER, memory_folder.MEMORY}
         and size["memory"] < size["full"]
     )
-    assert all(".memory." in key for key in load_file(tmp_path / "memory" / checkpoints.MEMORY))
+    assert all(".memory." in key for key in load_file(tmp_path / "memory" / memory_folder.MEMORY))
 
 
 def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_checkpoint, tmp_path):
@@ -52,7 +52,7 @@ def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_che
         checkpoints.expand(base_checkpoint(), str(tmp_path / str(i)), LEVELS["dense"], seed)
         for i, seed in enumerate((3, 3, 4))
     ]
-    memories = [load_file(os.path.join(path, checkpoints.MEMORY)) for path in out]
+    memories = [load_file(os.path.join(path, memory_folder.MEMORY)) for path in out]
     key = "model.layers.1.mlp.memory.0.w_in"
     assert torch.equal(memories[0][key], memories[1][key]) and not torch.equal(
         memories[0][key], memories[2][key]
@@ -74,7 +74,7 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
         "a memory folder": str(tmp_path / "first"),
     }
     model = checkpoints.load(older["linked"])
-    checkpoints.save_memory(model, older["a memory folder"], checkpoints.root(older["linked"]))
+    memory_folder.save_memory(model, older["a memory folder"], memory_folder.root(older["linked"]))
     key, token = "model.layers.1.mlp.memory.0.w_out", torch.arange(8)[None]
     for number, path in enumerate(older.values()):
         model = checkpoints.load(path)
@@ -82,7 +82,9 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
         level.w_out.data.fill_(number + 0.25)
         level.set_state([ACTIVE] * level.slots)
         want = model(input_ids=token).logits
-        checkpoints.save_memory(model, str(tmp_path / f"memory{number}"), checkpoints.root(path))
+        memory_folder.save_memory(
+            model, str(tmp_path / f"memory{number}"), memory_folder.root(path)
+        )
         full = checkpoints.expand(
             str(tmp_path / f"memory{number}"), str(tmp_path / f"full{number}"), LEVELS["dense"]
         )
@@ -102,38 +104,38 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
 
 def test_a_hub_name_stays_a_name(base_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert checkpoints.root("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
-    checkpoints.save_memory(
+    assert memory_folder.root("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
+    memory_folder.save_memory(
         checkpoints.load(base_checkpoint(), LEVELS["dense"]),
         "memory",
-        checkpoints.root("Qwen/Qwen3-1.7B"),
+        memory_folder.root("Qwen/Qwen3-1.7B"),
     )
     assert (
-        json.loads((tmp_path / "memory" / checkpoints.POINTER).read_text())["base"]
+        json.loads((tmp_path / "memory" / memory_folder.POINTER).read_text())["base"]
         == "Qwen/Qwen3-1.7B"
     )
-    assert checkpoints.root("memory") == "Qwen/Qwen3-1.7B"
+    assert memory_folder.root("memory") == "Qwen/Qwen3-1.7B"
     os.mkdir("here")
-    assert checkpoints.root("here") == str(tmp_path / "here")
+    assert memory_folder.root("here") == str(tmp_path / "here")
 
 
 def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path):
     model = checkpoints.load(base_checkpoint(), LEVELS["dense"])
-    checkpoints.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
-    before = (tmp_path / "memory" / checkpoints.MEMORY).read_bytes()
+    memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    before = (tmp_path / "memory" / memory_folder.MEMORY).read_bytes()
 
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     # no file may grow further: safetensors' own error
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
     try:
         with pytest.raises(RunError) as error:
-            checkpoints.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+            memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert one_line(error).endswith(
         "what was saved before is intact"
     ) and "cannot be written" in str(error.value)
-    assert (tmp_path / "memory" / checkpoints.MEMORY).read_bytes() == before and len(
+    assert (tmp_path / "memory" / memory_folder.MEMORY).read_bytes() == before and len(
         os.listdir(tmp_path)
     ) == 1
 
@@ -167,8 +169,8 @@ def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, 
         checkpoints.load(base_checkpoint())
     assert "sleep checkpoint" in one_line(error)
     model = checkpoints.load(base_checkpoint(), LEVELS["dense"])
-    checkpoints.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
-    file = tmp_path / "memory" / checkpoints.MEMORY
+    memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    file = tmp_path / "memory" / memory_folder.MEMORY
     save_file({key: tensor[..., :-1].contiguous() for key, tensor in load_file(file).items()}, file)
     with pytest.raises(InputError) as error:
         checkpoints.load(str(tmp_path / "memory"))
@@ -177,8 +179,8 @@ def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, 
 
 def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkpoint, tmp_path):
     model = checkpoints.load(base_checkpoint(), LEVELS["dense"])
-    checkpoints.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
-    pointer = tmp_path / "memory" / checkpoints.POINTER
+    memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
+    pointer = tmp_path / "memory" / memory_folder.POINTER
     pointer.write_text(json.dumps({**json.loads(pointer.read_text()), "vocab_size": 299}))
     with pytest.raises(InputError) as error:
         checkpoints.load(str(tmp_path / "memory"))
@@ -233,4 +235,4 @@ def test_what_is_no_folder_and_no_hub_name_is_said_to_be_missing(path):
         match=r"a checkpoint's folder or a hub name is needed, and there is no such folder$",
     ):
         checkpoints.read_config(path)
-    checkpoints.check_there("Qwen/Qwen3-8B")  # may be one of the hub's
+    checkpoints.check_exists("Qwen/Qwen3-8B")  # may be one of the hub's

@@ -14,7 +14,7 @@ from tests.conftest import LEVELS, fill_memory, make_base, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.cli.main import main
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
@@ -48,7 +48,7 @@ def make_run(
     for night in range(1, nights + 1):
         models.append(checkpoints.load(base, LEVELS["dense"]))
         fill_memory(models[-1], seed=night)
-        checkpoints.save_memory(models[-1], str(folder / "memory" / f"night-{night}"), base)
+        memory_folder.save_memory(models[-1], str(folder / "memory" / f"night-{night}"), base)
     journal = Journal(folder / "metrics.jsonl")
     config = dump(toy())
     config["sleep"]["steps"] = 7
@@ -126,7 +126,7 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
     shutil.rmtree(tmp_path / "here")
     for family, path in out.items():
         files = list(Path(path).iterdir())
-        assert not any(file.is_symlink() or file.name == checkpoints.POINTER for file in files)
+        assert not any(file.is_symlink() or file.name == memory_folder.POINTER for file in files)
         assert {file.suffix for file in files} <= {".safetensors", ".json", ".py", ".md"}
         assert not any(
             str(tmp_path) in file.read_text() for file in files if file.suffix != ".safetensors"
@@ -203,7 +203,7 @@ def test_nothing_that_is_there_is_written_over(sleep_checkpoint, tmp_path, capsy
 def test_a_folder_that_comes_in_between_is_left_alone(tmp_path):
     with (
         pytest.raises(RunError, match="cannot be written"),
-        checkpoints.atomic_checkpoint(str(tmp_path / "out"), replace=False),
+        memory_folder.atomic_checkpoint(str(tmp_path / "out"), replace=False),
     ):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "theirs").write_text("")

@@ -1,0 +1,107 @@
+"""Memory folders: `memory.safetensors` (megabytes) beside `memory.json`, which points to the base
+checkpoint that the memory belongs to.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+
+from sleep_rl.contracts.errors import InputError, RunError, one_line
+from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
+from sleep_rl.model.shape import POINTER, check_levels
+
+MEMORY = "memory.safetensors"
+
+
+def is_memory_folder(path: str | os.PathLike) -> bool:
+    """Whether `path` is a folder with a pointer to a base."""
+    return os.path.isfile(Path(path) / POINTER)
+
+
+def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
+    """Write the stored memory of `model` beside a pointer to `base`, all or nothing.
+
+    Raises RunError when the disk refuses.
+    """
+    tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
+    with atomic_checkpoint(path) as folder:
+        save_file(tensors, folder / MEMORY)
+        pointer = {
+            "base": os.path.abspath(base) if os.path.isdir(base) else base,
+            "vocab_size": model.config.vocab_size,
+            "memory_levels": model.config.memory_levels,
+        }
+        (folder / POINTER).write_text(json.dumps(pointer, indent=2) + "\n")
+
+
+def read_memory(
+    folder: Path, levels: list[dict] | None = None
+) -> tuple[dict, dict[str, torch.Tensor]]:
+    """Return (pointer, tensors) of a memory folder.
+
+    Raises InputError when it cannot be read, and when `levels` is given and not what it holds.
+    """
+    pointer = read_pointer(folder)
+    try:
+        tensors = load_file(checked(folder / MEMORY))
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
+    stored = pointer["memory_levels"]
+    if levels is not None and stored != levels:
+        raise InputError(f"memory {folder}: its memory is {stored}, the config asks for {levels}")
+    return pointer, tensors
+
+
+def read_pointer(folder: Path) -> dict:
+    """Return what a memory folder says of itself: base, vocab_size, memory_levels.
+
+    Raises InputError.
+    """
+    try:
+        pointer = parsed(folder / POINTER, JSON_BYTES)
+        base = pointer["base"]
+        levels = check_levels(pointer["memory_levels"], str(folder / POINTER))
+        if not isinstance(base, str) or "\0" in base or not levels:
+            raise ValueError(
+                f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}"
+            )
+        return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
+
+
+def root(path: str) -> str:
+    """Return the base checkpoint of a memory folder, through further memory folders where it was
+    made on top of one; anything else is returned: a folder as absolute path, a hub name unchanged.
+    """
+    passed = [path]
+    while is_memory_folder(path):
+        path = read_pointer(Path(path))["base"]
+        if path in passed:
+            raise InputError(f"memory {path}: its base leads back to itself")
+        passed.append(path)
+    return os.path.abspath(path) if os.path.isdir(path) else path
+
+
+@contextmanager
+def atomic_checkpoint(path: str, replace: bool = True) -> Iterator[Path]:
+    """Yield an empty folder that becomes `path` when the block ends well: see `atomic_folder`.
+
+    Raises RunError when the disk refuses, and when `path` exists and is not to be replaced.
+    """
+    try:
+        with atomic_folder(path, replace) as folder:
+            yield folder
+    except (OSError, SafetensorError) as error:
+        raise RunError(
+            f"{path}: cannot be written ({one_line(error)}); what was saved before is intact"
+        ) from error
