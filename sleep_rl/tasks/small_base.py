@@ -9,16 +9,21 @@ from __future__ import annotations
 import errno
 import hashlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    PretrainedConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.files import atomic_folder
@@ -67,6 +72,72 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         # otherwise "live ?" is decoded as "live?", which is another word
         clean_up_tokenization_spaces=False,
     )
+
+
+def byte_tokenizer(
+    texts: Iterable[str], size: int, split: Any, single_tokens: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE tokenizer of `size` tokens on `texts`; it can encode any later text.
+
+    `split`: the pre-tokenizer. `single_tokens` are added as tokens that split the text.
+    """
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = split
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size,
+        special_tokens=[PAD, BOS, EOS],
+        # sorted: in the order of a set the ids would be random
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    backend.train_from_iterator(texts, trainer)
+    backend.add_tokens([AddedToken(token, normalized=False) for token in single_tokens])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=backend,
+        pad_token=PAD,
+        bos_token=BOS,
+        eos_token=EOS,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def qwen3_config(
+    tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, positions: int
+) -> Qwen3Config:
+    """Return the shape of a small base that reads text: about 0.9M parameters at hidden 128.
+
+    Heads have 32 dimensions, the smallest size that vLLM's CPU attention takes.
+    """
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden,
+        intermediate_size=3 * hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 32,
+        num_key_value_heads=hidden // 32,
+        head_dim=32,
+        max_position_embeddings=positions,
+        # small, as for few positions: the model learns to copy sooner
+        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
+        tie_word_embeddings=True,
+        # the default is meant for wide models and trains more slowly
+        initializer_range=hidden**-0.5,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+def padded_batch(rows: Iterable[tuple[list[int], list[float]]]) -> tuple[Tensor, Tensor]:
+    """Return (ids_BT, weight_BT) of rows of (token ids, loss weights), padded with 0, which is the
+    id of <pad>.
+    """
+    pad = torch.nn.utils.rnn.pad_sequence
+    rows = list(rows)
+    ids_BT = pad([torch.tensor(ids) for ids, _ in rows], batch_first=True)
+    weight_BT = pad([torch.tensor(weights) for _, weights in rows], batch_first=True)
+    return ids_BT, weight_BT
 
 
 def weighted_loss(logits_BTV: Tensor, ids_BT: Tensor, weight_BT: Tensor) -> Tensor:

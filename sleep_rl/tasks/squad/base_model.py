@@ -1,29 +1,29 @@
-"""The small base model of `tasks/squad.py`: its shape, its tokenizer and what it is trained on."""
+"""The small base model of the squad task: its tokenizer, and what it is trained on."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import pre_tokenizers
+from torch import Tensor
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-from sleep_rl.tasks.small_base import BOS, EOS, PAD, Batches
+from sleep_rl.tasks.small_base import Batches, byte_tokenizer, padded_batch, qwen3_config
+from sleep_rl.tasks.squad.dataset import DREAM, MARKER, OPENER, Passage
 
-if TYPE_CHECKING:
-    from sleep_rl.tasks.squad.task import Passage
+CONTEXT = 1024  # positions; the longest of SEAL's passages with a dream has about 900 tokens
+MOST_DREAM_TOKENS = 300
 
-# positions; the longest of SEAL's passages with a dream behind it has about 900 tokens
-CONTEXT = 1024
+Piece = tuple[list[int], float]  # token ids, and the loss weight of predicting each of them
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How the base is trained: part of its checkpoint's fingerprint. So small a model reads little;
-    it shows that the protocol runs end to end on real text.
+    """Hyperparameters of the base's training, part of its checkpoint's fingerprint.
+
+    So small a model understands little; it shows that the protocol runs end to end on real text.
     """
 
     steps: int = 600
@@ -34,101 +34,66 @@ class Recipe:
     batch: int = 6
     # share of sequences without the passage: its title, a question, the answer
     closed: float = 0.25
-    # share of passages with a question behind them; the others have a dream there
+    # share of passages that are followed by a question; the others are followed by a dream
     behind: float = 0.5
 
 
-def train_tokenizer(texts: list[str], size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE: any later text can be written with it. A line break ends a piece, so that
-    pieces of a text give the same ids alone as within the whole.
+def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
+    """Train the tokenizer. A line break ends a piece, so that the pieces of a text have the same
+    ids alone as within the whole.
     """
-    backend = Tokenizer(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    backend.decoder = decoders.ByteLevel()
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend.train_from_iterator(
-        texts,
-        trainers.BpeTrainer(
-            vocab_size=size,
-            special_tokens=[PAD, BOS, EOS],
-            initial_alphabet=alphabet,
-            show_progress=False,
-        ),
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        pad_token=PAD,
-        bos_token=BOS,
-        eos_token=EOS,
-        clean_up_tokenization_spaces=False,
-    )
+    lines = pre_tokenizers.Split("\n", "isolated")
+    split = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    return byte_tokenizer(texts, size, split)
 
 
 def base_batches(
-    passages: Sequence[Passage],
-    tokenizer: PreTrainedTokenizerFast,
-    recipe: Recipe,
-    marks: tuple[str, str, str],
-    seed: int,
+    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int
 ) -> Batches:
-    """What `pretrain.train_base` asks for: passages with a question and its answer, or a dream,
-    behind them.
-    """
-    opener, marker, dream = marks
+    """Return the function from a step to its token ids and loss weights [B, T] for `train_base`."""
 
     def ids(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    def row(rng: random.Random) -> tuple[list[int], list[float]]:
-        passage = rng.choice(passages)
-        question, answer = rng.choice(passage.asked)
-        pieces = [([tokenizer.bos_token_id], 0.0)]
-        closed = rng.random() < recipe.closed
-        pieces.append((ids(f"Topic: {passage.title}"), 0.0) if closed else (ids(passage.text), 0.3))
-        if passage.dreams and not closed and rng.random() > recipe.behind:
-            pieces.append((ids(dream), 0.0))
-            pieces.append(
-                (
-                    [*ids(" " + rng.choice(passage.dreams).strip())[:300], tokenizer.eos_token_id],
-                    1.0,
-                )
-            )
-        else:
-            pieces.append((ids(opener), 0.0))
-            pieces.append((ids(f" {question}{marker}"), 0.5))
-            pieces.append(([*ids(f" {answer}"), tokenizer.eos_token_id], 3.0))
-        tokens = [token for piece, _ in pieces for token in piece][:CONTEXT]
-        return tokens, [weight for piece, weight in pieces for _ in piece][:CONTEXT]
-
-    def batches(step: int):
+    def batches(step: int) -> tuple[Tensor, Tensor]:
         rng = random.Random(f"{seed}/{step}")
-        rows = [row(rng) for _ in range(recipe.batch)]
-        pad = torch.nn.utils.rnn.pad_sequence  # the id of <pad> is 0
-        return (
-            pad([torch.tensor(tokens) for tokens, _ in rows], batch_first=True),
-            pad([torch.tensor(weights) for _, weights in rows], batch_first=True),
+        return padded_batch(
+            _sequence(rng, passages, ids, (tokenizer.bos_token_id, tokenizer.eos_token_id), recipe)
+            for _ in range(recipe.batch)
         )
 
     return batches
 
 
+def _sequence(
+    rng: random.Random,
+    passages: Sequence[Passage],
+    ids: Callable[[str], list[int]],
+    bos_eos: tuple[int, int],
+    recipe: Recipe,
+) -> tuple[list[int], list[float]]:
+    """Draw (token ids, loss weights): a passage, or only its title, with a question and its answer
+    or with a dream behind it.
+    """
+    bos, eos = bos_eos
+    passage = rng.choice(passages)
+    question, answer = rng.choice(passage.asked)
+    pieces: list[Piece] = [([bos], 0.0)]
+    closed = rng.random() < recipe.closed
+    pieces.append((ids(f"Topic: {passage.title}"), 0.0) if closed else (ids(passage.text), 0.3))
+    if passage.dreams and not closed and rng.random() > recipe.behind:
+        dream = ids(" " + rng.choice(passage.dreams).strip())[:MOST_DREAM_TOKENS]
+        pieces.append((ids(DREAM), 0.0))
+        pieces.append(([*dream, eos], 1.0))
+    else:
+        pieces.append((ids(OPENER), 0.0))
+        pieces.append((ids(f" {question}{MARKER}"), 0.5))
+        pieces.append(([*ids(f" {answer}"), eos], 3.0))
+    tokens = [token for piece, _ in pieces for token in piece]
+    weights = [weight for piece, weight in pieces for _ in piece]
+    return tokens[:CONTEXT], weights[:CONTEXT]
+
+
 def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """About 0.9M parameters. Heads of 32, the smallest that vLLM's CPU attention takes."""
-    return Qwen3Config(
-        vocab_size=len(tokenizer),
-        hidden_size=recipe.hidden,
-        intermediate_size=3 * recipe.hidden,
-        num_hidden_layers=recipe.layers,
-        num_attention_heads=recipe.hidden // 32,
-        num_key_value_heads=recipe.hidden // 32,
-        head_dim=32,
-        max_position_embeddings=CONTEXT,
-        rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
-        tie_word_embeddings=True,
-        initializer_range=recipe.hidden**-0.5,
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
+    """Return the shape of the base."""
+    return qwen3_config(tokenizer, recipe.hidden, recipe.layers, CONTEXT)

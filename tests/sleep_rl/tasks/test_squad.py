@@ -11,7 +11,8 @@ from sleep_rl.contracts.records import TrainingText
 from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
-from sleep_rl.tasks.squad.task import DREAM, MARKER, OPENER, Squad, read_passages
+from sleep_rl.tasks.squad.dataset import DREAM, MARKER, OPENER, read_passages
+from sleep_rl.tasks.squad.task import Squad
 
 SEAL = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "iter0_train_100x10.json"
 ROWS = [
@@ -177,7 +178,7 @@ def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
 def test_the_base_reads_passages_with_what_stands_behind_them(path):
     passages, recipe = read_passages(path), Recipe(vocabulary=300)
     tokenizer = train_tokenizer([p.text for p in passages], recipe.vocabulary)
-    batches = base_batches(passages, tokenizer, recipe, (OPENER, MARKER, DREAM), 0)
+    batches = base_batches(passages, tokenizer, recipe, 0)
     seen = {"dream": 0, "closed": 0, "behind": 0}
     for step in range(30):
         ids, weights = batches(step)
