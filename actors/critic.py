@@ -1,5 +1,5 @@
-"""The critic: tries dreams out on isolated copies of the model (dream_contracts.Critic; paper.md
-section 4, step 3).
+"""The critic: tries dreams out on isolated copies of the model (roles.Critic; paper.md section 4,
+step 3).
 
 Copies are trained in torch, many at once, and answer in one vLLM engine, in one batch, each under
 an adapter id that is never used again. Suffixes: `_N` trials of one call.
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -18,24 +17,26 @@ import torch
 from vllm.lora.request import LoRARequest
 
 from actors.batched_lora import Copies, train
-from actors.engine import SHARED_MEMORY
-from actors.rollout import RolloutWorker
-from sleep_rl.contracts.errors import Failure, InputError, one_line
+from actors.engine import Engine
+from actors.memory_access import shared_folder
+from actors.weight_states import WeightStates
+from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import LoadReport, Sampling, Trial, Weights
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import write_tensors
+from sleep_rl.model.memory import tensors_of, write_tensors
 from sleep_rl.model.tensor_digest import digest
 
 Answers = tuple[tuple[int, ...], ...]
+"""Token ids that one copy answers to each of its questions."""
 
 
-class CriticWorker(RolloutWorker):
-    """A rollout worker whose engine takes LoRA adapters, beside the same model in torch to train
-    them.
+class CriticWorker:
+    """Implements roles.Critic: an engine that takes LoRA adapters, and the same model in torch, of
+    which the copies are made.
 
     `rank` and `alpha` of the copies; `together`: copies of one forward pass, and adapters that the
-    engine holds at once. Raises InputError as RolloutWorker does, and for a rank that vLLM does not
-    know.
+    engine holds at once; `device` and `threads` of torch; the rest as in RolloutWorker. Raises
+    InputError as RolloutWorker does, and for a rank that vLLM does not know.
     """
 
     def __init__(
@@ -60,91 +61,89 @@ class CriticWorker(RolloutWorker):
             "max_cpu_loras": together,
             "max_lora_rank": max(rank, 8),
         }
-        super().__init__(
-            checkpoint,
-            dtype=dtype,
-            engine={**engine, **lora},
-            seed=seed,
-            probe_tolerance=probe_tolerance,
-        )
+        self.engine = Engine(checkpoint, dtype=dtype, options={**engine, **lora}, seed=seed)
+        self.states = WeightStates(self.engine, probe_tolerance)
         self._model = checkpoints.load(checkpoint, dtype=getattr(torch, dtype)).to(device)
         self._pad = self._model.config.pad_token_id or 0
-        self._rank, self._alpha, self._together, self._next_id = rank, alpha, together, 1
+        self._rank = rank
+        self._alpha = alpha
+        self._together = together
+        self._next_adapter_id = 1
+
+    # ---- weights
 
     def load(self, weights: Weights) -> LoadReport:
-        """Takes a version into the engine and into the model that copies are made of. See
-        dream_contracts.Critic.
+        """Take a pushed version into the engine and into the model that copies are made of
+        (roles.Critic).
         """
-        loaded = super().load(weights)
-        manifest = self._states[weights.name].manifest
-        write_tensors(self._model, {key: self._cache[wanted] for key, wanted in manifest.items()})
-        return loaded
+        report = self.states.load(weights)
+        write_tensors(self._model, self.states.tensors(weights.name))
+        return report
+
+    def held(self) -> dict[str, int]:
+        """Return name -> version that copies can be made of now."""
+        return self.states.versions()
+
+    def forget(self) -> None:
+        """Drop the cached keys and values of earlier questions."""
+        self.engine.reset_prefix_cache()
 
     def digest(self) -> str:
-        """Of every weight of the torch model and of the engine's memory; vLLM's own base weights
-        are packed on CPU and answer for themselves in a push's probe.
+        """Return a digest of every weight of the torch model and of the engine's memory.
+
+        vLLM's own base weights are packed on CPU; a push's probe verifies them.
         """
         whole = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self._model.state_dict().items()):
             whole.update(f"{name} {digest(tensor)}".encode())
-        for key, found in sorted(self._engine.memory_digests(list(self._live))[0].items()):
-            whole.update(f"{key} {found}".encode())
+        memory_keys = list(tensors_of(self._model))
+        for key, value in sorted(self.engine.memory_digests(memory_keys)[0].items()):
+            whole.update(f"{key} {value}".encode())
         return whole.hexdigest()
 
+    # ---- trials
+
     def try_out(
-        self, trials_N: list[Trial], name: str, version: int, how: Sampling
+        self, trials_N: list[Trial], name: str, version: int, sampling: Sampling
     ) -> list[Answers | Failure]:
-        """See dream_contracts.Critic. Copies of like length are trained together; all that a stack
-        of them is asked is one batch of the engine.
+        """Return what each trial's copy answers (roles.Critic).
+
+        Copies of about equal length are trained together, as a stack; all questions of a stack are
+        one batch of the engine. Raises InputError for answers that are not greedy.
         """
-        if how.temperature != 0:
+        if sampling.temperature != 0:
             raise InputError(
-                f"critic: answers are greedy, temperature 0 is allowed, got {how.temperature}"
+                f"critic: answers are greedy, temperature 0 is allowed, got {sampling.temperature}"
             )
-        self._switch(name, version)
-        result: list[Answers | Failure] = [Failure("was not tried", "critic")] * len(trials_N)
-        fit = []
+        self.states.activate(name, version)
+        results: list[Answers | Failure] = [Failure("was not tried", "critic")] * len(trials_N)
+        untrained: list[int] = []
+        trained: list[int] = []
         for n, trial in enumerate(trials_N):
-            reason = self._reason(trial)
+            reason = self._refusal(trial)
             if reason:
-                result[n] = Failure(reason, "critic")
+                results[n] = Failure(reason, "critic")
+            elif trial.rows:
+                trained.append(n)
             else:
-                fit.append(n)
-        plain = [n for n in fit if not trials_N[n].rows]
-        taught = sorted(
-            (n for n in fit if trials_N[n].rows), key=lambda n: (_longest(trials_N[n]), n)
-        )
-        stacks = [taught[i : i + self._together] for i in range(0, len(taught), self._together)]
-        answered = [(plain, self._ask([trials_N[n] for n in plain], [None] * len(plain), how))]
-        answered += zip(
-            stacks, self._learned([[trials_N[n] for n in stack] for stack in stacks], how)
-        )
-        for group, answers_N in answered:
-            for n, answers in zip(group, answers_N, strict=True):
-                result[n] = answers
-        return result
+                untrained.append(n)
 
-    def _learned(
-        self, stacks: list[list[Trial]], how: Sampling
-    ) -> Iterator[list[Answers | Failure]]:
-        """The answers of each stack's copies. While the engine answers for one stack, torch trains
-        the next.
-        """
-        with ThreadPoolExecutor(
-            1, initializer=torch.set_num_threads, initargs=(self._threads,)
-        ) as side:
+        no_adapters: list[LoRARequest | None] = [None] * len(untrained)
+        answers_N = self._ask([trials_N[n] for n in untrained], no_adapters, sampling)
+        for n, answers in zip(untrained, answers_N, strict=True):
+            results[n] = answers
 
-            def trained(stack: list[Trial]) -> Future:
-                return side.submit(train, self._model, stack, self._rank, self._alpha, self._pad)
+        trained.sort(key=lambda n: (_padded_tokens(trials_N[n]), n))
+        size = self._together
+        stacks = [trained[start : start + size] for start in range(0, len(trained), size)]
+        answered = self._train_and_ask([[trials_N[n] for n in stack] for stack in stacks], sampling)
+        for stack, answers_N in zip(stacks, answered, strict=True):
+            for n, answers in zip(stack, answers_N, strict=True):
+                results[n] = answers
+        return results
 
-            ahead = [trained(stack) for stack in stacks[:1]]
-            for number, stack in enumerate(stacks):
-                copies, loss_N = ahead.pop().result()
-                ahead = [trained(coming) for coming in stacks[number + 1 : number + 2]]
-                yield self._answers(stack, copies, loss_N, how)
-
-    def _reason(self, trial: Trial) -> str:
-        """Why a trial cannot be made; empty when it can."""
+    def _refusal(self, trial: Trial) -> str:
+        """Return why a trial cannot be made; empty when it can."""
         if not trial.questions:
             return "nothing is asked"
         if trial.rows and (trial.epochs < 1 or not trial.lr > 0):
@@ -152,75 +151,101 @@ class CriticWorker(RolloutWorker):
         for prompt, completion in trial.rows:
             if not prompt or not completion:
                 return "a training row without prompt or completion"
-            if reason := self._engine.refusal((prompt + completion)[:-1]):
+            if reason := self.engine.refusal((prompt + completion)[:-1]):
                 return f"a training row: {reason}"
-        return next((reason for q in trial.questions if (reason := self._engine.refusal(q))), "")
+        refusals = (self.engine.refusal(question) for question in trial.questions)
+        return next(filter(None, refusals), "")
 
-    def _answers(
-        self, trials_N: list[Trial], copies: Copies, loss_N: list[float], how: Sampling
+    def _train_and_ask(
+        self, stacks: list[list[Trial]], sampling: Sampling
+    ) -> Iterator[list[Answers | Failure]]:
+        """Yield the answers of each stack's copies.
+
+        While the engine answers for one stack, torch trains the next in a thread of its own.
+        """
+        with ThreadPoolExecutor(
+            1, initializer=torch.set_num_threads, initargs=(self._threads,)
+        ) as executor:
+
+            def start_training(stack: list[Trial]) -> Future:
+                return executor.submit(
+                    train, self._model, stack, self._rank, self._alpha, self._pad
+                )
+
+            pending = [start_training(stack) for stack in stacks[:1]]
+            for number, stack in enumerate(stacks):
+                copies, loss_N = pending.pop().result()
+                pending = [start_training(coming) for coming in stacks[number + 1 : number + 2]]
+                yield self._ask_copies(stack, copies, loss_N, sampling)
+
+    def _ask_copies(
+        self, trials_N: list[Trial], copies: Copies, loss_N: list[float], sampling: Sampling
     ) -> list[Answers | Failure]:
-        result: list[Answers | Failure] = [
+        """Load the copies as adapters, ask them, and unload them; `loss_N`: each one's last loss.
+
+        A copy whose loss is not finite, or whose adapter is not loaded, is a Failure.
+        """
+        results: list[Answers | Failure] = [
             Failure(f"the copy's loss became {loss}", "critic") for loss in loss_N
         ]
         loaded: dict[int, LoRARequest] = {}
-        with tempfile.TemporaryDirectory(
-            prefix="sleep_rl-", dir=SHARED_MEMORY if Path(SHARED_MEMORY).is_dir() else None
-        ) as at:
+        with shared_folder() as folder:
             try:
-                for n in (n for n, loss in enumerate(loss_N) if math.isfinite(loss)):
-                    adapter = self._adapter(copies, n, Path(at))
-                    if reason := self._refused(adapter):
-                        result[n] = Failure(f"its adapter was not loaded: {reason}", "critic")
-                    else:
+                for n, loss in enumerate(loss_N):
+                    if not math.isfinite(loss):
+                        continue
+                    adapter = self._save_adapter(copies, n, Path(folder))
+                    try:
+                        self.engine.add_adapter(adapter)
                         loaded[n] = adapter
-                answered = self._ask([trials_N[n] for n in loaded], list(loaded.values()), how)
+                    except RunError as error:
+                        results[n] = Failure(f"its adapter was not loaded: {error}", "critic")
+                answers_N = self._ask(
+                    [trials_N[n] for n in loaded], list(loaded.values()), sampling
+                )
             finally:
                 for adapter in loaded.values():
-                    self._engine.llm.llm_engine.remove_lora(adapter.lora_int_id)
-        for n, answers in zip(loaded, answered, strict=True):
-            result[n] = answers
-        return result
+                    self.engine.remove_adapter(adapter)
+        for n, answers in zip(loaded, answers_N, strict=True):
+            results[n] = answers
+        return results
 
-    def _refused(self, adapter: LoRARequest) -> str:
-        """Loads an adapter; why the engine does not take it, or empty."""
-        try:
-            return "" if self._engine.llm.llm_engine.add_lora(adapter) else "vLLM said no"
-        except Exception as error:
-            # vLLM raises what its loader raises; the engine goes on without the adapter
-            return one_line(error)
-
-    def _adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
-        name, self._next_id = f"dream-{self._next_id}", self._next_id + 1
+    def _save_adapter(self, copies: Copies, number: int, folder: Path) -> LoRARequest:
+        adapter_id = self._next_adapter_id
+        self._next_adapter_id += 1
+        name = f"dream-{adapter_id}"
         copies.save(number, folder / name)
-        return LoRARequest(name, self._next_id - 1, str(folder / name))
+        return LoRARequest(name, adapter_id, str(folder / name))
 
     def _ask(
-        self, trials_N: list[Trial], adapters_N: list[LoRARequest | None], how: Sampling
+        self, trials_N: list[Trial], adapters_N: list[LoRARequest | None], sampling: Sampling
     ) -> list[Answers | Failure]:
-        """All questions of all trials in one batch, each through its copy's adapter."""
-        asked = [
-            (q, adapter)
-            for trial, adapter in zip(trials_N, adapters_N, strict=True)
-            for q in trial.questions
-        ]
-        params = [self._params(len(q), 0, how) for q, _ in asked]
-        outputs = iter(
-            self._engine.generate((q for q, _ in asked), params, [adapter for _, adapter in asked])
-        )
-        result: list[Answers | Failure] = []
+        """Ask all questions of all trials in one batch, each through its copy's adapter."""
+        prompts: list[tuple[int, ...]] = []
+        adapters: list[LoRARequest | None] = []
+        for trial, adapter in zip(trials_N, adapters_N, strict=True):
+            prompts += trial.questions
+            adapters += [adapter] * len(trial.questions)
+        params = [self.engine.sampling_params(len(prompt), 0, sampling) for prompt in prompts]
+        outputs = iter(self.engine.generate(prompts, params, adapters))
+        results: list[Answers | Failure] = []
         for trial in trials_N:
-            mine = [next(outputs).outputs[0] for _ in trial.questions]
-            ended = [o.finish_reason for o in mine if o.finish_reason not in ("stop", "length")]
-            result.append(
-                Failure(f"vLLM ended a question with {ended[0]}", "critic")
-                if ended
-                else tuple(tuple(o.token_ids) for o in mine)
-            )
-        return result
+            completions = [next(outputs).outputs[0] for _ in trial.questions]
+            reasons = [c.finish_reason for c in completions]
+            unfinished = [reason for reason in reasons if reason not in ("stop", "length")]
+            if unfinished:
+                results.append(Failure(f"vLLM ended a question with {unfinished[0]}", "critic"))
+            else:
+                results.append(tuple(tuple(c.token_ids) for c in completions))
+        return results
+
+    def close(self) -> None:
+        """Stop the engine; no weights are held afterwards."""
+        self.states.clear()
+        self.engine.close()
 
 
-def _longest(trial: Trial) -> int:
-    """Tokens of the longest training row, times the steps: copies that take about as long go
-    together.
-    """
-    return max(len(p) + len(c) for p, c in trial.rows) * len(trial.rows) * trial.epochs
+def _padded_tokens(trial: Trial) -> int:
+    """Return the tokens of the longest training row times the steps, which the time follows."""
+    longest = max(len(prompt) + len(completion) for prompt, completion in trial.rows)
+    return longest * len(trial.rows) * trial.epochs

@@ -1,19 +1,21 @@
-"""One vLLM engine as workers use it: token ids in, outputs out, and memory tensors that are written
-in place.
+"""One vLLM engine as workers use it: token ids in, outputs out, memory tensors written in place.
+
+Suffixes: `_T` tokens of one sequence, `_N` requests of one call.
 """
+
+# vLLM reads part of its environment at import, so that is set above the imports:
+# ruff: noqa: E402
 
 from __future__ import annotations
 
 import os
-import tempfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 from actors.environment import ENGINE_ENVIRONMENT
 
 for _key, _value in ENGINE_ENVIRONMENT.items():
-    os.environ.setdefault(_key, _value)  # vLLM reads some of it at import
+    os.environ.setdefault(_key, _value)
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -21,57 +23,51 @@ from vllm import LLM, RequestOutput, SamplingParams
 from vllm.lora.request import LoRARequest
 from vllm.platforms import current_platform
 
+from actors.memory_access import MemoryAccess, shared_file
 from actors.plugin import register
 from sleep_rl.contracts.errors import InputError, RunError, one_line
-from sleep_rl.model.memory import tensors_of, write_tensors
-from sleep_rl.model.tensor_digest import digest
+from sleep_rl.contracts.records import Sampling
+from sleep_rl.model.checkpoints import read_config
 
 R = TypeVar("R")
-# where a node's processes exchange tensors; the temporary folder where there is none
-SHARED_MEMORY = "/dev/shm"
 
 
-class MemoryAccess:
-    """Mixed into vLLM's worker (`worker_extension_cls`): reads and writes the memory tensors of its
-    model.
+class EngineShutdown:
+    """Shuts the vLLM engines of one process down together.
 
-    Keys are those of `sleep_rl.model.memory.tensors_of`. Tensors come and go directly where the worker
-    lives in the caller's process, and through a safetensors file otherwise: vLLM cannot send
-    tensors as arguments.
+    Shutting down one engine destroys torch process groups that all engines of the process share.
+    So an engine that is closed is only set aside, and all of them are shut down when the last one
+    that is open is closed. One instance per process: ENGINE_SHUTDOWN.
     """
 
-    def memory_write(self, tensors: dict[str, Tensor] | None = None, path: str = "") -> None:
-        """Copies in place, so that addresses in captured CUDA graphs stay valid."""
-        write_tensors(
-            self.model_runner.get_model(), load_file(path) if tensors is None else tensors
-        )
+    def __init__(self) -> None:
+        self._open: list[LLM] = []
+        self._closed: list[LLM] = []
 
-    def memory_read(self, path: str = "") -> dict[str, Tensor]:
-        """CPU copies of all memory tensors; with `path` the first rank writes them there and
-        nothing is returned.
-        """
-        copies = {
-            k: v.to("cpu", copy=True) for k, v in tensors_of(self.model_runner.get_model()).items()
-        }
-        if not path:
-            return copies
-        if self.rank == 0:
-            save_file(copies, path)
-        return {}
+    def opened(self, llm: LLM) -> None:
+        """Register an engine that has started."""
+        self._open.append(llm)
 
-    def memory_digests(self, keys: list[str]) -> dict[str, str]:
-        """Digests of what lies in the model now."""
-        own = tensors_of(self.model_runner.get_model())
-        return {key: digest(own[key]) for key in keys}
+    def closed(self, llm: LLM) -> None:
+        """Set an engine aside that nobody uses any more; shut all down if it was the last one."""
+        self._open.remove(llm)
+        self._closed.append(llm)
+        if not self._open:
+            while self._closed:
+                self._closed.pop().llm_engine.engine_core.shutdown()
+
+
+ENGINE_SHUTDOWN = EngineShutdown()
 
 
 class Engine:
-    """A running vLLM engine. Raises InputError when vLLM does not accept the checkpoint or the
-    options.
-    """
+    """A running vLLM engine: open from its construction until `close`.
 
-    _open: list[Engine] = []
-    _parked: list[LLM] = []
+    Arguments: `options`, keyword arguments of vllm.LLM, over the defaults that are chosen here;
+    `seed` of the engine (requests bring their own); `tensor_parallel`, number of GPUs; `memory`,
+    whether the checkpoint has memory levels to be read and written. Raises InputError when it has
+    none, and when vLLM does not accept the checkpoint or the options.
+    """
 
     def __init__(
         self,
@@ -83,54 +79,73 @@ class Engine:
         tensor_parallel: int = 1,
         memory: bool = True,
     ):
+        if memory and not getattr(read_config(checkpoint), "memory_levels", None):
+            raise InputError(
+                f"rollout: a checkpoint with memory levels is needed, got {checkpoint}"
+            )
         register()
-        chosen = {
-            "enable_prefix_caching": True,
-            "skip_tokenizer_init": True,
-            "disable_log_stats": True,
-            "use_tqdm_on_load": False,
-            **options,
-        }
-        if current_platform.is_cpu():
-            # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU
-            # generators cannot do:
-            # the first batch of long prompts with seeds would kill the engine.
-            chosen.setdefault("enable_chunked_prefill", False)
-        chosen |= {"trust_remote_code": False, "load_format": "safetensors"}
-        if memory:
-            chosen["worker_extension_cls"] = f"{__name__}.{MemoryAccess.__name__}"
         try:
-            self.llm = LLM(
+            self._llm: LLM | None = LLM(
                 model=checkpoint,
                 dtype=dtype,
                 seed=seed,
                 tensor_parallel_size=tensor_parallel,
-                **chosen,
+                **_llm_options(options, memory),
             )
         except (ValueError, TypeError, OSError, RuntimeError) as error:
-            # the first line alone is often only "1 validation error for ..."
-            why = one_line(error, limit=300)
             raise InputError(
                 f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} "
-                f"with {options}: {why}"
+                f"with {options}: {one_line(error, limit=300)}"
             ) from error
-        config = self.llm.llm_engine.model_config
-        self.max_model_len, self.vocab_size = config.max_model_len, config.get_vocab_size()
-        self._by_file = tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
-        self._broken = ""
-        Engine._open.append(self)
+        ENGINE_SHUTDOWN.opened(self._llm)
+        config = self._llm.llm_engine.model_config
+        self.max_model_len: int = config.max_model_len
+        self.vocab_size: int = config.get_vocab_size()
+        self.tensors_by_file = (
+            tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
+        )
+        """Whether vLLM's workers live in other processes, so that tensors travel in a file."""
+        self.failure = ""
+        """Why vLLM failed; empty while it has not. It is not used again afterwards: half-run
+        requests would come back with later ones.
+        """
 
-    def refusal(self, ids_T: tuple[int, ...] | list[int]) -> str:
-        """Why the engine cannot continue these ids by at least one token; empty when it can."""
+    @property
+    def llm(self) -> LLM:
+        """vLLM's own object. Raises RunError after `close`."""
+        if self._llm is None:
+            raise RunError("the vLLM engine is closed")
+        return self._llm
+
+    # ---- requests
+
+    def refusal(self, ids_T: Sequence[int]) -> str:
+        """Return why these ids cannot be continued by at least one token; empty if they can."""
         if not ids_T:
             return "the prompt is empty"
         if len(ids_T) + 1 > self.max_model_len:
-            return f"{len(ids_T)} tokens and a new one do not fit into max_model_len {self.max_model_len}"
+            return (
+                f"{len(ids_T)} tokens and a new one do not fit into max_model_len "
+                f"{self.max_model_len}"
+            )
         outside = next((i for i in ids_T if not 0 <= i < self.vocab_size), None)
-        return (
-            ""
-            if outside is None
-            else f"token id {outside} is outside the vocabulary of {self.vocab_size}"
+        if outside is not None:
+            return f"token id {outside} is outside the vocabulary of {self.vocab_size}"
+        return ""
+
+    def sampling_params(self, prompt_length: int, seed: int, sampling: Sampling) -> SamplingParams:
+        """Return vLLM's parameters for one request; max_tokens is cut to what fits."""
+        return SamplingParams(
+            max_tokens=min(sampling.max_tokens, self.max_model_len - prompt_length),
+            temperature=sampling.temperature,
+            min_p=sampling.min_p,
+            stop_token_ids=list(sampling.stop_T),
+            ignore_eos=True,  # what ends a completion is the caller's choice: `stop_T`
+            # costs 9 to 25 % speed; makes every sample replayable
+            seed=seed if sampling.temperature > 0 else None,
+            logprobs=0,
+            flat_logprobs=True,
+            detokenize=False,
         )
 
     def generate(
@@ -139,87 +154,121 @@ class Engine:
         params_N: list[SamplingParams],
         adapters_N: list[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
-        """Runs all prompts as one batch, each through its LoRA adapter if it has one. The caller
-        has checked them with `refusal`.
+        """Run all prompts as one batch, each through its LoRA adapter if it has one.
 
-        Raises RunError when vLLM fails, and from then on: half-run requests would come back with
-        later ones.
+        The caller has checked the prompts with `refusal`. Raises RunError when vLLM fails or has
+        failed before.
         """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
-        return self._sound(
-            lambda: (
-                self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N)
-                if prompts
-                else []
-            )
+        if not prompts:
+            return []
+        return self._guarded(
+            lambda: self.llm.generate(prompts, params_N, use_tqdm=False, lora_request=adapters_N)
         )
 
-    def start(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> None:
-        """Queues prompts, checked like those of `generate`; `step` goes on with them. Raises what
-        `generate` raises.
-        """
-        if prompts := [{"prompt_token_ids": list(ids)} for ids in prompts_N]:
-            self._sound(lambda: self.llm.enqueue(prompts, params_N, use_tqdm=False))
+    def enqueue(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> None:
+        """Queue prompts, checked like those of `generate`, for `step`. Raises as `generate`."""
+        prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
+        if prompts:
+            self._guarded(lambda: self.llm.enqueue(prompts, params_N, use_tqdm=False))
 
     def step(self) -> list[RequestOutput]:
-        """One step of all queued prompts, a token or so for each. Returns those that ended; the
-        numbers in `request_id` are in the order of `start`. Raises what `generate` raises.
-        """
-        return [output for output in self._sound(self.llm.llm_engine.step) if output.finished]
+        """Run one step of all queued prompts, about a token for each. Raises as `generate`.
 
-    def _sound(self, call: Callable[[], R]) -> R:
-        if self._broken:
-            raise RunError(f"vLLM failed earlier: {self._broken}")
+        Returns the outputs that ended in it; the numbers in `request_id` are in the order of
+        `enqueue`.
+        """
+        return [output for output in self._guarded(self.llm.llm_engine.step) if output.finished]
+
+    def prompt_logprobs(self, ids_T: Sequence[int]) -> list[float]:
+        """Return the log-probabilities (nats) of ids_T[1:]. Raises as `generate`."""
+        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
+        [output] = self.generate([ids_T], [params])
+        return [
+            entry[token].logprob
+            for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)
+        ]
+
+    def _guarded(self, call: Callable[[], R]) -> R:
+        if self.failure:
+            raise RunError(f"vLLM failed earlier: {self.failure}")
         try:
             return call()
         except Exception as error:
-            self._broken = one_line(error)
-            raise RunError(f"vLLM failed: {self._broken}") from error
+            self.failure = one_line(error)
+            raise RunError(f"vLLM failed: {self.failure}") from error
 
-    def drop_cache(self) -> bool:
-        """Drops all cached keys and values, of running requests too. False when vLLM refuses."""
-        return self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True)
+    # ---- weights
 
-    def set_version(self, label: str) -> None:
-        """Labels tokens from now on."""
+    def reset_prefix_cache(self) -> None:
+        """Drop all cached keys and values, of running requests too. Raises RunError if vLLM
+        refuses.
+        """
+        if not self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True):
+            raise RunError(
+                "rollout: vLLM did not reset its prefix cache, it would mix two versions"
+            )
+
+    def set_weight_version(self, label: str) -> None:
+        """Label the tokens that are sampled from now on."""
         self.llm.llm_engine.set_weight_version(label)
 
     def write_memory(self, tensors: dict[str, Tensor]) -> None:
-        if not self._by_file:
+        """Copy memory tensors into the model of every rank."""
+        if not self.tensors_by_file:
             self.llm.collective_rpc("memory_write", args=(tensors,))
             return
         with shared_file() as path:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+            save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
             self.llm.collective_rpc("memory_write", kwargs={"path": path})
 
     def read_memory(self) -> dict[str, Tensor]:
-        if not self._by_file:
+        """Return CPU copies of all memory tensors, as the first rank has them."""
+        if not self.tensors_by_file:
             return self.llm.collective_rpc("memory_read")[0]
         with shared_file() as path:
             self.llm.collective_rpc("memory_read", kwargs={"path": path})
             return load_file(path)
 
     def memory_digests(self, keys: list[str]) -> list[dict[str, str]]:
-        """One answer per tensor parallel rank."""
+        """Return key -> digest of what is in the model, one dictionary per tensor parallel rank."""
         return self.llm.collective_rpc("memory_digests", args=(keys,))
 
+    def add_adapter(self, adapter: LoRARequest) -> None:
+        """Load a LoRA adapter. Raises RunError with vLLM's reason; the engine stays usable."""
+        try:
+            accepted = self.llm.llm_engine.add_lora(adapter)
+        except Exception as error:  # vLLM raises whatever its loader raises
+            raise RunError(one_line(error)) from error
+        if not accepted:
+            raise RunError("vLLM refused it")
+
+    def remove_adapter(self, adapter: LoRARequest) -> None:
+        """Unload a LoRA adapter."""
+        self.llm.llm_engine.remove_lora(adapter.lora_int_id)
+
     def close(self) -> None:
-        """Stops the engine. Shutting one down destroys process groups that all engines of a process
-        share, so the engines of a process really stop together with the last of them.
-        """
-        if self not in Engine._open:
-            return
-        Engine._open.remove(self)
-        Engine._parked.append(self.llm)
-        del self.llm
-        if not Engine._open:
-            while Engine._parked:
-                Engine._parked.pop().llm_engine.engine_core.shutdown()
+        """Stop the engine, together with the process's other ones (EngineShutdown). Idempotent."""
+        if self._llm is not None:
+            llm = self._llm
+            self._llm = None
+            ENGINE_SHUTDOWN.closed(llm)
 
 
-@contextmanager
-def shared_file() -> Iterator[str]:
-    """Path of a file in shared memory that is deleted when the block ends."""
-    folder = SHARED_MEMORY if os.path.isdir(SHARED_MEMORY) else None
-    with tempfile.TemporaryDirectory(prefix="sleep_rl-", dir=folder) as name:
-        yield os.path.join(name, "memory.safetensors")
+def _llm_options(options: dict, memory: bool) -> dict:
+    """Return keyword arguments of vllm.LLM: our defaults, then `options`, then what is fixed."""
+    chosen = {
+        "enable_prefix_caching": True,
+        "skip_tokenizer_init": True,
+        "disable_log_stats": True,
+        "use_tqdm_on_load": False,
+        **options,
+    }
+    if current_platform.is_cpu():
+        # vLLM 0.32 rewinds a request's random generator after a partial prefill, which CPU
+        # generators cannot do: the first batch of long prompts with seeds would kill the engine.
+        chosen.setdefault("enable_chunked_prefill", False)
+    chosen |= {"trust_remote_code": False, "load_format": "safetensors"}
+    if memory:
+        chosen["worker_extension_cls"] = f"{MemoryAccess.__module__}.{MemoryAccess.__name__}"
+    return chosen

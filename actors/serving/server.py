@@ -32,7 +32,7 @@ from vllm.logger import configure_logging_from_args
 from vllm.platforms import current_platform
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-from actors.engine import MemoryAccess  # first: it sets the environment that vLLM reads at import
+from actors.memory_access import MemoryAccess
 from actors.plugin import register
 from actors.serving.weight_swap import Nights, SwapTimeout
 from sleep_rl.contracts.errors import InputError, RunError, one_line

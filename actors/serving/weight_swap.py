@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm.engine.protocol import EngineClient
 
-from actors.engine import shared_file
+from actors.memory_access import shared_file
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import memory_folder
 from sleep_rl.model.memory import PARTS

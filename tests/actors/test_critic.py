@@ -145,7 +145,7 @@ def test_copies_answer_in_one_batch_what_each_would_alone_and_leave_no_trace(cri
     assert together[-1] == first[0] == tuple(greedy(model, question) for question in QUESTIONS)
     # learning changed what is said
     assert len({together[0], together[1], together[3], first[0]}) > 1
-    assert critic.digest() == digest and critic._engine.llm.llm_engine.list_loras() == set()
+    assert critic.digest() == digest and critic.engine.llm.llm_engine.list_loras() == set()
 
 
 @pytest.mark.stack
@@ -194,4 +194,4 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monke
     assert [a for n, a in enumerate(got) if n not in failed] == [
         a for n, a in enumerate(wanted[:3]) if n not in failed
     ]
-    assert critic.digest() == digest and critic._engine.llm.llm_engine.list_loras() == set()
+    assert critic.digest() == digest and critic.engine.llm.llm_engine.list_loras() == set()

@@ -111,7 +111,7 @@ def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoi
         and plain.max_model_len == 256
         and plain.kv_cache_memory_bytes == 64 << 20
     )
-    assert plain.worker_extension_cls == "actors.engine.MemoryAccess"
+    assert plain.worker_extension_cls == "actors.memory_access.MemoryAccess"
     chosen = arguments(
         "enforce_eager=false",
         "max-model-len=64",

@@ -42,11 +42,18 @@ def reference(model, prompt_T, completion_T) -> tuple[list[int], list[float]]:
     ].tolist()
 
 
+def prompt_logprobs(worker, ids_T) -> list[float]:
+    """Log-probabilities (nats) of ids_T[1:] under the checkpoint's own memory."""
+    worker.states.activate("base")
+    return worker.engine.prompt_logprobs(ids_T)
+
+
 def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
     """Gaps between the log-probabilities of sampled tokens, in nats, and whether greedy tokens are
     the same.
     """
-    requests, gaps, equal = [Request(p, seed=i) for i, p in enumerate(PROMPTS)], [], []
+    requests = [Request(p, seed=i) for i, p in enumerate(PROMPTS)]
+    gaps, equal = [], []
     for temperature in (0.0, 1.0):
         for sample in worker.sample(requests, "base", 0, Sampling(40, temperature)):
             best, logprobs = reference(model, sample.prompt_T, sample.completion_T)
@@ -79,10 +86,10 @@ def test_sparse_memory_equals_transformers(family, sleep_checkpoint, rollout):
 def test_sparse_differs_from_dense(sleep_checkpoint, rollout):
     """The tests above would not notice a router that chooses nothing."""
     dense, sparse = (
-        rollout(sleep_checkpoint("qwen3", kind)).logprobs(PROMPTS[2])
+        prompt_logprobs(rollout(sleep_checkpoint("qwen3", kind)), PROMPTS[2])
         for kind in ("dense", "sparse")
     )
-    assert max(abs(a - b) for a, b in zip(dense, sparse)) > 1e-2
+    assert max(abs(a - b) for a, b in zip(dense, sparse, strict=True)) > 1e-2
 
 
 def test_untouched_memory_is_the_base(base_checkpoint, sleep_checkpoint, rollout):
@@ -95,20 +102,18 @@ def test_untouched_memory_is_the_base(base_checkpoint, sleep_checkpoint, rollout
 def test_fixed_shape_computes_the_same(sleep_checkpoint, rollout):
     """What CUDA graphs run: every slot computed, states as tensors."""
     worker = rollout(sleep_checkpoint("qwen3", "sparse"))
-    before = worker.logprobs(PROMPTS[1])
-    levels = list(
-        memory_levels(
-            worker._engine.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner.get_model()
-        ).values()
-    )
+    before = prompt_logprobs(worker, PROMPTS[1])
+    executor = worker.engine.llm.llm_engine.engine_core.engine_core.model_executor
+    model = executor.driver_worker.worker.model_runner.get_model()
+    levels = list(memory_levels(model).values())
     for level in levels:
         level.fixed_shape = True
     try:
-        after = worker.logprobs(PROMPTS[1])
+        after = prompt_logprobs(worker, PROMPTS[1])
     finally:
         for level in levels:
             level.fixed_shape = False
-    assert max(abs(a - b) for a, b in zip(before, after)) < 1e-5
+    assert max(abs(a - b) for a, b in zip(before, after, strict=True)) < 1e-5
 
 
 def test_plugin_is_idempotent():
