@@ -1,8 +1,8 @@
-"""Which night a running server answers with, and the way to another one without a restart.
+"""Which night a running server answers with, and how it changes to another one without a restart.
 
-An answer is of one night, whole: a swap waits until every request inside is answered, holds back
-those that come meanwhile, and lets them in when the memory of the other night lies in the model,
-byte by byte.
+Every answer is of one night, whole: a swap waits until all requests in flight are answered, holds
+back new ones, and lets them in when the memory of the other night is in the model, verified by its
+digests.
 """
 
 from __future__ import annotations
@@ -24,189 +24,220 @@ from sleep_rl.model.memory import PARTS
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import Found, nights
 
-DRAIN_S = 60.0  # how long a swap holds others back for answers that are still being written
+DRAIN_S = 60.0
+"""How long a swap holds back new requests while those in flight are still being answered."""
 
 
 class SwapTimeout(RunError):
-    """A swap that was given up because answers were still being written. Nothing has changed."""
+    """A swap was given up because requests were still being answered. Nothing has changed."""
 
 
 class RequestGate:
-    """Requests go in side by side; whoever closes it has the house to itself."""
+    """Readers-writer lock: requests share it, a weight swap holds it exclusively after the requests
+    in flight have drained.
+    """
 
     def __init__(self) -> None:
-        self.inside = 0
-        self._open, self._empty = asyncio.Event(), asyncio.Event()
+        self.in_flight = 0
+        self._open = asyncio.Event()
         self._open.set()
-        self._empty.set()
+        self._drained = asyncio.Event()
+        self._drained.set()
 
     @asynccontextmanager
-    async def inside_of(self) -> AsyncIterator[None]:
-        """Waits while the door is closed."""
+    async def shared(self) -> AsyncIterator[None]:
+        """Hold the gate for one request; wait first while a swap holds it."""
         while not self._open.is_set():
             await self._open.wait()
-        self.inside += 1
-        self._empty.clear()
+        self.in_flight += 1
+        self._drained.clear()
         try:
             yield
         finally:
-            self.inside -= 1
-            if not self.inside:
-                self._empty.set()
+            self.in_flight -= 1
+            if not self.in_flight:
+                self._drained.set()
 
     @asynccontextmanager
-    async def closed(self, within_s: float) -> AsyncIterator[None]:
-        """Lets nobody in, and begins when everybody is out. Raises SwapTimeout, with the door open, when
-        that takes too long.
+    async def exclusive(self, timeout_s: float) -> AsyncIterator[None]:
+        """Hold back new requests, wait until those in flight have drained, and hold the gate alone.
+
+        Raises SwapTimeout, with the gate open again, when that takes longer than `timeout_s`.
         """
         self._open.clear()
         try:
             try:
-                await asyncio.wait_for(self._empty.wait(), within_s)
+                await asyncio.wait_for(self._drained.wait(), timeout_s)
             except TimeoutError:
                 raise SwapTimeout(
-                    f"{self.inside} answers were still being written after {within_s:g} s"
+                    f"{self.in_flight} answers were still being written after {timeout_s:g} s"
                 ) from None
             yield
         finally:
             self._open.set()
 
 
-class Nights:
-    """The memory of a live engine, which was started with `found`. `end` is called when nobody
-    knows any more what lies in the model; `lost` then says why.
+class NightSwapper:
+    """Swaps the memory of a live engine, which was started with the model `served`.
+
+    `stop_server` is called when it is no longer known what is in the model; `failure` then says
+    why, and nothing is answered any more. `drain_s`: timeout of RequestGate.exclusive. Call
+    `read_memory` before anything else.
     """
 
     def __init__(
-        self, client: EngineClient, found: Found, end: Callable[[], None], drain_s: float = DRAIN_S
+        self,
+        client: EngineClient,
+        served: Found,
+        stop_server: Callable[[], None],
+        drain_s: float = DRAIN_S,
     ):
-        self.door, self.night, self.lost = RequestGate(), found.night, ""
-        self._client, self._run, self._end, self._drain_s = client, found.run, end, drain_s
-        self._held: dict[str, Tensor] = {}  # what lies in the model, as CPU tensors
-        self._one = asyncio.Lock()
-        self._seen: tuple | None = None  # the newest night that `follow` has dealt with
+        self.gate = RequestGate()
+        self.night = served.night
+        self.failure = ""
+        self._client = client
+        self._run = served.run
+        self._stop_server = stop_server
+        self._drain_s = drain_s
+        self._in_model: dict[str, Tensor] = {}  # memory key -> CPU tensor of what is in the model
+        self._swapping = asyncio.Lock()
+        # (number, inode, mtime) of the newest night that `follow` has handled
+        self._handled: tuple[int, int, int] | None = None
 
     @property
     def label(self) -> str:
-        """What answers, in a word."""
+        """Name of what answers: "night-2", or "checkpoint" where no night is known."""
         return "checkpoint" if self.night is None else f"night-{self.night}"
 
-    def there(self) -> dict[int, Path]:
-        """The nights that can be taken, by number."""
+    def available(self) -> dict[int, Path]:
+        """Return number -> memory folder of the nights that can be swapped in."""
         return nights(self._run) if self._run else {}
 
-    async def begin(self) -> None:
-        """Reads what the engine was started with. Call before anything else."""
+    async def read_memory(self) -> None:
+        """Read the memory that the engine was started with, and label its tokens."""
         with shared_file() as path:
             await self._client.collective_rpc("memory_read", kwargs={"path": path})
-            self._held = load_file(path)
+            self._in_model = load_file(path)
         await self._client.update_weight_version(self.label)
 
-    async def take(self, number: int) -> bool:
-        """Answers with another night from now on; False when it is the one that answers already.
-        Raises InputError for a night that is not there or does not fit, SwapTimeout, and RunError when its
-        bytes did not arrive; in each case the night before goes on answering.
+    async def swap_to(self, number: int) -> bool:
+        """Answer with another night from now on; return False when it is the present one already.
+
+        Raises InputError for a night that does not exist or does not fit, SwapTimeout, and RunError
+        when its bytes did not arrive; in each case the present night goes on answering.
         """
-        async with self._one:
-            tensors = await asyncio.to_thread(self._read, number)  # nobody waits for the disk
-            if not tensors and number == self.night:
+        async with self._swapping:
+            # in a thread, so that no request waits for the disk
+            changed = await asyncio.to_thread(self._read_changed, number)
+            if not changed and number == self.night:
                 return False
-            async with self.door.closed(self._drain_s):
+            async with self.gate.exclusive(self._drain_s):
                 try:
-                    # Whom nobody waits for any more is ended, and every cached key and value is
+                    # Requests whose client has gone are aborted, and every cached key and value is
                     # dropped.
                     await self._client.pause_generation(mode="abort", clear_cache=True)
-                    await self._put(tensors)
+                    await self._write_or_roll_back(changed)
                     await self._client.update_weight_version(f"night-{number}")
                     self.night = number
                 finally:
-                    if not self.lost:  # else nobody is to be answered any more
+                    if not self.failure:
                         await self._client.resume_generation()
         return True
 
-    async def follow(self, say: Callable[[str], None], every_s: float = 2.0) -> None:
-        """Takes every newest night of the run, for good. A night that cannot be taken is named once
-        and left out.
+    async def follow(self, log: Callable[[str], None], every_s: float = 2.0) -> None:
+        """Swap in every newest night of the run, forever.
+
+        A night that cannot be swapped in is logged once and skipped.
         """
-        while not self.lost:
+        while not self.failure:
             await asyncio.sleep(every_s)
-            mark = self._mark()
-            if mark is None or mark == self._seen:
+            newest = self._newest()
+            if newest is None or newest == self._handled:
                 continue
-            started = time.monotonic()
+            number = newest[0]
+            start = time.monotonic()
             try:
-                if await self.take(mark[0]):
-                    say(
-                        f"night {mark[0]} answers from now on, taken in within "
-                        f"{time.monotonic() - started:.1f} s"
-                    )
+                if await self.swap_to(number):
+                    seconds = time.monotonic() - start
+                    log(f"night {number} answers from now on, loaded within {seconds:.1f} s")
             except SwapTimeout as error:
-                say(f"night {mark[0]} waits: {error}; tried again")
+                log(f"night {number} waits: {error}; tried again")
                 continue
-            except Exception as error:
-                # any: it must be said, and must not end a server that can go on answering
-                say(
-                    f"warning: night {mark[0]} is not taken in, {self.label} goes on answering: "
+            # Boundary: whatever it is, the server can still answer with the present night.
+            except Exception as error:  # noqa: BLE001
+                log(
+                    f"warning: night {number} is not loaded, {self.label} goes on answering: "
                     f"{one_line(error)}"
                 )
-            self._seen = mark
+            self._handled = newest
 
-    def _mark(self) -> tuple | None:
-        """Number and identity of the newest night's file: a run that was resumed may write a night
-        anew.
+    def _newest(self) -> tuple[int, int, int] | None:
+        """Return number, inode and mtime of the newest night's file, None where there is none.
+
+        The file counts, not the number alone: a run that was resumed may write a night anew.
         """
-        found = self.there()
+        available = self.available()
+        if not available:
+            return None
+        number = max(available)
         try:
-            stat = (found[max(found)] / memory_folder.MEMORY).stat() if found else None
+            stat = (available[number] / memory_folder.MEMORY).stat()
         except OSError:  # it is being replaced in this moment
             return None
-        return (max(found), stat.st_ino, stat.st_mtime_ns) if stat else None
+        return number, stat.st_ino, stat.st_mtime_ns
 
-    def _read(self, number: int) -> dict[str, Tensor]:
-        """The tensors of a night that differ from those held, in the model's dtypes. Raises
-        InputError.
+    def _read_changed(self, number: int) -> dict[str, Tensor]:
+        """Return the tensors of a night that differ from those in the model, in the model's dtypes.
+
+        Raises InputError.
         """
-        folder = self.there().get(number)
+        available = self.available()
+        folder = available.get(number)
         if folder is None:
-            have = ", ".join(map(str, self.there())) or "none"
-            raise InputError(f"night {number}: expected one of the nights that there are ({have})")
+            numbers = ", ".join(map(str, available)) or "none"
+            raise InputError(f"night {number}: expected one of the run's nights ({numbers})")
         tensors = _by_slot(memory_folder.read_memory(folder)[1])
-        if {k: t.shape for k, t in tensors.items()} != {k: t.shape for k, t in self._held.items()}:
+        if _shapes(tensors) != _shapes(self._in_model):
             raise InputError(
                 f"memory {folder}: its levels are not those of the model that is served"
             )
-        tensors = {key: tensor.to(self._held[key].dtype) for key, tensor in tensors.items()}
+        tensors = {key: tensor.to(self._in_model[key].dtype) for key, tensor in tensors.items()}
         return {
             key: tensor
             for key, tensor in tensors.items()
-            if digest(tensor) != digest(self._held[key])
+            if digest(tensor) != digest(self._in_model[key])
         }
 
-    async def _put(self, tensors: dict[str, Tensor]) -> None:
-        """Writes tensors into the idle model and verifies them; when that fails, those before are
-        written back.
+    async def _write_or_roll_back(self, tensors: dict[str, Tensor]) -> None:
+        """Write tensors into the idle model and verify them; when that fails, write those before
+        back and raise RunError.
         """
         try:
             await self._write(tensors)
         except Exception as error:  # a full /dev/shm, or whatever a worker process raised
             reason = one_line(error)
             try:
-                await self._write({key: self._held[key] for key in tensors})
-            except Exception as again:
-                self.lost = f"{reason}; {self.label} could not be written back ({one_line(again)})"
-                self._end()
-                raise RunError(self.lost) from again
+                await self._write({key: self._in_model[key] for key in tensors})
+            except Exception as second_error:
+                self.failure = (
+                    f"{reason}; {self.label} could not be written back ({one_line(second_error)})"
+                )
+                self._stop_server()
+                raise RunError(self.failure) from second_error
             raise RunError(reason) from error
-        self._held |= tensors
+        self._in_model |= tensors
 
     async def _write(self, tensors: dict[str, Tensor]) -> None:
+        """Write tensors into the model and compare its digests, on every rank. Raises RunError."""
         if not tensors:
             return
         with shared_file() as path:
             save_file({key: tensor.contiguous() for key, tensor in tensors.items()}, path)
             await self._client.collective_rpc("memory_write", kwargs={"path": path})
-        found = await self._client.collective_rpc("memory_digests", args=(list(tensors),))
-        for rank, digests in enumerate(found):
+        digests_per_rank = await self._client.collective_rpc(
+            "memory_digests", args=(list(tensors),)
+        )
+        for rank, digests in enumerate(digests_per_rank):
             wrong = [key for key, tensor in tensors.items() if digests[key] != digest(tensor)]
             if wrong:
                 raise RunError(
@@ -214,14 +245,18 @@ class Nights:
                 )
 
 
+def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(tensor.shape) for key, tensor in tensors.items()}
+
+
 def _by_slot(stored: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a checkpoint under the keys of `sleep_rl.model.memory.tensors_of`: one per slot and
-    part.
+    """Return the tensors of a checkpoint under the keys of `sleep_rl.model.memory.tensors_of`: one
+    per slot and part.
     """
-    out = {}
+    by_slot = {}
     for key, tensor in stored.items():
         if key.rsplit(".", 1)[1] in PARTS:
-            out |= {f"{key}#{slot}": row for slot, row in enumerate(tensor.unbind(0))}
+            by_slot |= {f"{key}#{slot}": row for slot, row in enumerate(tensor.unbind(0))}
         else:
-            out[key] = tensor
-    return out
+            by_slot[key] = tensor
+    return by_slot

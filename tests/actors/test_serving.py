@@ -72,7 +72,7 @@ def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
     (tmp_path / "empty").mkdir()
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
-        for line, said in (
+        for line, message in (
             (
                 [str(run), "--port", port],
                 f"--port {port}: cannot be listened on: Address already in use",
@@ -90,14 +90,14 @@ def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
         ):
             assert main(["serve", *line]) == 2
             error = capsys.readouterr().err
-            assert said in error and error.count("\n") == 1, error
+            assert message in error and error.count("\n") == 1, error
 
 
 def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoint):
-    from actors.serving.server import _arguments
+    from actors.serving.vllm_options import parse_options
 
     def arguments(*options):
-        return _arguments(sleep_checkpoint(), "127.0.0.1", 8000, "it", options)
+        return parse_options(sleep_checkpoint(), "127.0.0.1", 8000, "it", options)
 
     plain = arguments()
     assert (plain.host, plain.served_model_name, plain.allowed_origins, plain.dtype) == (
@@ -128,7 +128,7 @@ def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoi
 
 
 @pytest.mark.parametrize(
-    ("option", "said"),
+    ("option", "message"),
     [
         ("no_such=1", "unrecognized arguments: --no-such=1"),
         ("max_model_len=x", "max-model-len"),
@@ -137,13 +137,14 @@ def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoi
         ("max_model_len=100000", "max_model_len (100000) is greater"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(option, said, sleep_checkpoint):
-    from actors.serving.server import _arguments, _serve
+def test_options_that_cannot_be_are_one_line(option, message, sleep_checkpoint):
+    from actors.serving.server import run_server
+    from actors.serving.vllm_options import parse_options
 
     with pytest.raises(InputError) as error:
-        arguments = _arguments(sleep_checkpoint(), "127.0.0.1", 8000, "it", [option])
-        asyncio.run(_serve(arguments, None, Found(sleep_checkpoint()), False, print))
-    assert said in str(error.value) and "\n" not in str(error.value)
+        arguments = parse_options(sleep_checkpoint(), "127.0.0.1", 8000, "it", [option])
+        asyncio.run(run_server(arguments, None, Found(sleep_checkpoint()), False, print))
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 # ---- swapping
@@ -155,26 +156,26 @@ class FakeClient:
     """
 
     def __init__(self, model: torch.nn.Module, break_at: tuple[int, ...] = ()):
-        self.own = {k: t.clone() for k, t in tensors_of(model).items()}
-        self.paused, self.asked, self.version, self.writes, self.break_at, self.cached = (
-            False,
-            0,
-            "",
-            0,
-            break_at,
-            True,
-        )
+        self.tensors = {k: t.clone() for k, t in tensors_of(model).items()}
+        self.break_at = break_at
+        self.paused = False
+        self.asked = 0  # requests in flight, as the test counts them
+        self.version = ""
+        self.writes = 0
+        self.cached = True
 
     async def collective_rpc(self, method, args=(), kwargs=None):
         await asyncio.sleep(0)
         if method == "memory_read":
-            return [save_file(self.own, kwargs["path"])]
+            return [save_file(self.tensors, kwargs["path"])]
         if method == "memory_digests":
-            return [{key: digest(self.own[key]) for key in args[0]}]
+            return [{key: digest(self.tensors[key]) for key in args[0]}]
         assert method == "memory_write" and self.paused and not self.asked and not self.cached
         for key, tensor in load_file(kwargs["path"]).items():
-            assert tensor.dtype == self.own[key].dtype and tensor.shape == self.own[key].shape
-            self.own[key] = tensor + 1 if self.writes in self.break_at else tensor
+            assert (
+                tensor.dtype == self.tensors[key].dtype and tensor.shape == self.tensors[key].shape
+            )
+            self.tensors[key] = tensor + 1 if self.writes in self.break_at else tensor
         self.writes += 1
         return [None]
 
@@ -189,27 +190,32 @@ class FakeClient:
         self.version = label
 
     def holds(self, model: torch.nn.Module) -> bool:
-        return all(torch.equal(self.own[key], tensor) for key, tensor in tensors_of(model).items())
+        return all(
+            torch.equal(self.tensors[key], tensor) for key, tensor in tensors_of(model).items()
+        )
 
 
 class Swapping:
-    """Nights over a fake engine that holds night 1 of a run."""
+    """A NightSwapper over a fake engine that holds night 1 of a run."""
 
     def __init__(self, run, base, break_at=(), drain_s=5.0):
-        from actors.serving.weight_swap import Nights  # imports vLLM
+        from actors.serving.weight_swap import NightSwapper  # imports vLLM
 
-        self.first, self.second = sleep_once(run, base, 1), sleep_once(run, base, 2)
-        self.client, self.ended, self.said = FakeClient(self.first, break_at), [], []
-        self.nights = Nights(
+        self.first = sleep_once(run, base, 1)
+        self.second = sleep_once(run, base, 2)
+        self.client = FakeClient(self.first, break_at)
+        self.ended: list[int] = []
+        self.log: list[str] = []
+        self.swapper = NightSwapper(
             self.client,
             find(str(run / "memory" / "night-1")),
-            end=lambda: self.ended.append(1),
+            stop_server=lambda: self.ended.append(1),
             drain_s=drain_s,
         )
 
     def go(self, body):
         async def all_of_it():
-            await self.nights.begin()
+            await self.swapper.read_memory()
             return await asyncio.wait_for(body(), 60)
 
         return asyncio.run(all_of_it())
@@ -218,20 +224,21 @@ class Swapping:
 def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
     run, base_checkpoint
 ):
-    swap, order = Swapping(run, base_checkpoint()), []
+    swap = Swapping(run, base_checkpoint())
+    order = []
 
     async def ask(name, seconds):
-        async with swap.nights.door.inside_of():
+        async with swap.swapper.gate.shared():
             swap.client.asked += 1
-            began = swap.nights.label
+            began = swap.swapper.label
             await asyncio.sleep(seconds)
-            order.append((name, began, swap.nights.label))
+            order.append((name, began, swap.swapper.label))
             swap.client.asked -= 1
 
     async def body():
         slow = asyncio.create_task(ask("slow", 0.3))
         await asyncio.sleep(0.05)
-        taking = asyncio.create_task(swap.nights.take(2))
+        taking = asyncio.create_task(swap.swapper.swap_to(2))
         await asyncio.sleep(0.1)
         late = asyncio.create_task(ask("late", 0))
         await asyncio.gather(slow, taking, late)
@@ -251,14 +258,14 @@ def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_check
     swap = Swapping(run, base_checkpoint(), drain_s=0.1)
 
     async def body():
-        async with swap.nights.door.inside_of():
+        async with swap.swapper.gate.shared():
             with pytest.raises(
                 SwapTimeout, match=r"1 answers were still being written after 0.1 s"
             ):
-                await swap.nights.take(2)
-        async with swap.nights.door.inside_of():  # the door is open again
-            assert swap.nights.label == "night-1" and swap.client.holds(swap.first)
-        assert await swap.nights.take(2) and not await swap.nights.take(2)
+                await swap.swapper.swap_to(2)
+        async with swap.swapper.gate.shared():  # the gate is open again
+            assert swap.swapper.label == "night-1" and swap.client.holds(swap.first)
+        assert await swap.swapper.swap_to(2) and not await swap.swapper.swap_to(2)
 
     swap.go(body)
     assert swap.client.holds(swap.second) and swap.client.writes == 1
@@ -269,12 +276,12 @@ def test_damaged_bytes_are_noticed_and_the_night_before_is_written_back(run, bas
 
     async def body():
         with pytest.raises(RunError, match="did not arrive in the model"):
-            await swap.nights.take(2)
+            await swap.swapper.swap_to(2)
 
     swap.go(body)
     assert (
         swap.client.holds(swap.first)
-        and swap.nights.label == "night-1"
+        and swap.swapper.label == "night-1"
         and not swap.ended
         and not swap.client.paused
     )
@@ -285,11 +292,11 @@ def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoi
 
     async def body():
         with pytest.raises(RunError, match="night-1 could not be written back"):
-            await swap.nights.take(2)
+            await swap.swapper.swap_to(2)
 
     swap.go(body)
     # it answers nobody
-    assert swap.ended == [1] and "did not arrive" in swap.nights.lost and swap.client.paused
+    assert swap.ended == [1] and "did not arrive" in swap.swapper.failure and swap.client.paused
 
 
 def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_checkpoint):
@@ -298,17 +305,13 @@ def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_che
     memory_folder.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
 
     async def body():
-        async with swap.nights.door.inside_of():
-            for number, said in (
+        async with swap.swapper.gate.shared():
+            for number, message in (
                 (3, "its levels are not those"),
-                (
-                    7,
-                    r"one of the nights that "
-                    r"there are \(1, 2, 3\)",
-                ),
+                (7, r"one of the run's nights \(1, 2, 3\)"),
             ):
-                with pytest.raises(InputError, match=said):
-                    await swap.nights.take(number)
+                with pytest.raises(InputError, match=message):
+                    await swap.swapper.swap_to(number)
 
     swap.go(body)
     assert swap.client.holds(swap.first) and swap.client.writes == 0
@@ -319,31 +322,31 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
 ):
     swap = Swapping(run, base_checkpoint())
 
-    async def said(text):
-        while not any(text in line for line in swap.said):
+    async def logged(text):
+        while not any(text in line for line in swap.log):
             await asyncio.sleep(0.01)
 
     async def body():
-        following = asyncio.create_task(swap.nights.follow(swap.said.append, every_s=0.02))
-        await said("night 2 answers from now on")  # it was there before the engine was
+        following = asyncio.create_task(swap.swapper.follow(swap.log.append, every_s=0.02))
+        await logged("night 2 answers from now on")  # it was there before the engine was
         third = sleep_once(run, base_checkpoint(), 3)
-        await said("night 3 answers from now on")
+        await logged("night 3 answers from now on")
         assert swap.client.holds(third)
-        await swap.nights.take(1)  # by hand; stays until there is a newer one
+        await swap.swapper.swap_to(1)  # by hand; stays until there is a newer one
         shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-4-rejected")
         (run / "memory" / "night-4").mkdir()
         (run / "memory" / "night-4" / memory_folder.MEMORY).write_bytes(b"half")
         shutil.copy(run / "memory" / "night-1" / memory_folder.POINTER, run / "memory" / "night-4")
-        await said("warning: night 4 is not taken in, night-1 goes on answering")
+        await logged("warning: night 4 is not loaded, night-1 goes on answering")
         await asyncio.sleep(0.1)
         assert swap.client.holds(swap.first)
         fourth = sleep_once(run, base_checkpoint(), 4)  # the run was resumed and wrote it anew
-        await said("night 4 answers from now on")
+        await logged("night 4 answers from now on")
         assert swap.client.holds(fourth)
         following.cancel()
 
     swap.go(body)
-    assert len(swap.said) == 4
+    assert len(swap.log) == 4
 
 
 # ---- the real one
