@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from actors.semantic_reward import PolicyText
@@ -11,52 +12,58 @@ from sleep_rl.contracts.records import Pair
 from sleep_rl.tasks.plugin import made
 
 NEEDED = ("score",)
+"""Methods that the user's class must have."""
 
 
 class CustomReward:
-    """Implements contracts.Reward around a class whose `score` takes a list of (student's text,
-    teacher's text) and returns a number from 0 to 1 for each, in order, or a Failure. `target`,
-    `options`: see sleep_rl.tasks.plugin; `tokenizer_path`: the policy's tokenizer. Raises InputError when
-    the class cannot be made.
+    """Implements roles.Reward around a class of the user's.
+
+    Its `score` takes a list of (student's text, teacher's text) and returns a number from 0 to 1
+    for each, in order, or a Failure. `target` names the class and `options` are its arguments, see
+    sleep_rl.tasks.plugin; `tokenizer_path`: the policy's tokenizer. Raises InputError when the
+    class cannot be made.
     """
 
     def __init__(self, target: str, options: dict[str, Any], tokenizer_path: str):
-        self._target, self._own = target, made(target, options, "reward.target", NEEDED)
+        self._target = target
+        self._custom = made(target, options, "reward.target", NEEDED)
         self._policy = PolicyText(tokenizer_path)
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
-        """One value in [0, 1] or Failure per pair, in order. What is no such value is a Failure;
-        what the class raises fails every pair of the call.
+        """Return one value in [0, 1] or Failure per pair, in order.
+
+        What is no such value is a Failure; what the class raises fails every pair of the call.
         """
-        both_N = [self._policy.both(pair) for pair in pairs_N]
-        texts = [both for both in both_N if not isinstance(both, Failure)]
+        decoded_N = [self._policy.decode(pair) for pair in pairs_N]
+        texts = [decoded for decoded in decoded_N if not isinstance(decoded, Failure)]
+        scores = iter(self._scores(texts))
+        return [decoded if isinstance(decoded, Failure) else next(scores) for decoded in decoded_N]
+
+    def _scores(self, texts: list[tuple[str, str]]) -> Sequence[float | Failure]:
+        """Return the class's scores, checked, one per pair of texts."""
+        if not texts:
+            return []
         try:
-            values = list(self._own.score(texts)) if texts else []
-        except Exception as error:
-            # the user's own code; the call's pairs have no reward, and it is said why
-            failure = Failure(
-                f"{self._target} raised {type(error).__name__}: {one_line(error, limit=160)}",
-                "custom",
-            )
-            return [both if isinstance(both, Failure) else failure for both in both_N]
+            values = list(self._custom.score(texts))
+        # Boundary: the user's own code may raise anything. The call's pairs have no reward then.
+        except Exception as error:  # noqa: BLE001
+            reason = f"raised {type(error).__name__}: {one_line(error, limit=160)}"
+            return [self._failure(reason)] * len(texts)
         if len(values) != len(texts):
-            failure = Failure(
-                f"{self._target} gave {len(values)} values for {len(texts)} pairs", "custom"
-            )
-            return [both if isinstance(both, Failure) else failure for both in both_N]
-        rest = iter(values)
-        return [both if isinstance(both, Failure) else self._checked(next(rest)) for both in both_N]
+            return [self._failure(f"gave {len(values)} values for {len(texts)} pairs")] * len(texts)
+        return [self._checked(value) for value in values]
 
     def _checked(self, value: Any) -> float | Failure:
         if isinstance(value, Failure):
             return value
         if isinstance(value, (int, float)) and math.isfinite(value) and 0 <= value <= 1:
             return float(value)
-        return Failure(
-            f"{self._target} gave {value!r:.40}, allowed is a number from 0 to 1", "custom"
-        )
+        return self._failure(f"gave {value!r:.40}, allowed is a number from 0 to 1")
+
+    def _failure(self, reason: str) -> Failure:
+        return Failure(f"{self._target} {reason}", "custom")
 
     def close(self) -> None:
-        """Lets the class end, if it wants to."""
-        if hasattr(self._own, "close"):
-            self._own.close()
+        """Close the class, if it has a `close`."""
+        if hasattr(self._custom, "close"):
+            self._custom.close()

@@ -1,4 +1,4 @@
-"""The reward that needs no model: Levenshtein similarity on token ids (equation 5), as an actor."""
+"""The reward that needs no model: Levenshtein similarity on token ids (equation 5)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from sleep_rl.rewards import levenshtein_reward
 
 
 class LevenshteinReward:
-    """Implements contracts.Reward: r_abs of equation 5. `z0`: below 1 a share of the longer
-    sequence, else a count.
+    """Implements roles.Reward: r_abs of equation 5.
+
+    `z0`: largest distance that is rewarded; below 1 a share of the longer sequence, else a count.
     """
 
     def __init__(self, z0: float):
         self._z0 = z0
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
-        """One value in [0, 1] per pair, in order."""
+        """Return one value in [0, 1] per pair, in order."""
         return [levenshtein_reward(pair.student_T, pair.teacher_T, self._z0) for pair in pairs_N]
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no model is held."""

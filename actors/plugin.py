@@ -1,5 +1,4 @@
-"""Entry point of vLLM's plugin group `vllm.general_plugins`: makes the sleep architectures known to
-vLLM.
+"""Entry point of vLLM's plugin group `vllm.general_plugins`: registers the sleep architectures.
 
 vLLM calls `register` in every process that it starts (driver, engine core, workers), possibly
 several times.
@@ -8,24 +7,30 @@ several times.
 from __future__ import annotations
 
 
+def architectures() -> list[str]:
+    """Return the names of our model classes: Sleep{Qwen3,Qwen2,Llama}ForCausalLM."""
+    from sleep_rl.model.families import FAMILIES
+
+    return [f"Sleep{prefix}ForCausalLM" for prefix in FAMILIES.values()]
+
+
 def register() -> None:
-    """Registers Sleep{Qwen3,Qwen2,Llama}ForCausalLM, and their configs with transformers.
-    Idempotent.
-    """
+    """Register our architectures with vLLM, and their configs with transformers. Idempotent."""
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
-    from sleep_rl.model.families import FAMILIES
+    # Importing it registers the configs with transformers.
+    import sleep_rl.model.checkpoints  # noqa: F401
 
     known = set(ModelRegistry.get_supported_archs())
-    for prefix in FAMILIES.values():
-        name = f"Sleep{prefix}ForCausalLM"
+    for name in architectures():
         if name in known:
             continue
-        # the class itself: a string costs a 10 s inspection process on a cold cache
         if current_platform.is_cpu():
+            # the class itself: a string costs a 10 s inspection process on a cold cache
             from actors import vllm_model
 
             ModelRegistry.register_model(name, getattr(vllm_model, name))
-        else:  # a string: importing the model could touch CUDA before vLLM forks its workers
+        else:
+            # a string: importing the model could touch CUDA before vLLM forks its workers
             ModelRegistry.register_model(name, f"actors.vllm_model:{name}")

@@ -1,5 +1,5 @@
-"""Whether vLLM finds this package: `python -m actors.plugin_check` prints it as its last line, as
-JSON. It imports vLLM.
+"""Check whether vLLM finds this package: `python -m actors.plugin_check` prints the result as JSON,
+on its last line. It imports vLLM.
 """
 
 from __future__ import annotations
@@ -7,26 +7,27 @@ from __future__ import annotations
 import json
 
 
-def found() -> dict[str, object]:
-    """vLLM's version and platform, and which of our architectures its own loading of plugins makes
-    known.
+def check_plugin() -> dict[str, object]:
+    """Return vLLM's version and platform, and which of our architectures its own loading of plugins
+    registers: all of them under "found", those that it misses under "missing".
     """
     import vllm
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
     from vllm.plugins import load_general_plugins
 
-    from sleep_rl.model.families import FAMILIES
+    from actors.plugin import architectures
 
     load_general_plugins()
-    wanted = {f"Sleep{prefix}ForCausalLM" for prefix in FAMILIES.values()}
+    names = sorted(architectures())
+    registered = set(ModelRegistry.get_supported_archs())
     return {
         "version": vllm.__version__,
         "platform": current_platform.device_type,
-        "missing": sorted(wanted - set(ModelRegistry.get_supported_archs())),
-        "found": sorted(wanted),
+        "missing": [name for name in names if name not in registered],
+        "found": names,
     }
 
 
 if __name__ == "__main__":
-    print(json.dumps(found()))
+    print(json.dumps(check_plugin()))

@@ -1,9 +1,9 @@
 """Semantic rewards r_sem of equation 4: a frozen model decides whether two continuations mean the
 same (1) or not (0).
 
-Both implement contracts.Reward. A pair that cannot be scored is a Failure and never disturbs the
-others.
-Suffixes: `_T` tokens of one text, `_B` texts of a batch, `_D` hidden units, `_N` pairs of a call.
+Both implement roles.Reward. A pair that cannot be scored is a Failure and does not affect the
+others. Suffixes: `_T` tokens of one text, `_B` texts of a batch, `_D` hidden units, `_N` pairs of
+one call.
 """
 
 from __future__ import annotations
@@ -22,91 +22,110 @@ from sleep_rl.model import checkpoints, memory_folder
 ENCODER_BATCH = 32  # texts per forward pass
 
 
-def _read(what: str, path: str, reader: Any, **options: Any) -> Any:
+def _from_pretrained(auto_class: Any, path: str, role: str, **options: Any) -> Any:
+    """Return what `auto_class` of transformers reads at `path`; `role` names it in the InputError
+    that is raised otherwise.
+    """
     try:
-        return reader.from_pretrained(path, trust_remote_code=False, **options)
+        return auto_class.from_pretrained(path, trust_remote_code=False, **options)
     except Exception as error:  # transformers raises many types for what a folder or a hub can lack
         raise InputError(
-            f"reward.model: {what} {path} cannot be read ({one_line(error)})"
+            f"reward.model: {role} {path} cannot be read ({one_line(error)})"
         ) from error
 
 
 class PolicyText:
-    """Turns a pair's token ids into text with the policy's tokenizer."""
+    """Decodes a pair's token ids with the policy's tokenizer. Raises InputError without one."""
 
     def __init__(self, tokenizer_path: str):
-        self._tokenizer = _read("the policy's tokenizer", tokenizer_path, AutoTokenizer)
+        self._tokenizer = _from_pretrained(AutoTokenizer, tokenizer_path, "the policy's tokenizer")
 
-    def both(self, pair: Pair) -> tuple[str, str] | Failure:
-        """(student, teacher) without special tokens; Failure when one has foreign ids or no
-        text.
+    def decode(self, pair: Pair) -> tuple[str, str] | Failure:
+        """Return the texts of student and teacher, without special tokens.
+
+        A Failure when one has ids outside the vocabulary, or no text.
         """
-        texts = []
-        for who, ids_T in (("student", pair.student_T), ("teacher", pair.teacher_T)):
-            if not all(0 <= i < len(self._tokenizer) for i in ids_T):
-                return Failure(
-                    f"the {who}'s continuation has ids outside the policy's vocabulary", "reward"
-                )
-            text = self._tokenizer.decode(list(ids_T), skip_special_tokens=True).strip()
-            if not text:
-                return Failure(f"the {who}'s continuation has no text", "reward")
-            texts.append(text)
-        return texts[0], texts[1]
+        student = self._decode("student", pair.student_T)
+        if isinstance(student, Failure):
+            return student
+        teacher = self._decode("teacher", pair.teacher_T)
+        if isinstance(teacher, Failure):
+            return teacher
+        return student, teacher
+
+    def _decode(self, writer: str, ids_T: tuple[int, ...]) -> str | Failure:
+        if not all(0 <= i < len(self._tokenizer) for i in ids_T):
+            return Failure(
+                f"the {writer}'s continuation has ids outside the policy's vocabulary", "reward"
+            )
+        text = self._tokenizer.decode(list(ids_T), skip_special_tokens=True).strip()
+        return text or Failure(f"the {writer}'s continuation has no text", "reward")
 
 
 class EncoderReward:
     """1 where the cosine of both texts' mean hidden states reaches `threshold`, else 0.
 
     `model`: a Hugging Face encoder or decoder, or a sleep checkpoint; `tokenizer_path`: the
-    policy's tokenizer;
-    `device`: where torch runs it. Raises InputError for a model or tokenizer that cannot be read.
+    policy's tokenizer; `device`: where torch runs the model. Raises InputError for a model or
+    tokenizer that cannot be read.
     """
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
-        self._policy, self._threshold, self._device = PolicyText(tokenizer_path), threshold, device
+        self._policy = PolicyText(tokenizer_path)
+        self._threshold = threshold
+        self._device = device
         if memory_folder.is_memory_folder(model):
             raise InputError(f"reward: a full model is needed, got the memory folder {model}")
-        config = _read("model", model, AutoConfig)
+        config = _from_pretrained(AutoConfig, model, "model")
         if config.model_type.startswith("sleep_"):
             self._model = checkpoints.load(model).model
         else:
-            self._model = _read("model", model, AutoModel, dtype="auto", use_safetensors=True)
-        self._tokenizer = _read("tokenizer", model, AutoTokenizer)
+            self._model = _from_pretrained(
+                AutoModel, model, "model", dtype="auto", use_safetensors=True
+            )
+        self._tokenizer = _from_pretrained(AutoTokenizer, model, "tokenizer")
         self._model.eval().requires_grad_(False).to(device)
-        self._limit = min(
+        self._max_tokens = min(
             self._tokenizer.model_max_length, getattr(config, "max_position_embeddings", math.inf)
         )
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
-        """One value in {0, 1} or Failure per pair, in order."""
-        both_N = [self._policy.both(pair) for pair in pairs_N]
-        texts = list(
-            dict.fromkeys(text for both in both_N if not isinstance(both, Failure) for text in both)
-        )
-        ids = {text: self._tokenizer(text)["input_ids"] for text in texts}
-        fit = [text for text in texts if 0 < len(ids[text]) <= self._limit]
-        vectors: dict[str, Tensor] = {}
-        for start in range(0, len(fit), ENCODER_BATCH):
-            batch = fit[start : start + ENCODER_BATCH]
-            vectors |= zip(batch, self._embed([ids[text] for text in batch]), strict=True)
+        """Return one value in {0, 1} or Failure per pair, in order."""
+        decoded_N = [self._policy.decode(pair) for pair in pairs_N]
+        decoded = [texts for texts in decoded_N if not isinstance(texts, Failure)]
+        embeddings = self._embeddings([text for texts in decoded for text in texts])
         return [
-            both if isinstance(both, Failure) else self._compare(both, vectors) for both in both_N
+            texts if isinstance(texts, Failure) else self._compare(*texts, embeddings)
+            for texts in decoded_N
         ]
 
-    def _compare(self, both: tuple[str, str], vectors: dict[str, Tensor]) -> float | Failure:
-        if not all(text in vectors for text in both):
+    def _embeddings(self, texts: list[str]) -> dict[str, Tensor]:
+        """Return text -> [D] embedding of each text that fits into the encoder."""
+        ids = {text: self._tokenizer(text)["input_ids"] for text in dict.fromkeys(texts)}
+        fitting = [text for text in ids if 0 < len(ids[text]) <= self._max_tokens]
+        embeddings: dict[str, Tensor] = {}
+        for start in range(0, len(fitting), ENCODER_BATCH):
+            batch = fitting[start : start + ENCODER_BATCH]
+            embeddings |= zip(batch, self._embed([ids[text] for text in batch]), strict=True)
+        return embeddings
+
+    def _compare(
+        self, student: str, teacher: str, embeddings: dict[str, Tensor]
+    ) -> float | Failure:
+        if student not in embeddings or teacher not in embeddings:
             return Failure(
-                f"a text does not fit into the encoder's {self._limit} tokens", "encoder"
+                f"a text does not fit into the encoder's {self._max_tokens} tokens", "encoder"
             )
-        cosine = torch.cosine_similarity(vectors[both[0]], vectors[both[1]], dim=0).item()
+        cosine = torch.cosine_similarity(embeddings[student], embeddings[teacher], dim=0).item()
         if not math.isfinite(cosine):
             return Failure("the encoder's embedding is not finite", "encoder")
         return float(cosine >= self._threshold)
 
     @torch.inference_mode()
     def _embed(self, ids_BT: list[list[int]]) -> Tensor:
-        """[B, D] mean over the real tokens' hidden states, in double: equal texts must reach a
-        threshold of 1.
+        """Return [B, D], the mean of the hidden states over each text's tokens, without padding.
+
+        In double: equal texts must reach a threshold of 1.
         """
         width = max(map(len, ids_BT))
         padded = torch.tensor(
@@ -119,13 +138,13 @@ class EncoderReward:
         return hidden_BTD.masked_fill(mask[..., None] == 0, 0).sum(1) / mask.sum(1, keepdim=True)
 
     def close(self) -> None:
-        """Drops the model."""
+        """Drop the model."""
         del self._model
 
 
 class JudgeReward:
-    """1 where a frozen language model, asked by `template`, finds "yes" likelier than "no" as the
-    next token, else 0.
+    """1 where a frozen language model, prompted with `template`, gives "yes" as the next token more
+    probability than "no", else 0.
 
     `template` holds {student} and {teacher}. `model` is anything vLLM serves, with a tokenizer;
     `tokenizer_path` is the policy's; `dtype`, `engine`, `seed` and `tensor_parallel` are those of
@@ -145,25 +164,29 @@ class JudgeReward:
         tensor_parallel: int = 1,
     ):
         self._template = template
-        if "\0" not in self._ask("\0", "") or "\0" not in self._ask("", "\0"):
+        if "\0" not in self._prompt("\0", "") or "\0" not in self._prompt("", "\0"):
             raise InputError(
                 f"reward.template: {{student}} and {{teacher}} are needed, got {template!r}"
             )
         self._policy = PolicyText(tokenizer_path)
-        self._tokenizer = _read("tokenizer", model, AutoTokenizer)
-        yes, no = self._first_ids("yes"), self._first_ids("no")
-        # A token that begins both words (a lone space) tells nothing.
-        self._yes, self._no = sorted(yes - no), sorted(no - yes)
-        if not self._yes or not self._no:
+        self._tokenizer = _from_pretrained(AutoTokenizer, model, "tokenizer")
+        yes = self._first_ids("yes")
+        no = self._first_ids("no")
+        # A token that begins both words (a lone space) does not distinguish them.
+        self._yes_ids = sorted(yes - no)
+        self._no_ids = sorted(no - yes)
+        if not self._yes_ids or not self._no_ids:
             raise InputError(f"reward: the tokenizer of judge {model} has no tokens for yes and no")
-        from vllm import (
-            SamplingParams,  # here, so that an encoder's process does not load vLLM (10 s, 500 MB)
-        )
+        # here, so that an encoder's process does not load vLLM (10 s, 500 MB)
+        from vllm import SamplingParams
 
         from actors.engine import Engine
 
         self._params = SamplingParams(
-            max_tokens=1, temperature=0, logprob_token_ids=self._yes + self._no, detokenize=False
+            max_tokens=1,
+            temperature=0,
+            logprob_token_ids=self._yes_ids + self._no_ids,
+            detokenize=False,
         )
         self._engine = Engine(
             model,
@@ -174,7 +197,7 @@ class JudgeReward:
             memory=False,
         )
 
-    def _ask(self, student: str, teacher: str) -> str:
+    def _prompt(self, student: str, teacher: str) -> str:
         try:
             return self._template.format(student=student, teacher=teacher)
         except (KeyError, IndexError, ValueError) as error:
@@ -184,6 +207,7 @@ class JudgeReward:
             ) from error
 
     def _first_ids(self, word: str) -> set[int]:
+        """Return the first token ids of `word`, with and without a leading space."""
         pieces = (
             self._tokenizer(text, add_special_tokens=False)["input_ids"]
             for text in (word, " " + word)
@@ -191,34 +215,41 @@ class JudgeReward:
         return {ids[0] for ids in pieces if ids} - {self._tokenizer.unk_token_id}
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
-        """One value in {0, 1} or Failure per pair, in order."""
-        result: list[Any] = [self._policy.both(pair) for pair in pairs_N]
-        prompts: dict[int, list[int]] = {}
-        for n, both in enumerate(result):
-            if isinstance(both, Failure):
-                continue
-            ids_T = self._tokenizer(self._ask(*both))["input_ids"]
-            reason = self._engine.refusal(ids_T)
-            if reason:
-                result[n] = Failure(f"the judge's prompt cannot be used: {reason}", "judge")
+        """Return one value in {0, 1} or Failure per pair, in order."""
+        results: list[float | Failure] = [Failure("was not asked", "judge")] * len(pairs_N)
+        prompts: dict[int, list[int]] = {}  # index of the pair -> token ids
+        for n, pair in enumerate(pairs_N):
+            prompt_T = self._prompt_ids(pair)
+            if isinstance(prompt_T, Failure):
+                results[n] = prompt_T
             else:
-                prompts[n] = ids_T
+                prompts[n] = prompt_T
         outputs = self._engine.generate(prompts.values(), [self._params] * len(prompts))
         for n, output in zip(prompts, outputs, strict=True):
-            result[n] = self._verdict(
-                {i: entry.logprob for i, entry in output.outputs[0].logprobs[0].items()}
-            )
-        return result
+            logprobs = output.outputs[0].logprobs[0]
+            results[n] = self._verdict({i: entry.logprob for i, entry in logprobs.items()})
+        return results
+
+    def _prompt_ids(self, pair: Pair) -> list[int] | Failure:
+        texts = self._policy.decode(pair)
+        if isinstance(texts, Failure):
+            return texts
+        ids_T = self._tokenizer(self._prompt(*texts))["input_ids"]
+        reason = self._engine.refusal(ids_T)
+        if reason:
+            return Failure(f"the judge's prompt cannot be used: {reason}", "judge")
+        return ids_T
 
     def _verdict(self, logprobs: dict[int, float]) -> float | Failure:
+        """Return whether yes outweighs no, given token id -> log-probability (nats)."""
         yes, no = (
             torch.tensor([logprobs[i] for i in ids]).logsumexp(0).item()
-            for ids in (self._yes, self._no)
+            for ids in (self._yes_ids, self._no_ids)
         )
         if not math.isfinite(yes - no):
             return Failure("the judge's log-probabilities of yes and no are not finite", "judge")
         return float(yes > no)
 
     def close(self) -> None:
-        """Stops the engine."""
+        """Stop the engine."""
         self._engine.close()

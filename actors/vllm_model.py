@@ -1,5 +1,4 @@
-"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.model.memory`, by one
-factory.
+"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.model.memory`.
 
 Base parameter names stay as they are (the MLP's class is swapped, not wrapped), so weight loading,
 quantisation, LoRA and tensor parallelism of the base work unchanged. Memory tensors are plain
@@ -19,10 +18,10 @@ from sleep_rl.model.families import FAMILIES
 from sleep_rl.model.memory import attach_memory, memory_levels
 
 
-def _make(family: str, prefix: str) -> type[nn.Module]:
-    base = getattr(
-        importlib.import_module(f"vllm.model_executor.models.{family}"), f"{prefix}ForCausalLM"
-    )
+def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
+    """Return the class Sleep{prefix}ForCausalLM over vLLM's own class of a family."""
+    module = importlib.import_module(f"vllm.model_executor.models.{family}")
+    base = getattr(module, f"{prefix}ForCausalLM")
 
     class SleepModel(base):
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
@@ -35,17 +34,19 @@ def _make(family: str, prefix: str) -> type[nn.Module]:
                 level.fixed_shape = not vllm_config.model_config.enforce_eager
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+            """Load the base's and the memory's weights; return the names that were loaded."""
             loaded = super().load_weights(weights)
             for level in memory_levels(self).values():
                 # vLLM's loader wrote into the tensor itself; the level has to know of it
                 level.set_state(level.state)
             return loaded
 
-    SleepModel.__name__ = SleepModel.__qualname__ = f"Sleep{prefix}ForCausalLM"
+    SleepModel.__name__ = f"Sleep{prefix}ForCausalLM"
+    SleepModel.__qualname__ = SleepModel.__name__
     SleepModel.__doc__ = f"{prefix} with memory levels in front of every MLP (paper.md section 2)."
     return SleepModel
 
 
 for _family, _prefix in FAMILIES.items():
-    # vLLM and pickle find them by name
-    globals()[f"Sleep{_prefix}ForCausalLM"] = _make(_family, _prefix)
+    # as module attributes, where vLLM and pickle find them by name
+    globals()[f"Sleep{_prefix}ForCausalLM"] = _sleep_class(_family, _prefix)
