@@ -81,13 +81,13 @@ def greedy(model, question):
 
 
 def test_copies_that_are_trained_together_are_those_that_are_trained_alone(checkpoint):
-    from actors.batched_lora import _order
+    from actors.batched_lora import rows_by_step
 
     model = checkpoints.load(checkpoint)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     copies, losses = train(model, TRIALS, RANK, ALPHA, pad=0)
     for n, trial in enumerate(TRIALS):
-        order = _order(trial)
+        order = rows_by_step(trial)
         assert sorted(order) == sorted(list(trial.rows) * trial.epochs)
         for name, (a, b) in slow_copy(checkpoints.load(checkpoint), trial, order).items():
             assert torch.allclose(copies.a[name][n], a, atol=2e-4), (n, name)
