@@ -8,17 +8,10 @@ import pytest
 
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.roles import Dreamer
-from sleep_rl.tasks.arc.grids import TURNS, View, families, parse, random_view, render
-from sleep_rl.tasks.arc.task import (
-    MARKER,
-    MOST_STEPS,
-    MOST_TEXTS,
-    OPENER,
-    Arc,
-    Recipe,
-    read_puzzles,
-    sub_puzzles,
-)
+from sleep_rl.tasks.arc.grids import TURNS, View, augmentations, parse, random_view, render
+from sleep_rl.tasks.arc.puzzles import MARKER, OPENER, read_puzzles
+from sleep_rl.tasks.arc.recipe import MOST_TEXTS, FineTuningRecipe, sub_puzzles
+from sleep_rl.tasks.arc.task import MOST_STEPS, Arc
 
 DATA = Path(__file__).parents[4] / "shared" / "data" / "arc_seal"
 GRID = ((1, 2, 3), (4, 5, 6))
@@ -62,7 +55,7 @@ def test_grids_are_read_as_they_are_written():
 def test_each_transformation_does_what_it_says():
     made = {
         name: change(GRID)
-        for kind in families(random.Random(0)).values()
+        for kind in augmentations(random.Random(0)).values()
         for name, change in kind.items()
     }
     assert made["rotate 90"] == ((4, 1), (5, 2), (6, 3)) and made["rotate 180"] == (
@@ -91,7 +84,7 @@ def test_each_transformation_does_what_it_says():
         sorted(c for row in made["shift"] for c in row) == [1, 2, 3, 4, 5, 6]
         and made["shift"] != GRID
     )
-    counts = {kind: len(mine) for kind, mine in families(random.Random(0)).items()}
+    counts = {kind: len(mine) for kind, mine in augmentations(random.Random(0)).items()}
     assert counts == {"basic": 11, "size": 3, "chain": 6, "repeat": 3}
 
 
@@ -151,13 +144,15 @@ def test_a_recipe_trains_on_puzzles_that_leave_examples_out(task, files):
 def test_every_family_adds_its_augmentations_up_to_the_limit(files):
     [first, *_] = read_puzzles(*files)
     sizes = {
-        kind: len(sub_puzzles(first, Recipe((kind,), False, 1e-4, 1)))
+        kind: len(sub_puzzles(first, FineTuningRecipe((kind,), False, 1e-4, 1)))
         for kind in ("basic", "size", "chain", "repeat")
     }
     assert all(size > 18 for size in sizes.values()) and sizes["basic"] > sizes["size"]
-    everything = sub_puzzles(first, Recipe(("basic", "size", "chain", "repeat"), False, 1e-4, 1))
+    everything = sub_puzzles(
+        first, FineTuningRecipe(("basic", "size", "chain", "repeat"), False, 1e-4, 1)
+    )
     assert 200 < len(everything) <= MOST_TEXTS and everything == sub_puzzles(
-        first, Recipe(("basic", "size", "chain", "repeat"), False, 1e-4, 1)
+        first, FineTuningRecipe(("basic", "size", "chain", "repeat"), False, 1e-4, 1)
     )
 
 
@@ -167,9 +162,7 @@ def test_tau_is_one_where_every_test_wins_the_vote_in_two_attempts(task):
         assert task.tau(one, right) == 1.0 and task.tau(one, ["0"] * len(right)) == 0.0
         tests = len(right) // 3
         # two agree on it
-        wrong = {
-            i: task._views_of(task._puzzles[one.id])[i].show(((7, 7), (7, 7))) for i in range(3)
-        }
+        wrong = {i: task._views(task._puzzles[one.id])[i].show(((7, 7), (7, 7))) for i in range(3)}
         voted = [a if i % 3 == 1 else render(wrong[i % 3]) for i, a in enumerate(right)]
         assert task.tau(one, voted) == 1.0, "second attempt"
         assert task.tau(one, ["junk" if i % 3 else a for i, a in enumerate(right)]) == 1.0

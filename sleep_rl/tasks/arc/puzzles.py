@@ -1,0 +1,88 @@
+"""Puzzles of ARC: reading its two json files, and puzzles as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.files import parsed
+from sleep_rl.tasks.arc.grids import Example, Grid, render
+
+OPENER = "Input:\n"
+MARKER = "\nOutput:\n"
+
+
+@dataclass(frozen=True)
+class Puzzle:
+    """A puzzle: examples that show its rule, and tests with their solutions."""
+
+    id: str
+    train: tuple[Example, ...]
+    test: tuple[Example, ...]
+
+
+def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
+    """Read the puzzles of ARC's two json files that have a solution.
+
+    Raises InputError for anything that cannot be read.
+    """
+    try:
+        puzzles = parsed(challenges)
+        solved = parsed(solutions)
+        if not isinstance(puzzles, dict) or not isinstance(solved, dict):
+            raise ValueError("expected objects with a puzzle under each name")
+        return [
+            _puzzle(name, puzzle, solved[name])
+            for name, puzzle in puzzles.items()
+            if name in solved
+        ]
+    except Exception as error:
+        # unreadable files, other json, other shapes: all of it is about this input
+        raise InputError(
+            f"task.arc: ARC's challenges and solutions as json, got {challenges} and {solutions}: "
+            f"{one_line(error)}"
+        ) from error
+
+
+def _puzzle(name: str, puzzle: Any, solved: Any) -> Puzzle:
+    where = f"puzzle {name[:40]}"
+    parts = [puzzle.get(part) if isinstance(puzzle, dict) else None for part in ("train", "test")]
+    if not all(isinstance(part, list) and all(isinstance(e, dict) for e in part) for part in parts):
+        raise ValueError(f"{where}: expected train and test, lists of objects")
+    train, test = parts
+    if not isinstance(solved, list) or len(solved) != len(test):
+        raise ValueError(f"{where}: expected {len(test)} solutions, one per test")
+    try:
+        return Puzzle(
+            name,
+            tuple((_grid(e.get("input")), _grid(e.get("output"))) for e in train),
+            tuple(
+                (_grid(e.get("input")), _grid(output))
+                for e, output in zip(test, solved, strict=True)
+            ),
+        )
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def _grid(rows: Any) -> Grid:
+    error = ValueError("a grid is a rectangle of colours 0 to 9")
+    if not isinstance(rows, list) or not all(isinstance(row, list) for row in rows):
+        raise error
+    if not rows or not rows[0] or any(len(row) != len(rows[0]) for row in rows):
+        raise error
+    if not all(type(cell) is int and 0 <= cell <= 9 for row in rows for cell in row):
+        raise error
+    return tuple(tuple(row) for row in rows)
+
+
+def examples_text(examples: Sequence[Example]) -> str:
+    """Return examples as text, each followed by an empty line."""
+    return "".join(f"{OPENER}{render(a)}{MARKER}{render(b)}\n\n" for a, b in examples)
+
+
+def puzzle_prompt(examples: Sequence[Example], question: Grid) -> str:
+    """Return examples followed by an input grid, to be continued by its output."""
+    return f"{examples_text(examples)}{OPENER}{render(question)}{MARKER}"
