@@ -1,5 +1,6 @@
-"""Which expert of a level a night may write into: the next free one, or what `sleep.on_full`
-says.
+"""Which expert of a level a night writes into: the next free slot, or what `sleep.on_full` says.
+
+Shape suffix: S slots of a level (slot 0 is the level's own base expert).
 """
 
 from __future__ import annotations
@@ -10,23 +11,22 @@ import torch
 from torch import Tensor
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.model.memory import LOCKED, PARTS, MemoryLevel
+from sleep_rl.contracts.roles import SlotChoice
+from sleep_rl.model.memory import BASE_SLOT, LOCKED, PARTS, MemoryLevel
 
 
 @dataclass(frozen=True)
 class SlotAssignment:
-    """The slot of a night's expert, how it begins, and the slot that it takes over besides (0:
-    none).
-    """
+    """The slot of a night's expert, and what it begins with."""
 
     slot: int
-    kept: bool  # it begins as what is stored there, not as the identity
-    absorbed: int = 0
+    from_stored: bool  # it begins with the weights that the slot stores; else as a new expert
+    absorbed: int = 0  # a further slot whose expert this one takes over (0: none)
 
-    def start(self, level: MemoryLevel, generator: torch.Generator) -> list[Tensor]:
-        """First values of the trained expert's router row, A and B."""
+    def first_values(self, level: MemoryLevel, generator: torch.Generator) -> list[Tensor]:
+        """Return the first router row, A and B of the expert that is trained."""
         values = [getattr(level, part)[self.slot].detach().clone() for part in PARTS]
-        if not self.kept:
+        if not self.from_stored:
             router, w_in, w_out = values
             router.copy_(torch.randn(router.shape, generator=generator) * 0.02)
             w_in.copy_(torch.randn(w_in.shape, generator=generator) * w_in.shape[-1] ** -0.5)
@@ -35,59 +35,70 @@ class SlotAssignment:
 
 
 class SlotAllocator:
-    """In which order the experts of each level came into use."""
+    """Assigns slots, and remembers in which order the experts of each level came into use."""
 
     def __init__(self) -> None:
-        self._ages: dict[int, list[int]] = {}  # level -> slots, oldest first
+        self._by_age: dict[int, list[int]] = {}  # level -> slots in use, oldest first
         self._open: tuple[int, SlotAssignment] | None = None
 
-    def place(self, number: int, states_S: list[int], sleep, on_full: str) -> SlotAssignment:
-        """The place of the coming night in level `number`, whose slots have these states.
+    def assign(self, number: int, states_S: list[int], sleep, choice: SlotChoice) -> SlotAssignment:
+        """Return the assignment of the coming night in level `number`, whose slots have these
+        states.
 
-        A free slot is taken as it lies there. Without `sleep.expansion` the newest expert is
-        trained on. In a full level `merge` trains the oldest expert on and lets it take over the
-        second oldest, which the student lacks; `recycle_oldest` begins anew in place of the oldest,
-        which the student lacks; `newest` trains the newest one on (baselines); `error` raises
-        InputError. `again` trains the newest one on in any level (the dreaming policy).
+        choice: see `sleep_rl.contracts.roles.SlotChoice`. A free slot begins with what it stores
+        (the identity). Without `sleep.expansion` the newest expert is trained on. When no slot is
+        free and `choice` is "next", `sleep.on_full` decides:
+
+        merge: the oldest expert is trained on and takes over the second oldest.
+        recycle_oldest: a new expert takes the place of the oldest.
+        error: raises InputError.
+
+        The student lacks what is taken over or replaced.
         """
-        used = [s for s in range(1, len(states_S)) if states_S[s] != LOCKED]
-        free = [s for s in range(1, len(states_S)) if states_S[s] == LOCKED]
-        known = [s for s in self._ages.get(number, []) if s in used]
-        # of a loaded memory nothing else is known
-        oldest = known + [s for s in used if s not in known]
-        if used and (not sleep.expansion or on_full == "again"):
-            place = SlotAssignment(oldest[-1], kept=True)
+        experts = range(BASE_SLOT + 1, len(states_S))
+        used = [s for s in experts if states_S[s] != LOCKED]
+        free = [s for s in experts if states_S[s] == LOCKED]
+        known = [s for s in self._by_age.get(number, []) if s in used]
+        # of a memory that was loaded the order is not known: by number
+        oldest_first = known + [s for s in used if s not in known]
+        if used and (choice == "reuse_newest" or not sleep.expansion):
+            assignment = SlotAssignment(oldest_first[-1], from_stored=True)
         elif free:
-            place = SlotAssignment(free[0], kept=True)
-        elif on_full == "merge" and len(used) > 1:
-            place = SlotAssignment(oldest[0], kept=True, absorbed=oldest[1])
-        elif on_full in ("merge", "recycle_oldest"):
-            place = SlotAssignment(oldest[0], kept=on_full == "merge")
-        elif on_full == "newest":
-            place = SlotAssignment(oldest[-1], kept=True)
+            assignment = SlotAssignment(free[0], from_stored=True)
+        elif choice == "next_or_newest":
+            assignment = SlotAssignment(oldest_first[-1], from_stored=True)
         else:
-            raise InputError(
-                f"level {number}: all {len(used)} experts are in use and "
-                "sleep.on_full is error; allowed "
-                "are at most model.experts consolidations between two resets of a "
-                "level"
-            )
-        self._ages[number] = oldest
-        self._open = number, place
-        return place
+            assignment = self._in_full_level(number, oldest_first, sleep.on_full)
+        self._by_age[number] = oldest_first
+        self._open = number, assignment
+        return assignment
+
+    @staticmethod
+    def _in_full_level(number: int, oldest_first: list[int], on_full: str) -> SlotAssignment:
+        if on_full == "merge":
+            absorbed = oldest_first[1] if len(oldest_first) > 1 else 0
+            return SlotAssignment(oldest_first[0], from_stored=True, absorbed=absorbed)
+        if on_full == "recycle_oldest":
+            return SlotAssignment(oldest_first[0], from_stored=False)
+        raise InputError(
+            f"level {number}: all {len(oldest_first)} experts are in use and sleep.on_full is "
+            "error; allowed are at most model.experts consolidations between two resets of a level"
+        )
 
     def commit(self) -> None:
-        """The night was kept: its expert is the newest now."""
+        """Make the open night's expert the newest of its level; the one it took over is gone."""
         if self._open:
-            number, place = self._open
-            gone = (place.slot, place.absorbed)
-            self._ages[number] = [s for s in self._ages[number] if s not in gone] + [place.slot]
+            number, assignment = self._open
+            gone = (assignment.slot, assignment.absorbed)
+            rest = [s for s in self._by_age[number] if s not in gone]
+            self._by_age[number] = [*rest, assignment.slot]
             self._open = None
 
     def state(self) -> dict[int, list[int]]:
-        """Level -> slots, oldest first."""
-        return {number: list(slots) for number, slots in self._ages.items()}
+        """Return level -> slots in use, oldest first."""
+        return {number: list(slots) for number, slots in self._by_age.items()}
 
     def restore(self, state: dict[int, list[int]]) -> None:
-        """Takes back what `state` gave."""
-        self._ages, self._open = {number: list(slots) for number, slots in state.items()}, None
+        """Take back what `state` returned; an open night is forgotten."""
+        self._by_age = {number: list(slots) for number, slots in state.items()}
+        self._open = None

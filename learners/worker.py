@@ -21,6 +21,7 @@ from learners.wake import Chunks
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import STUDENT, Metrics, StepResult, TrainingRow, Weights
+from sleep_rl.contracts.roles import SlotChoice
 from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import (
     ACTIVE,
@@ -120,20 +121,13 @@ class LearnerWorker:
 
     # ---- night
 
-    def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
-        """Forms teacher and student of the consolidation into level `receiver` (paper.md section 3
-        a).
-
-        The student has the prospective own weights of the levels in `due`, the sender's experts
-        already reset (level receiver - 1; the context window sends into level 1), and one more
-        expert of the receiver. Raises InputError when the receiver is full and `on_full` (default:
-        sleep.on_full) is error. Returns the new expert's slot.
-        """
+    def open_night(
+        self, receiver: int, due: tuple[int, ...] = (), slot: SlotChoice = "next"
+    ) -> int:
+        """Form teacher and student of the consolidation into level `receiver`."""
         receivers = self._of_level(receiver)
         states = next(iter(receivers.values())).state.tolist()
-        place = self.order.place(
-            receiver, states, self.config.sleep, on_full or self.config.sleep.on_full
-        )
+        place = self.order.assign(receiver, states, self.config.sleep, slot)
         self.slot, self.due = place.slot, due
         senders = self._of_level(receiver - 1) if self.config.sleep.reset else {}
         rows: dict[str, dict[int, Expert]] = {
@@ -141,7 +135,7 @@ class LearnerWorker:
         }
         values = []
         for plastic, (name, level) in zip(self.module.plastic, receivers.items(), strict=True):
-            values += place.start(level, self.generator)
+            values += place.first_values(level, self.generator)
             rows.setdefault(name, {})[self.slot] = plastic
         self.engine.reset(values)
         self.module.forget()
@@ -268,7 +262,7 @@ class LearnerWorker:
         """See contracts.Learner."""
         memory, _, order = self.kept[tag]
         slot = order[1][-1]
-        self.open_night(1, on_full="newest")
+        self.open_night(1, slot="next_or_newest")
         self.engine.reset(
             [memory[f"{name}.{part}"][slot] for name in self._of_level(1) for part in PARTS]
         )

@@ -6,7 +6,7 @@ Shape suffixes: `_T` tokens of one sequence, `_N` items of one call.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import (
@@ -108,6 +108,13 @@ class Reward(Protocol):
     def close(self) -> None: ...
 
 
+SlotChoice = Literal["next", "next_or_newest", "reuse_newest"]
+"""Which expert of a level a night trains. next: that of the next free slot; where none is free
+sleep.on_full decides. next_or_newest: where none is free, the newest expert (baselines).
+reuse_newest: the newest expert, if there is one (the dreaming policy).
+"""
+
+
 class Trainer(Protocol):
     """Consolidates: opens a night, trains the student in it, keeps or drops what came of it.
 
@@ -120,12 +127,14 @@ class Trainer(Protocol):
         (equation 2). Idle.
         """
 
-    def open_night(self, receiver: int, due: tuple[int, ...] = (), on_full: str = "") -> int:
+    def open_night(
+        self, receiver: int, due: tuple[int, ...] = (), slot: SlotChoice = "next"
+    ) -> int:
         """Form the student (section 3 a): prospective own weights of the levels in `due`, the
         sender reset, one more expert in level `receiver`. Idle; a night is open then.
 
-        `on_full`: what happens when the receiver is full, if not sleep.on_full. Returns the slot of
-        the new expert.
+        `slot`: which slot the expert takes; its number is returned. Raises InputError when it is
+        "next", none is free, and sleep.on_full is error.
         """
 
     def seed_step(self, batch_N: list[TrainingRow], step: int, steps: int) -> StepResult:

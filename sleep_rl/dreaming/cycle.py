@@ -344,7 +344,7 @@ def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: 
     again = policy and how.policy.init == "previous"
     if again:
         learner.load_state(DREAMER)
-    learner.open_night(1, on_full="again" if again else "newest")
+    learner.open_night(1, slot="reuse_newest" if again else "next_or_newest")
     with run.console.phase(
         f"night {night}: the dreaming policy follows {len(good)} dreams", total=steps
     ) as tick:

@@ -56,7 +56,7 @@ def train(run: RunContext, method: str, day: str, texts: list[TrainingText], ste
     rng, batch = random.Random(f"{method} {day} {run.config.run.seed}"), run.config.sleep.batch
     rows = [TrainingRow(*run.texts.baseline(text)) for text in texts]
     queue: list[TrainingRow] = []
-    run.crew.learn.open_night(1, on_full="newest")
+    run.crew.learn.open_night(1, slot="next_or_newest")
     with run.console.phase(f"{method}: {day}", total=steps) as tick:
         for step in range(steps):
             while len(queue) < batch:

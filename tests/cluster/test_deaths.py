@@ -74,7 +74,7 @@ class Learner:
     def wake(self, documents_N):
         return {"loss": 1.0, "updates": 1.0}
 
-    def open_night(self, receiver, due=(), on_full=""):
+    def open_night(self, receiver, due=(), slot="next"):
         return 1
 
     def seed_step(self, batch_N, step, steps):

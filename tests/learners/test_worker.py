@@ -352,11 +352,11 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
 
 def test_the_policy_trains_its_own_expert_on(worker):
     learner = worker()
-    assert learner.open_night(1, on_full="newest") == 1
+    assert learner.open_night(1, slot="next_or_newest") == 1
     learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 1e-2)
     learner.commit_night()
     kept = [level.w_out[1].clone() for level in learner.levels.values()]
-    assert learner.open_night(1, on_full="again") == 1  # though others are free
+    assert learner.open_night(1, slot="reuse_newest") == 1  # though others are free
     assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [
         True
     ] * len(kept)
@@ -397,7 +397,7 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
     learner.load_state("self")
     assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
     learner.load_state("dreamer")
-    assert learner.open_night(1, on_full="again") == 3  # it is what the policy trains on
+    assert learner.open_night(1, slot="reuse_newest") == 3  # it is what the policy trains on
     learner.discard_night()
     learner.save_state("spare", of="self")
     learner.load_state("spare")
@@ -557,41 +557,38 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
 
 
 @pytest.mark.parametrize(
-    "on_full,wanted",
+    "on_full,choice,wanted",
     [
-        ("merge", [(1, 2), (2, 0), (3, 4)]),
-        ("recycle_oldest", [(1, 0), (2, 0), (3, 0)]),
-        ("newest", [(4, 0), (4, 0), (4, 0)]),
+        ("merge", "next", [(1, 2), (2, 0), (3, 4)]),
+        ("recycle_oldest", "next", [(1, 0), (2, 0), (3, 0)]),
+        ("recycle_oldest", "next_or_newest", [(4, 0), (4, 0), (4, 0)]),
+        ("error", "next_or_newest", [(4, 0), (4, 0), (4, 0)]),
+        ("error", "reuse_newest", [(4, 0), (4, 0), (4, 0)]),
     ],
 )
-def test_a_full_level_makes_room_as_configured(on_full, wanted, worker):
+def test_a_full_level_makes_room_as_configured(on_full, choice, wanted, worker):
     """(slot written, slot taken over) of the nights after the level was full; 1 is the oldest
     expert. A merge frees a slot, which the next night takes.
     """
-    learner = worker()
+    learner = worker(replace(CONFIG, sleep=replace(CONFIG.sleep, on_full=on_full)))
     for slot in (1, 2, 3, 4):
         assert learner.open_night(1) == slot
         for expert in learner.module.plastic:
             torch.nn.init.normal_(expert.w_out, std=0.1)
         learner.commit_night()
-    with pytest.raises(
-        InputError, match=r"level 1: all 4 experts are in use and sleep.on_full is error"
-    ):
-        learner.open_night(1)
     found = []
     for _ in range(3):
         name, level = next(iter(learner.levels.items()))
         before = level.w_out.detach().clone()
-        slot = learner.open_night(1, on_full=on_full)
+        slot = learner.open_night(1, slot=choice)
         student = learner.export(STUDENT, 1, {}, STUDENT).tensors
         gone = [
             s for s in range(1, 5) if level.state[s] != LOCKED and level.patch.state_S[s] == LOCKED
         ]
         found.append((slot, gone[0] if gone else 0))
         begun = student[f"{name}.w_out#{slot}"]
-        assert torch.equal(
-            begun, torch.zeros_like(begun) if on_full == "recycle_oldest" else before[slot]
-        )
+        recycled = on_full == "recycle_oldest" and choice == "next"
+        assert torch.equal(begun, torch.zeros_like(begun) if recycled else before[slot])
         learner.commit_night()
     assert found == wanted
 
@@ -659,7 +656,9 @@ def test_more_nights_than_experts_is_refused_and_without_expansion_the_newest_is
     for night in range(1, 5):
         assert learner.open_night(1) == night
         learner.commit_night()
-    with pytest.raises(InputError, match="all 4 experts are in use"):
+    with pytest.raises(
+        InputError, match=r"level 1: all 4 experts are in use and sleep.on_full is error"
+    ):
         learner.open_night(1)
     learner = worker(replace(CONFIG, sleep=replace(CONFIG.sleep, expansion=False)))
     for _ in range(3):

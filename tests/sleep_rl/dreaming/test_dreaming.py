@@ -91,9 +91,9 @@ class Dreaming(Crew):
         assert self.open is None and self.wandering is not None
         self.wandering = None
 
-    def open_night(self, receiver, due=(), on_full=""):
+    def open_night(self, receiver, due=(), slot="next"):
         super().open_night(receiver, due)
-        self.on_full = on_full
+        self.slot = slot
 
     def push(self, name, view):
         if name == DREAMER:
@@ -179,7 +179,7 @@ class Dreaming(Crew):
         assert all(len(r.prompt_T) > 3 for r in batch_N)  # C stands in front
         if step == steps - 1:
             self.policies += 1
-            self.state = f"policy {self.policies} on {self.state} ({self.on_full})"
+            self.state = f"policy {self.policies} on {self.state} ({self.slot})"
         return {"loss": 1.0}
 
     def seed_step(self, batch_N, step, steps):
@@ -319,11 +319,11 @@ def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_pat
     policy = crew.snapshots[DREAMER]
     assert policy.startswith(
         "policy 6 on policy 5 on graft of policy 4 on policy 3 on graft of "
-        "policy 2 on policy 1 on own (newest)"
+        "policy 2 on policy 1 on own (next_or_newest)"
     )
-    assert policy.count("again") == 5
+    assert policy.count("reuse_newest") == 5
     crew, _ = dreamed(tmp_path / "b", changed(LIVED, dream={"policy": {"init": "base"}}))
-    assert crew.snapshots[DREAMER] == "policy 6 on own (newest)"
+    assert crew.snapshots[DREAMER] == "policy 6 on own (next_or_newest)"
 
 
 @pytest.mark.parametrize(
@@ -344,8 +344,8 @@ class Losing(Dreaming):
 
     lost = False
 
-    def open_night(self, receiver, due=(), on_full=""):
-        super().open_night(receiver, due, on_full)
+    def open_night(self, receiver, due=(), slot="next"):
+        super().open_night(receiver, due, slot)
         self.lost = sum(entry[0] == "wake" for entry in self.protocol) == 2
 
     def load_state(self, tag):

@@ -68,7 +68,7 @@ class Crew:
         self.protocol.append(("wake", len(documents_N)))
         return {"loss": 1.0, "updates": 1.0}
 
-    def open_night(self, receiver, due=(), on_full=""):
+    def open_night(self, receiver, due=(), slot="next"):
         assert self.open is None
         self.open = receiver
         self.protocol.append(("open", receiver, due))
