@@ -9,7 +9,7 @@ from typing import Any
 from actors.semantic_reward import PolicyText
 from sleep_rl.contracts.errors import Failure, one_line
 from sleep_rl.contracts.records import Pair
-from sleep_rl.tasks.plugin import made
+from sleep_rl.tasks.plugin import instantiate
 
 NEEDED = ("score",)
 """Methods that the user's class must have."""
@@ -26,7 +26,7 @@ class CustomReward:
 
     def __init__(self, target: str, options: dict[str, Any], tokenizer_path: str):
         self._target = target
-        self._custom = made(target, options, "reward.target", NEEDED)
+        self._custom = instantiate(target, options, "reward.target", NEEDED)
         self._policy = PolicyText(tokenizer_path)
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:

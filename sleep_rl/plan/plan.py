@@ -114,7 +114,7 @@ def plan(config: Config) -> Plan:
     task, notes = _check_task(config)
     named = [("model.teachers", name) for name in config.model.teachers]
     if config.reward.target:
-        plugin.found(config.reward.target, "reward.target")
+        plugin.load_class(config.reward.target, "reward.target")
     if config.reward.semantic != "none" and config.reward.model:
         named.append(("reward.model", config.reward.model))
     for key, name in named:  # a hub name is left to the run

@@ -1,23 +1,19 @@
-"""Whether a free answer matches the gold one: by its tokens, deterministically, or by a language
-model behind an OpenAI-compatible endpoint. Each has its own name, which stands beside every number
-that it gives.
+"""Grade a model's answer against the gold one: by its tokens, or by a language model behind an
+OpenAI-compatible endpoint. The grader's name is journaled beside each number that it gives.
+
+Shape suffix: `_N` answers of one call.
 """
 
 from __future__ import annotations
 
-import http.client
-import json
 import re
 import string
-import time
-import urllib.error
-import urllib.request
 from collections import Counter
 from collections.abc import Sequence
 
-from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.errors import Failure, InputError, one_line
 
-RECALL = 0.67
+RECALL_THRESHOLD = 0.67
 ARTICLES = re.compile(r"\b(a|an|the)\b")
 PUNCTUATION = str.maketrans(dict.fromkeys(string.punctuation, " "))
 TEMPLATE = (
@@ -27,98 +23,92 @@ TEMPLATE = (
 
 
 def tokens(text: str) -> list[str]:
-    """Words as SQuAD compares them: lower case, without punctuation and articles."""
+    """Return the words as SQuAD compares them: lower case, no punctuation, no articles."""
     return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
 
 
 def gold_recall(gold: str, answer: str) -> float:
-    """Share of the gold answer's tokens, each counted as often as it stands there, that the answer
-    holds.
-    """
-    wanted, there = Counter(tokens(gold)), Counter(tokens(answer))
-    return sum(min(n, there[word]) for word, n in wanted.items()) / max(sum(wanted.values()), 1)
+    """Return the share of the gold answer's tokens, as a multiset, that the answer contains."""
+    gold_counts = Counter(tokens(gold))
+    answer_counts = Counter(tokens(answer))
+    return (gold_counts & answer_counts).total() / max(gold_counts.total(), 1)
 
 
 class RecallGrader:
-    """`recall`: 1 where the answer holds at least 0.67 of the gold tokens, else 0. Agrees with
-    GPT-4.1's verdicts on answers of SQuAD at kappa 0.7, and is stricter than it.
+    """`recall`: 1 where the answer contains at least 0.67 of the gold tokens, else 0.
+
+    It agrees with GPT-4.1's verdicts on answers of SQuAD at kappa 0.7, and is stricter.
     """
 
     name = "recall"
 
-    def grade(self, asked_N: Sequence[tuple[str, str, str]]) -> list[float | Failure]:
-        """One grade per (question, gold, answer), in order."""
+    def grade(self, answers_N: Sequence[tuple[str, str, str]]) -> list[float | Failure]:
+        """Return one grade per (question, gold answer, answer), in order."""
         return [
-            float(gold_recall(gold, answer) >= RECALL and bool(tokens(gold)))
-            for _, gold, answer in asked_N
+            float(gold_recall(gold, answer) >= RECALL_THRESHOLD and bool(tokens(gold)))
+            for _, gold, answer in answers_N
         ]
 
 
 class JudgeGrader:
-    """`judge:<model>`: what a language model says through POST <endpoint>/chat/completions, at
-    temperature 0.
+    """`judge:<model>`: the verdict of a language model, asked at temperature 0 through an
+    OpenAI-compatible endpoint.
 
-    A reply counts as yes where it says yes and not no, as no the other way round; anything else, a
-    late answer or an endpoint that is down is a Failure with its reason, never a zero. An empty
-    answer is wrong without a call.
+    A reply with yes and without no is 1, the reverse is 0. Any other reply, a timeout, or an
+    endpoint that is down is a Failure with its reason, never a zero. An empty answer is wrong
+    without a call. `timeout_s`: per request; `retries`: of requests that time out, are refused or
+    end in a server error. Raises InputError for an endpoint that is no address.
     """
 
     def __init__(
-        self, endpoint: str, model: str, key: str = "", timeout_s: float = 30.0, tries: int = 2
+        self, endpoint: str, model: str, key: str = "", timeout_s: float = 30.0, retries: int = 1
     ):
+        import openai  # takes half a second to import and is needed by a judge only
+
         self.name = f"judge:{model}"
-        self._url, self._model, self._key = f"{endpoint.rstrip('/')}/chat/completions", model, key
-        self._timeout_s, self._tries = timeout_s, tries
+        self._model = model
+        try:
+            # the client insists on a key; a server without keys ignores it
+            self._client = openai.OpenAI(
+                base_url=endpoint, api_key=key or "EMPTY", timeout=timeout_s, max_retries=retries
+            )
+        # Boundary: httpx, below the client, has exceptions of its own for addresses.
+        except Exception as error:
+            raise InputError(f"judge: an address, got {endpoint!r}: {one_line(error)}") from error
 
-    def grade(self, asked_N: Sequence[tuple[str, str, str]]) -> list[float | Failure]:
-        """One grade per (question, gold, answer), in order."""
-        return [self._one(*asked) if asked[2].strip() else 0.0 for asked in asked_N]
+    def grade(self, answers_N: Sequence[tuple[str, str, str]]) -> list[float | Failure]:
+        """Return one grade per (question, gold answer, answer), in order."""
+        return [
+            self._ask(question, gold, answer) if answer.strip() else 0.0
+            for question, gold, answer in answers_N
+        ]
 
-    def _one(self, question: str, gold: str, answer: str) -> float | Failure:
+    def _ask(self, question: str, gold: str, answer: str) -> float | Failure:
+        import openai
+
         content = TEMPLATE.format(question=question, gold=gold, answer=answer)
-        body = {
-            "model": self._model,
-            "temperature": 0,
-            "max_tokens": 8,
-            "messages": [{"role": "user", "content": content}],
-        }
-        reason = ""
-        for attempt in range(self._tries):
-            if attempt:
-                time.sleep(min(2**attempt, self._timeout_s) / 4)
-            try:
-                reply = self._post(body)["choices"][0]["message"]["content"]
-                return verdict(reply)
-            except urllib.error.HTTPError as error:
-                reason = f"the judge answered {error.code} {error.reason}"
-            except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
-                reason = f"the judge cannot be reached ({getattr(error, 'reason', None) or error})"
-            except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-                reason = "the judge's answer is not that of a chat completion"
+        try:
+            reply = self._client.chat.completions.create(
+                model=self._model,
+                messages=[{"role": "user", "content": content}],
+                temperature=0,
+                max_tokens=8,
+            )
+            return verdict(reply.choices[0].message.content)
+        except openai.APIStatusError as error:
+            reason = f"the judge answered {error.status_code} {error.response.reason_phrase}"
+        except openai.APIConnectionError as error:
+            reason = f"the judge cannot be reached ({one_line(error.__cause__ or error)})"
+        except (openai.APIError, ValueError, IndexError, TypeError, AttributeError):
+            reason = "the judge's answer is not that of a chat completion"
         return Failure(reason, self.name)
-
-    def _post(self, body: dict) -> dict:
-        headers = {"Content-Type": "application/json"} | (
-            {"Authorization": f"Bearer {self._key}"} if self._key else {}
-        )
-        request = urllib.request.Request(self._url, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=self._timeout_s) as answer:
-            return json.loads(answer.read())
 
 
 def verdict(reply: str) -> float | Failure:
-    """1 for yes, 0 for no; a reply that says both or neither is a Failure."""
+    """Return 1 for yes and 0 for no; a reply with both or neither is a Failure."""
     words = set(tokens(reply))
     if ("yes" in words) == ("no" in words):
         return Failure(
             f"the judge said neither yes nor no: {' '.join(reply.split())[:60]!r}", "judge"
         )
     return float("yes" in words)
-
-
-def kappa(a: Sequence[float], b: Sequence[float]) -> float:
-    """Cohen's kappa of two series of verdicts in {0, 1}."""
-    n = len(a)
-    agree = sum(x == y for x, y in zip(a, b, strict=True)) / n
-    chance = sum((sum(x == v for x in a) / n) * (sum(y == v for y in b) / n) for v in (0.0, 1.0))
-    return (agree - chance) / (1 - chance)

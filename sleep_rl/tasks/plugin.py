@@ -1,6 +1,4 @@
-"""Code of the user's own, named by an explicit import path; nothing else of the user's is ever
-imported.
-"""
+"""Load a user's class by its explicit import path; no other code of the user's is imported."""
 
 from __future__ import annotations
 
@@ -9,58 +7,72 @@ import importlib.util
 import os
 import sys
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError, one_line
 
 
-def found(target: str, where: str) -> type:
-    """The class that `module:Class` or `path/to/file.py:Class` names. Raises InputError; `where` is
-    the key that names it.
+def load_class(target: str, config_key: str) -> type:
+    """Return the class that `module:Class` or `path/to/file.py:Class` names.
+
+    `config_key` holds `target` and is named in errors. Raises InputError when the module cannot be
+    imported or has no such class.
     """
-    place, colon, name = target.rpartition(":")
-    if not (colon and place and name.isidentifier()):
-        raise InputError(f"{where}: module:Class or path/to/file.py:Class, got {target}")
+    module_name, colon, class_name = target.rpartition(":")
+    if not (colon and module_name and class_name.isidentifier()):
+        raise InputError(f"{config_key}: module:Class or path/to/file.py:Class, got {target}")
     try:
-        module = _file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except Exception as error:  # whatever the user's module raises is about the module
-        raise InputError(f"{where}: {place} cannot be imported: {_told(error)}") from error
-    cls = getattr(module, name, None)
-    if not isinstance(cls, type):
+        if module_name.endswith(".py"):
+            module = _load_file(Path(module_name))
+        else:
+            module = importlib.import_module(module_name)
+    except Exception as error:
+        # Boundary: the user's module may raise anything.
         raise InputError(
-            f"{where}: a class {name} in {place}, got "
-            f"{'none' if cls is None else type(cls).__name__}"
-        )
+            f"{config_key}: {module_name} cannot be imported: {format_error(error)}"
+        ) from error
+    cls = getattr(module, class_name, None)
+    if not isinstance(cls, type):
+        got = "none" if cls is None else type(cls).__name__
+        raise InputError(f"{config_key}: a class {class_name} in {module_name}, got {got}")
     return cls
 
 
-def made(target: str, options: dict[str, Any], where: str, needed: tuple[str, ...]) -> Any:
-    """An object of that class, made with `options`. Raises InputError where it cannot be made, or
-    lacks what is `needed`.
+def instantiate(
+    target: str, options: dict[str, Any], config_key: str, required: Iterable[str]
+) -> Any:
+    """Return an object of the class that `target` names, created with `options`.
+
+    Raises InputError when the class cannot be loaded or created, or lacks a `required` member.
     """
-    cls = found(target, where)
+    cls = load_class(target, config_key)
     try:
-        out = cls(**options)
+        instance = cls(**options)
     except InputError:
         raise
     except Exception as error:
+        # Boundary: the user's class may raise anything.
         raise InputError(
-            f"{where}: {target} cannot be made with {options}: {_told(error)}"
+            f"{config_key}: {target} cannot be created with {options}: {format_error(error)}"
         ) from error
-    lacks = [name for name in needed if not hasattr(out, name)]
-    if lacks:
+    required = tuple(required)
+    missing = [name for name in required if not hasattr(instance, name)]
+    if missing:
         raise InputError(
-            f"{where}: a class with {', '.join(needed)}, got {target} without {', '.join(lacks)}"
+            f"{config_key}: a class with {', '.join(required)}, "
+            f"got {target} without {', '.join(missing)}"
         )
-    return out
+    return instance
 
 
-def _file(path: Path) -> Any:
-    """The module in a file, under a name of its own: what it is called elsewhere is left alone."""
+def _load_file(path: Path) -> ModuleType:
+    """Import a file under a name that collides with no other module."""
     name = f"sleep_rl_custom_{path.stem}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or not os.path.isfile(path):
+    if spec is None or spec.loader is None or not os.path.isfile(path):
         raise FileNotFoundError("no such file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickle look there
@@ -68,8 +80,8 @@ def _file(path: Path) -> Any:
     return module
 
 
-def _told(error: Exception) -> str:
-    """The error in one line, with the line of code that raised it."""
+def format_error(error: Exception) -> str:
+    """Return the error in one line, with the line of code that raised it."""
     last = traceback.extract_tb(error.__traceback__)[-1]
-    what = one_line(error)
-    return f"{type(error).__name__}: {what} ({Path(last.filename).name} line {last.lineno})"
+    location = f"{Path(last.filename).name} line {last.lineno}"
+    return f"{type(error).__name__}: {one_line(error)} ({location})"

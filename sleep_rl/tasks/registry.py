@@ -7,7 +7,7 @@ from dataclasses import asdict
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Task
-from sleep_rl.tasks.plugin import made
+from sleep_rl.tasks.plugin import instantiate
 
 NEEDED = (
     "name",
@@ -49,7 +49,7 @@ def make_task(config: Config) -> Task:
         return Documents(**options, small=small)
     if config.task.name == "custom":
         own = config.task.custom
-        task = made(own.target, own.options, "task.custom.target", NEEDED)
+        task = instantiate(own.target, own.options, "task.custom.target", NEEDED)
         if len(task.days()) != own.days:
             raise InputError(
                 f"task.custom.days: {len(task.days())}, the days that {own.target} "

@@ -15,7 +15,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Pair
 from sleep_rl.journal.journal import read
-from sleep_rl.tasks.plugin import found, made
+from sleep_rl.tasks.plugin import instantiate, load_class
 from sleep_rl.tasks.small_base import word_tokenizer
 from sleep_rl.tasks.world.task import World
 
@@ -86,10 +86,12 @@ def folder(tmp_path):
 
 
 def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
-    assert found(f"{folder}/moves.py:Moves", "key").__name__ == "Moves"
+    assert load_class(f"{folder}/moves.py:Moves", "key").__name__ == "Moves"
     monkeypatch.syspath_prepend(str(folder))
-    assert found("shared:SharedWords", "key").__name__ == "SharedWords"
-    task = made(f"{folder}/moves.py:Moves", {"moves": {"ada olsen": "oslo"}}, "key", ("days",))
+    assert load_class("shared:SharedWords", "key").__name__ == "SharedWords"
+    task = instantiate(
+        f"{folder}/moves.py:Moves", {"moves": {"ada olsen": "oslo"}}, "key", ("days",)
+    )
     assert task.days()[0].documents[0].text == "ada olsen moved to oslo ."
 
 
@@ -111,7 +113,7 @@ def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
         (
             "{folder}/moves.py:Moves",
             {},
-            "key: {folder}/moves.py:Moves cannot be made with {{}}: TypeError: ",
+            "key: {folder}/moves.py:Moves cannot be created with {{}}: TypeError: ",
         ),
         (
             "{folder}/shared.py:SharedWords",
@@ -122,7 +124,7 @@ def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
 )
 def test_what_cannot_be_used_is_one_line(folder, target, options, line):
     with pytest.raises(InputError) as error:
-        made(target.format(folder=folder), options, "key", ("days", "score"))
+        instantiate(target.format(folder=folder), options, "key", ("days", "score"))
     assert str(error.value).startswith(line.format(folder=folder)) and "\n" not in str(error.value)
 
 

@@ -88,7 +88,7 @@ def sub_puzzles(puzzle: Puzzle, recipe: FineTuningRecipe) -> tuple[TrainingText,
     changes: dict[str, Any] = {}
     for family, named in augmentations(rng).items():
         if family in recipe.families:
-            # Size and repeat both have a "both": with the two families on, repeat's replaces size's.
+            # "both" is of size and of repeat: with these families on, repeat's replaces size's.
             changes |= named
     variants = list(left_out)
     for change in changes.values():

@@ -3,14 +3,15 @@ endpoint.
 """
 
 import json
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
-from sleep_rl.contracts.errors import Failure
-from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, kappa, tokens, verdict
+from sleep_rl.contracts.errors import Failure, InputError
+from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, tokens, verdict
 
 VERDICTS = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
 
@@ -39,6 +40,14 @@ def test_the_threshold_and_words_without_weight():
     ]
     assert grader.grade(asked) == [0.0, 1.0, 0.0]
     assert tokens("The U.S.'s  a-b, an X!") == ["u", "s", "s", "b", "x"]
+
+
+def kappa(a, b):
+    """Cohen's kappa of two series of verdicts in {0, 1}."""
+    n = len(a)
+    agreement = sum(x == y for x, y in zip(a, b, strict=True)) / n
+    chance = sum(a.count(v) / n * b.count(v) / n for v in (0.0, 1.0))
+    return (agreement - chance) / (1 - chance)
 
 
 def slow_kappa(a, b):
@@ -78,6 +87,7 @@ def endpoint():
             asked.append((self.path, self.headers.get("Authorization"), body))
             code, text = replies.pop(0)
             self.send_response(code)
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(text.encode())
 
@@ -98,7 +108,7 @@ def says(text):
 def test_a_judge_is_asked_as_openai_would_be(endpoint):
     url, asked, replies = endpoint
     replies += [says("Yes."), says("no"), says("Yes and no"), says("maybe")]
-    grader = JudgeGrader(url, "judge-1", key="k", tries=1)
+    grader = JudgeGrader(url, "judge-1", key="k", retries=0)
     grades = grader.grade([("q?", "g", "a")] * 2 + [("q?", "g", "  ")] + [("q?", "g", "a")] * 2)
     assert grades[:3] == [1.0, 0.0, 0.0] and all(isinstance(g, Failure) for g in grades[3:])
     assert "neither yes nor no: 'Yes and no'" in grades[3].reason and grader.name == "judge:judge-1"
@@ -116,33 +126,31 @@ def test_a_judge_is_asked_as_openai_would_be(endpoint):
 
 def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
     url, _asked, replies = endpoint
-    replies += [
-        (500, "x"),
-        (500, "x"),
-        (200, "{"),
-        (200, "[]"),
-        (503, "busy"),
-        says("yes"),
-        says(None),
-        says(None),
-    ]
+    broken = [(200, "{"), (200, "[]"), (200, '{"choices": []}'), says(None)]
+    replies += [(500, "x"), (500, "x"), (503, "busy"), says("yes"), *broken]
     grader = JudgeGrader(url, "m", timeout_s=5.0)
-    grades = grader.grade([("q", "g", "a")] * 4)
-    assert [g.reason for g in grades[:2]] == [
-        "the judge answered 500 Internal Server Error",
-        "the judge's answer is not that of a chat completion",
-    ]
-    # second tries
-    assert (
-        grades[2] == 1.0
-        and grades[3].reason == "the judge's answer is not that of a chat completion"
-    )
-    [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", tries=1).grade([("q", "g", "a")])
+    grades = grader.grade([("q", "g", "a")] * 6)
+    assert grades[0].reason == "the judge answered 500 Internal Server Error"
+    assert grades[1] == 1.0  # the second try
+    assert [g.reason for g in grades[2:]] == [
+        "the judge's answer is not that of a chat completion"
+    ] * len(broken)
+    assert all(g.where == "judge:m" for g in grades if isinstance(g, Failure)) and not replies
+    [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", retries=0).grade([("q", "g", "a")])
     assert isinstance(odd, Failure)
-    [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=1.0, tries=1).grade(
+    [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=1.0, retries=0).grade(
         [("q", "g", "a")]
     )
     assert gone.reason.startswith("the judge cannot be reached") and gone.where == "judge:m"
+    with pytest.raises(InputError, match=r"judge: an address, got 'http://x:y/v1': Invalid port"):
+        JudgeGrader("http://x:y/v1", "m")
+
+
+def test_a_judge_that_is_late_is_a_failure():
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
+        [late] = JudgeGrader(url, "m", timeout_s=0.2, retries=0).grade([("q", "g", "a")])
+    assert late.reason.startswith("the judge cannot be reached")
 
 
 def test_verdicts():
