@@ -48,7 +48,7 @@ Make = Callable[[Config, Path], Backend]
 
 
 def backend_of(config: Config, folder: Path) -> Backend:
-    """Where workers run: `cluster.runtime.backend`."""
+    """Where workers run: `cluster.backend`."""
     c = config.cluster
     if c.backend == "local":
         return LocalBackend(c.start_timeout_s, c.call_timeout_s)

@@ -174,7 +174,7 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
     config = load(path, overrides)
     if config.cluster.backend != "ray":
         raise InputError(
-            f"drill: cluster.runtime.backend ray, where workers are processes, got {config.cluster.backend}"
+            f"drill: cluster.backend ray, where workers are processes, got {config.cluster.backend}"
         )
     home = _home(config)
     fixed = [

@@ -7,7 +7,7 @@ from sleep_rl.journal.journal import Journal
 
 
 class Restarts:
-    """Counts what is started anew over a run (`cluster.runtime.restarts`)."""
+    """Counts what is started anew over a run (`cluster.restarts`)."""
 
     def __init__(self, most: int, journal: Journal) -> None:
         self.most, self.used, self._journal = most, 0, journal
@@ -15,6 +15,6 @@ class Restarts:
     def spend(self, worker: str, reason: str) -> None:
         """One more restart, on record. Raises RunError with the reason when none is left."""
         if self.used == self.most:
-            raise RunError(f"{reason}; cluster.runtime.restarts = {self.most} are used up")
+            raise RunError(f"{reason}; cluster.restarts = {self.most} are used up")
         self.used += 1
         self._journal.log("restarted", worker=worker, reason=reason)

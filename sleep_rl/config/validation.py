@@ -101,11 +101,11 @@ def check(config: Config) -> None:
     )
     refuse(
         s.lag > 0 and config.cluster.backend == "local",
-        f"sleep.lag: 0 with cluster.runtime.backend local, where all workers take turns, got {s.lag}",
+        f"sleep.lag: 0 with cluster.backend local, where all workers take turns, got {s.lag}",
     )
     refuse(
         config.learners.world_size > 1 and config.cluster.backend == "local",
-        f"learners.world_size: 1 with cluster.runtime.backend local, got {config.learners.world_size}",
+        f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}",
     )
 
 

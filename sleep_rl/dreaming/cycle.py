@@ -18,7 +18,6 @@ from statistics import fmean
 
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import (
-    HARD_TARGET,
     STUDENT,
     TEACHER,
     DreamTask,
@@ -31,8 +30,9 @@ from sleep_rl.contracts.records import (
     Trial,
 )
 from sleep_rl.dreaming.selection import Dream, accepted, draw_tasks, judged, keep
-from sleep_rl.night.consolidation import DREAMS, Night, seed
-from sleep_rl.night.sequences import TeacherSequence
+from sleep_rl.night.consolidation import Consolidation
+from sleep_rl.night.plan import plan_dreams
+from sleep_rl.night.sequences import Origin, TeacherSequence
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import stage
@@ -76,7 +76,7 @@ def write(
     """m dreams ~ LM(.|C) per task; for the i-th of every task each router also activates the same
     random experts.
     """
-    how, texts, learner = run.config.dream, run.texts, run.crew.learn
+    how, texts, learner = run.config.dream, run.codec, run.crew.learn
     rng = random.Random(f"dream {run.config.run.seed} {night} {number}")
     opener, dreams = texts.ids(run.task.dream_opener), []
     if policy:
@@ -148,7 +148,7 @@ def select(
     """omega of every dream that teaches anything, from gradients; top-k and b random ones of each
     task are kept.
     """
-    how, texts = run.config.dream, run.texts
+    how, texts = run.config.dream, run.codec
     rng = random.Random(f"select {run.config.run.seed} {night} {number}")
     start, out = texts.context(None) + texts.ids(run.task.dream_opener), []
     with run.console.phase(f"night {night}: selecting dreams", total=len(tasks)) as tick:
@@ -191,7 +191,7 @@ def _lesson(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
     limit = {**run.config.rollouts.engine, **run.config.critics.engine}.get(
         "max_model_len"
     ) or math.inf
-    fit = tuple(t for t in lesson.texts if sum(map(len, run.texts.baseline(t))) <= limit)
+    fit = tuple(t for t in lesson.texts if sum(map(len, run.codec.baseline(t))) <= limit)
     return (
         replace(lesson, texts=fit)
         if fit
@@ -220,7 +220,7 @@ def try_out(
             "tried", night=night, round=number, copies=len(trials) - len(tasks), dreams=len(kept)
         ),
     ):
-        answers = run.crew.try_out(trials, Sampling(run.task.max_answer_tokens, 0.0, run.texts.eos))
+        answers = run.crew.try_out(trials, Sampling(run.task.max_answer_tokens, 0.0, run.codec.eos))
     run.count_failures("critic", answers)
     owners = [*tasks, *(by_id[d.task] for d in kept for _ in range(how.copies.seeds + 1))]
     taus = [_tau(run, task, answer) for task, answer in zip(owners, answers, strict=True)]
@@ -236,12 +236,12 @@ def try_out(
 
 
 def _asked(run: RunContext, task: DreamTask) -> tuple[tuple[int, ...], ...]:
-    return tuple(run.texts.context(None) + run.texts.question(q) for q in task.questions)
+    return tuple(run.codec.context(None) + run.codec.question(q) for q in task.questions)
 
 
 def _trial(run: RunContext, task: DreamTask, dream: Dream, copy: int) -> Trial:
     how, lesson = run.config.dream, _lesson(run, task, dream.text)
-    rows = tuple(run.texts.baseline(text) for text in lesson.texts)
+    rows = tuple(run.codec.baseline(text) for text in lesson.texts)
     rng = random.Random(f"copy {run.config.run.seed} {dream.task} {dream.seed} {copy}")
     return Trial(
         rows,
@@ -255,7 +255,7 @@ def _trial(run: RunContext, task: DreamTask, dream: Dream, copy: int) -> Trial:
 def _tau(run: RunContext, task: DreamTask, answers: tuple | Failure) -> float | Failure:
     if isinstance(answers, Failure):
         return answers
-    tau = run.task.tau(task, [run.texts.text(ids) for ids in answers])
+    tau = run.task.tau(task, [run.codec.text(ids) for ids in answers])
     if not isinstance(tau, Failure) and not 0 <= tau <= 1:  # NaN is refused, too
         raise InputError(f"task {task.id}: tau lies in [0, 1], got {tau}")
     return tau
@@ -331,7 +331,7 @@ def follow(run: RunContext, night: int, number: int, good: list[Dream], policy: 
     """The M-step: SFT of the dreaming policy on the rewarded dreams, with C in front, in an expert
     of its own. Returns whether the policy has a memory of its own now.
     """
-    how, texts, learner = run.config.dream, run.texts, run.crew.learn
+    how, texts, learner = run.config.dream, run.codec, run.crew.learn
     if not good or how.policy.epochs == 0:
         return policy
     by_id = {t.id: t for day in run.task.days()[:night] for t in run.task.dream_tasks(day)}
@@ -370,29 +370,29 @@ def learn(run: RunContext, night: int, good: list[Dream]) -> None:
     tasks = {t.id: t for day in run.task.days()[:night] for t in run.task.dream_tasks(day)}
     lessons = [_lesson(run, tasks[d.task], d.text) for d in good]
     # each once
-    told = dict.fromkeys(told_by(run.texts, text) for lesson in lessons for text in lesson.texts)
-    crew, data = run.crew, Night(run, night, DREAMS, None, told=list(told))
-    crew.learn.open_night(1)
-    crew.push(TEACHER, TEACHER)
-    crew.push(STUDENT, STUDENT)
-    data.write()
-    seed(run, data)
-    crew.learn.commit_night()
-    crew.push(TEACHER, TEACHER)
-    data.close()
+    texts = [text for lesson in lessons for text in lesson.texts]
+    sequences = list(dict.fromkeys(lesson_sequence(run.codec, text) for text in texts))  # each once
+    plan = plan_dreams(run.config, night)
+    run.crew.learn.open_night(1)
+    consolidation = Consolidation.begin(run, plan, None, sequences)
+    consolidation.train()
+    run.crew.learn.commit_night()
+    run.crew.push(TEACHER, TEACHER)
+    consolidation.finish()
 
 
-def told_by(texts: PromptCodec, text: TrainingText) -> TeacherSequence:
-    """A lesson's text as a sequence of D whose teacher is the text itself; behind the opener its
-    prompt is rehearsed in later nights like one that the teacher wrote.
+def lesson_sequence(codec: PromptCodec, text: TrainingText) -> TeacherSequence:
+    """Return a lesson's text as a sequence of D whose target is the text itself.
+
+    Where it begins with the opener and holds a marker, its prompt is rehearsed in later nights like
+    one that the teacher wrote.
     """
-    prompt, completion = texts.baseline(text)
-    start = texts.context(None) + texts.opener
-    if prompt[: len(start)] == start and texts.x_length(prompt[len(start) :]) == len(prompt) - len(
-        start
-    ):
-        return TeacherSequence(start, prompt[len(start) :] + completion, False, teacher=HARD_TARGET)
-    return TeacherSequence(prompt, completion, False, teacher=HARD_TARGET)
+    prompt, completion = codec.baseline(text)
+    start = codec.context(None) + codec.opener
+    asked = prompt[len(start) :]
+    if prompt[: len(start)] == start and codec.x_length(asked) == len(asked):
+        return TeacherSequence(Origin.DREAM, start, asked + completion)
+    return TeacherSequence(Origin.DREAM, prompt, completion)
 
 
 def _plain(dreams: list[Dream]) -> list[dict]:

@@ -54,7 +54,7 @@ def joint(run: RunContext) -> None:
 def train(run: RunContext, method: str, day: str, texts: list[TrainingText], steps: int) -> None:
     """`steps` optimizer steps over shuffled passes through the texts."""
     rng, batch = random.Random(f"{method} {day} {run.config.run.seed}"), run.config.sleep.batch
-    rows = [TrainingRow(*run.texts.baseline(text)) for text in texts]
+    rows = [TrainingRow(*run.codec.baseline(text)) for text in texts]
     queue: list[TrainingRow] = []
     run.crew.learn.open_night(1, slot="next_or_newest")
     with run.console.phase(f"{method}: {day}", total=steps) as tick:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from sleep_rl.config.schema import Config
-from sleep_rl.contracts.records import STUDENT, TEACHER, Day
+from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
 from sleep_rl.driver import baselines, retention_gate
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
-from sleep_rl.night.consolidation import Night, seed
+from sleep_rl.night.consolidation import Consolidation
+from sleep_rl.night.plan import plan_consolidation
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
@@ -75,7 +76,7 @@ def wake(run: RunContext, day: Day, night: int) -> None:
         run.console.phase(f"{day.name}: wake", total=count) as tick,
         run.timed("wake", day=day.name, step=count) as record,
     ):
-        record |= run.crew.learn.wake([run.texts.document(d) for d in day.documents])
+        record |= run.crew.learn.wake([run.codec.document(d) for d in day.documents])
         tick(count)
 
 
@@ -97,23 +98,24 @@ def sleep(run: RunContext, day: Day, night: int) -> None:
 def consolidate(
     run: RunContext, night: int, sender: int, day: Day | None, due: tuple[int, ...]
 ) -> None:
-    """Knowledge Seeding from the sender (0: the context window, whose documents only the teacher
-    has) into the next level (paper.md section 3). From a memory level nothing of the day is
-    learned. `due`: levels whose own weights move by equation 2 with this consolidation.
+    """Seed the knowledge of the sender into the next level (paper.md section 3).
+
+    `sender` 0 is the context window, whose documents only the teacher has; from a memory level
+    nothing of the day is learned. `due`: levels whose own weights move by equation 2 with this
+    consolidation.
     """
-    learn, data = run.crew.learn, Night(run, night, sender, day)
+    learn = run.crew.learn
+    plan = plan_consolidation(run.config, night, sender, run.config.steps(night, sender), day)
     # (a) compute: prospective weights, reset sender, one more expert; not applied
     learn.open_night(sender + 1, due)
-    if not data.goes_on():  # a night that was cut off, where its newest checkpoint stands
-        run.crew.push(TEACHER, TEACHER)
-        run.crew.push(STUDENT, STUDENT)
-        data.write()  # D ~ T: about documents, answers to rehearsed prompts, self-replay
+    # D ~ T: about documents, answers to rehearsed prompts, unconditional samples
+    consolidation = Consolidation.resume(run, plan) or Consolidation.begin(run, plan, day)
     # (b) consolidate: y ~ S(.|x) without the document, r(y), and L_KS minimised over the new expert
-    seed(run, data)
+    consolidation.train()
     # (c) update: apply the prospective weights, reset the sender, keep the new expert
     learn.commit_night()
     run.crew.push(TEACHER, TEACHER)
-    data.close()
+    consolidation.finish()
 
 
 def senders(config: Config, night: int) -> list[int]:

@@ -100,7 +100,7 @@ def answer(
     run: RunContext, questions: list[Question], weights: str, documents: dict
 ) -> list[str | Failure]:
     """Greedy answers, in order; a failed request stays a Failure and counts in no accuracy."""
-    texts = run.texts
+    texts = run.codec
     requests = [
         Request(texts.question(q), texts.context(documents.get(q.document))) for q in questions
     ]

@@ -2,19 +2,16 @@
 rollouts ahead.
 
 The rollouts of round n may use version n of the student (the one behind n rounds of steps) or one
-of the `sleep.lag` versions before it. With lag 0 rollouts, learner and push take turns; otherwise
-three loops run at once:
+of the `lag` versions before it. With lag 0 rollouts, learner and push take turns; otherwise three
+loops run at once:
 
-rollouts   consume versions, wait for version n - lag, are unblocked by a push, produce sampled
-rounds
-learner    consumes rounds in order, each once, waits for the next, is unblocked by the rollouts,
-produces steps
-pushes     consume exported states in order, wait for the rollout workers to verify them, produce
-versions
+rollouts   consume versions, wait for version n - lag, are unblocked by a push, produce rounds
+learner    consumes rounds in order, each once, waits for the next, is unblocked by the rollouts
+pushes     consume exported states in order, wait for the workers to verify them, produce versions
 
 The queue between rollouts and learner never holds more than lag + 1 rounds, because a round is
-sampled only when its version is there; nothing that was sampled is thrown away. An error in any
-loop ends all three.
+sampled only when its version is held; nothing that was sampled is thrown away. An error in any loop
+ends all three.
 """
 
 from __future__ import annotations
@@ -23,129 +20,145 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import STUDENT
 
-if TYPE_CHECKING:
-    from sleep_rl.night.consolidation import Night, Round
-    from sleep_rl.session.context import RunContext
+R = TypeVar("R")
+"""A sampled round; this module does not look inside."""
+NumberedSteps = tuple[int, range]
+"""Number of a round, and its optimizer steps."""
 
-PATIENCE_S = 60.0  # at the end, with a loop that is inside a call
+JOIN_S = 60.0  # at the end, how long a loop that is inside a call is waited for
 
 
-def rounds(run: RunContext, data: Night) -> Iterator[Round]:
-    """The night's rounds of steps with their samples, in order. The student is pushed after each;
-    its samples in the next are at most `sleep.lag` versions old. To be closed (contextlib.closing),
-    however the night ends.
+@dataclass(frozen=True)
+class Flow(Generic[R]):
+    """The calls that the three loops make."""
+
+    title: str  # of the consolidation, for errors
+    sample: Callable[[int, range], R]
+    push: Callable[[], None]
+    push_async: Callable[[], Callable[[], None]]  # exports now; the returned call delivers
+    # Called after a round was trained with (round, seconds trained, seconds that the learner
+    # waited, seconds that the rollouts waited).
+    trained: Callable[[R, float, float, float], None]
+    limit_s: float  # of a wait: a call, a restart, and the call again
+
+
+def run_rounds(flow: Flow[R], rounds: list[NumberedSteps], lag: int) -> Iterator[R]:
+    """Yield the sampled rounds in order; the caller trains on each before it asks for the next.
+
+    The student is pushed after each; its samples in the next are at most `lag` versions old. Close
+    the iterator (contextlib.closing) however the night ends. Raises RunError past the limit, and
+    what a loop raised.
     """
-    total, size = data.config.sleep.steps, data.config.sleep.steps_per_round
-    with run.console.phase(f"{data.title}: seeding", total=total) as data.tick:
-        data.tick(data.done)
-        for part in data.schedule():  # between parts the queue is empty and every state is pushed
-            numbered = [(steps.start // size, steps) for steps in part]
-            yield from (
-                _ahead(run, data, numbered)
-                if run.config.sleep.lag
-                else _in_turn(run, data, numbered)
-            )
-            if part[-1].stop < total:
-                data.safe(part[-1].stop)
+    return _ahead(flow, rounds, lag) if lag else _in_turn(flow, rounds)
 
 
-def _in_turn(run: RunContext, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
+def _in_turn(flow: Flow[R], rounds: list[NumberedSteps]) -> Iterator[R]:
     pushed_s = 0.0
-    for number, steps in part:
+    for number, steps in rounds:
         began = time.monotonic()
-        sampled = data.sampled(number, steps)
+        sampled = flow.sample(number, steps)
         sampled_s = time.monotonic() - began
         yield sampled
         trained_s = time.monotonic() - began - sampled_s
-        data.flowed(
-            sampled,
-            trained_s,
-            learner_waited_s=sampled_s + pushed_s,
-            rollouts_waited_s=trained_s + pushed_s,
-        )
+        flow.trained(sampled, trained_s, sampled_s + pushed_s, trained_s + pushed_s)
         began = time.monotonic()
-        run.crew.push(STUDENT, STUDENT)
+        flow.push()
         pushed_s = time.monotonic() - began
 
 
-def _ahead(run: RunContext, data: Night, part: list[tuple[int, range]]) -> Iterator[Round]:
-    lag, cluster = run.config.sleep.lag, run.config.cluster
-    # a call, a restart, and the call again
-    limit_s = 2 * cluster.call_timeout_s + cluster.start_timeout_s
-    there = _Counter(limit_s)  # versions that every rollout worker has verified
-    ready: queue.Queue[tuple[Round, float] | Exception] = queue.Queue()
-    offers: queue.Queue[Callable[[], None] | None] = queue.Queue()
-
-    def sample() -> None:
-        for place, (number, steps) in enumerate(part):
-            waited_s = there.wait(
-                place - lag, f"version {number - lag} of the student for round {number}"
-            )
-            ready.put((data.sampled(number, steps), waited_s))
-
-    def push() -> None:
-        while (deliver := offers.get()) is not None:
-            deliver()
-            there.add()
-
-    def guarded(loop: Callable[[], None]) -> threading.Thread:
-        def run() -> None:
-            try:
-                loop()
-            except Exception as error:  # raised again by the learner's loop, which is the driver's
-                there.stop(error)
-                ready.put(error)
-
-        thread = threading.Thread(target=run, name=loop.__name__, daemon=True)
-        thread.start()
-        return thread
-
-    threads = [guarded(sample), guarded(push)]
+def _ahead(flow: Flow[R], rounds: list[NumberedSteps], lag: int) -> Iterator[R]:
+    loops = _Loops(flow, rounds, lag)
+    loops.start()
     try:
-        for _ in part:
+        for _ in rounds:
             began = time.monotonic()
-            try:
-                item = ready.get(timeout=limit_s)
-            except queue.Empty:
-                raise RunError(
-                    f"{data.title}: no samples within {limit_s:g} s (twice "
-                    "cluster.call_timeout_s and a "
-                    "start)"
-                ) from None
-            if isinstance(item, Exception):
-                raise item
-            (sampled, rollouts_s), learner_s, began = (
-                item,
-                time.monotonic() - began,
-                time.monotonic(),
-            )
+            sampled, rollouts_waited_s = loops.next_round()
+            learner_waited_s = time.monotonic() - began
+            began = time.monotonic()
             yield sampled
-            data.flowed(
-                sampled,
-                time.monotonic() - began,
-                learner_waited_s=learner_s,
-                rollouts_waited_s=rollouts_s,
-            )
-            # exported now, delivered while the next round trains
-            offers.put(run.crew.push_async(STUDENT, STUDENT))
-        there.wait(len(part), "the last push")
+            trained_s = time.monotonic() - began
+            flow.trained(sampled, trained_s, learner_waited_s, rollouts_waited_s)
+            # Exported now, delivered while the next round trains.
+            loops.exports.put(flow.push_async())
+        loops.versions.wait(len(rounds), "the last push")
     finally:
-        there.stop(RunError(f"{data.title}: over"))
-        offers.put(None)
-        for thread in threads:
-            thread.join(min(limit_s, PATIENCE_S))
+        loops.stop()
+
+
+class _Loops(Generic[R]):
+    """The rollouts' loop and the pushes' loop, each in a thread; the learner's is the caller's."""
+
+    def __init__(self, flow: Flow[R], rounds: list[NumberedSteps], lag: int):
+        self.flow = flow
+        self.rounds = rounds
+        self.lag = lag
+        self.versions = _Counter(flow.limit_s)  # that every rollout worker has verified
+        self.ready: queue.Queue[tuple[R, float] | Exception] = queue.Queue()
+        self.exports: queue.Queue[Callable[[], None] | None] = queue.Queue()
+        self.threads = [
+            threading.Thread(target=self._guard, args=(loop,), name=loop.__name__, daemon=True)
+            for loop in (self.sample, self.push)
+        ]
+
+    def start(self) -> None:
+        for thread in self.threads:
+            thread.start()
+
+    def next_round(self) -> tuple[R, float]:
+        """Return (round, seconds that the rollouts waited for its version). Raises what a loop
+        raised.
+        """
+        try:
+            item = self.ready.get(timeout=self.flow.limit_s)
+        except queue.Empty:
+            raise RunError(
+                f"{self.flow.title}: no samples within {self.flow.limit_s:g} s (twice "
+                "cluster.call_timeout_s and a start)"
+            ) from None
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def stop(self) -> None:
+        """End both loops, whatever they wait for."""
+        self.versions.stop(RunError(f"{self.flow.title}: over"))
+        self.exports.put(None)
+        for thread in self.threads:
+            thread.join(min(self.flow.limit_s, JOIN_S))
+
+    def sample(self) -> None:
+        for position, (number, steps) in enumerate(self.rounds):
+            needed = position - self.lag
+            what = f"version {number - self.lag} of the student for round {number}"
+            waited_s = self.versions.wait(needed, what)
+            self.ready.put((self.flow.sample(number, steps), waited_s))
+
+    def push(self) -> None:
+        while (deliver := self.exports.get()) is not None:
+            deliver()
+            self.versions.add()
+
+    def _guard(self, loop: Callable[[], None]) -> None:
+        try:
+            loop()
+        # Raised again in the learner's loop, which is the driver's.
+        except Exception as error:  # noqa: BLE001
+            self.versions.stop(error)
+            self.ready.put(error)
 
 
 class _Counter:
-    """Counts versions; who waits for one is woken when it is there, or when all is over."""
+    """Counts versions; a wait ends when the version is held, or when all is over."""
 
     def __init__(self, limit_s: float):
-        self._limit_s, self._value, self._over = limit_s, 0, None
+        self._limit_s = limit_s
+        self._value = 0
+        self._over: Exception | None = None
         self._changed = threading.Condition()
 
     def add(self) -> None:
@@ -159,8 +172,8 @@ class _Counter:
             self._changed.notify_all()
 
     def wait(self, value: int, what: str) -> float:
-        """Seconds until the count is `value`. Raises RunError past the limit, and the reason of
-        `stop`.
+        """Return the seconds until the count was `value`. Raises RunError past the limit, and the
+        reason of `stop`.
         """
         began = time.monotonic()
         with self._changed:
@@ -168,8 +181,8 @@ class _Counter:
                 lambda: self._value >= value or self._over, self._limit_s
             ):
                 raise RunError(
-                    f"no {what} within {self._limit_s:g} s (twice "
-                    "cluster.call_timeout_s and a start)"
+                    f"no {what} within {self._limit_s:g} s (twice cluster.call_timeout_s and a "
+                    "start)"
                 )
             if self._over and self._value < value:
                 raise self._over

@@ -16,7 +16,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
 from sleep_rl.model.shape import HUB_NAME, Shape, base_shape, local_folder
-from sleep_rl.night.consolidation import Shares
+from sleep_rl.night.plan import Shares
 from sleep_rl.plan.gpu_fit import check_fit, check_shares
 from sleep_rl.tasks import plugin
 from sleep_rl.tasks.registry import make_task
@@ -121,7 +121,8 @@ def plan(config: Config) -> Plan:
         local_folder(name, key)
     tokens = _tokens(config, task)
     rollout, cached_tokens = _rollout_bytes(config, shape)
-    s, rows = config.sleep, Shares.of(config)
+    s = config.sleep
+    rows = Shares.of(config, config.replay.share, config.objective.on_policy)
     replay, rehearsal, reading = config.replay, config.rehearsal, config.reading
     written = _documents(config, task) * config.generation.samples if replay.share < 1 else 0
     answered = rehearsal.samples if rehearsal.share else 0
@@ -433,7 +434,7 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
             f"{ranks} ranks; ranks with fewer than "
             f"{mine} sequences wait"
         )
-    rows = Shares.of(config)
+    rows = Shares.of(config, config.replay.share, config.objective.on_policy)
     if rows.groups_new + rows.groups_replay == 0 and (
         config.objective.on_policy > 0 or config.objective.alpha < 1
     ):

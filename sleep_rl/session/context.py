@@ -26,7 +26,7 @@ class RunContext:
 
     crew: Crew
     task: Task
-    texts: PromptCodec
+    codec: PromptCodec
     config: Config
     journal: Journal
     console: Console
@@ -61,7 +61,7 @@ class RunContext:
         with self.timed("sample", **where) as record:
             began = time.monotonic()
             samples = self.crew.sample(
-                requests_N, name, Sampling(tokens, temperature, self.texts.eos + stop, min_p)
+                requests_N, name, Sampling(tokens, temperature, self.codec.eos + stop, min_p)
             )
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)

@@ -214,7 +214,7 @@ def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
     monkeypatch.setattr(
         pipeline,
         "_in_turn",
-        lambda life, data, part: threaded.append(data) or pipeline._ahead(life, data, part),
+        lambda flow, rounds: threaded.append(flow) or pipeline._ahead(flow, rounds, 0),
     )
     ahead, _, again = life_under(0.0, tmp_path / "ahead", 20)
     assert ahead == turns and len(threaded) == 7  # consolidations
@@ -237,7 +237,7 @@ def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsy
     texts, journal = PromptCodec(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
     with (
         MortalBackend(0.5) as backend,
-        pytest.raises(RunError, match=f"cluster.runtime.restarts = {restarts} are used up$"),
+        pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"),
     ):
         crew = WorkerCrew(backend, config, journal, checkpoint="none", base="none")
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))

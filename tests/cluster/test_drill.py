@@ -238,7 +238,7 @@ def test_the_table_has_every_row_and_one_that_failed_fails_the_drill(passed, mon
 def test_a_drill_needs_processes(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^drill: cluster.runtime.backend ray, where workers are processes, got local$",
+        match=r"^drill: cluster.backend ray, where workers are processes, got local$",
     ):
         drill(DRILL, ["cluster.backend=local", f"run.dir={tmp_path}"])
     assert list(tmp_path.iterdir()) == []

@@ -234,7 +234,7 @@ class TestRewardPool:
         with pytest.raises(
             RunError,
             match=r"gave the reward 2.0, allowed is \[0, 1\]; "
-            r"cluster.runtime.restarts = 1 are used up$",
+            r"cluster.restarts = 1 are used up$",
         ):
             rewards.score([self.SAME])
 

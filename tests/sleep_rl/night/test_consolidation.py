@@ -12,28 +12,26 @@ import pytest
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, Question, Sample
-from sleep_rl.night.consolidation import Shares
-from sleep_rl.night.samplers import EpochSampler
-from sleep_rl.night.sequences import (
+from sleep_rl.night.continuations import (
     Prefix,
-    TeacherSequence,
     continuation_requests,
     cut,
-    document_requests,
-    documents_of,
-    packed,
-    pairs_of,
-    readable,
-    reading_rows,
-    rehearsed,
+    reward_pairs,
     student_rows,
-    teacher_rows,
-    unpacked,
-    whole_rows,
-    writing_requests,
 )
+from sleep_rl.night.generation import (
+    document_requests,
+    synthetic_contexts,
+    synthetic_requests,
+    unconditional_requests,
+    with_prompts,
+)
+from sleep_rl.night.plan import Shares
+from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_rows
+from sleep_rl.night.samplers import EpochSampler
+from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete, pack, unpack
 from sleep_rl.session.prompts import PromptCodec
-from tests.configs import changed, toy
+from tests.configs import toy
 
 
 class Words:
@@ -91,57 +89,50 @@ def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
 
 
 def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
-    config = toy(generation={"samples": 3}, replay={"samples": 5})
     documents = (Document("a", "one"), Document("b", "two"))
-    behind, free = writing_requests(texts, documents, config, "1 0")
-    requests = behind + free
-    assert {r.context_T for r in free} == {texts.context(None)}
+
+    def requests_of(seed):
+        seeds = random.Random(seed)
+        about = document_requests(texts, documents, 3, seeds)
+        return about, unconditional_requests(texts, 5, seeds)
+
+    about, unconditional = requests_of(1)
+    requests = about + unconditional
+    assert {r.context_T for r in unconditional} == {texts.context(None)}
     contexts = Counter(r.context_T for r in requests)
     assert contexts == {
         texts.context(documents[0]): 3,
         texts.context(documents[1]): 3,
         texts.context(None): 5,
     }
-    assert {r.prompt_T for r in requests} == {texts.opener} and len(
-        {r.seed for r in requests}
-    ) == 11
-    assert (
-        writing_requests(texts, documents, config, "1 0")
-        == (behind, free)
-        != writing_requests(texts, documents, config, "2 0")
-    )
-    without, none = writing_requests(
-        texts, documents, changed(config, replay={"share": 0.0}), "1 0"
-    )
-    assert (
-        texts.context(None) not in {r.context_T for r in without}
-        and len(without) == 6
-        and none == []
-    )
+    assert {r.prompt_T for r in requests} == {texts.opener}
+    assert len({r.seed for r in requests}) == 11
+    assert requests_of(1) == (about, unconditional) != requests_of(2)
+    assert unconditional_requests(texts, 0, random.Random(1)) == []
 
 
 def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted(texts):
     document = texts.context(Document("a", "one"))
-    good = [
-        sample(texts, document, "who ? A : me"),
-        sample(texts, texts.context(None), "old ? A : yes"),
-    ]
+    good = replace(sample(texts, document, "who ? A : me"), prompt_T=texts.opener)
     bad = [
         sample(texts, document, "who ? A : me and", "length"),
         sample(texts, document, "who ?"),
         Failure("engine died"),
     ]
-    data, left = readable(texts, good + bad)
-    sure = pytest.approx(math.exp(-2.0))  # y and eos, a nat each
-    assert data == [
-        TeacherSequence(document, good[0].completion_T, False, sure=sure),
-        TeacherSequence(texts.context(None), good[1].completion_T, True, sure=sure),
-    ]
-    assert left == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
+    probability = pytest.approx(math.exp(-2.0))  # y and eos, a nat each
+    for origin in (Origin.DOCUMENT, Origin.UNCONDITIONAL):
+        data, dropped = filter_complete(texts, [good, *bad], origin)
+        assert data == [
+            TeacherSequence(origin, document, good.completion_T, answer_probability=probability)
+        ]
+        assert dropped == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
+    assert [d.replay for d in data] == [True]
+    [peer], _ = filter_complete(texts, [good], Origin.PEER, peer=2)
+    assert (peer.peer, peer.replay) == (2, False)
 
 
 def test_draws_pass_over_everything_before_anything_comes_again():
-    data = [TeacherSequence((), (i,), False) for i in range(7)]
+    data = [TeacherSequence(Origin.DOCUMENT, (), (i,)) for i in range(7)]
     draw = EpochSampler(data, random.Random(0))
     for _ in range(3):
         assert Counter(w.sequence_T for w in draw.take(7)) == Counter(w.sequence_T for w in data)
@@ -160,13 +151,8 @@ def test_draws_pass_over_everything_before_anything_comes_again():
     ],
 )
 def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, group):
-    config = toy(
-        sleep={"batch": batch},
-        replay={"share": replay},
-        objective={"on_policy": on_policy},
-        imitation={"group_size": group},
-    )
-    s = Shares.of(config)
+    config = toy(sleep={"batch": batch}, imitation={"group_size": group})
+    s = Shares.of(config, replay, on_policy)
     student = (s.groups_new + s.groups_replay) * group
     assert min(s.groups_new, s.groups_replay, s.teacher_new, s.teacher_replay) >= 0
     assert student + s.teacher_new + s.teacher_replay == batch or on_policy == 1.0
@@ -176,11 +162,11 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
 
 def test_prefixes_follow_their_law(texts):
     config = toy(imitation={"prefix_min": 0.1, "prefix_max": 0.7})
-    written, rng = TeacherSequence((), tuple(range(20)), False), random.Random(1)
+    written, rng = TeacherSequence(Origin.DOCUMENT, (), tuple(range(20))), random.Random(1)
     lengths = Counter(cut(written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
     assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
-    short = cut(TeacherSequence((), (5, 6), False), config, rng)
+    short = cut(TeacherSequence(Origin.DOCUMENT, (), (5, 6)), config, rng)
     assert short.begun_T == (5,) and short.rest_T == (6,)
 
 
@@ -188,8 +174,8 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
     config = toy(imitation={"group_size": 2, "scale_advantage": False})
     document = texts.context(Document("a", "one"))
     prefixes = [
-        Prefix(TeacherSequence(document, (20, 21, 22, 2), False), 1),
-        Prefix(TeacherSequence((1,), (30, 31, 2), True), 2),
+        Prefix(TeacherSequence(Origin.DOCUMENT, document, (20, 21, 22, 2)), 1),
+        Prefix(TeacherSequence(Origin.UNCONDITIONAL, (1,), (30, 31, 2)), 2),
     ]
     requests = continuation_requests(texts, prefixes, config, random.Random(0))
     assert [r.context_T for r in requests] == [(1,)] * 4  # never the document
@@ -201,7 +187,7 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
         for r, w in zip(requests, ("a b", "c", "d", "e"), strict=True)
     ]
     samples[3] = Failure("late")
-    pairs = pairs_of(prefixes, samples, 2)
+    pairs = reward_pairs(prefixes, samples, 2)
     assert pairs[0].student_T == samples[0].completion_T and pairs[0].teacher_T == (21, 22, 2)
     assert pairs[2].teacher_T == (2,) and isinstance(pairs[3], Failure)
     groups = student_rows(texts, prefixes, samples, [1.0, 0.0, 0.5, Failure("late")], config)
@@ -225,13 +211,15 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
 
 def test_teacher_rows_hide_the_document_from_the_student(texts):
     document = texts.context(Document("a", "one"))
-    (row,) = teacher_rows(texts, [TeacherSequence(document, (20, 21, 2), False)])
+    (row,) = teacher_rows(texts, [TeacherSequence(Origin.DOCUMENT, document, (20, 21, 2))])
     assert row.prompt_T == (1, *texts.opener) and row.teacher_T == document + texts.opener
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
 def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts):
-    written = TeacherSequence(texts.context(None), (20, 21, 2), True, (20,), temperature=0.5)
+    written = TeacherSequence(
+        Origin.REHEARSED, texts.context(None), (20, 21, 2), (20,), temperature=0.5
+    )
     [[student, _]] = student_rows(
         texts,
         [Prefix(written, 1)],
@@ -241,7 +229,7 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
     )
     [taught], [read] = (
         teacher_rows(texts, [written]),
-        whole_rows(texts, [replace(written, context_T=(1, 7))]),
+        synthetic_document_rows(texts, [replace(written, context_T=(1, 7))]),
     )
     assert {row.temperature for row in (student, taught, read)} == {0.5}
     assert teacher_rows(texts, [replace(written, temperature=1.0)])[0].temperature == 1
@@ -249,7 +237,7 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
 
 def test_reading_rows_show_the_document_to_both(texts):
     document = texts.context(Document("a", "one"))
-    (row,) = reading_rows(texts, [TeacherSequence(document, (20, 21, 2), False)])
+    (row,) = reading_rows(texts, [TeacherSequence(Origin.DOCUMENT, document, (20, 21, 2))])
     # empty: the teacher reads the same
     assert row.prompt_T == document + texts.opener and row.teacher_T == ()
     assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
@@ -257,7 +245,7 @@ def test_reading_rows_show_the_document_to_both(texts):
 
 def test_documents_of_the_teachers_own_end_where_they_ask(texts):
     config = toy(reading={"synthetic_documents": 4})
-    begun = document_requests(texts, config, "1 0")
+    begun = synthetic_requests(texts, config, "1 0")
     assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len(
         {r.seed for r in begun}
     ) == 4
@@ -270,7 +258,7 @@ def test_documents_of_the_teachers_own_end_where_they_ask(texts):
         replace(sample(texts, (), ""), completion_T=(asks,)),
         Failure("gone"),
     ]
-    assert documents_of(texts, ended) == [(1, *words)] * 3
+    assert synthetic_contexts(texts, ended) == [(1, *words)] * 3
 
 
 def test_whole_rows_write_the_document_too(texts):
@@ -282,26 +270,26 @@ def test_whole_rows_write_the_document_too(texts):
         texts.ids("what is x ? A :"),
         texts.ids("y") + texts.eos,
     )
-    [row] = whole_rows(texts, [TeacherSequence((1, *document), question + answer, False)])
+    [row] = synthetic_document_rows(
+        texts, [TeacherSequence(Origin.SYNTHETIC, (1, *document), question + answer)]
+    )
     assert row.prompt_T == (1,) and row.completion_T == document + texts.opener + question + answer
     assert row.completion_T[row.x_length :] == answer and row.replay and row.teacher_T == ()
 
 
 def test_what_is_written_comes_back_from_plain_data(texts):
     data = [
-        TeacherSequence((1, 7, 8), (20, 2), False),
-        TeacherSequence((1,), (21, 2), True, (21,), 3, 0.1),
-        TeacherSequence((1, 7, 8), (22, 2), False),
+        TeacherSequence(Origin.DOCUMENT, (1, 7, 8), (20, 2)),
+        TeacherSequence(Origin.PEER, (1,), (21, 2), (21,), 3, 0.1),
+        TeacherSequence(Origin.SYNTHETIC, (1, 7, 8), (22, 2)),
     ]
     data[1] = replace(data[1], temperature=0.5)
-    plain = json.loads(json.dumps(packed(data)))
-    assert unpacked(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
+    plain = json.loads(json.dumps(pack(data)))
+    assert unpack(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 
 
 def test_answers_that_the_teacher_doubts_are_left_out(texts):
-    """Of the answer's probability, two tokens and eos here; what nobody asked for and no document
-    says is never doubted.
-    """
+    """By the probability of the answer, here two tokens and eos."""
     document, plain = texts.context(Document("a", "one")), texts.context(None)
     asked = texts.ids("what is x ? A :")
 
@@ -321,14 +309,13 @@ def test_answers_that_the_teacher_doubts_are_left_out(texts):
         )
 
     sure, unsure = math.log(0.9), math.log(0.7)  # 0.729 and 0.343 together
-    about = [answer(document, (), sure), answer(document, (), unsure), answer(plain, (), unsure)]
-    data, left = readable(texts, about, 0.5)
-    assert [(w.context_T, w.replay) for w in data] == [(document, False), (plain, True)] and left[
-        "unsure"
-    ] == 1
-    again = rehearsed([asked, asked], [answer(plain, asked, sure), answer(plain, asked, unsure)])
-    data, left = readable(texts, again, 0.5)
-    assert [(w.prompt_T, w.sequence_T) for w in data] == [(asked, about[0].completion_T)] and left[
-        "unsure"
-    ] == 1
-    assert readable(texts, about + again)[1]["unsure"] == 0
+    about = [answer(document, (), sure), answer(document, (), unsure)]
+    data, dropped = filter_complete(texts, about, Origin.DOCUMENT, min_confidence=0.5)
+    assert [w.context_T for w in data] == [document] and dropped["unsure"] == 1
+    answers = [answer(plain, asked, sure), answer(plain, asked, unsure)]
+    data, dropped = filter_complete(
+        texts, with_prompts([asked, asked], answers), Origin.REHEARSED, min_confidence=0.5
+    )
+    assert [(w.prompt_T, w.sequence_T) for w in data] == [(asked, about[0].completion_T)]
+    assert dropped["unsure"] == 1 and data[0].replay
+    assert filter_complete(texts, about, Origin.DOCUMENT)[1]["unsure"] == 0

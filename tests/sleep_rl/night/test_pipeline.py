@@ -9,53 +9,27 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.schema import Cluster
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import read
-from sleep_rl.night.pipeline import rounds
-from sleep_rl.session.console import Console
-from sleep_rl.session.context import RunContext
-from tests.configs import changed, toy
+from sleep_rl.night.pipeline import Flow, run_rounds
+from tests.configs import changed
 from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, life_of
 
 SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
 
 class Rollouts:
-    """Stands for crew and night: sampling, training and pushing each take a moment, and what
+    """Stands for crew and composer: sampling, training and pushing each take a moment, and what
     happens is written down.
     """
 
-    title = "night 1"
-
     def __init__(self, lag, sample_s=0.01, train_s=0.01, push_s=0.002, fail=""):
-        self.sample_s, self.train_s, self.push_s, self.fail = sample_s, train_s, push_s, fail
+        self.lag, self.fail = lag, fail
+        self.sample_s, self.train_s, self.push_s = sample_s, train_s, push_s
         self.version, self.held, self.events, self.ages = 0, 0, [], []
-        self.lock = threading.Lock()
-        config = toy(
-            sleep={"steps": SIZE * COUNT, "steps_per_round": SIZE, "lag": lag},
-            cluster={"call_timeout_s": 20},
-        )
-        self.config, self.run, self.done = (
-            config,
-            RunContext(self, None, None, config, None, Console(), ""),
-            0,
-        )
+        self.limit_s = 40.0
 
-    def schedule(self):
-        """Two parts, of five rounds and seven."""
-        rounds = [range(start, start + SIZE) for start in range(0, SIZE * COUNT, SIZE)]
-        return [rounds[:PART], rounds[PART:]]
-
-    def safe(self, step):
-        """Between parts nothing is under way: all that was sampled is trained on, and its state is
-        with the workers.
-        """
-        assert step == SIZE * PART and self.held == self.version == PART
-        assert [e[1] for e in self.events if e[0] == "trained"] == list(range(PART))
-        assert max(e[1] for e in self.events) == PART - 1
-
-    def sampled(self, number, steps):
+    def sample(self, number, steps):
         began, age = time.monotonic(), number - self.held
         time.sleep(self.sample_s)
         if self.fail == "sample" and number == 5:
@@ -64,10 +38,10 @@ class Rollouts:
         self.ages.append(age)
         return number, steps
 
-    def flowed(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
+    def trained(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
         assert min(trained_s, learner_waited_s, rollouts_waited_s) >= 0
 
-    def push_async(self, name, view):
+    def push_async(self):
         self.version += 1
         version = self.version
 
@@ -80,12 +54,24 @@ class Rollouts:
 
         return deliver
 
-    def push(self, name, view):
-        self.push_async(name, view)()
+    def push(self):
+        self.push_async()()
 
     def live(self):
+        """Two spans, of five rounds and seven. Between them nothing is under way: all that was
+        sampled is trained on, and its state is with the workers.
+        """
+        flow = Flow("night 1", self.sample, self.push, self.push_async, self.trained, self.limit_s)
+        rounds = [(n, range(n * SIZE, (n + 1) * SIZE)) for n in range(COUNT)]
+        trained = self._train(flow, rounds[:PART])
+        assert self.held == self.version == PART
+        assert [e[1] for e in self.events if e[0] == "trained"] == list(range(PART))
+        assert max(e[1] for e in self.events) == PART - 1
+        return trained + self._train(flow, rounds[PART:])
+
+    def _train(self, flow, rounds):
         trained = []
-        with closing(rounds(self.run, self)) as ahead:
+        with closing(run_rounds(flow, rounds, self.lag)) as ahead:
             for number, steps in ahead:
                 began = time.monotonic()
                 time.sleep(self.train_s)
@@ -148,10 +134,7 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
 
 def test_rollouts_that_never_answer_are_given_up():
     flow = Rollouts(1, sample_s=1.0)
-    flow.run = replace(
-        flow.run,
-        config=replace(flow.run.config, cluster=Cluster(call_timeout_s=0.05, start_timeout_s=0.1)),
-    )
+    flow.limit_s = 0.2
     with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
         flow.live()
     time.sleep(1.0)
