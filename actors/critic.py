@@ -34,9 +34,9 @@ class CriticWorker:
     """Implements roles.Critic: an engine that takes LoRA adapters, and the same model in torch, of
     which the copies are made.
 
-    `rank` and `alpha` of the copies; `together`: copies of one forward pass, and adapters that the
-    engine holds at once; `device` and `threads` of torch; the rest as in RolloutWorker. Raises
-    InputError as RolloutWorker does, and for a rank that vLLM does not know.
+    `rank` and `alpha` of the copies; `copies_per_pass`: copies of one forward pass, and adapters
+    that the engine holds at once; `device` and `threads` of torch; the rest as in RolloutWorker.
+    Raises InputError as RolloutWorker does, and for a rank that vLLM does not know.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class CriticWorker:
         seed: int,
         rank: int,
         alpha: float,
-        together: int,
+        copies_per_pass: int,
         device: str = "cpu",
         probe_tolerance: float = 1e-3,
         threads: int = 1,
@@ -57,8 +57,8 @@ class CriticWorker:
         self._threads = threads
         lora = {
             "enable_lora": True,
-            "max_loras": together,
-            "max_cpu_loras": together,
+            "max_loras": copies_per_pass,
+            "max_cpu_loras": copies_per_pass,
             "max_lora_rank": max(rank, 8),
         }
         self.engine = Engine(checkpoint, dtype=dtype, options={**engine, **lora}, seed=seed)
@@ -67,7 +67,7 @@ class CriticWorker:
         self._pad = self._model.config.pad_token_id or 0
         self._rank = rank
         self._alpha = alpha
-        self._together = together
+        self._copies_per_pass = copies_per_pass
         self._next_adapter_id = 1
 
     # ---- weights
@@ -134,7 +134,7 @@ class CriticWorker:
             results[n] = answers
 
         trained.sort(key=lambda n: (_padded_tokens(trials_N[n]), n))
-        size = self._together
+        size = self._copies_per_pass
         stacks = [trained[start : start + size] for start in range(0, len(trained), size)]
         answered = self._train_and_ask([[trials_N[n] for n in stack] for stack in stacks], sampling)
         for stack, answers_N in zip(stacks, answered, strict=True):

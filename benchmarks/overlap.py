@@ -1,12 +1,12 @@
-"""Time of an asynchronous night against its slower side alone, with one core for the rollouts and
-one for the learner.
+"""Measure the time of an asynchronous night against that of its slower side alone.
 
-    .venv/bin/python benchmarks/overlap.py            # two nights of the embedded task on Ray,
-    about three minutes
+    # two nights of the embedded task on Ray, about three minutes
+    .venv/bin/python benchmarks/overlap.py [--steps 300] [section.key=value ...]
 
-In a night that takes turns (sleep.lag=0) either side has the machine to itself: the seconds of all
-sampling and scoring, and those of all optimizer steps, are what each takes alone. The same night
-with sleep.lag=1 is timed from its first sample to its last push.
+With one core for the rollouts and one for the learner. In a synchronous night (sleep.lag=0)
+rollouts and learner take turns: the seconds of all sampling and scoring, and those of all optimizer
+steps, are what each side takes alone. The same night with sleep.lag=1 is timed from its first
+sample to its last push.
 """
 
 from __future__ import annotations
@@ -30,28 +30,29 @@ COMMON = (
 )
 
 
-def night(lag: int, steps: int, overrides: list[str]) -> list[dict]:
-    """The records of one night's seeding."""
+def run_night(lag: int, steps: int, overrides: list[str]) -> list[dict]:
+    """Run a life of one night, and return its journal."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"lag{lag}"
-        subprocess.run(
-            [
-                sys.executable,
-                "-m",
-                "sleep_rl",
-                "run",
-                "configs/demo.yaml",
-                f"run.dir={folder}",
-                f"run.name={name}",
-                f"sleep.lag={lag}",
-                f"sleep.steps={steps}",
-                *COMMON,
-                *overrides,
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-        )
+        command = [
+            sys.executable,
+            "-m",
+            "sleep_rl",
+            "run",
+            "configs/demo.yaml",
+            f"run.dir={folder}",
+            f"run.name={name}",
+            f"sleep.lag={lag}",
+            f"sleep.steps={steps}",
+            *COMMON,
+            *overrides,
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         return read(Path(folder) / name / "metrics.jsonl")
+
+
+def student_samples(records: list[dict]) -> list[dict]:
+    return [r for r in records if r["kind"] == "sample" and r["weights"] == "student"]
 
 
 def main() -> None:
@@ -60,22 +61,23 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="section.key=value")
     arguments = parser.parse_args()
 
-    turns = night(0, arguments.steps, arguments.overrides)
-    rounds = {r["round"]: r for r in turns if r["kind"] == "flow"}
-    student = [r for r in turns if r["kind"] == "sample" and r["weights"] == "student"]
-    rollouts_s = sum(r["seconds"] for r in student) + sum(r["rewards_s"] for r in rounds.values())
+    synchronous = run_night(0, arguments.steps, arguments.overrides)
+    rounds = {r["round"]: r for r in synchronous if r["kind"] == "flow"}
+    sampling_s = sum(r["seconds"] for r in student_samples(synchronous))
+    rollouts_s = sampling_s + sum(r["rewards_s"] for r in rounds.values())
     learner_s = sum(r["trained_s"] for r in rounds.values())
 
-    ahead = night(1, arguments.steps, arguments.overrides)
-    first = next(r for r in ahead if r["kind"] == "sample" and r["weights"] == "student")
-    pushes = [r["t"] for r in ahead if r["kind"] == "push" and r["name"] == "student"]
-    took_s = pushes[-1] - (first["t"] - first["seconds"])
-    flow = [r for r in ahead if r["kind"] == "flow"]
+    asynchronous = run_night(1, arguments.steps, arguments.overrides)
+    first = student_samples(asynchronous)[0]
+    pushes = [r for r in asynchronous if r["kind"] == "push" and r["name"] == "student"]
+    # records are written when their call has ended
+    night_s = pushes[-1]["t"] - (first["t"] - first["seconds"])
+    flow = [r for r in asynchronous if r["kind"] == "flow"]
     print(f"{arguments.steps} steps in {len(rounds)} rounds")
     print(f"rollouts alone      {rollouts_s:7.1f} s")
     print(f"learner alone       {learner_s:7.1f} s")
     print(
-        f"asynchronous night  {took_s:7.1f} s   {took_s / max(rollouts_s, learner_s):.2f} x "
+        f"asynchronous night  {night_s:7.1f} s   {night_s / max(rollouts_s, learner_s):.2f} x "
         "the slower side"
     )
     print(

@@ -1,12 +1,11 @@
-"""Time of a verified weight push to two rollout workers, against copying the same bytes through
-shared memory.
+"""Measure the time of a verified weight push to two rollout workers, against copying its bytes.
 
-    .venv/bin/python benchmarks/push.py            # the embedded model; starts Ray and two vLLM
-    engines
-    .venv/bin/python benchmarks/push.py --1b       # a random model of 1.2 billion parameters in
-    bfloat16 (12 GB of memory)
+    # the embedded model; starts Ray and two vLLM engines
+    .venv/bin/python benchmarks/push.py [--repeat 30]
+    # a random model of 1.2 billion parameters in bfloat16 (12 GB of memory)
+    .venv/bin/python benchmarks/push.py --1b
 
-Prints, as medians over 30 repetitions: (a) put into Ray's shared memory and copied out by the same
+Prints, as medians over the repetitions: (a) put into Ray's shared memory and copied out by the same
 two worker processes, nothing else done; (b) the push of the product: digests checked, staged,
 copied into the engine, prefix cache reset, read back and compared, and a probe prompt scored by
 vLLM against the learner's log-probabilities; (c) for how long workers that were sampling did not,
@@ -15,11 +14,11 @@ in a push like (b) that came while requests were under way.
 
 from __future__ import annotations
 
+import argparse
 import statistics
-import sys
 import tempfile
 import time
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -45,19 +44,29 @@ class Copier:
     """
 
     def __init__(self) -> None:
-        self.own: dict[str, torch.Tensor] = {}
+        self.tensors: dict[str, torch.Tensor] = {}
 
-    def take(self, tensors: dict[str, torch.Tensor]) -> int:
+    def copy(self, tensors: dict[str, torch.Tensor]) -> int:
         for key, tensor in tensors.items():
-            self.own[key] = tensor.clone()
+            self.tensors[key] = tensor.clone()
         return len(tensors)
 
 
-def changed(weights: Weights, by: float) -> Weights:
-    """The same modules with new numbers, as a learner would send after a step (no probe: the
-    weights are made up).
+@dataclass
+class Seconds:
+    """What was measured, one value per repetition."""
+
+    copy: list[float] = field(default_factory=list)  # (a)
+    push: list[float] = field(default_factory=list)  # (b) without a probe
+    probed_push: list[float] = field(default_factory=list)  # (b)
+    pause: list[float] = field(default_factory=list)  # (c)
+
+
+def changed(weights: Weights, offset: float) -> Weights:
+    """Return the same modules with new numbers, as a learner would send them after a step, without
+    a probe: the weights are made up.
     """
-    tensors = {k: v + by if v.is_floating_point() else v for k, v in weights.tensors.items()}
+    tensors = {k: v + offset if v.is_floating_point() else v for k, v in weights.tensors.items()}
     return replace(
         weights,
         tensors=tensors,
@@ -68,32 +77,34 @@ def changed(weights: Weights, by: float) -> Weights:
 
 
 def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
-    """Pushes while every rollout worker is sampling; seconds that the slower of them did not
-    sample.
+    """Push while every rollout worker is sampling, and return the seconds that the slower of them
+    did not sample.
     """
     requests = [Request(tuple(range(4, 12)), (), seed) for seed in range(4)]
     version = crew.store.current(STUDENT)
-    crew.rollouts.all(
-        Rollout.begin, requests, STUDENT, version, Sampling(max_tokens=8, temperature=1.0)
-    )
+    sampling = Sampling(max_tokens=8, temperature=1.0)
+    crew.rollouts.all(Rollout.begin, requests, STUDENT, version, sampling)
     crew.rollouts.all(Rollout.more, 1e-3)  # a token or so
     crew.store.push(weights)
-    pause, copied = (crew.store.metrics[f"push/{key}"] for key in ("pause", "bytes"))
-    if copied < sum(v.nbytes for v in weights.tensors.values() if v.is_floating_point()) * len(
-        crew.rollouts.workers
-    ):
+    pause_s = crew.store.metrics["push/pause"]
+    copied = crew.store.metrics["push/bytes"]
+    size = sum(v.nbytes for v in weights.tensors.values() if v.is_floating_point())
+    if copied < size * len(crew.rollouts.workers):
         raise RunError(
             f"a push of {weights.nbytes} bytes in which only {copied} were copied by "
             "all workers measures nothing"
         )
-    answers = crew.rollouts.all(Rollout.more, 600.0)
-    if {sample.versions_T[-1] for samples in answers for sample in samples} != {weights.version}:
+    samples_per_worker = crew.rollouts.all(Rollout.more, 600.0)
+    last_versions = {s.versions_T[-1] for samples in samples_per_worker for s in samples}
+    if last_versions != {weights.version}:
         raise RunError("requests that were under way in a push did not end in the pushed version")
-    return pause
+    return pause_s
 
 
-def synthetic(base: str, folder: str) -> str:
-    """A random checkpoint of 24 layers of 2048 units with the tokenizer of `base`."""
+def large_base(base: str, folder: str) -> str:
+    """Return the path of a random checkpoint of 24 layers of 2048 units with the tokenizer of
+    `base`.
+    """
     small = checkpoints.read_config(base)
     shape = Qwen3Config(
         vocab_size=small.vocab_size,
@@ -111,16 +122,71 @@ def synthetic(base: str, folder: str) -> str:
     return f"{folder}/base"
 
 
-def main(repetitions: int = 30) -> None:
-    large = "--1b" in sys.argv[1:]
-    config, console = (
-        Config(model=Model(experts=1, top_k=1, dtype="bfloat16") if large else Model()),
-        Console(),
+def measure(backend: RayBackend, crew: WorkerCrew, repetitions: int) -> tuple[Seconds, Weights]:
+    """Return the times and one of the pushes that were measured."""
+    copiers = [
+        backend.spawn(Copier, {}, name=f"copier-{i}", env={"OMP_NUM_THREADS": "1"})
+        for i in range(2)
+    ]
+    backend.ready(copiers)
+    crew.push(TEACHER, TEACHER)
+    crew.learn.open_night(1)
+    crew.push(STUDENT, STUDENT)
+    held = crew.store.have(STUDENT)
+    # as if the workers did not hold the expert, so that a push carries it
+    expert = {key: "" for key in held if key.split("#")[-1] == "1" or key.endswith("state")}
+    seconds = Seconds()
+    for i in range(repetitions):
+        exported = crew.learn.export(STUDENT, 100 + 3 * i, held | expert, STUDENT)
+        delta = changed(exported, 1e-3)
+
+        start = time.perf_counter()
+        ref = backend.put(delta.tensors)
+        wait_all([copier.start(Copier.copy, ref) for copier in copiers], 60, "copying")
+        seconds.copy.append(time.perf_counter() - start)
+
+        start = time.perf_counter()
+        crew.store.push(delta)
+        seconds.push.append(time.perf_counter() - start)
+
+        start = time.perf_counter()
+        crew.store.push(replace(exported, version=exported.version + 1))
+        seconds.probed_push.append(time.perf_counter() - start)
+
+        under_way = replace(changed(exported, 2e-3), version=exported.version + 2)
+        seconds.pause.append(push_under_way(crew, under_way))
+    return seconds, delta
+
+
+def report(seconds: Seconds, delta: Weights) -> None:
+    """Print the medians."""
+    copy_s = statistics.median(seconds.copy)
+    push_s = statistics.median(seconds.push)
+    probed_s = statistics.median(seconds.probed_push)
+    print(
+        f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, "
+        f"{len(seconds.copy)} repetitions"
     )
-    task = make_task(config)
-    base = base_checkpoint(config, task, console)
+    print(f"copy through shared memory      {copy_s * 1e3:7.1f} ms")
+    print(f"push, bytes verified            {push_s * 1e3:7.1f} ms   {push_s / copy_s:.2f} x")
+    print(f"push, bytes and probe verified  {probed_s * 1e3:7.1f} ms   {probed_s / copy_s:.2f} x")
+    print(
+        f"pause of sampling in a push     {statistics.median(seconds.pause) * 1e3:7.1f} ms, "
+        f"at most {max(seconds.pause) * 1e3:.1f} ms"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--1b", dest="large", action="store_true")
+    parser.add_argument("--repeat", type=int, default=30)
+    arguments = parser.parse_args()
+    model = Model(experts=1, top_k=1, dtype="bfloat16") if arguments.large else Model()
+    config = Config(model=model)
+    base = base_checkpoint(config, make_task(config), Console())
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
-        base = synthetic(base, folder) if large else base
+        if arguments.large:
+            base = large_base(base, folder)
         checkpoint = checkpoints.expand(
             base, f"{folder}/checkpoint", memory_of(config), config.run.seed
         )
@@ -132,47 +198,9 @@ def main(repetitions: int = 30) -> None:
             base=base,
             probe_T=tuple(range(4, 16)),
         )
-        copiers = [
-            backend.spawn(Copier, {}, name=f"copier-{i}", env={"OMP_NUM_THREADS": "1"})
-            for i in range(2)
-        ]
-        backend.ready(copiers)
-        crew.push(TEACHER, TEACHER)
-        crew.learn.open_night(1)
-        crew.push(STUDENT, STUDENT)
-        known = crew.store.have(STUDENT)
-        blank = {key: "" for key in known if key.split("#")[-1] == "1" or key.endswith("state")}
-        copy, plain, probed, pauses = [], [], [], []
-        for i in range(repetitions):
-            true = crew.learn.export(STUDENT, 100 + 3 * i, known | blank, STUDENT)
-            delta = changed(true, 1e-3)
-            began = time.perf_counter()
-            ref = backend.put(delta.tensors)
-            wait_all([copier.start(Copier.take, ref) for copier in copiers], 60, "copying")
-            copy.append(time.perf_counter() - began)
-            for weights, seconds in (
-                (delta, plain),
-                (replace(true, version=true.version + 1), probed),
-            ):
-                began = time.perf_counter()
-                crew.store.push(weights)
-                seconds.append(time.perf_counter() - began)
-            pauses.append(
-                push_under_way(crew, replace(changed(true, 2e-3), version=true.version + 2))
-            )
+        seconds, delta = measure(backend, crew, arguments.repeat)
         crew.close()
-    base_s, plain_s, probe_s = (statistics.median(x) for x in (copy, plain, probed))
-    print(
-        f"delta: {delta.nbytes:,} bytes in {len(delta.tensors)} tensors, two workers, "
-        f"{repetitions} repetitions"
-    )
-    print(f"copy through shared memory      {base_s * 1e3:7.1f} ms")
-    print(f"push, bytes verified            {plain_s * 1e3:7.1f} ms   {plain_s / base_s:.2f} x")
-    print(f"push, bytes and probe verified  {probe_s * 1e3:7.1f} ms   {probe_s / base_s:.2f} x")
-    print(
-        f"pause of sampling in a push     {statistics.median(pauses) * 1e3:7.1f} ms, at most "
-        f"{max(pauses) * 1e3:.1f} ms"
-    )
+    report(seconds, delta)
 
 
 if __name__ == "__main__":

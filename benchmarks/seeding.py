@@ -1,5 +1,6 @@
-"""Seeding throughput beside TRL's DistillationTrainer: same model, batch and lengths, on this
-machine, one after the other.
+"""Measure the throughput of seeding beside that of TRL's DistillationTrainer.
+
+With the same model, batch and lengths, on this machine, one after the other.
 
     .venv/bin/python -m pip install trl==1.16.0    # the `bench` extra
     .venv/bin/python benchmarks/seeding.py
@@ -23,21 +24,26 @@ import tempfile
 import time
 from pathlib import Path
 
-BATCH, LENGTH, STEPS, WARM = 40, 16, 40, 5
+BATCH = 40  # completions of a step
+LENGTH = 16  # most tokens of a completion
+STEPS = 40
+WARM_UP = 5  # steps before the clock starts
 
 
-def prompts(count: int) -> list[str]:
-    """The beginnings of questions about the known people of the embedded task; the model writes the
-    rest and answers.
+def make_prompts() -> list[str]:
+    """Return one prompt per completion: the beginnings of questions about the known people of the
+    embedded task, of which the model writes the rest and the answer.
     """
     from sleep_rl.config.schema import Config
     from sleep_rl.tasks.registry import make_task
 
-    asked = [" ".join(question.prompt.split()[:3]) for question in make_task(Config()).known()]
-    return [asked[i % len(asked)] for i in range(count)]
+    count = BATCH * (STEPS + WARM_UP)
+    openings = [" ".join(question.prompt.split()[:3]) for question in make_task(Config()).known()]
+    return [openings[i % len(openings)] for i in range(count)]
 
 
-def base() -> str:
+def embedded_base() -> str:
+    """Return the path of the embedded task's base model."""
     from cluster.launch import base_checkpoint
     from sleep_rl.config.schema import Config
     from sleep_rl.session.console import Console
@@ -46,9 +52,9 @@ def base() -> str:
     return base_checkpoint(Config(), make_task(Config()), Console())
 
 
-def ours(threads: int) -> dict:
-    """Two vLLM rollout workers and one DeepSpeed learner on Ray, with a verified push after every
-    `per_round` steps.
+def measure_ours(threads: int) -> dict[str, float]:
+    """Return the tokens and seconds of two vLLM rollout workers and one DeepSpeed learner on Ray,
+    with a verified push after every sleep.steps_per_round steps.
     """
     from dataclasses import replace
 
@@ -69,55 +75,47 @@ def ours(threads: int) -> dict:
         replay=Replay(share=0.0),
         learners=Learners(threads=threads),
     )
-    per_round, tokens, checkpoint = config.sleep.steps_per_round, 0, base()
+    per_round = config.sleep.steps_per_round
+    base = embedded_base()
+    tokens = 0
+    start = None
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
-        expanded = checkpoints.expand(checkpoint, f"{folder}/checkpoint", memory_of(config), 0)
-        crew = WorkerCrew(
-            backend,
-            config,
-            Journal(Path(folder) / "metrics.jsonl"),
-            checkpoint=expanded,
-            base=checkpoint,
-        )
-        tokenizer = checkpoints.load_tokenizer(expanded, 10**9)
-        texts = [
-            tuple(tokenizer(p, add_special_tokens=False)["input_ids"])
-            for p in prompts(BATCH * (STEPS + WARM))
+        checkpoint = checkpoints.expand(base, f"{folder}/checkpoint", memory_of(config), 0)
+        journal = Journal(Path(folder) / "metrics.jsonl")
+        crew = WorkerCrew(backend, config, journal, checkpoint=checkpoint, base=base)
+        tokenizer = checkpoints.load_tokenizer(checkpoint, 10**9)
+        prompts = [
+            tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in make_prompts()
         ]
+        sampling = Sampling(LENGTH, 1.0, (tokenizer.eos_token_id,))
         crew.learn.open_night(1)
         crew.push(STUDENT, STUDENT)
-        rounds = []
-        for start in range(0, STEPS + WARM + per_round - 1, per_round):
-            rounds.append(range(start, start + per_round))
-        began = None
-        for steps in rounds:
-            if began is None and steps.start >= WARM:
-                began, tokens = time.perf_counter(), 0
+        for first_step in range(0, STEPS + WARM_UP + per_round - 1, per_round):
+            if start is None and first_step >= WARM_UP:
+                start = time.perf_counter()
+                tokens = 0
             requests = [
-                Request(texts[i % len(texts)], (1,), i)
-                for i in range(steps.start * BATCH, steps.stop * BATCH)
+                Request(prompts[i % len(prompts)], (1,), i)
+                for i in range(first_step * BATCH, (first_step + per_round) * BATCH)
             ]
-            samples = crew.sample(
-                requests, STUDENT, Sampling(LENGTH, 1.0, (tokenizer.eos_token_id,))
-            )
+            samples = crew.sample(requests, STUDENT, sampling)
             for i in range(per_round):
                 rows = [
                     TrainingRow(s.context_T + s.prompt_T, s.completion_T)
                     for s in samples[i * BATCH : (i + 1) * BATCH]
                 ]
-                tokens += int(
-                    crew.learn.seed_step(rows, steps.start + i, 1000).metrics["tokens_trained"]
-                )
+                result = crew.learn.seed_step(rows, first_step + i, 1000)
+                tokens += int(result.metrics["tokens_trained"])
             crew.push(STUDENT, STUDENT)
-        seconds = time.perf_counter() - began
+        seconds = time.perf_counter() - start
         crew.push(TEACHER, TEACHER)
         crew.close()
     return {"tokens": tokens, "seconds": seconds}
 
 
-def trl(threads: int) -> dict:
-    """DistillationTrainer in one process, generating with transformers (its vLLM modes need a
-    GPU).
+def measure_trl(threads: int) -> dict[str, float]:
+    """Return the tokens and seconds of DistillationTrainer in one process, which generates with
+    transformers (its vLLM modes need a GPU).
     """
     import torch
     from datasets import Dataset
@@ -129,27 +127,28 @@ def trl(threads: int) -> dict:
     from sleep_rl.model.memory import FRESH, memory_levels
 
     torch.set_num_threads(threads)
-    checkpoint = base()
+    base = embedded_base()
     levels = memory_of(Config(model=Model(experts=1, top_k=1)))
-    student, teacher = checkpoints.load(checkpoint, levels), checkpoints.load(checkpoint, levels)
+    student = checkpoints.load(base, levels)
+    teacher = checkpoints.load(base, levels)
     for level in memory_levels(student).values():
         level.set_slot_state(1, FRESH)
         for part in (level.router, level.w_in, level.w_out):
             part.requires_grad_(True)
-    tokenizer = checkpoints.load_tokenizer(checkpoint, 10**9)
+    tokenizer = checkpoints.load_tokenizer(base, 10**9)
     tokenizer.padding_side = "left"
-    clock = {"tokens": 0, "began": 0.0, "step": 0}
+    counts = {"tokens": 0, "start": 0.0, "step": 0}
 
     class Counting(DistillationTrainer):
         def training_step(self, model, inputs, num_items_in_batch=None):
-            clock["step"] += 1
-            if clock["step"] == WARM + 1:
-                clock.update(began=time.perf_counter(), tokens=0)
+            counts["step"] += 1
+            if counts["step"] == WARM_UP + 1:
+                counts.update(start=time.perf_counter(), tokens=0)
             return super().training_step(model, inputs, num_items_in_batch)
 
         def _generate_and_score_completions(self, inputs):
             out = super()._generate_and_score_completions(inputs)
-            clock["tokens"] += int(out["completion_mask"].sum())
+            counts["tokens"] += int(out["completion_mask"].sum())
             return out
 
     with tempfile.TemporaryDirectory() as folder:
@@ -157,7 +156,7 @@ def trl(threads: int) -> dict:
             folder,
             per_device_train_batch_size=BATCH,
             gradient_accumulation_steps=1,
-            max_steps=STEPS + WARM,
+            max_steps=STEPS + WARM_UP,
             max_completion_length=LENGTH,
             beta=0.0,
             learning_rate=2e-3,
@@ -169,9 +168,7 @@ def trl(threads: int) -> dict:
             use_cpu=True,
             disable_tqdm=True,
         )
-        data = Dataset.from_dict(
-            {"prompt": ["<bos> " + p for p in prompts(BATCH * (STEPS + WARM))]}
-        )
+        data = Dataset.from_dict({"prompt": [f"<bos> {prompt}" for prompt in make_prompts()]})
         trainer = Counting(
             model=student,
             teacher_model=teacher,
@@ -180,7 +177,29 @@ def trl(threads: int) -> dict:
             processing_class=tokenizer,
         )
         trainer.train()
-        return {"tokens": clock["tokens"], "seconds": time.perf_counter() - clock["began"]}
+        return {"tokens": counts["tokens"], "seconds": time.perf_counter() - counts["start"]}
+
+
+def measure_in_process(side: str, threads: int) -> float:
+    """Return the tokens per second of "ours" or "trl", measured in a fresh process."""
+    environment = os.environ | {"OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, __file__, "--only", side, "--threads", str(threads)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    if not lines:
+        sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    result = json.loads(lines[0].removeprefix("RESULT "))
+    rate = result["tokens"] / result["seconds"]
+    print(
+        f"{side}: {result['tokens']} tokens in {result['seconds']:.1f} s = {rate:.0f} tokens/s",
+        flush=True,
+    )
+    return rate
 
 
 def main() -> None:
@@ -190,35 +209,13 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.only:
-        print(
-            "RESULT " + json.dumps({"ours": ours, "trl": trl}[arguments.only](arguments.threads)),
-            flush=True,
-        )
+        measure = {"ours": measure_ours, "trl": measure_trl}[arguments.only]
+        print("RESULT " + json.dumps(measure(arguments.threads)), flush=True)
         return
     rates: dict[str, list[float]] = {"ours": [], "trl": []}
     for _ in range(arguments.repeat):  # in turn, so that a loaded machine hurts both
-        for side in rates:
-            environment = os.environ | {
-                "OMP_NUM_THREADS": str(arguments.threads),
-                "HF_HUB_OFFLINE": "1",
-            }
-            done = subprocess.run(
-                [sys.executable, __file__, "--only", side, "--threads", str(arguments.threads)],
-                env=environment,
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            line = [text for text in done.stdout.splitlines() if text.startswith("RESULT ")]
-            if not line:
-                sys.exit(f"{side} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
-            result = json.loads(line[0].removeprefix("RESULT "))
-            rates[side].append(result["tokens"] / result["seconds"])
-            print(
-                f"{side}: {result['tokens']} tokens in {result['seconds']:.1f} s = "
-                f"{rates[side][-1]:.0f} tokens/s",
-                flush=True,
-            )
+        for side, values in rates.items():
+            values.append(measure_in_process(side, arguments.threads))
     for side, values in rates.items():
         print(
             f"{side:5} mean {statistics.fmean(values):7.0f} tokens/s  range {min(values):.0f} "

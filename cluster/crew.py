@@ -360,7 +360,7 @@ def _critics(backend: Backend, config: Config, checkpoint: str) -> list[Handle]:
         "seed": config.run.seed,
         "rank": d.copies.rank,
         "alpha": d.copies.alpha,
-        "together": c.copies_per_pass,
+        "copies_per_pass": c.copies_per_pass,
         "device": "cuda" if c.gpus else "cpu",
         "probe_tolerance": config.probe_tolerance,
         "threads": c.threads,

@@ -65,45 +65,45 @@ class Task(Protocol):
 
 @runtime_checkable
 class Rollout(Protocol):
-    """Produces text from named weight versions (a vLLM engine in `actors/rollout.py`)."""
+    """Samples from named weight states (a vLLM engine in `actors/rollout.py`)."""
 
     def load(self, weights: Weights) -> LoadReport:
-        """Takes a version. Raises RunError naming what is missing or wrong; that version is never
-        sampled from.
+        """Take a pushed version. Raises RunError naming what is missing or wrong; that version is
+        never sampled from.
         """
 
     def sample(
-        self, requests_N: list[Request], name: str, version: int, how: Sampling
+        self, requests_N: list[Request], name: str, version: int, sampling: Sampling
     ) -> list[Sample | Failure]:
-        """One Sample or Failure per request, in order, from `version` of `name` or a newer one.
-        Raises RunError without.
+        """Return one Sample or Failure per request, in order, from `version` of the state `name` or
+        a newer one. Raises RunError when neither is held.
         """
 
-    def begin(self, requests_N: list[Request], name: str, version: int, how: Sampling) -> None:
-        """Begins what `sample` does in one call. Between calls of `more` a newer version of `name`
-        may be loaded: the requests go on with it, and are held back until its probe, which is
-        checked behind them, has passed.
+    def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
+        """Queue what `sample` does in one call. Raises as `sample`.
+
+        Between calls of `more` a newer version of `name` may be loaded: the requests continue with
+        it, and are held back until its probe, which is checked behind them, has passed.
         """
 
     def more(self, seconds: float) -> list[Sample | Failure] | None:
-        """Goes on for so long: what `sample` gives once all requests are done, None before."""
+        """Sample for so long. Return what `sample` does once all requests are done, else None."""
 
     def forget(self) -> None:
-        """Drops the cached contexts of earlier requests (the KV of documents)."""
+        """Drop the cached contexts of earlier requests (the keys and values of documents)."""
 
     def held(self) -> dict[str, int]:
-        """Name -> version that can be sampled from now."""
+        """Return state name -> version that can be sampled from now."""
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
 class Reward(Protocol):
-    """Scores pairs: `actors/semantic_reward.py`. A value lies in [0, 1]; what cannot be scored is a
-    Failure.
-    """
+    """Scores pairs of continuations (equations 4 and 5): `actors/*_reward.py`."""
 
-    def score(self, pairs_N: list[Pair]) -> list[float | Failure]: ...
+    def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
+        """Return one value in [0, 1] per pair, in order; a Failure for what cannot be scored."""
 
     def close(self) -> None: ...
 
@@ -318,25 +318,25 @@ class Dreamer(Protocol):
 
 @runtime_checkable
 class Critic(Protocol):
-    """Tries dreams out on isolated copies: `actors/critic.py`."""
+    """Tries dreams out on isolated copies of the model (section 4, step 3): `actors/critic.py`."""
 
     def load(self, weights: Weights) -> LoadReport:
-        """As Rollout.load: copies are made of the newest version."""
+        """Take a pushed version as Rollout.load does: copies are made of the newest one."""
 
     def try_out(
-        self, trials_N: list[Trial], name: str, version: int, how: Sampling
+        self, trials_N: list[Trial], name: str, version: int, sampling: Sampling
     ) -> list[tuple[tuple[int, ...], ...] | Failure]:
-        """The tokens that each trial's copy answers to each of its questions, in order. The model
-        itself stays as it is.
+        """Return the tokens that each trial's copy answers to each of its questions, in order. The
+        model itself stays as it is.
         """
 
     def digest(self) -> str:
-        """Digest of everything that a copy could have changed."""
+        """Return a digest of everything that a copy could have changed."""
 
     def held(self) -> dict[str, int]:
-        """As Rollout.held."""
+        """Return state name -> version, as Rollout.held."""
 
     def forget(self) -> None:
-        """As Rollout.forget."""
+        """Drop cached contexts, as Rollout.forget."""
 
     def close(self) -> None: ...

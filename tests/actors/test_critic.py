@@ -118,7 +118,13 @@ def critic(checkpoint):
     from actors.critic import CriticWorker
 
     worker = CriticWorker(
-        checkpoint, dtype="float32", engine=ENGINE, seed=0, rank=RANK, alpha=ALPHA, together=3
+        checkpoint,
+        dtype="float32",
+        engine=ENGINE,
+        seed=0,
+        rank=RANK,
+        alpha=ALPHA,
+        copies_per_pass=3,
     )
     yield worker
     worker.close()
