@@ -23,6 +23,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 BATCH = 40  # completions of a step
 LENGTH = 16  # most tokens of a completion
@@ -113,20 +117,13 @@ def measure_ours(threads: int) -> dict[str, float]:
     return {"tokens": tokens, "seconds": seconds}
 
 
-def measure_trl(threads: int) -> dict[str, float]:
-    """Return the tokens and seconds of DistillationTrainer in one process, which generates with
-    transformers (its vLLM modes need a GPU).
-    """
-    import torch
-    from datasets import Dataset
-    from trl import DistillationConfig, DistillationTrainer
-
+def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
+    """Return a student with one unlocked expert, its teacher, and their tokenizer."""
     from cluster.launch import memory_of
     from sleep_rl.config.schema import Config, Model
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory import FRESH, memory_levels
 
-    torch.set_num_threads(threads)
     base = embedded_base()
     levels = memory_of(Config(model=Model(experts=1, top_k=1)))
     student = checkpoints.load(base, levels)
@@ -137,6 +134,19 @@ def measure_trl(threads: int) -> dict[str, float]:
             part.requires_grad_(True)
     tokenizer = checkpoints.load_tokenizer(base, 10**9)
     tokenizer.padding_side = "left"
+    return student, teacher, tokenizer
+
+
+def measure_trl(threads: int) -> dict[str, float]:
+    """Return the tokens and seconds of DistillationTrainer in one process, which generates with
+    transformers (its vLLM modes need a GPU).
+    """
+    import torch
+    from datasets import Dataset
+    from trl import DistillationConfig, DistillationTrainer
+
+    torch.set_num_threads(threads)
+    student, teacher, tokenizer = student_and_teacher()
     counts = {"tokens": 0, "start": 0.0, "step": 0}
 
     class Counting(DistillationTrainer):

@@ -16,7 +16,8 @@ from sleep_rl.contracts.roles import Critic
 from sleep_rl.model import checkpoints
 from tests.conftest import ENGINE
 
-RANK, ALPHA = 8, 16.0
+RANK = 8
+ALPHA = 16.0
 ROWS = (((5, 6), (7, 8, 9, 1)), ((5, 6, 7), (30, 31, 1)), ((5,), (40, 41, 42, 43, 44, 1)))
 QUESTIONS = ((5, 6), (5, 6, 7), (9, 10, 11, 12))
 TRIALS = [
@@ -133,20 +134,21 @@ def critic(checkpoint):
 @pytest.mark.stack
 def test_copies_answer_in_one_batch_what_each_would_alone_and_leave_no_trace(critic, checkpoint):
     assert isinstance(critic, Critic)
-    model, digest = checkpoints.load(checkpoint), critic.digest()
+    model = checkpoints.load(checkpoint)
+    digest = critic.digest()
     untouched = [Trial((), QUESTIONS)]
     first = critic.try_out(untouched, "base", 0, GREEDY)
     together = critic.try_out([*TRIALS, *untouched], "base", 0, GREEDY)
     copies, _ = train(model, TRIALS, RANK, ALPHA, pad=0)
     for n, trial in enumerate(TRIALS):
-        own = merged(
+        merged_model = merged(
             model,
             {
                 name: (copies.a[name][n].detach(), copies.b[name][n].detach())
                 for name in copies.layers
             },
         )
-        assert together[n] == tuple(greedy(own, question) for question in trial.questions)
+        assert together[n] == tuple(greedy(merged_model, question) for question in trial.questions)
         assert critic.try_out([trial], "base", 0, GREEDY) == [together[n]]
     assert together[-1] == first[0] == tuple(greedy(model, question) for question in QUESTIONS)
     # learning changed what is said
@@ -185,7 +187,8 @@ def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
 
 @pytest.mark.stack
 def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monkeypatch):
-    wanted, save = critic.try_out(TRIALS, "base", 0, GREEDY), Copies.save
+    wanted = critic.try_out(TRIALS, "base", 0, GREEDY)
+    save = Copies.save
 
     def damaged(self, number, folder):
         save(self, number, folder)

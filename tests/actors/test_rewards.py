@@ -28,10 +28,12 @@ def slow_reward(student, teacher, z0: float) -> float:
         for j in range(1, len(teacher) + 1):
             same = student[i - 1] == teacher[j - 1]
             z[i, j] = min(z[i - 1, j] + 1, z[i, j - 1] + 1, z[i - 1, j - 1] + (not same))
-    distance, longest = z[len(student), len(teacher)], max(len(student), len(teacher))
+    distance = z[len(student), len(teacher)]
+    longest = max(len(student), len(teacher))
     if longest == 0:
         return 1.0
-    return 1 - distance / longest if distance <= (z0 * longest if z0 < 1 else z0) else 0.0
+    threshold = z0 * longest if z0 < 1 else z0
+    return 1 - distance / longest if distance <= threshold else 0.0
 
 
 def test_levenshtein_reward_equals_its_slow_twin():
@@ -129,7 +131,8 @@ def pair(student: str, teacher: str) -> Pair:
     return Pair((*ids(student), 1), (*ids(teacher), 1))  # with eos, as samples have it
 
 
-EMPTY, FOREIGN = Pair((1,), ids("x")), Pair((5,), (299,))
+EMPTY = Pair((1,), ids("x"))
+FOREIGN = Pair((5,), (299,))
 
 
 @pytest.fixture(scope="module")
@@ -197,7 +200,7 @@ def test_encoder_finds_equal_texts_equal(encoder_checkpoint, base_checkpoint):
     assert reward.score([pair(TEXTS[0], TEXTS[2])]) == [0.0] and reward.score([]) == []
 
 
-def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint):
+def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint, tmp_path):
     from actors.semantic_reward import EncoderReward
 
     reward = EncoderReward(encoder_checkpoint, base_checkpoint(), 0.99)
@@ -207,8 +210,12 @@ def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint):
     assert [isinstance(v, Failure) for v in values] == [False, True, True, True, False]
     reasons = [v.reason for v in values[1:4]]
     assert "no text" in reasons[0] and "ids outside" in reasons[1] and "does not fit" in reasons[2]
+    model = transformers.BertModel.from_pretrained(encoder_checkpoint)
     with torch.no_grad():
-        reward._model.embeddings.word_embeddings.weight[ids("Z")[0]] = float("nan")
+        model.embeddings.word_embeddings.weight[ids("Z")[0]] = float("nan")
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    reward = EncoderReward(str(tmp_path), base_checkpoint(), 0.99)
     values = reward.score([good, pair("Z", TEXTS[0]), good])
     assert values[0] == values[2] == 1.0 and "not finite" in values[1].reason
 
@@ -226,7 +233,8 @@ def test_judge_equals_transformers(sleep_checkpoint):
     from actors.semantic_reward import JudgeReward
 
     path = sleep_checkpoint("qwen2")
-    model, tokenizer = checkpoints.load(path), make_tokenizer()
+    model = checkpoints.load(path)
+    tokenizer = make_tokenizer()
     words = [
         [tokenizer.convert_tokens_to_ids(w) for w in pair]
         for pair in (("yes", "Ġyes"), ("no", "Ġno"))
@@ -259,7 +267,8 @@ def test_judge_equals_transformers(sleep_checkpoint):
 def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkpoint, tmp_path):
     from actors.semantic_reward import EncoderReward, JudgeReward
 
-    base, missing = base_checkpoint(), str(tmp_path / "missing")
+    base = base_checkpoint()
+    missing = str(tmp_path / "missing")
     wordless = str(tmp_path / "wordless")
     transformers.PreTrainedTokenizerFast(
         tokenizer_object=_words("a", "b"), unk_token="<unk>"

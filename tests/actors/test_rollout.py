@@ -30,7 +30,8 @@ def hf_logprobs(model, ids_T) -> list[float]:
 
 def changed_model(path: str, seed: int) -> torch.nn.Module:
     """The checkpoint with other weights in slot 4 of every layer: what a night changes."""
-    model, generator = checkpoints.load(path), torch.Generator().manual_seed(seed)
+    model = checkpoints.load(path)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for level in memory_levels(model).values():
             level.w_out[4].normal_(0, 0.5, generator=generator)
@@ -162,7 +163,8 @@ def damaged(weights: Weights, **changes) -> Weights:
     return Weights(**{**weights.__dict__, **changes})
 
 
-W_OUT, W_IN = f"{NIGHT}.w_out#4", f"{NIGHT}.w_in#4"
+W_OUT = f"{NIGHT}.w_out#4"
+W_IN = f"{NIGHT}.w_in#4"
 HELD = f"{NIGHT}.router#3"
 
 
@@ -275,7 +277,8 @@ def test_a_push_may_build_on_what_is_held(worker, path):
     """A delta against the student's previous version; the sender may reuse its buffers
     afterwards.
     """
-    before, after = changed_model(path, 1), changed_model(path, 3)
+    before = changed_model(path, 1)
+    after = changed_model(path, 3)
     weights = weights_of(after, "student", 2, {k: digest(t) for k, t in tensors_of(before).items()})
     worker.load(weights)
     for tensor in weights.tensors.values():
@@ -357,7 +360,8 @@ def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
     """Keep mode: the tokens before are of the old version and those behind of the new one, which
     reads what it would have computed itself for the tokens before.
     """
-    old, new = changed_model(path, 1), changed_model(path, 5)
+    old = changed_model(path, 1)
+    new = changed_model(path, 5)
     begun(worker, old, "ahead")
     loaded = worker.load(weights_of(new, "ahead", 2, have))
     assert loaded.version == 2 and loaded.probe_gap is None and loaded.seconds < 0.3
@@ -380,7 +384,8 @@ def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
 
 
 def test_another_state_waits_for_requests_under_way(worker, path, have):
-    student, other = changed_model(path, 1), changed_model(path, 6)
+    student = changed_model(path, 1)
+    other = changed_model(path, 6)
     begun(worker, student, "alone")
     loaded = worker.load(weights_of(other, "other", 1, have))
     assert loaded.probe_gap < 1e-4
@@ -395,7 +400,8 @@ def test_another_state_waits_for_requests_under_way(worker, path, have):
 
 def test_a_probe_that_waits_is_checked_in_its_own_state(worker, path, have):
     """Another state that is loaded between a version and its probe does not answer for it."""
-    new, other = changed_model(path, 5), changed_model(path, 6)
+    new = changed_model(path, 5)
+    other = changed_model(path, 6)
     begun(worker, changed_model(path, 1), "waiting")
     assert worker.load(weights_of(new, "waiting", 2, have)).probe_gap is None
     assert worker.load(weights_of(other, "between", 1, have)).probe_gap < 1e-4
@@ -420,7 +426,8 @@ def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
     worker, path, have, monkeypatch
 ):
     """Wrong bytes lie in the model when `load` raises; not one token comes from them."""
-    old, new = changed_model(path, 1), changed_model(path, 5)
+    old = changed_model(path, 1)
+    new = changed_model(path, 5)
     begun(worker, old, "undone")
     write = worker.engine.write_memory
     with monkeypatch.context() as patch:
@@ -498,9 +505,9 @@ def test_completions_end_where_they_should(worker):
     """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own
     eos does not stop.
     """
-    [free] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
-    assert (free.finish_reason, len(free.completion_T)) == ("length", 30)
-    stop = free.completion_T[7]
+    [unstopped] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
+    assert (unstopped.finish_reason, len(unstopped.completion_T)) == ("length", 30)
+    stop = unstopped.completion_T[7]
     often = worker.sample(
         [Request(tuple(range(5, 10)), seed=i) for i in range(8)],
         "teacher",
@@ -508,12 +515,12 @@ def test_completions_end_where_they_should(worker):
         Sampling(6, 1.0, min_p=1.0),
     )
     # only the likeliest token is left, at any seed
-    assert {s.completion_T for s in often} == {free.completion_T[:6]}
+    assert {s.completion_T for s in often} == {unstopped.completion_T[:6]}
     [stopped] = worker.sample(
         [Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,))
     )
-    end = free.completion_T.index(stop) + 1
-    assert stopped.finish_reason == "stop" and stopped.completion_T == free.completion_T[:end]
+    end = unstopped.completion_T.index(stop) + 1
+    assert stopped.finish_reason == "stop" and stopped.completion_T == unstopped.completion_T[:end]
     assert len(stopped.logprobs_T) == end
     [cut] = worker.sample([Request((5,) * 120)], "teacher", 1, Sampling(30, 0.0))
     assert (cut.finish_reason, len(cut.completion_T)) == ("length", 8)
@@ -521,7 +528,8 @@ def test_completions_end_where_they_should(worker):
 
 def test_context_stands_in_front_of_the_prompt(worker):
     """Nothing is added (no bos) and nothing lost: context and prompt are one sequence of ids."""
-    context, prompt = tuple(range(30, 60)), tuple(range(5, 9))
+    context = tuple(range(30, 60))
+    prompt = tuple(range(5, 9))
     [split] = worker.sample([Request(prompt, context)], "teacher", 1, Sampling(8, 0.0))
     [whole] = worker.sample([Request(context + prompt)], "teacher", 1, Sampling(8, 0.0))
     assert split.completion_T == whole.completion_T

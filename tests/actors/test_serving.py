@@ -181,7 +181,8 @@ class FakeClient:
 
     async def pause_generation(self, mode, clear_cache):
         assert mode == "abort" and clear_cache
-        self.paused, self.cached = True, False
+        self.paused = True
+        self.cached = False
 
     async def resume_generation(self):
         self.paused = False
@@ -371,81 +372,86 @@ def greedy(model: torch.nn.Module, count: int) -> list[int]:
     return ids[len(PROMPT) :]
 
 
-@pytest.mark.stack
-@pytest.mark.slow
-def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, tmp_path):
-    first, log, errors = (
-        checkpoints.load(str(run / "memory" / "night-1")),
-        tmp_path / "log",
-        tmp_path / "errors",
-    )
-    command = [
-        sys.executable,
-        "-m",
-        "sleep_rl",
-        "serve",
-        str(run),
-        "--port",
-        "0",
-        "--follow",
-        "max_num_seqs=4",
-        "block_size=32",
-    ]
-    with log.open("w") as out, errors.open("w") as err:
-        server = subprocess.Popen(
-            command,
-            stdout=out,
-            stderr=err,
-            env={**os.environ, "TMPDIR": str(tmp_path)},
-            preexec_fn=as_at_a_terminal,
-        )
-    body = {
-        "prompt": PROMPT,
-        "max_tokens": 24,
-        "temperature": 0,
-        "ignore_eos": True,
-        "return_token_ids": True,
-    }
+class Server:
+    """`sleep-rl serve RUN --follow` in a process of its own; its output goes to files."""
 
-    def until(found, what):
-        deadline = time.monotonic() + 900
-        while not (value := found()):
-            assert server.poll() is None and time.monotonic() < deadline, (
-                f"{what}: {log.read_text()}{errors.read_text()}"
+    def __init__(self, run: Path, folder: Path):
+        self.log = folder / "log"
+        self.errors = folder / "errors"
+        options = ["--port", "0", "--follow", "max_num_seqs=4", "block_size=32"]
+        with self.log.open("w") as out, self.errors.open("w") as err:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "sleep_rl", "serve", str(run), *options],
+                stdout=out,
+                stderr=err,
+                env={**os.environ, "TMPDIR": str(folder)},
+                preexec_fn=as_at_a_terminal,
             )
+        self.url = ""
+
+    def wait_for(self, condition, name: str):
+        """The value of `condition` once it is true, while the server lives."""
+        deadline = time.monotonic() + 900
+        while not (value := condition()):
+            output = f"{name}: {self.log.read_text()}{self.errors.read_text()}"
+            assert self.process.poll() is None and time.monotonic() < deadline, output
             time.sleep(0.2)
         return value
 
-    def answer():
-        night, found = ask(url, "/v1/completions", body)
-        return night, found["choices"][0]["token_ids"]
+    def wait_until_it_answers(self) -> None:
+        greeting = re.compile(
+            r"run \(night-1\) answers at (http://127\.0\.0\.1:\d+)/v1, and follows its run"
+        )
+        self.url = self.wait_for(lambda: greeting.search(self.log.read_text()), "start")[1]
 
+    def ask(self, path: str, body: dict | None = None) -> tuple[str | None, dict]:
+        """(night in the header, JSON of the answer)."""
+        return ask(self.url, path, body)
+
+    def complete(self) -> tuple[str | None, list[int]]:
+        """(night in the header, 24 greedy tokens behind PROMPT)."""
+        body = {
+            "prompt": PROMPT,
+            "max_tokens": 24,
+            "temperature": 0,
+            "ignore_eos": True,
+            "return_token_ids": True,
+        }
+        night, answer = self.ask("/v1/completions", body)
+        return night, answer["choices"][0]["token_ids"]
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+
+
+@pytest.mark.stack
+@pytest.mark.slow
+def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, tmp_path):
+    first = checkpoints.load(str(run / "memory" / "night-1"))
+    server = Server(run, tmp_path)
     try:
-        started = re.compile(
-            r"run \(night-1\) answers at (http://127\.0\.0\.1:\d+)/v1, and "
-            r"follows its run"
-        )
-        url = until(lambda: started.search(log.read_text()), "start")[1]
-        assert ask(url, "/v1/models")[1]["data"][0]["id"] == "run"
-        assert answer() == ("night-1", greedy(first, 24))
-        assert ask(url, "/v1/night") == (None, {"night": 1, "nights": [1]})
+        server.wait_until_it_answers()
+        assert server.ask("/v1/models")[1]["data"][0]["id"] == "run"
+        assert server.complete() == ("night-1", greedy(first, 24))
+        assert server.ask("/v1/night") == (None, {"night": 1, "nights": [1]})
         second = sleep_once(run, base_checkpoint(), 2)
-        until(lambda: ask(url, "/v1/night")[1] == {"night": 2, "nights": [1, 2]}, "night 2")
-        assert answer() == ("night-2", greedy(second, 24)) and greedy(first, 24) != greedy(
-            second, 24
-        )
-        assert ask(url, "/v1/night", {"night": 1})[1]["night"] == 1
-        assert answer() == ("night-1", greedy(first, 24))
+        both = {"night": 2, "nights": [1, 2]}
+        server.wait_for(lambda: server.ask("/v1/night")[1] == both, "night 2")
+        assert server.complete() == ("night-2", greedy(second, 24))
+        assert greedy(first, 24) != greedy(second, 24)
+        assert server.ask("/v1/night", {"night": 1})[1]["night"] == 1
+        assert server.complete() == ("night-1", greedy(first, 24))
         with pytest.raises(urllib.error.HTTPError) as refused:
-            ask(url, "/v1/night", {"night": 5})
-        assert (
-            refused.value.code == 400 and "(1, 2)" in json.load(refused.value)["error"]["message"]
-        )
-        server.send_signal(signal.SIGINT)
-        assert server.wait(timeout=300) == 0
+            server.ask("/v1/night", {"night": 5})
+        assert refused.value.code == 400
+        error = json.load(refused.value)["error"]
+        assert "(1, 2)" in error["message"] and error["type"] == "InputError"
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(timeout=300) == 0
     finally:
-        if server.poll() is None:
-            server.kill()
-            server.wait()
-    assert log.read_text().splitlines()[-1] == "ended" and "Traceback" not in errors.read_text()
+        server.kill()
+    assert server.log.read_text().splitlines()[-1] == "ended"
+    assert "Traceback" not in server.errors.read_text()
     assert not list(tmp_path.glob("sleep_rl-serve-*"))

