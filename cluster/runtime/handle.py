@@ -1,35 +1,30 @@
-"""One worker and the calls to it, wherever it runs: the Host around the plain worker, and the
-Handle that calls it.
+"""The caller's side of a call: handles of workers, calls under way, and how they are waited for.
 
-Knows nothing of Ray; `cluster.runtime.backend` and `cluster.runtime.ray_backend` supply the channels between the two.
+Knows nothing of Ray; the backends supply the channels between a Handle and its Host.
 """
 
 from __future__ import annotations
 
-import importlib
 import os
-import socket
 import time
-import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
+from cluster.runtime.remote import Host, RemoteError, RemoteTraceback
+from cluster.runtime.resources import ResourceRequest
 from cluster.runtime.watchdog import Watch
-from sleep_rl.config.secrets import masked
 from sleep_rl.contracts.errors import InputError, RunError
 
-if TYPE_CHECKING:
-    from cluster.runtime.backend import Backend
-
 R = TypeVar("R")
+RENDEZVOUS = "finding a free port"
 LIMITS = {
     "start": "cluster.start_timeout_s",
-    "finding a free port": "cluster.start_timeout_s",
+    RENDEZVOUS: "cluster.start_timeout_s",
     "score": "reward.timeout_s",
 }
-"""What is called -> the key of its limit, where that is not cluster.call_timeout_s."""
+"""Name of a call -> the config key of its limit, where that is not cluster.call_timeout_s."""
 
 
 class WorkerDied(RunError):
@@ -41,144 +36,29 @@ class WorkerLate(RunError):
 
 
 @dataclass(frozen=True)
-class ResourceRequest:
-    """What one kind of worker needs; `cpus` and `gpus` are per worker."""
-
-    name: str
-    count: int
-    cpus: float = 0.0
-    gpus: float = 0.0
-
-
-@dataclass(frozen=True)
 class Ref(Generic[R]):
-    """A value put once with `Backend.put`; given as an argument of a call, the worker receives the
-    value.
+    """A value put once with `Backend.put`; as an argument of a call, the worker receives the value.
+
+    `held`: the value itself (local), or Ray's ObjectRef, which keeps the stored object alive.
     """
 
-    held: Any  # the value itself (local) or Ray's ObjectRef, which keeps the stored object alive
-
-
-# ---- the worker's side
-
-
-@dataclass(frozen=True)
-class RemoteError:
-    """A worker's exception on its way to the caller: as text, because not every exception can be
-    pickled.
-    """
-
-    kind: type[InputError] | type[RunError] | None  # None: anything else
-    line: str
-    trace: str
-
-
-class RemoteTraceback(Exception):
-    """The cause of an exception that a worker raised: its traceback there, as text."""
-
-
-class Host:
-    """Holds one plain worker. What the worker raises is returned as `RemoteError`, identically in both
-    backends.
-    """
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.worker: Any = None
-        # why there is no worker; empty when there is one
-        self.failed = "its class could not be sent"
-        self.before: dict[str, str | None] = {}  # the environment that `build` changed
-
-    def build(
-        self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
-    ) -> Any:
-        """Constructs the worker. `env` is set before its module is imported: OpenMP reads it at
-        import.
-        """
-        self.before = {key: os.environ.get(key) for key in env}
-        os.environ.update(env)
-
-        def construct() -> None:
-            self.worker = (_import(cls) if isinstance(cls, str) else cls)(**kwargs)
-
-        answer = self.attempt(construct)
-        self.failed = answer.line if isinstance(answer, RemoteError) else ""
-        return answer
-
-    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Calls the worker."""
-        if self.failed:
-            return RemoteError(RunError, f"worker {self.name} did not start: {self.failed}", "")
-        return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
-
-    def rendezvous(self) -> tuple[str, int]:
-        """Address of this node, and a port that is free on it now, for the process group that rank
-        0 leads.
-        """
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return self.address(), probe.getsockname()[1]
-
-    def address(self) -> str:
-        return "127.0.0.1"
-
-    def attempt(self, function: Callable[[], Any]) -> Any:
-        """The function's result, or `RemoteError`."""
-        try:
-            return function()
-        except Exception as error:
-            # the boundary of the worker: every exception is carried over and raised there
-            kind = next((k for k in (InputError, RunError) if isinstance(error, k)), None)
-            text = (str(error).splitlines() or [""])[0]
-            return RemoteError(
-                kind,
-                masked(text if kind else f"{type(error).__name__}: {text}"),
-                masked(traceback.format_exc()),
-            )
-
-
-def _import(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def tensor_to_bytes(tensor: Any) -> tuple[Any, str, tuple[int, ...]]:
-    """A CPU view of the bytes, the dtype (numpy has no bfloat16) and the shape."""
-    import torch
-
-    flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return (
-        flat.view(torch.uint8).numpy(),
-        str(tensor.dtype).removeprefix("torch."),
-        tuple(tensor.shape),
-    )
-
-
-def tensor_from_bytes(packed: tuple[Any, str, tuple[int, ...]]) -> Any:
-    """The tensor again, in memory of its own."""
-    import torch
-
-    data, dtype, shape = packed
-    tensor = torch.empty(shape, dtype=getattr(torch, dtype))
-    tensor.reshape(-1).view(torch.uint8).numpy()[:] = data
-    return tensor
-
-
-# ---- the caller's side
+    held: Any
 
 
 class Pending(ABC, Generic[R]):
-    """A call under way."""
+    """A call under way. `method` names it in errors."""
 
     watch = Watch()
 
     def __init__(self, worker: str, method: str) -> None:
-        self.worker, self.method = worker, method
+        self.worker = worker
+        self.method = method
 
     def result(self, timeout_s: float) -> R:
-        """The worker's result. Raises its InputError or RunError as it is, any other exception as a
-        RunError that names the worker and the method, WorkerLate past the deadline, WorkerDied when
-        the process is gone.
+        """Wait for the worker's result.
+
+        Raises its InputError or RunError as it is, any other exception as a RunError that names the
+        worker and the method, WorkerLate past the deadline, WorkerDied when the process is gone.
         """
         [answer] = settle([self], timeout_s)
         if isinstance(answer, InputError | RunError):
@@ -186,73 +66,87 @@ class Pending(ABC, Generic[R]):
         return answer
 
     def finish(self, wait_s: float, limit_s: float) -> R:
-        """Like `result`, for a call that has used up part of its limit already; says nothing while
-        it waits.
-        """
+        """Return or raise like `result`, for a call that has used up part of its limit already."""
         outcome = self.outcome(max(wait_s, 0.0), limit_s)
         if not isinstance(outcome, RemoteError):
             return outcome
-        error = (
-            outcome.kind(outcome.line)
-            if outcome.kind
-            else RunError(
-                f"worker {self.worker}: {self.method} failed: {outcome.line}{self.told()}"
-            )
-        )
+        if outcome.kind:
+            error = outcome.kind(outcome.line)
+        else:
+            failed = f"worker {self.worker}: {self.method} failed: {outcome.line}"
+            error = RunError(failed + self.log_hint())
         raise error from RemoteTraceback(f"in worker {self.worker}:\n{outcome.trace}")
 
     def late(self, limit_s: float) -> WorkerLate:
+        """Return the error of a call that missed its deadline, with the config key of its limit."""
+        key = LIMITS.get(self.method, "cluster.call_timeout_s")
         return WorkerLate(
-            f"worker {self.worker}: {self.method} gave no answer within "
-            f"{limit_s:g} s "
-            f"({LIMITS.get(self.method, 'cluster.call_timeout_s')}){self.told()}"
+            f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s ({key})"
+            f"{self.log_hint()}"
         )
 
-    def told(self) -> str:
-        """Where the worker's own words are; empty when they are in no file here."""
+    def log_hint(self) -> str:
+        """Return where the worker's log is; empty when it is in no file here."""
         path = os.path.join(self.watch.folder or "", f"{self.worker}.log")
         return f"; see {path}" if self.watch.folder and os.path.isfile(path) else ""
 
     @abstractmethod
     def ready(self, wait_s: float) -> bool:
-        """Whether the call is over, after waiting so long at most."""
+        """Return whether the call is over, after waiting `wait_s` at most."""
 
     @abstractmethod
-    def outcome(self, wait_s: float, limit_s: float) -> Any: ...
+    def outcome(self, wait_s: float, limit_s: float) -> Any:
+        """Return what the Host returned, within `wait_s`. Raises WorkerDied, RunError, and
+        WorkerLate, which names the call's whole limit.
+        """
 
 
 def settle(
     pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True
 ) -> list[R | InputError | RunError]:
-    """Waits for all calls under one deadline; what each gave or raised, in order. A long wait says
-    what it waits for; one past its deadline leaves this process's stacks behind, unless a late call
-    is nothing unusual (`stacks`).
+    """Wait for all calls under one deadline; return what each gave or raised, in order.
+
+    A long wait is reported on the console. A call past the deadline leaves the stacks of this
+    process in a file, unless late calls are nothing unusual (`stacks` False).
     """
-    began = time.monotonic()
+    deadline = time.monotonic() + timeout_s
     results: list[R | InputError | RunError] = []
     for pending in pendings:
-        watch = pending.watch
-        while not pending.ready(
-            pause := min(watch.every_s, max(began + timeout_s - time.monotonic(), 0.0))
-        ):
-            waited = time.monotonic() - began
-            if waited >= timeout_s:
-                if stacks:
-                    watch.given_up(f"{pending.worker}: {pending.method}")
-                break
-            if pause == watch.every_s:
-                still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
-                watch.waiting(still, len(pendings), waited, timeout_s)
+        _wait(pending, pendings, deadline, timeout_s, stacks)
         try:
-            results.append(pending.finish(began + timeout_s - time.monotonic(), timeout_s))
+            results.append(pending.finish(deadline - time.monotonic(), timeout_s))
         except (InputError, RunError) as error:
             results.append(error)
     return results
 
 
+def _wait(
+    pending: Pending[Any],
+    pendings: Sequence[Pending[Any]],
+    deadline: float,
+    timeout_s: float,
+    stacks: bool,
+) -> None:
+    """Wait until `pending`, one of `pendings`, is over, or until the deadline."""
+    watch = pending.watch
+    while True:
+        pause_s = min(watch.every_s, max(deadline - time.monotonic(), 0.0))
+        if pending.ready(pause_s):
+            return
+        waited_s = time.monotonic() - (deadline - timeout_s)
+        if waited_s >= timeout_s:
+            if stacks:
+                watch.given_up(f"{pending.worker}: {pending.method}")
+            return
+        if pause_s == watch.every_s:
+            still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
+            watch.waiting(still, len(pendings), waited_s, timeout_s)
+
+
 def wait_all(pendings: Sequence[Pending[R]], timeout_s: float, what: str) -> list[R]:
-    """The results of all calls, under one deadline. `what` says what is waited for when a worker is
-    late or dead.
+    """Return the results of all calls, under one deadline; raise the first error.
+
+    `what` says what is waited for when a worker is late or dead.
     """
     results = settle(pendings, timeout_s)
     for error in results:
@@ -270,10 +164,22 @@ class Channel(ABC):
     def send(
         self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
     ) -> Pending[Any]:
-        """Starts a method of Host; `label` names it in errors."""
+        """Start `verb`, a method of Host; `label` names the call in errors."""
 
     @abstractmethod
-    def kill(self) -> None: ...
+    def kill(self) -> None:
+        """End the Host's process at once."""
+
+
+class Spawner(Protocol):
+    """What a Handle needs of its backend."""
+
+    start_timeout_s: float
+    call_timeout_s: float
+    watch: Watch
+
+    def open(self, request: ResourceRequest) -> Channel:
+        """Make a process (or a place in this one) for one worker."""
 
 
 class Handle:
@@ -283,75 +189,83 @@ class Handle:
 
     def __init__(
         self,
-        backend: Backend,
+        spawner: Spawner,
         cls: str | Callable[..., Any],
         kwargs: dict[str, Any],
-        ask: ResourceRequest,
-        env: dict[str, str],
+        request: ResourceRequest,
     ) -> None:
-        self.name = ask.name
-        self._backend, self._cls, self._kwargs, self._ask, self._env = (
-            backend,
-            cls,
-            kwargs,
-            ask,
-            env,
+        """Open a channel to a Host for `cls` ("module:Class" or a callable). `build` constructs the
+        worker in it.
+        """
+        self.name = request.name
+        self._spawner = spawner
+        self._cls = cls
+        self._kwargs = kwargs
+        self._request = request
+        self._env: dict[str, str] = {}
+        self._channel = spawner.open(request)
+        self._construction: Pending[None] | None = None
+
+    def build(self, env: dict[str, str]) -> None:
+        """Start the worker's constructor, with these environment variables; does not wait."""
+        self._env = env
+        self._construction = self._watched(
+            self._channel.send(Host.build, "start", self._cls, self._kwargs, env)
         )
-        self._channel = backend.open(ask)
-        self._built: Pending[None]
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return an address and a free port on the worker's node. Needs no constructed worker."""
+        pending = self._watched(self._channel.send(Host.rendezvous, RENDEZVOUS))
+        return pending.result(self._spawner.start_timeout_s)
+
+    def construction(self) -> Pending[None]:
+        """Return the constructor's call, which raises what the constructor raised."""
+        if self._construction is None:
+            raise RunError(f"worker {self.name} was not built")
+        return self._construction
+
+    def built(self) -> bool:
+        """Return whether the constructor has ended, well or not; `ready` tells which."""
+        return self.construction().ready(0)
+
+    def ready(self) -> None:
+        """Wait until the worker is constructed; raise what its constructor raised."""
+        limit_s = self._spawner.start_timeout_s
+        wait_all([self.construction()], limit_s, f"starting {self.name}")
 
     def start(self, method: Callable[..., R], /, *args: Any, **kwargs: Any) -> Pending[R]:
-        """Starts `method` (a function of the role's Protocol, e.g. Rollout.sample); a Ref among the
+        """Start `method` (a function of the role's Protocol, e.g. Rollout.sample). A Ref among the
         arguments arrives as its value.
         """
         return self._start(method.__name__, *args, **kwargs)
 
     def restart(self) -> None:
-        """Ends the worker's process and constructs the worker anew, with the state of its first
-        start.
-        """
+        """End the worker's process and construct the worker anew, as it was first started."""
         self._channel.kill()
-        self._channel = self._backend.open(self._ask)
-        self._build()
-
-    def built(self) -> bool:
-        """Whether the constructor has ended, well or not; `ready` tells which."""
-        return self._built.ready(0)
+        self._channel = self._spawner.open(self._request)
+        self.build(self._env)
 
     def kill(self) -> None:
-        """Ends the worker's process at once."""
+        """End the worker's process at once."""
         self._channel.kill()
 
-    def ready(self) -> None:
-        """Waits until the worker is constructed; raises what its constructor raised."""
-        wait_all([self._built], self._backend.start_timeout_s, f"starting {self.name}")
-
     def _start(self, method: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
-        return self._watched(
-            self._channel.send(
-                Host.call,
-                method,
-                method,
-                *map(_inner, args),
-                **{key: _inner(value) for key, value in kwargs.items()},
-            )
-        )
-
-    def _build(self) -> None:
-        self._built = self._watched(
-            self._channel.send(Host.build, "start", self._cls, self._kwargs, self._env)
-        )
+        values = [_inner(value) for value in args]
+        named = {key: _inner(value) for key, value in kwargs.items()}
+        return self._watched(self._channel.send(Host.call, method, method, *values, **named))
 
     def _watched(self, pending: Pending[Any]) -> Pending[Any]:
-        pending.watch = self._backend.watch
+        pending.watch = self._spawner.watch
         return pending
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):
             raise AttributeError(method)
-        return lambda *args, **kwargs: self._start(method, *args, **kwargs).result(
-            self._backend.call_timeout_s
-        )
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            return self._start(method, *args, **kwargs).result(self._spawner.call_timeout_s)
+
+        return call
 
 
 def _inner(argument: Any) -> Any:

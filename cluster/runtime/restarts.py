@@ -1,4 +1,4 @@
-"""How often a run may start workers anew: one count for all of them, with a record of each."""
+"""The budget of restarts of a run: one count for all workers, with a journal record of each."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from sleep_rl.journal.journal import Journal
 
 
 class Restarts:
-    """Counts what is started anew over a run (`cluster.restarts`)."""
+    """Counts the workers that are restarted during a run."""
 
-    def __init__(self, most: int, journal: Journal) -> None:
-        self.most, self.used, self._journal = most, 0, journal
+    def __init__(self, limit: int, journal: Journal) -> None:
+        """`limit`: the config's cluster.restarts."""
+        self.limit = limit
+        self.used = 0
+        self._journal = journal
 
-    def spend(self, worker: str, reason: str) -> None:
-        """One more restart, on record. Raises RunError with the reason when none is left."""
-        if self.used == self.most:
-            raise RunError(f"{reason}; cluster.restarts = {self.most} are used up")
+    def consume(self, worker: str, reason: str) -> None:
+        """Count and record one more restart. Raises RunError with the reason when none is left."""
+        if self.used == self.limit:
+            raise RunError(f"{reason}; cluster.restarts = {self.limit} are used up")
         self.used += 1
         self._journal.log("restarted", worker=worker, reason=reason)

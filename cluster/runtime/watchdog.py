@@ -1,5 +1,5 @@
-"""Who waits for whom: after a minute a wait says what it waits for, and past its deadline it leaves
-every stack behind.
+"""Watchdog for remote calls: reports pending calls after a while, and dumps all stacks of this
+process when a call misses its deadline.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ from pathlib import Path
 from sleep_rl.journal.text import clock
 
 STACKS = "stacks.log"
+NAMED = 4  # pending calls that a line names
 
 
 @dataclass
 class Watch:
-    """What a person hears of long waits. `say` prints a line, `phase` names what the run is doing;
-    `folder` is where the driver's stacks go (the workers' go into their own logs).
+    """Tells people about long waits.
+
+    `say` prints a line; `phase` names what the run is doing; `folder` is where the driver's stacks
+    go (a worker's go into its own log); `every_s`: seconds between two lines of one wait.
     """
 
     say: Callable[[str], None] = lambda line: None
@@ -28,34 +31,30 @@ class Watch:
     every_s: float = 60.0
 
     def waiting(
-        self, open_calls: Sequence[str], calls: int, waited_s: float, limit_s: float
+        self, pending_calls: Sequence[str], calls: int, waited_s: float, limit_s: float
     ) -> None:
-        """One line: the phase, how many of the calls are open and which, how long already and how
-        long at most.
-        """
-        named = ", ".join(open_calls[:4]) + (
-            f" and {len(open_calls) - 4} more" if len(open_calls) > 4 else ""
-        )
-        where = f"{self.phase()}: " if self.phase() else ""
+        """Print which of so many calls are pending, for how long, and when they are given up."""
+        named = ", ".join(pending_calls[:NAMED])
+        if len(pending_calls) > NAMED:
+            named += f" and {len(pending_calls) - NAMED} more"
+        phase = f"{self.phase()}: " if self.phase() else ""
         self.say(
-            f"{where}waiting since {clock(waited_s)} for {len(open_calls)} of {calls} calls "
-            f"({named}); given up "
-            f"after {clock(limit_s)}"
+            f"{phase}waiting since {clock(waited_s)} for {len(pending_calls)} of {calls} calls "
+            f"({named}); given up after {clock(limit_s)}"
         )
 
     def given_up(self, what: str) -> None:
-        """Leaves the stacks of all threads of this process in `folder`. A disk that refuses loses
-        the stacks only.
+        """Append the stacks of all threads of this process to a file in `folder`. A disk that
+        refuses loses the stacks only.
         """
         if self.folder is None:
             return
+        path = Path(self.folder) / STACKS
         try:
             os.makedirs(self.folder, exist_ok=True)
-            with open(Path(self.folder) / STACKS, "a") as file:
+            with open(path, "a") as file:
                 file.write(f"{time.strftime('%F %T')} {what}\n")
                 file.flush()
                 faulthandler.dump_traceback(file, all_threads=True)
         except OSError as error:
-            self.say(
-                f"warning: {self.folder}/{STACKS} cannot be written: {error.strerror or error}"
-            )
+            self.say(f"warning: {path} cannot be written: {error.strerror or error}")

@@ -1,0 +1,83 @@
+"""The backend that runs every worker in this process: deterministic, and a debugger sees all."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from cluster.runtime.backend import Backend
+from cluster.runtime.handle import Channel, Pending, Ref
+from cluster.runtime.remote import Host
+from cluster.runtime.resources import ResourceRequest
+
+R = TypeVar("R")
+
+
+class LocalPending(Pending[R]):
+    """A call that is over already. It cannot be interrupted, but past its deadline it counts as
+    late all the same.
+    """
+
+    def __init__(self, worker: str, method: str, answer: Any, seconds: float) -> None:
+        super().__init__(worker, method)
+        self._answer = answer
+        self._seconds = seconds
+
+    def ready(self, wait_s: float) -> bool:
+        return True
+
+    def outcome(self, wait_s: float, limit_s: float) -> Any:
+        if self._seconds > limit_s:
+            raise self.late(limit_s)
+        return self._answer
+
+
+class LocalChannel(Channel):
+    """Calls the Host at once, in the caller's thread."""
+
+    def __init__(self, name: str) -> None:
+        self._host = Host(name)
+
+    def send(
+        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+    ) -> Pending[Any]:
+        started = time.monotonic()
+        answer = verb(self._host, *args, **kwargs)
+        return LocalPending(self._host.name, label, answer, time.monotonic() - started)
+
+    def kill(self) -> None:
+        self._host.worker = None
+        for key, value in self._host.replaced_env.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        self._host.replaced_env = {}
+
+
+class LocalBackend(Backend):
+    """Every worker in this process, one call at a time. CPUs and GPUs are not counted."""
+
+    def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
+        super().__init__(start_timeout_s, call_timeout_s)
+        self._channels: list[LocalChannel] = []
+
+    def open(self, request: ResourceRequest) -> Channel:
+        channel = LocalChannel(request.name)
+        self._channels.append(channel)
+        return channel
+
+    def preflight(self, requests: Sequence[ResourceRequest]) -> None:
+        return None
+
+    def put(self, value: R) -> Ref[R]:
+        return Ref(value)
+
+    def get(self, ref: Ref[R]) -> R:
+        return ref.held
+
+    def shutdown(self) -> None:
+        while self._channels:
+            self._channels.pop().kill()

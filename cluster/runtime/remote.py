@@ -1,0 +1,96 @@
+"""The worker's side of a call: the host that holds a plain worker, and its exceptions as values.
+
+Knows nothing of Ray: `local_backend` calls a Host directly, `ray_backend` in an actor's process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import socket
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from sleep_rl.config.secrets import masked
+from sleep_rl.contracts.errors import InputError, RunError
+
+
+@dataclass(frozen=True)
+class RemoteError:
+    """A worker's exception on its way to the caller, as text: not every exception can be pickled.
+
+    `kind`: the class to raise at the caller; None: any other than InputError and RunError.
+    """
+
+    kind: type[InputError] | type[RunError] | None
+    line: str
+    trace: str
+
+
+class RemoteTraceback(Exception):
+    """The worker's traceback as text: the cause of the exception that is raised at the caller."""
+
+
+class Host:
+    """Holds one plain worker and returns what it raises as `RemoteError`, alike in all backends."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.worker: Any = None
+        # why there is no worker; empty when there is one
+        self.failed = "its class could not be sent"
+        self.replaced_env: dict[str, str | None] = {}  # the variables that `build` changed
+
+    def build(
+        self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
+    ) -> Any:
+        """Construct the worker. `env` is set before its module is imported, because OpenMP reads it
+        at import.
+        """
+        self.replaced_env = {key: os.environ.get(key) for key in env}
+        os.environ.update(env)
+
+        def construct() -> None:
+            factory = _import(cls) if isinstance(cls, str) else cls
+            self.worker = factory(**kwargs)
+
+        answer = self.attempt(construct)
+        self.failed = answer.line if isinstance(answer, RemoteError) else ""
+        return answer
+
+    def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
+        """Call a method of the worker."""
+        if self.failed:
+            return RemoteError(RunError, f"worker {self.name} did not start: {self.failed}", "")
+        return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return this node's address and a port that is free on it now, for the process group that
+        rank 0 leads.
+        """
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return self.address(), probe.getsockname()[1]
+
+    def address(self) -> str:
+        """Return the address under which the other workers reach this one."""
+        return "127.0.0.1"
+
+    def attempt(self, function: Callable[[], Any]) -> Any:
+        """Return the function's result, or `RemoteError` for what it raised."""
+        try:
+            return function()
+        # the boundary of the worker: every exception is carried over and raised at the caller
+        except Exception as error:  # noqa: BLE001
+            kind = next((kind for kind in (InputError, RunError) if isinstance(error, kind)), None)
+            text = (str(error).splitlines() or [""])[0]
+            line = text if kind else f"{type(error).__name__}: {text}"
+            return RemoteError(kind, masked(line), masked(traceback.format_exc()))
+
+
+def _import(path: str) -> Callable[..., Any]:
+    """Return the class that "module:Class" names."""
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)
