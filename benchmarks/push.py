@@ -24,9 +24,11 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from cluster.crew import WorkerCrew
-from cluster.launch import base_checkpoint, memory_of
-from cluster.runtime.ray_backend import RayBackend, wait_all
+from cluster.crew import WorkerCrew, start_crew
+from cluster.run_workers import base_checkpoint, memory_of
+from cluster.runtime.handle import wait_all
+from cluster.runtime.ray_backend import RayBackend
+from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Config, Model
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Weights
@@ -190,14 +192,8 @@ def main() -> None:
         checkpoint = checkpoints.expand(
             base, f"{folder}/checkpoint", memory_of(config), config.run.seed
         )
-        crew = WorkerCrew(
-            backend,
-            config,
-            Journal(Path(folder) / "metrics.jsonl"),
-            checkpoint=checkpoint,
-            base=base,
-            probe_T=tuple(range(4, 16)),
-        )
+        spec = CrewSpec(config, checkpoint, base, probe_T=tuple(range(4, 16)))
+        crew = start_crew(backend, spec, Journal(Path(folder) / "metrics.jsonl"))
         seconds, delta = measure(backend, crew, arguments.repeat)
         crew.close()
     report(seconds, delta)

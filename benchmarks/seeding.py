@@ -48,7 +48,7 @@ def make_prompts() -> list[str]:
 
 def embedded_base() -> str:
     """Return the path of the embedded task's base model."""
-    from cluster.launch import base_checkpoint
+    from cluster.run_workers import base_checkpoint
     from sleep_rl.config.schema import Config
     from sleep_rl.session.console import Console
     from sleep_rl.tasks.registry import make_task
@@ -62,9 +62,10 @@ def measure_ours(threads: int) -> dict[str, float]:
     """
     from dataclasses import replace
 
-    from cluster.crew import WorkerCrew
-    from cluster.launch import memory_of
+    from cluster.crew import start_crew
+    from cluster.run_workers import memory_of
     from cluster.runtime.ray_backend import RayBackend
+    from cluster.worker_specs import CrewSpec
     from sleep_rl.config.method import Objective, Replay, Sleep
     from sleep_rl.config.schema import Config, Learners, Model
     from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, TrainingRow
@@ -86,7 +87,7 @@ def measure_ours(threads: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
         checkpoint = checkpoints.expand(base, f"{folder}/checkpoint", memory_of(config), 0)
         journal = Journal(Path(folder) / "metrics.jsonl")
-        crew = WorkerCrew(backend, config, journal, checkpoint=checkpoint, base=base)
+        crew = start_crew(backend, CrewSpec(config, checkpoint, base), journal)
         tokenizer = checkpoints.load_tokenizer(checkpoint, 10**9)
         prompts = [
             tuple(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in make_prompts()
@@ -119,7 +120,7 @@ def measure_ours(threads: int) -> dict[str, float]:
 
 def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
     """Return a student with one unlocked expert, its teacher, and their tokenizer."""
-    from cluster.launch import memory_of
+    from cluster.run_workers import memory_of
     from sleep_rl.config.schema import Config, Model
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory import FRESH, memory_levels

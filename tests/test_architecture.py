@@ -53,9 +53,10 @@ def homes(package: str) -> list[Path]:
     return [file for file in SOURCES if package in imports(file)]
 
 
-def test_ray_has_one_home_and_it_is_in_cluster():
-    assert len(homes("ray")) <= 1
-    assert all(file.parts[0] == "cluster" for file in homes("ray"))
+def test_ray_is_imported_by_its_backend_and_the_job_client_only():
+    found = [str(file) for file in homes("ray")]
+    backend = [name for name in found if name.startswith("cluster/runtime/ray_")]
+    assert set(found) - set(backend) <= {"cluster/jobs/client.py"}
 
 
 @pytest.mark.parametrize(("package", "home"), [("vllm", "actors"), ("deepspeed", "learners")])

@@ -13,10 +13,12 @@ import math
 import sys
 from pathlib import Path
 
-from cluster.crew import WorkerCrew
+from cluster.crew import WorkerCrew, start_crew
 from cluster.doctor.doctor import RESULT
-from cluster.runtime.backend import Backend, LocalBackend
+from cluster.runtime.backend import Backend
+from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
+from cluster.worker_specs import CrewSpec
 from sleep_rl.config.loader import dump, reload
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, InputError, RunError
@@ -93,15 +95,13 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     """Goes once through everything that a night does, and returns what was seen. Raises RunError
     where it does not hold.
     """
-    from cluster.launch import memory_of
+    from cluster.run_workers import memory_of
 
     base = make_base(folder / "base")
     checkpoint = checkpoints.expand(base, str(folder / "checkpoint"), memory_of(config))
     journal = Journal(folder / "metrics.jsonl")
     with backend:
-        crew = WorkerCrew(
-            backend, config, journal, checkpoint=checkpoint, base=base, probe_T=DOCUMENT
-        )
+        crew = start_crew(backend, CrewSpec(config, checkpoint, base, DOCUMENT), journal)
         crew.push(TEACHER, TEACHER)
         crew.learn.open_night(1)
         crew.push(STUDENT, STUDENT)

@@ -27,7 +27,8 @@ from typing import Any
 import psutil
 
 from cluster.launch import run
-from cluster.runtime.ray_backend import RayBackend, Ref
+from cluster.runtime.handle import Ref
+from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError

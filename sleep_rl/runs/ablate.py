@@ -13,13 +13,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from sleep_rl.config.schema import Config
-from sleep_rl.contracts.errors import InputError
 from sleep_rl.config.loader import dump, load
+from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
+from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read
 from sleep_rl.journal.retention import KNOWN, Retention, wilson_interval
 from sleep_rl.journal.text import aligned
+from sleep_rl.runs.run_dir import numbered
 
 WHOLE = "whole"
 ROWS: dict[str, tuple[str, ...]] = {
@@ -97,7 +98,7 @@ def ablate(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
             if state == "ok":
                 continue
             if state == "failed":
-                folder.rename(_free(folder))
+                folder.rename(_kept_name(folder))
             code = subprocess.run([sys.executable, "-m", "sleep_rl", "run", path, *mine]).returncode
             if code:
                 reasons[folder] = f"exit code {code}"
@@ -128,13 +129,10 @@ def _lived(config: dict) -> dict:
     return {section: keys for section, keys in config.items() if section != "wandb"}
 
 
-def _free(folder: Path) -> Path:
-    """A name for what a failed attempt left: nothing is thrown away."""
-    return next(
-        path
-        for i in range(1, 10_000)
-        if not (path := folder.with_name(f"{folder.name}-failed-{i}")).exists()
-    )
+def _kept_name(folder: Path) -> Path:
+    """Return a new name for what a failed attempt left: nothing is deleted."""
+    first = folder.with_name(f"{folder.name}-failed")
+    return next(path for path in numbered(first) if not path.exists())
 
 
 def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:

@@ -11,11 +11,11 @@ import torch
 from transformers import GenerationConfig
 from transformers.utils import logging
 
-from sleep_rl.model import checkpoints
-from sleep_rl.runs.resolve import find
-from sleep_rl.contracts.records import STUDENT, TEACHER
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import STUDENT, TEACHER
+from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import LOCKED, Patch, memory_levels, view_of
+from sleep_rl.runs.resolve import find
 
 BEFORE, AFTER = STUDENT, TEACHER  # views of one model: without its memory, and as it is stored
 
@@ -63,7 +63,6 @@ def _piped() -> Iterator[str]:
 
 def _typed() -> Iterator[str]:
     """Lines from a terminal until its end (ctrl-D)."""
-    import readline
 
     print("One question per line; ctrl-D ends.")
     while True:

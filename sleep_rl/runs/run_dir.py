@@ -24,6 +24,7 @@ from sleep_rl.files import JSON_BYTES, parsed, write_atomically
 from sleep_rl.tasks.registry import make_task
 
 FILE, LOCK = "run.json", ".lock"
+MOST_NUMBERED = 10_000  # folders of one name
 GROWING = (
     "task.documents.days",
     "task.documents.path",
@@ -55,6 +56,29 @@ FREE = (
     "learners.threads",
 )
 """Keys that may change when a run goes on: where and how fast it runs, not what it computes."""
+
+
+def new_folder(config: Config, suffix: str = "") -> Path:
+    """Make the folder <run.dir>/<run.name><suffix>, or with -2, -3, ... behind it: an earlier run
+    is never written over. Raises RunError when none can be made.
+    """
+    first = Path(config.run.dir) / f"{config.run.name}{suffix}"
+    for folder in numbered(first):
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise RunError(f"run.dir: {folder} cannot be made: {error.strerror}") from error
+    raise RunError(f"run.dir: {first} and its numbered names are all taken")
+
+
+def numbered(first: Path) -> Iterator[Path]:
+    """Yield `first`, then its name with -2, -3, ... behind it."""
+    yield first
+    for number in range(2, MOST_NUMBERED):
+        yield first.with_name(f"{first.name}-{number}")
 
 
 def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:

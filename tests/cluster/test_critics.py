@@ -6,10 +6,9 @@ import pytest
 import torch
 
 from cluster.crew import WorkerCrew
-from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
-from cluster.weights import WeightStore
+from cluster.worker_specs import CrewHandles, CrewSpec
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import TEACHER, Sampling, Trial
 from sleep_rl.journal.journal import Journal, read
@@ -49,11 +48,13 @@ def crew(backend, tmp_path):
             for i, kwargs in enumerate(kwargs_N)
         ]
         backend.ready(handles)
-        made, journal = WorkerCrew.__new__(WorkerCrew), Journal(tmp_path / "metrics.jsonl")
-        made._config = toy(critics={"copies_per_pass": 2})  # seven trials are several calls
-        made.version, made.learn, made._restarts = 4, Learner(), Restarts(1, journal)
-        made._critics = Pool("critics", handles, 60)
-        made._drafts = WeightStore(backend, made._critics)
+        journal = Journal(tmp_path / "metrics.jsonl")
+        config = toy(critics={"copies_per_pass": 2})  # several calls
+        spec = CrewSpec(config, "none", "none")
+        crew_handles = CrewHandles([], critics=handles)
+        made = WorkerCrew(backend, spec, crew_handles, journal, Restarts(1, journal))
+        made.version = 4
+        made.learn = Learner()
         return made, journal
 
     return make

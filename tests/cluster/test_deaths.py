@@ -10,9 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cluster.crew import WorkerCrew
-from cluster.runtime.backend import LocalBackend, _LocalChannel
+from cluster.crew import start_crew
 from cluster.runtime.handle import Pending, WorkerDied
+from cluster.runtime.local_backend import LocalBackend, LocalChannel
+from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Cluster, Rollouts
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import LoadReport, StepResult, Weights
@@ -120,7 +121,7 @@ class Died(Pending):
         raise WorkerDied(f"worker {self.worker} died during {self.method}: injected")
 
 
-class MortalChannel(_LocalChannel):
+class MortalChannel(LocalChannel):
     def __init__(self, name, backend):
         super().__init__(name)
         self.backend, self.dead, backend.calls = backend, False, 0
@@ -162,10 +163,10 @@ class MortalBackend(LocalBackend):
         self.learners = super().spawn_ranks(Learner, kwargs, **rest)
         return self.learners
 
-    def open(self, ask):
-        if ask.name.startswith("learner"):
-            return super().open(ask)
-        self._channels.append(MortalChannel(ask.name, self))
+    def open(self, request):
+        if request.name.startswith("learner"):
+            return super().open(request)
+        self._channels.append(MortalChannel(request.name, self))
         return self._channels[-1]
 
 
@@ -182,7 +183,7 @@ def life_under(share, folder, steps, seed=0):
     )
     texts, journal = PromptCodec(Diary(), Stable()), Journal(folder / "metrics.jsonl")
     with MortalBackend(share, seed) as backend:
-        crew = WorkerCrew(backend, config, journal, checkpoint="none", base="none")
+        crew = start_crew(backend, CrewSpec(config, "none", "none"), journal)
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
         told = backend.learners[0].digest()
         crew.close()
@@ -239,6 +240,6 @@ def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsy
         MortalBackend(0.5) as backend,
         pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"),
     ):
-        crew = WorkerCrew(backend, config, journal, checkpoint="none", base="none")
+        crew = start_crew(backend, CrewSpec(config, "none", "none"), journal)
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("restarted") == restarts

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.drill import faults, reached
+from cluster.drill import faults
+from cluster.drill.drill import reached
 from cluster.drill.faults import TwoNodes
 from sleep_rl.journal.journal import read
 from tests.conftest import as_at_a_terminal

@@ -14,9 +14,8 @@ import transformers
 
 from cluster.drill.faults import TwoNodes
 from cluster.runtime import node_versions
-from cluster.runtime.handle import ResourceRequest
 from cluster.runtime.node_versions import Node, differences, look, unseen
-from cluster.runtime.placement import bundles, check, inventory
+from cluster.runtime.resources import ResourceRequest, bundles, check, inventory
 from sleep_rl.contracts.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +143,8 @@ def test_the_digest_of_the_sources_changes_with_them(tmp_path):
 
 PREFLIGHT = """
 import sys
-from cluster.runtime.ray_backend import ResourceRequest, RayBackend
+from cluster.runtime.ray_backend import RayBackend
+from cluster.runtime.resources import ResourceRequest
 from cluster.runtime.watchdog import Watch
 with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
     backend.watch = Watch(print)

@@ -7,9 +7,12 @@ from dataclasses import replace
 import pytest
 
 from cluster import crew
-from cluster.runtime.pool import Pool, RewardPool, RolloutPool, Unfinished, split
-from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from cluster.runtime.local_backend import LocalBackend
+from cluster.runtime.pool import Pool, Unfinished, split
+from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
+from cluster.runtime.role_pools import RewardPool, RolloutPool
+from cluster.worker_specs import CrewSpec
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward
@@ -52,7 +55,7 @@ def handles(backend):
 def pool(handles):
     pool = Pool("echoes", handles, timeout_s=60)
     yield pool
-    pool.restart_lost()
+    pool.restart_failed()
 
 
 @pytest.mark.parametrize(
@@ -83,15 +86,15 @@ class TestPool:
     def test_exception_of_a_worker_is_raised(self, pool):
         with pytest.raises(RunError, match=r"^worker echo-1: double failed: TypeError"):
             pool.map(Echo.double, [1, 2, 3], hurt="raise", victim="w1")
-        assert not pool.lost
+        assert not pool.failed
 
-    def test_rubbish_takes_a_worker_out(self, pool):
+    def test_an_invalid_response_takes_a_worker_out(self, pool):
         assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
             1,
             Unfinished("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"),
             3,
         ]
-        assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
+        assert list(pool.failed) == ["echo-1"] and len(pool.workers) == 2
         with pytest.raises(
             RunError,
             match=r"^echoes: every worker failed: worker echo-0: drop_last gave 0 results for 1",
@@ -103,30 +106,24 @@ class TestPool:
         assert results[:2] + results[4:] == [2, 4, 10, 12]
         assert all(isinstance(r, Failure) and r.where == "echo-1" for r in results[2:4])
         assert results[2].reason.startswith("worker echo-1 died during double: ")
-        assert list(pool.lost) == ["echo-1"]
+        assert list(pool.failed) == ["echo-1"]
         assert pool.map(Echo.double, [1, 2, 3]) == [2, 4, 6]  # by the other two
         prepared = []
-        assert (
-            [h.name for h in pool.restart_lost(prepared.extend)]
-            == ["echo-1"]
-            == [h.name for h in prepared]
-        )
+        pool.prepare_restarted_with(prepared.extend)
+        assert [h.name for h in pool.restart_failed()] == ["echo-1"] == [h.name for h in prepared]
         assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
 
     @pytest.mark.parametrize("victim", ["w1", "*"])
-    def test_what_a_lost_worker_owed_is_asked_once_more(self, victim, pool, only_ray, tmp_path):
-        revived = []
-
-        def revive():
-            revived.extend(pool.lost)
-            pool.restart_lost()
-
-        results = pool.map_again(
-            revive, Echo.double_if, [1, 2, 3, 4, 5, 6], victim, str(tmp_path / "died")
-        )
+    def test_what_a_failed_worker_left_unfinished_is_tried_once_more(
+        self, victim, handles, only_ray, tmp_path
+    ):
+        restarted = []
+        pool = Pool("echoes", handles, 60, lambda worker, reason: restarted.append(worker))
+        died = str(tmp_path / "died")
+        results = pool.map_with_retry(Echo.double_if, [1, 2, 3, 4, 5, 6], victim, died)
         assert results == [2, 4, 6, 8, 10, 12]
-        assert sorted(revived) == (["echo-1"] if victim == "w1" else ["echo-0", "echo-1", "echo-2"])
-        assert pool.lost == {} and len(pool.workers) == 3
+        assert restarted == (["echo-1"] if victim == "w1" else ["echo-0", "echo-1", "echo-2"])
+        assert pool.failed == {} and len(pool.workers) == 3
 
     def test_late_worker_gives_failures_and_is_taken_out(self, handles):
         pool = Pool("echoes", handles, timeout_s=0.5)
@@ -139,8 +136,8 @@ class TestPool:
             ),
             6,
         ]
-        assert list(pool.lost) == ["echo-1"] and len(pool.workers) == 2
-        pool.restart_lost()
+        assert list(pool.failed) == ["echo-1"] and len(pool.workers) == 2
+        pool.restart_failed()
 
     def test_every_worker_lost_is_an_error(self, handles, only_ray):
         pool = Pool("echoes", handles[:1], timeout_s=60)
@@ -150,7 +147,7 @@ class TestPool:
             pool.map(Echo.double, [1, 2], hurt="die", victim="*")
         with pytest.raises(RunError, match=r"^echoes: no worker left: worker echo-0 died"):
             pool.map(Echo.double, [1])
-        pool.restart_lost()
+        pool.restart_failed()
 
 
 class TestRewardPool:
@@ -176,7 +173,7 @@ class TestRewardPool:
             "worker reward-0: score gave no answer within 0.5 s (reward.timeout_s)", "reward-0"
         )
         assert rewards.score([self.SAME, self.SLOW]) == [late, late]
-        assert not rewards.lost
+        assert not rewards.failed
         rewards.timeout_s = 5.0  # the worker first ends the late call
         assert rewards.score([self.SAME]) == [1.0]
         rewards.close()
@@ -184,7 +181,7 @@ class TestRewardPool:
 
     def test_late_twice_in_a_row_is_started_anew(self, rewards, only_ray):
         spent = []
-        rewards._spend = lambda worker, reason: spent.append((worker, reason))
+        rewards._consume = lambda worker, reason: spent.append((worker, reason))
         assert [type(rewards.score([self.SLOW])[0]) for _ in range(2)] == [Failure, Failure]
         assert spent == [
             (
@@ -194,7 +191,7 @@ class TestRewardPool:
             )
         ]
         rewards.timeout_s = 30
-        assert rewards.score([self.SAME]) == [1.0] and not rewards.lost
+        assert rewards.score([self.SAME]) == [1.0] and not rewards.failed
 
     def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
         handle, spent = backend.spawn("tests.workers:Scorer", {}, name="reward-dead"), []
@@ -216,12 +213,12 @@ class TestRewardPool:
             "worker reward-raises-1: score failed: IndexError: no second token", "reward-raises-1"
         )
         assert rewards.score([self.SAME, pair]) == [1.0, failed]
-        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0] and not rewards.lost
+        assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0] and not rewards.failed
 
     @pytest.mark.parametrize(
         "value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")]
     )
-    def test_rubbish_is_no_reward(self, here, value, shown):
+    def test_an_invalid_value_is_no_reward(self, here, value, shown):
         handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
         reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
@@ -230,7 +227,7 @@ class TestRewardPool:
 
     def test_no_restarts_left(self, here, tmp_path):
         handle = here.spawn(lambda: Constant(2.0), {}, name="reward-mad")
-        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).spend)
+        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).consume)
         with pytest.raises(
             RunError,
             match=r"gave the reward 2.0, allowed is \[0, 1\]; "
@@ -256,7 +253,7 @@ class TestRolloutPool:
     REQUESTS = [Request((5, 6), (1,), seed) for seed in (3, 4)]
     HOW = Sampling(4)
 
-    def pool(self, backend, change):
+    def pool(self, backend, change, consume=lambda worker, reason: None):
         def answer(requests_N, name, version):
             return [
                 change(
@@ -274,13 +271,14 @@ class TestRolloutPool:
                 for r in requests_N
             ]
 
-        return RolloutPool([backend.spawn(Answering, {"answer": answer}, name="rollout-0")], 30)
+        handle = backend.spawn(Answering, {"answer": answer}, name="rollout-0")
+        return RolloutPool([handle], 30, consume)
 
     def test_sound_samples_and_failures(self, here):
         got = self.pool(here, lambda s: Failure("cut") if s.seed == 4 else s)
         # newer ones are welcome, too
-        samples = got.sample(got.restart_lost, self.REQUESTS, "student", 2, self.HOW)
-        assert samples[0].completion_T == (7, 8) and samples[1] == Failure("cut") and not got.lost
+        samples = got.sample(self.REQUESTS, "student", 2, self.HOW)
+        assert samples[0].completion_T == (7, 8) and samples[1] == Failure("cut") and not got.failed
 
     @pytest.mark.parametrize(
         "change, wrong",
@@ -304,19 +302,15 @@ class TestRolloutPool:
             (lambda s: "text", "a str and no sample"),
         ],
     )
-    def test_rubbish_twice_is_an_error(self, here, change, wrong):
-        pool, revived = self.pool(here, change), []
-
-        def revive():
-            revived.extend(pool.lost.values())
-            pool.restart_lost()
-
+    def test_an_invalid_response_twice_is_an_error(self, here, change, wrong):
+        restarted = []
+        pool = self.pool(here, change, lambda worker, reason: restarted.append(reason))
         with pytest.raises(
             RunError,
             match=f"^rollouts: every worker failed: worker rollout-0: sample gave .*{wrong}",
         ):
-            pool.sample(revive, self.REQUESTS, "student", 2, self.HOW)
-        assert len(revived) == 1
+            pool.sample(self.REQUESTS, "student", 2, self.HOW)
+        assert len(restarted) == 1
 
 
 class TestSlices:
@@ -330,11 +324,10 @@ class TestSlices:
         handles = [
             here.spawn("tests.workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)
         ]
-        pool = RolloutPool(handles, 60, slice_s=0.01)
+        nobody_failed = lambda worker, reason: pytest.fail(reason)  # noqa: E731
+        pool = RolloutPool(handles, 60, nobody_failed, slice_s=0.01)
         for _ in range(2):
-            samples = pool.sample(
-                lambda: pytest.fail("nobody is lost"), self.REQUESTS, "student", 4, Sampling(1)
-            )
+            samples = pool.sample(self.REQUESTS, "student", 4, Sampling(1))
             assert [s.seed for s in samples] == [r.seed for r in self.REQUESTS]
         assert [len(handle.seen()) for handle in handles] == [2, 6]
 
@@ -348,16 +341,14 @@ class TestSlices:
             RunError,
             match=r"rollouts: every worker failed: worker rollout-0 gave no samples within 0.2 s",
         ):
-            pool.sample(lambda: pool.restart_lost(), self.REQUESTS, "student", 4, Sampling(1))
+            pool.sample(self.REQUESTS, "student", 4, Sampling(1))
 
     def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
         handle = backend.spawn("tests.workers:Sliced", {"slices": 20}, name="rollout-0")
         backend.ready([handle])
         pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
         sampling = threading.Thread(
-            target=lambda: samples.extend(
-                pool.sample(lambda: None, self.REQUESTS, "student", 4, Sampling(1))
-            )
+            target=lambda: samples.extend(pool.sample(self.REQUESTS, "student", 4, Sampling(1)))
         )
         sampling.start()
         time.sleep(0.5)
@@ -389,13 +380,13 @@ def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeyp
         if len(tried) < 4:
             raise InputError("rollout: 2 CPU asked, the cluster has 1")
 
-    crew._until(check, here, 300.0)
+    crew.wait_for_room(check, here, 300.0)
     assert len(tried) == 4 and said == [
         "waiting up to 5:00 min for a node: rollout: 2 CPU asked, the cluster has 1"
     ]
     tried.clear()
     with pytest.raises(InputError):
-        crew._until(check, here, 0.0)
+        crew.wait_for_room(check, here, 0.0)
     assert len(tried) == 1
 
 
@@ -413,7 +404,6 @@ def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeyp
 
     config = toy(cluster={"wait_for_nodes_s": wait_s})
     with pytest.raises(InputError, match="the cluster has 0"):
-        crew.WorkerCrew(
-            Empty(), config, Journal(tmp_path / "m.jsonl", []), checkpoint="none", base="none"
-        )
+        spec = CrewSpec(config, "none", "none")
+        crew.start_crew(Empty(), spec, Journal(tmp_path / "m.jsonl", []))
     assert (now[0], len(asked)) == (100 + wait_s, 1 + wait_s)

@@ -11,17 +11,11 @@ import psutil
 import pytest
 import torch
 
-from cluster.runtime.placement import check
-from cluster.runtime.ray_backend import (
-    LocalBackend,
-    RayBackend,
-    ResourceRequest,
-    WorkerDied,
-    WorkerLate,
-    _RayPending,
-    settle,
-    wait_all,
-)
+from cluster.runtime.handle import WorkerDied, WorkerLate, settle, wait_all
+from cluster.runtime.local_backend import LocalBackend
+from cluster.runtime.ray_backend import RayBackend
+from cluster.runtime.ray_channel import RayPending
+from cluster.runtime.resources import ResourceRequest, check
 from cluster.runtime.watchdog import STACKS, Watch
 from sleep_rl.contracts.errors import InputError, RunError
 from tests.workers import Echo
@@ -54,7 +48,7 @@ def test_a_worker_that_ray_ends_for_want_of_memory_has_died(monkeypatch):
 
     monkeypatch.setattr(ray, "get", get)
     with pytest.raises(WorkerDied) as died:
-        _RayPending("critic-0", "try_out", "answer").outcome(1.0, 600.0)
+        RayPending("critic-0", "try_out", "answer").outcome(1.0, 600.0)
     assert str(died.value) == (
         "worker critic-0 died during try_out: the memory of its node was "
         "nearly full (22.90GB of 23.54GB), "
@@ -379,7 +373,7 @@ class TestRay:
 
 def test_local_backend_restores_the_environment_and_never_imports_ray():
     code = (
-        "import os, sys; from cluster.runtime.ray_backend import LocalBackend\n"
+        "import os, sys; from cluster.runtime.local_backend import LocalBackend\n"
         "with LocalBackend() as backend:\n"
         "    handle = backend.spawn('io:StringIO', {}, name='x', env={'SLEEP_X': '1'}); "
         "handle.write('abc')\n"

@@ -6,8 +6,9 @@ import time
 import pytest
 
 from cluster import scale
+from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.pool import Pool
-from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from cluster.runtime.ray_backend import RayBackend
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.contracts.errors import InputError

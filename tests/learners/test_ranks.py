@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from cluster.crew import Ranks
-from cluster.runtime.ray_backend import LocalBackend, RayBackend
+from cluster.runtime.local_backend import LocalBackend
+from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.records import STUDENT, TEACHER
 from tests.learners.test_worker import CONFIG, DOCUMENTS, ROWS
 

@@ -55,13 +55,14 @@ class Hang(BaseException):
 @pytest.fixture(autouse=True)
 def no_engines(monkeypatch, tmp_path):
     """Whatever would start workers ends there; figures are checked instead of drawn."""
-    from cluster import launch
+    from cluster import launch, run_workers
 
     def refuse(*_, **__):
         raise RunError(NO_ENGINES)
 
-    monkeypatch.setattr(launch, "RayBackend", refuse)
-    monkeypatch.setattr(launch, "LocalBackend", refuse)
+    monkeypatch.setattr(run_workers, "RayBackend", refuse)
+    monkeypatch.setattr(run_workers, "LocalBackend", refuse)
+    monkeypatch.setattr(run_workers, "make_base", refuse)
     monkeypatch.setattr(launch, "make_base", refuse)
 
     def figure(panel):

@@ -134,7 +134,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_s
 
 
 def test_a_run_never_writes_over_an_earlier_one(tmp_path):
-    from cluster.launch import new_folder
+    from sleep_rl.runs.run_dir import new_folder
 
     config = toy(run={"name": "life", "dir": str(tmp_path)})
     assert [new_folder(config).name for _ in range(3)] == ["life", "life-2", "life-3"]

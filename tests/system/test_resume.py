@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import launch
+from cluster import run_record
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.stage_files import newest
@@ -245,11 +245,11 @@ def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
 
 def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
     before, reports = signal.getsignal(signal.SIGTERM), []
-    monkeypatch.setattr(launch, "write_report", reports.append)
+    monkeypatch.setattr(run_record, "write_report", reports.append)
     try:
         with (
             pytest.raises(SystemExit) as error,
-            launch._recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()),
+            run_record.recorded(Journal(tmp_path / "metrics.jsonl"), tmp_path, Console()),
         ):
             os.kill(os.getpid(), signal.SIGTERM)
             time.sleep(10)

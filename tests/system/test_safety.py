@@ -13,7 +13,7 @@ import psutil
 import pytest
 import torch
 
-from cluster import launch
+from cluster.run_record import wandb_sink
 from cluster.runtime.ray_backend import RayBackend
 from learners import checkpoint_io
 from sleep_rl.cli.main import main
@@ -26,6 +26,7 @@ from sleep_rl.model import checkpoints
 from sleep_rl.model.grow import grow
 from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
+from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
@@ -224,9 +225,9 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
     texts = PromptCodec(Diary(), Stable())
     config = load(DEBUG, ["wandb.mode=offline"])
     run_dir.write(folder, config, make_task(config))
-    sink = launch._wandb(config, folder, "abcd1234")
+    sink = wandb_sink(config, folder, "abcd1234")
     assert sink.failed == ""
-    journal = Journal(folder / "metrics.jsonl", [launch.Console(), sink])
+    journal = Journal(folder / "metrics.jsonl", [Console(), sink])
     journal.log(
         "run",
         config=run_dir.dump(config),
@@ -243,7 +244,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
             texts,
             CONFIG,
             journal,
-            launch.Console(),
+            Console(),
             str(folder),
             progress=Progress(str(folder)),
         )
@@ -370,7 +371,7 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
             texts,
             CONFIG,
             journal,
-            launch.Console(),
+            Console(),
             str(folder),
             progress=Progress(str(folder)),
         )

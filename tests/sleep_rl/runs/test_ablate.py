@@ -121,7 +121,7 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
     assert main(command) == 0
     assert lives.asked[-1] == "b-no-replay-s1" and len(lives.asked) == 5
     assert (
-        "exit code" not in capsys.readouterr().out and Path("runs/b-no-replay-s1-failed-1").is_dir()
+        "exit code" not in capsys.readouterr().out and Path("runs/b-no-replay-s1-failed").is_dir()
     )
 
 

@@ -11,7 +11,7 @@ import random
 
 import torch
 
-from cluster.runtime.backend import LocalBackend
+from cluster.runtime.local_backend import LocalBackend
 from sleep_rl.contracts.errors import Failure, RunError
 from sleep_rl.contracts.records import Day, Document, LoadReport, Question, Sample, TrainingText
 from sleep_rl.model import checkpoints

@@ -1,0 +1,158 @@
+"""The workers of a run, from its config: base model, checkpoint, backend, crew."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster import scale
+from cluster.crew import start_crew
+from cluster.run_record import exit_on_sigterm
+from cluster.runtime.backend import Backend
+from cluster.runtime.local_backend import LocalBackend
+from cluster.runtime.ray_backend import RayBackend
+from cluster.runtime.restarts import Restarts
+from cluster.runtime.watchdog import Watch
+from cluster.worker_specs import CrewSpec
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.roles import Task
+from sleep_rl.journal.journal import Journal
+from sleep_rl.model import checkpoints, memory_folder
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import RunContext
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.rehearsal_index import RehearsalIndex
+from sleep_rl.session.resumable import Progress
+
+# how a run gets its backend from its config and folder; the drill gives one that does damage
+MakeBackend = Callable[[Config, Path], Backend]
+
+
+def make_backend(config: Config, folder: Path) -> Backend:
+    """Return the backend of cluster.backend; `folder`: of the run, which holds the workers' logs."""
+    cluster = config.cluster
+    if cluster.backend == "local":
+        return LocalBackend(cluster.start_timeout_s, cluster.call_timeout_s)
+    return RayBackend(
+        cluster.address,
+        cluster.start_timeout_s,
+        cluster.call_timeout_s,
+        log_dir=str(folder / "logs"),
+    )
+
+
+@dataclass(frozen=True)
+class RunSetup:
+    """What a command runs: a config, the task it names, a folder for all that is written."""
+
+    config: Config
+    task: Task
+    folder: Path
+    console: Console
+    make_backend: MakeBackend = make_backend
+
+
+@contextmanager
+def run_workers(
+    setup: RunSetup,
+    base: str,
+    journal: Journal,
+    *,
+    learners: bool = True,
+    restarts: Restarts | None = None,
+    patient: bool = False,
+) -> Iterator[RunContext]:
+    """Yield the context of a run whose workers are ready; all of them end with the block.
+
+    `base`: a model, a checkpoint or a memory folder; `learners`: False for an evaluation;
+    `restarts`, `patient`: see start_crew.
+    """
+    config = setup.config
+    console = setup.console
+    spec, texts = _prepare(setup, base, learners)
+    with console.phase("starting the workers"):
+        backend = setup.make_backend(config, setup.folder)
+    exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
+    backend.watch = Watch(
+        console.say, console.current, str(setup.folder / "logs"), config.cluster.report_after_s
+    )
+    with backend:
+        with console.phase(
+            f"loading {config.rollouts.workers} rollout engines and "
+            f"{config.learners.world_size} learners"
+        ):
+            crew = start_crew(
+                backend,
+                spec,
+                journal,
+                restarts,
+                wanted=lambda: scale.wanted(setup.folder),
+                patient=patient,
+            )
+        yield RunContext(
+            crew,
+            setup.task,
+            texts,
+            config,
+            journal,
+            console,
+            str(setup.folder),
+            RehearsalIndex(config.rehearsal.priority == "divergence"),
+            Progress(str(setup.folder) if learners else None),
+        )
+        crew.close()
+
+
+def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, PromptCodec]:
+    """Write the checkpoints that the workers load, and check that the task's texts fit."""
+    config = setup.config
+    checkpoint = checkpoints.expand(
+        base, str(setup.folder / "checkpoint"), memory_of(config), config.run.seed
+    )
+    vocab_size = checkpoints.read_config(checkpoint).vocab_size
+    tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
+    texts = PromptCodec(setup.task, tokenizer)
+    teachers = []
+    if learners:
+        for k, path in enumerate(config.model.teachers, start=1):
+            out = str(setup.folder / f"teacher-{k}")
+            teachers.append(checkpoints.as_teacher(path, out, checkpoint, tokenizer))
+        documents = [document for day in setup.task.days() for document in day.documents]
+        texts.check_fits(documents, config.rollouts.engine["max_model_len"])
+    known = setup.task.known()
+    probe_T = texts.context(None) + texts.question(known[0]) if known else texts.opener
+    spec = CrewSpec(config, checkpoint, memory_folder.root(base), probe_T, tuple(teachers), learners)
+    return spec, texts
+
+
+def memory_of(config: Config) -> list[dict]:
+    """Return the memory levels that a config asks for, fastest first, as a checkpoint's config
+    holds them.
+    """
+    model = config.model
+    level = {"experts": model.experts, "d_low": model.d_low, "top_k": model.top_k}
+    return [dict(level) for _ in range(model.levels)]
+
+
+def base_checkpoint(config: Config, task: Task, console: Console) -> str:
+    """Return the path of the configured base model, or of the task's own small one."""
+    return config.model.base or make_base(config, task, console)
+
+
+def make_base(config: Config, task: Task, console: Console) -> str:
+    """Train the task's small base model into run.cache, or find it there; return its path."""
+    with ExitStack() as phase:
+        tick = None
+        done = 0
+
+        def progress(step: int, steps: int, loss: float) -> None:
+            nonlocal tick, done
+            if tick is None:  # only a training has a progress bar; the cache answers at once
+                title = f"training the base model of {task.name}, once"
+                tick = phase.enter_context(console.phase(title, total=steps))
+            tick(step - done, f"loss {loss:.3f}")
+            done = step
+
+        return task.base_checkpoint(config.run.cache, config.run.seed, progress)
