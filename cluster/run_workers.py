@@ -123,7 +123,9 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         texts.check_fits(documents, config.rollouts.engine["max_model_len"])
     known = setup.task.known()
     probe_T = texts.context(None) + texts.question(known[0]) if known else texts.opener
-    spec = CrewSpec(config, checkpoint, memory_folder.root(base), probe_T, tuple(teachers), learners)
+    spec = CrewSpec(
+        config, checkpoint, memory_folder.root(base), probe_T, tuple(teachers), learners
+    )
     return spec, texts
 
 
