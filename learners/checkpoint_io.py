@@ -1,11 +1,15 @@
 """What a new learner needs to go on, as one safetensors file: tensors are read as tensors, and
 nothing in it can run.
+
+A checkpoint holds `generator`, and per saved state `<number>/memory/<key>` and
+`<number>/chunks/<key>`; its header names the tags of each number and the order of the experts.
 """
 
 from __future__ import annotations
 
 import json
 import os
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,39 +19,39 @@ from torch import Tensor
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.files import checked
 
-Kept = tuple[dict[str, Tensor], dict[str, Tensor], dict[int, list[int]]]
-"""A memory as `LearnerWorker.keep` remembers it: its tensors, the open chunks of its levels, the
-order of its experts.
-"""
-HEADER, GENERATOR = "learner", "generator"
+HEADER = "learner"  # key of the safetensors metadata
+GENERATOR = "generator"
 
 
-def write(path: str, states: dict[str, Kept], generator: torch.Generator) -> None:
-    """Writes `states` (tag -> memory) and the generator, synced to the disk; a memory under two
-    tags is written once. Raises RunError.
+class MemoryState(NamedTuple):
+    """One state of the memory between nights."""
+
+    memory: dict[str, Tensor]  # by checkpoint key
+    chunks: dict[str, Tensor]  # the open chunks, see wake.Chunks.state
+    slots: dict[int, list[int]]  # level -> slots in use, oldest first
+
+
+def write(path: str, states: dict[str, MemoryState], generator: torch.Generator) -> None:
+    """Write `states` (by tag) and the generator, synced to the disk; a state under two tags is
+    written once. Raises RunError.
     """
-    numbers: dict[int, int] = {}
-    tensors, orders = {GENERATOR: generator.get_state()}, []
+    numbers: dict[int, int] = {}  # identity of a state -> its number in the file
+    tensors = {GENERATOR: generator.get_state()}
+    orders = []
     for state in states.values():
-        if id(state) not in numbers:
-            number = numbers[id(state)] = len(numbers)
-            memory, chunks, order = state
-            orders.append(sorted(order.items()))
-            tensors |= {
-                f"{number}/memory/{key}": tensor.contiguous() for key, tensor in memory.items()
-            }
-            tensors |= {
-                f"{number}/chunks/{key}": tensor.contiguous() for key, tensor in chunks.items()
-            }
-    write_tensors(
-        path,
-        tensors,
-        {"tags": {tag: numbers[id(state)] for tag, state in states.items()}, "orders": orders},
-    )
+        if id(state) in numbers:
+            continue
+        number = numbers[id(state)] = len(numbers)
+        orders.append(sorted(state.slots.items()))
+        for part in ("memory", "chunks"):
+            for key, tensor in getattr(state, part).items():
+                tensors[f"{number}/{part}/{key}"] = tensor.contiguous()
+    tags = {tag: numbers[id(state)] for tag, state in states.items()}
+    write_tensors(path, tensors, {"tags": tags, "orders": orders})
 
 
 def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = None) -> None:
-    """Writes tensors, synced to the disk. Raises RunError."""
+    """Write tensors, synced to the disk. Raises RunError."""
     try:
         save_file(tensors, path, metadata={HEADER: json.dumps(header)})
         with open(path, "rb") as file:
@@ -59,30 +63,32 @@ def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = N
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """What `write_tensors` wrote. Raises RunError for anything else."""
+    """Return what `write_tensors` wrote. Raises RunError for anything else."""
     try:
         return load_file(checked(path))
     except (OSError, SafetensorError, ValueError) as error:
         raise RunError(f"{path}: the learner's state cannot be read ({one_line(error)})") from error
 
 
-def read(path: str, device: str) -> tuple[dict[str, Kept], Tensor]:
-    """(tag -> memory, the generator's state), as `write` got them. Raises RunError for anything
-    else.
+def read(path: str, device: str) -> tuple[dict[str, MemoryState], Tensor]:
+    """Return (states by tag, the generator's state) as `write` got them. Raises RunError for
+    anything else.
     """
     try:
         with safe_open(checked(path), "pt", device=device) as file:
             header = json.loads((file.metadata() or {})[HEADER])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
-        kept: list[Kept] = [
-            ({}, {}, {int(level): [int(slot) for slot in slots] for level, slots in order})
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        states = [
+            MemoryState({}, {}, {int(level): [int(s) for s in slots] for level, slots in order})
             for order in header["orders"]
         ]
         generator = tensors.pop(GENERATOR).cpu()
         for key, tensor in tensors.items():
             number, part, name = key.split("/", 2)
-            kept[int(number)][("memory", "chunks").index(part)][name] = tensor
-        return {str(tag): kept[number] for tag, number in header["tags"].items()}, generator
+            if part not in ("memory", "chunks"):
+                raise ValueError(f"{key} is neither memory nor chunks")
+            getattr(states[int(number)], part)[name] = tensor
+        return {str(tag): states[number] for tag, number in header["tags"].items()}, generator
     except (
         OSError,
         SafetensorError,

@@ -1,10 +1,11 @@
-"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. Only
-here is deepspeed.
+"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. No
+other module imports deepspeed.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import AbstractContextManager
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if os.environ.get("CUDA_VISIBLE_DEVICES") else "cpu")
 
@@ -19,29 +20,35 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from sleep_rl.config.method import Sleep
+from sleep_rl.config.schema import Learners
 from sleep_rl.contracts.errors import RunError
+
+# of AdamW: the second moment averages over about 100 steps, and a night has some hundreds
+BETAS = (0.9, 0.99)
+STEPS = "steps"
+MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def join_group(device: str) -> None:
-    """Joins the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes;
-    a second call in one process does nothing.
+    """Join the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes; a
+    second call in one process does nothing.
     """
     if device == "cpu":
         # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a
-        # C++ compiler. Gloo
-        # carries the megabytes of an expert's gradients as well. It holds for a group that vLLM
-        # began in this process,
-        # too: `deepspeed.initialize` joins that one.
+        # C++ compiler. Gloo carries the megabytes of an expert's gradients as well. It is needed
+        # for a group that vLLM began in this process, too: `deepspeed.initialize` joins that one.
         deepspeed.ops.__compatible_ops__ = {}
     if dist.is_initialized():
         return
     deepspeed.init_distributed("nccl" if device == "cuda" else "gloo", verbose=False)
 
 
-def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
-    """The engine's options; `largest`: elements of the largest plastic tensor. The learning rate is
-    set per step and sums are normalised by global token counts here, so DeepSpeed neither schedules
-    nor averages over micro batches.
+def deepspeed_config(learners: Learners, sleep: Sleep, *, bf16: bool, largest: int) -> dict:
+    """Return the engine's options; `largest`: elements of the largest plastic tensor.
+
+    The learning rate is set per step, and sums are normalised by global token counts, so DeepSpeed
+    neither schedules nor averages over micro batches.
     """
     return {
         "train_micro_batch_size_per_gpu": learners.micro_batch,
@@ -50,7 +57,7 @@ def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
             "type": "AdamW",
             "params": {
                 "lr": sleep.lr,
-                "betas": [0.9, 0.99],
+                "betas": list(BETAS),
                 "weight_decay": 0.0,
                 "torch_adam": True,
             },
@@ -67,9 +74,6 @@ def deepspeed_config(learners, sleep, bf16: bool, largest: int) -> dict:
     }
 
 
-STEPS, MOMENTS = "steps", ("exp_avg", "exp_avg_sq")
-
-
 class Engine:
     """Trains the plastic experts of a `Seeding` module and nothing else."""
 
@@ -84,9 +88,7 @@ class Engine:
         return self.engine(*inputs)
 
     def reset(self, values: list[Tensor]) -> None:
-        """New values for the plastic parameters and an optimizer without memory: the start of a
-        night.
-        """
+        """Begin a night: set the plastic parameters to `values`, and empty the optimizer."""
         for state in self._adam.state.values():
             for tensor in state.values():
                 # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
@@ -108,8 +110,9 @@ class Engine:
         return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
     def state(self) -> dict[str, Tensor]:
-        """Behind the first step: fp32 values and moments of the plastic parameters, whole, and the
-        steps done. Every rank is to ask.
+        """Return fp32 values and moments of the plastic parameters, whole, and the number of steps.
+
+        Only after a first step. Every rank has to call it.
         """
         out = {STEPS: next(iter(self._adam.state.values()))["step"].detach().clone().cpu()}
         for i, parameter in enumerate(self.plastic):
@@ -124,10 +127,12 @@ class Engine:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave, of any number of ranks; behind `reset`. Raises KeyError and
-        RuntimeError for tensors of another model.
+        """Take back what `state` returned on any number of ranks; after `reset`.
+
+        Raises KeyError and RuntimeError for tensors of another model.
         """
-        # nobody stepped here yet; the first step makes the moments, and links them to parameters
+        # before a first step there are no moments; a step of 0 makes them, and links them to the
+        # parameters
         if not self._adam.state:
             with self.whole():
                 self.backward(sum(p.sum() for p in self.plastic) * 0.0, last=True)
@@ -140,25 +145,25 @@ class Engine:
                     self._adam.state[parameter][key].copy_(moment)
                 else:
                     safe_set_full_optimizer_state(parameter, moment, key)
-        for mine in self._adam.state.values():
-            mine["step"].copy_(state[STEPS])
+        for moments in self._adam.state.values():
+            moments["step"].copy_(state[STEPS])
 
-    def whole(self):
-        """Context in which every rank can read the plastic parameters (ZeRO-3 may hold parts of
-        them in between).
+    def whole(self) -> AbstractContextManager:
+        """Return a context in which every rank can read the plastic parameters; outside it ZeRO-3
+        may hold parts of them.
         """
         return deepspeed.zero.GatheredParameters(
             self.plastic, enabled=self.engine.zero_optimization_stage() == 3
         )
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Adds the gradient of one micro batch; `last` marks the one after which `step` follows."""
+        """Add the gradient of one micro batch; `last` marks the one after which `step` follows."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """One optimizer step. Returns the gradient norm before clipping. Raises RunError when it is
-        not finite.
+        """Take one optimizer step. Returns the gradient norm before clipping. Raises RunError when
+        it is not finite.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
@@ -174,14 +179,14 @@ class Engine:
         return norm
 
     def _norm(self) -> float:
-        """Gradient norm for ZeRO stage 0 in fp32, which does not keep one."""
+        """Return the gradient norm for ZeRO stage 0 in fp32, which does not keep one."""
         return float(
             torch.stack([p.grad.norm() for p in self.plastic if p.grad is not None]).norm()
         )
 
 
 def reduce_sum(values: dict[str, Tensor], maxima: tuple[str, ...] = ()) -> dict[str, float]:
-    """Sums (or maxima, for the names given) over all ranks."""
+    """Return each value summed over all ranks; for the names in `maxima` the largest."""
     out = {}
     for name, value in values.items():
         value = value.detach().float().clone()

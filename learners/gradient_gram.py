@@ -1,32 +1,42 @@
-"""How the gradients of many texts relate (paper.md section 4, step 2), without a gradient per text
-of the whole model.
+"""Gram matrix of per-text gradients (paper.md section 4, step 2), without storing a gradient of the
+whole model per text.
 
-For loss l_i of text i the Gram matrix holds <grad l_i, grad l_j> over the low-rank parameters: the
+For loss l_i of text i the matrix holds <grad l_i, grad l_j> over the low-rank parameters: the
 unlocked experts of every memory level and their router rows. Texts go through in micro batches,
-forward and backward once; each level then makes its own part from what went in and from the
-gradient of what came out. Only the last text's gradient is kept, to be multiplied with the others';
-for the whole matrix, all of them are, in host memory.
+forward and backward once; each level then makes its own part from its input and the gradient of its
+output. Only the last text's gradient is kept, to be multiplied with the others'; for the whole
+matrix, all of them are, in host memory.
 
-Shapes: N texts, T tokens, P loss positions, D model width, S slots, L = d_low.
+Shape suffixes: N texts, T tokens, P loss positions, D model width, S unlocked experts of a level,
+L = d_low, E elements of a parameter.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from learners.seeding import Rows
-from sleep_rl.contracts.records import TEACHER, Ids
+from sleep_rl.contracts.records import TEACHER
 from sleep_rl.model.memory import ACTIVE, BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
+from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import token_logprobs
 
-Text = tuple[Ids, Ids]  # prompt and completion
+Text = tuple[tuple[int, ...], tuple[int, ...]]
+"""(prompt_T, completion_T); the loss falls on the completion."""
 
 
-def gram(
+class Gradients(NamedTuple):
+    """Gradients of a micro batch of texts."""
+
+    numbers: list[int]  # of the texts
+    parts: list[Tensor]  # [N, E] per level and parameter, one row a text
+
+
+def gram_matrix(
     model: nn.Module,
     texts_N: Sequence[Text],
     pad: int,
@@ -35,42 +45,54 @@ def gram(
     size: int = 64,
     chunk: int = 1024,
 ) -> Tensor:
-    """[N, N] inner products of the gradients of each text's loss: cross entropy of the completion,
-    in nats per token, in the stored (TEACHER) state. Without `whole` only the diagonal and the
-    products with the last text are made, the rest is
-    0. `size` texts go through together, with logits of `chunk` positions at once. Raises ValueError
-    when no expert is unlocked.
+    """Return the [N, N] inner products of the gradients of each text's loss: cross entropy of the
+    completion in nats per token, in the stored (TEACHER) state.
+
+    whole: False for the diagonal and the products with the last text only; the rest is 0.
+    size: texts that go through together.
+    chunk: positions whose logits live at once.
+
+    Raises ValueError when no expert is unlocked.
     """
-    levels = list(memory_levels(model).values())
-    if not any((level.state[BASE_SLOT + 1 :] != LOCKED).any() for level in levels):
+    if not any(_unlocked(level) for level in memory_levels(model).values()):
         raise ValueError(
             "no expert is unlocked, so there is no low-rank parameter to take gradients of"
         )
-    last, count = len(texts_N) - 1, len(texts_N)
+    count = len(texts_N)
+    last = count - 1
     out_NN = torch.zeros(count, count, dtype=torch.float64)
-    # places, and their gradients level by level, part by part
-    held: list[tuple[list[int], list[Tensor]]] = []
-    for start in range(0, count, size):  # the last text first: the others are multiplied with it
-        places = [(last - n) for n in range(start, min(start + size, count))]
-        parts = _gradients(model, [texts_N[n] for n in places], pad, chunk)
-        for others, theirs in [*held, (places, parts)]:
-            for mine, other in zip(parts, theirs, strict=True):
-                block = (mine @ other.to(mine).T).double().cpu()
-                for i, n in enumerate(places):
-                    for j, m in enumerate(others):
-                        if whole or n == m or last in (n, m):
-                            out_NN[n, m] += block[i, j]
-                            if others is not places:
-                                out_NN[m, n] += block[i, j]
+    kept: list[Gradients] = []
+    # the last text first: the others are multiplied with it
+    for start in range(0, count, size):
+        numbers = [last - n for n in range(start, min(start + size, count))]
+        new = Gradients(numbers, _gradients(model, [texts_N[n] for n in numbers], pad, chunk))
+        for earlier in [*kept, new]:
+            block = _products(new.parts, earlier.parts)
+            rows, columns = torch.tensor(numbers), torch.tensor(earlier.numbers)
+            out_NN[columns[:, None], rows] = block.T
+            out_NN[rows[:, None], columns] = block
         if whole:
-            held.append((places, [part.cpu() for part in parts]))
-        elif not held:
-            held.append(([last], [part[:1] for part in parts]))
+            kept.append(Gradients(numbers, [part.cpu() for part in new.parts]))
+        elif not kept:
+            kept.append(Gradients([last], [part[:1] for part in new.parts]))
+    if not whole:
+        wanted_NN = torch.eye(count, dtype=torch.bool)
+        wanted_NN[last] = True
+        wanted_NN[:, last] = True
+        out_NN[~wanted_NN] = 0.0
     return out_NN
 
 
+def _products(parts: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Return the inner products [N, M] of two lists of gradients, in float64 on the CPU."""
+    block_NM = torch.zeros(len(parts[0]), len(others[0]), dtype=torch.float64)
+    for part_NE, other_ME in zip(parts, others, strict=True):
+        block_NM += (part_NE @ other_ME.to(part_NE).T).double().cpu()
+    return block_NM
+
+
 def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> list[Tensor]:
-    """[N, elements] per level and part, one row a text."""
+    """Return [N, E] per level and parameter, one row a text."""
     parts: list[Tensor] = []
 
     def watch(level: MemoryLevel, inputs: tuple[Tensor], out_NTD: Tensor) -> None:
@@ -80,12 +102,9 @@ def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) 
                 lambda grad_NTD: parts.extend(level_gradients(level, x_NTD, grad_NTD))
             )
 
-    used = [
-        level
-        for level in memory_levels(model).values()
-        if (level.state[BASE_SLOT + 1 :] != LOCKED).any()
-    ]
-    handles = [level.register_forward_hook(watch) for level in used]
+    levels = [level for level in memory_levels(model).values() if _unlocked(level)]
+    handles = [level.register_forward_hook(watch) for level in levels]
+    # no parameter has a gradient here, so it has to begin at the embeddings
     handles.append(
         model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
     )
@@ -98,49 +117,67 @@ def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) 
     return parts
 
 
+def _unlocked(level: MemoryLevel) -> list[int]:
+    """Return the slots of the unlocked consolidation experts in the current view."""
+    states = level.states().tolist()
+    return [s for s, state in enumerate(states) if state != LOCKED and s != BASE_SLOT]
+
+
 @torch.no_grad()
 def level_gradients(
-    level: MemoryLevel, x_NTD: Tensor, grad_NTD: Tensor
+    level: MemoryLevel, x_NTD: Tensor, dy_NTD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """([N, S*D], [N, S*2L*D], [N, S*L*D]) gradients of router, w_in and w_out of the unlocked
-    experts, one row a text, from the level's input and the gradient of its output; padding has
-    none, as no loss depends on it.
+    """Return the gradients of router [N, S*D], w_in [N, S*2L*D] and w_out [N, S*L*D] of the
+    unlocked experts, one row a text.
+
+    x_NTD: input of the level. dy_NTD: gradient of the loss with respect to its output y.
+
+    The level computes (see `MemoryLevel`), with u_s = A1_s x and v_s = A2_s x,
+
+        y = x + sum_s g_s B_s^T h_s,   h_s = silu(u_s) * v_s,   g_s = sigmoid(r_s . x).
+
+    With o_s = B_s dy, the gradient of g_s h_s [L], and sigma(u) = sigmoid(u), per token
+
+        dB_s = (g_s h_s) dy^T
+        dr_s = (o_s . h_s) g_s (1 - g_s) x
+        du_s = g_s o_s * v_s * sigma(u_s) * (1 + u_s * (1 - sigma(u_s)))     (silu' of u_s)
+        dv_s = g_s o_s * silu(u_s)
+        dA_s = [du_s; dv_s] x^T
+
+    which is summed over the tokens of a text. Which slots the top-k selects counts as constant.
+    Padding has dy = 0, as no loss depends on it.
     """
     state = level.states()
-    slots = [s for s, value in enumerate(state.tolist()) if value != LOCKED and s != BASE_SLOT]
-    _router_SD, w_in, w_out_SLD = (
-        getattr(level, part)[slots] for part in ("router", "w_in", "w_out")
-    )
-    x, grad = x_NTD.float(), grad_NTD.float()
+    slots = _unlocked(level)
+    w_in = level.w_in[slots].float()  # [S, 2L, D]
+    w_out_SLD = level.w_out[slots].float()
+    x_NTD = x_NTD.float()
+    dy_NTD = dy_NTD.float()
     choose = int((state == ACTIVE).sum()) > level.top_k
-    gate = level.gates(F.linear(x, level.router.float()), state, choose)[..., slots]  # [N, T, S]
-    a = torch.einsum("ntd,skd->ntsk", x, w_in.float())
-    first, second = a.split(level.d_low, dim=-1)
-    hidden = F.silu(first) * second  # [N, T, S, L]
-    out = torch.einsum("ntd,sld->ntsl", grad, w_out_SLD.float())  # gradient of gate * hidden
-    by_gate = (out * hidden).sum(-1) * gate * (1 - gate)
-    by_hidden = out * gate[..., None]
-    sigma = torch.sigmoid(first)
-    by_a = torch.cat(
-        [by_hidden * second * sigma * (1 + first * (1 - sigma)), by_hidden * F.silu(first)], dim=-1
-    )
-    parts = (
-        torch.einsum("nts,ntd->nsd", by_gate, x),
-        torch.einsum("ntsk,ntd->nskd", by_a, x),
-        torch.einsum("ntsl,ntd->nsld", hidden * gate[..., None], grad),
-    )
-    return tuple(part.flatten(1) for part in parts)
+    logits = F.linear(x_NTD, level.router.float())
+    gate_NTS = level.gates(logits, state, choose)[..., slots]
+    u, v = torch.einsum("ntd,skd->ntsk", x_NTD, w_in).split(level.d_low, dim=-1)  # [N, T, S, L]
+    h = F.silu(u) * v
+    o = torch.einsum("ntd,sld->ntsl", dy_NTD, w_out_SLD)
+    d_logit_NTS = (o * h).sum(-1) * gate_NTS * (1 - gate_NTS)
+    d_h = o * gate_NTS[..., None]
+    sigma = torch.sigmoid(u)
+    d_u = d_h * v * sigma * (1 + u * (1 - sigma))
+    d_v = d_h * F.silu(u)
+    d_router = torch.einsum("nts,ntd->nsd", d_logit_NTS, x_NTD)
+    d_w_in = torch.einsum("ntsk,ntd->nskd", torch.cat([d_u, d_v], dim=-1), x_NTD)
+    d_w_out = torch.einsum("ntsl,ntd->nsld", h * gate_NTS[..., None], dy_NTD)
+    return d_router.flatten(1), d_w_in.flatten(1), d_w_out.flatten(1)
 
 
 def _loss(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> Tensor:
-    """Sum over the texts of the mean cross entropy of each completion, nats per token."""
+    """Return the sum over the texts of the mean cross entropy of each completion, in nats."""
     device = next(model.parameters()).device
-    prompts, completions = zip(*texts_N)
-    rows = Rows.of(list(prompts), list(completions), pad, device)
+    completions = [completion for _, completion in texts_N]
+    rows = PaddedRows.of([prompt for prompt, _ in texts_N], completions, pad, device)
     token_P = torch.tensor([t for c in completions for t in c], device=device)
     share_P = torch.tensor([1 / len(c) for c in completions for _ in c], device=device)
-    hidden_NTD = model.model(
-        input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False
-    ).last_hidden_state
-    logp_P = token_logprobs(model.lm_head, hidden_NTD.flatten(0, 1)[rows.flat_P], token_P, chunk)
+    out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
+    hidden_PD = rows.at_positions(out.last_hidden_state)
+    logp_P = token_logprobs(model.lm_head, hidden_PD, token_P, chunk)
     return -(logp_P * share_P).sum()

@@ -1,61 +1,70 @@
-"""What the teacher computed for rows that come again: within a night it does not change (paper.md
-section 3).
+"""Cache of a teacher's last hidden states: within a night the teacher does not change (paper.md
+section 3), and its own sequences are drawn many times.
+
+Shape suffixes: T tokens of a completion, D hidden size, N rows.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
-from sleep_rl.contracts.records import Ids
 
-# who reads (see contracts.records.TrainingRow.teacher), what stands in front, the completion
-Reading = tuple[int, Ids, Ids]
+class Reading(NamedTuple):
+    """What a teacher reads of one row."""
+
+    teacher: int  # see contracts.records.TrainingRow.teacher
+    prompt_T: tuple[int, ...]
+    completion_T: tuple[int, ...]
 
 
 class HiddenStateCache:
-    """Last hidden states [T, D] of a teacher at the positions that predict a completion, kept in
-    host memory up to `limit` bytes; what was not asked for the longest is given up first.
+    """Last hidden states [T, D] at the positions that predict a completion, in host memory up to
+    `limit` bytes; the least recently used entries are evicted first.
     """
 
     def __init__(self, limit: int):
-        self.limit, self.bytes = limit, 0
-        self._held: dict[Reading, Tensor] = {}
+        self.limit = limit
+        self.bytes = 0
+        self._entries: dict[Reading, Tensor] = {}  # least recently used first
 
     def get(self, key: Reading) -> Tensor | None:
-        """What `put` was given, or None."""
-        found = self._held.pop(key, None)
-        if found is not None:
-            self._held[key] = found  # now the last to go
-        return found
+        """Return the hidden states [T, D] of a reading, None when they are not cached."""
+        hidden_TD = self._entries.pop(key, None)
+        if hidden_TD is not None:
+            self._entries[key] = hidden_TD
+        return hidden_TD
 
     def put(self, key: Reading, hidden_TD: Tensor) -> None:
-        """Keeps a copy, unless it alone is above the limit."""
+        """Cache a copy, unless it alone is larger than the limit."""
         size = hidden_TD.nbytes
-        if size > self.limit or key in self._held:
+        if size > self.limit or key in self._entries:
             return
-        self._held[key] = hidden_TD.detach().to("cpu", copy=True)
+        self._entries[key] = hidden_TD.detach().to("cpu", copy=True)
         self.bytes += size
         while self.bytes > self.limit:
-            self.bytes -= self._held.pop(next(iter(self._held))).nbytes
+            self.bytes -= self._entries.pop(next(iter(self._entries))).nbytes
 
     def clear(self) -> None:
-        """A new night: another teacher."""
-        self._held.clear()
+        """Drop everything: the teacher changed."""
+        self._entries.clear()
         self.bytes = 0
 
 
-def alike(lengths: Sequence[int]) -> list[list[int]]:
-    """Places of rows in one group, or in two where padding each to its own longest row saves a
-    fifth of the tokens.
+def group_by_length(lengths_N: Sequence[int]) -> list[list[int]]:
+    """Split rows into one group, or into two where padding each group to its own longest row saves
+    at least a fifth of the tokens. Returns the row numbers of each group, short rows first.
     """
-    order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+    order = sorted(range(len(lengths_N)), key=lambda n: lengths_N[n])
     if not order:
         return []
-    whole = len(order) * lengths[order[-1]]
-    cost, cut = min(
-        (cut * lengths[order[cut - 1]] + (len(order) - cut) * lengths[order[-1]], cut)
+    longest = lengths_N[order[-1]]
+    tokens, cut = min(
+        (cut * lengths_N[order[cut - 1]] + (len(order) - cut) * longest, cut)
         for cut in range(1, len(order) + 1)
     )
-    return [order[:cut], order[cut:]] if cost < 0.8 * whole else [order]
+    if tokens < 0.8 * (len(order) * longest):
+        return [order[:cut], order[cut:]]
+    return [order]

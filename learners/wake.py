@@ -1,5 +1,7 @@
-"""Wake updates (equation 2): every memory level takes the stream into its own weights, each with
-its chunk length.
+"""Wake updates (equation 2): every memory level takes the stream into its own weights, its base
+expert, each with its chunk length.
+
+Shape suffixes: N documents, P loss positions, D hidden size.
 """
 
 from __future__ import annotations
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 
 from learners.engine import reduce_sum
-from learners.seeding import Rows, Seeding
+from learners.seeding import Seeding
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.memory import (
@@ -23,6 +25,7 @@ from sleep_rl.model.memory import (
     memory_levels,
     patch,
 )
+from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import token_logprobs
 
 
@@ -33,95 +36,100 @@ class Chunks:
     level would have are `prospective`; whoever applies them calls `drop`.
     """
 
-    def __init__(self, module: Seeding, *, lr: float, logit_chunk: int, rank: int, world: int):
-        self.module, self.lr, self.logit_chunk, self.rank, self.world = (
-            module,
-            lr,
-            logit_chunk,
-            rank,
-            world,
-        )
+    def __init__(self, module: Seeding, *, lr: float, rank: int, world: int, device: str):
+        self.module = module
+        self.lr = lr
+        self.rank = rank
+        self.world = world
+        self.device = device
         self.sums: dict[str, dict[str, Tensor]] = {}  # level name -> part -> sum
 
-    def add(self, documents_N: list[tuple[int, ...]], pad: int, device: str) -> float:
-        """One wake step per document: adds its gradients to every level's chunk. Returns the mean
-        loss, nats/token.
+    def add(self, documents_N: list[tuple[int, ...]]) -> float:
+        """Take one wake step per document: add its gradients to every level's chunk. Returns the
+        mean loss in nats per token.
 
         Raises RunError when the loss is not finite.
         """
-        levels = memory_levels(self.module.model)
-        own = {
-            name: Expert(*(getattr(v, p)[BASE_SLOT] for p in PARTS)) for name, v in levels.items()
+        model = self.module.model
+        base_experts = {
+            name: Expert(*(getattr(level, part)[BASE_SLOT] for part in PARTS))
+            for name, level in memory_levels(model).items()
         }
-        patch(self.module.model, {name: {BASE_SLOT: expert} for name, expert in own.items()})
-        total = torch.zeros((), device=device)
+        patch(model, {name: {BASE_SLOT: expert} for name, expert in base_experts.items()})
         try:
-            for number in range(
-                self.rank, math.ceil(len(documents_N) / self.world) * self.world, self.world
-            ):
-                # ZeRO-3 gathers in each pass: every rank takes equally many
-                counts = number < len(documents_N)
-                document = documents_N[number if counts else 0]
-                rows = Rows.of([document[:1]], [document[1:]], pad, device)
-                token_P = torch.tensor(document[1:], device=device)
-                hidden_PD = self.module.hidden(rows, STUDENT)
-                loss = (
-                    -token_logprobs(
-                        self.module.model.lm_head, hidden_PD, token_P, self.logit_chunk
-                    ).mean()
-                    * counts
-                )
-                loss.backward()
-                total += loss.detach()
+            total = self._backward(documents_N)
         finally:
-            discard(self.module.model)
+            discard(model)
         loss = reduce_sum({"loss": total})["loss"]
         if not math.isfinite(loss):
             raise RunError(f"wake: the loss is {loss}; lower wake.lr")
         if self.lr > 0:
-            self._sum(own)
+            self._add_gradients(base_experts)
         return loss / max(len(documents_N), 1)
 
-    def _sum(self, own: dict[str, Expert]) -> None:
-        """Summed, not averaged, over the steps of a chunk and over the ranks."""
-        for name, expert in own.items():
+    def _backward(self, documents_N: list[tuple[int, ...]]) -> Tensor:
+        """Accumulate the gradients of this rank's documents. Returns their summed loss."""
+        total = torch.zeros((), device=self.device)
+        rounds = math.ceil(len(documents_N) / self.world)
+        for number in range(self.rank, rounds * self.world, self.world):
+            # every rank takes equally many passes, since ZeRO-3 gathers in each; a filler counts 0
+            counts = number < len(documents_N)
+            loss = self._loss(documents_N[number if counts else 0]) * counts
+            loss.backward()
+            total += loss.detach()
+        return total
+
+    def _loss(self, document: tuple[int, ...]) -> Tensor:
+        """Return the mean cross entropy of a document behind its first token."""
+        rows = PaddedRows.of([document[:1]], [document[1:]], self.module.pad, self.device)
+        token_P = torch.tensor(document[1:], device=self.device)
+        chunk = self.module.config.learners.logit_chunk
+        hidden_PD = self.module.hidden(rows, STUDENT)
+        return -token_logprobs(self.module.model.lm_head, hidden_PD, token_P, chunk).mean()
+
+    def _add_gradients(self, base_experts: dict[str, Expert]) -> None:
+        """Add lr times the gradients, summed, not averaged, over the steps of a chunk and over the
+        ranks.
+        """
+        for name, expert in base_experts.items():
+            sums = self.sums.setdefault(name, {})
             for part, parameter in expert.named_parameters():
                 grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
                 if self.world > 1:
                     torch.distributed.all_reduce(grad)
-                held = self.sums.setdefault(name, {})
-                held[part] = held[part] + self.lr * grad if part in held else self.lr * grad
+                step = self.lr * grad
+                sums[part] = sums[part] + step if part in sums else step
 
     def prospective(self, numbers: Collection[int]) -> dict[str, Expert]:
-        """theta_new of the own weights of these levels, not applied (paper.md section 3 a); level
-        name -> expert.
+        """Return theta_new of the base experts of these levels by level name, not applied (paper.md
+        section 3 a).
         """
         levels = memory_levels(self.module.model)
-        out = {}
-        for name, change in self.sums.items():
+        experts = {}
+        for name, sums in self.sums.items():
             if level_number(name) in numbers:
-                out[name] = Expert(
-                    *(getattr(levels[name], p)[BASE_SLOT] - change[p] for p in PARTS)
+                expert = Expert(
+                    *(getattr(levels[name], part)[BASE_SLOT] - sums[part] for part in PARTS)
                 )
-                out[name].requires_grad_(False)
-        return out
+                experts[name] = expert.requires_grad_(False)
+        return experts
 
     def drop(self, numbers: Collection[int]) -> None:
-        """These levels begin a new chunk."""
+        """Begin a new chunk in these levels."""
         self.sums = {
-            name: change for name, change in self.sums.items() if level_number(name) not in numbers
+            name: sums for name, sums in self.sums.items() if level_number(name) not in numbers
         }
 
     def state(self) -> dict[str, Tensor]:
-        """The sums under flat names, for `keep` and checkpoints."""
+        """Return copies of the sums by `<level>.<part>`, for saved states and checkpoints."""
         return {
-            f"{name}.{part}": t.clone()
-            for name, change in self.sums.items()
-            for part, t in change.items()
+            f"{name}.{part}": tensor.clone()
+            for name, sums in self.sums.items()
+            for part, tensor in sums.items()
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Takes back what `state` gave."""
+        """Take back what `state` returned."""
         self.sums = {}
         for key, tensor in state.items():
             name, part = key.rsplit(".", 1)

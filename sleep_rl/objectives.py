@@ -15,14 +15,15 @@ from torch.utils.checkpoint import checkpoint
 
 
 def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 0.5) -> Tensor:
-    """Div(T||S) per position over the full vocabulary, in nats; arguments are logits. Returns [P]
-    in fp32.
+    """Return Div(T||S) [P] of each position over the full vocabulary, in nats and fp32; arguments
+    are logits [P, V].
 
     forward_kl: sum_v T log(T/S).  reverse_kl: sum_v S log(S/T).
     jsd: beta KL(T||M) + (1-beta) KL(S||M) with M = beta T + (1-beta) S, beta inside (0, 1). It
     tends to 0 at both end points, so they are separate kinds and not limits of it.
     """
-    log_t, log_s = F.log_softmax(teacher_PV.float(), -1), F.log_softmax(student_PV.float(), -1)
+    log_t = F.log_softmax(teacher_PV.float(), -1)
+    log_s = F.log_softmax(student_PV.float(), -1)
     if kind == "forward_kl":
         return (log_t.exp() * (log_t - log_s)).sum(-1)
     if kind == "reverse_kl":
@@ -30,9 +31,9 @@ def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 
     if kind == "jsd":
         log_beta = torch.tensor([beta, 1 - beta], device=log_t.device).log()
         log_m = torch.logsumexp(torch.stack([log_t + log_beta[0], log_s + log_beta[1]]), 0)
-        return beta * (log_t.exp() * (log_t - log_m)).sum(-1) + (1 - beta) * (
-            log_s.exp() * (log_s - log_m)
-        ).sum(-1)
+        teacher_kl = (log_t.exp() * (log_t - log_m)).sum(-1)
+        student_kl = (log_s.exp() * (log_s - log_m)).sum(-1)
+        return beta * teacher_kl + (1 - beta) * student_kl
     raise ValueError(f"divergence: forward_kl, reverse_kl or jsd, got {kind}")
 
 
@@ -48,34 +49,36 @@ def seeding_terms(
     temperature_P: Tensor | None = None,
     teacher_head: Callable[[Tensor], Tensor] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """([P] divergence, [P] student log-probability of the token), from last hidden states.
-    `teacher_head`: of a teacher that is another model; its hidden states may have another width.
-    `temperature_P`: of the teacher's distribution, 1 if not
-    given: T becomes T^(1/temperature), normalised.
+    """Return ([P] divergence, [P] student log-probability of the token) from last hidden states
+    [P, D].
+
+    kind, beta: see `divergence`.
+    temperature_P: of the teacher's distribution; T becomes T^(1/temperature), normalised. None: 1.
+    teacher_head: of a teacher that is another model; its hidden states may have another width.
 
     Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed
-    there): two full [P, V] tensors never live at once.
+    there): two full [P, V] tensors never live at once. Suffix c: the positions of one chunk.
     """
 
     def terms(
-        teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor, sharp_c: Tensor | None
+        teacher_cD: Tensor, student_cD: Tensor, token_c: Tensor, temperature_c: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         student_cV = head(student_cD)
         with torch.no_grad():
             teacher_cV = (teacher_head or head)(teacher_cD)
-            if sharp_c is not None:
-                teacher_cV = teacher_cV.float() / sharp_c[:, None]
+            if temperature_c is not None:
+                teacher_cV = teacher_cV.float() / temperature_c[:, None]
         logp_c = F.log_softmax(student_cV.float(), -1).gather(-1, token_c[:, None])[:, 0]
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 
     # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in
     # another storage.
     tokens = token_P.split(chunk)
-    sharp = [None] * len(tokens) if temperature_P is None else temperature_P.split(chunk)
+    temperatures = [None] * len(tokens) if temperature_P is None else temperature_P.split(chunk)
     parts = [
         checkpoint(terms, *piece, use_reentrant=False, determinism_check="none")
         for piece in zip(
-            teacher_PD.split(chunk), student_PD.split(chunk), tokens, sharp, strict=True
+            teacher_PD.split(chunk), student_PD.split(chunk), tokens, temperatures, strict=True
         )
     ]
     return torch.cat([d for d, _ in parts]), torch.cat([p for _, p in parts])
@@ -84,7 +87,9 @@ def seeding_terms(
 def token_logprobs(
     head: Callable[[Tensor], Tensor], hidden_PD: Tensor, token_P: Tensor, chunk: int
 ) -> Tensor:
-    """[P] log-probability of each token, in nats, with logits of `chunk` positions at a time."""
+    """Return the log-probability [P] of each token, in nats, with logits of `chunk` positions at a
+    time.
+    """
 
     def logp(hidden_cD: Tensor, token_c: Tensor) -> Tensor:
         return F.log_softmax(head(hidden_cD).float(), -1).gather(-1, token_c[:, None])[:, 0]
@@ -97,32 +102,38 @@ def token_logprobs(
     )
 
 
-def importance(logp_P: Tensor, behaviour_P: Tensor, cap: float) -> Tensor:
-    """[P] truncated importance weight min(S(y)/sampler(y), cap) of samples from an older version;
-    no gradient.
+def importance_weight(logp_P: Tensor, behaviour_logp_P: Tensor, cap: float) -> Tensor:
+    """Return the truncated importance weight [P] min(S(y)/sampler(y), cap) of samples from an older
+    version; no gradient.
     """
-    return (logp_P.detach() - behaviour_P).exp().clamp(max=cap)
+    return (logp_P.detach() - behaviour_logp_P).exp().clamp(max=cap)
 
 
-def imitation(logp_P: Tensor, behaviour_P: Tensor, advantage_P: Tensor, cap: float) -> Tensor:
-    """[P] score-function loss whose gradient is that of -E_{y~S} r(y) (equation 6, first term)."""
-    return -importance(logp_P, behaviour_P, cap) * advantage_P * logp_P
+def imitation_loss(
+    logp_P: Tensor, behaviour_logp_P: Tensor, advantage_P: Tensor, cap: float
+) -> Tensor:
+    """Return the score-function loss [P] whose gradient is that of -E_{y~S} r(y) (equation 6, first
+    term).
+    """
+    return -importance_weight(logp_P, behaviour_logp_P, cap) * advantage_P * logp_P
 
 
 def l_ks(
     divergence_P: Tensor,
     policy_P: Tensor,
-    rewarded_P: Tensor,
+    has_reward_P: Tensor,
     alpha: float,
     positions: Tensor,
     rewarded: Tensor,
 ) -> Tensor:
-    """Scalar -J_KS: alpha mean(divergence) + (1-alpha) mean(policy loss over rewarded positions)
-    (equation 6).
+    """Return the scalar -J_KS = alpha mean(divergence) + (1 - alpha) mean(policy loss over rewarded
+    positions) (equation 6).
 
-    `positions` (the weights of the divergences, summed) and `rewarded` (a count) are what the sums
-    are divided by, over all micro batches and ranks; less than one counts as one.
+    divergence_P: already multiplied with the weights of the positions.
+    has_reward_P: 1 where the policy loss counts, else 0.
+    positions, rewarded: what the two sums are divided by, over all micro batches and ranks: the sum
+    of the weights, and the number of rewarded positions. Less than one counts as one.
     """
     seed = divergence_P.sum() / positions.clamp(min=1)
-    imitate = (policy_P * rewarded_P).sum() / rewarded.clamp(min=1)
+    imitate = (policy_P * has_reward_P).sum() / rewarded.clamp(min=1)
     return alpha * seed + (1 - alpha) * imitate

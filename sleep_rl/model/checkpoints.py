@@ -63,7 +63,7 @@ def read_config(path: str) -> PretrainedConfig:
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     # transformers raises many types for what a config can hold
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise InputError(
             f"model {path}: no readable Hugging Face config ({one_line(error)})"
         ) from error
@@ -116,7 +116,7 @@ def load(
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
     # transformers raises many types for what weights can lack
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -314,7 +314,7 @@ def load_tokenizer(path: str, vocab_size: int):
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # transformers raises many types, and tokenizers raises Exception itself
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         raise InputError(f"tokenizer {source}: cannot be read ({one_line(error)})") from error
     if len(tokenizer) > vocab_size:
         raise InputError(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learners.gradient_gram import gram
+from learners.gradient_gram import gram_matrix
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import BASE_SLOT, LOCKED, PARTS, memory_levels
 
@@ -45,18 +45,18 @@ def slow_gram(model, texts):
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
 def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint, kind):
     model = checkpoints.load(sleep_checkpoint("qwen3", kind))
-    want, got = slow_gram(model, TEXTS), gram(model, TEXTS, pad=0)
+    want, got = slow_gram(model, TEXTS), gram_matrix(model, TEXTS, pad=0)
     assert got.shape == (4, 4) and want.abs().min() > 0
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-6 * float(want.diagonal().max()))
     assert all(
         not parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
     )
-    assert torch.equal(got, gram(model, TEXTS, pad=0))  # no hook is left behind
+    assert torch.equal(got, gram_matrix(model, TEXTS, pad=0))  # no hook is left behind
     for size in (1, 2, 3):  # in micro batches, the logits in pieces
         assert torch.allclose(
-            gram(model, TEXTS, pad=0, size=size, chunk=2), got, rtol=1e-4, atol=1e-7
+            gram_matrix(model, TEXTS, pad=0, size=size, chunk=2), got, rtol=1e-4, atol=1e-7
         )
-        part = gram(model, TEXTS, pad=0, whole=False, size=size)
+        part = gram_matrix(model, TEXTS, pad=0, whole=False, size=size)
         needed = torch.eye(4, dtype=torch.bool)
         needed[3], needed[:, 3] = True, True
         assert (
@@ -67,11 +67,13 @@ def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint,
 
 def test_a_batch_gives_each_text_what_it_gets_alone(sleep_checkpoint):
     model = checkpoints.load(sleep_checkpoint("llama", "dense"))
-    whole = gram(model, TEXTS, pad=0)
+    whole = gram_matrix(model, TEXTS, pad=0)
     for i, text in enumerate(TEXTS):
-        assert float(gram(model, [text], pad=0)) == pytest.approx(float(whole[i, i]), rel=1e-4)
+        assert float(gram_matrix(model, [text], pad=0)) == pytest.approx(
+            float(whole[i, i]), rel=1e-4
+        )
 
 
 def test_before_any_expert_there_is_nothing_to_take_gradients_of(sleep_checkpoint):
     with pytest.raises(ValueError, match="no expert is unlocked"):
-        gram(checkpoints.load(sleep_checkpoint("qwen3", "locked")), TEXTS, pad=0)
+        gram_matrix(checkpoints.load(sleep_checkpoint("qwen3", "locked")), TEXTS, pad=0)

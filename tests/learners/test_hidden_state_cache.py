@@ -7,11 +7,11 @@ from itertools import combinations
 import pytest
 import torch
 
-from learners.hidden_state_cache import HiddenStateCache, alike
+from learners.hidden_state_cache import HiddenStateCache, Reading, group_by_length
 
 
 def key(n):
-    return (0, (n,), (n, n))
+    return Reading(0, (n,), (n, n))
 
 
 def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
@@ -42,7 +42,7 @@ def test_two_groups_only_where_they_save_a_fifth(lengths):
     def padded(groups):
         return sum(len(group) * max(lengths[i] for i in group) for group in groups)
 
-    groups = alike(lengths)
+    groups = group_by_length(lengths)
     assert sorted(i for group in groups for i in group) == list(range(len(lengths)))
     assert all(group for group in groups) and len(groups) <= 2
     everything = range(len(lengths))

@@ -199,8 +199,8 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     result = learner.seed_step(rows, 0, 10)
     assert result.divergence_N == pytest.approx(alone, abs=1e-5)
     learner.unload_teachers()
-    assert learner.module.others == () and not any(
-        "others" in name for name in learner.module.state_dict()
+    assert learner.module.other_teachers == () and not any(
+        "other_teachers" in name for name in learner.module.state_dict()
     )
 
 
@@ -709,7 +709,7 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     if cut == 4:
         other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
     other.restore_progress(str(tmp_path / "night"), cut, 6)
-    assert not other.module.recall or not other.module.recall.bytes
+    assert not other.module.cache or not other.module.cache.bytes
     for step in range(cut, 6):
         metrics = other.seed_step(ROWS, step, 6).metrics
     assert metrics["grad_norm"] > 0

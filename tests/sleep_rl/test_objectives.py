@@ -7,8 +7,8 @@ import torch
 
 from sleep_rl.objectives import (
     divergence,
-    imitation,
-    importance,
+    imitation_loss,
+    importance_weight,
     l_ks,
     seeding_terms,
     token_logprobs,
@@ -114,7 +114,7 @@ def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk, temperature)
         raised = (
             p
             if temperature is None
-            else torch.stack([row ** (1 / t) for row, t in zip(p, temperature)])
+            else torch.stack([row ** (1 / t) for row, t in zip(p, temperature, strict=True)])
         )
         return divergence("jsd", (raised / raised.sum(-1, keepdim=True)).log(), logits, 0.3), logp
 
@@ -162,14 +162,16 @@ def test_imitation_gradient_is_the_score_function():
     log_s = logits.log_softmax(-1)
     p = log_s.detach().exp()
     # expectation over y ~ S, on policy
-    loss = (p * imitation(log_s, log_s.detach(), reward, cap=2.0)).sum()
+    loss = (p * imitation_loss(log_s, log_s.detach(), reward, cap=2.0)).sum()
     (estimated,) = torch.autograd.grad(loss, logits)
     assert torch.allclose(estimated, analytic, atol=1e-6)
 
 
 def test_stale_samples_get_the_truncated_importance_weight():
     now, then = torch.tensor([-1.0, -1.0, -3.0]), torch.tensor([-1.0, -4.0, -1.0])
-    assert torch.allclose(importance(now, then, 2.0), torch.tensor([1.0, 2.0, math.exp(-2.0)]))
+    assert torch.allclose(
+        importance_weight(now, then, 2.0), torch.tensor([1.0, 2.0, math.exp(-2.0)])
+    )
 
 
 def test_l_ks_weighs_both_terms_and_divides_by_the_global_counts():

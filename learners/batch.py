@@ -1,0 +1,124 @@
+"""A micro batch as tensors: what student and teachers read, and what each loss position counts.
+
+Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch: the
+completion tokens of all rows, one row after the other. A completion is x (the self-made prompt up
+to the marker) followed by the answer y.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from learners.hidden_state_cache import Reading
+from sleep_rl.contracts.records import HARD_TARGET, TrainingRow
+from sleep_rl.model.packing import PaddedRows
+
+
+@dataclass(frozen=True)
+class TeacherRows:
+    """The rows of a micro batch that one teacher judges."""
+
+    readings: list[Reading]
+    cacheable: list[bool]  # whether a reading comes again within the night
+    position_P: Tensor  # which of the P loss positions of the batch are theirs
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A micro batch on the device. Values are per loss position."""
+
+    student: PaddedRows
+    teachers: dict[int, TeacherRows]  # TrainingRow.teacher -> its rows
+    hard_target_P: Tensor  # positions whose target is the token itself, in place of a teacher
+    token_P: Tensor  # the completion's tokens
+    weight_P: Tensor  # 1; 0 for filler rows, which only keep the ranks in step
+    # of the teacher's distribution; None: 1 everywhere
+    teacher_temperature_P: Tensor | None
+    divergence_weight_P: Tensor  # objective.prompt_weight on x, 1 on y
+    advantage_P: Tensor  # 0 for rows without a reward
+    behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is not known
+    has_reward_P: Tensor  # weight_P where the row has an advantage, else 0
+    has_behaviour_P: Tensor  # weight_P where the sampler's log-probability is known, else 0
+    self_replay_P: Tensor  # 1 on self-replay rows
+    answer_P: Tensor  # 1 on y, 0 on x
+
+
+def per_token(row: TrainingRow, on_prompt: float, on_answer: float) -> list[float]:
+    """Return one value per completion token: `on_prompt` for x, `on_answer` for y."""
+    return [on_prompt] * row.x_length + [on_answer] * (len(row.completion_T) - row.x_length)
+
+
+def collate(
+    rows_B: list[TrainingRow],
+    weights_B: list[float],
+    pad: int,
+    device: str | torch.device,
+    *,
+    with_teachers: bool = True,
+    prompt_weight: float = 1.0,
+) -> Batch:
+    """Return the tensors of a micro batch.
+
+    rows_B: every row needs a prompt and a completion that are not empty.
+    weights_B: 1 per row, 0 for a filler row.
+    with_teachers: False for cross entropy, where no teacher is asked.
+    prompt_weight: what x counts in the divergence.
+    """
+
+    def floats(values_P: list[float]) -> Tensor:
+        return torch.tensor(values_P, dtype=torch.float32, device=device)
+
+    def by_row(values_B: list[float]) -> Tensor:
+        return floats(
+            [v for v, row in zip(values_B, rows_B, strict=True) for _ in row.completion_T]
+        )
+
+    def by_token(values_BT: list[list[float]]) -> Tensor:
+        return floats([value for values_T in values_BT for value in values_T])
+
+    completions_B = [row.completion_T for row in rows_B]
+    weight_P = by_row(weights_B)
+    return Batch(
+        student=PaddedRows.of([row.prompt_T for row in rows_B], completions_B, pad, device),
+        teachers=_teacher_rows(rows_B, device) if with_teachers else {},
+        hard_target_P=_positions_of(HARD_TARGET, rows_B, device),
+        token_P=torch.tensor([t for c in completions_B for t in c], device=device),
+        weight_P=weight_P,
+        teacher_temperature_P=(
+            None
+            if all(row.temperature == 1 for row in rows_B)
+            else by_token([per_token(row, 1.0, row.temperature) for row in rows_B])
+        ),
+        divergence_weight_P=by_token([per_token(row, prompt_weight, 1.0) for row in rows_B]),
+        advantage_P=by_row([row.advantage or 0.0 for row in rows_B]),
+        behaviour_logp_P=by_token(
+            [list(row.behaviour_T) or [0.0] * len(row.completion_T) for row in rows_B]
+        ),
+        has_reward_P=by_row([float(row.advantage is not None) for row in rows_B]) * weight_P,
+        has_behaviour_P=by_row([float(bool(row.behaviour_T)) for row in rows_B]) * weight_P,
+        self_replay_P=by_row([float(row.replay) for row in rows_B]),
+        answer_P=by_token([per_token(row, 0.0, 1.0) for row in rows_B]),
+    )
+
+
+def _teacher_rows(rows_B: list[TrainingRow], device: str | torch.device) -> dict[int, TeacherRows]:
+    teachers = {}
+    for teacher in sorted({row.teacher for row in rows_B} - {HARD_TARGET}):
+        rows = [row for row in rows_B if row.teacher == teacher]
+        teachers[teacher] = TeacherRows(
+            [Reading(teacher, row.teacher_T or row.prompt_T, row.completion_T) for row in rows],
+            # the teacher's own sequences are drawn many times, a sample of the student once
+            [not row.behaviour_T for row in rows],
+            _positions_of(teacher, rows_B, device),
+        )
+    return teachers
+
+
+def _positions_of(teacher: int, rows_B: list[TrainingRow], device: str | torch.device) -> Tensor:
+    """Return the loss positions of the rows with this teacher."""
+    teacher_P = [row.teacher for row in rows_B for _ in row.completion_T]
+    positions = [p for p, who in enumerate(teacher_P) if who == teacher]
+    return torch.tensor(positions, dtype=torch.long, device=device)

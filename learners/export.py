@@ -1,0 +1,83 @@
+"""Exports of a memory state: digests, the delta that a reader lacks, and the probe."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from learners.engine import Engine
+from learners.seeding import Seeding
+from sleep_rl.contracts.records import STUDENT, Weights
+from sleep_rl.model.memory import memory_levels, tensors_of
+from sleep_rl.model.packing import PaddedRows
+from sleep_rl.model.tensor_digest import digest
+from sleep_rl.objectives import token_logprobs
+
+
+class StateExporter:
+    """Exports teacher and student states of the memory as `Weights`."""
+
+    def __init__(
+        self, module: Seeding, engine: Engine, probe_T: tuple[int, ...], *, device: str, rank: int
+    ):
+        """`probe_T`: prompt whose log-probabilities go with each export; shorter than 2: none."""
+        self.module = module
+        self.model = module.model
+        self.levels = memory_levels(module.model)
+        self.engine = engine
+        self.probe_T = probe_T
+        self.device = device
+        self.rank = rank
+        self._stored_digests: dict[str, str] = {}  # by key
+
+    @torch.no_grad()
+    def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
+        """Return the state of `view` under `name`: its complete manifest, the probe, and the whole
+        modules (an expert of a level) in which anything differs from `have` (key -> digest).
+
+        Tensors only on rank 0, whose answer is used.
+        """
+        with self.engine.whole():
+            tensors = tensors_of(self.model, view)
+            manifest = {key: self._digest(key, tensor, view) for key, tensor in tensors.items()}
+            changed = {_module(key) for key, known in manifest.items() if have.get(key) != known}
+            wanted = changed if self.rank == 0 else set()
+            delta = {
+                key: tensor.cpu().clone()
+                for key, tensor in tensors.items()
+                if _module(key) in wanted
+            }
+        return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
+
+    def forget_digests(self) -> None:
+        """Call after the stored memory changed: its tensors are digested anew."""
+        self._stored_digests.clear()
+
+    def _digest(self, key: str, tensor: Tensor, view: str) -> str:
+        """Return a tensor's digest; those of stored tensors are computed once, those of the
+        student's own anew.
+        """
+        path, _, part = key.rpartition(".")
+        part, _, slot = part.partition("#")
+        patch = self.levels[path].patch
+        if view == STUDENT and patch and (part == "state" or int(slot) in patch.rows):
+            return digest(tensor)
+        if key not in self._stored_digests:
+            self._stored_digests[key] = digest(tensor)
+        return self._stored_digests[key]
+
+    def _probe(self, view: str) -> tuple[float, ...]:
+        """Return the log-probability of each probe token behind the first, in nats."""
+        if len(self.probe_T) < 2:
+            return ()
+        rows = PaddedRows.of([self.probe_T[:1]], [self.probe_T[1:]], self.module.pad, self.device)
+        token_P = torch.tensor(self.probe_T[1:], device=self.device)
+        chunk = self.module.config.learners.logit_chunk
+        hidden_PD = self.module.hidden(rows, view)
+        return tuple(token_logprobs(self.model.lm_head, hidden_PD, token_P, chunk).tolist())
+
+
+def _module(key: str) -> str:
+    """Return `<level>#<slot>` of a tensor's key, or the key itself for a level's state."""
+    name, _, slot = key.partition("#")
+    return f"{name.rsplit('.', 1)[0]}#{slot}" if slot else key

@@ -1,0 +1,154 @@
+"""One optimizer step on a batch: micro batches, gradients, metrics, learning rate."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from learners.batch import collate, per_token
+from learners.engine import Engine, reduce_sum
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import Metrics, StepResult, TrainingRow
+
+
+class MicroBatch(NamedTuple):
+    """Rows that go through the model together."""
+
+    rows: list[TrainingRow]
+    weights: list[float]  # 1 per row, 0 for a filler row
+    numbers: list[int]  # of the rows in the batch, without fillers
+
+
+def micro_batches(batch_N: list[TrainingRow], rank: int, world: int, size: int) -> list[MicroBatch]:
+    """Return this rank's rows of the batch in micro batches, short rows first: rows of like length
+    are padded little.
+
+    Every rank gets equally many, with filler rows at the end: collectives run in each backward
+    pass.
+    """
+    share = math.ceil(len(batch_N) / world)
+    numbers = sorted(
+        range(rank, len(batch_N), world),
+        # what the student reads
+        key=lambda n: len(batch_N[n].prompt_T) + len(batch_N[n].completion_T),
+    )
+    fillers = share - len(numbers)
+    rows = [batch_N[n] for n in numbers] + batch_N[:1] * fillers
+    weights = [1.0] * len(numbers) + [0.0] * fillers
+    return [
+        MicroBatch(rows[i : i + size], weights[i : i + size], numbers[i : i + size])
+        for i in range(0, share, size)
+    ]
+
+
+def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
+    """Return the learning rate of `step` (from 0): linear warm-up over at most half of the steps,
+    then linear decay to zero.
+    """
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return peak * (step + 1) / (warmup + 1)
+    return peak * (steps - step) / max(steps - warmup, 1)
+
+
+class BatchOptimizer:
+    """Takes optimizer steps of the plastic experts on batches; every rank gets the whole batch and
+    takes its share.
+    """
+
+    def __init__(
+        self, engine: Engine, config: Config, *, pad: int, device: str, rank: int, world: int
+    ):
+        self.engine = engine
+        self.config = config
+        self.pad = pad
+        self.device = device
+        self.rank = rank
+        self.world = world
+
+    def step(self, batch_N: list[TrainingRow], lr: float, seeding: bool) -> StepResult:
+        """Take one step on L_KS, or without `seeding` on the cross entropy of the completions.
+
+        Raises RunError on a loss that is not finite; nothing is applied then.
+        """
+        began = time.perf_counter()
+        prompt_weight = self.config.objective.prompt_weight if seeding else 1.0
+        positions = sum(sum(per_token(row, prompt_weight, 1.0)) for row in batch_N)
+        rewarded = sum(len(row.completion_T) for row in batch_N if row.advantage is not None)
+        totals, divergence_N = self._backward(batch_N, positions, rewarded, prompt_weight, seeding)
+        if not math.isfinite(totals["loss"]):
+            raise RunError(
+                f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, "
+                "lower it (sleep.lr, baselines.lr, "
+                "dream.policy.lr); nothing of this night was applied"
+            )
+        totals.update(
+            grad_norm=self.engine.step(lr),
+            lr=lr,
+            tokens_trained=float(sum(len(row.completion_T) for row in batch_N)),
+            sequences=float(len(batch_N)),
+            seconds=time.perf_counter() - began,
+        )
+        return StepResult(_metrics(totals, rewarded), divergence_N)
+
+    def _backward(
+        self,
+        batch_N: list[TrainingRow],
+        positions: float,
+        rewarded: int,
+        prompt_weight: float,
+        seeding: bool,
+    ) -> tuple[dict[str, float], list[float]]:
+        """Accumulate the gradients of all micro batches. Returns sums over the batch (loss among
+        them), and the divergence of each row's answer in nats per token.
+        """
+        counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
+        sums: dict[str, Tensor] = {}
+        divergence_N = torch.zeros(len(batch_N), device=self.device)
+        parts = micro_batches(batch_N, self.rank, self.world, self.config.learners.micro_batch)
+        for i, part in enumerate(parts):
+            batch = collate(
+                part.rows,
+                part.weights,
+                self.pad,
+                self.device,
+                with_teachers=seeding,
+                prompt_weight=prompt_weight,
+            )
+            loss, measured = self.engine(batch, *counts, seeding)
+            # DeepSpeed averages gradients over ranks; the counts are already global.
+            self.engine.backward(loss * self.world, last=i == len(parts) - 1)
+            if seeding:
+                divergence_N[part.numbers] = measured.pop("rows")[: len(part.numbers)]
+            for name, value in {**measured, "loss": loss.detach()}.items():
+                before = sums.get(name, torch.zeros_like(value))
+                sums[name] = torch.maximum(before, value) if name == "ratio_max" else before + value
+        if self.world > 1:
+            torch.distributed.all_reduce(divergence_N)
+        return reduce_sum(sums, maxima=("ratio_max",)), divergence_N.tolist()
+
+
+def _metrics(totals: dict[str, float], rewarded: int) -> Metrics:
+    """Return means from the sums over all ranks, under the journal's names."""
+    out = {
+        k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences", "seconds")
+    }
+    means = {
+        "divergence": ("divergence_sum", "divergence_count"),
+        "divergence_replay": ("replay_sum", "replay_count"),
+        "logprob_gap": ("gap_sum", "stale_count"),
+        "is_ratio_mean": ("ratio_sum", "stale_count"),
+    }
+    for name, (total, count) in means.items():
+        if totals.get(count, 0.0) > 0:
+            out[name] = totals[total] / totals[count]
+    if rewarded and "policy_sum" in totals:
+        out["policy_loss"] = totals["policy_sum"] / rewarded
+    if totals.get("stale_count", 0.0) > 0:
+        out["is_ratio_max"] = totals["ratio_max"]
+    return out
