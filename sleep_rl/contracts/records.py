@@ -165,7 +165,8 @@ class TrainingRow:
     # log-probabilities under the sampler, for the importance weight; empty: on policy
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # what the model knew already; only for the metrics
-    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, HARD_TARGET the text
+    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, HARD_TARGET the
+    # text
     # itself
     teacher: int = 0
     # leading tokens of completion_T that belong to the self-made prompt x, up to the marker

@@ -178,8 +178,8 @@ class DreamSupport(Protocol):
         """
 
     def rebase_policy_expert(self, tag: str) -> None:
-        """Rebase the state saved under `tag`: current memory plus that state's most recently trained
-        expert. Idle.
+        """Rebase the state saved under `tag`: current memory plus that state's most recently
+        trained expert. Idle.
         """
 
 
@@ -237,8 +237,8 @@ class Exporter(Protocol):
 
 @runtime_checkable
 class Learner(Trainer, DreamSupport, TeacherHost, StateStore, Checkpointing, Exporter, Protocol):
-    """Changes weights: `learners/worker.py`. One process of a DeepSpeed group; every rank gets every
-    call.
+    """Changes weights: `learners/worker.py`. One process of a DeepSpeed group; every rank gets
+    every call.
     """
 
     def close(self) -> None: ...

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER
-from sleep_rl.dreaming.cycle import DREAMER
+from sleep_rl.dreaming.dream import DREAMER
 from sleep_rl.driver.evaluation import evaluate
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
@@ -81,7 +81,8 @@ def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str
         path=rejected,
     )
     run.console.say(
-        f"night {night} rolled back: {drop.column} fell from {drop.before:.2f} to {drop.after:.2f}, "
+        f"night {night} rolled back: {drop.column} fell from {drop.before:.2f} to "
+        f"{drop.after:.2f}, "
         f"allowed by evaluate.max_drop is {allowed:g}; its memory is kept in {rejected}"
     )
     return evaluate(run, after=f"night {night}", lived=night)

@@ -146,7 +146,7 @@ METRICS: dict[str, dict[str, tuple[str, str]]] = {
         "task": ("what it is about", ""),
         "number": ("of its task, from 0", ""),
         "seed": ("of its sampling", ""),
-        "wander": ("seed of the random experts", ""),
+        "expert_seed": ("seed of the random experts", ""),
         "experts": ("level -> expert that its router also activated", ""),
         "text": ("what was written", ""),
         "logprob": ("mean log-probability of its tokens", "nats"),

@@ -82,7 +82,9 @@ class Consolidation:
         return consolidation
 
     def train(self) -> None:
-        """Minimise L_KS over the new expert (section 3 b), round by round of y ~ S(.|x) and r(y)."""
+        """Minimise L_KS over the new expert (section 3 b), round by round of y ~ S(.|x) and
+        r(y).
+        """
         plan = self.plan
         cluster = self.run.config.cluster
         flow = Flow(
@@ -137,7 +139,8 @@ class Consolidation:
         if step == sampled.steps.start and gap > allowed:
             raise RunError(
                 f"{self.plan.title}, step {step}: sampler and learner differ by {gap:.2g} nats a "
-                f"token, allowed are checks.logprob_gap = {allowed:g}; nothing of this night was applied"
+                f"token, allowed are checks.logprob_gap = {allowed:g}; nothing of this night was "
+                "applied"
             )
 
     def _index_prompts(self, sequences: list[TeacherSequence], most: int) -> None:
@@ -150,7 +153,9 @@ class Consolidation:
         self.run.index.add(self.plan.night, prompts, most)
 
     def _sample(self, requests_N: list[Request], number: int) -> list[Sample | Failure]:
-        """Sample from the student's own distribution: equations 3 and 6 are expectations under it."""
+        """Sample from the student's own distribution: equations 3 and 6 are expectations under
+        it.
+        """
         samples = self.run.sample(
             requests_N,
             STUDENT,

@@ -62,7 +62,9 @@ def continuation_requests(
 def reward_pairs(
     prefixes: list[Prefix], samples_N: list[Sample | Failure], group: int
 ) -> list[Pair | Failure]:
-    """Return the student's continuation beside the teacher's of the same prefix, prefix excluded."""
+    """Return the student's continuation beside the teacher's of the same prefix, prefix
+    excluded.
+    """
     pairs: list[Pair | Failure] = []
     for i, sample in enumerate(samples_N):
         prefix = prefixes[i // group]

@@ -24,8 +24,8 @@ def generate(
     record: ConsolidationRecord,
     lessons: list[TeacherSequence],
 ) -> NightData:
-    """Let the teacher write D: about each document with it in context, answers to rehearsed prompts,
-    unconditional samples, and synthetic documents to read.
+    """Let the teacher write D: about each document with it in context, answers to rehearsed
+    prompts, unconditional samples, and synthetic documents to read.
 
     `lessons`: texts of accepted dreams, which are new, too. Raises RunError when nothing of a kind
     that the plan needs can be used.
@@ -210,7 +210,8 @@ def _rehearse(
 
 
 def _write_synthetic(write: Writer, to_read: tuple[Document, ...]) -> list[TeacherSequence]:
-    """Synthetic reading data: the teacher samples documents unconditionally, then writes about them.
+    """Synthetic reading data: the teacher samples documents unconditionally, then writes about
+    them.
 
     No expert has memorised these documents, so answering requires reading the context. Sampled at
     the ordinary temperature, so that questions stay diverse; learned at that of rehearsal.

@@ -29,7 +29,8 @@ class EpochSampler:
 
 
 class DivergenceSampler:
-    """Sample rehearsed sequences with replacement, by the weight that the index gives their prompts.
+    """Sample rehearsed sequences with replacement, by the weight that the index gives their
+    prompts.
 
     The weights change while the night trains: see `RehearsalIndex.weights`.
     """

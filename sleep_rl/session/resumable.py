@@ -134,13 +134,14 @@ class Progress:
         unused = [other for other in done if other not in self._used]
         last_used = max((done.index(other) for other in self._used), default=-1)
         passed_over = [other for other in unused if done.index(other) < last_used]
-        if passed_over or (unused and (not name or not _optional(name) and _optional(unused[0]))):
+        if passed_over or (unused and (not name or (not _optional(name) and _optional(unused[0])))):
             raise _unknown((passed_over or unused)[0])
         if unused:
             raise _missing(name, done[-1])
         if self.partial and self.partial.stage != name:
             raise RunError(
-                f"{self.partial.learner}: belongs to stage {self.partial.stage}, but the next stage "
+                f"{self.partial.learner}: belongs to stage {self.partial.stage}, but the next "
+                "stage "
                 f"is {name or 'none'}; remove its folder to do that from the beginning"
             )
 

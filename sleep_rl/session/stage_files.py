@@ -42,7 +42,9 @@ class Partial:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a resumed life begins with. Index, version and journal are those of `partial`, if any."""
+    """What a resumed life begins with. Index, version and journal are those of `partial`, if
+    any.
+    """
 
     folder: Path
     stage: str  # the newest one done
@@ -174,7 +176,9 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _partials(folder: Path, done: int | None = None) -> Iterator[Path]:
-    """Partial checkpoints that were renamed into place, in order; behind `done` stages, if given."""
+    """Partial checkpoints that were renamed into place, in order; behind `done` stages, if
+    given.
+    """
     for path in _folders(folder):
         match = re.fullmatch(PARTIAL_NAME, path.name)
         if match and done in (None, int(match[1])):

@@ -409,7 +409,7 @@ def finished(tmp_path_factory):
             task="day1/0",
             number=number,
             seed=1,
-            wander=2,
+            expert_seed=2,
             experts={},
             text="a dream",
             logprob=-1.0,

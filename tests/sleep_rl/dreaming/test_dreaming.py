@@ -21,7 +21,7 @@ from sleep_rl.contracts.records import (
     TrainingText,
 )
 from sleep_rl.contracts.roles import Dreamer
-from sleep_rl.dreaming.cycle import DREAMER, SELF
+from sleep_rl.dreaming.dream import DREAMER, SELF
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
@@ -288,8 +288,10 @@ def test_dreams_are_written_selected_tried_and_learned(tmp_path):
         else:
             assert d["reward"] is None and d["taus"] == []
     # per i of a round's m, new random experts
-    assert len({(d["night"], d["round"], d["wander"]) for d in dreams}) == 36
-    assert all(d["experts"] == {"model.layers.0.mlp.memory.0": d["wander"] % 3 + 1} for d in dreams)
+    assert len({(d["night"], d["round"], d["expert_seed"]) for d in dreams}) == 36
+    assert all(
+        d["experts"] == {"model.layers.0.mlp.memory.0": d["expert_seed"] % 3 + 1} for d in dreams
+    )
     [first, *_] = crew.trials
     # the un-updated model; 3 dreams, 3 + 1 seeds
     assert [t.rows for t in first[:1]] == [()] and len(first) == 1 + 3 * 4

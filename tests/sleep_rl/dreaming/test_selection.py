@@ -10,15 +10,9 @@ import pytest
 from sleep_rl.config.method import Dream as How
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
-from sleep_rl.dreaming.selection import (
-    Dream,
-    accepted,
-    draw_tasks,
-    greedy,
-    importance,
-    judged,
-    keep,
-)
+from sleep_rl.dreaming.dream import Dream
+from sleep_rl.dreaming.selection import dream_importance, draw_tasks, greedy, keep
+from sleep_rl.dreaming.trials import accepted, judged
 
 TASKS = [
     DreamTask(f"day{d}/{i}", f"day{d}", Document(f"{d}{i}", "c"), (Question("q", "p", "a"),))
@@ -46,8 +40,8 @@ def dream(task="t", number=0, **fields):
 
 def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
     *dreams, c = rows = vectors(7)
-    assert importance(matrix(rows), "inner") == pytest.approx([dot(g, c) for g in dreams])
-    assert importance(matrix(rows), "norm") == pytest.approx([math.sqrt(dot(g, g)) for g in dreams])
+    assert dream_importance(matrix(rows), "inner") == pytest.approx([dot(g, c) for g in dreams])
+    assert dream_importance(matrix(rows), "norm") == pytest.approx([math.sqrt(dot(g, g)) for g in dreams])
 
 
 @pytest.mark.parametrize("how", ["inner", "norm"])

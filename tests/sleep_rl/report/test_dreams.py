@@ -31,7 +31,7 @@ def record(number, task="day1/a", night=1, reason="", kept=True, gain=None, **fi
         "task": task,
         "number": number,
         "seed": 1,
-        "wander": 2,
+        "expert_seed": 2,
         "experts": {},
         "text": f"dream <{number}>\nof {task}",
         "logprob": -number - 1.0,
