@@ -1,5 +1,4 @@
-"""What sleep is compared with, in the same run: plain sequential fine-tuning, and training on
-everything at once.
+"""Baselines in the same run: plain sequential fine-tuning, and joint training on everything.
 
 Both use the learner, the model and the experts of the sleeping model; only what is trained on
 differs.
@@ -14,7 +13,10 @@ from sleep_rl.driver.evaluation import evaluate
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
-SLEEP, SFT, BASE = "sleep", "sft", "base"  # tags of the memories that the learner keeps apart
+# Tags of memory states in the learner.
+SLEEP = "sleep"
+SFT = "sft"
+BASE = "base"
 
 
 def save_states(run: RunContext) -> None:
@@ -52,8 +54,11 @@ def joint(run: RunContext) -> None:
 
 
 def train(run: RunContext, method: str, day: str, texts: list[TrainingText], steps: int) -> None:
-    """`steps` optimizer steps over shuffled passes through the texts."""
-    rng, batch = random.Random(f"{method} {day} {run.config.run.seed}"), run.config.sleep.batch
+    """Train the newest expert by cross entropy for `steps` optimizer steps, over shuffled epochs of
+    the texts.
+    """
+    rng = random.Random(f"{method} {day} {run.config.run.seed}")
+    batch = run.config.sleep.batch
     rows = [TrainingRow(*run.codec.baseline(text)) for text in texts]
     queue: list[TrainingRow] = []
     run.crew.learn.open_night(1, slot="next_or_newest")

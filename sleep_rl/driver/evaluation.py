@@ -5,10 +5,10 @@ model knew.
 from __future__ import annotations
 
 import random
-from statistics import fmean as mean
+from statistics import fmean
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import TEACHER, Day, Question, Request
+from sleep_rl.contracts.records import TEACHER, Day, Document, Question, Request
 from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
@@ -18,118 +18,132 @@ from sleep_rl.session.resumable import stage
 def evaluate(
     run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
 ) -> dict[str, float]:
-    """Asks about the known and the first `lived` days, greedily and without documents, and the
-    newest day's deeper questions; journals the accuracies and returns the row of the known and the
-    days.
+    """Evaluate closed book, greedily: the known, the first `lived` days, and the newest day's deeper
+    questions.
+
+    `after`: what was done last, for the journal; `weights`: the state that answers. Journals the
+    accuracies and returns the row of the retention matrix: accuracy of the known and of each day.
     """
-    limit, days = run.config.evaluate.questions, run.task.days()[:lived]
-    columns = {"known": some(run.task.known(), limit)} | {
-        day.name: some(day.questions, limit) for day in days
-    }
-    deeper = {f: some(q, limit) for f, q in forms(run, days[-1]).items()} if days else {}
+    limit = run.config.evaluate.questions
+    days = run.task.days()[:lived]
+    columns = {"known": subset(run.task.known(), limit)}
+    columns |= {day.name: subset(day.questions, limit) for day in days}
+    deeper = {}
+    if days:
+        deeper = {form: subset(q, limit) for form, q in forms(run, days[-1]).items()}
     total = sum(map(len, (columns | deeper).values()))
     with (
         run.console.phase(f"{after}: {method} asked closed book", total=total) as tick,
         run.timed("evaluate", after=after, method=method) as record,
     ):
-        scores = ask(run, columns | deeper, weights, {})
+        scores = grade_columns(run, columns | deeper, weights, {})
         tick(total)
-        row = {c: mean(scores[c]) for c in columns if scores[c]}
+        row = {column: fmean(scores[column]) for column in columns if scores[column]}
         record.update(
             row=row,
             open_book=None,
-            n={c: len(v) for c, v in scores.items()},
-            forms={f: mean(scores[f]) for f in deeper if scores[f]},
+            n={column: len(values) for column, values in scores.items()},
+            forms={form: fmean(scores[form]) for form in deeper if scores[form]},
         )
     if method == "sleep" and days:
-        keep_completions(run, "after", days[-1], weights)
+        log_examples(run, "after", days[-1], weights)
     return row
 
 
 def forms(run: RunContext, day: Day) -> dict[str, tuple[Question, ...]]:
-    """Form -> questions about a day that its documents do not answer as they stand; none where a
-    task has no such.
+    """Return form -> questions about a day that its documents do not answer as they stand; none
+    where a task has no such.
     """
     return run.task.deeper(day) if isinstance(run.task, Dreamer) else {}
 
 
 @stage("open_book/{night}", switch="the number of days")
 def ask_before_night(run: RunContext, day: Day, night: int) -> None:
-    """What the coming night can reach: the day's questions with their documents in context; and a
-    few without.
+    """Evaluate the day open book, its documents in context: what the coming night can reach. Also
+    journal a few closed-book answers.
     """
-    keep_completions(run, "before", day, TEACHER)
+    log_examples(run, "before", day, TEACHER)
     if not run.config.evaluate.open_book:
         return
-    questions = {day.name: some(day.questions, run.config.evaluate.questions)}
-    total = len(questions[day.name])
+    columns = {day.name: subset(day.questions, run.config.evaluate.questions)}
+    total = len(columns[day.name])
     with (
         run.console.phase(f"day {night}: asked open book", total=total) as tick,
         run.timed("evaluate", after=f"day {night}", method="sleep") as record,
     ):
-        row = ask(run, questions, TEACHER, {d.id: d for d in day.documents})
+        scores = grade_columns(run, columns, TEACHER, {d.id: d for d in day.documents})
         tick(total)
         record.update(
             row={},
-            open_book={c: mean(v) for c, v in row.items() if v},
-            n={c: len(v) for c, v in row.items()},
+            open_book={column: fmean(values) for column, values in scores.items() if values},
+            n={column: len(values) for column, values in scores.items()},
         )
 
 
-def ask(
-    run: RunContext, columns: dict[str, list[Question]], weights: str, documents: dict
+def grade_columns(
+    run: RunContext,
+    columns: dict[str, list[Question]],
+    weights: str,
+    documents: dict[str, Document],
 ) -> dict[str, list[float]]:
-    """Grades per column; a failed request counts in no accuracy, only among the failures."""
+    """Return the grades of each column. A failed request counts in no accuracy, only among the
+    failures.
+
+    `documents`: id -> document in context when a question about it is asked.
+    """
     asked = [(column, question) for column, questions in columns.items() for question in questions]
     scores: dict[str, list[float]] = {column: [] for column in columns}
     answers = answer(run, [question for _, question in asked], weights, documents)
-    grades = [
-        text if isinstance(text, Failure) else run.task.grade(question, text)
-        for (_, question), text in zip(asked, answers, strict=True)
-    ]
-    run.count_failures(
-        "grade", [g for text, g in zip(answers, grades) if not isinstance(text, Failure)]
-    )
-    for (column, _), grade in zip(asked, grades, strict=True):
-        if not isinstance(grade, Failure):
+    failed = []
+    for (column, question), text in zip(asked, answers, strict=True):
+        if isinstance(text, Failure):
+            continue  # counted where it was sampled
+        grade = run.task.grade(question, text)
+        if isinstance(grade, Failure):
+            failed.append(grade)
+        else:
             scores[column].append(grade)
+    run.count_failures("grade", failed)
     return scores
 
 
 def answer(
-    run: RunContext, questions: list[Question], weights: str, documents: dict
+    run: RunContext, questions: list[Question], weights: str, documents: dict[str, Document]
 ) -> list[str | Failure]:
-    """Greedy answers, in order; a failed request stays a Failure and counts in no accuracy."""
-    texts = run.codec
+    """Return greedy answers, in order; a failed request is a Failure."""
+    codec = run.codec
     requests = [
-        Request(texts.question(q), texts.context(documents.get(q.document))) for q in questions
+        Request(codec.question(q), codec.context(documents.get(q.document))) for q in questions
     ]
     samples = run.sample(requests, weights, run.task.max_answer_tokens, 0.0)
-    return [s if isinstance(s, Failure) else texts.text(s.completion_T) for s in samples]
+    return [s if isinstance(s, Failure) else codec.text(s.completion_T) for s in samples]
 
 
-def some(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
-    """All questions, or `limit` of them, always the same ones."""
+def subset(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
+    """Return all questions, or `limit` of them, always the same ones."""
     if limit is None or len(questions) <= limit:
         return list(questions)
     return random.Random("evaluate").sample(list(questions), limit)
 
 
-def keep_completions(run: RunContext, when: str, day: Day, weights: str) -> None:
-    """Journals the answers to a day's first questions, without documents, for the report: before
-    and after its night.
+def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:
+    """Journal closed-book answers to a day's first questions, for the report. `when`: before or
+    after its night.
     """
     questions = list(day.questions[: run.config.evaluate.examples])
     for question, text in zip(questions, answer(run, questions, weights, {}), strict=True):
-        grade = text if isinstance(text, Failure) else run.task.grade(question, text)
-        if not isinstance(grade, Failure):
-            run.journal.log(
-                "completion",
-                when=when,
-                day=day.name,
-                question=question.id,
-                prompt=question.prompt,
-                answer=question.answer,
-                completion=text,
-                score=grade,
-            )
+        if isinstance(text, Failure):
+            continue
+        grade = run.task.grade(question, text)
+        if isinstance(grade, Failure):
+            continue
+        run.journal.log(
+            "completion",
+            when=when,
+            day=day.name,
+            question=question.id,
+            prompt=question.prompt,
+            answer=question.answer,
+            completion=text,
+            score=grade,
+        )

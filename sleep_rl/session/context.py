@@ -22,7 +22,7 @@ from sleep_rl.session.resumable import Progress
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run: a crew that lives through a task's days and writes into `folder`."""
+    """One run: a crew that lives through a task's days; results go into `folder`."""
 
     crew: Crew
     task: Task
@@ -36,10 +36,9 @@ class RunContext:
 
     @contextmanager
     def timed(self, kind: str, **values: Any) -> Iterator[dict]:
-        """Logs one journal record of `kind`, with what the block adds to it and the seconds it
-        took.
-        """
-        record, started = dict(values), time.monotonic()
+        """Journal one record of `kind`: `values`, what the block adds to it, and its seconds."""
+        record = dict(values)
+        started = time.monotonic()
         yield record
         self.journal.log(kind, **record, seconds=time.monotonic() - started)
 
@@ -53,8 +52,11 @@ class RunContext:
         stop: Ids = (),
         **where: Any,
     ) -> list[Sample | Failure]:
-        """Samples from the current version of `name`; counts tokens, cut-off sequences and failures
-        in the journal. `stop`: tokens that end a sample beside eos.
+        """Sample from the current version of state `name`; journal tokens, cut-off sequences and
+        failures.
+
+        `tokens`: at most; `stop`: tokens that end a sample beside eos; `where`: journal fields.
+        Returns one Sample or Failure per request, in order.
         """
         if not requests_N:
             return []
@@ -77,13 +79,13 @@ class RunContext:
         return samples
 
     def count_failures(self, where: str, results: list) -> None:
-        """One journal record per reason."""
+        """Journal the failures among `results`, one record per reason."""
         reasons = [r.reason for r in results if isinstance(r, Failure)]
         for reason in sorted(set(reasons)):
             self.journal.log("failure", where=where, reason=reason, count=reasons.count(reason))
 
     def save(self, night: int) -> None:
-        """The memory after a night, as <folder>/memory/night-<n>. A full disk ends the run; earlier
+        """Save the memory as <folder>/memory/night-<n>. Raises RunError on a full disk; earlier
         nights stay.
         """
         path = os.path.join("memory", f"night-{night}")

@@ -41,7 +41,9 @@ def dream(task="t", number=0, **fields):
 def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
     *dreams, c = rows = vectors(7)
     assert dream_importance(matrix(rows), "inner") == pytest.approx([dot(g, c) for g in dreams])
-    assert dream_importance(matrix(rows), "norm") == pytest.approx([math.sqrt(dot(g, g)) for g in dreams])
+    assert dream_importance(matrix(rows), "norm") == pytest.approx(
+        [math.sqrt(dot(g, g)) for g in dreams]
+    )
 
 
 @pytest.mark.parametrize("how", ["inner", "norm"])
