@@ -1,24 +1,37 @@
 """The command line: `sleep-rl COMMAND ...`; `sleep-rl --help` lists the commands.
 
-Exit codes: 0 done, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each
-failure is one line on stderr; a traceback means a bug. Everything heavy is imported by the command
-that needs it.
+Exit codes: 0 success, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each
+failure is one line on stderr; a traceback means a bug.
 """
 
 from __future__ import annotations
 
-import argparse
 import errno
-import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
-from sleep_rl.cli.parser import options
+import click
+
+from sleep_rl.cli import model_commands, report_commands
+from sleep_rl.cli.arguments import (
+    CHECKPOINT,
+    CONFIG,
+    RUN,
+    CommandGroup,
+    accept_option,
+    assignments,
+    checkpoint,
+    command,
+    config_and_overrides,
+    names,
+    run_folder,
+    usage_line,
+)
+from sleep_rl.cli.output import print_answer, print_lines
 from sleep_rl.config.loader import describe, load
-from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import masked
-from sleep_rl.contracts.errors import InputError, RunError, one_line
+from sleep_rl.contracts.errors import InputError, RunError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
@@ -26,295 +39,272 @@ MOST_CHARACTERS = 1000  # of a failure's line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns its exit code."""
+    """Run one command and return its exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        parser = options(COMMANDS)
-        arguments, rest = parser.parse_known_args(argv)
-        if rest and (
-            not hasattr(arguments, "overrides")
-            or any("=" not in part or part[0] == "-" for part in rest)
-        ):
-            parser.error(f"unrecognized arguments: {' '.join(rest)}")
-        # argparse takes overrides in one piece only, behind the config; people also put them behind
-        # options
-        if rest:
-            arguments.overrides = [*arguments.overrides, *rest]
-        return arguments.command(arguments)
+        with cli.make_context("sleep-rl", arguments) as context:
+            return cli.invoke(context) or DONE
+    except click.exceptions.Exit as end:  # --help
+        return end.exit_code
+    except click.UsageError as error:
+        failure = (usage_line(error), BAD_INPUT)
     except InputError as error:
-        return _fail(error, BAD_INPUT)
+        failure = (str(error), BAD_INPUT)
     except RunError as error:
-        return _fail(error, FAILED)
+        failure = (str(error), FAILED)
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
-        return _fail(f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
+        failure = (f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
     except MemoryError:
-        return _fail("this machine's memory does not suffice for what was asked", FAILED)
+        failure = ("this machine's memory does not suffice for what was asked", FAILED)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        failure = ("interrupted", INTERRUPTED)
+    return _fail(*failure)
 
 
-def _fail(reason: object, code: int) -> int:
-    text = masked(one_line(reason, limit=None))
-    # a name of thousands of letters: what matters stands at both ends
-    if len(text) > MOST_CHARACTERS:
+def _fail(reason: str, code: int) -> int:
+    """Print why a command failed, as one line without secrets, and return its exit code."""
+    text = masked(" ".join(reason.split()))
+    if len(text) > MOST_CHARACTERS:  # say, a name of thousands of letters
         text = f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2 :]}"
-    print(
-        "sleep-rl: " + "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text),
-        file=sys.stderr,
-    )
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    print(f"sleep-rl: {printable}", file=sys.stderr)
     return code
 
 
-def _say(text: object) -> int:
-    """Prints a command's answer."""
-    return _tell([text])
-
-
-def _tell(texts: Iterable[object]) -> int:
-    """Prints texts as they come. A reader like `head` may close the pipe when it has seen
-    enough.
-    """
-    try:
-        for text in texts:
-            try:
-                print(text, flush=True)
-            except UnicodeEncodeError:
-                # half a character in a record, or a terminal that knows ASCII only
-                print(
-                    str(text).encode(sys.stdout.encoding, "replace").decode(sys.stdout.encoding),
-                    flush=True,
-                )
-    except BrokenPipeError:
-        # or Python would flush into it again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return DONE
-
-
-def _load(arguments: argparse.Namespace) -> Config:
-    return load(arguments.config, arguments.overrides)
-
-
-def _run(arguments: argparse.Namespace) -> int:
+@command("run", "Live through the days and nights of a config, and write the report.", CONFIG)
+@config_and_overrides
+def run(config: str, overrides: list[str]) -> int:
     from sleep_rl.plan.plan import plan
 
-    config = _load(arguments)
-    plan(config)  # refuses now what would fail after minutes
+    loaded = load(config, overrides)
+    plan(loaded)  # refuses now what would fail after minutes
     from cluster.launch import run
 
-    return run(config)
+    return run(loaded)
 
 
-def _resume(arguments: argparse.Namespace) -> int:
+@command("resume", "Continue an interrupted run from its newest checkpoint.", RUN)
+@run_folder
+@assignments()
+@accept_option("Keys, or `data`, that may have changed.")
+def resume(run: str, overrides: list[str], accept: str) -> int:
     from cluster.launch import resume
 
-    return resume(
-        arguments.run, arguments.overrides, [name for name in arguments.accept.split(",") if name]
-    )
+    return resume(run, overrides, names(accept))
 
 
-def _submit(arguments: argparse.Namespace) -> int:
+@command(
+    "submit",
+    "Run a config as a job of a Ray cluster, and follow its log.",
+    "CONFIG is a YAML file; the paths in it must exist on the cluster's nodes.",
+)
+@click.argument("words", nargs=-1, metavar="[CONFIG] [section.key=value]...")
+@click.option(
+    "--address",
+    metavar="URL",
+    envvar="RAY_API_SERVER_ADDRESS",
+    help="The cluster's job server, e.g. http://HEAD:8265 (default: RAY_API_SERVER_ADDRESS).",
+)
+@click.option("--follow", metavar="JOB", help="Show the log of a submitted job instead.")
+@click.option("--stop", metavar="JOB", help="Stop a submitted job instead; its run can be resumed.")
+@click.option("--resume", metavar="RUN", help="Submit `sleep-rl resume RUN` instead.")
+@accept_option("With --resume: keys, or `data`, that may have changed.")
+@click.option(
+    "--installed",
+    is_flag=True,
+    help="Send no code: the cluster's nodes have sleep-rl installed.",
+)
+def submit(
+    words: tuple[str, ...],
+    address: str | None,
+    follow: str | None,
+    stop: str | None,
+    resume: str | None,
+    accept: str,
+    installed: bool,
+) -> int:
     from cluster.jobs import submit
 
-    a, address = arguments, arguments.address
-    given = [
-        name for name in ("config", "follow", "stop", "resume") if getattr(a, name) is not None
-    ]
-    # argparse takes the first override for the config
-    if a.resume is not None and "=" in (a.config or ""):
-        a.overrides.insert(0, a.config)
-        given.remove("config")
-    if len(given) != 1 or (a.overrides and given[0] in ("follow", "stop")):
+    config, overrides = _split_config(words)
+    actions = {"config": config, "follow": follow, "stop": stop, "resume": resume}
+    given = [name for name, value in actions.items() if value is not None]
+    if len(given) != 1 or (overrides and given[0] in ("follow", "stop")):
         raise InputError(
-            "submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume "
-            "RUN, got "
-            f"{' and '.join(given + a.overrides) or 'none of them'}"
+            "submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume RUN, got "
+            f"{' and '.join(given + overrides) or 'none of them'}"
         )
-    if a.follow is not None:
-        return submit.follow(a.follow, address)
-    if a.stop is not None:
-        return submit.stop(a.stop, address)
-    if a.resume is not None:
-        return submit.resume(a.resume, a.overrides, a.accept, address, a.installed)
-    return submit.submit(a.config, a.overrides, address, a.installed)
+    if follow is not None:
+        return submit.follow(follow, address)
+    if stop is not None:
+        return submit.stop(stop, address)
+    if resume is not None:
+        return submit.resume(resume, overrides, accept, address, installed)
+    return submit.submit(config, overrides, address, installed)
 
 
-def _scale(arguments: argparse.Namespace) -> int:
+def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """Split into the config, if the first word is one, and the overrides."""
+    if words and "=" not in words[0]:
+        return words[0], list(words[1:])
+    return None, list(words)
+
+
+@command("scale", "Change the number of rollout workers of a running run.", RUN)
+@run_folder
+@click.argument("request", metavar="rollouts=N")
+def scale(run: str, request: str) -> None:
     from pathlib import Path
 
     from cluster.scale import ask
 
-    count = ask(Path(arguments.run), arguments.request)
-    return _say(
-        f"{arguments.run}: asked for {count} rollout workers; they come and go between two rounds"
-    )
+    count = ask(Path(run), request)
+    print_answer(f"{run}: asked for {count} rollout workers; they come and go between two rounds")
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+@command(
+    "doctor",
+    "Check what a run needs of this machine: each line is ok or says what to do.",
+    "CONFIG is a YAML file that is to run here; it is planned, too.",
+)
+@click.argument("config", required=False)
+@assignments()
+@click.option("--quick", is_flag=True, help="Omit the tiny life at the end (half a minute).")
+def doctor(config: str | None, overrides: list[str], quick: bool) -> int:
+    from cluster.doctor.doctor import doctor
+
+    return doctor(config, overrides, quick, print_answer)
+
+
+@command("plan", "Check a config and print what it asks for; starts nothing.", CONFIG)
+@config_and_overrides
+def plan(config: str, overrides: list[str]) -> None:
     from sleep_rl.plan.plan import plan
     from sleep_rl.plan.render import render
 
-    return _say(render(plan(_load(arguments))))
+    print_answer(render(plan(load(config, overrides))))
 
 
-def _evaluate(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+@command("eval", "Ask a checkpoint every question of a config's task.", f"{CHECKPOINT} {CONFIG}")
+@checkpoint
+@config_and_overrides
+def evaluate(checkpoint: str, config: str, overrides: list[str]) -> int:
+    loaded = load(config, overrides)
     from cluster.launch import evaluate
 
-    return evaluate(arguments.checkpoint, config)
+    return evaluate(checkpoint, loaded)
 
 
-def _pretrain(arguments: argparse.Namespace) -> int:
-    config = _load(arguments)
+@command("pretrain", "Train the task's own small base model into the cache.", CONFIG)
+@config_and_overrides
+def pretrain(config: str, overrides: list[str]) -> int:
+    loaded = load(config, overrides)
     from cluster.launch import pretrain
 
-    return pretrain(config)
+    return pretrain(loaded)
 
 
-def _ablate(arguments: argparse.Namespace) -> int:
+@command(
+    "ablate", "Repeat a config's life with one part switched off at a time: one table.", CONFIG
+)
+@click.option(
+    "--seeds",
+    type=int,
+    default=3,
+    metavar="N",
+    help="Seeds per row, counted from run.seed (default 3).",
+)
+@click.option(
+    "--rows",
+    default="",
+    metavar="A,B",
+    help="Rows beside `whole` (default: all that change anything).",
+)
+@config_and_overrides
+def ablate(seeds: int, rows: str, config: str, overrides: list[str]) -> None:
     from sleep_rl.runs.ablate import ablate
 
-    if arguments.seeds < 1:
-        raise InputError(f"--seeds: at least 1, got {arguments.seeds}")
-    names = [name for name in arguments.rows.split(",") if name]
-    return _say(ablate(arguments.config, arguments.overrides, names, arguments.seeds))
+    if seeds < 1:
+        raise InputError(f"--seeds: at least 1, got {seeds}")
+    print_answer(ablate(config, overrides, names(rows), seeds))
 
 
-def _drill(arguments: argparse.Namespace) -> int:
+@command("drill", "Inject faults into a config's real runs: one table of what happened.", CONFIG)
+@config_and_overrides
+def drill(config: str, overrides: list[str]) -> None:
     from sleep_rl.plan.plan import plan
 
-    plan(_load(arguments))
+    plan(load(config, overrides))
     from cluster.drill.drill import drill
 
-    return _say(drill(arguments.config, arguments.overrides))
+    print_answer(drill(config, overrides))
 
 
-def _grow(arguments: argparse.Namespace) -> int:
-    from sleep_rl.model.grow import grow
-
-    return _say(
-        grow(
-            arguments.checkpoint,
-            arguments.out,
-            layers=arguments.layers,
-            width=arguments.width,
-            intermediate=arguments.intermediate,
-            seed=arguments.seed,
-        )
-    )
-
-
-def _report(arguments: argparse.Namespace) -> int:
-    from sleep_rl.report.page import write_report
-
-    return _say(write_report(arguments.run))
-
-
-def _dreams(arguments: argparse.Namespace) -> int:
-    from sleep_rl.report.dreams import listing
-
-    return _say(
-        listing(
-            arguments.run,
-            task=arguments.task,
-            night=arguments.night,
-            only=arguments.only,
-            sort=arguments.sort,
-            most=arguments.most,
-        )
-    )
-
-
-def _logs(arguments: argparse.Namespace) -> int:
+@command("logs", "List the workers of a run with their logs, or print one of them.", RUN)
+@run_folder
+@click.option("--actor", metavar="NAME", help="Whose log, e.g. rollout-0 (default: list all).")
+@click.option(
+    "--lines", "count", type=int, default=50, metavar="N", help="How many lines (default 50)."
+)
+@click.option("--follow", is_flag=True, help="Keep printing until the run ends or ctrl-C.")
+def logs(run: str, actor: str | None, count: int, follow: bool) -> None:
     from cluster.logs import lines, listing
 
-    if arguments.actor is None:
-        if arguments.follow:
-            raise InputError("--follow: follows one log, name it with --actor")
-        return _say(listing(arguments.run))
-    with suppress(KeyboardInterrupt):  # the way to stop following
-        _tell(lines(arguments.run, arguments.actor, arguments.lines, arguments.follow))
-    return DONE
+    if actor is not None:
+        with suppress(KeyboardInterrupt):  # the way to stop following
+            print_lines(lines(run, actor, count, follow))
+        return
+    if follow:
+        raise InputError("--follow: follows one log, name it with --actor")
+    print_answer(listing(run))
 
 
-def _chat(arguments: argparse.Namespace) -> int:
-    from sleep_rl.runs.chat import chat
-
-    for answers in chat(
-        arguments.checkpoint,
-        arguments.prompt,
-        max_tokens=arguments.max_tokens,
-        temperature=arguments.temperature,
-        seed=arguments.seed,
-    ):
-        _say(answers)
-    return DONE
-
-
-def _export(arguments: argparse.Namespace) -> int:
-    from sleep_rl.runs.export import export
-
-    return _say(export(arguments.checkpoint, arguments.out))
-
-
-def _serve(arguments: argparse.Namespace) -> int:
+@command("serve", "Serve a model, or the newest night of a run, OpenAI-compatibly.", CHECKPOINT)
+@checkpoint
+@assignments("OPTION=VALUE")
+@click.option(
+    "--host", default="127.0.0.1", help="Address to listen on (default: this machine only)."
+)
+@click.option("--port", type=int, default=8000, help="Default 8000; 0: any free one.")
+@click.option("--follow", is_flag=True, help="Take each new night of the run without a restart.")
+def serve(checkpoint: str, overrides: list[str], host: str, port: int, follow: bool) -> int:
     from cluster.serve import serve
 
-    return serve(
-        arguments.checkpoint, arguments.host, arguments.port, arguments.overrides, arguments.follow
-    )
+    return serve(checkpoint, host, port, overrides, follow)
 
 
-def _summary(arguments: argparse.Namespace) -> int:
-    from sleep_rl.report.summary import summarize
-
-    return _say(summarize(arguments.runs))
-
-
-def _watch(arguments: argparse.Namespace) -> int:
-    from sleep_rl.runs.run_dir import held
-    from sleep_rl.watch.server import Server
-
-    with Server(arguments.run, arguments.host, arguments.port, held) as server:
-        open_to = (
-            ""
-            if server.loopback
-            else "; WARNING: whoever reaches this address can read the run's texts"
-        )
-        _say(f"{server.url} shows {arguments.run}; ctrl-C ends it{open_to}")
-        server.serve_forever()
-    return DONE
+@command("config", "Print every key with its default, what it allows and what it means.")
+def config() -> None:
+    print_answer(describe())
 
 
-def _doctor(arguments: argparse.Namespace) -> int:
-    from cluster.doctor.doctor import doctor
-
-    return doctor(arguments.config, arguments.overrides, arguments.quick, _say)
-
-
-def _config(_: argparse.Namespace) -> int:
-    return _say(describe())
-
-
-COMMANDS = {
-    "run": _run,
-    "resume": _resume,
-    "submit": _submit,
-    "scale": _scale,
-    "plan": _plan,
-    "eval": _evaluate,
-    "pretrain": _pretrain,
-    "ablate": _ablate,
-    "drill": _drill,
-    "grow": _grow,
-    "report": _report,
-    "dreams": _dreams,
-    "logs": _logs,
-    "chat": _chat,
-    "export": _export,
-    "serve": _serve,
-    "summary": _summary,
-    "watch": _watch,
-    "doctor": _doctor,
-    "config": _config,
-}
+cli = CommandGroup(
+    "sleep-rl",
+    help="A language model that keeps learning after deployment: it lives through days, sleeps, "
+    "and remembers.",
+    no_args_is_help=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    commands=[
+        run,
+        resume,
+        submit,
+        scale,
+        doctor,
+        plan,
+        evaluate,
+        pretrain,
+        model_commands.grow,
+        ablate,
+        drill,
+        report_commands.report,
+        report_commands.dreams,
+        logs,
+        report_commands.summary,
+        report_commands.watch,
+        model_commands.chat,
+        model_commands.export,
+        serve,
+        config,
+    ],
+)

@@ -8,6 +8,7 @@ import shlex
 import tomllib
 from pathlib import Path
 
+import click
 import jsonschema
 import pytest
 import yaml
@@ -15,8 +16,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from sleep_rl.cli.main import COMMANDS
-from sleep_rl.cli.parser import options
+from sleep_rl.cli.main import cli as sleep_rl_cli
 from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
 from tests.kuberay_kinds import KINDS
@@ -53,10 +53,14 @@ def check_command(words):
     has one, planned.
     """
     if words[0] == "sleep-rl":
-        given, unknown = options(COMMANDS).parse_known_args(words[1:])
-        assert not [word for word in unknown if "=" not in word], words
-        if getattr(given, "config", None) and given.config != "CONFIG":
-            plan(load(given.config, [*given.overrides, *unknown]))
+        name, command, rest = sleep_rl_cli.resolve_command(click.Context(sleep_rl_cli), words[1:])
+        given = command.make_context(name, list(rest)).params
+        config, *overrides = given.get("words") or (
+            given.get("config"),
+            *given.get("overrides", ()),
+        )
+        if config and "=" not in config and config != "CONFIG":
+            plan(load(config, overrides))
         return
     from ray.scripts.scripts import cli
 
@@ -109,10 +113,8 @@ def spoken(text):
 
 def check_page(text):
     found = list(commands(spoken(text)))
-    parser = options(COMMANDS)._subparsers._group_actions[0].choices
     for words in found:
-        if words[:2] != ["sleep-rl", "submit"] or "submit" in parser:
-            check_command(words)
+        check_command(words)
     for nodes, config in re.findall(
         r"sbatch (?:--nodes=(\d+) )?cluster/slurm\.sh(?: "
         r"(configs/\S+))?",

@@ -74,7 +74,7 @@ def test_names_do_not_leave_the_folder_and_the_nearest_one_is_named(run, capsys,
         (["--actor", "rollout-0", "--lines", "-1"], "--lines: at least 0, got -1"),
         (
             ["--actor", "rollout-0", "--lines", "many"],
-            "argument --lines: invalid int value: 'many'; see sleep-rl logs --help",
+            "Invalid value for '--lines': 'many' is not a valid integer; see sleep-rl logs --help",
         ),
     ],
 )

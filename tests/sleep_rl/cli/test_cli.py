@@ -1,6 +1,4 @@
-"""cli.py: exit codes, one line on stderr for every failure, and nothing heavy before it is
-needed.
-"""
+"""The command line: exit codes, one line on stderr per failure, nothing heavy at the start."""
 
 import errno
 import os
@@ -11,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sleep_rl.cli.main import main
+from sleep_rl.cli.main import cli, main
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
 
@@ -87,13 +85,14 @@ def test_a_bug_keeps_its_traceback(launch, error):
 
 
 BAD_LINES = [
-    ([], "the following arguments are required: COMMAND; see sleep-rl --help"),
-    (["run"], "the following arguments are required: CONFIG; see sleep-rl run --help"),
+    ([], "Missing command; see sleep-rl --help"),
+    (["fly"], "No such command 'fly'; see sleep-rl --help"),
+    (["run"], "Missing argument 'CONFIG'; see sleep-rl run --help"),
     (
         ["eval", "checkpoint"],
-        "the following arguments are required: CONFIG; see sleep-rl eval --help",
+        "Missing argument 'CONFIG'; see sleep-rl eval --help",
     ),
-    (["run", DEMO, "--fast"], "unrecognized arguments: --fast; see sleep-rl --help"),
+    (["run", DEMO, "--fast"], "No such option '--fast'; see sleep-rl run --help"),
     (["plan", "none.yaml"], "cannot read none.yaml: No such file or directory"),
     (
         ["plan", DEMO, "sleep.stepps=3"],
@@ -125,7 +124,8 @@ def test_overrides_may_stand_behind_options(monkeypatch, capsys):
     assert asked == [(DEMO, ["sleep.steps=3", "run.seed=1"], [], 2)] * 3
     assert (
         main(["ablate", DEMO, "--seeds", "2", "stray"]) == 2
-        and "unrecognized arguments: stray" in capsys.readouterr().err
+        and "expected section.key=value, got stray; see sleep-rl ablate --help"
+        in capsys.readouterr().err
     )
 
 
@@ -182,3 +182,13 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
     )
     os.close(writer)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_names_every_command_and_what_each_takes(capsys):
+    assert main(["--help"]) == 0
+    out, err = capsys.readouterr()
+    assert err == "" and "Usage: sleep-rl" in out
+    for name, command in cli.commands.items():
+        assert f"\n  {name} " in out and command.callback is not None
+        assert main([name, "--help"]) == 0
+        assert f"Usage: sleep-rl {name} " in capsys.readouterr().out

@@ -78,7 +78,7 @@ def test_where_the_layers_of_a_deeper_model_come_from():
         ([], "one of them larger than now, got 0, 1, 128"),
         (["--layers", "-1"], "got -1, 1, 128"),
         (["--intermediate", "10"], "--intermediate from 128 on"),
-        (["--width", "x"], "invalid int value"),
+        (["--width", "x"], "Invalid value for '--width': 'x' is not a valid integer"),
     ],
 )
 def test_no_growth_is_refused_in_one_line(arguments, wrong, tmp_path, capsys):
