@@ -585,7 +585,10 @@ def test_bad_input_is_one_line(tmp_path, capsys):
                 [str(tmp_path), "--port", "70000"],
                 "--port: 0 (any that is free) to 65535, got 70000",
             ),
-            ([str(tmp_path), "--port", "x"], "Invalid value for '--port': 'x' is not a valid integer"),
+            (
+                [str(tmp_path), "--port", "x"],
+                "Invalid value for '--port': 'x' is not a valid integer",
+            ),
             ([str(tmp_path), "--host", "192.0.2.1"], "--host 192.0.2.1"),
             ([str(tmp_path), "--host", "a..b"], "--host a..b"),
         ]
