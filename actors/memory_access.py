@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from safetensors.torch import load_file, save_file
@@ -53,6 +53,18 @@ class MemoryAccess:
         """Return key -> digest of the bytes that are in the model now."""
         model_tensors = tensors_of(self.model_runner.get_model())
         return {key: digest(model_tensors[key]) for key in keys}
+
+
+def not_arrived(expected: dict[str, str], digests_per_rank: Iterable[dict[str, str]]) -> str:
+    """Return what of a write did not arrive, in words; empty when all of it did.
+
+    `expected`: key -> digest of what was written; `digests_per_rank`: memory_digests of its keys.
+    """
+    for rank, digests in enumerate(digests_per_rank):
+        wrong = [key for key in expected if digests[key] != expected[key]]
+        if wrong:
+            return f"{wrong[0]} did not arrive in the model (rank {rank}, {len(wrong)} tensors)"
+    return ""
 
 
 @contextmanager

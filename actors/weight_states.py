@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actors.engine import Engine
+from actors.memory_access import not_arrived
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import LoadReport, Weights
 from sleep_rl.model.tensor_digest import as_tensor, digest
@@ -220,13 +221,10 @@ class WeightStates:
 
     def _verify(self, state: State, keys: list[str]) -> None:
         """Compare the model's own bytes, on every rank, with the manifest. Raises RunError."""
-        for rank, digests in enumerate(self._engine.memory_digests(keys)):
-            wrong = [key for key in keys if digests[key] != state.manifest[key]]
-            if wrong:
-                raise RunError(
-                    f"{state.label}: {wrong[0]} did not arrive in the model (rank {rank}, "
-                    f"{len(wrong)} tensors)"
-                )
+        expected = {key: state.manifest[key] for key in keys}
+        reason = not_arrived(expected, self._engine.memory_digests(keys))
+        if reason:
+            raise RunError(f"{state.label}: {reason}")
 
     def _roll_back(self) -> None:
         """Forget what is in the model: the next `activate` writes a held version over it."""

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from vllm.engine.protocol import EngineClient
 
-from actors.memory_access import shared_file
+from actors.memory_access import not_arrived, shared_file
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import memory_folder
 from sleep_rl.model.memory import PARTS
@@ -237,12 +237,10 @@ class NightSwapper:
         digests_per_rank = await self._client.collective_rpc(
             "memory_digests", args=(list(tensors),)
         )
-        for rank, digests in enumerate(digests_per_rank):
-            wrong = [key for key, tensor in tensors.items() if digests[key] != digest(tensor)]
-            if wrong:
-                raise RunError(
-                    f"{wrong[0]} did not arrive in the model (rank {rank}, {len(wrong)} tensors)"
-                )
+        expected = {key: digest(tensor) for key, tensor in tensors.items()}
+        reason = not_arrived(expected, digests_per_rank)
+        if reason:
+            raise RunError(reason)
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, tuple[int, ...]]:
