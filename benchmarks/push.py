@@ -29,7 +29,7 @@ from cluster.run_workers import base_checkpoint, memory_of
 from cluster.runtime.handle import wait_all
 from cluster.runtime.ray_backend import RayBackend
 from cluster.worker_specs import CrewSpec
-from sleep_rl.config.schema import Config, Model
+from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Weights
 from sleep_rl.contracts.roles import Rollout
@@ -183,8 +183,12 @@ def main() -> None:
     parser.add_argument("--1b", dest="large", action="store_true")
     parser.add_argument("--repeat", type=int, default=30)
     arguments = parser.parse_args()
-    model = Model(experts=1, top_k=1, dtype="bfloat16") if arguments.large else Model()
-    config = Config(model=model)
+    overrides = []
+    if arguments.large:
+        overrides = ["model.experts=1", "model.top_k=1", "model.dtype=bfloat16"]
+        # one expert is too few for the demo's three nights, of which this is only the first
+        overrides.append("sleep.on_full=recycle_oldest")
+    config = load("configs/demo.yaml", overrides)
     base = base_checkpoint(config, make_task(config), Console())
     with tempfile.TemporaryDirectory() as folder, RayBackend() as backend:
         if arguments.large:

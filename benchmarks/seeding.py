@@ -28,57 +28,62 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from sleep_rl.config.schema import Config
+
 BATCH = 40  # completions of a step
 LENGTH = 16  # most tokens of a completion
 STEPS = 40
 WARM_UP = 5  # steps before the clock starts
 
 
+def embedded_config(*overrides: str) -> Config:
+    """Return the config of the embedded task, with one expert."""
+    from sleep_rl.config.loader import load
+
+    # one expert is too few for the demo's three nights, of which this is only the first
+    one_expert = ["model.experts=1", "model.top_k=1", "sleep.on_full=recycle_oldest"]
+    return load("configs/demo.yaml", [*one_expert, *overrides])
+
+
 def make_prompts() -> list[str]:
     """Return one prompt per completion: the beginnings of questions about the known people of the
     embedded task, of which the model writes the rest and the answer.
     """
-    from sleep_rl.config.schema import Config
     from sleep_rl.tasks.registry import make_task
 
-    count = BATCH * (STEPS + WARM_UP)
-    openings = [" ".join(question.prompt.split()[:3]) for question in make_task(Config()).known()]
-    return [openings[i % len(openings)] for i in range(count)]
+    questions = make_task(embedded_config()).known()
+    openings = [" ".join(question.prompt.split()[:3]) for question in questions]
+    return [openings[i % len(openings)] for i in range(BATCH * (STEPS + WARM_UP))]
 
 
 def embedded_base() -> str:
     """Return the path of the embedded task's base model."""
     from cluster.run_workers import base_checkpoint
-    from sleep_rl.config.schema import Config
     from sleep_rl.session.console import Console
     from sleep_rl.tasks.registry import make_task
 
-    return base_checkpoint(Config(), make_task(Config()), Console())
+    config = embedded_config()
+    return base_checkpoint(config, make_task(config), Console())
 
 
 def measure_ours(threads: int) -> dict[str, float]:
     """Return the tokens and seconds of two vLLM rollout workers and one DeepSpeed learner on Ray,
     with a verified push after every sleep.steps_per_round steps.
     """
-    from dataclasses import replace
-
     from cluster.crew import start_crew
     from cluster.run_workers import memory_of
     from cluster.runtime.ray_backend import RayBackend
     from cluster.worker_specs import CrewSpec
-    from sleep_rl.config.method import Objective, Replay, Sleep
-    from sleep_rl.config.schema import Config, Learners, Model
     from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, TrainingRow
     from sleep_rl.journal.journal import Journal
     from sleep_rl.model import checkpoints
 
-    config = replace(
-        Config(),
-        model=Model(experts=1, top_k=1),
-        sleep=Sleep(batch=BATCH),
-        objective=Objective(alpha=1.0, on_policy=1.0),
-        replay=Replay(share=0.0),
-        learners=Learners(threads=threads),
+    config = embedded_config(
+        f"sleep.batch={BATCH}",
+        "objective.alpha=1",
+        "objective.on_policy=1",
+        "replay.share=0",
+        f"learners.threads={threads}",
     )
     per_round = config.sleep.steps_per_round
     base = embedded_base()
@@ -121,12 +126,11 @@ def measure_ours(threads: int) -> dict[str, float]:
 def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
     """Return a student with one unlocked expert, its teacher, and their tokenizer."""
     from cluster.run_workers import memory_of
-    from sleep_rl.config.schema import Config, Model
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory import FRESH, memory_levels
 
     base = embedded_base()
-    levels = memory_of(Config(model=Model(experts=1, top_k=1)))
+    levels = memory_of(embedded_config())
     student = checkpoints.load(base, levels)
     teacher = checkpoints.load(base, levels)
     for level in memory_levels(student).values():
