@@ -3,8 +3,8 @@ paper.md section 4).
 
 Copies share nothing but the frozen base: each has its own factors, its own rows, learning rate,
 optimizer moments and gradient norm. Shapes: N copies, B sequences of a forward pass (one per copy
-and step, so B = N), T tokens, R rank, I and O the inputs and outputs of a linear layer, P all
-factors of a copy, C completion tokens of a batch, D hidden units.
+and step, so B = N), T tokens, R rank, I and O the inputs and outputs of a linear layer, F all
+factors of a copy, P loss positions of a batch, D hidden units.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sleep_rl.contracts.records import Ids, Trial
+from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import token_logprobs
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -59,7 +60,7 @@ class Copies:
         # round to nothing.
         size = sum(rank * sum(layer.weight.shape) for layer in self.layers.values())
         device = next(model.parameters()).device
-        self.values_NP = torch.zeros(len(seeds_N), size, device=device)
+        self.values_NF = torch.zeros(len(seeds_N), size, device=device)
         generators_N = [torch.Generator().manual_seed(seed) for seed in seeds_N]
         start = 0
         for name, layer in self.layers.items():
@@ -73,11 +74,11 @@ class Copies:
             self.b[name] = b_NOR.detach().requires_grad_()
 
     def _view(self, start: int, shape: tuple[int, int]) -> Tensor:
-        """Return [N, *shape], a view of values_NP from column `start`."""
-        return self.values_NP[:, start : start + math.prod(shape)].unflatten(1, shape)
+        """Return [N, *shape], a view of values_NF from column `start`."""
+        return self.values_NF[:, start : start + math.prod(shape)].unflatten(1, shape)
 
     def factors(self) -> list[Tensor]:
-        """Return every trained tensor, in the order of a row of values_NP."""
+        """Return every trained tensor, in the order of a row of values_NF."""
         return [stack[name] for name in self.layers for stack in (self.a, self.b)]
 
     @contextmanager
@@ -175,28 +176,16 @@ def row_losses(model: nn.Module, rows_N: list[Row], pad: int, device: torch.devi
 
     Logits of LOGIT_CHUNK positions are held at once.
     """
-    width = max(len(prompt) + len(completion) for prompt, completion in rows_N)
-    ids_NT = torch.full((len(rows_N), width), pad, dtype=torch.long)
-    mask_NT = torch.zeros_like(ids_NT)
-    row_of_C: list[int] = []
-    position_C: list[int] = []  # in the flattened batch, of the state that predicts each token
-    for n, (prompt, completion) in enumerate(rows_N):
-        end = len(prompt) + len(completion)
-        ids_NT[n, :end] = torch.tensor(prompt + completion)
-        mask_NT[n, :end] = 1
-        row_of_C += [n] * len(completion)
-        position_C += range(n * width + len(prompt) - 1, n * width + end - 1)
-    ids_NT = ids_NT.to(device)
-    rows_C = torch.tensor(row_of_C, device=device)
-    positions_C = torch.tensor(position_C, device=device)
+    prompts_N = [prompt for prompt, _ in rows_N]
+    completions_N = [completion for _, completion in rows_N]
+    padded = PaddedRows.of(prompts_N, completions_N, pad, device)
     hidden_NTD = model.model(
-        input_ids=ids_NT, attention_mask=mask_NT.to(device), use_cache=False
+        input_ids=padded.ids_BT, attention_mask=padded.mask_BT, use_cache=False
     ).last_hidden_state
-    token_C = ids_NT.flatten()[positions_C + 1]
-    hidden_CD = hidden_NTD.flatten(0, 1)[positions_C]
-    logp_C = token_logprobs(model.lm_head, hidden_CD, token_C, LOGIT_CHUNK)
-    counts_N = torch.bincount(rows_C, minlength=len(rows_N))
-    return torch.zeros(len(rows_N), device=device).index_add(0, rows_C, -logp_C) / counts_N
+    token_P = padded.ids_BT.flatten()[padded.position_P + 1]
+    logp_P = token_logprobs(model.lm_head, padded.at_positions(hidden_NTD), token_P, LOGIT_CHUNK)
+    counts_N = torch.bincount(padded.row_P, minlength=len(rows_N))
+    return torch.zeros(len(rows_N), device=device).index_add(0, padded.row_P, -logp_P) / counts_N
 
 
 class StackedAdamW:
@@ -207,8 +196,8 @@ class StackedAdamW:
 
     def __init__(self, copies: Copies):
         self.factors = copies.factors()
-        self.grads_NP = torch.zeros_like(copies.values_NP)
-        self.rows = [nn.Parameter(row) for row in copies.values_NP]  # they share its storage
+        self.grads_NF = torch.zeros_like(copies.values_NF)
+        self.rows = [nn.Parameter(row) for row in copies.values_NF]  # they share its storage
         self.adamw = torch.optim.AdamW(
             [{"params": [row]} for row in self.rows],
             betas=BETAS,
@@ -222,11 +211,11 @@ class StackedAdamW:
         """Update every copy that is still trained, and drop all gradients; others stay as they
         are.
         """
-        torch.cat([factor.grad.flatten(1) for factor in self.factors], dim=1, out=self.grads_NP)
-        norm_N = torch.linalg.vector_norm(self.grads_NP, dim=1)
-        self.grads_NP *= (CLIP / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
+        torch.cat([factor.grad.flatten(1) for factor in self.factors], dim=1, out=self.grads_NF)
+        norm_N = torch.linalg.vector_norm(self.grads_NF, dim=1)
+        self.grads_NF *= (CLIP / (norm_N + 1e-6)).clamp(max=1.0)[:, None]
         for row, grad, group, lr, trained in zip(
-            self.rows, self.grads_NP, self.adamw.param_groups, lr_N, trained_N, strict=True
+            self.rows, self.grads_NF, self.adamw.param_groups, lr_N, trained_N, strict=True
         ):
             row.grad = grad if trained else None
             group["lr"] = lr

@@ -18,6 +18,7 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 from sleep_rl.contracts.errors import Failure, InputError, one_line
 from sleep_rl.contracts.records import Pair
 from sleep_rl.model import checkpoints, memory_folder
+from sleep_rl.model.packing import pad_right
 
 ENCODER_BATCH = 32  # texts per forward pass
 
@@ -122,20 +123,15 @@ class EncoderReward:
         return float(cosine >= self._threshold)
 
     @torch.inference_mode()
-    def _embed(self, ids_BT: list[list[int]]) -> Tensor:
-        """Return [B, D], the mean of the hidden states over each text's tokens, without padding.
+    def _embed(self, texts_B: list[list[int]]) -> Tensor:
+        """Return [B, D], the mean of the hidden states over each text's token ids, without padding.
 
         In double: equal texts must reach a threshold of 1.
         """
-        width = max(map(len, ids_BT))
-        padded = torch.tensor(
-            [ids + [0] * (width - len(ids)) for ids in ids_BT], device=self._device
-        )
-        mask = torch.tensor(
-            [[1] * len(ids) + [0] * (width - len(ids)) for ids in ids_BT], device=self._device
-        )
-        hidden_BTD = self._model(input_ids=padded, attention_mask=mask).last_hidden_state.double()
-        return hidden_BTD.masked_fill(mask[..., None] == 0, 0).sum(1) / mask.sum(1, keepdim=True)
+        ids_BT, mask_BT = pad_right(texts_B, 0, self._device)
+        hidden_BTD = self._model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
+        sum_BD = hidden_BTD.double().masked_fill(mask_BT[..., None] == 0, 0).sum(1)
+        return sum_BD / mask_BT.sum(1, keepdim=True)
 
     def close(self) -> None:
         """Drop the model."""
