@@ -10,7 +10,7 @@ from cluster.life import live_in_folder
 from cluster.run_record import ended_well
 from cluster.run_workers import MakeBackend, RunSetup, base_checkpoint, make_backend
 from sleep_rl.config.schema import Config
-from sleep_rl.config.validation import check
+from sleep_rl.config.validation import check_experts
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
@@ -55,11 +55,10 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
                 f"{folder}: nothing in {documents.path} is new since day {len(days)}; nothing to do"
             )
             return 0
-        config = run_dir.with_documents(config, days=len(grown), record=str(folder))
-        check(config)  # the life is longer now
+        check_experts(config, len(grown))  # the life is longer now
         console.say(f"{folder}: {ingestion.told(grown)}")
         ingestion.write(folder, grown)
-        setup = RunSetup(config, make_task(config), folder, console, backend)
+        setup = RunSetup(config, make_task(config, str(folder)), folder, console, backend)
         return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), begun)
 
 

@@ -46,7 +46,7 @@ def resume(run: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
     config, task, wandb_id = run_dir.read(folder, overrides, accept)
     run_dir.check_inside(folder)
     with run_dir.alone(folder):
-        if ended_well(folder, config.nights):
+        if ended_well(folder, len(task.days())):
             console.say(f"{folder}: this life has been lived; nothing to do")
             return 0
         checkpoint = newest(folder)

@@ -47,7 +47,7 @@ def live_in_folder(setup: RunSetup, wandb_id: str, resumed: bool) -> int:
                 seeds=[config.run.seed],
             )
         _live_with_restarts(setup, base, journal, checkpoint)
-        last = folder / "memory" / f"night-{config.nights}"
+        last = folder / "memory" / f"night-{len(setup.task.days())}"
         model = checkpoints.expand(str(last), str(folder / "model"), memory_of(config))
         console.say(
             f"{model}: the model after the last night, an ordinary checkpoint for vLLM "

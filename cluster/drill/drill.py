@@ -27,6 +27,7 @@ from sleep_rl.contracts.records import STUDENT
 from sleep_rl.journal.journal import Record, read
 from sleep_rl.journal.text import aligned, clock
 from sleep_rl.plan.plan import actors_of
+from sleep_rl.tasks.registry import make_task
 
 PHASES = ("wake", "writing", "seeding", "evaluation")
 HANG_S = 45.0  # cluster.call_timeout_s of the life whose workers hang
@@ -213,7 +214,8 @@ Play = Callable[[str, list[str], Path, tuple], Rows]
 
 def lives(config: Config) -> list[Play]:
     """The drill's lives, each with one or more faults."""
-    nights = [min(i, config.nights) for i in range(1, len(PHASES) + 1)]
+    days = config.nights or len(make_task(config).days())
+    nights = [min(i, days) for i in range(1, len(PHASES) + 1)]
     kills = [
         [
             Fault(f"kill {name}", phase, night, _upon(name, faults.kill))

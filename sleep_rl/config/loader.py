@@ -73,11 +73,6 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
     tree = dump(Config())
     for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
         _merge(tree, _validated(Config, layer, "", where))
-    if (short := tree["task"]["path"]) is not None:
-        name = tree["task"]["name"]
-        if "path" not in tree["task"][name]:
-            raise _refusal(path, f"task.path: a task with a path, got task.name = {name}")
-        tree["task"][name]["path"], tree["task"]["path"] = short, None
     config = _built(Config, tree)
     try:
         check(config)

@@ -22,6 +22,7 @@ from sleep_rl.config.method import (
     Wake,
 )
 from sleep_rl.config.tasks import TaskConfig, key
+from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
 
 
 @dataclass(frozen=True)
@@ -260,53 +261,26 @@ class Config:
         return self.checks.probe or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
 
     @property
-    def nights(self) -> int:
-        return getattr(self.task, self.task.name).days
+    def nights(self) -> int | None:
+        """Days, and nights, that the task's section asks for; None: the task itself says."""
+        return getattr(getattr(self.task, self.task.name), "days", None)
 
-    @property
-    def consolidations(self) -> list[tuple[int, int]]:
-        """(night, sender) of every consolidation of the life, in order; sender 0 is the context
-        window.
+    def schedule(self, nights: int) -> list[ScheduledConsolidation]:
+        """Return all consolidations of a life of `nights` nights, in order."""
+        return schedule(
+            self.model.chunks,
+            nights,
+            steps=self.sleep.steps,
+            reset=self.sleep.reset,
+            teachers=bool(self.model.teachers),
+            endless=self.task.name == "documents",
+        )
 
-        Slow to fast, so that a receiver is emptied before it receives; the slowest level sends
-        nothing.
-        """
-        held, out = [0] * (self.model.levels + 1), []
-        if self.model.teachers:  # in night 0 they stand where later the context window does
-            out.append((0, 0))
-            held[1] += 1
-        for night in range(1, self.nights + 1):
-            for sender in range(self.model.levels - 1, -1, -1):
-                due = sender == 0 or (
-                    night % self.model.chunks[sender - 1] == 0 and held[sender] > 0
-                )
-                if due:
-                    out.append((night, sender))
-                    held[sender + 1] += 1
-                    held[sender] = 0 if self.sleep.reset else held[sender]
-        return out
-
-    def steps(self, night: int, sender: int) -> int:
-        """Optimizer steps of a consolidation: sleep.steps for each one whose knowledge moves on
-        with it, which are those into the sender since it sent last (the context window counts as
-        one).
-        """
-        came = [0] * (self.model.levels + 1)
-        for n, level in self.consolidations:
-            if (n, level) == (night, sender):
-                break
-            came[level + 1] += 1
-            came[level] = 0
-        return self.sleep.steps * max(came[sender], 1)
-
-    @property
-    def most_experts(self) -> list[int]:
-        """The most experts that each level holds at once, if every consolidation unlocks one, and
-        so do the night's dreams (in level 1).
-        """
-        held, most = [0] * (self.model.levels + 1), [0] * (self.model.levels + 1)
-        for night, sender in self.consolidations:
-            held[sender + 1] += 1 + (sender == 0 and night > 0 and self.dream.rounds > 0)
-            most[sender + 1] = max(most[sender + 1], held[sender + 1])
-            held[sender] = 0 if self.sleep.reset else held[sender]
-        return most[1:]
+    def most_experts(self, nights: int) -> list[int]:
+        """Return the largest number of experts that each level holds at once in such a life."""
+        return most_experts(
+            self.schedule(nights),
+            self.model.levels,
+            reset=self.sleep.reset,
+            dreams=self.dream.rounds > 0,
+        )

@@ -129,10 +129,6 @@ class Documents:
         96, "longest question with its answer that the model writes, in tokens", low=4
     )
     max_answer_tokens: int = key(48, "longest answer in evaluation, in tokens", low=1)
-    days: int = key(1, "days of the life so far; `sleep-rl run` counts them", low=1, high=MOST_DAYS)
-    record: str | None = key(
-        None, "folder that says what was taken in on which day; `sleep-rl run` sets it"
-    )
 
 
 @dataclass(frozen=True)
@@ -142,7 +138,6 @@ class Custom:
         "a task of your own (sleep_rl.contracts.roles.Task): module:Class or path/to/file.py:Class",
     )
     options: dict = key({}, "keyword arguments of that class")
-    days: int = key(1, "days (and nights) of the life: as many as it has", low=1, high=MOST_DAYS)
 
 
 @dataclass(frozen=True)
@@ -152,7 +147,6 @@ class TaskConfig:
         "what the model lives through",
         choices=("world", "documents", "classify", "squad", "arc", "custom"),
     )
-    path: str | None = key(None, "short for task.<name>.path, where the task has one")
     world: World = field(default_factory=World)
     documents: Documents = field(default_factory=Documents)
     classify: Classify = field(default_factory=Classify)

@@ -37,14 +37,8 @@ def check(config: Config) -> None:
         f"at most {MOST_DAYS}, got "
         f"{str(m.chunks)[:100]}",
     )
-    for level, most in enumerate(config.most_experts, start=1):
-        refuse(
-            s.expansion and s.on_full == "error" and most > m.experts,
-            f"model.experts: level {level} takes in {most} experts until it is reset "
-            "(sleep.reset, model.chunks = "
-            f"{m.chunks}, {config.nights} nights), or choose another sleep.on_full; got "
-            f"{m.experts}",
-        )
+    if config.nights:
+        check_experts(config, config.nights)
     refuse(
         config.imitation.prefix_min > config.imitation.prefix_max,
         f"imitation.prefix_min: at most imitation.prefix_max = {config.imitation.prefix_max}, got {config.imitation.prefix_min}",
@@ -107,6 +101,20 @@ def check(config: Config) -> None:
         config.learners.world_size > 1 and config.cluster.backend == "local",
         f"learners.world_size: 1 with cluster.backend local, got {config.learners.world_size}",
     )
+
+
+def check_experts(config: Config, nights: int) -> None:
+    """Raise InputError where a level takes in more experts than it has in a life of `nights`."""
+    sleep, model = config.sleep, config.model
+    if not sleep.expansion or sleep.on_full != "error":
+        return
+    for level, most in enumerate(config.most_experts(nights), start=1):
+        if most > model.experts:
+            raise InputError(
+                f"model.experts: level {level} takes in {most} experts until it is reset "
+                f"(sleep.reset, model.chunks = {model.chunks}, {nights} nights), or choose another "
+                f"sleep.on_full; got {model.experts}"
+            )
 
 
 def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
 from sleep_rl.driver import baselines, retention_gate
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
 from sleep_rl.night.consolidation import Consolidation
 from sleep_rl.night.plan import plan_consolidation
+from sleep_rl.schedule import ScheduledConsolidation, by_night
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
@@ -16,17 +16,18 @@ from sleep_rl.session.resumable import stage
 def live(run: RunContext) -> None:
     """Wake, consolidate, reset, dream, evaluate, day after day; baselines beside it."""
     begin(run)
+    nights = by_night(run.config.schedule(len(run.task.days())))
     policy = False  # dreams are the model's own, until some were rewarded
     row = evaluate(run, after="base", lived=0)
     if run.config.model.teachers:
-        inherit(run)
+        inherit(run, nights[0])
         row = evaluate(run, after="night 0", lived=0)
         save(run, 0)
     for night, day in enumerate(run.task.days(), start=1):
         wake(run, day, night)
         ask_before_night(run, day, night)
         retention_gate.save_states(run, night, policy)
-        sleep(run, day, night)
+        sleep(run, day, nights[night])
         policy_after = dream(run, night, row, policy)
         row_after = evaluate(run, after=f"night {night}", lived=night)
         drop = retention_gate.excessive_drop(run.config, row, row_after)
@@ -48,12 +49,13 @@ def begin(run: RunContext) -> None:
 
 
 @stage("inherit", switch="model.teachers", optional=True)
-def inherit(run: RunContext) -> None:
+def inherit(run: RunContext, scheduled: list[ScheduledConsolidation]) -> None:
     """Night 0: seed other, smaller models into level 1, as the context window is in later nights
     (paper.md section 1).
     """
     run.crew.start_teachers()
-    consolidate(run, 0, 0, None, ())
+    for consolidation in scheduled:
+        consolidate(run, consolidation, None)
     run.crew.stop_teachers()
     baselines.save_states(run)
 
@@ -80,34 +82,28 @@ def wake(run: RunContext, day: Day, night: int) -> None:
         tick(count)
 
 
-def sleep(run: RunContext, day: Day, night: int) -> None:
+def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) -> None:
     """Move every level that is due into the next slower one, slow to fast: a receiver is emptied
     before it receives. Last, the context window, which holds the day's documents, moves into level
     1.
     """
-    updates = set(due(run.config, night))
-    for sender in senders(run.config, night):
-        levels = updates if sender == 0 else updates & {sender, sender + 1}
-        consolidate(run, night, sender, day, tuple(sorted(levels)))
-        updates -= levels
+    for consolidation in scheduled:
+        consolidate(run, consolidation, day)
     if run.config.sleep.reset:
         run.crew.forget()  # the documents leave the context window and every cache of it
 
 
-@stage("consolidate/{night}/{sender}", switch="model.chunks")
-def consolidate(
-    run: RunContext, night: int, sender: int, day: Day | None, due: tuple[int, ...]
-) -> None:
+@stage("consolidate/{scheduled.night}/{scheduled.sender}", switch="model.chunks")
+def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | None) -> None:
     """Seed the knowledge of the sender into the next level (paper.md section 3).
 
-    `sender` 0 is the context window, whose documents only the teacher has; from a memory level
-    nothing of the day is learned. `due`: levels whose own weights move by equation 2 with this
-    consolidation.
+    Sender 0 is the context window, whose documents only the teacher has; from a memory level
+    nothing of the day is learned.
     """
     learn = run.crew.learn
-    plan = plan_consolidation(run.config, night, sender, run.config.steps(night, sender), day)
+    plan = plan_consolidation(run.config, scheduled.night, scheduled.sender, scheduled.steps, day)
     # (a) compute: prospective weights, reset sender, one more expert; not applied
-    learn.open_night(sender + 1, due)
+    learn.open_night(scheduled.receiver, scheduled.due)
     # D ~ T: about documents, answers to rehearsed prompts, unconditional samples
     consolidation = Consolidation.resume(run, plan) or Consolidation.begin(run, plan, day)
     # (b) consolidate: y ~ S(.|x) without the document, r(y), and L_KS minimised over the new expert
@@ -116,17 +112,3 @@ def consolidate(
     learn.commit_night()
     run.crew.push(TEACHER, TEACHER)
     consolidation.finish()
-
-
-def senders(config: Config, night: int) -> list[int]:
-    """Who moves on in a night, slow to fast."""
-    return [sender for n, sender in config.consolidations if n == night]
-
-
-def due(config: Config, night: int) -> list[int]:
-    """Levels whose chunk ends in a night; in the last one every open chunk is flushed."""
-    return [
-        level
-        for level, c in enumerate(config.model.chunks, start=1)
-        if night % c == 0 or night == config.nights
-    ]

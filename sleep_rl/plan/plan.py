@@ -18,6 +18,7 @@ from sleep_rl.contracts.roles import Dreamer, Task
 from sleep_rl.model.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.gpu_fit import check_fit, check_shares
+from sleep_rl.schedule import ScheduledConsolidation
 from sleep_rl.tasks import plugin
 from sleep_rl.tasks.registry import make_task
 
@@ -83,6 +84,8 @@ class Plan:
     micro_batches: int  # per optimizer step and rank
     rounds: int  # per night; each ends with a push of the student
     seconds: float  # of all nights, rough
+    nights: int
+    consolidations: tuple[ScheduledConsolidation, ...]  # of all nights
     notes: tuple[str, ...]
 
     @property
@@ -101,7 +104,7 @@ class Plan:
     @property
     def steps(self) -> int:
         """Optimizer steps of all nights, without baselines."""
-        return _steps(self.config)
+        return sum(consolidation.steps for consolidation in self.consolidations)
 
 
 def plan(config: Config) -> Plan:
@@ -131,6 +134,9 @@ def plan(config: Config) -> Plan:
     replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * config.imitation.group_size
     actors = actors_of(config)
+    nights = len(task.days()) if task else config.nights or 1
+    consolidations = tuple(config.schedule(nights))
+    steps = sum(consolidation.steps for consolidation in consolidations)
     found = Plan(
         config=config,
         base=shape,
@@ -148,10 +154,12 @@ def plan(config: Config) -> Plan:
         completions=completions,
         micro_batches=math.ceil(rank_batch(config) / config.learners.micro_batch),
         rounds=math.ceil(s.steps / s.steps_per_round),
-        seconds=_steps(config)
+        seconds=steps
         / s.steps
         * _night_seconds(config, shape, tokens, written + replayed + completions),
-        notes=notes + _notes(config, shape, actors),
+        nights=nights,
+        consolidations=consolidations,
+        notes=notes + _notes(config, shape, actors, nights),
     )
     check_fit(found)
     return found
@@ -273,10 +281,6 @@ def _width(config: Config) -> int:
 
 def _parallel(config: Config) -> int:
     return config.rollouts.tensor_parallel
-
-
-def _steps(config: Config) -> int:
-    return sum(config.steps(night, sender) for night, sender in config.consolidations)
 
 
 def rank_batch(config: Config) -> int:
@@ -417,7 +421,7 @@ def _check_dreams(config: Config, task: Task) -> None:
             )
 
 
-def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str, ...]:
+def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...], nights: int) -> tuple[str, ...]:
     """What is allowed but deserves a look."""
     notes = []
     cores, cpus = os.cpu_count() or 1, sum(a.count * a.cpus for a in actors)
@@ -458,15 +462,12 @@ def _notes(config: Config, shape: Shape, actors: tuple[Actor, ...]) -> tuple[str
             "weights come on top of the "
             "learner's memory; hub names were not looked at"
         )
-    if (
-        config.dream.rounds
-        and config.dream.novelty
-        and config.model.top_k >= config.most_experts[0]
-    ):
+    most = config.most_experts(nights)[0]
+    if config.dream.rounds and config.dream.novelty and config.model.top_k >= most:
         notes.append(
             f"dream.novelty: with model.top_k = {config.model.top_k} the routers of "
             "level 1 leave none of at most "
-            f"{config.most_experts[0]} experts out, so none can be activated besides"
+            f"{most} experts out, so none can be activated besides"
         )
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")

@@ -16,7 +16,7 @@ def render(plan: Plan) -> str:
     rows = [
         (
             "run",
-            f"{c.run.name}: task {c.task.name}, {c.nights} nights -> "
+            f"{c.run.name}: task {c.task.name}, {plan.nights} nights -> "
             f"{os.path.join(c.run.dir, c.run.name)}",
         ),
         (
@@ -98,8 +98,8 @@ def render(plan: Plan) -> str:
         *([("dreams", _dream_words(c))] if c.dream.rounds else []),
         (
             "all nights",
-            f"{len(c.consolidations)} consolidations, {plan.steps} optimizer "
-            f"steps{_baseline_words(c)}",
+            f"{len(plan.consolidations)} consolidations, {plan.steps} optimizer "
+            f"steps{_baseline_words(c, plan.nights)}",
         ),
         (
             "time",
@@ -144,9 +144,9 @@ def _dream_words(config: Config) -> str:
     )
 
 
-def _baseline_words(config: Config) -> str:
+def _baseline_words(config: Config, nights: int) -> str:
     b = config.baselines
-    sft = f", plain fine-tuning {config.nights * b.sft_steps}" if b.sft else ""
+    sft = f", plain fine-tuning {nights * b.sft_steps}" if b.sft else ""
     return sft + (f", joint bound {b.joint_steps}" if b.joint else "")
 
 

@@ -13,7 +13,6 @@ import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from sleep_rl.config.loader import dump, reload
@@ -26,10 +25,8 @@ from sleep_rl.tasks.registry import make_task
 FILE, LOCK = "run.json", ".lock"
 MOST_NUMBERED = 10_000  # folders of one name
 GROWING = (
-    "task.documents.days",
     "task.documents.path",
     "task.documents.questions",
-    "task.documents.record",
     "run.dir",
 )
 """Keys that the next day of a life on documents may bring: what was taken in before stands in the
@@ -88,6 +85,7 @@ def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
     identity = {
         "config": dump(config),
         "data": data_digest(task),
+        "days": len(task.days()),
         "wandb": wandb or secrets.token_hex(4),
     }
     try:
@@ -102,11 +100,12 @@ def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple
     when anything that the results depend on is not what it was, unless `accept` names it: a key
     that an override changes, or `data`.
     """
-    tree, data, wandb = _stored(folder)
+    tree, data, days, wandb = _stored(folder)
     before, config = reload(tree, str(folder / FILE)), reload(tree, str(folder / FILE), overrides)
-    if config.task.documents.record:  # the folder may have been moved
-        config = with_documents(config, record=str(folder))
-    task = make_task(config)
+    if config.task.name == "documents":  # what was taken in so far
+        task = make_task(config, str(folder), days)
+    else:
+        task = make_task(config)
     changed = [key for key in _changed(dump(before), dump(config)) if not key.startswith(FREE)]
     if data_digest(task) != data:
         changed.append("data")
@@ -124,7 +123,7 @@ def check_same(folder: Path, config: Config) -> str:
     """The W&B id of the life in `folder`, which is to live its next day with `config`. Raises
     InputError where that differs in a key that its days so far depended on.
     """
-    tree, _, wandb = _stored(folder)
+    tree, _, _, wandb = _stored(folder)
     changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
     refused = sorted(key for key in changed if not key.startswith((*FREE, *GROWING)))
     if refused:
@@ -136,19 +135,13 @@ def check_same(folder: Path, config: Config) -> str:
     return wandb
 
 
-def with_documents(config: Config, **keys: object) -> Config:
-    """The config with keys of task.documents changed."""
-    return replace(
-        config, task=replace(config.task, documents=replace(config.task.documents, **keys))
-    )
-
-
-def _stored(folder: Path) -> tuple[dict, str, str]:
-    """(config as a tree, digest of the data, W&B id)."""
+def _stored(folder: Path) -> tuple[dict, str, int, str]:
+    """Return (config as a tree, digest of the data, days of the life so far, W&B id)."""
     try:
         identity = parsed(folder / FILE, JSON_BYTES)
-        tree, data, wandb = (identity[key] for key in ("config", "data", "wandb"))
-        if not isinstance(tree, dict) or not re.fullmatch(r"[0-9a-f]{8}", wandb):
+        tree, data, days, wandb = (identity[key] for key in ("config", "data", "days", "wandb"))
+        is_right = isinstance(tree, dict) and type(days) is int and days > 0
+        if not is_right or not re.fullmatch(r"[0-9a-f]{8}", wandb):
             raise ValueError("other values than a run wrote")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
@@ -156,11 +149,11 @@ def _stored(folder: Path) -> tuple[dict, str, str]:
             f"{folder}: expected the folder of a run with {FILE}, got: {got}"
         ) from error
     except (KeyError, TypeError) as error:
-        got = "a file that lacks some of config, data and wandb"
+        got = "a file that lacks some of config, data, days and wandb"
         raise InputError(
             f"{folder}: expected the folder of a run with {FILE}, got {got}"
         ) from error
-    return tree, data, wandb
+    return tree, data, days, wandb
 
 
 def check_inside(folder: Path) -> None:

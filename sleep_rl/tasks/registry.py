@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict
 
 from sleep_rl.config.schema import Config
+from sleep_rl.config.tasks import MOST_DAYS
+from sleep_rl.config.validation import check_experts
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Task
 from sleep_rl.tasks.plugin import instantiate
@@ -25,10 +27,20 @@ NEEDED = (
 """What a task has: see contracts.Task."""
 
 
-def make_task(config: Config) -> Task:
-    """The task that `task.name` names, with its section's keys. Heavy modules are imported by the
-    task that needs them.
+def make_task(config: Config, record: str | None = None, days: int | None = None) -> Task:
+    """Return the task that `task.name` names, with its section's keys.
+
+    `record`: folder of the run on documents whose life it is, `days` its days so far. Raises
+    InputError, also where the life of a task that itself says how long it is cannot be lived.
+    Heavy modules are imported by the task that needs them.
     """
+    task = _made(config, record, days)
+    if not config.nights:
+        check_experts(config, len(task.days()))
+    return task
+
+
+def _made(config: Config, record: str | None, days: int | None) -> Task:
     if config.task.name == "world":
         from sleep_rl.tasks.world.task import World
 
@@ -46,14 +58,14 @@ def make_task(config: Config) -> Task:
             options["piece_tokens"] = max(
                 min(options["piece_tokens"], longest - options["max_new_tokens"] - 8), 8
             )
-        return Documents(**options, small=small)
+        return Documents(**options, days=days, record=record, small=small)
     if config.task.name == "custom":
         own = config.task.custom
         task = instantiate(own.target, own.options, "task.custom.target", NEEDED)
-        if len(task.days()) != own.days:
+        if not 0 < len(task.days()) <= MOST_DAYS:
             raise InputError(
-                f"task.custom.days: {len(task.days())}, the days that {own.target} "
-                f"has, got {own.days}"
+                f"task.custom.target: a task of 1 to {MOST_DAYS} days, got {len(task.days())} from "
+                f"{own.target}"
             )
         return task
     if config.task.name == "squad":

@@ -213,7 +213,12 @@ def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatc
     (tmp_path / "notes" / "a.txt").write_text("Nora Costa lives in Oslo.")
     monkeypatch.setattr(submit, "plan", lambda config: None)  # its base model is not here
     assert (
-        cli(server, str(ROOT / "configs" / "documents.yaml"), "task.path=notes", "run.name=mine")
+        cli(
+            server,
+            str(ROOT / "configs" / "documents.yaml"),
+            "task.documents.path=notes",
+            "run.name=mine",
+        )
         == 0
     )
     [(job, sent)] = server.jobs.items()
@@ -223,7 +228,8 @@ def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatc
         and "run.name=mine" in command
         and sent["metadata"]["run"] == f"{tmp_path}/runs/mine"
     )
-    assert command.index(f"task.documents.path={tmp_path}/notes") > command.index("task.path=notes")
+    assert f"task.documents.path={tmp_path}/notes" in command
+    assert "task.documents.path=notes" not in command
 
 
 def test_installed_sends_the_config_and_no_code(server, tmp_path):

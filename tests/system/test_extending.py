@@ -196,7 +196,6 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         "task.name=custom",
         f"task.custom.target={folder}/moves.py:Moves",
         "task.custom.options={moves: {ada olsen: oslo, mira berg: lima}}",
-        "task.custom.days=2",
         "reward.semantic=custom",
         f"reward.target={folder}/shared.py:SharedWords",
     ]
@@ -217,7 +216,7 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
     ]
     assert all(0 <= r["reward_sem"] <= 1 for r in records if r["kind"] == "seed")
     wrong = subprocess.run(
-        [sys.executable, "-m", "sleep_rl", *life, "task.custom.days=3"],
+        [sys.executable, "-m", "sleep_rl", *life, "model.experts=1"],
         cwd=ROOT,
         env=environment,
         text=True,
@@ -225,7 +224,8 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
-    assert wrong.returncode == 2 and "task.custom.days: 2, the days that" in wrong.stdout
+    assert wrong.returncode == 2
+    assert "model.experts: level 1 takes in 2 experts until it is reset" in wrong.stdout
 
 
 FAMILY = """

@@ -326,7 +326,7 @@ def test_folders_of_documents(sentinel, tmp_path, capfd):
         command = [
             "run",
             str(ROOT / "configs" / "documents.yaml"),
-            f"task.path={folder}",
+            f"task.documents.path={folder}",
             f"model.base={base}",
             f"run.name=d{number}",
             "rollouts.engine.max_model_len=200",

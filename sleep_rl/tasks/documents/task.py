@@ -31,8 +31,8 @@ class Documents:
     """The Task of this file (see contracts.Task). Raises InputError on documents or questions that
     cannot be served.
 
-    `record` is the folder of the run whose life it is: its days are what was taken in so far.
-    Without one, everything at `path` is one day, in pieces of at most `piece_tokens` words.
+    `record` is the folder of the run whose life it is: its days are what was taken in so far, or
+    the first `days` of that. Without one, everything at `path` is one day, in pieces of at most `piece_tokens` words.
     `small`: the world whose base model reads.
     """
 
@@ -46,7 +46,7 @@ class Documents:
         piece_tokens: int = 512,
         max_new_tokens: int = 96,
         max_answer_tokens: int = 48,
-        days: int = 1,
+        days: int | None = None,
         record: str | None = None,
         small: World | None = None,
     ):
@@ -57,9 +57,10 @@ class Documents:
         self.opener, self.marker = (people.OPENER, people.MARKER) if small else (OPENER, MARKER)
         if record:
             taken = ingestion.read(record)
-            if len(taken) < days:
+            if len(taken) < (days or 1):
                 raise InputError(
-                    f"{WHERE}.record: {days} days that were taken in, got {len(taken)} in {record}"
+                    f"{record}: expected the record of {days or 1} days that were taken in, got "
+                    f"{len(taken)}"
                 )
         else:
             asked = read_questions(questions, path, f"{WHERE}.questions")

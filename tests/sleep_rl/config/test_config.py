@@ -20,15 +20,15 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 KEYS = """
 run: name dir cache seed checkpoint_steps
-task: name path
+task: name
 task.world: days people_per_day known_people deep
-task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens days record
+task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens
 task.classify: path days classes_per_day examples_per_document pages_per_example order_seed
 task.classify: test_per_class base_text
 task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model
 task.squad: base_text
 task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
-task.custom: target options days
+task.custom: target options
 model: base teachers dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag batch lr warmup on_full expansion reset
@@ -370,28 +370,8 @@ def life(days, **model):
     return toy(model=model, task={"world": {"days": days}})
 
 
-def test_consolidations_run_slow_to_fast_at_the_end_of_each_chunk():
-    """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds
-    something.
-    """
-    assert life(5, chunks=[1, 2, 4]).consolidations == [
-        (1, 0),
-        (2, 1),
-        (2, 0),
-        (3, 1),
-        (3, 0),
-        (4, 2),
-        (4, 1),
-        (4, 0),
-        (5, 1),
-        (5, 0),
-    ]
-    assert life(3).consolidations == [(1, 0), (2, 0), (3, 0)]
-
-
-def test_capacity_is_the_ratio_of_chunk_lengths():
+def test_a_level_has_room_for_what_comes_into_it():
     config = life(27, chunks=[1, 3, 9], experts=3)
-    assert config.most_experts[:2] == [1, 3]  # C(l) / C(l-1)
     with pytest.raises(
         InputError,
         match=r"model.experts: level 3 takes in 9 experts until it is "
@@ -403,16 +383,6 @@ def test_capacity_is_the_ratio_of_chunk_lengths():
     kept = changed(life(10, chunks=[1, 3, 9], experts=3), sleep={"reset": False})
     with pytest.raises(InputError, match=r"model.experts: level 1 takes in 10 experts"):
         check(kept)
-
-
-def test_what_moves_decides_how_many_steps_a_consolidation_takes():
-    """Level 2 has taken in one night when it first moves on, and three each time after that."""
-    config = changed(life(10, chunks=[1, 3, 9]), sleep={"steps": 7})
-    more = {c: config.steps(*c) for c in config.consolidations if config.steps(*c) != 7}
-    assert more == {(6, 2): 21, (9, 2): 21} and (3, 2) in config.consolidations
-    # what stayed there is not moved a second time
-    kept = changed(config, sleep={"steps": 7, "reset": False})
-    assert kept.steps(9, 2) == 21
 
 
 @pytest.mark.parametrize("chunks", [[], [0], [2, 3], [2, 2], [1.5], [True], ["1"]])

@@ -17,7 +17,7 @@ from sleep_rl.contracts.records import (
     StepResult,
     TrainingText,
 )
-from sleep_rl.driver.cycle import due, live
+from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.report.page import write_report
@@ -281,11 +281,6 @@ def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
     ] * (DAYS - 1)
 
 
-def test_open_chunks_are_flushed_in_the_last_night():
-    config = toy(task={"world": {"days": 5}}, model={"chunks": [1, 2, 4]})
-    assert [due(config, night) for night in range(1, 6)] == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
-
-
 class Forgetful(Crew):
     """Knows the old things until the second night, and again after that night was taken back."""
 
@@ -432,7 +427,7 @@ def test_other_models_are_seeded_before_the_first_day(tmp_path):
         "night 0",
         "night 1",
     ]
-    assert config.most_experts == [5] and config.consolidations[0] == (0, 0)
+    assert config.most_experts(DAYS) == [5] and config.schedule(DAYS)[0].night == 0
     assert undocumented(records) == []
 
 

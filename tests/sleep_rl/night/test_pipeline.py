@@ -146,10 +146,10 @@ def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
     protocol, _, records = life_of(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
     assert steps == [
-        (night, sender, step) for night, sender in config.consolidations for step in range(6)
+        (c.night, c.sender, step) for c in config.schedule(config.nights) for step in range(6)
     ]
     flow = [r for r in records if r["kind"] == "flow"]
-    assert [r["round"] for r in flow] == [*range(6)] * len(config.consolidations)
+    assert [r["round"] for r in flow] == [*range(6)] * len(config.schedule(config.nights))
     assert all(0 <= r["learner_idle"] <= 1 for r in records if r["kind"] == "night")
     assert [entry for entry in protocol if entry[0] == "open"] == [
         ("open", 1, (1,)),

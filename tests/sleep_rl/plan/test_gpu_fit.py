@@ -37,7 +37,9 @@ def test_every_preset_passes_plan_without_a_hub(name, tmp_path):
         and words[3] == f"configs/{name}.yaml"
     )
     given = (
-        {"task.path": str(ROOT / "configs" / "documents")} if name.startswith("documents") else {}
+        {"task.documents.path": str(ROOT / "configs" / "documents")}
+        if name.startswith("documents")
+        else {}
     )
     if name == "arc":
         puzzles = {

@@ -5,7 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ from sleep_rl.journal.journal import read
 from sleep_rl.plan.plan import plan
 from sleep_rl.tasks.documents.task import MARKER, OPENER, Documents, ingestion
 from sleep_rl.tasks.registry import make_task
-from tests.configs import toy
+from tests.configs import changed, toy
 from tests.system.test_resume import DIFFERENT, kill_after
 
 ROOT = Path(__file__).parents[3]
@@ -25,8 +24,7 @@ EXAMPLE = ROOT / "configs" / "documents"
 
 
 def test_without_a_language_model_the_small_one_reads_words_of_its_world():
-    config = load(str(ROOT / "configs" / "documents.yaml"), [f"task.path={EXAMPLE}"])
-    assert config.task.path is None and config.task.documents.path == str(EXAMPLE)
+    config = load(str(ROOT / "configs" / "documents.yaml"), [f"task.documents.path={EXAMPLE}"])
     task = make_task(config)
     [day] = task.days()
     assert [d.id for d in day.documents] == [
@@ -86,7 +84,7 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
     "keys, line",
     [
         (
-            ["task.path=/nowhere"],
+            ["task.documents.path=/nowhere"],
             "task.documents.path: a folder or file of documents, a datasets "
             "folder or a hub name, got /nowhere",
         ),
@@ -94,17 +92,13 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
             ["task.documents.questions=/nowhere.jsonl"],
             "task.documents.questions: cannot read /nowhere.jsonl",
         ),
-        (
-            ["task.documents.record=/nowhere"],
-            "task.documents.record: 1 days that were taken in, got 0 in /nowhere",
-        ),
         (["dream.rounds=1"], "dream.rounds: 0 with task documents, which has no tau"),
         (
-            ["task.name=world", "task.path=x"],
-            "task.path: a task with a path, got task.name = world",
+            ["task.path=x"],
+            "command line: unknown key task.path; did you mean task.documents.path?",
         ),
         (
-            [f"task.path={ROOT / 'README.md'}"],
+            [f"task.documents.path={ROOT / 'README.md'}"],
             "task.documents.path: the small model of the demo "
             "knows the 177 words of its world only",
         ),
@@ -122,7 +116,7 @@ def test_plan_counts_pieces_that_fit_the_context(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     (tmp_path / "long.txt").write_text("word. " * 3000)
     keys = [
-        f"task.path={tmp_path}",
+        f"task.documents.path={tmp_path}",
         "model.base=Qwen/Qwen3-1.7B",
         "rollouts.engine.max_model_len=256",
         "rollouts.engine.kv_cache_memory_bytes=8589934592",
@@ -139,7 +133,7 @@ def living(folder, documents, *keys):
     arguments = [
         "run",
         "configs/documents.yaml",
-        f"task.path={documents}",
+        f"task.documents.path={documents}",
         f"run.dir={folder}",
         "cluster.backend=local",
         "sleep.steps=4",
@@ -245,8 +239,26 @@ def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
     )
     ingestion.write(tmp_path, days)
     config = toy(model={"base": "somewhere"})
-    documents = replace(config.task.documents, record=str(tmp_path))
-    task = make_task(
-        replace(config, task=replace(config.task, name="documents", documents=documents))
-    )
+    task = make_task(changed(config, task={"name": "documents"}), record=str(tmp_path))
     assert [d.text for d in task.days()[0].documents] == ["A fact."] and task.known() == ()
+    with pytest.raises(
+        InputError, match=r"expected the record of 2 days that were taken in, got 1"
+    ):
+        make_task(changed(config, task={"name": "documents"}), record=str(tmp_path), days=2)
+
+
+def test_a_life_without_a_last_day_is_checked_for_the_days_so_far(tmp_path):
+    days = ()
+    for name in "ab":
+        days = ingestion.next_day(
+            days, [ingestion.Source(name, f"A fact {name}.")], [], 9, lambda text: len(text.split())
+        )
+    ingestion.write(tmp_path, days)
+    config = toy(
+        model={"base": "somewhere", "experts": 1},
+        sleep={"reset": False},
+        task={"name": "documents"},
+    )
+    assert len(make_task(config, record=str(tmp_path), days=1).days()) == 1
+    with pytest.raises(InputError, match=r"model.experts: level 1 takes in 2 experts .* 2 nights"):
+        make_task(config, record=str(tmp_path))

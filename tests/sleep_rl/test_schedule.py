@@ -1,0 +1,150 @@
+"""The schedule against a slow twin: the definitions written out night by night."""
+
+import itertools
+import time
+
+import pytest
+
+from sleep_rl.schedule import ScheduledConsolidation, by_night, most_experts, schedule
+
+# ---- the slow twin: each quantity from its definition, looking at the whole life each time
+
+
+def senders_of(chunks, nights, reset, teachers):
+    """[(night, sender)] of a life."""
+    held, out = [0] * (len(chunks) + 1), []
+    if teachers:
+        out.append((0, 0))
+        held[1] += 1
+    for night in range(1, nights + 1):
+        for sender in range(len(chunks) - 1, -1, -1):
+            if sender == 0 or (night % chunks[sender - 1] == 0 and held[sender] > 0):
+                out.append((night, sender))
+                held[sender + 1] += 1
+                held[sender] = 0 if reset else held[sender]
+    return out
+
+
+def steps_of(pairs, night, sender, steps):
+    """`steps` for each consolidation into the sender since it sent last."""
+    into = list(itertools.takewhile(lambda pair: pair != (night, sender), pairs))
+    last = max((i for i, (_, s) in enumerate(into) if s == sender), default=-1)
+    return steps * max(sum(s + 1 == sender for _, s in into[last + 1 :]), 1)
+
+
+def due_of(chunks, nights, night, endless):
+    ends = night == nights and not endless
+    return {level for level, c in enumerate(chunks, start=1) if night % c == 0 or ends}
+
+
+def twin(chunks, nights, steps, reset, teachers, endless):
+    pairs = senders_of(chunks, nights, reset, teachers)
+    out = []
+    for night in range(nights + 1):
+        updates = due_of(chunks, nights, night, endless) if night else set()
+        for sender in [s for n, s in pairs if n == night]:
+            due = updates if sender == 0 else updates & {sender, sender + 1}
+            out.append((night, sender, sender + 1, tuple(sorted(due))))
+            updates = updates - due
+    return [ScheduledConsolidation(*row, steps_of(pairs, row[0], row[1], steps)) for row in out]
+
+
+def experts_of(pairs, levels, reset, dreams):
+    """After each prefix of a life, what each level holds; the largest number per level."""
+    most = [0] * levels
+    for stop in range(1, len(pairs) + 1):
+        for level in range(1, levels + 1):
+            sent = [i for i in range(stop) if pairs[i][1] == level] if reset else []
+            since = sent[-1] + 1 if sent else 0
+            came = [(n, s) for n, s in pairs[since:stop] if s + 1 == level]
+            held = sum(2 if dreams and s == 0 and n > 0 else 1 for n, s in came)
+            most[level - 1] = max(most[level - 1], held)
+    return most
+
+
+CHUNKS = [[1], [2], [3], [1, 2], [1, 3], [2, 4], [1, 2, 4], [1, 2, 6], [1, 3, 9], [2, 4, 8, 16]]
+
+
+@pytest.mark.parametrize("chunks", CHUNKS, ids=str)
+def test_the_schedule_is_that_of_the_definitions(chunks):
+    flags = itertools.product((True, False), repeat=3)
+    for nights, (reset, teachers, endless) in itertools.product(range(21), flags):
+        options = {"reset": reset, "teachers": teachers, "endless": endless}
+        found = schedule(chunks, nights, steps=7, **options)
+        assert found == twin(chunks, nights, 7, **options), (nights, options)
+        pairs = senders_of(chunks, nights, reset, teachers)
+        for dreams in (False, True):
+            most = most_experts(found, len(chunks), reset=reset, dreams=dreams)
+            assert most == experts_of(pairs, len(chunks), reset, dreams), (nights, options)
+
+
+def test_slow_levels_send_first_at_the_end_of_each_chunk():
+    """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds
+    something.
+    """
+    found = [(c.night, c.sender) for c in schedule([1, 2, 4], 5)]
+    assert found == [
+        (1, 0),
+        (2, 1),
+        (2, 0),
+        (3, 1),
+        (3, 0),
+        (4, 2),
+        (4, 1),
+        (4, 0),
+        (5, 1),
+        (5, 0),
+    ]
+    assert [(c.night, c.sender) for c in schedule([1], 3)] == [(1, 0), (2, 0), (3, 0)]
+    assert all(c.receiver == c.sender + 1 for c in schedule([1, 2, 4], 5))
+
+
+def test_open_chunks_are_flushed_in_the_last_night():
+    last = by_night(schedule([1, 2, 4], 5))
+    due = [sorted(level for c in last[night] for level in c.due) for night in range(1, 6)]
+    assert due == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
+    assert [c.due for c in last[4]] == [(2, 3), (1,), ()]
+
+
+def test_a_life_without_a_last_day_follows_its_chunks():
+    """What is known of it today does not change with what comes tomorrow."""
+    life = schedule([1, 2, 4], 50, endless=True)
+    for nights in range(1, 50):
+        so_far = schedule([1, 2, 4], nights, endless=True)
+        assert so_far == [c for c in life if c.night <= nights]
+    due = by_night(life)
+    assert [sorted(level for c in due[n] for level in c.due) for n in (1, 2, 3, 4, 50)] == [
+        [1],
+        [1, 2],
+        [1],
+        [1, 2, 3],
+        [1, 2],
+    ]
+
+
+def test_other_models_come_in_night_0_and_move_nothing():
+    first, second, *_ = schedule([1], 2, steps=5, teachers=True)
+    assert first == ScheduledConsolidation(0, 0, 1, (), 5) and second == ScheduledConsolidation(
+        1, 0, 1, (1,), 5
+    )
+
+
+def test_what_moves_decides_how_many_steps_a_consolidation_takes():
+    """Level 2 has taken in one night when it first moves on, and three each time after that."""
+    for reset in (True, False):  # what stayed there is not moved a second time
+        found = schedule([1, 3, 9], 10, steps=7, reset=reset)
+        more = {(c.night, c.sender): c.steps for c in found if c.steps != 7}
+        assert more == {(6, 2): 21, (9, 2): 21}
+        assert (3, 2) in [(c.night, c.sender) for c in found]
+
+
+def test_capacity_is_the_ratio_of_chunk_lengths():
+    assert most_experts(schedule([1, 3, 9], 27), 3)[:2] == [1, 3]  # C(l) / C(l-1)
+
+
+def test_ten_thousand_nights_are_no_work():
+    began = time.process_time()
+    life = schedule([1, 2, 4, 8, 16], 10_000, reset=False)
+    most = most_experts(life, 5, reset=False)
+    assert time.process_time() - began < 1
+    assert most[0] == 10_000 and len(by_night(life)) == 10_000
