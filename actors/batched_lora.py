@@ -182,8 +182,8 @@ def row_losses(model: nn.Module, rows_N: list[Row], pad: int, device: torch.devi
     hidden_NTD = model.model(
         input_ids=padded.ids_BT, attention_mask=padded.mask_BT, use_cache=False
     ).last_hidden_state
-    token_P = padded.ids_BT.flatten()[padded.position_P + 1]
-    logp_P = token_logprobs(model.lm_head, padded.at_positions(hidden_NTD), token_P, LOGIT_CHUNK)
+    hidden_PD = padded.at_positions(hidden_NTD)
+    logp_P = token_logprobs(model.lm_head, hidden_PD, padded.token_P, LOGIT_CHUNK)
     counts_N = torch.bincount(padded.row_P, minlength=len(rows_N))
     return torch.zeros(len(rows_N), device=device).index_add(0, padded.row_P, -logp_P) / counts_N
 

@@ -33,7 +33,7 @@ class Batch:
     student: PaddedRows
     teachers: dict[int, TeacherRows]  # TrainingRow.teacher -> its rows
     hard_target_P: Tensor  # positions whose target is the token itself, in place of a teacher
-    token_P: Tensor  # the completion's tokens
+    token_P: Tensor  # the completions' tokens
     weight_P: Tensor  # 1; 0 for filler rows, which only keep the ranks in step
     # of the teacher's distribution; None: 1 everywhere
     teacher_temperature_P: Tensor | None
@@ -80,12 +80,13 @@ def collate(
         return floats([value for values_T in values_BT for value in values_T])
 
     completions_B = [row.completion_T for row in rows_B]
+    student = PaddedRows.of([row.prompt_T for row in rows_B], completions_B, pad, device)
     weight_P = by_row(weights_B)
     return Batch(
-        student=PaddedRows.of([row.prompt_T for row in rows_B], completions_B, pad, device),
+        student=student,
         teachers=_teacher_rows(rows_B, device) if with_teachers else {},
+        token_P=student.token_P,
         hard_target_P=_positions_of(HARD_TARGET, rows_B, device),
-        token_P=torch.tensor([t for c in completions_B for t in c], device=device),
         weight_P=weight_P,
         teacher_temperature_P=(
             None

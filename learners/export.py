@@ -71,10 +71,9 @@ class StateExporter:
         if len(self.probe_T) < 2:
             return ()
         rows = PaddedRows.of([self.probe_T[:1]], [self.probe_T[1:]], self.module.pad, self.device)
-        token_P = torch.tensor(self.probe_T[1:], device=self.device)
         chunk = self.module.config.learners.logit_chunk
         hidden_PD = self.module.hidden(rows, view)
-        return tuple(token_logprobs(self.model.lm_head, hidden_PD, token_P, chunk).tolist())
+        return tuple(token_logprobs(self.model.lm_head, hidden_PD, rows.token_P, chunk).tolist())
 
 
 def _module(key: str) -> str:

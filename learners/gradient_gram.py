@@ -175,9 +175,8 @@ def _loss(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> Te
     device = next(model.parameters()).device
     completions = [completion for _, completion in texts_N]
     rows = PaddedRows.of([prompt for prompt, _ in texts_N], completions, pad, device)
-    token_P = torch.tensor([t for c in completions for t in c], device=device)
     share_P = torch.tensor([1 / len(c) for c in completions for _ in c], device=device)
     out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
     hidden_PD = rows.at_positions(out.last_hidden_state)
-    logp_P = token_logprobs(model.lm_head, hidden_PD, token_P, chunk)
+    logp_P = token_logprobs(model.lm_head, hidden_PD, rows.token_P, chunk)
     return -(logp_P * share_P).sum()

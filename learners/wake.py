@@ -82,10 +82,9 @@ class Chunks:
     def _loss(self, document: tuple[int, ...]) -> Tensor:
         """Return the mean cross entropy of a document behind its first token."""
         rows = PaddedRows.of([document[:1]], [document[1:]], self.module.pad, self.device)
-        token_P = torch.tensor(document[1:], device=self.device)
         chunk = self.module.config.learners.logit_chunk
         hidden_PD = self.module.hidden(rows, STUDENT)
-        return -token_logprobs(self.module.model.lm_head, hidden_PD, token_P, chunk).mean()
+        return -token_logprobs(self.module.model.lm_head, hidden_PD, rows.token_P, chunk).mean()
 
     def _add_gradients(self, base_experts: dict[str, Expert]) -> None:
         """Add lr times the gradients, summed, not averaged, over the steps of a chunk and over the

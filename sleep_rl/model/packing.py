@@ -61,6 +61,11 @@ class PaddedRows:
             torch.tensor(rows, device=device),
         )
 
+    @property
+    def token_P(self) -> Tensor:
+        """The completions' tokens."""
+        return self.ids_BT.flatten()[self.position_P + 1]
+
     def at_positions(self, hidden_BTD: Tensor) -> Tensor:
         """Return the hidden states [P, D] at the loss positions."""
         return hidden_BTD.flatten(0, 1)[self.position_P]

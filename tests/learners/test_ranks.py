@@ -11,7 +11,7 @@ from cluster.crew import Ranks
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.records import STUDENT, TEACHER
-from tests.learners.test_worker import CONFIG, DOCUMENTS, ROWS
+from tests.learners.twins import CONFIG, DOCUMENTS, ROWS
 
 
 def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False):

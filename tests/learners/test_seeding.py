@@ -1,0 +1,161 @@
+"""Losses and gradients of the learner against slow twins (equations 3 and 6)."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
+from sleep_rl.model import checkpoints
+from tests.conftest import make_base
+from tests.learners.twins import CONFIG, ROWS, logprobs, slow_l_ks
+
+
+def test_the_loss_and_its_gradient_equal_equation_6(worker):
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:  # away from the start, where most gradients vanish
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    slow = slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha)
+    plastic = list(learner.module.plastic.parameters())
+    want = torch.autograd.grad(slow, plastic)
+    norm = torch.stack([g.norm() for g in want]).norm().item()
+    metrics = learner.seed_step(ROWS, 0, 10).metrics
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
+    """On the answer only: x is drawn from the teacher's own distribution, and is to be drawn from
+    it again.
+    """
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    rows = [
+        replace(row, temperature=temperature, x_length=1)
+        for row, temperature in zip(ROWS, (0.5, 1.0, 0.25, 1.0), strict=True)
+    ]
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha)
+    plain = slow_l_ks(
+        learner.model, [replace(row, temperature=1.0) for row in rows], CONFIG.objective.alpha
+    )
+    assert abs(slow.item() - plain.item()) > 1e-3
+    norm = torch.stack(
+        [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
+    ).norm()
+    metrics = learner.seed_step(rows, 0, 10).metrics
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+
+
+def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path):
+    learner = worker()
+    paths = []
+    for k, (family, size) in enumerate(
+        (("llama", {"hidden_size": 32, "head_dim": 16}), ("qwen3", {"num_hidden_layers": 1}))
+    ):
+        base = make_base(family, str(tmp_path / f"{k}"), seed=k + 7, **size)
+        paths.append(
+            checkpoints.as_teacher(
+                base, str(tmp_path / f"t{k}"), base, checkpoints.load_tokenizer(base, 300)
+            )
+        )
+    learner.load_teachers(paths)
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    rows = [replace(row, teacher=k) for row, k in zip(ROWS, (2, 0, 1, 2), strict=True)]
+    others = [checkpoints.load(path) for path in paths]
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha, others=others)
+    assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha).item()) > 1e-2
+    norm = torch.stack(
+        [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
+    ).norm()
+    metrics = learner.seed_step(rows, 0, 10).metrics
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+    learner.discard_night()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    alone = [
+        slow_l_ks(
+            learner.model,
+            [replace(row, advantage=0.0, behaviour_T=(0.0,) * len(row.completion_T))],
+            1.0,
+            prompt_weight=0.0,
+            others=others,
+        ).item()
+        for row in rows
+    ]
+    result = learner.seed_step(rows, 0, 10)
+    assert result.divergence_N == pytest.approx(alone, abs=1e-5)
+    learner.unload_teachers()
+    assert learner.module.other_teachers == () and not any(
+        "other_teachers" in name for name in learner.module.state_dict()
+    )
+
+
+def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
+    """All of T lies on the token: KL(T||S) is -log S(token), beside rows of a real teacher in the
+    same batch.
+    """
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    told = TrainingRow((5, 6), (33, 34, 35, 1), teacher=HARD_TARGET, x_length=2)
+    real = [replace(ROWS[0], temperature=0.5), *ROWS[1:-1], replace(ROWS[-1], temperature=0.25)]
+    rows = [real[0], told, *real[1:]]
+    logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
+    weight = [CONFIG.objective.prompt_weight] * 2 + [1.0] * 2
+    mine = -sum(
+        w * logp[t, token]
+        for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True))
+    )
+    positions = sum(
+        CONFIG.objective.prompt_weight if t < r.x_length else 1.0
+        for r in ROWS
+        for t in range(len(r.completion_T))
+    )
+    rest = slow_l_ks(learner.model, real, 1.0) * positions
+    policy = slow_l_ks(learner.model, real, 0.0)
+    slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
+    result = learner.seed_step(rows, 0, 10)
+    assert result.metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    alone = -(logp[2, 35] + logp[3, 1]).item() / 2
+    assert result.divergence_N[1] == pytest.approx(alone, abs=1e-5)
+    learner.discard_night()
+    learner.open_night(1)
+    only = learner.seed_step([told], 0, 10).metrics
+    assert only["loss"] > 0 and only["divergence"] > 0
+
+
+def test_fine_tuning_loss_is_the_mean_cross_entropy_of_the_completions(worker):
+    learner = worker()
+    learner.open_night(1)
+    logp = [
+        logprobs(learner.model, STUDENT, r.prompt_T, r.completion_T)[
+            torch.arange(len(r.completion_T)), torch.tensor(r.completion_T)
+        ]
+        for r in ROWS
+    ]
+    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(
+        -torch.cat(logp).mean().item(), abs=1e-5
+    )
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_nothing_is_applied(worker):
+    learner = worker()
+    before = learner.export(TEACHER, 1, {}, TEACHER).manifest
+    learner.open_night(1)
+    bad = [replace(ROWS[2], advantage=float("nan")), *ROWS[:3]]
+    with pytest.raises(RunError, match="the loss is nan") as error:
+        learner.seed_step(bad, 0, 4)
+    assert "\n" not in str(error.value)
+    learner.discard_night()
+    assert learner.export(TEACHER, 2, {}, TEACHER).manifest == before

@@ -1,0 +1,63 @@
+"""The learner's small inputs, and slow twins of its losses in the paper's indices."""
+
+import torch
+
+from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
+from sleep_rl.model.memory import view_of
+from tests.configs import toy
+
+CONFIG = toy(
+    model={"experts": 4, "d_low": 16, "top_k": 4},
+    sleep={"lr": 1e-2, "warmup": 0, "batch": 4},
+    wake={"lr": 0.1},
+    learners={"micro_batch": 2, "threads": 1},
+)
+ROWS = [
+    TrainingRow((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),
+    TrainingRow((5, 6), (7, 8, 1), replay=True),
+    TrainingRow(
+        (5, 6, 7),
+        (30, 31, 1),
+        teacher_T=(5, 40, 41, 42, 6, 7),
+        advantage=1.0,
+        behaviour_T=(-5.0, -6.0, -7.0),
+    ),
+    TrainingRow(
+        (5, 6, 7),
+        (32, 1),
+        teacher_T=(5, 40, 41, 42, 6, 7),
+        advantage=-1.0,
+        behaviour_T=(-5.5, -3.0),
+        x_length=1,
+    ),
+]
+DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50, 70, 90)]
+
+
+def logprobs(model, view, prompt, completion):
+    """[T, V] log-probabilities that predict the completion, one sequence at a time."""
+    with view_of(model, view):
+        logits = model(torch.tensor([prompt + completion])).logits[0]
+    return logits[len(prompt) - 1 : -1].log_softmax(-1)
+
+
+def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, others=()):
+    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by
+    sequence, token by token; T is the smaller self or, where a row names it, one of `others`.
+    """
+    divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
+    for row in rows:
+        student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
+        who = others[row.teacher - 1] if row.teacher else model
+        teacher = logprobs(who, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
+        for t, token in enumerate(row.completion_T):
+            share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
+            raised = teacher[t].exp() ** power
+            p = raised / raised.sum()  # T at the row's temperature
+            divergence = divergence + share * (p * (p.log() - student[t])).sum()
+            positions += share
+            if row.advantage is not None:
+                weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)
+                policy = policy - weight * row.advantage * student[t, token]
+                rewarded += 1
+    return alpha * divergence / positions + (1 - alpha) * policy / rewarded
