@@ -8,7 +8,7 @@ if [ $# -lt 2 ] || [ -z "${SLEEP_RL_SHARED:-}" ]; then
   echo "live.sh: expected CONFIG NAME [section.key=value ...] and \$SLEEP_RL_SHARED, got '$*' and '${SLEEP_RL_SHARED:-}'" >&2
   exit 2
 fi
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 config=$1 name=$2
 shift 2
 shared=$SLEEP_RL_SHARED

@@ -22,7 +22,7 @@ from sleep_rl.plan.plan import plan
 from tests.kuberay_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
-HERE = ROOT / "cluster"
+HERE = ROOT / "cluster" / "deploy"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = (
     "README.md",
@@ -116,7 +116,7 @@ def check_page(text):
     for words in found:
         check_command(words)
     for nodes, config in re.findall(
-        r"sbatch (?:--nodes=(\d+) )?cluster/slurm\.sh(?: "
+        r"sbatch (?:--nodes=(\d+) )?cluster/deploy/slurm\.sh(?: "
         r"(configs/\S+))?",
         spoken(text),
     ):

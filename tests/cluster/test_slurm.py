@@ -28,7 +28,7 @@ seen = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_A
 
 def note(**more):
     with open(here / "calls.jsonl", "a") as file:
-        file.write(json.dumps({"name": name, "words": words, "env": seen, **more}) + "\n")
+        file.write(json.dumps({"name": name, "words": words, "env": seen, "cwd": os.getcwd(), **more}) + "\n")
 
 def until_ended(code=143):
     signal.signal(signal.SIGTERM, lambda *_: (note(ended=True), sys.exit(code)))
@@ -78,10 +78,10 @@ def job(tmp_path):
     recorded.
     """
     repository, bin_ = tmp_path / "repository", tmp_path / "venv" / "bin"
-    (repository / "cluster").mkdir(parents=True)
+    (repository / "cluster" / "deploy").mkdir(parents=True)
     bin_.mkdir(parents=True)
     for name in ("slurm.sh", "live.sh"):
-        shutil.copy(ROOT / "cluster" / name, repository / "cluster")
+        shutil.copy(ROOT / "cluster" / "deploy" / name, repository / "cluster" / "deploy")
     for name in ("srun", "scontrol", "getent", "ray", "sleep-rl"):
         (bin_ / name).write_text(f"#!{sys.executable}\n{FAKE}")
         (bin_ / name).chmod(0o755)
@@ -151,6 +151,7 @@ def until_alive(job, script):
 def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_ends(job):
     assert ended(job("configs/gpu64_qwen3_8b.yaml", "first", "sleep.steps=3")) == (0, "")
     port, (run,) = 20000 + job.number, job.calls("sleep-rl")
+    assert run["cwd"] == str(job.folder / "repository")  # where the names of configs lead
     assert run["words"] == [
         "run",
         "configs/gpu64_qwen3_8b.yaml",
@@ -304,6 +305,6 @@ def test_the_scripts_are_sound_shell(name):
     tools = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
     for tool in tools:
         done = subprocess.run(
-            [*tool, ROOT / "cluster" / name], capture_output=True, text=True, timeout=120
+            [*tool, ROOT / "cluster" / "deploy" / name], capture_output=True, text=True, timeout=120
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")
