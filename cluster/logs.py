@@ -6,20 +6,18 @@ that node.
 from __future__ import annotations
 
 import os
-import re
 import time
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.text import aligned
+from sleep_rl.journal.text import aligned, without_terminal_codes
 from sleep_rl.runs.run_dir import FILE, held
 
 BLOCK = 1 << 16
 POLL_S = 0.2
 WIDEST = 100  # letters of a last line in the list
-ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07]*\x07|[\x00-\x08\x0b-\x1f\x7f]")
 
 
 def listing(run: str) -> str:
@@ -113,4 +111,4 @@ def _coming(run: Path, path: Path, at: int) -> Iterator[str]:
 def _plain(line: bytes) -> str:
     """A line as a terminal would leave it: of a progress bar the last state, no colours."""
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
-    return ESCAPES.sub("", text)
+    return without_terminal_codes(text)

@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.tracking.curves import AXES, MATRIX, TABLES, Curves
-from sleep_rl.journal.journal import Record
+from cluster.tracking.curves import MATRIX, TABLES, Curves
+from sleep_rl.journal.panels import AXES
+from sleep_rl.journal.schema import Record
 
 # bytes that the client may hold back before its file counts as one that does not grow
 SLACK = 128 << 10
@@ -73,8 +74,9 @@ class Client:
     def _send_memory(self, path: str, night: int) -> None:
         import wandb
 
-        after = self._curves.retention.records.get("sleep", {}).get(f"night {night}", {})
-        about = {"night": night, "accuracies": after.get("row", {})}
+        evaluations = self._curves.retention.evaluations.get("sleep", {})
+        after = evaluations.get(f"night {night}")
+        about = {"night": night, "accuracies": after.row if after else {}}
         artifact = wandb.Artifact(f"{self._name}-memory", type="memory", metadata=about)
         # no second copy: a night's memory does not change
         artifact.add_dir(str(self._folder / path), policy="immutable")

@@ -1,8 +1,8 @@
-"""The record of a run: one JSONL file is the truth, everything else (console, W&B, report) is a
+"""The journal of a run: one JSONL file is the truth, everything else (console, W&B, report) is a
 reader of it.
 
-One line is one record: `{"t": unix seconds, "kind": "seed", ...}`. `METRICS` names every kind and
-field.
+One line is one record: `{"t": unix seconds, "kind": "seed", ...}`. `sleep_rl.journal.schema`
+declares every kind and field.
 """
 
 from __future__ import annotations
@@ -12,36 +12,37 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 from sleep_rl.config.secrets import masked, without_secrets
-from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import content
-from sleep_rl.journal.schema import fault
-
-Record = dict[str, Any]
+from sleep_rl.journal.schema import Entry, Record, Torn, parse
 
 
 class Sink(Protocol):
-    """Something that follows the journal. Whatever it raises switches it off and never stops the
-    run.
+    """A reader that follows the journal while it is written. An exception from any of its methods
+    switches it off and never stops the run.
     """
 
     name: str
-    failed: str  # why it cannot be used; empty while it works
+    failed: str
+    """Why it cannot be used; empty while it works."""
 
-    def log(self, record: Record) -> None: ...
+    def log(self, record: Record) -> None:
+        """Take the next record."""
 
     def recall(self, records: list[Record]) -> None:
-        """These records stand, and nothing else that was told: what follows goes on behind them."""
+        """Reset to exactly these records (the journal was truncated for a resume)."""
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Finish; nothing follows."""
 
 
 class Journal:
-    """Appends records to `path`, each flushed at once, and forwards them to `sinks`. Thread-safe.
+    """Append records to `path`, each flushed at once, and forward them to `sinks`. Thread-safe.
 
     Raises RunError when the file cannot be written: a run without its record is not worth going on
     with.
@@ -50,22 +51,21 @@ class Journal:
     def __init__(
         self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None
     ) -> None:
-        """`keep`: bytes of an earlier record that stand; what follows them is cut off and will be
-        written again.
+        """`keep`: size in bytes to which an existing journal is truncated (a resume); None leaves
+        it as it is.
         """
         self.path = Path(path)
         self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered: nothing to flush, nothing to lose
-            self._file = open(self.path, "a+b", buffering=0)
+            # unbuffered: nothing to flush, nothing to lose; closed by `close`
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
             if keep is not None:
                 # truncate would fill it up with zeros
                 if os.fstat(self._file.fileno()).st_size < keep:
                     raise RunError(
-                        f"the run's record {self.path}: expected at least the {keep} "
-                        "bytes that its checkpoint "
-                        "knows of, got less; nothing was changed"
+                        f"the run's record {self.path}: expected at least the {keep} bytes that "
+                        "its checkpoint knows of, got less; nothing was changed"
                     )
                 self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
@@ -77,15 +77,15 @@ class Journal:
         self._sinks: list[Sink] = []
         for sink in sinks:
             if sink.failed:
-                self.log("sink_failed", sink=sink.name, reason=_one_line(sink.failed))
+                self.log("sink_failed", sink=sink.name, reason=one_line(sink.failed, None))
             else:
                 self._sinks.append(sink)
         if keep:
             self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
-        """Appends one record. NaN and infinity become null, named in `nonfinite`; secrets become
-        ***.
+        """Append one record. NaN and infinity become null, named in `nonfinite`; secrets become
+        ***. Raises TypeError for a value that JSON cannot hold.
         """
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
@@ -106,35 +106,35 @@ class Journal:
                 self._write(line)
             except OSError as error:
                 raise self._unwritable(error) from error
-            self._tell(lambda sink: sink.log(record))
+            self._forward(lambda sink: sink.log(record))
 
     def size(self) -> int:
-        """Bytes written and on the disk: where a continued run goes on."""
+        """Return the number of bytes on the disk, after an fsync: where a resumed run goes on."""
         with self._lock:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
 
-    def cut(self, keep: int) -> None:
-        """Takes back every record behind the first `keep` bytes: what they tell of will be done,
-        and told, again.
+    def cut(self, size: int) -> None:
+        """Truncate the journal to `size` bytes and reset the sinks; the dropped steps will run and
+        be logged again.
         """
         with self._lock:
             try:
-                self._file.truncate(keep)
+                self._file.truncate(size)
             except OSError as error:
                 raise self._unwritable(error) from error
             self._recall()
 
     def close(self) -> None:
-        """Closes the sinks, the last one first (the console, given first, hears of the others),
-        then the file.
+        """Close the sinks, the last one first (so that the console, given first, can report the
+        others), then the file.
         """
         with self._lock:
             while self._sinks:
                 sink = self._sinks.pop()
                 try:
                     sink.close()
-                except Exception as error:  # as in `log`
+                except Exception as error:  # noqa: BLE001 (as in _forward)
                     self._report(sink, error)
             self._file.close()
 
@@ -145,19 +145,20 @@ class Journal:
 
     def _recall(self) -> None:
         records = read(self.path)
-        self._tell(lambda sink: sink.recall(records))
+        self._forward(lambda sink: sink.recall(records))
 
-    def _tell(self, what: Callable[[Sink], None]) -> None:
+    def _forward(self, call: Callable[[Sink], None]) -> None:
         for sink in tuple(self._sinks):
             try:
-                what(sink)
-            except Exception as error:  # any: a broken dashboard must not cost a night of training
+                call(sink)
+            # any: a broken dashboard must not cost a night of training
+            except Exception as error:  # noqa: BLE001
                 self._sinks.remove(sink)
                 self._report(sink, error)
 
     def _report(self, sink: Sink, error: Exception) -> None:
         self.log(
-            "sink_failed", sink=sink.name, reason=_one_line(f"{type(error).__name__}: {error}")
+            "sink_failed", sink=sink.name, reason=one_line(f"{type(error).__name__}: {error}", None)
         )
 
     def _unwritable(self, error: OSError) -> RunError:
@@ -165,37 +166,45 @@ class Journal:
 
 
 def read(path: str | Path) -> list[Record]:
-    """All records of a journal. A line that is none becomes `{"kind": "torn", "line": number,
-    "text": ...}`.
+    """Return all records of a journal. A line that is none becomes `{"kind": "torn", "line":
+    number, "text": ...}`. Raises InputError for a file that cannot be read.
     """
+    return [record for record, _ in _lines(path)]
+
+
+def read_entries(path: str | Path) -> list[Entry]:
+    """Return all records of a journal in their typed form, damaged lines as `Torn`. Raises
+    InputError for a file that cannot be read.
+    """
+    return [entry for _, entry in _lines(path)]
+
+
+def _lines(path: str | Path) -> Iterator[tuple[Record, Entry]]:
     try:
         lines = content(path).split(b"\n")
     except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read metrics: {getattr(error, 'strerror', None) or error}: {path}"
         ) from error
-    records: list[Record] = []
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             record = json.loads(line)
-            valid = (
-                isinstance(record, dict)
-                and isinstance(record.get("kind"), str)
-                and not fault(record)
-            )
+            if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
+                raise ValueError("no record")
+            entry = parse(record)
         except (ValueError, RecursionError):
             # also UnicodeDecodeError: the crash cut a character in two
-            valid = False
-        text = line[:80].decode("utf-8", "replace")
-        records.append(record if valid else {"kind": "torn", "line": number, "text": text})
-    return records
+            text = line[:80].decode("utf-8", "replace")
+            record = {"kind": "torn", "line": number, "text": text}
+            entry = Torn(t=0.0, line=number, text=text)
+        yield record, entry
 
 
 def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
-    """The value as JSON knows it; appends to `nonfinite` the dotted name of each number that JSON
-    does not know.
+    """Return the value as JSON knows it; append to `nonfinite` the dotted name of each number that
+    JSON does not know.
     """
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}
@@ -203,19 +212,15 @@ def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
         return [_plain(v, f"{name}.{i}", nonfinite) for i, v in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         nonfinite.append(name)
-        return None
-    if isinstance(value, str):
-        return masked(value)
-    if value is None or isinstance(value, (bool, int, float)):
-        return value
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if hasattr(value, "item"):  # a scalar of numpy or torch
-        return _plain(value.item(), name, nonfinite)
-    raise TypeError(
-        f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}"
-    )
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+        value = None
+    elif isinstance(value, str):
+        value = masked(value)
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "item"):  # a scalar of numpy or torch
+        value = _plain(value.item(), name, nonfinite)
+    elif not (value is None or isinstance(value, (bool, int, float))):
+        raise TypeError(
+            f"metric {name!r}: expected a number, text, list or dict, got {type(value).__name__}"
+        )
+    return value

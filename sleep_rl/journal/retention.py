@@ -1,4 +1,6 @@
-"""Retention: the accuracies that the `evaluate` records of a run hold together."""
+"""Retention: the accuracies that the evaluations of a run hold together, and the one model of a
+table of them (rows, columns, values, marks) that console, page, model card and summary draw.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +9,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sleep_rl.journal.journal import Record
+from sleep_rl.journal.schema import Entry, Evaluation
 
 KNOWN = "known"
 """Name of the column that asks about what the base model knew before the first day."""
@@ -15,81 +17,173 @@ KNOWN = "known"
 METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
 """Methods in the order of every table, with the name that people read."""
 
+BASE = "base"
+"""Label `after` of the evaluation before the first night."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One accuracy; `lived`: whether the column's day had been lived when it was measured."""
+
+    column: str
+    value: float | None
+    lived: bool = True
+    questions: int | None = None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % interval (Wilson); None where the value or the number of questions is missing."""
+        if self.value is None or not self.questions:
+            return None
+        return wilson_interval(self.value, self.questions)
+
+
+@dataclass(frozen=True)
+class Row:
+    """The accuracies of one evaluation. `method` is empty for the open book."""
+
+    label: str
+    method: str
+    after: str
+    cells: tuple[Cell, ...]
+
+    @property
+    def mean(self) -> float | None:
+        """Mean over the days lived so far; of the base model over all days."""
+        days = [
+            cell.value
+            for cell in self.cells
+            if cell.column != KNOWN
+            and cell.value is not None
+            and (cell.lived or self.after == BASE)
+        ]
+        return sum(days) / len(days) if days else None
+
 
 @dataclass
 class Retention:
-    """What `evaluate` records say together: per method the accuracies after each night. A newer
-    record wins.
-    """
+    """All evaluations of a run. A newer one of the same method and night replaces the older."""
 
-    records: dict[str, dict[str, Record]] = field(default_factory=dict)  # method -> after -> record
-    columns: list[str] = field(default_factory=list)  # known, then the days in order of appearance
-    # first measurement per column: before sleep
+    evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
+    """Method -> after -> evaluation."""
+    columns: list[str] = field(default_factory=list)
+    """`known`, then the days in order of appearance."""
     open_book: dict[str, float] = field(default_factory=dict)
+    """Column -> first measurement with the document in the context, before sleep."""
 
-    def add(self, record: Record) -> None:
-        """Takes one `evaluate` record; one with an empty row measured the open book alone."""
-        if record["row"]:
-            self.records.setdefault(record["method"], {})[record["after"]] = record
-        for column in (*record["row"], *(record.get("open_book") or {})):
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Retention:
+        retention = cls()
+        for entry in entries:
+            if isinstance(entry, Evaluation):
+                retention.add(entry)
+        return retention
+
+    def add(self, evaluation: Evaluation) -> None:
+        """Take one evaluation; one with an empty row measured the open book alone."""
+        if evaluation.row:
+            afters = self.evaluations.setdefault(evaluation.method, {})
+            afters[evaluation.after] = evaluation
+        open_book = evaluation.open_book or {}
+        for column in (*evaluation.row, *open_book):
             if column not in self.columns:
                 self.columns.insert(0 if column == KNOWN else len(self.columns), column)
-        for column, value in (record.get("open_book") or {}).items():
+        for column, value in open_book.items():
             if value is not None:
                 self.open_book.setdefault(column, value)
 
-    @classmethod
-    def of(cls, records: Iterable[Record]) -> Retention:
-        retention = cls()
-        for record in records:
-            if record["kind"] == "evaluate":
-                retention.add(record)
-        return retention
-
     @property
     def methods(self) -> list[str]:
-        """Methods that were evaluated beyond the base model, in the order of METHODS, unknown ones
-        last.
-        """
-        found = [m for m, afters in self.records.items() if set(afters) != {"base"}]
-        return [m for m in METHODS if m in found] + [m for m in found if m not in METHODS]
+        """Methods that were evaluated after a night, in the order of METHODS, unknown ones last."""
+        evaluated = [m for m, afters in self.evaluations.items() if set(afters) != {BASE}]
+        unknown = [m for m in evaluated if m not in METHODS]
+        return [m for m in METHODS if m in evaluated] + unknown
 
     @property
-    def base(self) -> Record | None:
+    def base(self) -> Evaluation | None:
         """The evaluation of the base model: the same model for every method, so whoever measured
         it.
         """
-        return next((afters["base"] for afters in self.records.values() if "base" in afters), None)
+        measured = (afters[BASE] for afters in self.evaluations.values() if BASE in afters)
+        return next(measured, None)
 
-    def last(self, method: str) -> Record:
-        """The newest evaluation of a method."""
-        return max(self.records[method].values(), key=lambda r: r["t"])
+    def last(self, method: str) -> Evaluation:
+        """Return the newest evaluation of a method."""
+        return max(self.evaluations[method].values(), key=lambda evaluation: evaluation.t)
+
+    def questions(self) -> dict[str, int]:
+        """Return the number of questions per column, of the newest evaluations."""
+        counts: dict[str, int] = {}
+        for evaluation in filter(None, [self.base, *map(self.last, self.methods)]):
+            counts |= evaluation.n or {}
+        return counts
 
     def all_days(self, method: str) -> float | None:
-        """Accuracy over the questions of all days together, after the last night; None where a day
-        was not asked about or nobody counted the questions.
+        """Return the accuracy over the questions of all days together, after the last night; None
+        where a day was not asked about or nobody counted the questions.
         """
-        record = self.last(method)
-        days, counts = [c for c in self.columns if c != KNOWN], record.get("n") or {}
-        if not days or any(record["row"].get(c) is None or not counts.get(c) for c in days):
+        evaluation = self.last(method)
+        days = [c for c in self.columns if c != KNOWN]
+        counts = evaluation.n or {}
+        if not days or any(evaluation.row.get(c) is None or not counts.get(c) for c in days):
             return None
-        return sum(record["row"][c] * counts[c] for c in days) / sum(counts[c] for c in days)
+        return sum(evaluation.row[c] * counts[c] for c in days) / sum(counts[c] for c in days)
 
     def future(self, after: str, column: str) -> bool:
-        """Whether the column's day was not lived yet."""
+        """Return whether the column's day had not been lived yet."""
         lived = nights_lived(after)
         days = [c for c in self.columns if c != KNOWN]
         return column in days and lived is not None and days.index(column) >= lived
 
+    # ---- rows of tables
+
+    def base_rows(self) -> list[Row]:
+        """Return the row of the base model, if it was evaluated."""
+        return [self._row("base model", self.base)] if self.base else []
+
+    def newest_rows(self) -> list[Row]:
+        """Return the newest evaluation of each method."""
+        return [self._row(METHODS.get(m, m), self.last(m)) for m in self.methods]
+
+    def open_book_rows(self) -> list[Row]:
+        """Return the row of the open book, if it was measured."""
+        if not self.open_book:
+            return []
+        counts = self.questions()
+        cells = (Cell(c, self.open_book.get(c), questions=counts.get(c)) for c in self.columns)
+        return [Row("open book", "", "", tuple(cells))]
+
+    def history(self, method: str) -> list[Row]:
+        """Return the base model, then every night of one method; labels are `base`, `night 1`."""
+        nights = [e for after, e in self.evaluations.get(method, {}).items() if after != BASE]
+        evaluations = [self.base, *nights] if self.base else nights
+        return [self._row(evaluation.after, evaluation) for evaluation in evaluations]
+
+    def _row(self, label: str, evaluation: Evaluation) -> Row:
+        counts = evaluation.n or {}
+        cells = (
+            Cell(
+                column,
+                evaluation.row.get(column),
+                not self.future(evaluation.after, column),
+                counts.get(column),
+            )
+            for column in self.columns
+        )
+        return Row(label, evaluation.method, evaluation.after, tuple(cells))
+
 
 def nights_lived(after: str) -> int | None:
-    """How many nights an `after` label counts: "base" 0, "night 3" 3; None when it does not say."""
+    """Return how many nights an `after` label counts: "base" 0, "night 3" 3; None without one."""
     number = re.search(r"(\d{1,9})\s*$", after)
-    return int(number.group(1)) if number else 0 if after == "base" else None
+    if number:
+        return int(number.group(1))
+    return 0 if after == BASE else None
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """95 % interval of a share of `count` yes-or-no answers."""
-    middle, scale = share + z * z / (2 * count), 1 + z * z / count
+    """Return the 95 % interval of a share of `count` yes-or-no answers (Wilson, 1927)."""
+    middle = share + z * z / (2 * count)
+    scale = 1 + z * z / count
     reach = z * math.sqrt(max(share * (1 - share), 0) / count + z * z / (4 * count * count))
     return max(0.0, (middle - reach) / scale), min(1.0, (middle + reach) / scale)

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import Record
+from sleep_rl.journal.schema import Record
 
 PIECE = 8 << 20
 """Bytes read in one call, so that the first look at a long run does not hold anyone up for long."""

@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import re
 
-def aligned(rows: list[list[str]]) -> str:
-    """A text table: columns as wide as their widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows
-    )
+TERMINAL_CODES = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters but tab and newline
+)
 
 
 def clock(seconds: float) -> str:
-    """A duration for people: "4.2 s", "1:23 min", "2:05:00 h"."""
+    """Return a duration for people: "4.2 s", "1:23 min", "2:05:00 h"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
-    return (
-        f"{minutes}:{rest:02d} min"
-        if minutes < 60
-        else f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+    if minutes < 60:
+        return f"{minutes}:{rest:02d} min"
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d} h"
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Return a text table: columns as wide as their widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
+        for row in rows
     )
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def night_label(night: object, sender: int | None = 0) -> str:
+    """Return the name of a consolidation: "night 3" (from the context window, level 0), "night 3,
+    level 1 to 2", "night 3, dreams" (sender -1).
+    """
+    if not sender:
+        return f"night {night}"
+    if sender < 0:
+        return f"night {night}, dreams"
+    return f"night {night}, level {sender} to {sender + 1}"
+
+
+def without_terminal_codes(line: str) -> str:
+    """Return the line without colours, titles and control characters."""
+    return TERMINAL_CODES.sub("", line)

@@ -3,39 +3,59 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
+from markupsafe import Markup
+
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import Record, read
+from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.schema import Dream, DreamSummary, Entry, Evaluation
 from sleep_rl.journal.text import aligned
+from sleep_rl.report.templates import render
 
 SORTS = ("gain", "held_out", "importance", "tau_before", "logprob")
 STATES = ("rewarded", "unrewarded", "rejected", "failed")
+HEAD = (
+    "night",
+    "task",
+    "dream",
+    "omega",
+    "tau",
+    "with it",
+    "gain",
+    "held out",
+    "what became of it",
+)
+SHORT = 12
+"""Characters below which a column of the report's tables is not wrapped."""
+
+Table = tuple[str, list[str], list[list[object]]]
+"""Title, names of the columns, rows."""
 
 
-def state(dream: Record) -> str:
-    """What became of a dream: rewarded or unrewarded (both were tried out), rejected by selection,
-    or failed.
+def state(dream: Dream) -> str:
+    """Return what became of a dream: rewarded or unrewarded (both were tried out), rejected by
+    selection, or failed.
     """
-    if dream["reason"]:
+    if dream.reason:
         return "failed"
-    if not dream["kept"]:
+    if not dream.kept:
         return "rejected"
-    return "rewarded" if dream["reward"] else "unrewarded"
+    return "rewarded" if dream.reward else "unrewarded"
 
 
-def dreams_of(run_dir: str | Path) -> list[Record]:
-    """A run's dreams, in the order in which they were written. Raises InputError when it has
-    none.
+def dreams_of(run_dir: str | Path) -> list[Dream]:
+    """Return a run's dreams, in the order in which they were written. Raises InputError when it
+    has none.
     """
-    found = [r for r in read(Path(run_dir) / "metrics.jsonl") if r["kind"] == "dream"]
-    if not found:
+    entries = read_entries(Path(run_dir) / "metrics.jsonl")
+    dreams = [entry for entry in entries if isinstance(entry, Dream)]
+    if not dreams:
         raise InputError(
             f"{run_dir}: no dreams; dream.rounds above 0 makes some, after the first night"
         )
-    return found
+    return dreams
 
 
 def listing(
@@ -47,163 +67,134 @@ def listing(
     sort: str = "gain",
     most: int = 20,
 ) -> str:
-    """The chosen dreams of a run, best first, one line of figures and one of text each. Raises
-    InputError.
+    """Return the chosen dreams of a run, best first, one line of figures and one of text each.
+
+    `task`: part of the task's name; `only`: one of STATES; `sort`: one of SORTS. Raises InputError
+    for another choice, and for a run without dreams.
     """
     if only and only not in STATES:
         raise InputError(f"--only: one of {', '.join(STATES)}, got {only}")
     if sort not in SORTS:
         raise InputError(f"--sort: one of {', '.join(SORTS)}, got {sort}")
+    dreams = dreams_of(run_dir)
     chosen = [
-        d
-        for d in dreams_of(run_dir)
-        if task in d["task"] and night in (None, d["night"]) and only in ("", state(d))
+        dream
+        for dream in dreams
+        if task in dream.task and night in (None, dream.night) and only in ("", state(dream))
     ]
-    ordered = sorted(chosen, key=lambda d: -d[sort] if d.get(sort) is not None else float("inf"))[
-        :most
-    ]
-    rows = [
-        [
-            "night",
-            "task",
-            "dream",
-            "omega",
-            "tau",
-            "with it",
-            "gain",
-            "held out",
-            "what became of it",
-        ]
-    ]
-    for d in ordered:
-        rows.append(
-            [
-                f"{d['night']}.{d['round']}",
-                d["task"],
-                str(d["number"]),
-                _number(d["importance"], "{:.3g}"),
-                _number(d["tau_before"]),
-                " ".join(f"{tau:.2f}" for tau in d["taus"]),
-                _number(d["gain"]),
-                _number(d["held_out"]),
-                d["reason"] or state(d),
-            ]
-        )
-    lines = aligned(rows).split("\n")
-    told = [
-        lines[0],
-        *(
-            f"{line}\n    {' '.join(d['text'].split())}"
-            for line, d in zip(lines[1:], ordered, strict=True)
-        ),
-    ]
-    return "\n".join(
-        [*told, f"{len(ordered)} of {len(chosen)} chosen, {len(dreams_of(run_dir))} in all"]
-    )
+    shown = sorted(chosen, key=lambda dream: _descending(getattr(dream, sort)))[:most]
+    head, *figures = aligned([list(HEAD), *map(_figures, shown)]).split("\n")
+    lines = [head]
+    for line, dream in zip(figures, shown, strict=True):
+        lines += [line, f"    {_one_line(dream)}"]
+    return "\n".join([*lines, f"{len(shown)} of {len(chosen)} chosen, {len(dreams)} in all"])
 
 
-def _number(value: float | None, how: str = "{:.2f}") -> str:
-    return "-" if value is None else how.format(value)
+def _descending(value: float | None) -> float:
+    return float("inf") if value is None else -value
+
+
+def _figures(dream: Dream) -> list[str]:
+    return [
+        f"{dream.night}.{dream.round}",
+        dream.task,
+        str(dream.number),
+        _number(dream.importance, "{:.3g}"),
+        _number(dream.tau_before),
+        " ".join(f"{tau:.2f}" for tau in dream.taus),
+        _number(dream.gain),
+        _number(dream.held_out),
+        dream.reason or state(dream),
+    ]
+
+
+def _number(value: float | None, form: str = "{:.2f}") -> str:
+    return "-" if value is None else form.format(value)
+
+
+def _one_line(dream: Dream) -> str:
+    return " ".join(dream.text.split())
 
 
 # ---- the report
 
 
-def section(records: Sequence[Record], most: int = 6) -> str:
-    """The report's part on dreams: every round in figures, then the best, the worst and some that
-    were rejected.
+def section(entries: Sequence[Entry], most: int = 6) -> Markup:
+    """Return the report's part on dreams: every round in figures, then the best, the worst and
+    some that were rejected, `most` of each. Empty without a finished round.
     """
-    rounds = [r for r in records if r["kind"] == "dreamed"]
-    dreams = [r for r in records if r["kind"] == "dream"]
+    rounds = [entry for entry in entries if isinstance(entry, DreamSummary)]
     if not rounds:
-        return ""
-    tried = sorted((d for d in dreams if d["gain"] is not None), key=lambda d: -d["gain"])
+        return Markup()
+    dreams = [entry for entry in entries if isinstance(entry, Dream)]
+    tried = sorted((d for d in dreams if d.gain is not None), key=lambda d: -d.gain)
     rejected = [d for d in dreams if state(d) == "rejected"]
-    parts = [
+    rejected.sort(key=lambda d: d.importance or 0.0)
+    tables = [
         _rounds(rounds),
-        _forms(records),
-        _list("Best", tried[:most]),
-        _list("Worst", tried[most:][-most:][::-1]),
-        _list(
-            "Rejected by selection", sorted(rejected, key=lambda d: d["importance"] or 0.0)[:most]
-        ),
+        _forms(entries),
+        _dreams("Best", tried[:most]),
+        _dreams("Worst", tried[most:][-most:][::-1]),
+        _dreams("Rejected by selection", rejected[:most]),
     ]
-    return (
-        '<h2>Dreams</h2><p class="lead">What the model wrote about its tasks, tried out on '
-        "isolated copies of itself. "
-        "Gain: tau of the copies less that of the model. Held out: the gain on a training "
-        "seed that the reward never "
-        f"saw; it is what a gain is worth.</p>{''.join(parts)}"
-    )
+    drawn = [(title, head, _cells(rows)) for title, head, rows in tables if rows]
+    return render("dreams.html", tables=drawn)
 
 
-def _rounds(rounds: list[Record]) -> str:
-    head = "night,round,written,kept,rewarded,failed,tau before,gain,gain of the rewarded,held out"
-    fields = ("tau_before", "gain", "gain_rewarded", "gain_held_out")
-    rows = [
+def _cells(rows: list[list[object]]) -> list[list[tuple[object, bool]]]:
+    """Return the rows with, per cell, whether its whole column is short."""
+    columns = zip(*rows, strict=True)
+    short = [all(len(str(cell)) < SHORT for cell in column) for column in columns]
+    return [list(zip(row, short, strict=True)) for row in rows]
+
+
+def _rounds(rounds: list[DreamSummary]) -> Table:
+    head = ["night", "round", "written", "kept", "rewarded", "failed"]
+    head += ["tau before", "gain", "gain of the rewarded", "held out"]
+    rows: list[list[object]] = [
         [
-            r["night"],
-            r["round"],
-            r["written"],
-            r["kept"],
-            r["rewarded"],
-            r["failed"],
-            *(_number(r[f]) for f in fields),
+            r.night,
+            r.round,
+            r.written,
+            r.kept,
+            r.rewarded,
+            r.failed,
+            _number(r.tau_before),
+            _number(r.gain),
+            _number(r.gain_rewarded),
+            _number(r.gain_held_out),
         ]
         for r in rounds
     ]
-    return _table(head, rows)
+    return "", head, rows
 
 
-def _forms(records: Sequence[Record]) -> str:
-    """Accuracy on the newest day's deeper questions after each night."""
-    found = {
-        (r["after"], r["method"]): r["forms"]
-        for r in records
-        if r["kind"] == "evaluate" and r.get("forms")
+def _forms(entries: Sequence[Entry]) -> Table:
+    """Return the accuracy on the newest day's deeper questions after each night."""
+    evaluations = {
+        (entry.after, entry.method): entry.forms
+        for entry in entries
+        if isinstance(entry, Evaluation) and entry.forms
     }
-    names = list(dict.fromkeys(name for forms in found.values() for name in forms))
-    rows = [
+    names = list(dict.fromkeys(name for forms in evaluations.values() for name in forms))
+    rows: list[list[object]] = [
         [after, METHODS.get(method, method), *(_number(forms.get(name)) for name in names)]
-        for (after, method), forms in found.items()
+        for (after, method), forms in evaluations.items()
     ]
-    head = ",".join(["after", "method", *names])
-    return (
-        f"<h3>The newest day, asked otherwise than its documents say it</h3>{_table(head, rows)}"
-        if rows
-        else ""
-    )
+    title = "The newest day, asked otherwise than its documents say it"
+    return title, ["after", "method", *names], rows
 
 
-def _list(title: str, dreams: list[Record]) -> str:
-    if not dreams:
-        return ""
-    rows = [
+def _dreams(title: str, dreams: list[Dream]) -> Table:
+    rows: list[list[object]] = [
         [
-            f"{d['night']}.{d['round']}",
-            d["task"],
-            " ".join(d["text"].split())[:300],
-            _number(d["importance"], "{:.3g}"),
-            _number(d["gain"]),
-            _number(d["held_out"]),
+            f"{dream.night}.{dream.round}",
+            dream.task,
+            _one_line(dream)[:300],
+            _number(dream.importance, "{:.3g}"),
+            _number(dream.gain),
+            _number(dream.held_out),
         ]
-        for d in dreams
+        for dream in dreams
     ]
-    return f"<h3>{title}</h3>{_table('night,task,dream,omega,gain,held out', rows)}"
-
-
-def _table(head: str, rows: list[list]) -> str:
-    names = "".join(f"<th>{name}</th>" for name in head.split(","))
-    short = [
-        ' class="n"' if all(len(str(row[i])) < 12 for row in rows) else ""
-        for i in range(head.count(",") + 1)
-    ]
-    body = "".join(
-        "<tr>"
-        + "".join(
-            f"<td{how}>{escape(str(cell))}</td>" for how, cell in zip(short, row, strict=True)
-        )
-        + "</tr>"
-        for row in rows
-    )
-    return f'<table class="plain"><thead><tr>{names}</tr></thead><tbody>{body}</tbody></table>'
+    return title, ["night", "task", "dream", "omega", "gain", "held out"], rows

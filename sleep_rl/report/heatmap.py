@@ -1,5 +1,5 @@
-"""The retention matrix as a picture: one row per night, one column for the known and per day, one
-panel per method.
+"""The retention matrix as a picture for W&B: one row per night, one column for the known and per
+day, one panel per method.
 """
 
 from __future__ import annotations
@@ -8,80 +8,61 @@ import io
 from typing import TYPE_CHECKING
 
 from sleep_rl.journal.retention import METHODS, Retention
-from sleep_rl.report.page import COLOURS, INK, MUTED, PLOT, PURPLE, shade
+from sleep_rl.report.colours import COLOURS, FUTURE, MUTED, PLOT, PURPLE, ink_on, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-FUTURE = "#f0f1f3"  # of a day that was not lived yet
-MOST_NUMBERED = 20  # columns up to which each cell says its number
+MOST_NUMBERED = 20
+"""Columns up to which each cell says its number."""
 
 
 def png(retention: Retention) -> bytes:
-    """The matrices of all methods beside each other. Needs at least one evaluation after a
+    """Return the matrices of all methods beside each other. Needs at least one evaluation after a
     night.
     """
     import matplotlib
     from matplotlib.figure import Figure
 
+    methods = retention.methods
     with matplotlib.rc_context(PLOT | {"axes.grid": False}):
-        wide, high = (
-            len(retention.columns),
-            max(len(rows_of(retention, method)) for method in retention.methods),
-        )
-        size = (min(1.2 + 0.75 * wide, 14) * len(retention.methods), min(1.0 + 0.42 * high, 14))
+        width = len(retention.columns)
+        height = max(len(retention.history(method)) for method in methods)
+        size = (min(1.2 + 0.75 * width, 14) * len(methods), min(1.0 + 0.42 * height, 14))
         figure = Figure(figsize=size, layout="constrained")
-        panels = figure.subplots(1, len(retention.methods), squeeze=False)[0]
-        for axes, method in zip(panels, retention.methods, strict=True):
+        panels = figure.subplots(1, len(methods), squeeze=False)[0]
+        for axes, method in zip(panels, methods, strict=True):
             _draw(axes, retention, method)
         figure.savefig(buffer := io.BytesIO(), format="png", dpi=120)
     return buffer.getvalue()
 
 
-def rows_of(retention: Retention, method: str) -> list[tuple[str, list[float | None]]]:
-    """(after, accuracy per column): the base model, then every night; None for what was not
-    asked.
-    """
-    records = [
-        retention.base,
-        *(r for after, r in retention.records[method].items() if after != "base"),
-    ]
-    return [
-        (r["after"], [r["row"].get(column) for column in retention.columns]) for r in records if r
-    ]
-
-
 def _draw(axes: Axes, retention: Retention, method: str) -> None:
     from matplotlib.colors import to_rgb
 
-    rows, columns = rows_of(retention, method), retention.columns
-    lived = [
+    rows = retention.history(method)
+    shades = [
         [
-            value is not None and not retention.future(after, column)
-            for column, value in zip(columns, values, strict=True)
+            FUTURE if cell.value is None or not cell.lived else shade(cell.value)
+            for cell in row.cells
         ]
-        for after, values in rows
+        for row in rows
     ]
     axes.imshow(
-        [
-            [
-                to_rgb(shade(value) if known else FUTURE)
-                for value, known in zip(values, there, strict=True)
-            ]
-            for (_, values), there in zip(rows, lived, strict=True)
-        ],
+        [[to_rgb(colour) for colour in line] for line in shades],
         aspect="auto",
         interpolation="nearest",
     )
-    for y, (_, values) in enumerate(rows):
-        for x, value in enumerate(values):
-            if value is not None and len(columns) <= MOST_NUMBERED:
-                ink = MUTED if not lived[y][x] else "#fff" if value > 0.55 else INK
-                axes.text(x, y, f"{value:.2f}", ha="center", va="center", fontsize=8, color=ink)
-    axes.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), [after for after, _ in rows])
+    if len(retention.columns) <= MOST_NUMBERED:
+        for y, row in enumerate(rows):
+            for x, cell in enumerate(row.cells):
+                if cell.value is not None:
+                    ink = ink_on(cell.value) if cell.lived else MUTED
+                    text = f"{cell.value:.2f}"
+                    axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
+    axes.set_xticks(range(len(retention.columns)), retention.columns, rotation=30, ha="right")
+    axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    axes.set_title(
-        METHODS.get(method, method), loc="left", fontsize=9.5, color=COLOURS.get(method, PURPLE)
-    )
+    colour = COLOURS.get(method, PURPLE)
+    axes.set_title(METHODS.get(method, method), loc="left", fontsize=9.5, color=colour)

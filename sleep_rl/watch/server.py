@@ -1,9 +1,9 @@
 """`sleep-rl watch`: a local web server that shows one run while it goes on. It reads the run's
 folder and changes nothing.
 
-Three addresses: the page, its state as JSON, the report. No other file is served, only GET is
-answered, and on a loopback address only to those who asked for a local name: a page of someone else
-whose name was pointed at this machine (DNS rebinding) gets nothing.
+Four addresses: the page, its state as JSON, its figures, the report. No other file is served, only
+GET is answered, and on a loopback address only to those who asked for a local name: a page of
+someone else whose name was pointed at this machine (DNS rebinding) gets nothing.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from urllib.parse import urlsplit
 
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.report.page import page
+from sleep_rl.watch.course import CourseFigures
 from sleep_rl.watch.page import PAGE, SCRIPT_DIGEST
 from sleep_rl.watch.state import RunState
 
-HOLD_S = 2.0  # for how long it counts whether a process lives in the run
+HOLD_S = 2.0
+"""Seconds for which it counts whether a process lives in the run."""
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; "
@@ -62,12 +64,16 @@ class Server(ThreadingHTTPServer):
                 f"{getattr(error, 'strerror', None) or error}; --port 0 takes any "
                 "free port"
             ) from error
-        self.folder, self._seen, self._lock = (
-            folder,
-            RunState(folder, self._lives),
-            threading.Lock(),
-        )
-        self._held, self._asked, self._answer = held, -HOLD_S, False
+        self.folder = folder
+        self.run_state = RunState(folder, self._lives)
+        self._figures = CourseFigures()
+        self._lock = threading.Lock()
+        """Of the state."""
+        self._drawing = threading.Lock()
+        """Of matplotlib, whose settings are the process's."""
+        self._held = held
+        self._asked = -HOLD_S
+        self._answer = False
         self.loopback = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
 
@@ -96,12 +102,26 @@ class Server(ThreadingHTTPServer):
             )
 
     def state(self) -> bytes:
-        """The run's state as JSON, without the time."""
+        """Return the run's state as JSON, without the time."""
         with self._lock:
-            return json.dumps(self._seen.look(), allow_nan=False).encode()
+            return json.dumps(self.run_state.look(), allow_nan=False).encode()
+
+    def course(self) -> tuple[str, bytes]:
+        """Return the figures of the run's charts as HTML, and the version that they show; that may
+        be an older one than the state's, because drawing is slow.
+        """
+        with self._drawing:
+            with self._lock:
+                version = self.run_state.course
+                due = self._figures.is_due(version)
+                charts = self.run_state.charts() if due else []
+            if due:
+                self._figures.draw(version, charts)
+            return self._figures.newest()
 
     def report(self) -> bytes:
-        with self._lock:  # matplotlib's settings are the process's
+        """Return the run's report as HTML."""
+        with self._drawing:
             return page(self.folder / "metrics.jsonl").encode("utf-8", "replace")
 
     def _lives(self, folder: Path) -> bool:
@@ -117,9 +137,13 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         if self.server.loopback and not self._local():
             return self._send(403, TEXT, b"asked for by a name that is not this machine's\n")
-        answer = {"/": self._page, "/state.json": self._state, "/report": self._report}.get(
-            urlsplit(self.path).path
-        )
+        answers = {
+            "/": self._page,
+            "/state.json": self._state,
+            "/course": self._course,
+            "/report": self._report,
+        }
+        answer = answers.get(urlsplit(self.path).path)
         if answer is None:
             return self._send(404, TEXT, b"no such page\n")
         try:
@@ -128,7 +152,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503, TEXT, f"{error}\n".encode("utf-8", "replace"))
         except ConnectionError:
             raise
-        except Exception as error:  # any: the page says what is wrong, and goes on asking
+        # any: the page says what is wrong, and goes on asking
+        except Exception as error:
             self._send(
                 500,
                 TEXT,
@@ -153,6 +178,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("If-None-Match") == tag:
             return self._send(304, JSON, b"", tag=tag)
         self._send(200, JSON, b'{"now": %.3f, %b' % (time.time(), body[1:]), tag=tag)
+
+    def _course(self) -> None:
+        version, body = self.server.course()
+        self._send(200, HTML, body, tag=f'"{version}"')
 
     def _report(self) -> None:
         self._send(200, HTML, self.server.report())

@@ -10,81 +10,87 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.journal.journal import Record
 from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.schema import (
+    BaselineStep,
+    Entry,
+    PolicyStep,
+    Push,
+    Restarted,
+    Run,
+    Sample,
+    Scaled,
+    SeedStep,
+    Trial,
+    Wake,
+)
+from sleep_rl.journal.text import without_terminal_codes
 
 ROLES = ("rollout", "learner", "reward", "semantic", "critic", "other")
 """Roles of workers, in the order of the page; `other`: smaller models of model.teachers."""
-TAIL_BYTES, TAIL_CHARACTERS = 4096, 240
-CONTROL = re.compile(
-    r"\x1b\[[0-9;?]*[ "
-    r"-/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
-)
+ALL = "all workers"
+"""Name under which a restart of the whole crew is recorded."""
+TAIL_BYTES = 4096
+TAIL_CHARACTERS = 240
+MOST_WORKERS = 1000
+"""Of one role that are listed."""
 
 
-class Crew:
-    """Who works in a run. Records tell of all workers of a role together, logs of each one."""
+class WorkerActivity:
+    """What the workers of a run do. Entries speak of all workers of a role together, logs of each
+    one.
+    """
 
     def __init__(self) -> None:
-        self.names: dict[str, bool] = {}  # worker -> whether it left
-        self.restarts: Counter[str] = Counter()
-        # role -> kind -> words, time
-        self.did: dict[str, dict[str, tuple[str, float]]] = {role: {} for role in ROLES}
-        # log -> (size, time of change), last line
+        self._left: dict[str, bool] = {}
+        """Worker -> whether it left."""
+        self._restarts: Counter[str] = Counter()
+        self._newest: dict[str, dict[str, tuple[str, float]]] = {role: {} for role in ROLES}
+        """Role -> kind of work -> words, time."""
         self._tails: dict[str, tuple[tuple[int, int], str]] = {}
+        """Log -> (size, time of change), last line."""
 
-    def add(self, record: Record) -> None:
-        kind, t = record["kind"], record["t"]
-        if kind == "run":
-            self.names |= dict.fromkeys(_planned(record.get("config") or {}), False)
-        elif kind == "restarted":
-            self.restarts[str(record["worker"])] += 1
-        elif kind == "scaled":
-            self.names[str(record["worker"])] = not record["joined"]
-        elif kind == "sample":
-            speed = record.get("tokens_per_second")
-            self.did["rollout"]["sample"] = (
-                f"sampled {record.get('sequences') or 0:,} sequences "
-                f"({record.get('weights') or 'model'})"
-                + (f", {speed:,.0f} tokens a second" if speed else ""),
-                t,
-            )
-        elif kind == "push":
-            self.did["rollout"]["push"] = (
-                f"verified version {record.get('version')} of the {record['name']}",
-                t,
-            )
-        elif kind in ("seed", "baseline", "policy"):
-            what = {"seed": "consolidation", "policy": "dreaming policy"}.get(kind)
-            what = what or METHODS.get(record["method"], record["method"])
-            steps = f" of {record['steps']:,}" if record.get("steps") else ""
-            loss = "" if record.get("loss") is None else f", loss {record['loss']:.3f}"
-            self.did["learner"]["step"] = (
-                f"{what}, step {record.get('step', 0) + 1:,}{steps}{loss}",
-                t,
-            )
-            if kind == "seed" and record.get("reward_mean") is not None:
-                self.did["reward"]["score"] = (f"mean reward {record['reward_mean']:.2f}", t)
-        elif kind == "wake":
-            self.did["learner"]["step"] = (f"took in {record['step']} documents", t)
-        elif kind == "tried":
-            self.did["critic"]["tried"] = (
-                f"trained {record.get('copies')} copies on {record.get('dreams')} dreams",
-                t,
-            )
+    def add(self, entry: Entry) -> None:
+        """Take the next entry."""
+        match entry:
+            case Run():
+                self._left |= dict.fromkeys(_planned(entry.config or {}), False)
+            case Restarted():
+                self._restarts[str(entry.worker)] += 1
+            case Scaled():
+                self._left[entry.worker] = not entry.joined
+            case Sample():
+                self._note("rollout", "sample", _sampled(entry), entry.t)
+            case Push():
+                text = f"verified version {entry.version} of the {entry.name}"
+                self._note("rollout", "push", text, entry.t)
+            case SeedStep() | BaselineStep() | PolicyStep():
+                self._note("learner", "step", _step(entry), entry.t)
+            case Wake():
+                self._note("learner", "step", f"took in {entry.step} documents", entry.t)
+            case Trial():
+                text = f"trained {entry.copies} copies on {entry.dreams} dreams"
+                self._note("critic", "tried", text, entry.t)
+        if isinstance(entry, SeedStep) and entry.reward_mean is not None:
+            self._note("reward", "score", f"mean reward {entry.reward_mean:.2f}", entry.t)
+
+    def _note(self, role: str, work: str, text: str, t: float) -> None:
+        self._newest[role][work] = (text, t)
 
     def state(self, logs: Path) -> list[dict[str, Any]]:
-        """Per role what it did last, and its workers with restarts and the end of their logs."""
+        """Return per role what it did last, and its workers with restarts and the end of their
+        logs.
+        """
         tails = self._read(logs)
-        names = sorted({*self.names, *tails, *self.restarts} - {"all workers"}, key=_order)
+        names = sorted({*self._left, *tails, *self._restarts} - {ALL}, key=_order)
         roles: dict[str, list[dict[str, Any]]] = {}
         for name in names:
             tail = tails.get(name)
             roles.setdefault(_role(name), []).append(
                 {
                     "name": name,
-                    "restarts": self.restarts[name],
-                    "left": self.names.get(name, False),
+                    "restarts": self._restarts[name],
+                    "left": self._left.get(name, False),
                     "log": tail and {"line": tail[1], "t": tail[0][1] / 1e9, "bytes": tail[0][0]},
                 }
             )
@@ -94,16 +100,16 @@ class Crew:
                 "workers": workers,
                 "did": [
                     {"said": said, "t": t}
-                    for said, t in sorted(self.did.get(role, {}).values(), key=lambda d: -d[1])
+                    for said, t in sorted(self._newest.get(role, {}).values(), key=lambda d: -d[1])
                 ],
-                "restarts": self.restarts["all workers"] if role == "learner" else 0,
+                "restarts": self._restarts[ALL] if role == "learner" else 0,
             }
             for role, workers in roles.items()
         ]
 
     def _read(self, logs: Path) -> dict[str, tuple[tuple[int, int], str]]:
-        """Name -> (bytes, nanoseconds of the last change), last line; of every log. One that cannot
-        be read says why.
+        """Return of every log: name -> (bytes, nanoseconds of the last change), last line. One that
+        cannot be read says why.
         """
         try:
             files = [
@@ -113,18 +119,38 @@ class Crew:
             ]
         except OSError:  # workers in this process have no logs
             files = []
-        seen = self._tails
-        self._tails = {}
+        tails = {}
         for entry in files:
-            name, stat = entry.name.removesuffix(".log"), entry.stat(follow_symlinks=False)
-            now = (stat.st_size, stat.st_mtime_ns)
-            before = seen.get(name)
-            self._tails[name] = (
-                before
-                if before and before[0] == now
-                else (now, _last_line(entry.path, stat.st_size))
-            )
-        return self._tails
+            name = entry.name.removesuffix(".log")
+            stat = entry.stat(follow_symlinks=False)
+            version = (stat.st_size, stat.st_mtime_ns)
+            known = self._tails.get(name)
+            if known and known[0] == version:
+                tails[name] = known
+            else:
+                tails[name] = (version, _last_line(entry.path, stat.st_size))
+        self._tails = tails
+        return tails
+
+
+def _sampled(sample: Sample) -> str:
+    text = f"sampled {sample.sequences or 0:,} sequences ({sample.weights or 'model'})"
+    if sample.tokens_per_second:
+        text += f", {sample.tokens_per_second:,.0f} tokens a second"
+    return text
+
+
+def _step(entry: SeedStep | BaselineStep | PolicyStep) -> str:
+    match entry:
+        case SeedStep():
+            work = "consolidation"
+        case PolicyStep():
+            work = "dreaming policy"
+        case BaselineStep():
+            work = METHODS.get(entry.method, entry.method)
+    steps = f" of {entry.steps:,}" if entry.steps else ""
+    loss = "" if entry.loss is None else f", loss {entry.loss:.3f}"
+    return f"{work}, step {(entry.step or 0) + 1:,}{steps}{loss}"
 
 
 def _last_line(path: str, size: int) -> str:
@@ -135,26 +161,36 @@ def _last_line(path: str, size: int) -> str:
             lines = re.split(rb"[\r\n]+", file.read(TAIL_BYTES))
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    texts = (CONTROL.sub("", line.decode("utf-8", "replace")).strip() for line in reversed(lines))
-    return next((text for text in texts if text), "")[:TAIL_CHARACTERS]
+    for line in reversed(lines):
+        text = without_terminal_codes(line.decode("utf-8", "replace")).strip()
+        if text:
+            return text[:TAIL_CHARACTERS]
+    return ""
 
 
 def _planned(config: dict[str, Any]) -> list[str]:
-    """Names of the workers that a run starts with, from its recorded config."""
+    """Return the names of the workers that a run starts with, from its recorded config."""
 
-    def section(name: str) -> dict[str, Any]:
-        return config.get(name) or {}
+    def value(section: str, key: str, default: Any = 0) -> Any:
+        keys = config.get(section)
+        return keys.get(key, default) if isinstance(keys, dict) else default
 
-    reward = section("reward").get("workers", 1)
+    def count(section: str, key: str, default: int = 0) -> int:
+        number = value(section, key, default)
+        return min(number, MOST_WORKERS) if isinstance(number, int) else 0
+
+    rewards = count("reward", "workers", 1) if config else 0
     counts = {
-        "rollout": section("rollouts").get("workers", 0),
-        "learner": section("learners").get("world_size", 0),
-        "reward": reward if config else 0,
-        "semantic": reward if section("reward").get("semantic", "none") != "none" else 0,
-        "critic": section("critics").get("workers", 0) if section("dream").get("rounds") else 0,
+        "rollout": count("rollouts", "workers"),
+        "learner": count("learners", "world_size"),
+        "reward": rewards,
+        "semantic": rewards if value("reward", "semantic", "none") != "none" else 0,
+        "critic": count("critics", "workers") if value("dream", "rounds") else 0,
     }
-    others = [f"other-{k}" for k in range(1, len(section("model").get("teachers") or ()) + 1)]
-    return [f"{role}-{i}" for role, count in counts.items() for i in range(count)] + others
+    teachers = value("model", "teachers", ())
+    others = len(teachers) if isinstance(teachers, list) else 0
+    names = [f"{role}-{i}" for role, number in counts.items() for i in range(number)]
+    return names + [f"other-{i}" for i in range(1, others + 1)]
 
 
 def _role(name: str) -> str:

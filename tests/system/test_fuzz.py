@@ -27,7 +27,7 @@ from sleep_rl.config.loader import keys, load
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder
-from sleep_rl.report.page import page
+from sleep_rl.report import sections
 from sleep_rl.runs import run_dir
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.registry import make_task
@@ -65,16 +65,15 @@ def no_engines(monkeypatch, tmp_path):
     monkeypatch.setattr(run_workers, "make_base", refuse)
     monkeypatch.setattr(launch, "make_base", refuse)
 
-    def figure(panel):
+    def figure(chart):
+        points = [point for series in chart.series for point in series.points]
         assert all(
-            isinstance(v, (int, float))
-            for *_, points in panel.series
-            for point in points
-            for v in point
-        ), panel
+            isinstance(x, (int, float)) and (y is None or isinstance(y, (int, float)))
+            for x, y in points
+        ), chart
         return ""
 
-    monkeypatch.setattr(page, "_figure", figure)
+    monkeypatch.setattr(sections, "figure", figure)
     monkeypatch.setattr(argparse, "_", str)  # it looks for translations on the disk, each time
     monkeypatch.chdir(tmp_path)
 

@@ -10,11 +10,8 @@ import pytest
 
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.journal.journal import Journal, read
-from sleep_rl.journal.retention import Retention, nights_lived, wilson_interval
-from sleep_rl.journal.schema import METRICS
-from sleep_rl.journal.series import course, on_one_axis
-from sleep_rl.journal.text import clock
+from sleep_rl.journal.journal import Journal, read, read_entries
+from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, Wake
 from tests.undocumented import undocumented
 
 
@@ -42,18 +39,6 @@ class Listener:
         self.closed = True
         if self.raises_on_close:
             raise self.raises_on_close
-
-
-def evaluation(after, row, method="sleep", t=0.0, open_book=None, **more):
-    return {
-        "t": t,
-        "kind": "evaluate",
-        "after": after,
-        "method": method,
-        "row": row,
-        "open_book": open_book,
-        **more,
-    }
 
 
 def test_every_record_is_on_disk_before_log_returns(tmp_path):
@@ -219,78 +204,22 @@ def test_every_metric_is_explained_and_unknown_ones_are_found():
     assert undocumented(records) == ["new.a", "wake.los"]
 
 
-def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
-    retention = Retention.of(
-        [
-            evaluation("base", {"day 1": 0.1, "known": 0.9}, t=1, open_book={"day 1": 0.8}),
-            evaluation(
-                "night 1",
-                {"known": 0.8, "day 1": 0.5, "day 2": 0.0},
-                t=2,
-                open_book={"day 1": 0.3, "day 2": None},
-            ),
-            evaluation("night 1", {"known": 0.7, "day 1": 0.6, "day 2": 0.0}, t=3),
-            evaluation("night 2", {"known": 0.4}, method="sft", t=4),
-            {"kind": "wake"},
-        ]
-    )
-    assert retention.columns == ["known", "day 1", "day 2"] and retention.methods == [
-        "sleep",
-        "sft",
-    ]
-    assert retention.last("sleep")["row"] == {"known": 0.7, "day 1": 0.6, "day 2": 0.0}
-    assert retention.base["row"]["known"] == 0.9 and retention.open_book == {"day 1": 0.8}
-    future = {
-        (a, c): retention.future(a, c) for a in ("base", "night 1") for c in retention.columns
-    }
-    assert [k for k, v in future.items() if v] == [
-        ("base", "day 1"),
-        ("base", "day 2"),
-        ("night 1", "day 2"),
-    ]
-    assert [nights_lived(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
-
-
-def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
-    retention = Retention.of(
-        [
-            evaluation("night 1", {"day 1": 0.5}, t=1),
-            evaluation("night 1", {}, t=2, open_book={"day 1": 0.9}),
-        ]
-    )
-    assert retention.last("sleep")["row"] == {"day 1": 0.5} and retention.open_book == {
-        "day 1": 0.9
-    }
-
-
-def test_steps_of_all_nights_on_one_axis():
-    def step(night, number, loss):
-        return {"night": night, "step": number, "steps": 10, "loss": loss}
-
-    # the last was run again
-    placed, begins = on_one_axis(
-        [step(1, 1, 5.0), step(1, 2, 4.0), step(2, 1, 3.0), step(2, 1, 2.0)]
-    )
-    assert [(r["x"], r["loss"]) for r in placed] == [(1, 5.0), (2, 4.0), (11, 2.0)]
-    assert begins == ((0, "night 1"), (10, "night 2"))
-
-
-def test_a_long_curve_is_averaged_within_nights_only():
-    records = [{"x": i, "part": i // 4, "y": None if i == 1 else float(i)} for i in range(8)]
-    points = course(records, "x", "y", most=4)  # pairs
-    assert [p for p in points if not math.isnan(p[1])] == [(1, 0.0), (3, 2.5), (5, 4.5), (7, 6.5)]
-    assert [i for i, p in enumerate(points) if math.isnan(p[1])] == [2]  # between the nights
-    assert course([{"x": 1, "y": None}], "x", "y") == [] == course([], "x", "y")
-
-
-def test_wilson_interval_and_clock():
-    assert wilson_interval(0.9, 10) == pytest.approx(
-        (0.596, 0.982), abs=5e-4
-    )  # Wilson (1927) by hand
-    assert wilson_interval(0.0, 48)[0] == 0.0 and wilson_interval(1.0, 48)[1] == pytest.approx(1.0)
-    assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == [
-        "4.2 s",
-        "1:00 min",
-        "1:23 min",
-        "2:05:00 h",
+def test_entries_are_the_records_with_attributes(tmp_path):
+    journal = Journal(tmp_path / "m.jsonl")
+    journal.log("wake", day="day 1", step=3, of_tomorrow=1)
+    journal.log("seed", step=0, loss=math.nan, night=2)
+    journal.log("of_tomorrow", a=1)
+    with open(tmp_path / "m.jsonl", "ab") as file:
+        file.write(b"torn\n")
+    wake, seed, unknown, torn = read_entries(tmp_path / "m.jsonl")
+    assert isinstance(wake, Wake) and (wake.day, wake.step, wake.loss) == ("day 1", 3, None)
+    assert isinstance(seed, SeedStep) and (seed.night, seed.loss) == (2, None)
+    assert seed.nonfinite == ["loss"] and seed.t > 1.7e9
+    assert isinstance(unknown, Unknown) and unknown.kind == "of_tomorrow"
+    assert isinstance(torn, Torn) and (torn.line, torn.text) == (4, "torn")
+    assert [r["kind"] for r in read(tmp_path / "m.jsonl")] == [
+        "wake",
+        "seed",
+        "of_tomorrow",
+        "torn",
     ]

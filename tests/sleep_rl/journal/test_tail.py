@@ -1,6 +1,4 @@
-"""follow.py and curves.py: a growing journal is read once, whatever happens to its end; its curves
-stay small.
-"""
+"""tail.py: a growing journal is read once, whatever happens to its end."""
 
 import json
 import os
@@ -8,8 +6,6 @@ import os
 import pytest
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal import series
-from sleep_rl.journal.series import MOST, Course, Trace
 from sleep_rl.journal.tail import Follower
 
 
@@ -101,51 +97,3 @@ def test_a_journal_that_cannot_be_read_is_one_line(path):
     path.mkdir()
     with pytest.raises(InputError, match="cannot read metrics: Is a directory"):
         Follower(path).more()
-
-
-def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
-    trace = Trace()
-    for x in range(100_000):
-        trace.add(x, 2 * x + 1)
-    points = trace.points()
-    assert MOST / 2 < len(points) <= MOST and len(trace._means) <= 2 * MOST
-    assert all(y == pytest.approx(2 * x + 1, rel=1e-3) for x, y in points)
-    assert points[0][0] < 400 and points[-1][0] > 99_000
-    assert Trace().points() == []
-
-
-def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
-    trace = Trace()
-    for x, y in enumerate([1.0, None, float("nan"), "4", 3.0]):
-        trace.add(x, y)
-    assert trace.points() == [(0.0, 1.0), (1.0, None), (2.0, None), (3.0, None), (4.0, 3.0)]
-    assert trace.points(1) == [(2.0, 2.0)]
-
-
-def test_nights_stand_behind_one_another_with_a_gap_between():
-    course = Course("loss")
-    for night, done in ((1, 3), (2, 2)):
-        for step in range(done):
-            course.add(
-                (night,), f"night {night}", {"step": step, "steps": 3, "loss": night + step / 10}
-            )
-    assert course.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
-    assert course.begins() == [(0, "night 1"), (3, "night 2")]
-    assert course.points("divergence") == []
-
-
-def test_many_nights_stay_small(monkeypatch):
-    monkeypatch.setattr(series, "MOST", 40)
-    course = Course("loss")
-    for night in range(30):
-        for step in range(200):
-            course.add(
-                (night,), f"night {night}", {"step": step, "steps": 200, "loss": float(night)}
-            )
-    points = course.points("loss")
-    assert (
-        len(points) <= 3 * 40
-        and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
-    )
-    values = [y for _, y in points if y is not None]
-    assert values == sorted(values) and set(values) == set(map(float, range(30)))

@@ -6,6 +6,7 @@ import pytest
 
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal.schema import parse
 from sleep_rl.report.dreams import dreams_of, listing, section, state
 from sleep_rl.report.page import write_report
 
@@ -74,6 +75,10 @@ def run(tmp_path):
     return tmp_path
 
 
+def entries(*records):
+    return [parse(record) for record in records]
+
+
 def numbers(text):
     return [
         int(line.split("<")[1].split(">")[0]) for line in text.splitlines() if "dream <" in line
@@ -81,7 +86,7 @@ def numbers(text):
 
 
 def test_every_dream_has_one_state():
-    assert [state(d) for d in DREAMS] == [
+    assert [state(parse(d)) for d in DREAMS] == [
         "rewarded",
         "unrewarded",
         "rejected",
@@ -170,14 +175,14 @@ def test_the_command_prints_the_list(run, capsys):
 
 
 def test_the_report_shows_the_best_the_worst_and_the_rejected(run):
-    html = section([*DREAMS, ROUND])
+    html = section(entries(*DREAMS, ROUND))
     best, worst, rejected = (
         html.index("<h3>Best"),
         html.find("<h3>Worst"),
         html.index("<h3>Rejected"),
     )
     assert best < rejected and worst == -1  # four tried ones are all among the best six
-    few = section([*DREAMS, ROUND], most=2)
+    few = section(entries(*DREAMS, ROUND), most=2)
     best, worst, rejected = few.index("<h3>Best"), few.index("<h3>Worst"), few.index("<h3>Rejected")
     assert (
         numbers_in(few[best:worst]) == [0, 4]
@@ -191,12 +196,13 @@ def test_the_report_shows_the_best_the_worst_and_the_rejected(run):
         "kind": "evaluate",
         "after": "night 1",
         "method": "sleep",
+        "row": {},
         "forms": {"reversed": 0.375, "two-hop": 0.25},
     }
     assert cell("night 1") + cell("sleep") + cell("0.38") + cell("0.25") in section(
-        [*DREAMS, ROUND, evaluated]
+        entries(*DREAMS, ROUND, evaluated)
     )
-    assert section(DREAMS) == "" and "<h2>Dreams</h2>" in write_report(run).read_text()
+    assert section(entries(*DREAMS)) == "" and "<h2>Dreams</h2>" in write_report(run).read_text()
 
 
 def numbers_in(html):

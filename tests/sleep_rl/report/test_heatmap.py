@@ -6,8 +6,9 @@ import pytest
 from PIL import Image
 
 from sleep_rl.journal.retention import Retention
-from sleep_rl.report.heatmap import FUTURE, png, rows_of
-from sleep_rl.report.page import shade
+from sleep_rl.journal.schema import parse
+from sleep_rl.report.colours import FUTURE, shade
+from sleep_rl.report.heatmap import png
 
 NIGHTS = {
     "base": {"known": 1.0, "day 1": 0.0},
@@ -18,14 +19,16 @@ NIGHTS = {
 
 def retention(*methods):
     return Retention.of(
-        {
-            "t": t,
-            "kind": "evaluate",
-            "after": after,
-            "method": method,
-            "row": row,
-            "open_book": None,
-        }
+        parse(
+            {
+                "t": t,
+                "kind": "evaluate",
+                "after": after,
+                "method": method,
+                "row": row,
+                "open_book": None,
+            }
+        )
         for t, (after, row) in enumerate(NIGHTS.items())
         for method in methods
     )
@@ -41,7 +44,8 @@ def colours(picture):
 
 
 def test_a_row_per_night_and_a_column_per_day():
-    assert rows_of(retention("sleep"), "sleep") == [
+    rows = retention("sleep").history("sleep")
+    assert [(row.label, [cell.value for cell in row.cells]) for row in rows] == [
         ("base", [1.0, 0.0, None]),
         ("night 1", [0.75, 0.5, None]),
         ("night 2", [0.25, None, 1.0]),
@@ -80,4 +84,4 @@ def test_a_long_life_stays_a_picture_of_sensible_size():
         }
         for n in range(1, 61)
     ]
-    assert max(colours(png(Retention.of(records)))[1]) < 2000
+    assert max(colours(png(Retention.of(map(parse, records))))[1]) < 2000

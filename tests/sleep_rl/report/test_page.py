@@ -245,7 +245,7 @@ def test_header_status_and_configuration(page):
     text, _ = page
     assert "Finished in 8:32 min." in text and "2026-09-21 14:13 UTC" in text
     assert re.search(r"<i>seeds</i> 7<.*<i>commit</i> 3f2a9c1<", text)
-    assert re.search(r"<details><summary>.*?</summary><pre>.*&quot;steps&quot;: 4", text, re.DOTALL)
+    assert re.search(r"<details><summary>.*?</summary><pre>.*&#34;steps&#34;: 4", text, re.DOTALL)
 
 
 def test_an_unfinished_run_with_a_torn_line_still_gives_a_report(tmp_path):

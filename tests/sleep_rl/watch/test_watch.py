@@ -16,10 +16,11 @@ import subprocess
 import sys
 import threading
 import time
-from html import escape, unescape
+from html import unescape
 from pathlib import Path
 
 import pytest
+from markupsafe import escape
 
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
@@ -110,6 +111,15 @@ class Client:
         assert status == 200, body
         return json.loads(body)
 
+    def chart(self, title):
+        """The chart of this title in the state that was asked for last; None without points."""
+        charts = {chart.panel.title: chart for chart in self.server.run_state.charts()}
+        return charts[title] if charts[title].series else None
+
+    def curve(self, title, label):
+        [series] = [s for s in self.chart(title).series if s.label == label]
+        return series.points
+
     def close(self):
         self.server.shutdown()
         self.server.server_close()
@@ -129,22 +139,16 @@ def watch(tmp_path):
         client.close()
 
 
-def curve(state, title, label):
-    [panel] = [p for p in state["curves"] if p["title"] == title]
-    [series] = [s for s in panel["series"] if s["label"] == label]
-    return series["points"]
-
-
 # ---- the state
 
 
 def test_the_state_grows_with_the_run(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     state = client.state()
-    assert (state["name"], state["said"], state["curves"], state["alive"]) == (
+    assert (state["name"], state["said"], state["course"], state["alive"]) == (
         tmp_path.name,
         "Goes on",
-        [],
+        "",
         True,
     )
     assert state["facts"] == {"task": "world", "model": "tiny", "seed": "7", "commit": "3f2a9c1"}
@@ -155,7 +159,7 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     evaluated(journal, "base", known=1.0)
     seed(journal, 1, 0, 1)
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1]]
+    assert client.curve("Seeding loss", "loss") == [(0, 1.0), (1, 1.1)]
     assert state["phase"]["said"] == "Night 1 of 2: consolidation"
     assert (state["phase"]["step"], state["phase"]["steps"]) == (2, 4)
     assert re.fullmatch(r"[\d.]+ s", state["phase"]["left"])
@@ -163,16 +167,15 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     evaluated(journal, "night 1", known=0.9, **{"day 1": 0.75})
     seed(journal, 2, 0)
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [
-        [0, 1.0],
-        [1, 1.1],
-        [2, 1.2],
-        [3, 1.3],
-        [4, None],
-        [4, 2.0],
+    assert client.curve("Seeding loss", "loss") == [
+        (0, 1.0),
+        (1, 1.1),
+        (2, 1.2),
+        (3, 1.3),
+        (4, None),
+        (4, 2.0),
     ]
-    [panel] = [p for p in state["curves"] if p["title"] == "Seeding loss"]
-    assert panel["nights"] == [[0, "night 1"], [4, "night 2"]]
+    assert client.chart("Seeding loss").nights == ((0, "night 1"), (4, "night 2"))
     assert ">0.75</td>" in state["parts"]["retention"] and state["read"] == state["size"]
     # one step has no pace
     assert "left" not in state["phase"] and state["phase"]["said"] == "Night 2 of 2: consolidation"
@@ -211,7 +214,7 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     (tmp_path / "logs" / "stacks.log").write_text("Thread 1")
     (tmp_path / "logs" / "learner-0.log").write_text("")
     (tmp_path / "logs" / "stolen.log").symlink_to("/etc/hostname")
-    crew = {role["role"]: role for role in watch().state()["crew"]}
+    crew = {role["role"]: role for role in watch().state()["workers"]}
     assert list(crew) == ["rollout", "learner", "reward", "files"]
     assert [did["said"] for did in crew["rollout"]["did"]] == [
         "verified version 12 of the student",
@@ -244,7 +247,7 @@ def test_a_log_that_grows_is_read_again(tmp_path, watch):
     for text in ("one", "two"):
         with open(log, "a") as file:
             file.write(f"{text}\n")
-        [rollouts] = [role for role in client.state()["crew"] if role["role"] == "rollout"]
+        [rollouts] = [role for role in client.state()["workers"] if role["role"] == "rollout"]
         assert rollouts["workers"][0]["log"]["line"] == text
 
 
@@ -282,15 +285,17 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
     keep = journal.size()
     seed(journal, 1, 2, 3)
     journal.log("failure", where="reward", reason="timed out", count=3)
-    assert len(curve(client.state(), "Seeding loss", "loss")) == 4
+    before = client.state()["course"]
+    assert len(client.curve("Seeding loss", "loss")) == 4
     journal.cut(keep)
     seed(journal, 1, 2, reward_abs=0.5)
     state = client.state()
     assert (
-        curve(state, "Seeding loss", "loss") == [[0, 1.0], [1, 1.1], [2, 1.2]]
+        client.curve("Seeding loss", "loss") == [(0, 1.0), (1, 1.1), (2, 1.2)]
         and state["parts"]["failures"] == ""
     )
-    assert curve(state, "Imitation reward", "edit distance") == [[2, 0.5]]
+    assert client.curve("Imitation reward", "edit distance") == [(2, 0.5)]
+    assert state["course"] != before
 
 
 def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
@@ -321,9 +326,9 @@ def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
         file.write('{"t": 1, "kind": "seed", "step"')
     client = watch()
     state = client.state()
-    assert curve(state, "Seeding loss", "loss") == [[0, 1.0]]
-    # two of them are sound, and one more is torn
-    assert state["left_out"] == len(senseless) - 2 + 1
+    assert client.curve("Seeding loss", "loss") == [(0, 1.0)]
+    # one of them is sound, of a kind that nobody knows, and one more is torn
+    assert state["left_out"] == len(senseless) - 1 + 1
 
 
 def test_a_long_life_is_a_short_answer(tmp_path, watch):
@@ -383,14 +388,57 @@ def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watc
         f"cannot read metrics: No such file or directory: {tmp_path}/metrics.jsonl\n",
     )
     seed(begin(tmp_path), 1, 0)
-    assert len(client.state()["curves"]) >= 3
+    assert client.state()["course"] and client.ask("/course")[2].count("<figure") >= 3
     (tmp_path / "metrics.jsonl").unlink()
-    assert client.state()["curves"] == []
+    assert client.state()["course"] == ""
     (tmp_path / "metrics.jsonl").mkdir()
     assert client.ask()[::2] == (
         503,
         f"cannot read metrics: Is a directory: {tmp_path}/metrics.jsonl\n",
     )
+
+
+def test_figures_are_those_of_the_report_and_are_drawn_again_when_they_changed(
+    tmp_path, watch, monkeypatch
+):
+    from sleep_rl.watch import course
+
+    drawn = []
+    draw = course.figure
+    monkeypatch.setattr(course, "figure", lambda chart: drawn.append(chart) or draw(chart))
+    monkeypatch.setattr(course, "REDRAW_S", 0.0)
+    monkeypatch.setattr(course, "SHARE", 1e9)
+    journal, client = begin(tmp_path), watch()
+    seed(journal, 1, 0, 1)
+    version = client.state()["course"]
+    status, headers, html = client.ask("/course")
+    assert status == 200 and headers["ETag"] == f'"{version}"'
+    titles = re.findall(r"<figure><h3>(.*?)</h3>", html)
+    assert titles[:2] == ["Seeding loss", "Divergence"] and html.count("<svg") == len(titles)
+    assert "loss <b>1.1</b>" in html and len(drawn) == len(titles)
+    svgs = re.findall(r"<svg.*?</svg>", html, flags=re.S)
+    report = client.ask("/report")[2]
+    assert all(svg in report for svg in svgs)
+    # what does not change a chart is no reason to draw it
+    del drawn[:]
+    journal.log("flow", night=1, round=1)
+    assert client.state()["course"] == version
+    journal.log("push", name="student", version=1, bytes=5, seconds=0.5)
+    assert client.state()["course"] != version
+    assert client.ask("/course")[1]["ETag"] == f'"{client.state()["course"]}"'
+    assert [chart.panel.title for chart in drawn] == ["Weight push: time", "Weight push: size"]
+
+
+def test_a_run_that_writes_fast_is_not_drawn_all_the_time(tmp_path, watch):
+    journal, client = begin(tmp_path), watch()
+    seed(journal, 1, 0)
+    version = client.state()["course"]
+    assert client.ask("/course")[1]["ETag"] == f'"{version}"'
+    for step in range(1, 4):
+        seed(journal, 1, step)
+        assert client.state()["course"] != version
+        # the figures of before, and they say so
+        assert client.ask("/course")[1]["ETag"] == f'"{version}"'
 
 
 # ---- who gets what
@@ -412,6 +460,9 @@ def wicked(folder):
         completion=EVIL,
         score=1,
     )
+    for name in (EVIL, '"><script>1</script>'):
+        journal.log("push", name=name, version=1, bytes=1, seconds=0.1)
+        journal.log("baseline", method=name, day=EVIL, step=0, steps=1, loss=1.0)
     journal.log("written", night=1, sender=0, new=1, replay=1, examples=[EVIL])
     journal.log(
         "dream",
@@ -442,16 +493,18 @@ def test_what_is_html_is_escaped(tmp_path, watch):
     client = watch()
     state = client.state()
     for part in state["parts"].values():
-        assert "<script" not in part and "<img" not in part and escape(EVIL) in part
+        assert "<script" not in part and "<img" not in part and str(escape(EVIL)) in part
     # set as text by the page
     assert state["written"]["texts"] == [EVIL] and state["dreams"][0]["text"] == EVIL
-    assert "<script" not in client.ask("/report")[2]
+    for path in ("/report", "/course"):
+        html = client.ask(path)[2]
+        assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
 
 
 def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
     begin(tmp_path)
     client = watch()
-    for path in ("/", "/state.json", "/report", "/none"):
+    for path in ("/", "/state.json", "/course", "/report", "/none"):
         _, headers, _ = client.ask(path)
         policy = headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (
@@ -471,6 +524,10 @@ def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
         )
     page = client.ask("/")[2]
     assert not re.search(r"(src|href)=\"(?!report\"|data:,)", page)
+    # the policy's digest is that of the one script, to the byte
+    [script] = re.findall(r"<script>(.*?)</script>", page, flags=re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in client.ask("/")[1]["Content-Security-Policy"]
     assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
@@ -527,7 +584,7 @@ def test_only_get_is_answered(tmp_path, watch, method):
 def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, status):
     begin(tmp_path)
     client = watch()
-    for path in ("/", "/state.json", "/report"):
+    for path in ("/", "/state.json", "/course", "/report"):
         assert client.ask(path, Host=host)[0] == status
 
 
@@ -557,7 +614,7 @@ def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
 def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
-    client.server._seen.look = lambda: {}["gone"]
+    client.server.run_state.look = lambda: {}["gone"]
     assert client.ask()[::2] == (500, "sleep-rl watch failed: KeyError: 'gone'\n")
     deadline = time.monotonic() + 5
     err = ""
@@ -738,7 +795,10 @@ def test_on_a_narrow_screen_nothing_sticks_out(tmp_path, watch, monkeypatch):
     wicked(folder).log(
         "written", night=1, sender=0, new=1, replay=1, examples=["long" * 200, "a" * 400]
     )
-    probe = "setInterval(() => { document.title = [document.documentElement.scrollWidth, innerWidth].join(' of ') }, 100)"
+    probe = (
+        "setInterval(() => { document.title = "
+        "[document.documentElement.scrollWidth, innerWidth].join(' of ') }, 100)"
+    )
     digest = base64.b64encode(hashlib.sha256(probe.encode()).digest()).decode()
     monkeypatch.setattr(
         "sleep_rl.watch.server.PAGE", PAGE.replace("</body>", f"<script>{probe}</script></body>")

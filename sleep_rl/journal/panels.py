@@ -1,0 +1,146 @@
+"""The one list of curves: what report, live page and W&B plot, and over which axis.
+
+To see a field of a record as a curve, add it to a panel here. Report and live page draw the
+panels; W&B gets every number of every kind in `PHASES`, over the axis of its phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sleep_rl.journal.schema import METRICS, Entry
+
+MINUTES = "minutes since the start"
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The values of one field of one kind of record, or of a quotient of two fields."""
+
+    kind: str
+    field: str
+    label: str = ""
+    by: str = ""
+    """Field whose values tell curves apart and name them, in place of `label`."""
+    per: str = ""
+    """Field that divides, e.g. seconds for a rate."""
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Curves in one picture. `x` is MINUTES, or the name of an axis of steps."""
+
+    title: str
+    unit: str
+    curves: tuple[Curve, ...]
+    x: str = "seeding step, all nights"
+    dots: bool = False
+    """Events instead of a course."""
+    text: str = ""
+
+    @property
+    def meaning(self) -> str:
+        """What the curves mean; from the schema where `text` is empty."""
+        if self.text:
+            return self.text
+        meanings = [(curve.label, METRICS[curve.kind][curve.field][0]) for curve in self.curves]
+        if len(meanings) == 1:
+            return meanings[0][1]
+        return "; ".join(f"{label}: {meaning}" for label, meaning in meanings)
+
+
+PANELS = (
+    Panel("Seeding loss", "L_KS", (Curve("seed", "loss", "loss"),)),
+    Panel(
+        "Divergence",
+        "nats per token",
+        (
+            Curve("seed", "divergence", "new"),
+            Curve("seed", "divergence_replay", "replay"),
+        ),
+    ),
+    Panel(
+        "Imitation reward",
+        "reward, 0 to 1",
+        (
+            Curve("seed", "reward_mean", "mixed"),
+            Curve("seed", "reward_sem", "semantic"),
+            Curve("seed", "reward_abs", "edit distance"),
+        ),
+    ),
+    Panel("Log-probability gap", "nats per token", (Curve("seed", "logprob_gap", "gap"),)),
+    Panel(
+        "Baselines and wake",
+        "nats per token",
+        (Curve("wake", "loss", "wake"), Curve("baseline", "loss", by="method")),
+        x="step",
+        text="cross entropy of the baselines and while awake",
+    ),
+    Panel(
+        "Throughput",
+        "tokens per second",
+        (
+            Curve("sample", "tokens_per_second", "sampled"),
+            Curve("seed", "tokens_trained", "trained", per="seconds"),
+        ),
+        x=MINUTES,
+        text="sampled: all rollout workers; trained: all learners",
+    ),
+    Panel(
+        "Weight push: time",
+        "seconds",
+        (Curve("push", "seconds", by="name"),),
+        x=MINUTES,
+        dots=True,
+    ),
+    Panel(
+        "Weight push: size",
+        "MiB",
+        (Curve("push", "bytes", by="name", scale=2**-20),),
+        x=MINUTES,
+        dots=True,
+    ),
+)
+
+# ---- axes of W&B
+
+AXES = {
+    "wake": "day",
+    "consolidate": "step",
+    "dream": "step",
+    "evaluate": "night",
+    "sft": "step",
+    "joint": "step",
+    "workers": "minutes",
+}
+"""Phase -> its x axis, `<phase>/<axis>`. `day`: days lived; `step`: optimizer steps of the phase
+over all nights (of dreaming also its rounds); `night`: nights lived, 0 is the base model;
+`minutes`: since the run began.
+"""
+
+PHASES = {
+    "wake": "wake",
+    "written": "consolidate",
+    "seed": "consolidate",
+    "flow": "consolidate",
+    "night": "consolidate",
+    "evaluate": "evaluate",
+    "dreamed": "dream",
+    "policy": "dream",
+    "tried": "dream",
+    "sample": "workers",
+    "push": "workers",
+    "scaled": "workers",
+}
+"""Kind -> phase. A baseline's phase is its method; a consolidation of dreams belongs to `dream`."""
+
+
+def phase_of(entry: Entry) -> str | None:
+    """Return the phase whose axis an entry's numbers stand on; None: it has no curves."""
+    if entry.kind == "baseline":
+        return entry.method if entry.method in AXES else None
+    phase = PHASES.get(entry.kind)
+    if phase == "consolidate" and (entry.sender or 0) < 0:
+        return "dream"
+    return phase

@@ -1,0 +1,128 @@
+"""Parts of the report that the live page shows, too, as HTML."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+
+from markupsafe import Markup
+
+from sleep_rl.journal.retention import BASE, METHODS, Retention, Row
+from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed
+from sleep_rl.journal.series import Chart
+from sleep_rl.report.colours import COLOURS, MUTED, PURPLE, ink_on, shade
+from sleep_rl.report.figures import figure, label_of
+from sleep_rl.report.templates import render
+
+OPEN_BOOK = "#5d6675"
+
+Failures = Counter[tuple[str, str]]
+"""(where, reason) -> how often."""
+
+
+def headline(retention: Retention) -> Markup:
+    """Return the newest evaluation of every method in figures."""
+    rows = retention.newest_rows()
+    if rows:
+        rows += retention.base_rows() + retention.open_book_rows()
+    return render(
+        "headline.html",
+        rows=[(row, _colour(row)) for row in rows],
+        columns=retention.columns,
+        questions=retention.questions(),
+        base=BASE,
+    )
+
+
+def _colour(row: Row) -> str:
+    if row.after == BASE:
+        return MUTED
+    return COLOURS.get(row.method, PURPLE) if row.method else OPEN_BOOK
+
+
+def heatmaps(retention: Retention) -> Markup:
+    """Return the retention matrix of every method that has one; empty before the first night."""
+    methods = [
+        m for m in retention.methods if m in ("sleep", "sft") or len(retention.evaluations[m]) > 1
+    ]
+    if not methods:
+        return Markup()
+    matrices = [(METHODS.get(m, m), COLOURS.get(m, PURPLE), retention.history(m)) for m in methods]
+    return render(
+        "heatmaps.html", matrices=matrices, columns=retention.columns, shade=shade, ink_on=ink_on
+    )
+
+
+def figures(
+    charts: Iterable[Chart],
+    draw: Callable[[Chart], Markup] | None = None,
+    newest: bool = False,
+) -> Markup:
+    """Return the charts that have points as figures. `draw`: None for `figure`; `newest`: with the
+    newest value of each curve.
+    """
+    draw = draw or figure
+    drawn = [
+        (chart.panel, draw(chart), _newest(chart) if newest else [])
+        for chart in charts
+        if chart.series
+    ]
+    return render("figures.html", figures=drawn)
+
+
+def _newest(chart: Chart) -> list[tuple[str, str]]:
+    values = []
+    for series in chart.series:
+        y = next(y for _, y in reversed(series.points) if y is not None)
+        values.append((label_of(series), f"{y:.3g}"))
+    return values
+
+
+def answers(entries: Iterable[Entry], most: int = 8) -> Markup:
+    """Return the answers to the same questions before and after, `most` per day; empty without
+    any.
+    """
+    pairs: dict[tuple[str, str], dict[str, Completion]] = {}
+    for entry in entries:
+        if isinstance(entry, Completion):
+            pair = pairs.setdefault((entry.day, entry.question), {})
+            # the first before, the newest after
+            if entry.when != "before" or "before" not in pair:
+                pair[entry.when] = entry
+    if not pairs:
+        return Markup()
+    days: dict[str, list[dict[str, Completion]]] = {}
+    for (day, _), pair in pairs.items():
+        days.setdefault(day, []).append(pair)
+    rows = [
+        (next(iter(pair.values())), pair.get("before"), pair.get("after"))
+        for of_day in days.values()
+        for pair in of_day[:most]
+    ]
+    left_out = max(map(len, days.values())) > most
+    return render("answers.html", rows=rows, most=most if left_out else 0)
+
+
+def failures_of(entry: Entry) -> Iterator[tuple[str, str, float]]:
+    """Return what an entry says has failed: (where, reason, how often)."""
+    if isinstance(entry, Failed):
+        yield str(entry.where), str(entry.reason), entry.count or 1
+    elif isinstance(entry, SinkFailed):
+        yield entry.sink, entry.reason, 1
+    for name in entry.nonfinite:
+        yield f"{entry.kind}.{name}", "value was not finite (NaN or infinite)", 1
+
+
+def failures(counts: Failures) -> Markup:
+    """Return what failed and how often; empty when nothing did."""
+    rows = [(where, reason, count) for (where, reason), count in counts.items()]
+    return render("failures.html", rows=rows) if rows else Markup()
+
+
+def count_failures(entries: Iterable[Entry]) -> Failures:
+    """Return what failed in a run."""
+    counts: Failures = Counter()
+    for entry in entries:
+        for where, reason, count in failures_of(entry):
+            counts[where, reason] += count
+    return counts

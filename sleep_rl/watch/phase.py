@@ -1,0 +1,119 @@
+"""Where a life stands, in words: the newest thing that was done, and its step of how many."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from sleep_rl.journal.retention import BASE, METHODS
+from sleep_rl.journal.schema import (
+    BaselineStep,
+    Done,
+    Dream,
+    DreamSummary,
+    Entry,
+    Evaluation,
+    Night,
+    PolicyStep,
+    RolledBack,
+    Run,
+    SeedStep,
+    Trial,
+    Wake,
+    Written,
+)
+from sleep_rl.journal.text import clock, night_label
+
+PACE_STEPS = 50
+"""Last steps whose pace counts."""
+
+
+class Phase:
+    """The phase of a life, and the time that its steps still take at the pace of the last ones."""
+
+    def __init__(self) -> None:
+        self.nights: int | None = None
+        """Nights of the whole life, if known."""
+        self._text = ""
+        self._time: float | None = None
+        self._steps = 0
+        self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
+        """Time and number of the last steps."""
+
+    def add(self, entry: Entry) -> None:
+        """Take the next entry. Those of kinds that only concern workers change nothing."""
+        text = _describe(entry)
+        if not text:
+            return
+        night = getattr(entry, "night", None)
+        if night and self.nights:
+            text = text.replace(f"Night {night}", f"Night {night} of {self.nights}", 1)
+        if text != self._text:
+            self._pace.clear()
+        self._text = text
+        self._time = entry.t
+        self._steps = int(getattr(entry, "steps", None) or 0)
+        step = getattr(entry, "step", None)
+        if self._steps and step is not None:
+            self._pace.append((entry.t, int(step)))
+        else:
+            self._steps = 0
+
+    def state(self) -> dict[str, Any]:
+        """Return `said` in words and `t` of the newest entry; of a phase of steps also `step`,
+        `steps` and, with a pace, `left`.
+        """
+        if not self._text:
+            return {}
+        state: dict[str, Any] = {"said": self._text, "t": self._time}
+        if self._steps:
+            (t0, step0), (t1, step1) = self._pace[0], self._pace[-1]
+            state |= {"step": step1 + 1, "steps": self._steps}
+            if step1 > step0 and t1 > t0:
+                pace = (t1 - t0) / (step1 - step0)
+                state["left"] = clock(max(self._steps - step1 - 1, 0) * pace)
+        return state
+
+
+def _describe(entry: Entry) -> str:
+    """Return what was done; empty for entries that say nothing about where the life stands."""
+    if isinstance(entry, Run):
+        return "Started: workers and base model"
+    if isinstance(entry, Done):
+        return "Ended"
+    if isinstance(entry, Wake):
+        return f"{entry.day}: awake, {entry.step} documents taken in"
+    if isinstance(entry, BaselineStep):
+        return f"Baseline: {METHODS.get(entry.method, entry.method)}, {entry.day}"
+    if isinstance(entry, Evaluation):
+        when = "before the first day" if entry.after == BASE else f"after {entry.after}"
+        return f"Evaluated: {METHODS.get(entry.method, entry.method)}, {when}"
+    return _describe_night(entry)
+
+
+def _describe_night(entry: Entry) -> str:
+    label = night_label(getattr(entry, "night", None), getattr(entry, "sender", 0))
+    label = label.capitalize()
+    match entry:
+        case Written():
+            text = (
+                f"the teacher wrote {entry.new or 0:,} sequences about documents, "
+                f"{entry.replay or 0:,} from nothing"
+            )
+        case SeedStep():
+            text = "consolidation"
+        case Night():
+            text = "consolidated"
+        case Dream():
+            text = f"dreaming, round {entry.round}"
+        case Trial():
+            text = f"{entry.dreams} dreams tried out on {entry.copies} copies"
+        case DreamSummary():
+            text = f"{entry.rewarded} of {entry.written} dreams rewarded"
+        case PolicyStep():
+            text = "dreaming policy"
+        case RolledBack():
+            text = f"rolled back, {entry.column} had lost too much"
+        case _:
+            return ""
+    return f"{label}: {text}"

@@ -1,0 +1,174 @@
+"""series.py: curves of a growing run stay small and true; the charts hold what the panels say."""
+
+import pytest
+
+from sleep_rl.journal import series
+from sleep_rl.journal.panels import AXES, MINUTES, PANELS, PHASES, Curve, Panel, phase_of
+from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, Wake
+from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, Course, Trace
+
+
+def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
+    trace = Trace()
+    for x in range(100_000):
+        trace.add(x, 2 * x + 1)
+    points = trace.points()
+    assert MOST / 2 < len(points) <= MOST and len(trace._means) <= 2 * MOST
+    assert all(y == pytest.approx(2 * x + 1, rel=1e-3) for x, y in points)
+    assert points[0][0] < 400 and points[-1][0] > 99_000
+    assert Trace().points() == []
+
+
+def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
+    trace = Trace()
+    for x, y in enumerate([1.0, None, float("nan"), "4", 3.0]):
+        trace.add(x, y)
+    assert trace.points() == [(0.0, 1.0), (1.0, None), (2.0, None), (3.0, None), (4.0, 3.0)]
+    assert trace.points(1) == [(2.0, 2.0)]
+
+
+def test_nights_stand_behind_one_another_with_a_gap_between():
+    course = Course("loss", "divergence")
+    for night, done in ((1, 3), (2, 2)):
+        for step in range(done):
+            entry = SeedStep(t=0.0, step=step, steps=3, loss=night + step / 10)
+            course.add((night,), f"night {night}", entry)
+    assert course.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
+    assert course.begins() == [(0, "night 1"), (3, "night 2")]
+    assert course.points("divergence") == []
+
+
+def test_many_nights_stay_small(monkeypatch):
+    monkeypatch.setattr(series, "MOST", 40)
+    course = Course("loss")
+    for night in range(30):
+        for step in range(200):
+            entry = SeedStep(t=0.0, step=step, steps=200, loss=float(night))
+            course.add((night,), f"night {night}", entry)
+    points = course.points("loss")
+    assert (
+        len(points) <= 3 * 40
+        and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
+    )
+    values = [y for _, y in points if y is not None]
+    assert values == sorted(values) and set(values) == set(map(float, range(30)))
+
+
+def step(night, number, loss, **more):
+    return SeedStep(
+        t=60.0 * number, night=night, sender=0, step=number, steps=10, loss=loss, **more
+    )
+
+
+def test_a_step_that_was_run_again_replaces_the_first_attempt():
+    course = Course("loss")
+    for entry in (
+        step(1, 1, 5.0),
+        step(1, 2, 4.0),
+        step(2, 1, 3.0),
+        step(2, 2, 9.0),
+        step(2, 1, 2.0),
+    ):
+        course.add((entry.night,), f"night {entry.night}", entry)
+    assert [p for p in course.points("loss") if p[1] is not None] == [(1, 5.0), (2, 4.0), (11, 2.0)]
+    assert course.begins() == [(0, "night 1"), (10, "night 2")]
+
+
+def test_a_value_that_was_not_finite_is_a_gap_and_a_missing_one_is_none():
+    course = Course("loss", "divergence")
+    for number in range(4):
+        lost = number == 2
+        entry = step(1, number, None if lost else 1.0, nonfinite=["loss"] if lost else [])
+        entry.divergence = 0.5 if number in (0, 3) else None
+        course.add((1,), "night 1", entry)
+    assert course.points("loss") == [(0, 1.0), (1, 1.0), (2, None), (3, 1.0)]
+    assert course.points("divergence") == [(0, 0.5), (3, 0.5)]
+
+
+def test_a_long_course_is_averaged_within_nights_only(monkeypatch):
+    monkeypatch.setattr(series, "MOST", 4)
+    course = Course("loss")
+    for night in (1, 2):
+        for number in range(4):
+            entry = SeedStep(t=0.0, step=number, steps=4, loss=4.0 * (night - 1) + number)
+            course.add((night,), f"night {night}", entry)
+    points = course.points("loss")
+    assert [p for p in points if p[1] is not None] == [
+        (0.5, 0.5),
+        (2.5, 2.5),
+        (4.5, 4.5),
+        (6.5, 6.5),
+    ]
+    assert [i for i, p in enumerate(points) if p[1] is None] == [2]  # between the nights
+
+
+def chart(entries, title, panels=PANELS):
+    charts = Charts(panels)
+    for entry in entries:
+        charts.add(entry)
+    [chart] = [chart for chart in charts.charts() if chart.panel.title == title]
+    return chart
+
+
+def test_levels_of_one_night_stand_behind_one_another():
+    """Each consolidation of a night counts its steps from 0."""
+    entries = [step(1, 0, 1.0), step(1, 1, 2.0)]
+    level = SeedStep(t=200.0, night=1, sender=1, step=0, steps=10, loss=3.0)
+    loss = chart([*entries, level], "Seeding loss")
+    [curve] = loss.series
+    assert [p for p in curve.points if p[1] is not None] == [(0, 1.0), (1, 2.0), (10, 3.0)]
+    assert loss.nights == ((0, "night 1"), (10, "night 1, level 1 to 2"))
+
+
+def test_curves_are_told_apart_by_a_field_and_rates_are_quotients():
+    pushes = [Push(t=60.0 * i, name=name, bytes=2**20) for i, name in enumerate("abab")]
+    size = chart(pushes, "Weight push: size")
+    assert [(s.label, s.points) for s in size.series] == [
+        ("a", [(0.0, 1.0), (2.0, 1.0)]),
+        ("b", [(1.0, 1.0), (3.0, 1.0)]),
+    ]
+    trained = [step(1, 0, 1.0, tokens_trained=900, seconds=0.5), step(1, 1, 1.0, tokens_trained=1)]
+    [rate] = chart(trained, "Throughput").series
+    assert (rate.label, rate.points) == ("trained", [(0.0, 1800.0)])
+    cross = [
+        Wake(t=0.0, day="day 1", step=2, loss=1.0),
+        BaselineStep(t=0.0, method="sft", day="day 1", step=0, loss=2.0),
+    ]
+    assert [(s.label, s.name) for s in chart(cross, "Baselines and wake").series] == [
+        ("wake", ""),
+        ("sft", "sft"),
+    ]
+
+
+def test_a_hostile_run_cannot_make_curves_without_number():
+    pushes = [Push(t=0.0, name=f"state {i}", seconds=1.0) for i in range(100)]
+    assert len(chart(pushes, "Weight push: time").series) == MOST_NAMES
+    steps = [BaselineStep(t=0.0, method=f"m{i}", step=0, loss=1.0) for i in range(100)]
+    assert len(chart(steps, "Baselines and wake").series) == MOST_NAMES
+
+
+def test_every_curve_is_declared_and_means_something():
+    for panel in PANELS:
+        for curve in panel.curves:
+            for name in filter(None, (curve.field, curve.by, curve.per)):
+                assert name in METRICS[curve.kind], (panel.title, name)
+            assert bool(curve.label) != bool(curve.by)
+        assert panel.meaning and panel.unit
+    assert len({panel.title for panel in PANELS}) == len(PANELS)
+    assert PHASES.keys() <= METRICS.keys() and set(PHASES.values()) <= AXES.keys()
+
+
+def test_a_field_becomes_a_curve_by_one_line():
+    panels = (*PANELS, Panel("Learning rate", "", (Curve("seed", "lr", "rate"),)))
+    [rate] = chart([step(1, 0, 1.0, lr=0.25)], "Learning rate", panels).series
+    assert rate.points == [(0, 0.25)] and panels[-1].meaning == "learning rate"
+
+
+def test_wandb_has_an_axis_for_every_kind_in_a_panel():
+    minutes = {curve.kind for panel in PANELS if panel.x == MINUTES for curve in panel.curves}
+    for kind in minutes - {"seed"}:
+        assert PHASES[kind] == "workers"
+    assert phase_of(BaselineStep(t=0.0, method="sft", step=0)) == "sft"
+    assert phase_of(BaselineStep(t=0.0, method="of tomorrow", step=0)) is None
+    assert phase_of(step(1, 0, 1.0)) == "consolidate"
+    assert phase_of(SeedStep(t=0.0, step=0, sender=-1)) == "dream"

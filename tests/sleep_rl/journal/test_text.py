@@ -1,0 +1,30 @@
+"""Text for people: durations, names of nights, lines without terminal codes."""
+
+from sleep_rl.journal.text import aligned, clock, night_label, without_terminal_codes
+
+
+def test_clock():
+    assert [clock(s) for s in (4.21, 59.97, 83, 7500)] == [
+        "4.2 s",
+        "1:00 min",
+        "1:23 min",
+        "2:05:00 h",
+    ]
+
+
+def test_the_names_of_consolidations():
+    assert [night_label(3, sender) for sender in (0, None, 1, -1)] == [
+        "night 3",
+        "night 3",
+        "night 3, level 1 to 2",
+        "night 3, dreams",
+    ]
+
+
+def test_terminal_codes_and_control_characters_are_left_out():
+    colours, title = "\x1b[1;31mred\x1b[0m", "\x1b]0;title\x07\x1b]8;;link\x1b\\text"
+    assert without_terminal_codes(f"{colours} {title}\tü\x00\x9b") == "red text\tü"
+
+
+def test_columns_are_aligned():
+    assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc  d"
