@@ -22,8 +22,7 @@ from sleep_rl.journal.journal import read
 COMMON = (
     "task.world.days=1",
     "rollouts.workers=1",
-    "baselines.sft=false",
-    "baselines.joint=false",
+    "baselines.run=[]",
     "evaluate.open_book=false",
     "learners.threads=1",
     "rollouts.threads=1",

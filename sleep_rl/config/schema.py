@@ -206,11 +206,14 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Baselines:
-    sft: bool = key(True, "plain sequential fine-tuning of the same expert on the same days")
-    joint: bool = key(True, "upper bound: one expert trained on all days and the known at once")
-    lr: float = key(4e-3, "peak learning rate of both", low=0)
-    sft_steps: int = key(200, "optimizer steps of plain fine-tuning, per day", low=1)
-    joint_steps: int = key(400, "optimizer steps of the joint bound", low=1)
+    run: list = key(
+        ["sft", "joint"],
+        "baselines trained in the same run, by the names of the modules in "
+        "sleep_rl/driver/baselines: sft is plain sequential fine-tuning, joint trains on all days "
+        "and the known at once (an upper bound)",
+    )
+    steps: dict = key({}, "optimizer steps by baseline; without an entry the baseline's own number")
+    lr: float = key(4e-3, "peak learning rate of the baselines", low=0)
 
 
 @dataclass(frozen=True)

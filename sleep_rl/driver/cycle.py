@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
-from sleep_rl.driver import baselines, retention_gate
+from sleep_rl.driver import retention_gate
+from sleep_rl.driver.baselines import registry as baselines
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
 from sleep_rl.night.consolidation import Consolidation
 from sleep_rl.night.plan import plan_consolidation
@@ -37,15 +38,15 @@ def live(run: RunContext) -> None:
             row = row_after
             policy = policy_after
         save(run, night)
-        baselines.sft(run, day, night)
-    baselines.joint(run)
+        baselines.after_night(run, day, night)
+    baselines.after_life(run)
 
 
 @stage("begin", switch="none")
 def begin(run: RunContext) -> None:
     """Push the untouched memory to the rollout workers, and save it for the baselines."""
     run.crew.push(TEACHER, TEACHER)
-    baselines.save_states(run)
+    baselines.save_base(run)
 
 
 @stage("inherit", switch="model.teachers", optional=True)
@@ -57,7 +58,7 @@ def inherit(run: RunContext, scheduled: list[ScheduledConsolidation]) -> None:
     for consolidation in scheduled:
         consolidate(run, consolidation, None)
     run.crew.stop_teachers()
-    baselines.save_states(run)
+    baselines.save_base(run)
 
 
 @stage("save/{night}", switch="the number of days")

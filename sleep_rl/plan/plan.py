@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
+from sleep_rl.driver.baselines import registry
 from sleep_rl.model.shape import HUB_NAME, Shape, base_shape, local_folder
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.gpu_fit import check_fit, check_shares
@@ -111,6 +112,7 @@ def plan(config: Config) -> Plan:
     """Works everything out from the config and the base model's shape. Starts nothing. Raises
     InputError.
     """
+    registry.check(config)
     shape = base_shape(config)
     _check_shape(config, shape)
     check_shares(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sleep_rl.config.schema import Config
+from sleep_rl.driver.baselines import registry
 from sleep_rl.plan.gpu_fit import GB, loads, smallest
 from sleep_rl.plan.plan import LEARN_FLOPS, SAMPLE_FLOPS, Plan, memory_bytes, rank_batch, step_rows
 
@@ -145,9 +146,8 @@ def _dream_words(config: Config) -> str:
 
 
 def _baseline_words(config: Config, nights: int) -> str:
-    b = config.baselines
-    sft = f", plain fine-tuning {nights * b.sft_steps}" if b.sft else ""
-    return sft + (f", joint bound {b.joint_steps}" if b.joint else "")
+    planned = registry.planned_steps(config, nights)
+    return "".join(f", {name} {steps}" for name, steps in planned.items())
 
 
 def _rate(flops: dict[str, float], device: str) -> str:

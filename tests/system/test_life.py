@@ -63,10 +63,8 @@ def test_a_life_from_config_to_report(backend, tmp_path):
         tmp_path,
         f"cluster.backend={backend}",
         *more,
-        "baselines.sft=true",
-        "baselines.joint=true",
-        "baselines.sft_steps=2",
-        "baselines.joint_steps=2",
+        "baselines.run=[sft,joint]",
+        "baselines.steps={sft: 2, joint: 2}",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "life"

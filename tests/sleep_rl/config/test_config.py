@@ -50,7 +50,7 @@ critics: workers cpus gpus threads copies_per_pass engine
 cluster: backend address start_timeout_s call_timeout_s report_after_s wait_for_nodes_s gpu_gb
 cluster: restarts
 evaluate: questions open_book max_drop examples
-baselines: sft joint lr sft_steps joint_steps
+baselines: run steps lr
 wandb: mode project group artifacts
 """
 

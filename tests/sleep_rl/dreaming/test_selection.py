@@ -11,7 +11,7 @@ from sleep_rl.config.method import Dream as How
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
 from sleep_rl.dreaming.dream import Dream
-from sleep_rl.dreaming.selection import dream_importance, draw_tasks, greedy, keep
+from sleep_rl.dreaming.selection import draw_tasks, dream_importance, greedy, keep
 from sleep_rl.dreaming.trials import accepted, judged
 
 TASKS = [

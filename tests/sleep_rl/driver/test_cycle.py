@@ -152,7 +152,7 @@ CONFIG = toy(
     generation={"samples": 2},
     replay={"samples": 6},
     rehearsal={"samples": 20},
-    baselines={"sft": False, "joint": False},
+    baselines={"run": []},
 )
 
 
@@ -451,7 +451,7 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
             Crew(texts, []),
             Silent(),
             texts,
-            replace(CONFIG, baselines=Baselines(sft=False, joint=False)),
+            replace(CONFIG, baselines=Baselines(run=[])),
             journal,
             console,
             str(tmp_path),

@@ -256,7 +256,7 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
     part = cut_in_a_night(tmp_path)
     at = Path(part.learner).parent
     driver = json.loads((at / DRIVER).read_text())
-    driver["state"]["where"]["night"] = 77
+    driver["state"]["plan"]["night"] = 77
     (at / DRIVER).write_text(json.dumps(driver))
     (at / MANIFEST).write_text(
         json.dumps({file: stage_files._digest(at / file) for file in (LEARNER, DRIVER)})
@@ -316,7 +316,7 @@ def test_stages_have_names(tmp_path, capsys):
 
 
 def with_baseline(value):
-    return changed(CONFIG, baselines={"sft": value})
+    return changed(CONFIG, baselines={"run": ["sft"] if value else []})
 
 
 def without_gate():
@@ -335,9 +335,13 @@ def without_gate():
         (
             with_baseline(False),
             with_baseline(True),
-            r"stage sft/1 is missing .*: baselines\.sft had",
+            r"stage baseline/sft/1 is missing .*: baselines\.run had",
         ),
-        (with_baseline(True), with_baseline(False), r"holds stage sft/1, .*: baselines\.sft had"),
+        (
+            with_baseline(True),
+            with_baseline(False),
+            r"holds stage baseline/sft/1, .*: baselines\.run had",
+        ),
     ],
     ids=["gate on", "gate off", "baseline on", "baseline off"],
 )

@@ -1,0 +1,23 @@
+"""Joint training: one expert on the true answers of all days and of the known at once. An upper
+bound.
+"""
+
+from __future__ import annotations
+
+from sleep_rl.contracts.records import TEACHER
+from sleep_rl.driver.baselines.registry import BASE
+from sleep_rl.driver.baselines.training import train
+from sleep_rl.driver.evaluation import evaluate
+from sleep_rl.session.context import RunContext
+
+JOINT = "joint"
+STEPS = 400
+
+
+def after_life(run: RunContext, steps: int) -> None:
+    """Train from the state that all baselines begin with, and evaluate."""
+    nights = len(run.task.days())
+    run.crew.learn.load_state(BASE)
+    train(run, JOINT, "all", list(run.task.joint_texts()), steps)
+    run.crew.push(JOINT, TEACHER)
+    evaluate(run, after=f"night {nights}", lived=nights, method=JOINT, weights=JOINT)

@@ -1,0 +1,97 @@
+"""Baselines by name: each is a module of this folder, chosen by `baselines.run`.
+
+A baseline trains the learner, model and experts of the sleeping model; only what it trains on
+differs. Its module has STEPS (optimizer steps, unless `baselines.steps` names others) and one or
+both of `after_night(run, day, night, steps)` and `after_life(run, steps)`, which leave the learner
+with any memory: the sleeping model's is restored behind them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from types import ModuleType
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import Day
+from sleep_rl.session.context import RunContext
+from sleep_rl.session.resumable import stage
+
+NO_BASELINES = ("registry", "training")
+# Tags of memory states in the learner: the sleeping model's, and the one that all begin with.
+SLEEP = "sleep"
+BASE = "base"
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all baselines: the modules of this folder."""
+    found = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
+    return tuple(sorted(name for name in found if name not in NO_BASELINES))
+
+
+def check(config: Config) -> None:
+    """Raise InputError for a baseline that is not there, or steps that are no count."""
+    chosen = config.baselines.run
+    allowed = ", ".join(names())
+    unknown = [name for name in chosen if name not in names()]
+    if unknown or len(set(chosen)) < len(chosen):
+        raise InputError(f"baselines.run: some of {allowed}, each once, got {str(chosen)[:100]}")
+    for name, steps in config.baselines.steps.items():
+        if name not in names() or type(steps) is not int or steps < 1:
+            raise InputError(
+                f"baselines.steps: {allowed}, each with an integer >= 1, got {name}: "
+                f"{str(steps)[:50]}"
+            )
+
+
+def planned_steps(config: Config, nights: int) -> dict[str, int]:
+    """Return name -> optimizer steps of each chosen baseline in the whole life."""
+    planned = {}
+    for name in config.baselines.run:
+        times = nights if hasattr(_module(name), "after_night") else 1
+        planned[name] = times * steps_of(config, name)
+    return planned
+
+
+def steps_of(config: Config, name: str) -> int:
+    """Return the optimizer steps of a baseline each time that it trains."""
+    return config.baselines.steps.get(name, _module(name).STEPS)
+
+
+def save_base(run: RunContext) -> None:
+    """Save the present memory as the one that every baseline begins with."""
+    run.crew.learn.save_state(BASE)
+
+
+def after_night(run: RunContext, day: Day, night: int) -> None:
+    """Let every chosen baseline train and be evaluated after a night."""
+    for name in run.config.baselines.run:
+        if hasattr(_module(name), "after_night"):
+            _after_night(run, name, day, night)
+
+
+def after_life(run: RunContext) -> None:
+    """Let every chosen baseline train and be evaluated at the end."""
+    for name in run.config.baselines.run:
+        if hasattr(_module(name), "after_life"):
+            _after_life(run, name)
+
+
+@stage("baseline/{name}/{night}", switch="baselines.run", optional=True)
+def _after_night(run: RunContext, name: str, day: Day, night: int) -> None:
+    run.crew.learn.save_state(SLEEP)
+    _module(name).after_night(run, day, night, steps_of(run.config, name))
+    run.crew.learn.load_state(SLEEP)
+
+
+@stage("baseline/{name}/end", switch="baselines.run", optional=True)
+def _after_life(run: RunContext, name: str) -> None:
+    run.crew.learn.save_state(SLEEP)
+    _module(name).after_life(run, steps_of(run.config, name))
+    run.crew.learn.load_state(SLEEP)
+
+
+def _module(name: str) -> ModuleType:
+    return importlib.import_module(f"sleep_rl.driver.baselines.{name}")
