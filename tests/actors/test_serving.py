@@ -79,7 +79,7 @@ def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
             ),
             ([str(run), "--port", "70000"], "0-65535"),
             ([str(run), "--host", ""], "every address"),
-            ([str(run), "max_model_len"], "name=value"),
+            ([str(run), "max_model_len"], "expected OPTION=VALUE, got max_model_len"),
             (
                 [str(run / "memory" / "night-1"), "--follow"],
                 "--follow: expected the folder of a run",
