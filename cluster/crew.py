@@ -26,7 +26,7 @@ from sleep_rl.contracts.records import (
     Sample,
     Sampling,
     Trial,
-    other,
+    peer_name,
 )
 from sleep_rl.contracts.roles import Critic, Learner, Rollout
 from sleep_rl.journal.journal import Journal
@@ -153,7 +153,7 @@ class WorkerCrew:
         """Start one rollout worker per model of model.teachers, and let the learners load it."""
         teachers = self._spec.teachers
         self.learn.load_teachers(list(teachers))
-        names = [other(k) for k in range(1, len(teachers) + 1)]
+        names = [peer_name(k) for k in range(1, len(teachers) + 1)]
         handles = [
             spawn_rollout(self._backend, self._spec.config, path, name)
             for name, path in zip(names, teachers, strict=True)

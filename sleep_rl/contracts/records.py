@@ -11,22 +11,21 @@ from typing import Any
 Ids = tuple[int, ...]
 """Token ids of one sequence."""
 
-TEACHER, STUDENT = "teacher", "student"
-
-
-"""The two named weight states of a night (paper.md section 3): before and after what the night
+TEACHER = "teacher"
+STUDENT = "student"
+"""The two memory states of a night (paper.md section 3): before and after what the night
 changes.
 """
 
 
-def other(number: int) -> str:
-    """The name under which the k-th of model.teachers is sampled from."""
-    return f"other-{number}"
+def peer_name(number: int) -> str:
+    """Return the state name under which the k-th of model.teachers is sampled from."""
+    return f"peer-{number}"
 
 
 @dataclass(frozen=True)
 class Document:
-    """One piece of new material: what stands in the context window while the model is awake."""
+    """One piece of new material, which is in the context window while the model is awake."""
 
     id: str
     text: str
@@ -46,7 +45,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Day:
-    """What one day brings, and what is asked about it afterwards."""
+    """The documents of one day, and the questions about them."""
 
     name: str
     documents: tuple[Document, ...]
@@ -159,28 +158,24 @@ class TrainingRow:
 
     prompt_T: tuple[int, ...]
     completion_T: tuple[int, ...]
-    # privileged prompt, with the document; empty: the same as prompt_T
+    # Privileged prompt, with the document; empty: the same as prompt_T.
     teacher_T: tuple[int, ...] = ()
     advantage: float | None = None
-    # log-probabilities under the sampler, for the importance weight; empty: on policy
+    # Log-probabilities under the sampler, nats, for the importance weight; empty: not sampled.
     behaviour_T: tuple[float, ...] = ()
-    replay: bool = False  # what the model knew already; only for the metrics
-    # whose distribution counts: 0 the smaller self, k the k-th of model.teachers, HARD_TARGET the
-    # text
-    # itself
+    replay: bool = False  # belongs to self-replay; for the metrics
+    # Whose distribution is the target: 0 the smaller self, k the k-th of model.teachers,
+    # HARD_TARGET the text itself.
     teacher: int = 0
-    # leading tokens of completion_T that belong to the self-made prompt x, up to the marker
+    # Leading tokens of completion_T that belong to the self-made prompt x, up to the marker.
     x_length: int = 0
     temperature: float = 1.0  # of the teacher's distribution on what follows x
 
 
 HARD_TARGET = -1
-
-
-"""In place of a teacher: all of its probability lies on the token that stands there, so KL(T||S) is
-cross entropy.
+"""In place of a teacher: all probability is on the token of the text, so KL(T||S) is cross
+entropy.
 """
-
 
 Metrics = dict[str, float]
 
@@ -207,9 +202,7 @@ class DreamTask:
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a dream asks for when it is learned: texts, and how an isolated copy is trained on
-    them.
-    """
+    """What a dream teaches: texts, and how an isolated copy is trained on them."""
 
     texts: tuple[TrainingText, ...]
     lr: float | None = None  # None: dream.copies.lr

@@ -29,37 +29,37 @@ from sleep_rl.contracts.records import (
 
 
 class Task(Protocol):
-    """What a model lives through. Texts are joined as context + opener + written text, then
-    tokenized piecewise.
+    """What a model lives through: days of documents and questions.
+
+    The model reads context + opener + x + marker + y; each piece is tokenized by itself.
     """
 
     name: str
-    # what teacher and student continue in sleep, e.g. "Q :"; the model writes the rest itself
+    # What teacher and student continue in sleep, e.g. "Q :"; the model writes the rest itself.
     opener: str
-    # ends the self-made prompt x inside a written sequence, e.g. "A :"; what follows is y
+    # Ends the self-made prompt x inside a written sequence, e.g. "A :"; the answer y follows.
     marker: str
     max_new_tokens: int  # of a sequence written in sleep
     max_answer_tokens: int  # of an answer in evaluation
 
-    def days(self) -> tuple[Day, ...]: ...
+    def days(self) -> tuple[Day, ...]:
+        """Return the days so far, in order."""
 
     def known(self) -> tuple[Question, ...]:
-        """Questions about what the base model knew before the first day."""
+        """Return questions about what the base model knew before the first day."""
 
     def grade(self, question: Question, text: str) -> float | Failure:
-        """Score of an answer in [0, 1]; a Failure where nobody could say."""
+        """Return the score of an answer in [0, 1]; a Failure if it could not be graded."""
 
     def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
-        """What plain fine-tuning on the day's material trains on."""
+        """Return the texts of plain fine-tuning on the day's material."""
 
     def joint_texts(self) -> tuple[TrainingText, ...]:
-        """What the joint upper bound trains on: every day and what was known before, with the true
-        answers.
-        """
+        """Return the texts of joint training: every day and the known, with the true answers."""
 
     def base_checkpoint(self, cache: str, seed: int, progress: Any) -> str:
-        """Path of the base model's checkpoint with its tokenizer, trained into `cache` on first
-        use.
+        """Return the path of the task's own base model with its tokenizer, trained into `cache` on
+        first use. `progress(step, steps, loss)` is called meanwhile.
         """
 
 
@@ -253,67 +253,65 @@ class Crew(Protocol):
     version: int  # of the last push
 
     def push(self, name: str, view: str) -> None:
-        """Moves the learner's `view` to every rollout worker as the next version of `name`,
-        verified.
+        """Push the learner's `view` (TEACHER or STUDENT) to every rollout worker as the next
+        version of the state `name`, and wait until all have verified it.
         """
 
     def push_async(self, name: str, view: str) -> Callable[[], None]:
-        """Exports the state now; what it returns does the rest of a push, in any thread, and in the
-        order of offers.
+        """Export the state now. The returned call delivers it; it may run in any thread, in the
+        order of the exports.
         """
 
     def restore_progress(self, path: str, step: int, steps: int) -> None:
-        """Brings learners and rollout workers to where a part of the open night was written, as its
-        last push.
-        """
+        """Bring learners and rollout workers to where progress inside the open night was saved."""
 
-    def sample(self, requests_N: list[Request], name: str, how: Sampling) -> list[Sample | Failure]:
-        """Samples from the current version of `name` or a newer one, spread over the rollout
-        workers, in order.
+    def sample(
+        self, requests_N: list[Request], name: str, sampling: Sampling
+    ) -> list[Sample | Failure]:
+        """Sample from the current version of state `name` or a newer one, spread over the rollout
+        workers; results are in order.
         """
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
-        """(rewards of equation 4, metrics of its parts), in order."""
+        """Return (rewards of equation 4 in order, metrics of their parts)."""
 
     def try_out(
-        self, trials_N: list[Trial], how: Sampling
+        self, trials_N: list[Trial], sampling: Sampling
     ) -> list[tuple[tuple[int, ...], ...] | Failure]:
-        """What an isolated copy of the newest model answers in each trial, in order. The model
-        itself stays as it is.
+        """Return what an isolated copy of the newest model answers in each trial, in order. The
+        model itself does not change.
         """
 
     def start_teachers(self) -> None:
-        """Start the workers of model.teachers, which `sample` then finds under `other(k)`."""
+        """Start the workers of model.teachers, which `sample` then finds under `peer_name(k)`."""
 
     def stop_teachers(self) -> None:
         """End them."""
 
     def forget(self) -> None:
-        """Drops every cached context of the rollout workers (the reset of the context window)."""
+        """Drop every cached context of the rollout workers (the reset of the context window)."""
 
     def close(self) -> None: ...
 
 
 @runtime_checkable
 class Dreamer(Protocol):
-    """What a Task has beside, if it can be dreamed about."""
+    """What a Task has in addition if it can be dreamed about."""
 
-    dream_opener: str  # what stands between C and a dream
+    dream_opener: str  # between C and a dream
     max_dream_tokens: int
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
-        """The tasks of a day. An empty C or no question is refused with InputError."""
+        """Return the tasks of a day. Raises InputError for an empty C or no question."""
 
     def lesson(self, task: DreamTask, dream: str) -> Lesson | Failure:
-        """What a dream teaches, or why it teaches nothing (empty, not the form that is needed)."""
+        """Return what a dream teaches, or a Failure that says why it teaches nothing."""
 
     def tau(self, task: DreamTask, answers: list[str]) -> float | Failure:
-        """Score in [0, 1] of the answers to the task's questions, in order."""
+        """Return the score in [0, 1] of the answers to the task's questions, in order."""
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:
-        """Form -> questions about the day that its documents do not answer as they stand; evaluated
-        beside the days.
-        """
+        """Return form -> questions about the day that its documents do not answer as they stand."""
 
 
 @runtime_checkable

@@ -18,8 +18,8 @@ from sleep_rl.session.resumable import stage
 def evaluate(
     run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
 ) -> dict[str, float]:
-    """Evaluate closed book, greedily: the known, the first `lived` days, and the newest day's deeper
-    questions.
+    """Evaluate closed book, greedily: the known, the first `lived` days, and the newest day's
+    deeper questions.
 
     `after`: what was done last, for the journal; `weights`: the state that answers. Journals the
     accuracies and returns the row of the retention matrix: accuracy of the known and of each day.

@@ -130,7 +130,7 @@ class Consolidation:
         # The reading rows behind the sequences have a divergence, too, which nothing needs.
         for sequence, divergence in zip(batch.sequences, divergence_N, strict=False):
             if sequence.prompt_T:
-                self.run.index.learned(sequence.prompt_T, divergence)
+                self.run.index.update(sequence.prompt_T, divergence)
 
     def _check_gap(self, sampled: Round, step: int, result: StepResult) -> None:
         """Raise RunError if sampler and learner differ at the first step behind a push."""

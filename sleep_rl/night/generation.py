@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, RunError
-from sleep_rl.contracts.records import TEACHER, Day, Document, Ids, Request, Sample, other
+from sleep_rl.contracts.records import TEACHER, Day, Document, Ids, Request, Sample, peer_name
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence, filter_complete
@@ -57,7 +57,7 @@ def generate(
         dropped = _sum(dropped, more)
         for peer in range(1, plan.peers + 1):
             written, more = filter_complete(
-                codec, write(unconditional, name=other(peer)), Origin.PEER, peer=peer
+                codec, write(unconditional, name=peer_name(peer)), Origin.PEER, peer=peer
             )
             new += written
             dropped = _sum(dropped, more)

@@ -1,11 +1,12 @@
-"""From a task's texts to token ids and back: the one place where bos, documents, openers and
-answers are put together.
+"""From a task's texts to token ids and back: where bos, documents, openers and answers are joined.
 
-Pieces are tokenized one by one and joined as ids, so that the same piece gives the same ids for
+Pieces are tokenized one by one and joined as ids, so that the same piece has the same ids for
 teacher and student.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids, Question, TrainingText
@@ -13,19 +14,22 @@ from sleep_rl.contracts.roles import Task
 
 
 class PromptCodec:
-    """A task's texts in a tokenizer's ids. Raises InputError when opener or marker give no ids or
-    eos is missing.
+    """A task's texts in a tokenizer's ids.
+
+    Raises InputError when opener or marker give no ids or the tokenizer has no eos.
     """
 
-    def __init__(self, task: Task, tokenizer):
-        self.task, self.tokenizer = task, tokenizer
+    def __init__(self, task: Task, tokenizer: Any):
+        self.task = task
+        self.tokenizer = tokenizer
         if tokenizer.eos_token_id is None:
             raise InputError(
                 "tokenizer: an eos token is needed to end a written sequence, got none"
             )
         self.bos: Ids = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
         self.eos: Ids = (tokenizer.eos_token_id,)
-        self.opener, self.marker = self.ids(task.opener), self.ids(task.marker)
+        self.opener = self.ids(task.opener)
+        self.marker = self.ids(task.marker)
         if not self.opener or not self.marker:
             raise InputError(
                 f"task {task.name}: opener and marker need at least one token each, "
@@ -33,33 +37,37 @@ class PromptCodec:
             )
 
     def ids(self, text: str) -> Ids:
+        """Tokenize a piece, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, ids: Ids) -> str:
+        """Decode, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def context(self, document: Document | None) -> Ids:
-        """What stands in front of a prompt: bos, and the document when there is one."""
+        """Return what is in front of a prompt: bos, and the document if there is one."""
         return self.bos + (self.ids(document.text) if document else ())
 
     def document(self, document: Document) -> Ids:
-        """A document as the model reads it while awake: bos, text, eos."""
+        """Return a document as the model reads it while awake: bos, text, eos."""
         return self.context(document) + self.eos
 
     def question(self, question: Question) -> Ids:
+        """Return the prompt of an evaluation question."""
         return self.ids(question.prompt)
 
     def split(self, written_T: Ids) -> tuple[Ids, Ids] | None:
-        """A written sequence as (x with marker, y), or None when it has no marker or nothing behind
-        it but eos.
+        """Return a written sequence as (x with marker, y); None when it has no marker, or nothing
+        but eos after it.
         """
         end = self.x_length(written_T)
         if end is None or end == len(written_T):
             return None
-        return (written_T[:end], written_T[end:]) if written_T[end:] != self.eos else None
+        answer_T = written_T[end:]
+        return None if answer_T == self.eos else (written_T[:end], answer_T)
 
     def x_length(self, written_T: Ids) -> int | None:
-        """Tokens up to and with the first marker, None where there is none."""
+        """Return the number of tokens up to and with the first marker, None if there is none."""
         width = len(self.marker)
         ends = (
             end
@@ -69,14 +77,17 @@ class PromptCodec:
         return next(ends, None)
 
     def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
-        """(prompt, completion) of a baseline's training row; the completion ends with eos."""
+        """Return (prompt_T, completion_T) of a training text; the completion ends with eos.
+
+        Without bos and prompt the first token of the completion becomes the prompt.
+        """
         prompt = self.bos + self.ids(text.prompt)
         completion = self.ids(text.completion) + self.eos
         return (prompt, completion) if prompt else (completion[:1], completion[1:])
 
     def check_fits(self, documents: list[Document], limit: int) -> None:
-        """Raises InputError for the first document that leaves no room for what is written about
-        it.
+        """Raise InputError for the first document that leaves no room for what is written about
+        it. `limit`: tokens of the engine's context.
         """
         room = limit - len(self.bos) - len(self.opener) - self.task.max_new_tokens
         for document in documents:

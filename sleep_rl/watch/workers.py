@@ -190,7 +190,7 @@ def _planned(config: dict[str, Any]) -> list[str]:
     teachers = value("model", "teachers", ())
     others = len(teachers) if isinstance(teachers, list) else 0
     names = [f"{role}-{i}" for role, number in counts.items() for i in range(number)]
-    return names + [f"other-{i}" for i in range(1, others + 1)]
+    return names + [f"peer-{i}" for i in range(1, others + 1)]
 
 
 def _role(name: str) -> str:

@@ -362,10 +362,10 @@ class Taught(Crew):
         self.protocol.append(("stop teachers",))
 
     def sample(self, requests_N, name, how):
-        if name.startswith("other-"):
+        if name.startswith("peer-"):
             assert (
                 self.there
-                and name in ("other-1", "other-2")
+                and name in ("peer-1", "peer-2")
                 and not any(r.context_T[1:] for r in requests_N)
             )
             ids = self.texts.ids(f"old {name} ? A : yes") + self.texts.eos

@@ -19,10 +19,10 @@ def test_the_prompts_written_most_often_are_kept_each_once():
 def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
     index = RehearsalIndex()
     index.add(1, [(1,), (2,), (3,), (4,)], most=4)
-    index.learned((1,), 0.9)
-    index.learned((2,), 0.3)
+    index.update((1,), 0.9)
+    index.update((2,), 0.3)
     # counts as a tenth of the mean 0.4; (4,) was never met and counts as the mean
-    index.learned((3,), 0.0)
+    index.update((3,), 0.0)
     want = {(1,): 0.9, (2,): 0.3, (3,): 0.04, (4,): 0.4}
     assert index.weights(list(want)) == pytest.approx(list(want.values()))
     drawn = Counter(index.draw(20_000, random.Random(0)))
@@ -32,15 +32,15 @@ def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
 
 def test_a_divergence_is_a_running_mean():
     index = RehearsalIndex()
-    index.learned((1,), 1.0)
-    index.learned((1,), 0.0)
+    index.update((1,), 1.0)
+    index.update((1,), 0.0)
     assert index.divergence[(1,)] == pytest.approx(MEMORY)
 
 
 def test_rounding_below_zero_leaves_prompts_alike():
     index = RehearsalIndex()
     index.add(1, [(1,), (2,)], most=2)
-    index.learned((1,), -1e-9)
+    index.update((1,), -1e-9)
     assert (
         index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
     )
@@ -50,7 +50,7 @@ def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing()
     index = RehearsalIndex(by_divergence=False)
     assert index.draw(3, random.Random(0)) == []
     index.add(1, [(1,), (2,)], most=2)
-    index.learned((1,), 5.0)
+    index.update((1,), 5.0)
     assert index.weights([(1,), (2,)]) == [1.0, 1.0]
 
 
@@ -59,7 +59,7 @@ def test_every_prompt_is_answered_once_before_any_is_drawn_again():
     index = RehearsalIndex()
     index.add(1, [(n,) for n in range(20)], 20)
     for n in range(20):
-        index.learned((n,), 5.0 if n < 2 else 0.0)
+        index.update((n,), 5.0 if n < 2 else 0.0)
     drawn = index.draw(50, random.Random(0))
     assert len(drawn) == 50 and set(drawn) == set(index.prompts)
     assert sum(x in ((0,), (1,)) for x in drawn[20:]) > 20  # of 30, by weight
