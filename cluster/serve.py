@@ -17,7 +17,7 @@ from typing import NoReturn
 from actors.environment import ENGINE_ENVIRONMENT, built_for_cpu, cpu_environment
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.model.shape import checkpoint_shape
-from sleep_rl.runs.resolve import Found, find, is_run, nights
+from sleep_rl.runs.resolve import ResolvedModel, is_run, nights, resolve_model
 from sleep_rl.session.console import Console
 
 SMALL = 512  # hidden units up to which threads cost more than they bring
@@ -37,7 +37,7 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
     for option in options:
         if "=" not in option:
             raise InputError(f"serve: expected options of vLLM as name=value, got {option}")
-    found, console = _start(checkpoint) if follow else find(checkpoint), Console()
+    found, console = _start(checkpoint) if follow else resolve_model(checkpoint), Console()
     shape = checkpoint_shape(found.path)
     if not shape.memory:
         raise InputError(
@@ -76,7 +76,7 @@ def _end(code: int) -> NoReturn:
     os._exit(code)
 
 
-def _start(run: str) -> Found:
+def _start(run: str) -> ResolvedModel:
     """What a server begins with that follows a run: its newest night, or its untouched model before
     the first.
     """
@@ -84,8 +84,8 @@ def _start(run: str) -> Found:
     if not is_run(folder):
         raise InputError(f"--follow: expected the folder of a run (with metrics.jsonl), got {run}")
     if nights(folder) or not (folder / "checkpoint" / "config.json").is_file():
-        return find(run)
-    return find(str(folder / "checkpoint"))
+        return resolve_model(run)
+    return resolve_model(str(folder / "checkpoint"))
 
 
 def _try(host: str, port: int) -> None:

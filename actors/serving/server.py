@@ -26,7 +26,7 @@ from actors.serving.vllm_options import parse_options
 from actors.serving.weight_swap import NightSwapper
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import checkpoints
-from sleep_rl.runs.resolve import Found
+from sleep_rl.runs.resolve import ResolvedModel
 
 SSL_OPTIONS = (
     "ssl_keyfile",
@@ -41,7 +41,7 @@ Log = Callable[[str], None]
 
 
 def serve(
-    model: Found, host: str, port: int, options: Sequence[str], follow: bool, log: Log
+    model: ResolvedModel, host: str, port: int, options: Sequence[str], follow: bool, log: Log
 ) -> None:
     """Serve `model` until SIGINT or SIGTERM.
 
@@ -71,7 +71,7 @@ def _interrupt(*_: object) -> None:
 
 
 async def run_server(
-    arguments: Namespace, listener: socket.socket, model: Found, follow: bool, log: Log
+    arguments: Namespace, listener: socket.socket, model: ResolvedModel, follow: bool, log: Log
 ) -> None:
     """Start the engine, answer until a signal or a failure, and stop the engine.
 
@@ -97,7 +97,7 @@ async def run_server(
 
 
 async def _build_app(
-    client: EngineClient, arguments: Namespace, model: Found
+    client: EngineClient, arguments: Namespace, model: ResolvedModel
 ) -> tuple[FastAPI, NightSwapper]:
     """Return vLLM's web application with our routes, and the swapper behind them."""
     tasks = await client.get_supported_tasks()

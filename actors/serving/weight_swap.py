@@ -22,7 +22,7 @@ from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import memory_folder
 from sleep_rl.model.memory import PARTS
 from sleep_rl.model.tensor_digest import digest
-from sleep_rl.runs.resolve import Found, nights
+from sleep_rl.runs.resolve import ResolvedModel, nights
 
 DRAIN_S = 60.0
 """How long a swap holds back new requests while those in flight are still being answered."""
@@ -88,7 +88,7 @@ class NightSwapper:
     def __init__(
         self,
         client: EngineClient,
-        served: Found,
+        served: ResolvedModel,
         stop_server: Callable[[], None],
         drain_s: float = DRAIN_S,
     ):

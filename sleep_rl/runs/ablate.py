@@ -1,16 +1,16 @@
-"""`sleep-rl ablate`: the same life with one part switched off at a time, several seeds each, and
-one table.
+"""`sleep-rl ablate`: repeat a life with one part switched off at a time, over several seeds.
 
-Every run is a process of its own in its own folder, <run.dir>/<run.name>-<row>-s<seed>; one that is
-there already and ended well with the same configuration is not lived again. A run that fails is a
-named gap in the table.
+Every run is a process of its own in its own folder, <run.dir>/<run.name>-<row>-s<seed>. A folder in
+which the same configuration ended well is not run again; a run that fails is a named gap in the
+table.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from sleep_rl.config.loader import dump, load
@@ -43,90 +43,113 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no-dream-replay": ("dream.replay_share=0",),
 }
 """Row -> the keys that switch the part off. A row that changes nothing in a config is left out."""
-# need dream.rounds above 0
-DREAMS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")
+DREAM_ROWS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")
+"""Rows that need dream.rounds above 0."""
 
 
-def rows_of(
+@dataclass(frozen=True)
+class AblationRun:
+    """One run of a row: its configuration, and the overrides that lead to it."""
+
+    config: Config
+    overrides: tuple[str, ...]
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run.dir) / self.config.run.name
+
+
+def ablation_runs(
     path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
-) -> dict[str, list[tuple[Config, list[str]]]]:
-    """Row -> (config, overrides) per seed. Raises InputError for an unknown row and for a config
-    that a row breaks.
+) -> dict[str, list[AblationRun]]:
+    """Return row -> one run per seed; without `names` of every row that changes anything.
+
+    Raises InputError for an unknown row and for a config that a row makes impossible.
     """
     unknown = [name for name in names if name not in ROWS]
     if unknown:
         raise InputError(f"--rows: allowed are {', '.join(ROWS)}, got {', '.join(unknown)}")
     whole = load(path, overrides)
-    out: dict[str, list[tuple[Config, list[str]]]] = {}
+    rows: dict[str, list[AblationRun]] = {}
     for name in dict.fromkeys([WHOLE, *(names or ROWS)]):
+        if name in DREAM_ROWS and not whole.dream.rounds:
+            continue
         keys = [key.format(experts=whole.model.experts) for key in ROWS[name]]
-        if name in DREAMS and not whole.dream.rounds:
-            continue
         try:
-            same = load(path, [*overrides, *keys]) == whole
-        except InputError:  # without its reset, say, a level has not enough experts
-            same, keys = False, [*keys, "sleep.on_full=recycle_oldest"]
-        if same and name != WHOLE:
+            changes_nothing = load(path, [*overrides, *keys]) == whole
+        except InputError:
+            # without its reset, say, a level has not enough experts
+            changes_nothing = False
+            keys.append("sleep.on_full=recycle_oldest")
+        if changes_nothing and name != WHOLE:
             continue
-        for seed in range(whole.run.seed, whole.run.seed + seeds):
-            mine = [
-                *overrides,
-                *keys,
-                f"run.name={whole.run.name}-{name}-s{seed}",
-                f"run.seed={seed}",
-            ]
-            if whole.wandb.group is None:  # the sweep stands together in W&B
-                mine.append(f"wandb.group={whole.run.name}-ablation")
-            out.setdefault(name, []).append((load(path, mine), mine))
-    return out
+        rows[name] = [
+            _run(path, [*overrides, *keys], whole, name, seed)
+            for seed in range(whole.run.seed, whole.run.seed + seeds)
+        ]
+    return rows
 
 
-def ablate(path: str, overrides: Sequence[str], names: Sequence[str], seeds: int, say=print) -> str:
-    """Lives every row and seed that is not there yet, one after another, and returns the table."""
-    rows = rows_of(path, overrides, names, seeds)
-    total, done, reasons = sum(map(len, rows.values())), 0, {}
-    for name, runs in rows.items():
-        for config, mine in runs:
-            done += 1
-            folder = Path(config.run.dir) / config.run.name
-            state = _state(folder, config)
-            say(f"{done}/{total} {folder}" + (": there already" if state == "ok" else ""))
-            if state == "other":
-                raise InputError(
-                    f"{folder}: holds a run with another configuration; choose "
-                    "another run.name or remove it"
-                )
-            if state == "ok":
-                continue
-            if state == "failed":
-                folder.rename(_kept_name(folder))
-            code = subprocess.run([sys.executable, "-m", "sleep_rl", "run", path, *mine]).returncode
-            if code:
-                reasons[folder] = f"exit code {code}"
-    return table(
-        {name: [Path(c.run.dir) / c.run.name for c, _ in runs] for name, runs in rows.items()},
-        reasons,
-    )
+def _run(path: str, overrides: Sequence[str], whole: Config, row: str, seed: int) -> AblationRun:
+    of_run = [f"run.name={whole.run.name}-{row}-s{seed}", f"run.seed={seed}"]
+    if whole.wandb.group is None:  # the runs form one group in W&B
+        of_run.append(f"wandb.group={whole.run.name}-ablation")
+    overrides = (*overrides, *of_run)
+    return AblationRun(load(path, overrides), overrides)
 
 
-def _state(folder: Path, config: Config) -> str:
-    """What a run's folder holds: "none", "ok", "failed" (or unfinished), or "other" (another
+def ablate(
+    path: str,
+    overrides: Sequence[str],
+    names: Sequence[str],
+    seeds: int,
+    say: Callable[[str], object] = print,
+) -> str:
+    """Run every row and seed that is missing, one after another; return the table.
+
+    Raises InputError where a folder holds a run with another configuration.
+    """
+    rows = ablation_runs(path, overrides, names, seeds)
+    runs = [run for of_row in rows.values() for run in of_row]
+    reasons: dict[Path, str] = {}
+    for number, run in enumerate(runs, start=1):
+        status = _status(run)
+        say(f"{number}/{len(runs)} {run.folder}" + (": exists" if status == "ok" else ""))
+        if status == "other":
+            raise InputError(
+                f"{run.folder}: holds a run with another configuration; choose another run.name "
+                "or remove it"
+            )
+        if status == "ok":
+            continue
+        if status == "failed":
+            run.folder.rename(_kept_name(run.folder))
+        command = [sys.executable, "-m", "sleep_rl", "run", path, *run.overrides]
+        code = subprocess.run(command).returncode
+        if code:
+            reasons[run.folder] = f"exit code {code}"
+    return table({name: [run.folder for run in of_row] for name, of_row in rows.items()}, reasons)
+
+
+def _status(run: AblationRun) -> str:
+    """Return what a run's folder holds: "none", "ok", "failed" (or unfinished), or "other" (another
     configuration).
     """
-    if not folder.exists():
+    if not run.folder.exists():
         return "none"
     try:
-        records = read(folder / "metrics.jsonl")
+        records = read(run.folder / "metrics.jsonl")
     except InputError:
         return "failed"
-    kinds = {record["kind"]: record for record in records}
-    if "run" in kinds and _lived(kinds["run"]["config"]) != _lived(without_secrets(dump(config))):
+    last = {record["kind"]: record for record in records}
+    wanted = _without_wandb(without_secrets(dump(run.config)))
+    if "run" in last and _without_wandb(last["run"]["config"]) != wanted:
         return "other"
-    return "ok" if kinds.get("done", {}).get("status") == "ok" else "failed"
+    return "ok" if last.get("done", {}).get("status") == "ok" else "failed"
 
 
-def _lived(config: dict) -> dict:
-    """A configuration without what no life depends on."""
+def _without_wandb(config: dict) -> dict:
+    """Drop the section that no result depends on."""
     return {section: keys for section, keys in config.items() if section != "wandb"}
 
 
@@ -137,53 +160,50 @@ def _kept_name(folder: Path) -> Path:
 
 
 def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
-    """Accuracy on the known, the earlier days, the newest day and its deeper questions (of a task
-    that has some) after the last night: mean over seeds, and the 95 % interval (Wilson) of all
-    their answers together; in brackets how many seeds, where some failed.
+    """Return the table of accuracies after the last night, one line per row.
+
+    Its columns are the known, the earlier days, the newest day and the forms of its deeper
+    questions, if the task has some: mean over the seeds, with the 95 % interval (Wilson) of all
+    their answers together. `reasons`: why a run failed; a note says how many seeds are missing.
     """
-    last = {name: _last(folders, reasons) for name, folders in rows.items()}
-    forms = list(dict.fromkeys(f for found in last.values() for r in found for f in r.forms or ()))
+    last = {name: _last_evaluations(folders, reasons) for name, folders in rows.items()}
+    records = [record for of_row in last.values() for record in of_row]
+    forms = list(dict.fromkeys(form for record in records for form in record.forms or ()))
     lines = [["row", KNOWN, "earlier days", "newest day", *forms, "note"]]
     for name, folders in rows.items():
-        found = last[name]
-        days = [c for c in found[0].row if c != KNOWN] if found else []
-        cells = [
-            _cell(found, columns)
-            for columns in ([KNOWN], days[:-1], days[-1:], *([f] for f in forms))
-        ]
-        failed = [
-            f"{folder.name}: {reason}" for folder, reason in reasons.items() if folder in folders
-        ]
-        note = "; ".join(
-            ([f"[{len(found)} of {len(folders)} seeds]"] if len(found) < len(folders) else [])
-            + failed
-        )
-        lines.append([name, *cells, note])
+        days = [column for column in last[name][0].row if column != KNOWN] if last[name] else []
+        columns = [[KNOWN], days[:-1], days[-1:], *([form] for form in forms)]
+        cells = [_cell(last[name], pooled) for pooled in columns]
+        lines.append([name, *cells, _note(folders, len(last[name]), reasons)])
     return aligned(lines)
 
 
-def _last(folders: list[Path], reasons: dict[Path, str]) -> list[Evaluation]:
-    """The last evaluation of each run that ended well."""
-    found = []
+def _note(folders: list[Path], count: int, reasons: dict[Path, str]) -> str:
+    notes = [f"[{count} of {len(folders)} seeds]"] if count < len(folders) else []
+    notes += [f"{folder.name}: {why}" for folder, why in reasons.items() if folder in folders]
+    return "; ".join(notes)
+
+
+def _last_evaluations(folders: list[Path], reasons: dict[Path, str]) -> list[Evaluation]:
+    """Return the last evaluation of each run that ended well."""
+    evaluations = []
     for folder in folders:
-        retention = (
-            Retention.of(read_entries(folder / "metrics.jsonl"))
-            if (folder / "metrics.jsonl").is_file()
-            else Retention()
-        )
+        journal = folder / "metrics.jsonl"
+        retention = Retention.of(read_entries(journal)) if journal.is_file() else Retention()
         if "sleep" in retention.methods and folder not in reasons:
-            found.append(retention.last("sleep"))
-    return found
+            evaluations.append(retention.last("sleep"))
+    return evaluations
 
 
 def _cell(records: list[Evaluation], columns: list[str]) -> str:
-    rows = [{**r.row, **(r.forms or {})} for r in records]
-    pairs = [
-        (row[c], r.n[c]) for row, r in zip(rows, records, strict=True) for c in columns if c in row
-    ]
-    answers = sum(n for _, n in pairs)
+    """Return mean and interval of the given columns of all records together."""
+    pairs = []
+    for record in records:
+        shares = {**record.row, **(record.forms or {})}
+        pairs += [(shares[c], record.n[c]) for c in columns if c in shares]
+    answers = sum(count for _, count in pairs)
     if not answers:
         return "-"
-    share = sum(value * n for value, n in pairs) / answers
+    share = sum(value * count for value, count in pairs) / answers
     low, high = wilson_interval(share, answers)
     return f"{share:.3f} [{low:.3f}, {high:.3f}]"

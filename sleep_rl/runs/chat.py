@@ -6,18 +6,16 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import STUDENT, TEACHER
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import LOCKED, Patch, memory_levels, view_of
-from sleep_rl.runs.resolve import find
-
-BEFORE, AFTER = STUDENT, TEACHER  # views of one model: without its memory, and as it is stored
+from sleep_rl.model.memory import LOCKED, memory_levels
+from sleep_rl.runs.resolve import resolve_model
 
 
 def chat(
@@ -28,41 +26,47 @@ def chat(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Both answers to each prompt, as text to print, or to each line of the standard input where
-    there are no prompts. Every prompt stands for itself. Raises InputError for a checkpoint or
-    numbers that cannot work, and for a prompt that does not fit, unless it was typed: then the next
-    one may.
+    """Yield, as text to print, both answers to each prompt; without `prompts`, to each line of the
+    standard input. Prompts do not see each other.
+
+    Raises InputError for a checkpoint or numbers that cannot work, and for a prompt that does not
+    fit, unless it was typed at a terminal: then the next one may fit.
     """
     if max_tokens < 1 or temperature < 0:
         raise InputError(
             "chat: --max-tokens from 1 and --temperature from 0 on, got "
             f"{max_tokens} and {temperature:g}"
         )
-    pair = Pair(checkpoint, max_tokens, temperature, seed)
-    asking = prompts is None and sys.stdin.isatty()
-    for prompt in _typed() if asking else prompts if prompts is not None else _piped():
+    comparison = Comparison(checkpoint, max_tokens, temperature, seed)
+    typed = prompts is None and sys.stdin.isatty()
+    if typed:
+        prompts = _typed_lines()
+    elif prompts is None:
+        prompts = _piped_lines()
+    for prompt in prompts:
         if not prompt:
             continue
         try:
-            answers = pair.ask(prompt)
+            answers = comparison.ask(prompt)
         except InputError as error:
-            if not asking:
+            if not typed:
                 raise
             yield str(error)
             continue
         width = shutil.get_terminal_size((100, 24)).columns
-        yield "\n".join(
-            ["" if asking else f"> {prompt}", *side_by_side(pair.titles, answers, width), ""]
-        )
+        heading = "" if typed else f"> {prompt}"
+        yield "\n".join([heading, *side_by_side(comparison.titles, answers, width), ""])
 
 
-def _piped() -> Iterator[str]:
+def _piped_lines() -> Iterator[str]:
     for line in sys.stdin.buffer:
         yield line.decode("utf-8", "replace").strip()
 
 
-def _typed() -> Iterator[str]:
-    """Lines from a terminal until its end (ctrl-D)."""
+def _typed_lines() -> Iterator[str]:
+    """Yield lines typed at a terminal until its end (ctrl-D)."""
+    # imported for its side effect: `input` can then edit and repeat lines
+    import readline  # noqa: F401
 
     print("One question per line; ctrl-D ends.")
     while True:
@@ -73,32 +77,44 @@ def _typed() -> Iterator[str]:
             return
 
 
-class Pair:
-    """One model, asked without and with its memory."""
+@contextmanager
+def locked_memory(model: PreTrainedModel) -> Iterator[None]:
+    """Lock every slot inside the block: the model computes exactly what its base computes."""
+    levels = list(memory_levels(model).values())
+    states = [level.state.clone() for level in levels]
+    for level in levels:
+        level.set_state(torch.full_like(level.state, LOCKED))
+    try:
+        yield
+    finally:
+        for level, state_S in zip(levels, states, strict=True):
+            level.set_state(state_S)
+
+
+class Comparison:
+    """One model, asked without and with its memory. Raises InputError for what is no checkpoint
+    with memory.
+    """
 
     def __init__(self, checkpoint: str, max_tokens: int, temperature: float, seed: int):
         logging.disable_progress_bar()
-        # transformers' hints on options of generation that are none of the user's
+        # transformers' hints on generation options do not concern the user
         logging.set_verbosity_error()
-        found = find(checkpoint)
-        levels = checkpoints.levels_of(found.path)
-        cuda = torch.cuda.is_available()
-        model = checkpoints.load(found.path, levels, torch.bfloat16 if cuda else torch.float32).to(
-            "cuda" if cuda else "cpu"
-        )
-        for level in memory_levels(model).values():
-            level.set_patch(Patch(torch.full_like(level.state, LOCKED), {}))
-        self.model, self.tokenizer = (
-            model,
-            checkpoints.load_tokenizer(found.path, model.config.vocab_size),
-        )
-        after = "with its memory" if found.night is None else f"after night {found.night}"
+        resolved = resolve_model(checkpoint)
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+        levels = checkpoints.levels_of(resolved.path)
+        self.model = checkpoints.load(resolved.path, levels, dtype).to(device)
+        self.tokenizer = checkpoints.load_tokenizer(resolved.path, self.model.config.vocab_size)
+        after = "with its memory" if resolved.night is None else f"after night {resolved.night}"
         self.titles = ("before the nights", after)
-        self._max_tokens, self._temperature, self._seed = max_tokens, temperature, seed
+        self._max_tokens = max_tokens
+        self._temperature = temperature
+        self._seed = seed
 
     def ids(self, prompt: str) -> list[int]:
-        """What the model reads: the prompt in the tokenizer's chat template, else the text behind
-        the bos token, as every text of a run stands.
+        """Return the prompt's token ids: in the tokenizer's chat template if it has one, otherwise
+        behind the bos token, as every text of a run.
         """
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
@@ -111,46 +127,46 @@ class Pair:
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def ask(self, prompt: str) -> tuple[str, str]:
-        """(answer before, answer after). Raises InputError for a prompt without tokens, or with
-        more than fit.
+        """Return (answer of the base, answer with the memory).
+
+        Raises InputError for a prompt without tokens, or with more than fit.
         """
-        ids, most = self.ids(prompt), self.model.config.max_position_embeddings
+        ids = self.ids(prompt)
+        most = self.model.config.max_position_embeddings
         if not 0 < len(ids) < most:
             raise InputError(f"chat: a prompt of 1 to {most - 1} tokens is needed, got {len(ids)}")
-        return self._answer(ids, BEFORE, most), self._answer(ids, AFTER, most)
+        with locked_memory(self.model):
+            before = self._answer(ids)
+        return before, self._answer(ids)
 
     @torch.no_grad()
-    def _answer(self, ids: list[int], view: str, most: int) -> str:
-        drawn = {"temperature": self._temperature} if self._temperature else {}
-        own, tokenizer = self.model.generation_config, self.tokenizer
-        ends = own.eos_token_id if own.eos_token_id is not None else tokenizer.eos_token_id
-        how = GenerationConfig(
-            max_new_tokens=min(self._max_tokens, most - len(ids)),
-            do_sample=bool(drawn),
-            # one sequence: nothing is padded
-            eos_token_id=ends,
-            pad_token_id=0,
-            **drawn,
+    def _answer(self, ids: list[int]) -> str:
+        eos = self.model.generation_config.eos_token_id
+        most_new = self.model.config.max_position_embeddings - len(ids)
+        options = GenerationConfig(
+            max_new_tokens=min(self._max_tokens, most_new),
+            do_sample=self._temperature > 0,
+            temperature=self._temperature or None,
+            eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
+            pad_token_id=0,  # one sequence: nothing is padded
         )
         ids_1T = torch.tensor([ids], device=self.model.device)
         torch.manual_seed(self._seed)
-        with view_of(self.model, view):
-            out_1T = self.model.generate(
-                ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=how
-            )
-        return tokenizer.decode(out_1T[0, len(ids) :], skip_special_tokens=True).strip()
+        output_1T = self.model.generate(
+            ids_1T, attention_mask=torch.ones_like(ids_1T), generation_config=options
+        )
+        return self.tokenizer.decode(output_1T[0, len(ids) :], skip_special_tokens=True).strip()
 
 
 def side_by_side(titles: tuple[str, str], texts: tuple[str, str], width: int) -> list[str]:
-    """Lines of a table with two columns, each as wide as its text asks for, `width` in all at
-    most.
-    """
+    """Return the lines of a table of two columns, as wide as their texts and at most `width`."""
     room = max((width - 3) // 2, 10)
     columns = [
         [title, "-" * len(title), *_wrapped(text, room)]
         for title, text in zip(titles, texts, strict=True)
     ]
-    height, left = max(map(len, columns)), max(map(len, columns[0]))
+    height = max(map(len, columns))
+    left = max(map(len, columns[0]))
     padded = [column + [""] * (height - len(column)) for column in columns]
     return [f"{a:<{left}} | {b}".rstrip() for a, b in zip(*padded, strict=True)]
 

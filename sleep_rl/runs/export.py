@@ -1,6 +1,4 @@
-"""`sleep-rl export`: a checkpoint that stands alone, for people who have neither this run nor this
-package.
-"""
+"""`sleep-rl export`: a self-contained checkpoint, for people without this run and this package."""
 
 from __future__ import annotations
 
@@ -16,52 +14,62 @@ from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.contracts.records import STUDENT, TEACHER
 from sleep_rl.model import checkpoints, families, memory, memory_folder, modeling
 from sleep_rl.report.model_card import card
-from sleep_rl.runs.resolve import Found, find
+from sleep_rl.runs.resolve import ResolvedModel, resolve_model
 
-# what `auto_map` names; transformers also copies what it imports relatively
-CODE = "modeling_sleep.py"
-# of the base, beside weights and tokenizer
-KEPT = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+CODE = "modeling_sleep.py"  # named by `auto_map`; transformers also copies its relative imports
+BASE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
+"""Files of the base that are copied beside weights and tokenizer."""
 
 
 def export(checkpoint: str, out: str) -> str:
-    """Writes a run's newest night, a memory folder or a full checkpoint to the new folder `out`,
-    which it returns: no links, no pointers, weights as safetensors only. Raises InputError for what
-    cannot be read and for an `out` that is there already, RunError when the disk refuses.
+    """Write a run's newest night, a memory folder or a full checkpoint to the new folder `out`,
+    which is returned: no links, no pointers, weights as safetensors only.
+
+    Raises InputError for what cannot be read and for an `out` that exists, RunError when the disk
+    refuses.
     """
-    found = find(checkpoint)
+    resolved = resolve_model(checkpoint)
     if os.path.lexists(out):
         raise InputError(f"export: a new folder, {out} exists")
-    levels = checkpoints.levels_of(found.path)
+    levels = checkpoints.levels_of(resolved.path)
     with tempfile.TemporaryDirectory(prefix="sleep_rl-export-") as temporary:
-        full = checkpoints.local(checkpoints.expand(found.path, os.path.join(temporary, "model"), levels))
+        expanded = checkpoints.expand(resolved.path, os.path.join(temporary, "model"), levels)
+        full = checkpoints.local(expanded)
         config = checkpoints.read_config(str(full))
         tokenizer = checkpoints.load_tokenizer(str(full), config.vocab_size)
-        weights, text = _weights(full), card(found, _base(found), config, Path(out).absolute().name)
+        card_text = card(resolved, _base(resolved), config, Path(out).absolute().name)
+        files = _weights(full) + [
+            file
+            for file in os.listdir(full)
+            if any(fnmatch(file, pattern) for pattern in BASE_FILES)
+        ]
         with memory_folder.atomic_checkpoint(out, replace=False) as folder:
-            for file in [
-                *weights,
-                *(f for f in os.listdir(full) if any(fnmatch(f, kept) for kept in KEPT)),
-            ]:
-                # follows links, and takes no rights over
+            for file in files:
+                # follows links, and does not copy permissions
                 shutil.copyfile(full / file, Path(folder, file))
             tokenizer.save_pretrained(folder)
             for name, code in _code().items():
                 Path(folder, name).write_text(code, encoding="utf-8")
-            module = CODE.removesuffix(".py")
-            prefix = families.FAMILIES[config.model_type.removeprefix("sleep_")]
-            config.auto_map = {
-                "AutoConfig": f"{module}.Sleep{prefix}Config",
-                "AutoModelForCausalLM": f"{module}.Sleep{prefix}ForCausalLM",
-            }
+            config.auto_map = _auto_map(config.model_type)
             config.save_pretrained(folder)
-            Path(folder, "README.md").write_text(text, encoding="utf-8")
+            Path(folder, "README.md").write_text(card_text, encoding="utf-8")
     return out
 
 
+def _auto_map(model_type: str) -> dict[str, str]:
+    """Return which classes in CODE transformers loads for a model type."""
+    module = CODE.removesuffix(".py")
+    prefix = families.FAMILIES[model_type.removeprefix("sleep_")]
+    return {
+        "AutoConfig": f"{module}.Sleep{prefix}Config",
+        "AutoModelForCausalLM": f"{module}.Sleep{prefix}ForCausalLM",
+    }
+
+
 def _weights(folder: Path) -> list[str]:
-    """The weight files of a checkpoint, with their index where there is one. Raises InputError when
-    one is damaged.
+    """Return the weight files of a checkpoint, with their index if there is one.
+
+    Raises InputError when one is damaged.
     """
     files: dict[str, set[str]] = {}
     for key, file in checkpoints.weight_map(folder).items():
@@ -76,11 +84,12 @@ def _weights(folder: Path) -> list[str]:
                 raise ValueError(f"it lacks {missing[0]}, which the index promises")
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"model {folder / file}: {one_line(error)}") from error
-    return [*files, *([checkpoints.INDEX] if (folder / checkpoints.INDEX).is_file() else [])]
+    index = [checkpoints.INDEX] if (folder / checkpoints.INDEX).is_file() else []
+    return [*files, *index]
 
 
 def _code() -> dict[str, str]:
-    """File name -> text of the model's code, without imports of this package."""
+    """Return file name -> text of the model's code, without imports of this package."""
     classes = Path(modeling.__file__).read_text(encoding="utf-8")
     levels = Path(memory.__file__).read_text(encoding="utf-8")
     return {
@@ -95,6 +104,8 @@ def _code() -> dict[str, str]:
     }
 
 
-def _base(found: Found) -> str:
-    """What the memory is attached to; empty for a full checkpoint, which holds its base."""
-    return memory_folder.root(found.path) if memory_folder.is_memory_folder(found.path) else ""
+def _base(resolved: ResolvedModel) -> str:
+    """Return the base under the memory; empty for a full checkpoint, which contains its base."""
+    if not memory_folder.is_memory_folder(resolved.path):
+        return ""
+    return memory_folder.root(resolved.path)

@@ -1,5 +1,5 @@
-"""What people name when they mean a model: a run, one of its nights, or a full checkpoint. Imports
-no torch.
+"""What a path on the command line names: a run, one of its nights, or a full checkpoint. Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -12,14 +12,15 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.model.shape import HUB_NAME, POINTER
 
 NIGHT = re.compile(r"night-(\d+)")
-WEIGHTS = "memory.safetensors"  # of a memory folder (sleep_rl.model.checkpoints, which imports torch)
+WEIGHTS = "memory.safetensors"  # of a memory folder; its own module imports torch
 
 
 @dataclass(frozen=True)
-class Found:
-    """`path`: of a memory folder or a full checkpoint, absolute, or a hub name. `run`: the run that
-    it is of, None outside one. `night`: how many nights of that run it holds, None where nobody
-    says.
+class ResolvedModel:
+    """A model that a path names.
+
+    `path`: absolute path of a memory folder or a full checkpoint, or a hub name. `run`: the run to
+    which it belongs, if any. `night`: the number of nights that it has lived, if known.
     """
 
     path: str
@@ -28,68 +29,71 @@ class Found:
 
     @property
     def name(self) -> str:
-        """A short name for people: the run's, else the folder's, else the hub's."""
+        """A short name: the run's, else the folder's or the hub's."""
         return (self.run or Path(self.path)).name
 
 
-def find(path: str) -> Found:
-    """What `path` holds; of a run the newest night. Raises InputError for anything else, and for a
-    run without a night.
+def resolve_model(path: str) -> ResolvedModel:
+    """Return what `path` names; of a run its newest night.
+
+    Raises InputError for anything that is no model, and for a run without a night.
     """
     folder = Path(path)
     if not folder.is_dir():
         if folder.exists() or not HUB_NAME.fullmatch(path):
+            got = "a file" if folder.exists() else "no such folder"
             raise InputError(
-                f"{path}: expected a run, a memory folder, a full checkpoint or a "
-                "hub name, got "
-                f"{'a file' if folder.exists() else 'no such folder'}"
+                f"{path}: expected a run, a memory folder, a full checkpoint or a hub name, "
+                f"got {got}"
             )
-        return Found(path)
+        return ResolvedModel(path)
     folder = folder.absolute()
     if (folder / POINTER).is_file():
-        run = (
-            folder.parent.parent
-            if folder.parent.name == "memory" and is_run(folder.parent.parent)
-            else None
-        )
-        number = NIGHT.fullmatch(folder.name)
-        return Found(str(folder), run, int(number[1]) if run and number else None)
+        return _memory_folder(folder)
     if (folder / "config.json").is_file():
-        run = (
-            folder.parent
-            if folder.name in ("model", "checkpoint") and is_run(folder.parent)
-            else None
-        )
-        last = max(nights(run), default=None) if run and folder.name == "model" else 0
-        return Found(str(folder), run, last if run else None)
+        return _full_checkpoint(folder)
     if not is_run(folder):
         raise InputError(
-            f"{path}: expected a run (metrics.jsonl), a memory folder ({POINTER}) "
-            "or a full checkpoint "
-            "(config.json), got a folder with none of them"
+            f"{path}: expected a run (metrics.jsonl), a memory folder ({POINTER}) or a full "
+            "checkpoint (config.json), got a folder with none of them"
         )
-    found = nights(folder)
-    if not found:
+    folders = nights(folder)
+    if not folders:
         raise InputError(f"{path}: expected a run that has slept, got one without memory/night-<n>")
-    last = max(found)
-    return Found(str(found[last]), folder, last)
+    last = max(folders)
+    return ResolvedModel(str(folders[last]), folder, last)
+
+
+def _memory_folder(folder: Path) -> ResolvedModel:
+    run = folder.parent.parent
+    if folder.parent.name != "memory" or not is_run(run):
+        return ResolvedModel(str(folder))
+    number = NIGHT.fullmatch(folder.name)
+    return ResolvedModel(str(folder), run, int(number[1]) if number else None)
+
+
+def _full_checkpoint(folder: Path) -> ResolvedModel:
+    """A run's `checkpoint` has lived no night, its `model` all of them."""
+    run = folder.parent
+    if folder.name not in ("model", "checkpoint") or not is_run(run):
+        return ResolvedModel(str(folder))
+    night = max(nights(run), default=None) if folder.name == "model" else 0
+    return ResolvedModel(str(folder), run, night)
 
 
 def is_run(folder: Path) -> bool:
+    """Return whether a folder is that of a run."""
     return (folder / "metrics.jsonl").is_file()
 
 
 def nights(run: Path) -> dict[int, Path]:
-    """Number -> memory folder of every complete night, in order. A rejected night is none: the run
-    goes on without it.
+    """Return number -> memory folder of every complete night, in order.
+
+    A night that was rolled back has none: the run goes on without it.
     """
-    numbered = {
-        int(m[1]): folder
-        for folder in (run / "memory").glob("night-*")
-        if (m := NIGHT.fullmatch(folder.name))
-    }
-    return {
-        n: numbered[n]
-        for n in sorted(numbered)
-        if all((numbered[n] / f).is_file() for f in (POINTER, WEIGHTS))
-    }
+    numbered = {}
+    for folder in (run / "memory").glob("night-*"):
+        number = NIGHT.fullmatch(folder.name)
+        if number and all((folder / file).is_file() for file in (POINTER, WEIGHTS)):
+            numbered[int(number[1])] = folder
+    return dict(sorted(numbered.items()))

@@ -24,7 +24,7 @@ from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import tensors_of
 from sleep_rl.model.tensor_digest import digest
-from sleep_rl.runs.resolve import Found, find, nights
+from sleep_rl.runs.resolve import ResolvedModel, nights, resolve_model
 from tests.conftest import LEVELS, as_at_a_terminal, fill_memory
 
 PROMPT = list(range(20, 40))
@@ -50,20 +50,25 @@ def run(base_checkpoint, tmp_path) -> Path:
 
 
 def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
-    assert find(str(run)) == Found(str(run / "memory" / "night-1"), run, 1)
+    assert resolve_model(str(run)) == ResolvedModel(str(run / "memory" / "night-1"), run, 1)
     for night in (10, 9):
         sleep_once(run, base_checkpoint(), night)
     for name in ("night-11-rejected", "night-12.writing-77", "night-x"):
         shutil.copytree(run / "memory" / "night-1", run / "memory" / name)
     shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-13")
     (run / "memory" / "night-13" / memory_folder.MEMORY).unlink()
-    assert list(nights(run)) == [1, 9, 10] and find(str(run)).night == 10
-    assert find(str(run / "memory" / "night-9")) == Found(str(run / "memory" / "night-9"), run, 9)
-    assert find(str(run / "memory" / "night-11-rejected")).night is None
-    assert find(base_checkpoint()) == Found(base_checkpoint()) and find(str(run)).name == "run"
+    assert list(nights(run)) == [1, 9, 10] and resolve_model(str(run)).night == 10
+    assert resolve_model(str(run / "memory" / "night-9")) == ResolvedModel(
+        str(run / "memory" / "night-9"), run, 9
+    )
+    assert resolve_model(str(run / "memory" / "night-11-rejected")).night is None
+    assert (
+        resolve_model(base_checkpoint()) == ResolvedModel(base_checkpoint())
+        and resolve_model(str(run)).name == "run"
+    )
     for part, night in (("model", 10), ("checkpoint", 0)):
         shutil.copytree(base_checkpoint(), run / part)
-        assert find(str(run / part)) == Found(str(run / part), run, night)
+        assert resolve_model(str(run / part)) == ResolvedModel(str(run / part), run, night)
 
 
 def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
@@ -143,7 +148,7 @@ def test_options_that_cannot_be_are_one_line(option, message, sleep_checkpoint):
 
     with pytest.raises(InputError) as error:
         arguments = parse_options(sleep_checkpoint(), "127.0.0.1", 8000, "it", [option])
-        asyncio.run(run_server(arguments, None, Found(sleep_checkpoint()), False, print))
+        asyncio.run(run_server(arguments, None, ResolvedModel(sleep_checkpoint()), False, print))
     assert message in str(error.value) and "\n" not in str(error.value)
 
 
@@ -209,7 +214,7 @@ class Swapping:
         self.log: list[str] = []
         self.swapper = NightSwapper(
             self.client,
-            find(str(run / "memory" / "night-1")),
+            resolve_model(str(run / "memory" / "night-1")),
             stop_server=lambda: self.ended.append(1),
             drain_s=drain_s,
         )

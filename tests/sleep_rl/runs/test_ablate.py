@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from sleep_rl.runs import ablate
 from sleep_rl.cli.main import main
-from sleep_rl.contracts.errors import InputError
 from sleep_rl.config.loader import dump, load
+from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.retention import wilson_interval
+from sleep_rl.runs import ablate
 from tests.configs import flat
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
@@ -64,7 +64,7 @@ def lives(monkeypatch, tmp_path):
 
 
 def test_every_row_changes_what_it_names_and_nothing_else():
-    rows = ablate.rows_of(
+    rows = ablate.ablation_runs(
         DEMO,
         [
             "model.chunks=[1,2]",
@@ -79,21 +79,21 @@ def test_every_row_changes_what_it_names_and_nothing_else():
         1,
     )
     assert list(rows) == list(ablate.ROWS)
-    whole = flat(rows["whole"][0][0])
-    for name, [(config, overrides)] in rows.items():
-        changed = {key for key, value in flat(config).items() if whole[key] != value}
+    whole = flat(rows["whole"][0].config)
+    for name, [run] in rows.items():
+        changed = {key for key, value in flat(run.config).items() if whole[key] != value}
         changed -= {"run.name", "run.seed"}
         assert changed - {"sleep.on_full"} == {
             key.partition("=")[0] for key in ablate.ROWS[name]
         }, name
-    assert rows["no-sparsity"][0][0].model.top_k == whole["model.experts"]
+    assert rows["no-sparsity"][0].config.model.top_k == whole["model.experts"]
 
 
 def test_rows_that_change_nothing_are_left_out_and_unknown_ones_refused():
-    rows = ablate.rows_of(DEMO, ["rehearsal.share=0"], [], 1)
+    rows = ablate.ablation_runs(DEMO, ["rehearsal.share=0"], [], 1)
     assert {"no-rehearsal", "no-sparsity", "one-level", "no-semantic-reward"} & set(rows) == set()
     with pytest.raises(InputError, match=r"--rows: allowed are whole, .* got no-sleep"):
-        ablate.rows_of(DEMO, [], ["no-sleep"], 1)
+        ablate.ablation_runs(DEMO, [], ["no-sleep"], 1)
 
 
 def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
@@ -106,8 +106,8 @@ def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
     assert out[-2].split()[:4] == ["whole", "0.950", f"[{low:.3f},", f"{high:.3f}]"]
     low, high = wilson_interval(0.5, 8)
     assert out[-1].split()[-3:] == ["0.500", f"[{low:.3f},", f"{high:.3f}]"]
-    assert main(command) == 0 and len(lives.asked) == 4  # there already
-    assert "a-whole-s0: there already" in capsys.readouterr().out
+    assert main(command) == 0 and len(lives.asked) == 4  # they exist
+    assert "a-whole-s0: exists" in capsys.readouterr().out
     assert main([*command, "sleep.steps=5"]) == 2
     assert "runs/a-whole-s0: holds a run with another configuration" in capsys.readouterr().err
 
@@ -128,9 +128,9 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
 def test_a_sweep_is_one_group_in_wandb_unless_another_is_given(lives):
     def groups(*more):
         return {
-            config.wandb.group
-            for runs in ablate.rows_of(DEMO, ["run.name=c", *more], ["no-replay"], 2).values()
-            for config, _ in runs
+            run.config.wandb.group
+            for runs in ablate.ablation_runs(DEMO, ["run.name=c", *more], ["no-replay"], 2).values()
+            for run in runs
         }
 
     assert groups() == {"c-ablation"} and groups("wandb.group=mine") == {"mine"}

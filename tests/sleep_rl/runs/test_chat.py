@@ -6,13 +6,13 @@ import types
 
 import pytest
 import torch
-from tests.conftest import EOS, make_tokenizer
 from transformers import AutoModelForCausalLM
 
-from sleep_rl.model import checkpoints
-from sleep_rl.runs.chat import Pair, side_by_side
 from sleep_rl.cli.main import main
+from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels
+from sleep_rl.runs.chat import Comparison, side_by_side
+from tests.conftest import EOS, make_tokenizer
 
 PROMPT = "Is it so?"
 
@@ -28,7 +28,7 @@ def continued(model, ids, most=8):
 
 def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkpoint):
     base = AutoModelForCausalLM.from_pretrained(base_checkpoint()).eval()
-    pair, model = Pair(sleep_checkpoint(), 8, 0.0, 0), checkpoints.load(sleep_checkpoint())
+    pair, model = Comparison(sleep_checkpoint(), 8, 0.0, 0), checkpoints.load(sleep_checkpoint())
     for prompt in (PROMPT, "yes no yes"):
         ids = make_tokenizer()(prompt)["input_ids"]
         before, after = pair.ask(prompt)
@@ -37,7 +37,7 @@ def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkp
 
 def test_a_sampled_answer_is_the_same_for_the_same_seed(sleep_checkpoint):
     first, again, other = (
-        Pair(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4)
+        Comparison(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4)
     )
     assert first == again and first != other
 
@@ -91,16 +91,19 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
 ):
     model = checkpoints.load(sleep_checkpoint())
     tokenizer = make_tokenizer()
-    tokenizer.chat_template = "[{{ messages[0].role }}]{{ messages[0].content }}{% if add_generation_prompt %}[a]{% endif %}"
+    tokenizer.chat_template = (
+        "[{{ messages[0].role }}]{{ messages[0].content }}"
+        "{% if add_generation_prompt %}[a]{% endif %}"
+    )
     checkpoints.save(model, tokenizer, str(tmp_path / "template"))
     assert (
-        Pair(str(tmp_path / "template"), 1, 0.0, 0).ids("no")
+        Comparison(str(tmp_path / "template"), 1, 0.0, 0).ids("no")
         == make_tokenizer()("[user]no[a]")["input_ids"]
     )
     tokenizer = make_tokenizer()
     tokenizer.bos_token = "yes"
     checkpoints.save(model, tokenizer, str(tmp_path / "bos"))
-    pair = Pair(str(tmp_path / "bos"), 1, 0.0, 0)
+    pair = Comparison(str(tmp_path / "bos"), 1, 0.0, 0)
     assert pair.ids("no") == [tokenizer.bos_token_id, *make_tokenizer()("no")["input_ids"]]
     assert pair.ids("yes no") == make_tokenizer()("yes no")["input_ids"]
 
@@ -125,7 +128,7 @@ def test_a_plain_base_has_nothing_to_compare(base_checkpoint, capsys):
 
 
 def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
-    pair = Pair(sleep_checkpoint("qwen3", "locked"), 8, 0.0, 0)
+    pair = Comparison(sleep_checkpoint("qwen3", "locked"), 8, 0.0, 0)
     assert len(set(pair.ask(PROMPT))) == 1 and len(memory_levels(pair.model)) == 2
 
 

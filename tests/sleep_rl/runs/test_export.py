@@ -10,18 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import LEVELS, fill_memory, make_base, make_tokenizer
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.cli.main import main
-from sleep_rl.config.schema import Config
-from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.runs.export import export
 from sleep_rl.config.loader import dump
+from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal
+from sleep_rl.model import checkpoints, memory_folder
+from sleep_rl.runs.export import export
 from tests.configs import toy
+from tests.conftest import LEVELS, fill_memory, make_base, make_tokenizer
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 ALONE = """

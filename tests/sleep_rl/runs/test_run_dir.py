@@ -9,10 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sleep_rl.runs import run_dir
-from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.config.tasks import TaskConfig, World
+from sleep_rl.runs import run_dir
 from sleep_rl.tasks.registry import make_task
 from tests.configs import toy
 
@@ -62,9 +60,7 @@ def test_changed_data_must_be_named(folder):
     other = replace(CONFIG, run=replace(CONFIG.run, seed=1))
     text = (folder / run_dir.FILE).read_text()
     (folder / run_dir.FILE).write_text(
-        text.replace(
-            run_dir.data_digest(make_task(CONFIG)), run_dir.data_digest(make_task(other))
-        )
+        text.replace(run_dir.data_digest(make_task(CONFIG)), run_dir.data_digest(make_task(other)))
     )
     with pytest.raises(InputError, match="data changed since the run began; --accept data goes on"):
         run_dir.read(folder, [], [])
@@ -86,7 +82,10 @@ def test_a_full_disk_is_one_line(tmp_path):
 
 
 def test_only_one_process_lives_in_a_run(tmp_path):
-    code = f"from pathlib import Path; from sleep_rl.runs import run_dir\nwith run_dir.alone(Path({str(tmp_path)!r})): print('in')"
+    code = (
+        "from pathlib import Path; from sleep_rl.runs import run_dir\n"
+        f"with run_dir.alone(Path({str(tmp_path)!r})): print('in')"
+    )
 
     def other():
         return subprocess.run(
@@ -104,7 +103,7 @@ def test_only_one_process_lives_in_a_run(tmp_path):
 
 def test_whoever_only_asks_keeps_nobody_out(folder):
     """A page that watches a run asks every two seconds, by taking the lock for an instant."""
-    asking = open(folder / run_dir.LOCK, "w")
+    asking = open(folder / run_dir.LOCK, "w")  # noqa: SIM115 - closed by the timer
     fcntl.flock(asking, fcntl.LOCK_SH)
     threading.Timer(0.03, asking.close).start()
     with run_dir.alone(folder):
@@ -112,6 +111,6 @@ def test_whoever_only_asks_keeps_nobody_out(folder):
     with (
         run_dir.alone(folder),
         pytest.raises(InputError, match="another process lives in this run"),
+        run_dir.alone(folder),
     ):
-        with run_dir.alone(folder):
-            pass
+        pass
