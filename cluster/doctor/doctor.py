@@ -10,42 +10,45 @@ import os
 import platform
 import resource
 import shutil
-import signal
-import subprocess
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from actors.environment import cpu_environment
-from cluster.doctor import checks as checks
-from cluster.doctor.checks import Finding
+from cluster.doctor import machine, processes, services, software
+from cluster.doctor.finding import Finding
+from cluster.doctor.processes import ask_process, within
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.plan.plan import Plan, plan
 from sleep_rl.plan.render import render
 
-RESULT = (
-    "result.json"  # of cluster.doctor.probe, which is not imported here: it brings torch and Ray
-)
-DISTRIBUTION, PLUGIN = "sleep-rl", "sleep_rl"
-CHECK_S, PLAN_S, IMPORT_S, PROBE_S = 20.0, 120.0, 300.0, 900.0
-TORCH = (
-    "import json, torch; n = torch.cuda.device_count() if torch.cuda.is_available() else 0; "
-    "print(json.dumps({'version': "
-    "torch.__version__, 'cuda': torch.version.cuda, 'gpus': [[torch.cuda.get_device_name(i), "
-    "torch.cuda.get_device_properties(i).total_memory] for i in range(n)]}))"
-)
+# of cluster.doctor.probe, which is not imported here: it brings torch and Ray
+RESULT = "result.json"
+PLUGIN = "sleep_rl"
+CHECK_S = 20.0
+PLAN_S = 120.0
+IMPORT_S = 300.0
+PROBE_S = 900.0
+HUB_NAME_S = 5.0  # for each name that the hub is asked about
+TORCH = """
+import json, torch
+count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+properties = [torch.cuda.get_device_properties(i) for i in range(count)]
+gpus = [[p.name, p.total_memory] for p in properties]
+print(json.dumps({"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}))
+"""
 
 
 def doctor(
     path: str | None, overrides: Sequence[str], quick: bool, say: Callable[[str], object]
 ) -> int:
-    """Runs every check and says each finding at once. `path`: a config that is planned as well;
-    `quick`: without the probe. Returns 0 when all is ok, 1 when something is to be done.
+    """Run every check and print each finding at once.
+
+    `path`: a config that is planned as well; `quick`: without the probe. Return 0 when all is ok, 1
+    when something is to be done.
     """
     todo = 0
     for finding in _examine(path, overrides, quick):
@@ -55,60 +58,26 @@ def doctor(
     return int(todo > 0)
 
 
-def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterable[Finding]:
-    config, planned = Config(), None
-    yield from within(
-        CHECK_S, "python", lambda: checks.python(_requires(), platform.python_version())
-    )
-    yield from within(CHECK_S, "packages", lambda: checks.packages(_requirements(), _version))
+def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterator[Finding]:
+    yield from _software()
+    planned: Plan | None = None
     if path is not None:
         plans: list[Plan] = []
         yield from within(PLAN_S, "config", lambda: planning(path, overrides, plans))
         planned = plans[0] if plans else None
-        config = planned.config if planned else config
-    where = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    yield from within(
-        CHECK_S,
-        "machine",
-        lambda: checks.cores_and_memory(
-            checks.cores(),
-            checks.read_text("/proc/meminfo") or "",
-            checks.read_text("/sys/fs/cgroup/memory.max"),
-        ),
-    )
-    gpus: list = []
-    yield from torch_and_devices(planned, bool(where), gpus)
-    if where:
-        yield Finding("ports", True, f"not asked about: runs join {where}")
-    else:
-        yield from within(
-            CHECK_S, "ports", lambda: checks.ports(checks.ray_here(), checks.is_bound)
-        )
-    yield from within(CHECK_S, "cluster", lambda: checks.address(where))
-    yield from within(CHECK_S, "shared memory", checks.shared_memory)
-    least = max(checks.LEAST_DISK, 3 * planned.full_bytes if planned else 0)
-    for name, folder, size in (
-        ("run.dir", config.run.dir, least),
-        ("run.cache", config.run.cache, least),
-        ("temporary files", "/tmp", checks.LEAST_TMP),
-    ):
-        yield from within(
-            CHECK_S,
-            name,
-            lambda name=name, folder=folder, size=size: checks.room(name, folder, size),
-        )
-    yield from within(
-        CHECK_S,
-        "limits",
-        lambda: checks.limits(
-            resource.getrlimit(resource.RLIMIT_NOFILE),
-            resource.getrlimit(resource.RLIMIT_NPROC),
-            checks.read_text("/sys/fs/cgroup/pids.max"),
-        ),
-    )
+    config = planned.config if planned else Config()
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    yield from within(CHECK_S, "machine", _cores_and_memory)
+    gpus: list[tuple[str, int]] = []
+    yield from torch_and_devices(planned, bool(address), gpus)
+    yield from _cluster(address)
+    yield from _disks(config, planned)
+    yield from within(CHECK_S, "limits", _limits)
     mode = config.wandb.mode if path is not None else None
-    yield from within(CHECK_S, "wandb", lambda: checks.wandb_login(os.environ, Path.home(), mode))
-    yield from within(CHECK_S + 5 * len(checks.hub_names(config)[0]), "hub", lambda: _hub(config))
+    yield from within(CHECK_S, "wandb", lambda: services.wandb_login(os.environ, Path.home(), mode))
+    models, data = services.hub_names(config)
+    hub_s = CHECK_S + HUB_NAME_S * len(models)
+    yield from within(hub_s, "hub", lambda: _hub(models, data))
     sound = yield from plugin(len(gpus))
     if quick:
         return
@@ -118,8 +87,74 @@ def _examine(path: str | None, overrides: Sequence[str], quick: bool) -> Iterabl
     yield from probe(config.cluster.backend, "gpu" if gpus else "cpu")
 
 
+def _software() -> Iterator[Finding]:
+    version = platform.python_version()
+    yield from within(
+        CHECK_S, "python", lambda: software.python(software.requires_python(), version)
+    )
+    yield from within(
+        CHECK_S,
+        "packages",
+        lambda: software.packages(software.requirements(), software.installed_version),
+    )
+
+
+def _cores_and_memory() -> Finding:
+    meminfo = machine.read_text("/proc/meminfo") or ""
+    limit = machine.read_text("/sys/fs/cgroup/memory.max")
+    return machine.cores_and_memory(machine.cores(), meminfo, limit)
+
+
+def _cluster(address: str | None) -> Iterator[Finding]:
+    """Check what Ray needs on this node, and the cluster at `address` if there is one."""
+    if address:
+        yield Finding("ports", True, f"not asked about: runs join {address}")
+    else:
+        yield from within(
+            CHECK_S, "ports", lambda: machine.ports(machine.ray_here(), machine.is_bound)
+        )
+    yield from within(CHECK_S, "cluster", lambda: services.address(address))
+    yield from within(CHECK_S, "shared memory", machine.shared_memory)
+
+
+def _disks(config: Config, planned: Plan | None) -> Iterator[Finding]:
+    least = max(machine.LEAST_DISK, 3 * planned.full_bytes if planned else 0)
+    folders = {
+        "run.dir": (config.run.dir, least),
+        "run.cache": (config.run.cache, least),
+        "temporary files": ("/tmp", machine.LEAST_TMP),
+    }
+    for name, (folder, size) in folders.items():
+
+        def check(name: str = name, folder: str = folder, size: int = size) -> Finding:
+            return machine.room(name, folder, size)
+
+        yield from within(CHECK_S, name, check)
+
+
+def _limits() -> list[Finding]:
+    return machine.limits(
+        resource.getrlimit(resource.RLIMIT_NOFILE),
+        resource.getrlimit(resource.RLIMIT_NPROC),
+        machine.read_text("/sys/fs/cgroup/pids.max"),
+    )
+
+
+def _hub(models: list[str], data: list[str]) -> list[Finding]:
+    from huggingface_hub import constants
+
+    return services.hub(
+        constants.ENDPOINT,
+        constants.HF_HUB_CACHE,
+        constants.is_offline_mode(),
+        models,
+        data,
+        lambda name: services.may_read(constants.ENDPOINT, name),
+    )
+
+
 def planning(path: str, overrides: Sequence[str], plans: list[Plan]) -> list[Finding]:
-    """What `sleep-rl plan` says of a config, in one line, and its notes. Appends the plan to
+    """Return what `sleep-rl plan` says of a config in one line, and its notes. Append the plan to
     `plans` when there is one.
     """
     try:
@@ -130,224 +165,86 @@ def planning(path: str, overrides: Sequence[str], plans: list[Plan]) -> list[Fin
     return [Finding("config", True, render(plans[0]).splitlines()[0]), *notes]
 
 
-def within(
-    seconds: float, name: str, check: Callable[[], Finding | list[Finding]]
-) -> list[Finding]:
-    """What a check finds, or that it did not answer in time or failed: a dead file server must not
-    hang the others.
+def torch_and_devices(
+    planned: Plan | None, joins: bool, gpus: list[tuple[str, int]]
+) -> Iterable[Finding]:
+    """Check the devices with torch in a process of its own, because a driver that hangs must not
+    hang the doctor. Append (name, bytes) of each GPU to `gpus`.
     """
-    found: list[Finding] = []
-
-    def run() -> None:
-        try:
-            result = check()
-            found.extend(result if isinstance(result, list) else [result])
-        except Exception as error:  # any: the other checks are still worth their lines
-            found.append(
-                Finding(name, False, f"cannot be checked ({type(error).__name__}: {error})")
-            )
-
-    thread = threading.Thread(target=run, daemon=True, name=f"doctor {name}")
-    thread.start()
-    thread.join(seconds)
-    return (
-        list(found)
-        if found and not thread.is_alive()
-        else [
-            Finding(
-                name,
-                False,
-                f"no answer within {seconds:g} s: a file system or a name server that hangs?",
-            )
-        ]
-    )
-
-
-# ---- processes
-
-
-def torch_and_devices(planned: Plan | None, joins: bool, gpus: list) -> Iterable[Finding]:
-    """torch is imported in a process of its own: a driver that hangs must not hang the doctor.
-    Fills `gpus`.
-    """
-    answer, finding = ask([sys.executable, "-c", TORCH], "devices", "torch", IMPORT_S, os.environ)
+    command = [sys.executable, "-c", TORCH]
+    answer, finding = ask_process(command, "devices", "torch", IMPORT_S, os.environ)
     if answer is None:
         yield finding
         return
     gpus += answer["gpus"]
     asked = planned.gpus if planned and planned.config.cluster.backend == "ray" else 0
     yield from within(
-        CHECK_S, "devices", lambda: checks.devices(answer, checks.nvidia_driver(), asked, joins)
+        CHECK_S, "devices", lambda: machine.devices(answer, machine.nvidia_driver(), asked, joins)
     )
 
 
 def plugin(gpus: int) -> Iterable[Finding]:
-    """The entry point, and whether vLLM registers the architectures by it and is built for what is
-    here. Returns whether all of it holds.
+    """Check that vLLM registers the architectures by its entry point, and is built for the devices
+    that are here. Return whether all of it holds.
     """
-    entries = [
-        e for e in importlib.metadata.entry_points(group="vllm.general_plugins") if e.name == PLUGIN
-    ]
-    if not entries:
+    entries = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if not any(entry.name == PLUGIN for entry in entries):
         yield Finding(
             "vllm plugin",
             False,
             "vLLM's entry point sleep_rl is not installed: pip install -e . in the repository",
         )
         return False
+    command = [sys.executable, "-m", "actors.plugin_check"]
     environment = {**os.environ, **cpu_environment(1)}
-    answer, finding = ask(
-        [sys.executable, "-m", "actors.plugin_check"], "vllm plugin", "vLLM", IMPORT_S, environment
-    )
+    answer, finding = ask_process(command, "vllm plugin", "vLLM", IMPORT_S, environment)
     if answer is None:
         yield finding
         return False
+    version = answer["version"]
     if answer["missing"]:
-        yield Finding(
-            "vllm plugin",
-            False,
-            f"vLLM {answer['version']} does not know "
-            f"{', '.join(answer['missing'])}: "
-            f"VLLM_PLUGINS, if it is set, must name {PLUGIN}",
+        why = (
+            f"vLLM {version} does not know {', '.join(answer['missing'])}: VLLM_PLUGINS, if it is "
+            f"set, must name {PLUGIN}"
         )
+        yield Finding("vllm plugin", False, why)
         return False
     if gpus and answer["platform"] == "cpu":
-        yield Finding(
-            "vllm plugin",
-            False,
-            f"vLLM {answer['version']} is the build for CPUs, "
-            f"and {gpus} GPUs are here: "
-            "pip install -e '.[gpu]' in a fresh virtual "
-            "environment",
+        why = (
+            f"vLLM {version} is the build for CPUs, and {gpus} GPUs are here: "
+            "pip install -e '.[gpu]' in a fresh virtual environment"
         )
+        yield Finding("vllm plugin", False, why)
         return False
-    yield Finding(
-        "vllm plugin",
-        True,
-        f"vLLM {answer['version']} on {answer['platform']} knows {', '.join(answer['found'])}",
-    )
+    knows = ", ".join(answer["found"])
+    yield Finding("vllm plugin", True, f"vLLM {version} on {answer['platform']} knows {knows}")
     return True
 
 
 def probe(backend: str, device: str, limit_s: float = PROBE_S) -> Iterable[Finding]:
-    """A tiny life in a process of its own. What it wrote is kept when it failed."""
+    """Live a tiny life in a process of its own. What it wrote is kept when it failed."""
     folder = Path(tempfile.mkdtemp(prefix="doctor-", dir="/tmp"))
     environment = {**os.environ, **(cpu_environment(1) if device == "cpu" else {})}
+    command = [sys.executable, "-m", "cluster.doctor.probe", backend, device, str(folder)]
     with open(folder / "probe.log", "w") as log:
-        ended = run(
-            [sys.executable, "-m", "cluster.doctor.probe", backend, device, str(folder)],
-            limit_s,
-            environment,
-            log,
-        )
+        code = processes.run_process(command, limit_s, environment, log)
     try:
         result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
-        why = f"did not end within {limit_s:g} s" if ended is None else f"ended with code {ended}"
-        result = {"ok": False, "said": f"{why}: {_last_line(folder / 'probe.log')}"}
+        why = f"did not end within {limit_s:g} s" if code is None else f"ended with code {code}"
+        result = {"ok": False, "message": f"{why}: {_last_line(folder / 'probe.log')}"}
+    message = f"on {backend}, {device}: {result['message']}"
     if result["ok"]:
         shutil.rmtree(folder, ignore_errors=True)
-        yield Finding("probe", True, f"on {backend}, {device}: {result['said']}")
+        yield Finding("probe", True, message)
     else:
-        yield Finding(
-            "probe", False, f"on {backend}, {device}: {result['said']} (its output: {folder})"
-        )
-
-
-def ask(
-    command: list[str], name: str, what: str, limit_s: float, environment
-) -> tuple[dict | None, Finding | None]:
-    """(the JSON that a process prints as its last line, or None; what is wrong with it)."""
-    with tempfile.TemporaryFile("w+", errors="replace") as out:
-        ended = run(command, limit_s, environment, out)
-        out.seek(0)
-        lines = [line for line in out.read().splitlines() if line.strip()] or [""]
-    if ended == 0:
-        with suppress(ValueError):
-            return json.loads(lines[-1]), None
-    why = (
-        f"did not answer within {limit_s:g} s"
-        if ended is None
-        else f"ended with code {ended}: {lines[-1]}"
-    )
-    return None, Finding(
-        name,
-        False,
-        f"{what} cannot be imported: its process {why}; try "
-        f"{sys.executable} -c 'import "
-        f"{what.lower()}'",
-    )
-
-
-def run(command: list[str], limit_s: float, environment, out) -> int | None:
-    """The exit code of a command whose output goes into `out`; None when it had to be ended. With
-    it end its children.
-    """
-    process = subprocess.Popen(
-        command,
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        stdout=out,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )
-    try:
-        return process.wait(limit_s)
-    except subprocess.TimeoutExpired:
-        return None
-    finally:
-        if process.poll() is None:  # also on ctrl-C
-            # Ray ends its own processes on the first
-            for sign, patience in ((signal.SIGTERM, 15), (signal.SIGKILL, 5)):
-                with suppress(ProcessLookupError):
-                    os.killpg(process.pid, sign)
-                with suppress(subprocess.TimeoutExpired):
-                    process.wait(patience)
-
-
-# ---- sources
-
-
-def _requires() -> str | None:
-    try:
-        return importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _requirements() -> list[str]:
-    try:
-        return importlib.metadata.requires(DISTRIBUTION) or []
-    except importlib.metadata.PackageNotFoundError:
-        return []
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def _hub(config: Config) -> list[Finding]:
-    from huggingface_hub import constants
-
-    models, data = checks.hub_names(config)
-    return checks.hub(
-        constants.ENDPOINT,
-        constants.HF_HUB_CACHE,
-        constants.is_offline_mode(),
-        models,
-        data,
-        lambda name: checks.may_read(constants.ENDPOINT, name),
-    )
+        yield Finding("probe", False, f"{message} (its output: {folder})")
 
 
 def _last_line(path: Path) -> str:
     try:
-        lines = [
-            line.strip() for line in path.read_text(errors="replace").splitlines() if line.strip()
-        ]
+        text = path.read_text(errors="replace")
     except OSError as error:
         return str(error)
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else "it wrote nothing"

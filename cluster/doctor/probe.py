@@ -15,6 +15,7 @@ from pathlib import Path
 
 from cluster.crew import WorkerCrew, start_crew
 from cluster.doctor.doctor import RESULT
+from cluster.run_workers import memory_of
 from cluster.runtime.backend import Backend
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
@@ -31,7 +32,7 @@ START_S, CALL_S = 600.0, 300.0
 
 
 def config_of(gpu: bool, folder: Path) -> Config:
-    """A GPU is shared by one rollout worker and one learner."""
+    """Return the probe's config. A GPU is shared by one rollout worker and one learner."""
     share = "0.4" if gpu else "0"
     return reload(
         dump(Config()),
@@ -55,7 +56,7 @@ def config_of(gpu: bool, folder: Path) -> Config:
 
 
 def make_base(path: Path) -> str:
-    """A random model of two layers that knows 64 words."""
+    """Write a random model of two layers that knows 64 words; return its path."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -92,10 +93,9 @@ def make_base(path: Path) -> str:
 
 
 def probe(backend: Backend, config: Config, folder: Path) -> str:
-    """Goes once through everything that a night does, and returns what was seen. Raises RunError
-    where it does not hold.
+    """Go once through all that a night does; return what was measured. Raises RunError where it does
+    not hold.
     """
-    from cluster.run_workers import memory_of
 
     base = make_base(folder / "base")
     checkpoint = checkpoints.expand(base, str(folder / "checkpoint"), memory_of(config))
@@ -141,7 +141,7 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
 
 
 def _sampled(crew: WorkerCrew) -> list[tuple]:
-    """(tokens, log-probabilities, versions) of four completions of the student."""
+    """Return (tokens, log-probabilities, versions) of four completions of the student."""
     samples = crew.sample([Request(PROMPT, seed=seed) for seed in range(4)], STUDENT, Sampling(8))
     failed = [sample.reason for sample in samples if isinstance(sample, Failure)]
     if failed:
@@ -153,14 +153,13 @@ def main(backend: str, device: str, where: str) -> None:
     folder = Path(where)
     try:
         config = config_of(device == "gpu", folder)
-        there = (
-            LocalBackend(START_S, CALL_S)
-            if backend == "local"
-            else RayBackend("local", START_S, CALL_S, str(folder / "logs"))
-        )
-        result = {"ok": True, "said": probe(there, config, folder)}
+        if backend == "local":
+            runtime: Backend = LocalBackend(START_S, CALL_S)
+        else:
+            runtime = RayBackend("local", START_S, CALL_S, str(folder / "logs"))
+        result = {"ok": True, "message": probe(runtime, config, folder)}
     except (InputError, RunError) as error:
-        result = {"ok": False, "said": str(error)}
+        result = {"ok": False, "message": str(error)}
     (folder / RESULT).write_text(json.dumps(result))
 
 

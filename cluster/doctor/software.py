@@ -1,0 +1,120 @@
+"""Checks of the installed software: Python and packages."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from cluster.doctor.finding import Finding
+
+if TYPE_CHECKING:
+    from packaging.requirements import Requirement
+
+DISTRIBUTION = "sleep-rl"
+
+
+def python(requires: str | None, version: str) -> Finding:
+    """Check the Python version. `requires`: pyproject's requires-python, None when sleep-rl is not
+    installed.
+    """
+    from packaging.specifiers import SpecifierSet
+
+    if requires is None:
+        return Finding(
+            "python",
+            False,
+            f"{version}, but sleep-rl is not installed here: pip "
+            "install -e '.[cpu]' (or "
+            "[gpu]) in the repository",
+        )
+    if not SpecifierSet(requires).contains(version, prereleases=True):
+        return Finding(
+            "python",
+            False,
+            f"{version} runs this, {requires} is needed: make a "
+            "virtual environment with such "
+            "a one",
+        )
+    return Finding("python", True, version)
+
+
+def packages(requirements: Iterable[str], installed: Callable[[str], str | None]) -> list[Finding]:
+    """Check versions against pyproject's requirements.
+
+    `installed` returns a package's version, or None. The extras cpu and gpu are two builds of the
+    same vLLM, of which exactly one has to be installed.
+    """
+    from packaging.requirements import Requirement
+
+    sound = []
+    wrong = []
+    builds = []
+    for requirement in map(Requirement, requirements):
+        extra = _extra(requirement)
+        version = installed(requirement.name)
+        if extra == "other":
+            continue
+        if extra == "build":
+            builds.append((requirement.name, version))
+            if version is None:
+                continue
+        if version is None or not requirement.specifier.contains(version, prereleases=True):
+            wrong.append(_wrong_version(requirement, version))
+        else:
+            sound.append(f"{requirement.name} {version}")
+    wrong += _check_builds(builds)
+    return [*wrong, *([Finding("packages", True, ", ".join(sound))] if sound else [])]
+
+
+def _extra(requirement: Requirement) -> str:
+    """Return "build" for the extras cpu and gpu, "other" for those nobody needs, else nothing."""
+    marker = str(requirement.marker or "")
+    if "extra" not in marker:
+        return ""
+    return "build" if '"cpu"' in marker or '"gpu"' in marker else "other"
+
+
+def _wrong_version(requirement: Requirement, version: str | None) -> Finding:
+    name = requirement.name
+    needed = requirement.specifier
+    have = "is not installed" if version is None else f"{version} is installed"
+    return Finding(
+        "packages", False, f"{name} {have}, {needed} is needed: pip install '{name}{needed}'"
+    )
+
+
+def _check_builds(builds: list[tuple[str, str | None]]) -> list[Finding]:
+    """Check that one of the builds (name, version) of vLLM is installed, and not both."""
+    names = [name for name, version in builds if version]
+    if not builds or len(names) == 1:
+        return []
+    what = "vLLM is missing:"
+    if names:
+        what = f"{' and '.join(names)} overwrite each other: pip uninstall both, then"
+    advice = f"{what} pip install -e '.[cpu]', or '.[gpu]' on a machine with GPUs"
+    return [Finding("packages", False, advice)]
+
+
+def requires_python() -> str | None:
+    """Return pyproject's requires-python, None when sleep-rl is not installed."""
+    try:
+        return importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def requirements() -> list[str]:
+    """Return pyproject's requirements, those of extras included."""
+    try:
+        return importlib.metadata.requires(DISTRIBUTION) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+
+
+def installed_version(name: str) -> str | None:
+    """Return the version of a package, None when it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
