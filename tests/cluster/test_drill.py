@@ -11,8 +11,10 @@ import psutil
 import pytest
 import torch
 
-from cluster.drill.drill import PHASES, Fault, Row, drill, faults, reached
-from cluster.drill.drill import drill as drilling
+from cluster.drill import drill as drilling
+from cluster.drill import faults, scenarios
+from cluster.drill.drill import drill
+from cluster.drill.scenarios import PHASES, Fault, Row, reached
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Weights
@@ -66,7 +68,7 @@ def test_each_phase_begins_where_the_journal_says_so():
 def test_one_byte_of_one_push_is_flipped(monkeypatch):
     put = []
     monkeypatch.setattr(RayBackend, "put", lambda self, value: put.append(value))
-    monkeypatch.setattr(faults.FlippedByte, "struck", 0)
+    monkeypatch.setattr(faults.FlippedByte, "pushes", 0)
     backend = object.__new__(faults.FlippedByte)
     sent = [
         Weights(name, n, {}, {"b": torch.ones(3), "a": torch.ones(2).bfloat16()})
@@ -202,12 +204,12 @@ def test_a_row_says_what_happened_and_whether_it_was_right(
 ):
     hit = []
     records = [*journal(1), {"kind": "restarted", "worker": worker, "t": time.time() + 0.3}]
-    monkeypatch.setattr(drilling, "Life", lambda *_: Played(records, code, memory))
+    monkeypatch.setattr(scenarios, "DrilledRun", lambda *_: Played(records, code, memory))
     fault = Fault("kill rollout-0", "seeding", 1, lambda folder: hit.append(folder) or "rollout-0")
-    [row] = drilling._same("kills", [fault])("config", [], tmp_path, WANT)
+    [row] = scenarios._recovers("kills", [fault])("config", [], tmp_path, WANT)
     assert hit == [Path("runs/x")] and (row.happened, row.passed) == (happened, passed)
     missed = Fault("kill rollout-0", "seeding", 9, fault.do)
-    [row] = drilling._same("kills", [missed])("config", [], tmp_path, WANT)
+    [row] = scenarios._recovers("kills", [missed])("config", [], tmp_path, WANT)
     assert not row.passed and row.happened.startswith("the life was over before") and len(hit) == 1
 
 
@@ -217,8 +219,10 @@ def test_the_table_has_every_row_and_one_that_failed_fails_the_drill(passed, mon
         Row("kill a", "wake, night 1", "fine", True),
         Row("flip a byte", "push 2", "not noticed", passed),
     ]
-    monkeypatch.setattr(drilling, "Life", lambda *_: Played([{"kind": "done", "seconds": 9.0}]))
-    monkeypatch.setattr(drilling, "lives", lambda config: [lambda *_: iter(rows)])
+    monkeypatch.setattr(
+        drilling, "DrilledRun", lambda *_: Played([{"kind": "done", "seconds": 9.0}])
+    )
+    monkeypatch.setattr(drilling, "scenarios", lambda config: [lambda *_: iter(rows)])
     said = []
     if passed:
         table = drill(DRILL, [f"run.dir={tmp_path}"], said.append)
@@ -247,7 +251,7 @@ def test_a_drill_needs_processes(tmp_path):
 @pytest.mark.slow
 @pytest.mark.stack
 def test_a_flipped_byte_and_a_full_disk(tmp_path, monkeypatch):
-    monkeypatch.setattr(drilling, "lives", lambda config: [drilling._flip, drilling._disk])
+    monkeypatch.setattr(drilling, "scenarios", lambda config: [scenarios._flip, scenarios._disk])
     monkeypatch.chdir(Path(__file__).parents[2])
     table = drill(DRILL, [f"run.dir={tmp_path}", "task.world.days=2"])
     assert table.endswith("2 of 2 passed")

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from cluster.drill import faults
-from cluster.drill.drill import reached
-from cluster.drill.faults import TwoNodes
+from cluster.drill.scenarios import reached
+from cluster.drill.two_nodes import TwoNodes
 from sleep_rl.journal.journal import read
 from tests.conftest import as_at_a_terminal
 

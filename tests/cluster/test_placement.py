@@ -12,7 +12,7 @@ import pytest
 import torch
 import transformers
 
-from cluster.drill.faults import TwoNodes
+from cluster.drill.two_nodes import TwoNodes
 from cluster.runtime import node_versions
 from cluster.runtime.node_versions import Node, differences, look, unseen
 from cluster.runtime.resources import ResourceRequest, bundles, check, inventory
