@@ -111,8 +111,8 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
     checkpoint = checkpoints.expand(
         base, str(setup.folder / "checkpoint"), memory_of(config), config.run.seed
     )
-    vocab_size = checkpoints.read_config(checkpoint).vocab_size
-    tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
+    shape = checkpoints.read_config(checkpoint)
+    tokenizer = checkpoints.load_tokenizer(checkpoint, shape.vocab_size)
     texts = PromptCodec(setup.task, tokenizer)
     teachers = []
     if learners:
@@ -120,7 +120,8 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
             out = str(setup.folder / f"teacher-{k}")
             teachers.append(checkpoints.as_teacher(path, out, checkpoint, tokenizer))
         documents = [document for day in setup.task.days() for document in day.documents]
-        texts.check_fits(documents, config.rollouts.engine["max_model_len"])
+        longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
+        texts.check_fits(documents, longest)
     known = setup.task.known()
     probe_T = texts.context(None) + texts.question(known[0]) if known else texts.opener
     spec = CrewSpec(

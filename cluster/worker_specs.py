@@ -85,7 +85,7 @@ def spawn_rollout(backend: Backend, config: Config, checkpoint: str, name: str) 
     kwargs = {
         "checkpoint": checkpoint,
         "dtype": config.model.dtype,
-        "engine": dict(rollouts.engine),
+        "engine": config.rollout_engine,
         "seed": config.run.seed,
         "tensor_parallel": rollouts.tensor_parallel,
         "probe_tolerance": config.probe_tolerance,
@@ -106,7 +106,7 @@ def _spawn_critics(backend: Backend, spec: CrewSpec) -> list[Handle]:
     kwargs = {
         "checkpoint": spec.checkpoint,
         "dtype": config.model.dtype,
-        "engine": {**config.rollouts.engine, **critics.engine},
+        "engine": config.critic_engine,
         "seed": config.run.seed,
         "rank": config.dream.copies.rank,
         "alpha": config.dream.copies.alpha,
@@ -181,7 +181,7 @@ def _spawn_semantic(backend: Backend, config: Config, base: str) -> list[Handle]
             "model": reward.model or base,
             "template": reward.template,
             "dtype": config.model.dtype,
-            "engine": dict(config.rollouts.engine),
+            "engine": config.judge_engine,
         }
     return _spawn_rewards(backend, config, "semantic", cls, kwargs, reward.gpus)
 

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
+
+TOY = Path(__file__).parents[1] / "configs" / "toy.yaml"
+
+
+@cache
+def _toy() -> Config:
+    return load(str(TOY))
 
 
 def toy(**sections: dict[str, Any]) -> Config:
-    """Return the toy config with changed keys: `toy(sleep={"steps": 2}, run={"name": "x"})`."""
-    return changed(Config(), **sections)
+    """Return configs/toy.yaml with changed keys: `toy(sleep={"steps": 2}, run={"name": "x"})`."""
+    return changed(_toy(), **sections)
 
 
 def changed(config: Any, **values: Any) -> Any:

@@ -43,6 +43,8 @@ def config_of(gpu: bool, folder: Path) -> Config:
             "model.experts=2",
             "model.top_k=2",
             "model.d_low=16",
+            "model.dtype=float32",
+            "sleep.lr=4e-3",
             "rollouts.workers=1",
             f"rollouts.gpus={share}",
             f"learners.gpus={share}",

@@ -21,7 +21,7 @@ class Wake:
 @dataclass(frozen=True)
 class Sleep:
     steps: int = key(
-        600,
+        100,
         "optimizer steps of a consolidation; a level's takes as many for each "
         "that came into it since it "
         "last moved",
@@ -33,8 +33,8 @@ class Sleep:
     lag: int = key(
         0, "versions by which the rollouts may run ahead of the learner; 0: they take turns", low=0
     )
-    batch: int = key(40, "sequences per optimizer step, over all learner ranks", low=1)
-    lr: float = key(4e-3, "peak learning rate of the new expert", low=0)
+    batch: int = key(32, "sequences per optimizer step, over all learner ranks", low=1)
+    lr: float = key(5e-6, "peak learning rate of the new expert", low=0)
     warmup: int = key(10, "steps of linear warm-up; afterwards linear decay to zero", low=0)
     on_full: str = key(
         "error",
@@ -56,7 +56,7 @@ class Sleep:
 class Generation:
     """What the teacher writes about a document."""
 
-    samples: int = key(60, "sequences that the teacher writes per document and night", low=1)
+    samples: int = key(12, "sequences that the teacher writes per document and night", low=1)
     temperature: float = key(
         1.0,
         "sampling temperature of the teacher's writing, rehearsed "
@@ -245,7 +245,7 @@ class Policy:
         "where each round's dreaming policy starts: the last round's, or the model itself",
         choices=("previous", "base"),
     )
-    lr: float = key(4e-3, "peak learning rate of the dreaming policy's expert", low=0)
+    lr: float = key(3e-4, "peak learning rate of the dreaming policy's expert", low=0)
     epochs: int = key(
         2,
         "passes of the policy over the accepted dreams; 0: dreams are always the model's own",

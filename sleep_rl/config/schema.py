@@ -25,6 +25,20 @@ from sleep_rl.config.tasks import TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
 
 
+CPU_ENGINE = {
+    "enforce_eager": True,  # there are no CUDA graphs to capture
+    "max_num_seqs": 256,
+    "kv_cache_memory_bytes": 64 << 20,  # else vLLM takes a share of the memory of the machine
+    "block_size": 32,  # vLLM's 128 leaves the prefix cache of short prompts unused
+}
+"""Engine options that only a CPU needs."""
+
+
+def engine_options(options: dict, gpus: float) -> dict:
+    """Return vLLM options for an engine on `gpus` GPUs; on a CPU those it needs are added."""
+    return dict(options) if gpus else {**CPU_ENGINE, **options}
+
+
 @dataclass(frozen=True)
 class Run:
     name: str = key("world", "name of the run; its folder is <dir>/<name>")
@@ -32,7 +46,7 @@ class Run:
     cache: str = key("cache", "folder for base models that are trained on first use")
     seed: int = key(0, "seed of data, initialisation and sampling", low=0, high=2**32 - 1)
     checkpoint_steps: int = key(
-        300,
+        100,
         "steps of a night after which, at the end of a round, it "
         "writes a checkpoint to go on from; "
         "0: only between nights",
@@ -54,7 +68,7 @@ class Model:
         "vocabulary; before the first day "
         "they are seeded into level 1, which takes one of its experts",
     )
-    dtype: str = key("float32", "weights and activations", choices=("float32", "bfloat16"))
+    dtype: str = key("bfloat16", "weights and activations", choices=("float32", "bfloat16"))
     chunks: list = key(
         [1],
         "C(1..k) of the k memory levels, fastest first, in nights: level l "
@@ -102,7 +116,7 @@ class Critics:
 
 @dataclass(frozen=True)
 class Rollouts:
-    workers: int = key(2, "rollout actors, one vLLM engine each", low=1)
+    workers: int = key(1, "rollout actors, one vLLM engine each", low=1)
     cpus: float = key(1.0, "CPUs per rollout actor", low=0)
     gpus: float = key(0.0, "GPUs per rollout actor", low=0)
     tensor_parallel: int = key(
@@ -110,14 +124,9 @@ class Rollouts:
     )
     threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
     engine: dict = key(
-        {
-            "max_model_len": 256,
-            "max_num_seqs": 256,
-            "kv_cache_memory_bytes": 67108864,
-            "block_size": 32,
-            "enforce_eager": True,
-        },
-        "options handed to vLLM as they are",
+        {},
+        "options of the vLLM engines, by vLLM's own names; null leaves an option to vLLM. On a CPU "
+        "(gpus 0) those of CPU_ENGINE are added",
     )
 
 
@@ -135,7 +144,7 @@ class Learners:
     )
     zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
     micro_batch: int = key(
-        40, "sequences of one forward pass per rank; those of like length go together", low=1
+        8, "sequences of one forward pass per rank; those of like length go together", low=1
     )
     recall_mib: int = key(
         512,
@@ -213,7 +222,7 @@ class Baselines:
         "and the known at once (an upper bound)",
     )
     steps: dict = key({}, "optimizer steps by baseline; without an entry the baseline's own number")
-    lr: float = key(4e-3, "peak learning rate of the baselines", low=0)
+    lr: float = key(5e-6, "peak learning rate of the baselines", low=0)
 
 
 @dataclass(frozen=True)
@@ -262,6 +271,21 @@ class Config:
     def probe_tolerance(self) -> float:
         """In nats, as used. One rounding of a bfloat16 logit between 8 and 16 is 0.06."""
         return self.checks.probe or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
+
+    @property
+    def rollout_engine(self) -> dict:
+        """Options of the rollout engines, as used."""
+        return engine_options(self.rollouts.engine, self.rollouts.gpus)
+
+    @property
+    def critic_engine(self) -> dict:
+        """Options of the critics' engines, as used."""
+        return engine_options({**self.rollouts.engine, **self.critics.engine}, self.critics.gpus)
+
+    @property
+    def judge_engine(self) -> dict:
+        """Options of a judge's engine, as used."""
+        return engine_options(self.rollouts.engine, self.reward.gpus)
 
     @property
     def nights(self) -> int | None:

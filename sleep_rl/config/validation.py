@@ -138,7 +138,7 @@ def _check_dreams(config: Config, refuse: Callable[[bool, str], None]) -> None:
         "learners.zero_stage: at most 2 on several ranks with dream.rounds (their passes "
         "differ in number), got 3",
     )
-    engine = {**config.rollouts.engine, **config.critics.engine}
+    engine = config.critic_engine
     refuse(
         config.critics.gpus > 0 and not engine.get("kv_cache_memory_bytes"),
         "critics.engine.kv_cache_memory_bytes: a number of bytes where critics have GPUs, or "

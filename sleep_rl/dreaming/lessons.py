@@ -23,7 +23,7 @@ def lesson_of(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
     lesson = run.task.lesson(task, text)
     if isinstance(lesson, Failure):
         return lesson
-    engine = {**run.config.rollouts.engine, **run.config.critics.engine}
+    engine = run.config.critic_engine
     limit = engine.get("max_model_len") or math.inf
     fitting = tuple(
         text for text in lesson.texts if sum(map(len, run.codec.baseline(text))) <= limit

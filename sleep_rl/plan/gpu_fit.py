@@ -85,10 +85,9 @@ def check_shares(config: Config) -> None:
     """Engines on a shared GPU. Raises InputError where vLLM would not start, or would leave nothing
     to the others.
     """
-    critics = {**config.rollouts.engine, **config.critics.engine}
     for where, gpus, engine in (
-        ("rollouts", config.rollouts.gpus, config.rollouts.engine),
-        ("critics", config.critics.gpus if config.dream.rounds else 0, critics),
+        ("rollouts", config.rollouts.gpus, config.rollout_engine),
+        ("critics", config.critics.gpus if config.dream.rounds else 0, config.critic_engine),
     ):
         if not 0 < gpus < 1:
             continue

@@ -210,7 +210,7 @@ def _rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
     """
     per_token = shape.cached_values * _width(config)
     parts = _parallel(config)
-    given = config.rollouts.engine.get("kv_cache_memory_bytes")  # vLLM counts it per GPU
+    given = config.rollout_engine.get("kv_cache_memory_bytes")  # vLLM counts it per GPU
     cache = None if given is None else given * parts
     size = Bytes(shape.parameters * _width(config), 2 * memory_bytes(config, shape), cache=cache)
     return size, None if cache is None else cache // per_token
@@ -234,7 +234,7 @@ def _critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
         * 4
         * DTYPE_BYTES["float32"]
     )
-    cache = config.critics.engine.get("kv_cache_memory_bytes", rollout.cache)
+    cache = config.critic_engine.get("kv_cache_memory_bytes")
     return Bytes(
         2 * rollout.base, rollout.memory + memory_bytes(config, shape), copies, cache=cache
     )
@@ -337,7 +337,7 @@ def _tokens(config: Config, task: Task | None) -> int:
 
 def _check_shape(config: Config, shape: Shape) -> None:
     """Rules between the config and the base model."""
-    engine, parts, m = config.rollouts.engine, _parallel(config), config.model
+    engine, parts, m = config.rollout_engine, _parallel(config), config.model
     longest = engine.get("max_model_len")
     if longest and shape.positions and longest > shape.positions:
         raise InputError(

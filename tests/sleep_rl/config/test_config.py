@@ -4,14 +4,13 @@ and where.
 
 import json
 import random
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from sleep_rl.config.loader import describe, dump, keys, load
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import CPU_ENGINE, Config
 from sleep_rl.config.validation import check
 from sleep_rl.contracts.errors import InputError
 from tests.configs import changed, toy
@@ -103,18 +102,49 @@ def test_shipped_configs_load_and_their_first_line_is_the_command(path):
 
 def test_presets_say_what_their_names_say():
     demo, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "gkd_mixed.yaml")))
-    paper = Config()
-    assert (paper.objective.on_policy, paper.objective.alpha, paper.objective.divergence) == (
-        1.0,
-        0.5,
-        "forward_kl",
-    )
+    objective = Config().objective
+    assert (objective.on_policy, objective.alpha, objective.divergence) == (1.0, 0.5, "forward_kl")
     for config, name in ((demo, "demo"), (mixed, "gkd_mixed")):
-        assert config == replace(
-            paper,
-            run=replace(paper.run, name=name),
-            objective=replace(paper.objective, on_policy=0.5),
-        )
+        named = {"name": name, "checkpoint_steps": 300}
+        assert config == toy(run=named, objective={"on_policy": 0.5})
+
+
+def test_defaults_are_those_of_the_paper():
+    sleep, model = Config().sleep, Config().model
+    assert (sleep.lr, sleep.batch, sleep.steps, model.d_low) == (5e-6, 32, 100, 64)
+    assert (model.experts, model.dtype, Config().rollouts.engine) == (5, "bfloat16", {})
+
+
+def included(path):
+    """The preset and all presets that it includes, directly or not."""
+    names = yaml.safe_load(path.read_text()).get("include", [])
+    return {path.stem}.union(*(included(path.parent / name) for name in names))
+
+
+def test_no_gpu_preset_inherits_what_a_cpu_or_the_toy_needs():
+    on_gpu = set()
+    for path in CONFIGS:
+        config = load(str(path))
+        if config.rollouts.gpus == 0:
+            assert config.rollout_engine == {**CPU_ENGINE, **config.rollouts.engine}, path
+            continue
+        on_gpu.add(path.stem)
+        engines = [config.rollout_engine, config.critic_engine] if config.critics.gpus else []
+        for engine in (config.rollout_engine, *engines):
+            assert not {"enforce_eager", "block_size", "max_num_seqs"} & engine.keys(), path
+        assert config.model.dtype == "bfloat16", path
+        assert config.sleep.lr <= 5e-4 and config.baselines.lr <= 5e-4, path
+        assert "toy" not in included(path), path
+    assert on_gpu == {p.stem for p in CONFIGS if "gpu" in p.stem} | {"arc", "squad_7b"}
+
+
+def test_options_that_a_cpu_needs_yield_to_those_of_the_config(write):
+    on_cpu = load(write(), ["rollouts.engine.block_size=16"])
+    assert on_cpu.rollout_engine == {**CPU_ENGINE, "block_size": 16}
+    assert on_cpu.critic_engine == on_cpu.judge_engine == on_cpu.rollout_engine
+    on_gpu = load(write(), ["rollouts.engine.block_size=16", "rollouts.gpus=1"])
+    assert on_gpu.rollout_engine == {"block_size": 16}
+    assert on_gpu.critic_engine == {**CPU_ENGINE, "block_size": 16}
 
 
 def test_defaults_that_depend_on_other_keys(write):
@@ -125,8 +155,8 @@ def test_defaults_that_depend_on_other_keys(write):
     ):
         assert load(write(), overrides).gamma == gamma
     assert (
-        load(write(), []).probe_tolerance == 1e-3
-        and load(write(), ["model.dtype=bfloat16"]).probe_tolerance == 0.5
+        load(write(), ["model.dtype=float32"]).probe_tolerance == 1e-3
+        and load(write(), []).probe_tolerance == 0.5
     )
     assert load(write(), ["model.dtype=bfloat16", "checks.probe=0.1"]).probe_tolerance == 0.1
 
