@@ -1,5 +1,5 @@
-"""Shared fixtures: tiny checkpoints of the three families, one live engine per checkpoint, the
-memory of a test model.
+"""Shared fixtures: tiny checkpoints of the three families, one live engine per checkpoint, and what
+keeps a test away from the hub. Functions and fakes that tests import stand in tests/fakes.
 
 The environment is set before anything imports torch or vLLM: they read it once.
 """
@@ -7,106 +7,15 @@ The environment is set before anything imports torch or vLLM: they read it once.
 from __future__ import annotations
 
 import os
-import signal
 
 from actors.environment import cpu_environment
 
 os.environ.update(cpu_environment(1), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 import pytest
-import torch
-import transformers
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED, memory_levels
-
-ENGINE = {
-    "max_model_len": 128,
-    "max_num_seqs": 64,
-    "kv_cache_memory_bytes": 32 << 20,
-    "enforce_eager": True,
-    "max_num_batched_tokens": 256,  # so that a few prompts already do not fit into one step
-    # vLLM's 128 on CPU would leave the prefix cache of such short prompts unused
-    "block_size": 32,
-}
-EOS, PAD = 1, 0
-VOCABULARY = 300  # the tokenizer has fewer ids: a model may have rows to spare
-LEVELS = {
-    "dense": [{"experts": 4, "d_low": 16, "top_k": 4}],
-    "sparse": [{"experts": 4, "d_low": 16, "top_k": 2}],
-}
-LEVELS |= {
-    "locked": LEVELS["dense"],
-    "two levels": 2 * LEVELS["dense"],
-    "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}],
-}
-"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them
-per token, `sparser` one; no expert is unlocked in `locked` and `two levels`.
-"""
-STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
-
-
-def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Bytes, and the words yes and no with and without a leading space."""
-    words = [
-        "<pad>",
-        "<eos>",
-        *sorted(pre_tokenizers.ByteLevel.alphabet()),
-        "es",
-        "yes",
-        "no",
-        "Ġyes",
-        "Ġno",
-    ]
-    merges = [("e", "s"), ("y", "es"), ("n", "o"), ("Ġ", "yes"), ("Ġ", "no")]
-    backend = Tokenizer(models.BPE(vocab={word: i for i, word in enumerate(words)}, merges=merges))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    return transformers.PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", eos_token="<eos>"
-    )
-
-
-def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
-    """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its
-    tokenizer.
-    """
-    prefix = checkpoints.FAMILIES[family]
-    shape = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "num_key_value_heads": 1,
-        "head_dim": 32,
-        "max_position_embeddings": 256,
-        "tie_word_embeddings": family != "llama",
-        "bos_token_id": None,
-        "eos_token_id": EOS,
-        "pad_token_id": PAD,
-        "initializer_range": 0.1,
-        **fields,
-    }
-    torch.manual_seed(seed)
-    model = getattr(transformers, f"{prefix}ForCausalLM")(
-        getattr(transformers, f"{prefix}Config")(**shape)
-    )
-    checkpoints.save(model, make_tokenizer(), path)
-    return path
-
-
-def fill_memory(model: torch.nn.Module, seed: int = 0) -> None:
-    """Three ACTIVE experts and a FRESH one with random weights that clearly change what the model
-    says.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for level in memory_levels(model).values():
-            level.router.normal_(0, 0.3, generator=generator)
-            level.w_out.normal_(0, 0.3, generator=generator)
-            level.set_state(STATES)
+from tests.fakes.models import ENGINE, LEVELS, fill_memory, make_base, make_tokenizer
 
 
 @pytest.fixture(scope="session")
@@ -168,11 +77,3 @@ def nowhere(tmp_path, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.chdir(tmp_path)
-
-
-def as_at_a_terminal() -> None:
-    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and
-    so do its children.
-    """
-    for number in (signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_DFL)

@@ -90,6 +90,20 @@ def test_producers_and_learners_do_not_know_each_other_or_where_they_run():
             assert not imports(file) & ({"actors", "learners", "cluster"} - {file.parts[0]}), file
 
 
+def test_no_test_module_imports_another():
+    """What several of them use stands in tests/fakes."""
+    for file in sorted((ROOT / "tests").rglob("*.py")):
+        for node in ast.walk(tree(file.relative_to(ROOT))):
+            if isinstance(node, ast.ImportFrom):
+                names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            shared = [part for name in names for part in name.split(".")]
+            assert not [p for p in shared if p.startswith("test_") or p == "conftest"], file
+
+
 def test_package_inits_import_nothing_heavy():
     for file in SOURCES:
         if file.name == "__init__.py":

@@ -15,7 +15,7 @@ from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Sampling, Trial
 from sleep_rl.contracts.roles import Critic
 from sleep_rl.model import checkpoints
-from tests.conftest import ENGINE
+from tests.fakes.models import ENGINE
 
 RANK = 8
 ALPHA = 16.0

@@ -16,7 +16,7 @@ from sleep_rl.contracts.records import Pair
 from sleep_rl.contracts.roles import Reward
 from sleep_rl.model import checkpoints
 from sleep_rl.rewards import group_advantage, levenshtein_reward, mixture
-from tests.conftest import ENGINE, make_tokenizer
+from tests.fakes.models import ENGINE, make_tokenizer
 
 # ---- equations 4, 5, advantage
 

@@ -542,7 +542,7 @@ def test_tensor_parallel_workers_get_every_push(path, have):
     are right.
     """
     from actors.rollout import RolloutWorker
-    from tests.conftest import ENGINE
+    from tests.fakes.models import ENGINE
 
     worker = RolloutWorker(path, dtype="float32", engine=ENGINE, seed=0, tensor_parallel=2)
     try:

@@ -25,7 +25,8 @@ from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import tensors_of
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import ResolvedModel, nights, resolve_model
-from tests.conftest import LEVELS, as_at_a_terminal, fill_memory
+from tests.fakes.models import LEVELS, fill_memory
+from tests.fakes.processes import as_at_a_terminal
 
 PROMPT = list(range(20, 40))
 

@@ -20,7 +20,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Request, Sampling
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels
-from tests.conftest import ENGINE
+from tests.fakes.models import ENGINE
 
 pytestmark = pytest.mark.stack
 

@@ -12,8 +12,8 @@ from cluster.worker_specs import CrewHandles, CrewSpec
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import TEACHER, Sampling, Trial
 from sleep_rl.journal.journal import Journal, read
-from tests.cluster.test_weights import KEYS, export
-from tests.configs import toy
+from tests.fakes.configs import toy
+from tests.fakes.exports import KEYS, export
 
 TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
 
@@ -41,7 +41,7 @@ def crew(backend, tmp_path):
     def make(*kwargs_N):
         handles = [
             backend.spawn(
-                "tests.workers:CountingCritic",
+                "tests.fakes.workers:CountingCritic",
                 {"name": f"critic-{i}", **kwargs},
                 name=f"critic-{i}",
             )

@@ -24,8 +24,8 @@ from sleep_rl.night import pipeline
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
-from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
-from tests.sleep_rl.session.test_resumable import Stable
+from tests.fakes.crew import CONFIG, Crew
+from tests.fakes.texts import Diary, StableWords
 
 # calls without a death after each restart: what a dead worker owed is asked once more, and not
 # twice
@@ -33,7 +33,7 @@ SAFE = 20
 
 
 class Rollout:
-    """Holds verified states only, and answers as the crew of test_cycle does."""
+    """Holds verified states only, and answers as a fake Crew does."""
 
     def __init__(self, **_):
         self.held_, self.tensors = {}, {}
@@ -52,7 +52,7 @@ class Rollout:
     def sample(self, requests_N, name, version, how):
         if self.held_.get(name, -1) < version:
             raise RunError(f"{name} {version} is not held, but {self.held_}")
-        crew = Crew(PromptCodec(Diary(), Stable()), [])
+        crew = Crew(PromptCodec(Diary(), StableWords()), [])
         samples = [crew.answer(r, name) for r in requests_N]
         return [replace(s, versions_T=(self.held_[name],) * len(s.completion_T)) for s in samples]
 
@@ -81,9 +81,7 @@ class Learner:
     def seed_step(self, batch_N, step, steps):
         self.steps += 1
         self.heard.update(repr((batch_N, step)).encode())
-        return StepResult(
-            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
-        )
+        return StepResult(dict(Crew.step_metrics), [0.1] * len(batch_N))
 
     def commit_night(self):
         pass
@@ -181,7 +179,7 @@ def life_under(share, folder, steps, seed=0):
         rollouts=Rollouts(workers=3),
         cluster=Cluster(restarts=100_000),
     )
-    texts, journal = PromptCodec(Diary(), Stable()), Journal(folder / "metrics.jsonl")
+    texts, journal = PromptCodec(Diary(), StableWords()), Journal(folder / "metrics.jsonl")
     with MortalBackend(share, seed) as backend:
         crew = start_crew(backend, CrewSpec(config, "none", "none"), journal)
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
@@ -235,7 +233,7 @@ def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
 @pytest.mark.parametrize("restarts", [0, 5])
 def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsys):
     config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
-    texts, journal = PromptCodec(Diary(), Stable()), Journal(tmp_path / "metrics.jsonl")
+    texts, journal = PromptCodec(Diary(), StableWords()), Journal(tmp_path / "metrics.jsonl")
     with (
         MortalBackend(0.5) as backend,
         pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"),

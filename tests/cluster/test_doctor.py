@@ -26,7 +26,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.config.method import RewardConfig
 from sleep_rl.config.schema import Config, Model
 from sleep_rl.contracts.errors import InputError
-from tests.conftest import as_at_a_terminal
+from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[2]
 NO_LIMIT = resource.RLIM_INFINITY

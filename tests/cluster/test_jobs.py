@@ -16,7 +16,7 @@ from cluster.drill import faults
 from cluster.drill.scenarios import reached
 from cluster.drill.two_nodes import TwoNodes
 from sleep_rl.journal.journal import read
-from tests.conftest import as_at_a_terminal
+from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[2]
 LIFE = (

@@ -14,7 +14,7 @@ from cluster import logs
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.runs.run_dir import alone
-from tests.conftest import as_at_a_terminal
+from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[2]
 

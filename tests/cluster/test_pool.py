@@ -17,8 +17,8 @@ from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward
 from sleep_rl.journal.journal import Journal
-from tests.configs import toy
-from tests.workers import Echo, Scorer
+from tests.fakes.configs import toy
+from tests.fakes.workers import Echo, Scorer
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
@@ -44,7 +44,7 @@ def only_ray(backend):
 def handles(backend):
     """Three workers for the whole module: processes take seconds to start."""
     handles = [
-        backend.spawn("tests.workers:Echo", {"greeting": f"w{i}"}, name=f"echo-{i}")
+        backend.spawn("tests.fakes.workers:Echo", {"greeting": f"w{i}"}, name=f"echo-{i}")
         for i in range(3)
     ]
     backend.ready(handles)
@@ -160,7 +160,7 @@ class TestRewardPool:
 
     @pytest.fixture
     def rewards(self, backend):
-        handle = backend.spawn("tests.workers:Scorer", {"slow_s": 1.0}, name="reward-0")
+        handle = backend.spawn("tests.fakes.workers:Scorer", {"slow_s": 1.0}, name="reward-0")
         backend.ready([handle])
         return RewardPool([handle], timeout_s=0.5)
 
@@ -194,7 +194,7 @@ class TestRewardPool:
         assert rewards.score([self.SAME]) == [1.0] and not rewards.failed
 
     def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
-        handle, spent = backend.spawn("tests.workers:Scorer", {}, name="reward-dead"), []
+        handle, spent = backend.spawn("tests.fakes.workers:Scorer", {}, name="reward-dead"), []
         backend.ready([handle])
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append((worker, reason)))
         handle._channel.kill()
@@ -206,7 +206,8 @@ class TestRewardPool:
 
     def test_a_call_that_raises_fails_its_pairs_only(self, backend):
         handles = [
-            backend.spawn("tests.workers:Scorer", {}, name=f"reward-raises-{i}") for i in range(2)
+            backend.spawn("tests.fakes.workers:Scorer", {}, name=f"reward-raises-{i}")
+            for i in range(2)
         ]
         rewards, pair = RewardPool(handles, 30), Pair((1, 2), (5,))
         failed = Failure(
@@ -322,7 +323,8 @@ class TestSlices:
 
     def test_every_worker_goes_on_until_it_is_done(self, here):
         handles = [
-            here.spawn("tests.workers:Sliced", {"slices": n}, name=f"rollout-{n}") for n in (1, 3)
+            here.spawn("tests.fakes.workers:Sliced", {"slices": n}, name=f"rollout-{n}")
+            for n in (1, 3)
         ]
         nobody_failed = lambda worker, reason: pytest.fail(reason)  # noqa: E731
         pool = RolloutPool(handles, 60, nobody_failed, slice_s=0.01)
@@ -333,7 +335,7 @@ class TestSlices:
 
     def test_who_is_never_done_is_late(self, here):
         pool = RolloutPool(
-            [here.spawn("tests.workers:Sliced", {"slices": 10**6}, name="rollout-0")],
+            [here.spawn("tests.fakes.workers:Sliced", {"slices": 10**6}, name="rollout-0")],
             0.2,
             slice_s=0.01,
         )
@@ -344,7 +346,7 @@ class TestSlices:
             pool.sample(self.REQUESTS, "student", 4, Sampling(1))
 
     def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
-        handle = backend.spawn("tests.workers:Sliced", {"slices": 20}, name="rollout-0")
+        handle = backend.spawn("tests.fakes.workers:Sliced", {"slices": 20}, name="rollout-0")
         backend.ready([handle])
         pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
         sampling = threading.Thread(

@@ -18,9 +18,9 @@ from cluster.runtime.ray_channel import RayPending
 from cluster.runtime.resources import ResourceRequest, check
 from cluster.runtime.watchdog import STACKS, Watch
 from sleep_rl.contracts.errors import InputError, RunError
-from tests.workers import Echo
+from tests.fakes.workers import Echo
 
-ECHO = "tests.workers:Echo"
+ECHO = "tests.fakes.workers:Echo"
 
 
 @pytest.mark.stack

@@ -14,8 +14,8 @@ from cluster.weights import WeightStore
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.runs.run_dir import FILE, alone
-from tests.cluster.test_weights import KEYS, export, state
-from tests.undocumented import undocumented
+from tests.fakes.exports import KEYS, export, state
+from tests.fakes.undocumented import undocumented
 
 
 @pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.stack)])
@@ -29,7 +29,9 @@ class Crowd:
 
     def __init__(self, backend, tmp_path, count, most=8, **worker):
         def spawn(number):
-            return backend.spawn("tests.workers:CheckingRollout", worker, name=f"rollout-{number}")
+            return backend.spawn(
+                "tests.fakes.workers:CheckingRollout", worker, name=f"rollout-{number}"
+            )
 
         def check(asked):
             if asked > most:

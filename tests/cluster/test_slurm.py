@@ -16,7 +16,7 @@ import pytest
 
 from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
-from tests.cluster.test_deploy_files import check_command
+from tests.fakes.command_lines import check_command
 
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-that-must-not-be-seen"

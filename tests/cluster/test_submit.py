@@ -22,7 +22,7 @@ from cluster.jobs import client, follow, package, submit
 from sleep_rl.cli.main import main
 from sleep_rl.config.loader import dump, load
 from sleep_rl.contracts.errors import InputError
-from tests.conftest import as_at_a_terminal
+from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[2]
 DEBUG = str(ROOT / "configs" / "debug.yaml")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from cluster.tracking.sink import WandbSink
 from sleep_rl.journal.journal import Journal, read
-from tests.system.test_resume import command, kill_after, start
+from tests.fakes.processes import command, kill_after, start
 
 ROOT = Path(__file__).parents[2]
 CONFIG = {

@@ -4,22 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.pool import Pool
 from cluster.runtime.ray_backend import RayBackend
 from cluster.weights import WeightsDamaged, WeightStore
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import Weights
 from sleep_rl.model.tensor_digest import digest
-from tests.workers import CheckingRollout
-
-KEYS = (
-    "model.layers.0.mlp.memory.0.w_in#0",
-    "model.layers.0.mlp.memory.0.w_in#1",
-    "model.layers.0.mlp.memory.0.state",
-)
+from tests.fakes.exports import KEYS, export, state
+from tests.fakes.workers import CheckingRollout
 
 
 @pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
@@ -31,7 +24,9 @@ def backend(request):
 @pytest.fixture(scope="module")
 def handles(backend):
     handles = [
-        backend.spawn("tests.workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}")
+        backend.spawn(
+            "tests.fakes.workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}"
+        )
         for i in range(2)
     ]
     backend.ready(handles)
@@ -50,25 +45,9 @@ def store(backend, pool):
     return WeightStore(backend, pool)
 
 
-def state(fill: float, *, like: dict | None = None, changed: tuple[str, ...] = KEYS) -> dict:
-    """A full state; keys outside `changed` are those of `like`."""
-    return {
-        key: torch.full((4, 8), fill + i).bfloat16() if key in changed else like[key]
-        for i, key in enumerate(KEYS)
-    }
-
-
 def refs(store: WeightStore) -> set[int]:
     """Deltas that the object store holds."""
     return {id(ref) for ref, _ in store._places.values()}
-
-
-def export(name: str, version: int, full: dict, have: dict[str, str]) -> Weights:
-    """As Learner.export does it."""
-    manifest = {key: digest(tensor) for key, tensor in full.items()}
-    return Weights(
-        name, version, manifest, {k: t for k, t in full.items() if have.get(k) != manifest[k]}
-    )
 
 
 class TestPush:
@@ -177,7 +156,7 @@ class TestLostState:
 
 class TestRefusals:
     def test_reader_that_reports_another_version(self, backend):
-        handle = backend.spawn("tests.workers:CheckingRollout", {"lies": True}, name="liar")
+        handle = backend.spawn("tests.fakes.workers:CheckingRollout", {"lies": True}, name="liar")
         store = WeightStore(backend, Pool("rollouts", [handle], 60))
         with pytest.raises(
             RunError,

@@ -8,7 +8,7 @@ import torch
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
 from sleep_rl.model import checkpoints
-from tests.conftest import make_base
+from tests.fakes.models import make_base
 from tests.learners.twins import CONFIG, ROWS, logprobs, slow_l_ks
 
 

@@ -4,7 +4,7 @@ import torch
 
 from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
 from sleep_rl.model.memory import view_of
-from tests.configs import toy
+from tests.fakes.configs import toy
 
 CONFIG = toy(
     model={"experts": 4, "d_low": 16, "top_k": 4},

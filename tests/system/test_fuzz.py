@@ -31,9 +31,9 @@ from sleep_rl.report import sections
 from sleep_rl.runs import run_dir
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.registry import make_task
-from tests import mutations
-from tests.conftest import make_base
-from tests.sleep_rl.session.test_resumable import lives
+from tests.fakes import mutations
+from tests.fakes.crew import continue_life
+from tests.fakes.models import make_base
 
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -355,7 +355,7 @@ def finished(tmp_path_factory):
     base = make_base("qwen3", str(root / "base"))
     folder = root / "life"
     folder.mkdir()
-    lives(folder)
+    continue_life(folder)
     config = load(
         str(ROOT / "configs" / "debug.yaml"),
         [f"model.base={base}", "cluster.backend=local", "model.experts=4", "model.d_low=16"],

@@ -2,8 +2,8 @@
 
 Real driver, night, learner, rewards, weight store and journal in this process; scripted rollouts.
 Numbers are compared to 1e-3, so that any processor passes; on the machine that wrote the text the
-bytes of the memory are compared, too. `python -m tests.test_golden` writes tests/system/golden/life.txt
-anew: only where the numbers are meant to change.
+bytes of the memory are compared, too. `python -m tests.system.test_golden` writes
+tests/system/golden/life.txt anew: only where the numbers are meant to change.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from cluster import launch
 from sleep_rl.config.loader import load as load_config
 from sleep_rl.journal.journal import read
-from tests.conftest import make_base
+from tests.fakes.models import make_base
 from tests.system.golden.scripted import DAYS, ScriptedBackend
 
 HERE = Path(__file__).parent / "golden"

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from sleep_rl.journal.journal import read
-from tests.configs import toy
-from tests.undocumented import undocumented
+from tests.fakes.configs import toy
+from tests.fakes.undocumented import undocumented
 
 ROOT = Path(__file__).parents[2]
 

@@ -6,7 +6,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -17,63 +16,9 @@ from cluster import run_record
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.stage_files import newest
+from tests.fakes.processes import DIFFERENT, command, kill_after, start
 
 ROOT = Path(__file__).parents[2]
-DIFFERENT = (
-    "t",
-    "commit",
-    "seconds",
-    "started",
-    "tokens_per_second",
-    "bytes",
-    "tensors",
-    "config",
-    "pause",
-    "learner_idle",
-    "trained_s",
-    "learner_waited_s",
-    "rollouts_waited_s",
-    "rewards_s",
-)
-"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run
-is in its config.
-"""
-SMALL = (
-    "run.cache=cache",
-    "model.chunks=[1,2]",
-    "model.experts=2",
-    "rollouts.workers=1",
-    "baselines.run=[sft,joint]",
-    "baselines.steps={sft: 2, joint: 2}",
-    "rehearsal.samples=8",
-    "sleep.steps=6",
-    "run.checkpoint_steps=2",
-)
-
-
-def command(*arguments):
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
-    }
-    return {
-        "args": [sys.executable, "-m", "sleep_rl", *arguments],
-        "cwd": ROOT,
-        "env": environment,
-        "text": True,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-    }
-
-
-def start(folder, name, backend):
-    return command(
-        "run",
-        "configs/debug.yaml",
-        f"run.dir={folder}",
-        f"run.name={name}",
-        f"cluster.backend={backend}",
-        *SMALL,
-    )
 
 
 def lines(folder):
@@ -88,17 +33,6 @@ def memories(folder):
         path.parent.name: path.read_bytes()
         for path in sorted(folder.glob("memory/*/memory.safetensors"))
     }
-
-
-def kill_after(process, journal, count):
-    """SIGKILL to the driver once its record has `count` lines."""
-    deadline = time.monotonic() + 600
-    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= count):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{journal} never had {count} lines"
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
 
 
 def check(tmp_path, backend, points):

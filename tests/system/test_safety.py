@@ -32,8 +32,9 @@ from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import LEARNER, newest
 from sleep_rl.tasks.registry import make_task
-from tests.conftest import LEVELS, make_base
-from tests.sleep_rl.session.test_resumable import CONFIG, Diary, Mortal, Stable, lives
+from tests.fakes.crew import RESUMABLE, MortalCrew, continue_life
+from tests.fakes.models import LEVELS, make_base
+from tests.fakes.texts import Diary, StableWords
 
 DEBUG = str(Path(__file__).parents[2] / "configs" / "debug.yaml")
 SECRETS = {
@@ -204,7 +205,7 @@ def test_ordinary_addresses_and_words_are_no_secrets(monkeypatch):
     assert secrets.masked("short /a/long/path/to/it") == "short /a/long/path/to/it"
 
 
-class Leaky(Mortal):
+class Leaky(MortalCrew):
     """Its workers' messages repeat everything that they know."""
 
     def sample(self, requests_N, name, how):
@@ -222,7 +223,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
         monkeypatch.setenv(name, value)
     folder = tmp_path / "life"
     folder.mkdir()
-    texts = PromptCodec(Diary(), Stable())
+    texts = PromptCodec(Diary(), StableWords())
     config = load(DEBUG, ["wandb.mode=offline"])
     run_dir.write(folder, config, make_task(config))
     sink = wandb_sink(config, folder, "abcd1234")
@@ -242,7 +243,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
             Leaky(texts, []),
             texts.task,
             texts,
-            CONFIG,
+            RESUMABLE,
             journal,
             Console(),
             str(folder),
@@ -300,7 +301,7 @@ def life(tmp_path):
     """A run's folder as a process left it."""
     folder = tmp_path / "life"
     folder.mkdir()
-    lives(folder)
+    continue_life(folder)
     config = load(DEBUG, ["cluster.backend=local"])
     run_dir.write(folder, config, make_task(config))
     return folder
@@ -362,14 +363,14 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
 
     folder = tmp_path / "deep" / "life"
     folder.mkdir(parents=True)
-    texts = PromptCodec(Hostile(), Stable())
+    texts = PromptCodec(Hostile(), StableWords())
     journal = Journal(folder / "metrics.jsonl")
     live(
         RunContext(
-            Mortal(texts, []),
+            MortalCrew(texts, []),
             texts.task,
             texts,
-            CONFIG,
+            RESUMABLE,
             journal,
             Console(),
             str(folder),
@@ -400,7 +401,7 @@ def test_a_ray_of_our_own_listens_on_the_loopback_address_only():
 
     before = listening()  # of other tests in this process
     with RayBackend(cpus=1, start_timeout_s=600) as backend:
-        worker = backend.spawn("tests.workers:Echo", {}, name="echo", cpus=0)
+        worker = backend.spawn("tests.fakes.workers:Echo", {}, name="echo", cpus=0)
         backend.ready([worker])
         assert worker.greet("you") == "hello you."
         there = {address.ip for address in listening() - before}

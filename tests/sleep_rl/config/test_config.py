@@ -13,7 +13,7 @@ from sleep_rl.config.loader import describe, dump, keys, load
 from sleep_rl.config.schema import CPU_ENGINE, Config
 from sleep_rl.config.validation import check
 from sleep_rl.contracts.errors import InputError
-from tests.configs import changed, toy
+from tests.fakes.configs import changed, toy
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 

@@ -16,8 +16,6 @@ from sleep_rl.contracts.records import (
     DreamTask,
     Lesson,
     Question,
-    Sample,
-    StepResult,
     TrainingText,
 )
 from sleep_rl.contracts.roles import Dreamer
@@ -30,10 +28,10 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import newest
-from tests.configs import changed
-from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, Diary
-from tests.sleep_rl.night.test_consolidation import Words
-from tests.undocumented import undocumented
+from tests.fakes.configs import changed
+from tests.fakes.crew import CONFIG, Crew
+from tests.fakes.texts import Diary, Words
+from tests.fakes.undocumented import undocumented
 
 
 class Deep(Diary):
@@ -137,17 +135,7 @@ class Dreaming(Crew):
         else:
             right = state != "own" or rng.random() < 0.5
             words, reason = f"when was {word} ? A : {day if right else 'never'}", "stop"
-        ids = self.texts.ids(words) + (self.texts.eos if reason == "stop" else ())
-        return Sample(
-            request.prompt_T,
-            request.context_T,
-            ids,
-            (-0.5,) * len(ids),
-            reason,
-            request.seed,
-            name,
-            (1,) * len(ids),
-        )
+        return self.sampled(request, name, words, reason=reason, logprob=-0.5)
 
     def gradient_gram(self, texts_N, whole):
         assert not whole
@@ -182,17 +170,14 @@ class Dreaming(Crew):
             self.state = f"policy {self.policies} on {self.state} ({self.slot})"
         return {"loss": 1.0}
 
-    def seed_step(self, batch_N, step, steps):
+    def check_batch(self, batch_N, step, steps):
         told = [r for r in batch_N if r.teacher == HARD_TARGET]
         self.told += told
         if not told:
-            return super().seed_step(batch_N, step, steps)
+            return super().check_batch(batch_N, step, steps)
         assert steps == 3 and len(told) == 4 == sum(r.replay for r in batch_N)
         assert all(
             r.prompt_T == self.texts.context(None) + self.texts.opener and r.x_length for r in told
-        )
-        return StepResult(
-            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
         )
 
     def save_checkpoint(self, path):

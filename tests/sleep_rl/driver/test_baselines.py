@@ -8,7 +8,7 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.driver.baselines import registry
-from tests.configs import toy
+from tests.fakes.configs import toy
 
 
 def test_every_module_of_the_folder_is_a_baseline():

@@ -1,7 +1,6 @@
 """The driver against a crew that writes down, and checks, everything it is asked for."""
 
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -10,12 +9,6 @@ from sleep_rl.config.method import Wake
 from sleep_rl.config.schema import Baselines, Evaluate, Model
 from sleep_rl.contracts.records import (
     TEACHER,
-    Day,
-    Document,
-    Question,
-    Sample,
-    StepResult,
-    TrainingText,
 )
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
@@ -24,150 +17,15 @@ from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
-from tests.configs import changed, toy
-from tests.sleep_rl.night.test_consolidation import Asking, Words
-from tests.undocumented import undocumented
-
-DAYS = 4
-
-
-class Diary(Asking):
-    """One document a day; who reads it knows its word."""
-
-    name = "diary"
-
-    def days(self):
-        return tuple(
-            Day(
-                f"day{n}",
-                (Document(f"d{n}", f"day {n} was w{n}"),),
-                (Question(f"q{n}", f"Q : how was {n} ? A :", f"w{n}", f"d{n}"),),
-            )
-            for n in range(1, DAYS + 1)
-        )
-
-    def known(self):
-        return (Question("k", "Q : old ? A :", "yes"),)
-
-    def grade(self, question, text):
-        return float(text.split() == [question.answer])
-
-    def sft_texts(self, day):
-        return (TrainingText("", f"{day.name}"),)
-
-
-class Crew:
-    """Learner and rollouts in one: keeps a protocol, and refuses calls in the wrong order."""
-
-    def __init__(self, texts, rehearsed):
-        self.texts, self.rehearsed, self.learn, self.protocol = texts, rehearsed, self, []
-        self.open, self.versions, self.version = None, {}, 0
-
-    # -- learner
-    def wake(self, documents_N):
-        self.protocol.append(("wake", len(documents_N)))
-        return {"loss": 1.0, "updates": 1.0}
-
-    def open_night(self, receiver, due=(), slot="next"):
-        assert self.open is None
-        self.open = receiver
-        self.protocol.append(("open", receiver, due))
-
-    def commit_night(self):
-        assert self.open
-        self.protocol.append(("close", self.open))
-        self.open = None
-
-    def seed_step(self, batch_N, step, steps):
-        documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
-        assert bool(documents) == (self.open == 1)  # only the context window holds documents
-        assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
-        # whoever sends, reading stays
-        read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]
-        assert len(read) == CONFIG.reading.rows > 0 and all(
-            r.replay and not r.teacher_T for r in read
-        )
-        return StepResult(
-            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
-        )
-
-    def save_state(self, tag):
-        self.protocol += [("keep", tag)] if tag == BEFORE else []
-
-    def load_state(self, tag):
-        self.protocol += [("use", tag)] if tag == BEFORE else []
-
-    def save_memory(self, path):
-        self.protocol += [("save", path.rsplit("/", 1)[1])] if "rejected" in path else []
-
-    # -- rollouts and rewards
-    def push(self, name, view):
-        self.push_async(name, view)()
-
-    def push_async(self, name, view):
-        self.version += 1
-        version = self.version
-        return lambda: self.versions.update({name: version})
-
-    def forget(self):
-        self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
-
-    def sample(self, requests_N, name, how):
-        assert name in self.versions
-        return [self.answer(r, name) for r in requests_N]
-
-    def answer(self, request, name):
-        asked = self.texts.text(request.prompt_T)
-        read = self.texts.text(request.context_T).split()
-        if "A :" in asked:  # a question, or a rehearsed prompt
-            if how := asked.split()[asked.split().index("was") + 1 : -3] if "was" in asked else []:
-                self.rehearsed.append((self.open, name, how[0]))
-            words = "fine"
-        else:
-            words = (
-                f"how was {read[1]} ? A : {read[3]}"
-                if read
-                else f"old {random.Random(request.seed).random()} ? A : yes"
-            )
-        ids = self.texts.ids(words) + self.texts.eos
-        return Sample(
-            request.prompt_T,
-            request.context_T,
-            ids,
-            (-1.0,) * len(ids),
-            "stop",
-            request.seed,
-            name,
-            (1,) * len(ids),
-        )
-
-    def score(self, pairs_N):
-        return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
-
-
-CONFIG = toy(
-    task={"world": {"days": DAYS}},
-    model={"chunks": [1, 2], "experts": 2},
-    sleep={"steps": 2, "steps_per_round": 1, "batch": 8},
-    generation={"samples": 2},
-    replay={"samples": 6},
-    rehearsal={"samples": 20},
-    baselines={"run": []},
-)
+from tests.fakes.configs import changed
+from tests.fakes.crew import CONFIG, Crew, Forgetful, live_life, sampled_ids
+from tests.fakes.texts import DAYS, Diary, Words
+from tests.fakes.undocumented import undocumented
 
 
 @pytest.fixture
 def lived(tmp_path):
-    return life_of(CONFIG, tmp_path)
-
-
-def life_of(config, tmp_path, make=None):
-    texts, rehearsed = PromptCodec(Diary(), Words()), []
-    crew = (make or Crew)(texts, rehearsed)
-    journal = Journal(tmp_path / "metrics.jsonl")
-    live(RunContext(crew, texts.task, texts, config, journal, Console(), str(tmp_path)))
-    journal.close()
-    return crew.protocol, rehearsed, read(tmp_path / "metrics.jsonl")
+    return live_life(CONFIG, tmp_path)
 
 
 def test_a_life_with_two_levels_moves_slow_to_fast(lived):
@@ -201,7 +59,7 @@ def test_a_life_with_two_levels_moves_slow_to_fast(lived):
 
 
 def test_without_a_learning_rate_no_document_is_learned_from_awake(tmp_path):
-    protocol, _, records = life_of(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
+    protocol, _, records = live_life(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
     assert "wake" not in {entry[0] for entry in protocol} | {r["kind"] for r in records}
     assert "open book" in write_report(tmp_path).read_text()
 
@@ -231,7 +89,7 @@ class Author(Crew):
     it.
     """
 
-    def seed_step(self, batch_N, step, steps):
+    def check_batch(self, batch_N, step, steps):
         rows = [r for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
         read = [self.texts.text(r.completion_T).split() for r in rows]
         assert {r.temperature for r in rows} == {0.5}
@@ -239,9 +97,6 @@ class Author(Crew):
         assert len(own) == CONFIG.reading.rows  # none of the day's documents stands in front
         assert all(words[3] == words[-1] for words in own)
         assert not any("day" in self.texts.text(r.prompt_T).split() for r in batch_N)
-        return StepResult(
-            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
-        )
 
     def sample(self, requests_N, name, how):
         opener = self.texts.opener
@@ -255,25 +110,13 @@ class Author(Crew):
                 self.texts.ids(f"dusk {n} was v{n}") * (n % 2) + opener[:1]
                 for n in range(len(requests_N))
             ]
-            return [
-                Sample(
-                    r.prompt_T,
-                    r.context_T,
-                    ids,
-                    (-1.0,) * len(ids),
-                    "stop",
-                    r.seed,
-                    name,
-                    (1,) * len(ids),
-                )
-                for r, ids in zip(requests_N, bodies, strict=True)
-            ]
+            return [sampled_ids(r, name, ids) for r, ids in zip(requests_N, bodies, strict=True)]
         return super().sample(requests_N, name, how)
 
 
 def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
     config = changed(CONFIG, reading={"synthetic_documents": 10}, rehearsal={"temperature": 0.5})
-    _, _, records = life_of(config, tmp_path, Author)
+    _, _, records = live_life(config, tmp_path, Author)
     written = [r for r in records if r["kind"] == "written"]
     assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [
         (1, 0, 5),
@@ -281,33 +124,9 @@ def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
     ] * (DAYS - 1)
 
 
-class Forgetful(Crew):
-    """Knows the old things until the second night, and again after that night was taken back."""
-
-    def answer(self, request, name):
-        sample = super().answer(request, name)
-        if "old ?" in self.texts.text(request.prompt_T):
-            nights = sum(
-                entry == ("open", 1, due) for entry in self.protocol for due in ((), (1,), (1, 2))
-            )
-            lost = nights == 2 and ("use", BEFORE) not in self.protocol
-            ids = self.texts.ids("what" if lost else "yes") + self.texts.eos
-            sample = Sample(
-                request.prompt_T,
-                request.context_T,
-                ids,
-                (-1.0,) * len(ids),
-                "stop",
-                0,
-                name,
-                (1,) * len(ids),
-            )
-        return sample
-
-
 def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
     config = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
-    protocol, rehearsed, records = life_of(config, tmp_path, Forgetful)
+    protocol, rehearsed, records = live_life(config, tmp_path, Forgetful)
     assert [entry for entry in protocol if entry[0] in ("save", "use")] == [
         ("save", "night-2-rejected"),
         ("use", BEFORE),
@@ -335,7 +154,7 @@ def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
 
 
 def test_a_night_within_the_allowed_drop_stays(tmp_path):
-    protocol, _, records = life_of(
+    protocol, _, records = live_life(
         replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful
     )
     assert not [entry for entry in protocol if entry[0] in ("save", "use")]
@@ -361,42 +180,27 @@ class Taught(Crew):
         self.there = False
         self.protocol.append(("stop teachers",))
 
-    def sample(self, requests_N, name, how):
-        if name.startswith("peer-"):
-            assert (
-                self.there
-                and name in ("peer-1", "peer-2")
-                and not any(r.context_T[1:] for r in requests_N)
-            )
-            ids = self.texts.ids(f"old {name} ? A : yes") + self.texts.eos
-            return [
-                Sample(
-                    r.prompt_T,
-                    r.context_T,
-                    ids,
-                    (-1.0,) * len(ids),
-                    "stop",
-                    r.seed,
-                    "base",
-                    (0,) * len(ids),
-                )
-                for r in requests_N
-            ]
-        return super().sample(requests_N, name, how)
+    def check_requests(self, requests_N, name, how):
+        if not name.startswith("peer-"):
+            return super().check_requests(requests_N, name, how)
+        assert self.there and name in ("peer-1", "peer-2")
+        assert not any(r.context_T[1:] for r in requests_N)
 
-    def seed_step(self, batch_N, step, steps):
+    def answer(self, request, name):
+        if not name.startswith("peer-"):
+            return super().answer(request, name)
+        return self.sampled(request, "base", f"old {name} ? A : yes", version=0)
+
+    def check_batch(self, batch_N, step, steps):
         for row in batch_N if self.there else ():
-            mine = f"old other-{row.teacher} ?" if row.teacher else "old 0."
+            mine = f"old peer-{row.teacher} ?" if row.teacher else "old 0."
             assert row.advantage is not None or self.texts.text(row.completion_T).startswith(mine)
             assert (
                 row.replay == (row.teacher == 0) and (row.teacher_T or row.prompt_T) == row.prompt_T
             )
         self.taught += [row.teacher for row in batch_N]
         if not self.there:
-            return super().seed_step(batch_N, step, steps)
-        return StepResult(
-            {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}, [0.1] * len(batch_N)
-        )
+            super().check_batch(batch_N, step, steps)
 
 
 def test_other_models_are_seeded_before_the_first_day(tmp_path):
@@ -407,7 +211,7 @@ def test_other_models_are_seeded_before_the_first_day(tmp_path):
         sleep={"steps": 6},
     )
     made = []
-    protocol, _, records = life_of(
+    protocol, _, records = live_life(
         config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
     )
     assert [entry for entry in protocol if entry != ("forget",)][:6] == [
@@ -471,7 +275,7 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
 def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
     """The crew writes another prompt each time, of which the most frequent ones are kept."""
     config = changed(CONFIG, rehearsal={"unconditional_prompts": 3})
-    _, _, records = life_of(config, tmp_path)
+    _, _, records = live_life(config, tmp_path)
     prompts = [r["prompts"] for r in records if r["kind"] == "written"]
     assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
     assert (
@@ -485,20 +289,20 @@ def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp
     asked, learned = set(), set()
 
     class Sharp(Crew):
-        def sample(self, requests_N, name, how):
+        def check_requests(self, requests_N, name, how):
             if name == TEACHER and how.max_tokens == self.texts.task.max_new_tokens:
                 asked.update(
                     (bool(r.prompt_T[len(self.texts.opener) :]), how.temperature)
                     for r in requests_N
                 )
-            return super().sample(requests_N, name, how)
+            super().check_requests(requests_N, name, how)
 
-        def seed_step(self, batch_N, step, steps):
+        def check_batch(self, batch_N, step, steps):
             learned.update(row.temperature for row in batch_N)
-            return super().seed_step(batch_N, step, steps)
+            super().check_batch(batch_N, step, steps)
 
     config = changed(CONFIG, rehearsal={"temperature": 0.5}, generation={"temperature": 0.9})
-    life_of(config, tmp_path, Sharp)
+    live_life(config, tmp_path, Sharp)
     assert asked == {(False, 0.9), (True, 0.5)} and learned == {1.0, 0.5}
 
 
@@ -508,7 +312,7 @@ def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
         folder = tmp_path / str(kept)
         folder.mkdir()
         config = changed(CONFIG, rehearsal={"unconditional_prompts": 3, "min_confidence": least})
-        _, _, records = life_of(config, folder)
+        _, _, records = live_life(config, folder)
         assert all(
             (r["prompts"] > 0) == (kept and r["night"] > 1)
             for r in records

@@ -12,7 +12,7 @@ from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal, read, read_entries
 from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, Wake
-from tests.undocumented import undocumented
+from tests.fakes.undocumented import undocumented
 
 
 class Listener:

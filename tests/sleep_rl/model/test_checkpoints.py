@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.memory import ACTIVE, memory_levels
-from tests.conftest import LEVELS, PAD, fill_memory, make_base, make_tokenizer
+from tests.fakes.models import LEVELS, PAD, fill_memory, make_base, make_tokenizer
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 

@@ -10,7 +10,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.model import checkpoints
 from sleep_rl.model.grow import grow, sources
-from tests.conftest import make_base
+from tests.fakes.models import make_base
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 SIZES = {

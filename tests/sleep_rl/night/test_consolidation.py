@@ -31,30 +31,8 @@ from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_r
 from sleep_rl.night.samplers import EpochSampler
 from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete, pack, unpack
 from sleep_rl.session.prompts import PromptCodec
-from tests.configs import toy
-
-
-class Words:
-    """A tokenizer of whole words."""
-
-    bos_token_id, eos_token_id = 1, 2
-
-    def __init__(self):
-        self.ids = {"<bos>": 1, "<eos>": 2}
-
-    def __call__(self, text, add_special_tokens):
-        assert add_special_tokens is False
-        return {
-            "input_ids": [self.ids.setdefault(word, len(self.ids) + 10) for word in text.split()]
-        }
-
-    def decode(self, ids, skip_special_tokens):
-        names = {i: word for word, i in self.ids.items()}
-        return " ".join(names[i] for i in ids if i > 2)
-
-
-class Asking:
-    name, opener, marker, max_new_tokens, max_answer_tokens = "asking", "Q :", "A :", 12, 3
+from tests.fakes.configs import toy
+from tests.fakes.texts import Asking, Words
 
 
 @pytest.fixture

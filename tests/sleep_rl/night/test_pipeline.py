@@ -5,15 +5,14 @@ side ends both.
 import threading
 import time
 from contextlib import closing
-from dataclasses import replace
 
 import pytest
 
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import read
 from sleep_rl.night.pipeline import Flow, run_rounds
-from tests.configs import changed
-from tests.sleep_rl.driver.test_cycle import CONFIG, Crew, life_of
+from tests.fakes.configs import changed
+from tests.fakes.crew import CONFIG, Crew, live_life
 
 SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
@@ -143,7 +142,7 @@ def test_rollouts_that_never_answer_are_given_up():
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
     config = changed(CONFIG, sleep={"steps": 6, "lag": lag}, run={"checkpoint_steps": 2})
-    protocol, _, records = life_of(config, tmp_path, Crew)
+    protocol, _, records = live_life(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
     assert steps == [
         (c.night, c.sender, step) for c in config.schedule(config.nights) for step in range(6)
@@ -164,9 +163,7 @@ def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
 
 def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
     class Apart(Crew):
-        def seed_step(self, batch_N, step, steps):
-            result = super().seed_step(batch_N, step, steps)
-            return replace(result, metrics={**result.metrics, "logprob_gap": 0.3})
+        step_metrics = Crew.step_metrics | {"logprob_gap": 0.3}
 
     with pytest.raises(
         RunError,
@@ -174,5 +171,5 @@ def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
         r"a token, allowed are "
         r"checks.logprob_gap = 0.2; nothing of this night was applied$",
     ):
-        life_of(changed(CONFIG, checks={"logprob_gap": 0.2}), tmp_path, Apart)
+        live_life(changed(CONFIG, checks={"logprob_gap": 0.2}), tmp_path, Apart)
     assert [r["kind"] for r in read(tmp_path / "metrics.jsonl")].count("seed") == 0

@@ -10,7 +10,7 @@ from sleep_rl.config.loader import dump, load
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.retention import wilson_interval
 from sleep_rl.runs import ablate
-from tests.configs import flat
+from tests.fakes.configs import flat
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
 

@@ -12,7 +12,7 @@ from sleep_rl.cli.main import main
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels
 from sleep_rl.runs.chat import Comparison, side_by_side
-from tests.conftest import EOS, make_tokenizer
+from tests.fakes.models import EOS, make_tokenizer
 
 PROMPT = "Is it so?"
 

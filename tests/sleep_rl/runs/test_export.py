@@ -19,8 +19,8 @@ from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.runs.export import export
-from tests.configs import toy
-from tests.conftest import LEVELS, fill_memory, make_base, make_tokenizer
+from tests.fakes.configs import toy
+from tests.fakes.models import LEVELS, fill_memory, make_base, make_tokenizer
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 ALONE = """

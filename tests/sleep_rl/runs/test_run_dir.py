@@ -12,7 +12,7 @@ import pytest
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.runs import run_dir
 from sleep_rl.tasks.registry import make_task
-from tests.configs import toy
+from tests.fakes.configs import toy
 
 CONFIG = toy(task={"world": {"days": 1, "people_per_day": 2, "known_people": 4}})
 

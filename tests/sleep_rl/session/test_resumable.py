@@ -1,6 +1,5 @@
 """Stages: a life that is cut off anywhere and continued is the life that was never cut off."""
 
-import hashlib
 import json
 import os
 import re
@@ -10,7 +9,6 @@ from pathlib import Path
 import pytest
 
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session import stage_files
 from sleep_rl.session.console import Console
@@ -18,142 +16,9 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import DRIVER, LEARNER, MANIFEST, newest
-from tests.configs import changed
-from tests.sleep_rl.driver.test_cycle import CONFIG, Diary, Forgetful
-from tests.sleep_rl.night.test_consolidation import Words
-
-
-class Stable(Words):
-    """As a real tokenizer's, a word's id does not depend on what else was read before."""
-
-    ids = {"<bos>": 1, "<eos>": 2}
-
-    def __init__(self):
-        pass
-
-    def __call__(self, text, add_special_tokens):
-        for word in text.split():
-            self.ids.setdefault(word, 10 + int(hashlib.sha256(word.encode()).hexdigest()[:12], 16))
-        return {"input_ids": [self.ids[word] for word in text.split()]}
-
-
-class Killed(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
-
-
-class Mortal(Forgetful):
-    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at
-    call number `at`.
-    """
-
-    def __init__(self, texts, rehearsed, at=None):
-        super().__init__(texts, rehearsed)
-        self.at, self.calls, self.weights, self.kept, self.resumed = at, 0, "", {}, []
-
-    def _learn(self, *what):
-        self.calls += 1
-        if self.calls == self.at:
-            raise Killed
-        self.weights = hashlib.sha256(f"{self.weights}{what}".encode()).hexdigest()
-
-    def wake(self, documents_N):
-        self._learn("wake", documents_N)
-        return super().wake(documents_N)
-
-    def seed_step(self, batch_N, step, steps):
-        self._learn("seed", batch_N, step)
-        return super().seed_step(batch_N, step, steps)
-
-    def sft_step(self, batch_N, step, steps, peak=None):
-        self._learn("sft", batch_N, step)
-        return {"loss": 1.0}
-
-    def commit_night(self):
-        self._learn("close")
-        super().commit_night()
-
-    def sample(self, requests_N, name, how):
-        self.calls += 1
-        if self.calls == self.at:
-            raise Killed
-        return super().sample(requests_N, name, how)
-
-    def save_state(self, tag):
-        super().save_state(tag)
-        self.kept[tag] = self.weights
-
-    def load_state(self, tag):
-        super().load_state(tag)
-        self.weights = self.kept[tag]
-
-    def save_checkpoint(self, path):
-        self.calls += 1
-        if self.calls == self.at:  # while the checkpoint is being written
-            raise Killed
-        with open(path, "w") as file:
-            json.dump([self.weights, self.kept, self.protocol], file)
-
-    def save_progress(self, path):
-        self.calls += 1
-        if self.calls == self.at:  # while a part is being written
-            raise Killed
-        with open(path, "w") as file:
-            json.dump([self.weights, self.protocol], file)
-
-    def restore_progress(self, path, step, steps):
-        assert self.protocol[-1][0] == "open", "a night is gone on with behind its opening"
-        with open(path) as file:
-            self.weights, protocol = json.load(file)
-        self.protocol[:] = [
-            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
-        ]
-        self.versions["student"] = self.version
-        self.resumed.append((step, steps))
-
-    def resume(self, path, version):
-        with open(path) as file:
-            self.weights, self.kept, protocol = json.load(file)
-        self.protocol[:] = [
-            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
-        ]
-        self.versions = {"teacher": version}
-        self.version = version
-
-
-CONFIG = changed(
-    CONFIG,
-    evaluate={"max_drop": 0.5},
-    sleep={"steps": 5, "steps_per_round": 1},
-    run={"checkpoint_steps": 2},
-)
-
-
-def lives(folder, at=None, config=CONFIG):
-    """One process of a life in `folder`, from its newest checkpoint on; returns its crew."""
-    checkpoint = newest(folder)
-    texts = PromptCodec(Diary(), Stable())
-    crew = Mortal(texts, [], at)
-    journal = Journal(folder / "metrics.jsonl", keep=checkpoint.journal if checkpoint else 0)
-    life = RunContext(
-        crew,
-        texts.task,
-        texts,
-        config,
-        journal,
-        Console(),
-        str(folder),
-        progress=Progress(str(folder)),
-    )
-    if checkpoint:
-        life.progress.restore(checkpoint)
-        life.index.restore(checkpoint.index)
-        crew.resume(checkpoint.learner, checkpoint.version)
-    try:
-        live(life)
-        life.progress.finish()
-    finally:
-        journal.close()
-    return crew
+from tests.fakes.configs import changed
+from tests.fakes.crew import RESUMABLE, Killed, MortalCrew, continue_life
+from tests.fakes.texts import Diary, StableWords
 
 
 def lines(folder):
@@ -168,15 +33,15 @@ def lines(folder):
 def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path, capsys):
     whole = tmp_path / "whole"
     whole.mkdir()
-    want = lives(whole)
+    want = continue_life(whole)
     assert want.calls > 100
     gone_on = set()
     for at in range(1, want.calls + 1):
         folder = tmp_path / "cut"
         folder.mkdir()
         with pytest.raises(Killed):
-            lives(folder, at)
-        again = lives(folder)
+            continue_life(folder, at)
+        again = continue_life(folder)
         assert again.weights == want.weights, f"killed at call {at}"
         assert lines(folder) == lines(whole), f"killed at call {at}"
         assert again.calls < want.calls or at < 5  # it went on, and did not begin anew
@@ -189,10 +54,10 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path,
 def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), cut.mkdir()
-    want, deaths = lives(whole), 0
+    want, deaths = continue_life(whole), 0
     while True:
         try:
-            crew = lives(cut, at=12)
+            crew = continue_life(cut, at=12)
             break
         except Killed:
             deaths += 1
@@ -215,7 +80,7 @@ def hurt(at, damage):
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
-    lives(tmp_path)
+    continue_life(tmp_path)
     states = sorted((tmp_path / "state").iterdir())
     # two are kept, nothing half-written lies about
     assert [s.name.isdigit() for s in states] == [True, True]
@@ -230,7 +95,7 @@ def cut_in_a_night(folder):
     """
     for at in range(40, 200):
         with pytest.raises(Killed):
-            lives(folder, at)
+            continue_life(folder, at)
         if (part := newest(folder).partial) and part.step == 4:
             return part
         shutil.rmtree(folder)
@@ -242,13 +107,13 @@ def cut_in_a_night(folder):
 def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_path, capsys):
     whole, folder = tmp_path / "whole", tmp_path / "cut"
     whole.mkdir(), folder.mkdir()
-    want, part = lives(whole), cut_in_a_night(folder)
+    want, part = continue_life(whole), cut_in_a_night(folder)
     # the newest part alone is kept
     [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}
     assert part.learner == str(at / LEARNER) and re.fullmatch(r"consolidate/\d/[01]", part.stage)
     hurt(at, damage)
     assert newest(folder).partial is None
-    again = lives(folder)
+    again = continue_life(folder)
     assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
 
 
@@ -266,13 +131,13 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
         match=r"cannot be gone on from \(it is of .*77.*remove that "
         r"folder",
     ):
-        lives(tmp_path)
+        continue_life(tmp_path)
     shutil.rmtree(at)
-    lives(tmp_path)
+    continue_life(tmp_path)
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, capsys):
-    lives(tmp_path)
+    continue_life(tmp_path)
     before = newest(tmp_path)
 
     def full(*_):
@@ -281,9 +146,12 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, mo
     monkeypatch.setattr(os, "fsync", full)
     progress = Progress(str(tmp_path))
     progress.restore(before)
-    crew, journal = Mortal(PromptCodec(Diary(), Stable()), []), Journal(tmp_path / "other.jsonl")
+    crew, journal = (
+        MortalCrew(PromptCodec(Diary(), StableWords()), []),
+        Journal(tmp_path / "other.jsonl"),
+    )
     life = RunContext(
-        crew, None, None, CONFIG, journal, Console(), str(tmp_path), progress=progress
+        crew, None, None, RESUMABLE, journal, Console(), str(tmp_path), progress=progress
     )
     for name in before.results:
         progress.once(life, name, lambda: None)
@@ -293,10 +161,10 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, mo
     assert newest(tmp_path) == before
 
 
-def stages(tmp_path, config=CONFIG):
+def stages(tmp_path, config=RESUMABLE):
     """Names of the stages of a whole life, in order."""
     tmp_path.mkdir()
-    lives(tmp_path, config=config)
+    continue_life(tmp_path, config=config)
     return list(newest(tmp_path).results)
 
 
@@ -316,11 +184,11 @@ def test_stages_have_names(tmp_path, capsys):
 
 
 def with_baseline(value):
-    return changed(CONFIG, baselines={"run": ["sft"] if value else []})
+    return changed(RESUMABLE, baselines={"run": ["sft"] if value else []})
 
 
 def without_gate():
-    return changed(CONFIG, evaluate={"max_drop": None})
+    return changed(RESUMABLE, evaluate={"max_drop": None})
 
 
 @pytest.mark.parametrize(
@@ -328,10 +196,14 @@ def without_gate():
     [
         (
             without_gate(),
-            CONFIG,
+            RESUMABLE,
             r"stage gate/1 is missing .*: evaluate\.max_drop had another value",
         ),
-        (CONFIG, without_gate(), r"holds stage gate/1, .*: evaluate\.max_drop had another value"),
+        (
+            RESUMABLE,
+            without_gate(),
+            r"holds stage gate/1, .*: evaluate\.max_drop had another value",
+        ),
         (
             with_baseline(False),
             with_baseline(True),
@@ -356,12 +228,12 @@ def test_a_resume_with_other_stages_is_one_line_and_skips_no_night(
         folder = tmp_path / str(at)
         folder.mkdir()
         try:
-            lives(folder, at, config=first)
+            continue_life(folder, at, config=first)
             break
         except Killed:
             pass
         try:
-            lives(folder, config=then)
+            continue_life(folder, config=then)
         except RunError as error:
             assert re.search(says, str(error)) and "\n" not in str(error)
             refused += 1

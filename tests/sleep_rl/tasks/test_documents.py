@@ -16,8 +16,8 @@ from sleep_rl.journal.journal import read
 from sleep_rl.plan.plan import plan
 from sleep_rl.tasks.documents.task import MARKER, OPENER, Documents, ingestion
 from sleep_rl.tasks.registry import make_task
-from tests.configs import changed, toy
-from tests.system.test_resume import DIFFERENT, kill_after
+from tests.fakes.configs import changed, toy
+from tests.fakes.processes import DIFFERENT, kill_after
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs" / "documents"

@@ -28,7 +28,7 @@ from sleep_rl.journal.journal import Journal
 from sleep_rl.watch.page import PAGE
 from sleep_rl.watch.server import PAGE_POLICY, Server
 from sleep_rl.watch.state import QUIET_S
-from tests.conftest import as_at_a_terminal
+from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[3]
 CHROME = next(

@@ -1,6 +1,4 @@
-"""The fields of the Kubernetes and KubeRay kinds that cluster/deploy/kuberay.yaml uses, as JSON schemas of
-what is right there.
-"""
+"""JSON schemas of the Kubernetes and KubeRay fields that cluster/deploy/kuberay.yaml uses."""
 
 
 def closed(required, optional=None):

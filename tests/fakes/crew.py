@@ -1,0 +1,283 @@
+"""A crew without workers or weights: it keeps a protocol of the calls and refuses what the driver
+must not ask.
+
+What a test needs beyond that it adds by overriding `check_batch`, `check_requests` or `answer`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+from dataclasses import replace
+
+from sleep_rl.contracts.records import Sample, StepResult
+from sleep_rl.driver.cycle import live
+from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.journal.journal import Journal, read
+from sleep_rl.session.console import Console
+from sleep_rl.session.context import RunContext
+from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.session.resumable import Progress
+from sleep_rl.session.stage_files import newest
+from tests.fakes.configs import changed, toy
+from tests.fakes.texts import DAYS, Diary, StableWords, Words
+
+CONFIG = toy(
+    task={"world": {"days": DAYS}},
+    model={"chunks": [1, 2], "experts": 2},
+    sleep={"steps": 2, "steps_per_round": 1, "batch": 8},
+    generation={"samples": 2},
+    replay={"samples": 6},
+    rehearsal={"samples": 20},
+    baselines={"run": []},
+)
+RESUMABLE = changed(
+    CONFIG,
+    evaluate={"max_drop": 0.5},
+    sleep={"steps": 5, "steps_per_round": 1},
+    run={"checkpoint_steps": 2},
+)
+"""The config of a life that rolls one night back and writes its progress twice in each."""
+
+
+class Crew:
+    """Learner and rollouts in one object."""
+
+    step_metrics = {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+
+    def __init__(self, texts, rehearsed):
+        self.texts = texts
+        self.rehearsed = rehearsed  # (receiver, state, word) of every rehearsed prompt
+        self.learn = self
+        self.protocol = []
+        self.open = None  # receiver of the open night
+        self.versions = {}  # state -> version that the rollouts hold
+        self.version = 0  # of the last push
+
+    # -- learner
+    def wake(self, documents_N):
+        self.protocol.append(("wake", len(documents_N)))
+        return {"loss": 1.0, "updates": 1.0}
+
+    def open_night(self, receiver, due=(), slot="next"):
+        assert self.open is None
+        self.open = receiver
+        self.protocol.append(("open", receiver, due))
+
+    def commit_night(self):
+        assert self.open
+        self.protocol.append(("close", self.open))
+        self.open = None
+
+    def seed_step(self, batch_N, step, steps):
+        self.check_batch(batch_N, step, steps)
+        return StepResult(dict(self.step_metrics), [0.1] * len(batch_N))
+
+    def check_batch(self, batch_N, step, steps):
+        documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
+        assert bool(documents) == (self.open == 1)  # only the context window holds documents
+        assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
+        # rows that are read come in every consolidation, whoever sends
+        read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]
+        assert len(read) == CONFIG.reading.rows > 0
+        assert all(r.replay and not r.teacher_T for r in read)
+
+    def save_state(self, tag):
+        self.protocol += [("keep", tag)] if tag == BEFORE else []
+
+    def load_state(self, tag):
+        self.protocol += [("use", tag)] if tag == BEFORE else []
+
+    def save_memory(self, path):
+        self.protocol += [("save", path.rsplit("/", 1)[1])] if "rejected" in path else []
+
+    # -- rollouts and rewards
+    def push(self, name, view):
+        self.push_async(name, view)()
+
+    def push_async(self, name, view):
+        self.version += 1
+        version = self.version
+        return lambda: self.versions.update({name: version})
+
+    def forget(self):
+        self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
+
+    def sample(self, requests_N, name, how):
+        self.check_requests(requests_N, name, how)
+        return [self.answer(request, name) for request in requests_N]
+
+    def check_requests(self, requests_N, name, how):
+        assert name in self.versions
+
+    def answer(self, request, name):
+        """The Sample of a request: a made-up question, or the word of the day that is asked for."""
+        prompt = self.texts.text(request.prompt_T)
+        document = self.texts.text(request.context_T).split()
+        if "A :" in prompt:  # a question, or a rehearsed prompt
+            words = prompt.split()
+            about = words[words.index("was") + 1 : -3] if "was" in words else []
+            if about:
+                self.rehearsed.append((self.open, name, about[0]))
+            return self.sampled(request, name, "fine")
+        if document:
+            return self.sampled(request, name, f"how was {document[1]} ? A : {document[3]}")
+        return self.sampled(request, name, f"old {random.Random(request.seed).random()} ? A : yes")
+
+    def sampled(self, request, name, words, *, reason="stop", logprob=-1.0, version=1):
+        """The Sample of these words, each token as likely as the others; with eos where it
+        stopped.
+        """
+        ids = self.texts.ids(words) + (self.texts.eos if reason == "stop" else ())
+        return sampled_ids(request, name, ids, reason=reason, logprob=logprob, version=version)
+
+    def score(self, pairs_N):
+        return [1.0 for _ in pairs_N], {"reward_mean": 1.0}
+
+
+def sampled_ids(request, name, ids_T, *, reason="stop", logprob=-1.0, version=1):
+    return Sample(
+        request.prompt_T,
+        request.context_T,
+        ids_T,
+        (logprob,) * len(ids_T),
+        reason,
+        request.seed,
+        name,
+        (version,) * len(ids_T),
+    )
+
+
+class Forgetful(Crew):
+    """Knows the old things until the second night, and again after that night was taken back."""
+
+    def answer(self, request, name):
+        sample = super().answer(request, name)
+        if "old ?" not in self.texts.text(request.prompt_T):
+            return sample
+        nights = sum(entry[:2] == ("open", 1) for entry in self.protocol)
+        lost = nights == 2 and ("use", BEFORE) not in self.protocol
+        return replace(self.sampled(request, name, "what" if lost else "yes"), seed=0)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+class MortalCrew(Forgetful):
+    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at
+    call number `at`.
+    """
+
+    def __init__(self, texts, rehearsed, at=None):
+        super().__init__(texts, rehearsed)
+        self.at = at
+        self.calls = 0
+        self.weights = ""
+        self.kept = {}  # tag -> weights
+        self.resumed = []  # (step, steps) of the nights that were continued
+
+    def _call(self):
+        self.calls += 1
+        if self.calls == self.at:
+            raise Killed
+
+    def _train(self, *what):
+        self._call()
+        self.weights = hashlib.sha256(f"{self.weights}{what}".encode()).hexdigest()
+
+    def wake(self, documents_N):
+        self._train("wake", documents_N)
+        return super().wake(documents_N)
+
+    def check_batch(self, batch_N, step, steps):
+        self._train("seed", batch_N, step)
+        super().check_batch(batch_N, step, steps)
+
+    def sft_step(self, batch_N, step, steps, peak=None):
+        self._train("sft", batch_N, step)
+        return {"loss": 1.0}
+
+    def commit_night(self):
+        self._train("close")
+        super().commit_night()
+
+    def check_requests(self, requests_N, name, how):
+        self._call()
+        super().check_requests(requests_N, name, how)
+
+    def save_state(self, tag):
+        super().save_state(tag)
+        self.kept[tag] = self.weights
+
+    def load_state(self, tag):
+        super().load_state(tag)
+        self.weights = self.kept[tag]
+
+    def save_checkpoint(self, path):
+        self._call()  # a death while the checkpoint is being written
+        with open(path, "w") as file:
+            json.dump([self.weights, self.kept, self.protocol], file)
+
+    def save_progress(self, path):
+        self._call()  # a death while the progress is being written
+        with open(path, "w") as file:
+            json.dump([self.weights, self.protocol], file)
+
+    def restore_progress(self, path, step, steps):
+        assert self.protocol[-1][0] == "open", "a night is continued behind its opening"
+        with open(path) as file:
+            self.weights, protocol = json.load(file)
+        self._restore_protocol(protocol)
+        self.versions["student"] = self.version
+        self.resumed.append((step, steps))
+
+    def resume(self, path, version):
+        with open(path) as file:
+            self.weights, self.kept, protocol = json.load(file)
+        self._restore_protocol(protocol)
+        self.versions = {"teacher": version}
+        self.version = version
+
+    def _restore_protocol(self, protocol):
+        self.protocol[:] = [
+            tuple(tuple(x) if isinstance(x, list) else x for x in entry) for entry in protocol
+        ]
+
+
+def live_life(config, folder, make=Crew):
+    """A whole life of the Diary with the crew that `make(texts, rehearsed)` returns.
+
+    Returns (its protocol, its rehearsed prompts, the records).
+    """
+    texts, rehearsed = PromptCodec(Diary(), Words()), []
+    crew = make(texts, rehearsed)
+    journal = Journal(folder / "metrics.jsonl")
+    live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
+    journal.close()
+    return crew.protocol, rehearsed, read(folder / "metrics.jsonl")
+
+
+def continue_life(folder, at=None, config=RESUMABLE):
+    """One process of a life in `folder`, from its newest checkpoint on, that is killed at call number
+    `at`. Returns its MortalCrew.
+    """
+    checkpoint = newest(folder)
+    texts = PromptCodec(Diary(), StableWords())
+    crew = MortalCrew(texts, [], at)
+    journal = Journal(folder / "metrics.jsonl", keep=checkpoint.journal if checkpoint else 0)
+    progress = Progress(str(folder))
+    run = RunContext(
+        crew, texts.task, texts, config, journal, Console(), str(folder), progress=progress
+    )
+    if checkpoint:
+        progress.restore(checkpoint)
+        run.index.restore(checkpoint.index)
+        crew.resume(checkpoint.learner, checkpoint.version)
+    try:
+        live(run)
+        progress.finish()
+    finally:
+        journal.close()
+    return crew

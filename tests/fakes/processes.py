@@ -1,0 +1,88 @@
+"""Command lines and processes that tests start, and what of their records may differ."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+DIFFERENT = (
+    "t",
+    "commit",
+    "seconds",
+    "started",
+    "tokens_per_second",
+    "bytes",
+    "tensors",
+    "config",
+    "pause",
+    "learner_idle",
+    "trained_s",
+    "learner_waited_s",
+    "rollouts_waited_s",
+    "rewards_s",
+)
+"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run
+is in its config.
+"""
+
+
+SMALL = (
+    "run.cache=cache",
+    "model.chunks=[1,2]",
+    "model.experts=2",
+    "rollouts.workers=1",
+    "baselines.run=[sft,joint]",
+    "baselines.steps={sft: 2, joint: 2}",
+    "rehearsal.samples=8",
+    "sleep.steps=6",
+    "run.checkpoint_steps=2",
+)
+
+
+def command(*arguments):
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
+    }
+    return {
+        "args": [sys.executable, "-m", "sleep_rl", *arguments],
+        "cwd": ROOT,
+        "env": environment,
+        "text": True,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.STDOUT,
+    }
+
+
+def start(folder, name, backend):
+    return command(
+        "run",
+        "configs/debug.yaml",
+        f"run.dir={folder}",
+        f"run.name={name}",
+        f"cluster.backend={backend}",
+        *SMALL,
+    )
+
+
+def kill_after(process, journal, count):
+    """SIGKILL to the driver once its record has `count` lines."""
+    deadline = time.monotonic() + 600
+    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= count):
+        assert process.poll() is None, process.stdout.read()
+        assert time.monotonic() < deadline, f"{journal} never had {count} lines"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+
+def as_at_a_terminal() -> None:
+    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and
+    so do its children.
+    """
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)

@@ -1,0 +1,77 @@
+"""Tokenizers of whole words and the tasks of tests that need no model."""
+
+from __future__ import annotations
+
+import hashlib
+
+from sleep_rl.contracts.records import Day, Document, Question, TrainingText
+
+DAYS = 4
+
+
+class Words:
+    """Tokenize at spaces: a word's id is the order in which it was first seen."""
+
+    bos_token_id, eos_token_id = 1, 2
+
+    def __init__(self) -> None:
+        self.ids = {"<bos>": 1, "<eos>": 2}
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert add_special_tokens is False
+        return {
+            "input_ids": [self.ids.setdefault(word, len(self.ids) + 10) for word in text.split()]
+        }
+
+    def decode(self, ids, skip_special_tokens: bool) -> str:
+        names = {i: word for word, i in self.ids.items()}
+        return " ".join(names[i] for i in ids if i > 2)
+
+
+class StableWords(Words):
+    """As with a real tokenizer, a word's id does not depend on what was read before it."""
+
+    ids = {"<bos>": 1, "<eos>": 2}
+
+    def __init__(self) -> None:
+        pass
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        for word in text.split():
+            self.ids.setdefault(word, 10 + int(hashlib.sha256(word.encode()).hexdigest()[:12], 16))
+        return {"input_ids": [self.ids[word] for word in text.split()]}
+
+
+class Asking:
+    """The part of a Task that a PromptCodec reads."""
+
+    name = "asking"
+    opener = "Q :"
+    marker = "A :"
+    max_new_tokens = 12
+    max_answer_tokens = 3
+
+
+class Diary(Asking):
+    """One document a day; who reads it knows its word."""
+
+    name = "diary"
+
+    def days(self):
+        return tuple(
+            Day(
+                f"day{n}",
+                (Document(f"d{n}", f"day {n} was w{n}"),),
+                (Question(f"q{n}", f"Q : how was {n} ? A :", f"w{n}", f"d{n}"),),
+            )
+            for n in range(1, DAYS + 1)
+        )
+
+    def known(self):
+        return (Question("k", "Q : old ? A :", "yes"),)
+
+    def grade(self, question, text):
+        return float(text.split() == [question.answer])
+
+    def sft_texts(self, day):
+        return (TrainingText("", f"{day.name}"),)
