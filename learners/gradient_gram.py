@@ -68,7 +68,8 @@ def gram_matrix(
         new = Gradients(numbers, _gradients(model, [texts_N[n] for n in numbers], pad, chunk))
         for earlier in [*kept, new]:
             block = _products(new.parts, earlier.parts)
-            rows, columns = torch.tensor(numbers), torch.tensor(earlier.numbers)
+            rows = torch.tensor(numbers)
+            columns = torch.tensor(earlier.numbers)
             out_NN[columns[:, None], rows] = block.T
             out_NN[rows[:, None], columns] = block
         if whole:

@@ -3,13 +3,16 @@ from small to large).
 
 Function-preserving for the families Qwen3, Qwen2 and Llama, in exact arithmetic:
 
-width         every hidden unit and every head m times. RMSNorm sees the same mean square, so copies
-stay equal; what reads
-              m copies reads each with 1/m of its weight, plus noise that cancels, so
-              that training can tell them apart.
-intermediate  more MLP units, whose output weights begin at 0.
-layers        copies of evenly chosen layers behind the originals, whose two output projections
-begin at 0.
+width: every hidden unit and every head is copied m times. RMSNorm sees the same mean square, so the
+copies stay equal. What reads m copies reads each with 1/m of its weight, plus noise that cancels,
+so that training can tell them apart.
+
+intermediate: more MLP units, whose output weights begin at 0.
+
+layers: copies of evenly chosen layers behind the originals, whose two output projections begin at
+0.
+
+Shape suffixes: O outputs, I inputs of a linear layer.
 """
 
 from __future__ import annotations
@@ -31,8 +34,13 @@ NOISE = 0.1  # of the standard deviation of the weights that it is added to
 def grow(
     path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: int = 0, seed: int = 0
 ) -> str:
-    """Writes a larger checkpoint of `path` to `out`, which it returns: `layers` more, `width` times
-    as many hidden units and heads, `intermediate` MLP units in all (0: as many as there are).
+    """Write a larger checkpoint of `path` to the new folder `out`, and return it.
+
+    layers: how many more.
+    width: how many times as many hidden units and heads.
+    intermediate: MLP units in all; 0: as many as before.
+    seed: of the noise and of the new MLP units.
+
     Raises InputError for what cannot be read or is no growth, RunError when the disk refuses.
     """
     config = checkpoints.read_config(path)
@@ -57,7 +65,8 @@ def grow(
         small = AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
-    except Exception as error:  # transformers raises many types for what a checkpoint can lack
+    # transformers raises many types for what a checkpoint can lack
+    except Exception as error:
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     large = AutoModelForCausalLM.from_config(
         _config(config, layers, width, intermediate), dtype=small.dtype
@@ -84,8 +93,8 @@ def _config(small: AutoConfig, layers: int, width: int, intermediate: int):
 
 
 def sources(layers: int, more: int) -> list[int]:
-    """For each layer of the larger model the one that it comes from; the second and later of a kind
-    are copies.
+    """Return, for each layer of the larger model, the number of the layer that it comes from; the
+    second and later ones of a number are copies.
     """
     counts = [1 + (more * (n + 1)) // layers - (more * n) // layers for n in range(layers)]
     return [n for n, count in enumerate(counts) for _ in range(count)]
@@ -94,8 +103,9 @@ def sources(layers: int, more: int) -> list[int]:
 def _weights(
     small: PreTrainedModel, large: PreTrainedModel, width: int, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """Every weight of the larger model by name."""
-    old, new = small.state_dict(), large.state_dict()
+    """Return every weight of the larger model by name."""
+    old = small.state_dict()
+    new = large.state_dict()
     origin = sources(
         small.config.num_hidden_layers,
         large.config.num_hidden_layers - small.config.num_hidden_layers,
@@ -138,8 +148,8 @@ def _weights(
 
 
 def _reading(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """[O, width * I]: reads each of `width` equal copies with a share of the weight; the shares add
-    up to it.
+    """Return weights [O, width * I] that read each of `width` equal copies with a share of the
+    weight; the shares add up to it.
     """
     if width == 1:
         return weight_OI
@@ -151,7 +161,7 @@ def _reading(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tenso
 
 
 def _more_rows(weight: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """`weight` with random rows behind it, as large as its own."""
+    """Return `weight` with random rows behind it, up to `rows`, of the same standard deviation."""
     extra = (
         torch.randn(rows - weight.shape[0], weight.shape[1], generator=generator)
         * weight.float().std()

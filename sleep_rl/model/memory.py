@@ -71,7 +71,9 @@ class MemoryLevel(nn.Module):
 
     def __init__(self, d_model: int, experts: int, d_low: int, top_k: int):
         super().__init__()
-        self.slots, self.d_low, self.top_k = experts + 1, d_low, top_k
+        self.slots = experts + 1
+        self.d_low = d_low
+        self.top_k = top_k
         self.router = nn.Parameter(torch.empty(self.slots, d_model), requires_grad=False)
         self.w_in = nn.Parameter(torch.empty(self.slots, 2 * d_low, d_model), requires_grad=False)
         self.w_out = nn.Parameter(torch.empty(self.slots, d_low, d_model), requires_grad=False)

@@ -1,7 +1,7 @@
-"""The shape of the base model, from its config.json alone: no weights, no torch, nothing started.
+"""The shape of a base model, from its config.json alone: without weights, torch or a process.
 
-Looked for in this order: a local folder, the Hugging Face cache, the hub, the published numbers of
-three models that the presets use.
+The config is looked for in a local folder, in the Hugging Face cache and on the hub, in this order;
+the numbers of models that the presets use stand here, for when none is found.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ POINTER = "memory.json"  # of a memory folder: names the base it belongs to
 
 @dataclass(frozen=True)
 class Shape:
-    """What the numbers of a plan are made of. `source` says where they come from."""
+    """Sizes of a base model. `source` says where they come from."""
 
     source: str
     family: str
@@ -45,7 +45,7 @@ class Shape:
 
     @property
     def parameters(self) -> int:
-        """Of the base, without memory."""
+        """Parameters of the base, without memory."""
         d = self.hidden
         queries = self.heads * self.head_dim
         keys = self.kv_heads * self.head_dim
@@ -82,8 +82,8 @@ PUBLISHED = {
     ),
 }
 TASK_BASES = {
-    # Of tasks/<name>.py, for a plan before the base is trained; written down here because those
-    # modules import torch.
+    # bases of sleep_rl/tasks, for a plan before they are trained; here because those modules import
+    # torch
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
     "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
     "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
@@ -92,7 +92,7 @@ TASK_BASES = {
 
 
 def base_shape(config: Config) -> Shape:
-    """The shape of `model.base`. Raises InputError where it is missing, unreadable or of an
+    """Return the shape of `model.base`. Raises InputError where it is missing, unreadable or of an
     unsupported family.
     """
     name = config.model.base
@@ -104,8 +104,8 @@ def base_shape(config: Config) -> Shape:
 
 
 def checkpoint_shape(path: str) -> Shape:
-    """Of a full checkpoint, a memory folder or a hub name. Raises InputError as `base_shape`
-    does.
+    """Return the shape of a full checkpoint, a memory folder or a hub name. Raises InputError as
+    `base_shape` does.
     """
     folder = local_folder(path, "checkpoint")
     try:
@@ -115,8 +115,8 @@ def checkpoint_shape(path: str) -> Shape:
 
 
 def local_folder(name: str, key: str) -> Path | None:
-    """The folder of a local checkpoint; None for a hub name. Raises InputError for a path that
-    leads nowhere.
+    """Return the folder of a local checkpoint, None for a hub name. Raises InputError for a path
+    that does not exist.
     """
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
@@ -131,7 +131,9 @@ def local_folder(name: str, key: str) -> Path | None:
 
 
 def _task_base(task: str, cache: Path) -> Shape:
-    """Of the base that was trained last for the task, else what the task would train."""
+    """Return the shape of the base that was trained last for the task, else of the one that it
+    would train.
+    """
     task = {"documents": "world"}.get(task, task)
     if task == "arc":
         raise InputError(
@@ -142,10 +144,11 @@ def _task_base(task: str, cache: Path) -> Shape:
 
 
 def _from_folder(folder: Path) -> Shape:
-    """Of a full checkpoint, or of a memory checkpoint and the base that it points to."""
+    """Return the shape of a full checkpoint, or of a memory folder and the base it points to."""
     if os.path.isfile(folder / POINTER):
         pointer = read_json(folder / POINTER)
-        base, levels = pointer.get("base"), pointer.get("memory_levels")
+        base = pointer.get("base")
+        levels = pointer.get("memory_levels")
         if not isinstance(base, str):
             raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
         target = local_folder(base, f"{folder / POINTER}: base")
@@ -177,8 +180,8 @@ def _from_name(name: str) -> Shape:
 
 
 def _hub_config(name: str) -> tuple[dict | None, str]:
-    """(config.json, where it was found), or (None, why it was not). One short try: no retries, no
-    download of more.
+    """Return (config.json, its source), or (None, why it cannot be had). One short try without
+    retries; nothing else is downloaded.
     """
     from huggingface_hub import (  # half a second, so not for every command
         constants,
@@ -203,8 +206,8 @@ def _hub_config(name: str) -> tuple[dict | None, str]:
 
 
 def parse_shape(data: dict[str, Any], where: str) -> Shape:
-    """Reads the fields of a Hugging Face config; `where` names it in the InputError of a bad
-    one.
+    """Return the shape that a Hugging Face config describes; `where` names it in the InputError of
+    a bad one.
     """
     family = str(data.get("model_type", "no model_type")).removeprefix("sleep_")
     if family not in FAMILIES:
@@ -223,7 +226,8 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
             )
         return value
 
-    hidden, heads = count("hidden_size"), count("num_attention_heads")
+    hidden = count("hidden_size")
+    heads = count("num_attention_heads")
     return Shape(
         source=where,
         family=family,
@@ -235,16 +239,18 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
         head_dim=count("head_dim", HEAD_DIM.get(family, hidden // heads)),
         vocab=count("vocab_size"),
         tied=data.get("tie_word_embeddings") is True,
-        positions=count("max_position_embeddings")
-        if data.get("max_position_embeddings") is not None
-        else None,
+        positions=(
+            None
+            if data.get("max_position_embeddings") is None
+            else count("max_position_embeddings")
+        ),
         memory=check_levels(data.get("memory_levels"), where),
     )
 
 
 def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
-    """The memory levels that a checkpoint says it holds; None for none. Raises InputError for
-    anything else.
+    """Return the memory levels that a checkpoint says it holds, None for none. Raises InputError
+    for anything else.
     """
     if levels is None:
         return None
@@ -263,7 +269,7 @@ def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
 
 
 def _check_tokenizer(file: Path, vocab: int) -> None:
-    """The largest id of a fast tokenizer must have a row in the embedding."""
+    """Raise InputError when a fast tokenizer has an id without a row in the embedding."""
     if not os.path.isfile(file):
         return
     data = read_json(file)
@@ -286,6 +292,7 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
 
 
 def read_json(file: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises InputError."""
     try:
         return _json_object(content(file, JSON_BYTES), str(file))
     except OSError as error:

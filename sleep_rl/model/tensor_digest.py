@@ -1,6 +1,6 @@
 """Digests of tensors: learner and readers name the bytes they mean by them.
 
-They find what was damaged or mixed up, at the speed of memory. They are no guard against forgery:
+They detect damaged or mixed-up weights at the speed of memory. They do not protect against forgery:
 whoever may send weights to a worker may send wrong ones.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
-    """A CPU tensor of the same bytes; shares memory where torch can.
+    """Return a CPU tensor of the same bytes, which shares memory where torch can.
 
     An array that is read-only (as Ray hands them out) is copied, since torch has no read-only
     tensors.
@@ -24,16 +24,18 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 
 def digest(value: Tensor | np.ndarray) -> str:
-    """32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array of the
-    same content.
+    """Return 32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array
+    of the same content.
 
     A contiguous CPU tensor or array is read in place.
     """
     if isinstance(value, Tensor):
-        dtype, shape = str(value.dtype).removeprefix("torch."), tuple(value.shape)
+        dtype = str(value.dtype).removeprefix("torch.")
+        shape = tuple(value.shape)
         raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     else:
-        dtype, shape = value.dtype.name, value.shape
+        dtype = value.dtype.name
+        shape = value.shape
         raw = np.ascontiguousarray(value).reshape(-1).view(np.uint8)
     state = xxhash.xxh3_128(f"{dtype}{shape}".encode())
     state.update(memoryview(raw))

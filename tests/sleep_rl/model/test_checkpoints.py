@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,9 +90,8 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
             str(tmp_path / f"memory{number}"), str(tmp_path / f"full{number}"), LEVELS["dense"]
         )
         weights = {}
-        for file in set(
-            json.loads(open(os.path.join(full, checkpoints.INDEX)).read())["weight_map"].values()
-        ):
+        index = json.loads(Path(full, checkpoints.INDEX).read_text())
+        for file in set(index["weight_map"].values()):
             parts = load_file(os.path.join(full, file))
             assert not weights.keys() & parts.keys(), "a loader would have to choose"
             weights |= parts
