@@ -22,6 +22,7 @@ from cluster.doctor.processes import ask_process, within
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.journal.text import last_line
 from sleep_rl.plan.plan import Plan, plan
 from sleep_rl.plan.render import render
 
@@ -232,7 +233,7 @@ def probe(backend: str, device: str, limit_s: float = PROBE_S) -> Iterable[Findi
         result = json.loads((folder / RESULT).read_text())
     except (OSError, ValueError):
         why = f"did not end within {limit_s:g} s" if code is None else f"ended with code {code}"
-        result = {"ok": False, "message": f"{why}: {_last_line(folder / 'probe.log')}"}
+        result = {"ok": False, "message": f"{why}: {_end_of_log(folder / 'probe.log')}"}
     message = f"on {backend}, {device}: {result['message']}"
     if result["ok"]:
         shutil.rmtree(folder, ignore_errors=True)
@@ -241,10 +242,8 @@ def probe(backend: str, device: str, limit_s: float = PROBE_S) -> Iterable[Findi
         yield Finding("probe", False, f"{message} (its output: {folder})")
 
 
-def _last_line(path: Path) -> str:
+def _end_of_log(path: Path) -> str:
     try:
-        text = path.read_text(errors="replace")
+        return last_line(path.read_text(errors="replace")) or "it wrote nothing"
     except OSError as error:
         return str(error)
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "it wrote nothing"

@@ -22,6 +22,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobSubmissionClient
 
 from sleep_rl.contracts.errors import InputError, RunError
+from sleep_rl.journal.text import last_line
 
 ADDRESS = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+/?")
 TIMEOUTS_S = {"GET": 30.0, "POST": 120.0, "PUT": 300.0}  # of one request
@@ -162,7 +163,7 @@ class _Client(JobSubmissionClient):
             raise Unreachable(
                 f"no job server answers at {self._address}: {_reason(error)}"
             ) from None
-        text = _last_line(response.text)
+        text = _summary(response.text)
         is_package = endpoint.startswith(PACKAGES)
         if response.status_code == 404 and is_package:
             return response  # it is to be uploaded
@@ -224,10 +225,9 @@ def _reason(error: OSError) -> str:
     return str(reason).rpartition(": ")[2] or type(error).__name__
 
 
-def _last_line(text: str) -> str:
+def _summary(text: str) -> str:
     """Return what an answer comes down to: of a traceback the last line."""
-    lines = text.strip().splitlines()
-    return lines[-1].strip()[:300] if lines else "an empty answer"
+    return last_line(text)[:300] or "an empty answer"
 
 
 def _token() -> str:

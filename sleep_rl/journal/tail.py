@@ -1,4 +1,4 @@
-"""Reading a journal that grows: every call gives the records that were added since the last one."""
+"""Incremental reader of a growing journal."""
 
 from __future__ import annotations
 
@@ -10,46 +10,51 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.schema import Record
 
 PIECE = 8 << 20
-"""Bytes read in one call, so that the first look at a long run does not hold anyone up for long."""
+"""Bytes read in one call, so that the first call for a long run returns soon."""
 
 
 class Follower:
-    """Follows the journal at `path`. `offset` of `size` bytes are read; `torn` lines among them
-    could not be.
+    """Follow the journal at `path`. `offset` of `size` bytes are read; `torn` lines among them were
+    no records.
     """
 
     def __init__(self, path: Path, piece: int = PIECE) -> None:
-        self.path, self._piece = path, piece
-        self.offset = self.size = self.torn = 0
-        self._last, self._file = b"", 0  # the last line read, and the file it stood in
+        self.path = path
+        self.offset = 0
+        self.size = 0
+        self.torn = 0
+        self._piece = piece
+        self._last = b""
+        """The last line read."""
+        self._file = 0
+        """Inode that it was read from."""
 
     def more(self) -> tuple[bool, list[Record]]:
-        """(whether the journal is another one than before, so that what was read no longer counts;
-        the records that follow). A last line without its end is left for the next call. Raises
-        InputError when it cannot be read; a journal that is not there yet is empty.
+        """Return whether the journal is another one than before (so that what was read no longer
+        counts), and the records added since the last call. A last line without its end is left for
+        the next call. Raises InputError for a file that cannot be read; a missing one is empty.
         """
         try:
             with open(self.path, "rb") as file:
-                anew = self._changed(file.fileno())
-                if anew:
+                changed = self._changed(file.fileno())
+                if changed:
                     self.offset = self.torn = 0
-                self._file, self.size = (
-                    os.fstat(file.fileno()).st_ino,
-                    os.fstat(file.fileno()).st_size,
-                )
-                return anew, self._records(self._lines(file.fileno()))
+                status = os.fstat(file.fileno())
+                self._file = status.st_ino
+                self.size = status.st_size
+                return changed, self._records(self._lines(file.fileno()))
         except FileNotFoundError:
-            anew = self.offset > 0
+            changed = self.offset > 0
             self.offset = self.size = self.torn = 0
-            return anew, []
+            return changed, []
         except OSError as error:
             raise InputError(
                 f"cannot read metrics: {error.strerror or error}: {self.path}"
             ) from error
 
     def _changed(self, file: int) -> bool:
-        """Whether what was read does not stand there any more: a run that goes on cuts off what it
-        does again.
+        """Return whether the bytes that were read are no longer in the file, because a resumed run
+        has truncated its journal.
         """
         if not self.offset:
             return False
@@ -57,11 +62,13 @@ class Follower:
         return os.fstat(file).st_ino != self._file or before != self._last
 
     def _lines(self, file: int) -> list[bytes]:
-        """Whole lines, about as many as fit into a piece; at least one if there is one."""
-        piece, size = b"", self._piece
+        """Return whole lines, about as many as fit into a piece; at least one if there is one."""
+        piece = b""
+        size = self._piece
         while b"\n" not in piece:
-            piece, before = os.pread(file, size, self.offset), piece
-            if len(piece) == len(before):
+            before = len(piece)
+            piece = os.pread(file, size, self.offset)
+            if len(piece) == before:
                 return []
             size *= 2
         end = piece.rindex(b"\n") + 1

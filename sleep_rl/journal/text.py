@@ -45,3 +45,13 @@ def night_label(night: object, sender: int | None = 0) -> str:
 def without_terminal_codes(line: str) -> str:
     """Return the line without colours, titles and control characters."""
     return TERMINAL_CODES.sub("", line)
+
+
+def last_line(text: str) -> str:
+    """Return the last line that is not empty, without terminal codes; of a progress bar, which
+    writes over its own line, the last state. Empty without one.
+    """
+    for line in reversed(re.split(r"[\r\n]+", text)):
+        if stripped := without_terminal_codes(line).strip():
+            return stripped
+    return ""

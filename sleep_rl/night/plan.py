@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import Day
+from sleep_rl.journal.text import night_label
 
 CONTEXT = 0
 """The sender of a consolidation that moves the context window into level 1."""
@@ -30,11 +31,7 @@ class ConsolidationPlan:
     @property
     def title(self) -> str:
         """Name for people, in progress bars and errors."""
-        if self.sender == CONTEXT:
-            return f"night {self.night}"
-        if self.sender == DREAMS:
-            return f"night {self.night}, dreams"
-        return f"night {self.night}, level {self.sender} to {self.sender + 1}"
+        return night_label(self.night, self.sender)
 
     @property
     def journal_fields(self) -> dict:

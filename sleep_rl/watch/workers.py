@@ -24,7 +24,7 @@ from sleep_rl.journal.schema import (
     Trial,
     Wake,
 )
-from sleep_rl.journal.text import without_terminal_codes
+from sleep_rl.journal.text import last_line
 
 ROLES = ("rollout", "learner", "reward", "semantic", "critic", "other")
 """Roles of workers, in the order of the page; `other`: smaller models of model.teachers."""
@@ -128,7 +128,7 @@ class WorkerActivity:
             if known and known[0] == version:
                 tails[name] = known
             else:
-                tails[name] = (version, _last_line(entry.path, stat.st_size))
+                tails[name] = (version, _end_of_log(entry.path, stat.st_size))
         self._tails = tails
         return tails
 
@@ -153,19 +153,14 @@ def _step(entry: SeedStep | BaselineStep | PolicyStep) -> str:
     return f"{work}, step {(entry.step or 0) + 1:,}{steps}{loss}"
 
 
-def _last_line(path: str, size: int) -> str:
+def _end_of_log(path: str, size: int) -> str:
     try:
         with open(path, "rb") as file:
             file.seek(max(0, size - TAIL_BYTES))
-            # a progress bar writes over its own line
-            lines = re.split(rb"[\r\n]+", file.read(TAIL_BYTES))
+            tail = file.read(TAIL_BYTES)
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    for line in reversed(lines):
-        text = without_terminal_codes(line.decode("utf-8", "replace")).strip()
-        if text:
-            return text[:TAIL_CHARACTERS]
-    return ""
+    return last_line(tail.decode("utf-8", "replace"))[:TAIL_CHARACTERS]
 
 
 def _planned(config: dict[str, Any]) -> list[str]:

@@ -11,7 +11,8 @@ function make(name, attributes, ...inside) {
   made.append(...inside.filter(part => part !== null && part !== undefined));
   return made;
 }
-function changed(id, value) {  // so that what stays the same keeps its selection and its scroll position
+// What stays the same is not set again, and keeps its selection and its scroll position.
+function changed(id, value) {
   const text = JSON.stringify(value);
   if (shown[id] === text) return false;
   shown[id] = text;
@@ -25,7 +26,9 @@ function ago(t) {
   return s < 129600 ? Math.round(s / 3600) + ' h ago' : Math.round(s / 86400) + ' days ago';
 }
 function age(t) { return t ? make('span', {'class': 'age', 'data-t': t}, ago(t)) : null; }
-function tick() { for (const e of document.querySelectorAll('[data-t]')) e.textContent = ago(+e.dataset.t); }
+function tick() {
+  for (const e of document.querySelectorAll('[data-t]')) e.textContent = ago(+e.dataset.t);
+}
 function number(y) {
   const a = Math.abs(y);
   if (a && (a < 1e-3 || a >= 1e6)) return y.toExponential(1);
@@ -35,19 +38,26 @@ function number(y) {
 function head(s) {
   document.title = s.name + ' – sleep_rl';
   $('name').textContent = s.name;
-  $('facts').replaceChildren(...Object.entries(s.facts).map(([k, v]) => make('span', {}, make('i', {}, k), ' ' + v)));
+  $('facts').replaceChildren(...Object.entries(s.facts).map(
+    ([name, value]) => make('span', {}, make('i', {}, name), ' ' + value)));
   $('status').className = 'status ' + s.status;
   $('status').replaceChildren(make('span', {'class': 'dot'}), make('b', {}, s.said),
     make('i', {}, s.t ? 'last record ' : ''), age(s.t) || '');
-  const p = s.phase, running = s.status === 'alive' || s.status === 'quiet';
-  const of = p.steps ? ', step ' + p.step.toLocaleString('en') + ' of ' + p.steps.toLocaleString('en') : '';
+  const p = s.phase;
+  const running = s.status === 'alive' || s.status === 'quiet';
+  const count = n => n.toLocaleString('en');
+  const of = p.steps ? ', step ' + count(p.step) + ' of ' + count(p.steps) : '';
   const left = p.left && running ? ', about ' + p.left + ' left' : '';
-  $('phase').textContent = s.status === 'ok' ? '' : p.said ? (running ? '' : 'Last: ') + p.said + of + left : '';
+  const phase = p.said ? (running ? '' : 'Last: ') + p.said + of + left : '';
+  $('phase').textContent = s.status === 'ok' ? '' : phase;
   $('bar').parentElement.hidden = !(p.steps && running);
   $('bar').style.width = p.steps ? 100 * p.step / p.steps + '%' : 0;
   const notes = [];
-  if (s.read < s.size) notes.push('still reading: ' + Math.floor(100 * s.read / s.size) + ' % of the record');
-  if (s.left_out) notes.push(s.left_out + ' lines of the record could not be read and are left out');
+  const share = Math.floor(100 * s.read / s.size);
+  if (s.read < s.size) notes.push('still reading: ' + share + ' % of the record');
+  if (s.left_out) {
+    notes.push(s.left_out + ' lines of the record could not be read and are left out');
+  }
   $('notes').textContent = notes.join('; ');
 }
 
@@ -55,7 +65,8 @@ function head(s) {
 async function course(s) {
   $('course').hidden = !s.course;
   if (!s.course) $('curves').replaceChildren();
-  if (!s.course || loading || s.course === drawn || performance.now() - asked < COURSE_EVERY) return;
+  if (!s.course || loading || s.course === drawn) return;
+  if (performance.now() - asked < COURSE_EVERY) return;
   loading = true;
   asked = performance.now();
   try {
@@ -71,56 +82,84 @@ async function course(s) {
   }
 }
 
-const NAMES = {rollout: 'Rollouts', learner: 'Learners', reward: 'Rewards', semantic: 'Semantic reward', critic: 'Critics',
-  other: 'Other models', files: 'Other logs'};
+const NAMES = {rollout: 'Rollouts', learner: 'Learners', reward: 'Rewards',
+  semantic: 'Semantic reward', critic: 'Critics', other: 'Other models', files: 'Other logs'};
+
 function workers(s) {
   $('workers').hidden = !s.workers.length;
   if (!changed('workers', s.workers)) return;
   const scrolled = [...document.querySelectorAll('.workers')].map(e => e.scrollTop);
-  $('roles').replaceChildren(...s.workers.map(role => {
-    const did = role.did.map((d, i) => make('span', {}, (i ? '; ' : '') + d.said, age(d.t)));
-    if (role.restarts) did.push(make('span', {'class': 'bad'}, '; the crew was started anew ' + role.restarts + ' times'));
-    if (!role.did.length && role.role !== 'files') did.push(make('span', {'class': 'none'}, 'nothing recorded yet'));
-    const rows = role.workers.map(w => make('tr', w.left ? {'class': 'gone'} : {}, make('th', {}, w.name),
-      make('td', {'class': w.restarts ? 'n again' : 'n'},
-        w.left ? 'has left' : w.restarts ? 'restarted ' + w.restarts + ' ×' : ''),
-      make('td', {'class': 'n'}, w.log && w.log.bytes ? age(w.log.t) : ''),
-      make('td', {'class': 'log'}, w.log ? w.log.line || 'nothing in its log' : 'no log')));
-    return make('div', {'class': 'role'}, make('h3', {}, NAMES[role.role]), ...did,
-      make('div', {'class': 'workers'}, make('table', {}, make('tbody', {}, ...rows))));
-  }));
+  $('roles').replaceChildren(...s.workers.map(role));
   [...document.querySelectorAll('.workers')].forEach((e, i) => { e.scrollTop = scrolled[i] || 0; });
+}
+function role(r) {
+  const did = r.did.map((d, i) => make('span', {}, (i ? '; ' : '') + d.said, age(d.t)));
+  if (r.restarts) {
+    const text = '; the crew was started anew ' + r.restarts + ' times';
+    did.push(make('span', {'class': 'bad'}, text));
+  }
+  if (!r.did.length && r.role !== 'files') {
+    did.push(make('span', {'class': 'none'}, 'nothing recorded yet'));
+  }
+  const table = make('table', {}, make('tbody', {}, ...r.workers.map(worker)));
+  return make('div', {'class': 'role'}, make('h3', {}, NAMES[r.role]), ...did,
+    make('div', {'class': 'workers'}, table));
+}
+function worker(w) {
+  let state = w.restarts ? 'restarted ' + w.restarts + ' ×' : '';
+  if (w.left) state = 'has left';
+  return make('tr', w.left ? {'class': 'gone'} : {},
+    make('th', {}, w.name),
+    make('td', {'class': w.restarts ? 'n again' : 'n'}, state),
+    make('td', {'class': 'n'}, w.log && w.log.bytes ? age(w.log.t) : ''),
+    make('td', {'class': 'log'}, w.log ? w.log.line || 'nothing in its log' : 'no log'));
 }
 
 function texts(s) {
   $('newest').hidden = !s.written.texts.length && !s.dreams.length;
-  if (changed('written', s.written)) $('written').replaceChildren(...(s.written.texts.length ? [
-    make('h3', {}, 'What the teacher wrote' + (s.written.night === null ? '' : ' in night ' + s.written.night)),
-    make('ul', {'class': 'texts'}, ...s.written.texts.map(t => make('li', {}, t)))] : []));
-  if (changed('dreams', s.dreams)) $('dreams').replaceChildren(...(s.dreams.length ? [make('h3', {}, 'Newest dreams'),
-    make('ul', {'class': 'texts'}, ...s.dreams.map(d => make('li', {}, make('small', {}, 'night ' + d.night + ', ' +
-      d.task + ': ' + d.became + (d.gain === null ? '' : ', gain ' + number(d.gain))), d.text)))] : []));
+  if (changed('written', s.written)) {
+    const night = s.written.night === null ? '' : ' in night ' + s.written.night;
+    list('written', 'What the teacher wrote' + night, s.written.texts.map(t => make('li', {}, t)));
+  }
+  if (changed('dreams', s.dreams)) list('dreams', 'Newest dreams', s.dreams.map(dream));
+}
+function list(id, title, items) {
+  const parts = [make('h3', {}, title), make('ul', {'class': 'texts'}, ...items)];
+  $(id).replaceChildren(...(items.length ? parts : []));
+}
+function dream(d) {
+  const gain = d.gain === null ? '' : ', gain ' + number(d.gain);
+  const about = 'night ' + d.night + ', ' + d.task + ': ' + d.became + gain;
+  return make('li', {}, make('small', {}, about), d.text);
 }
 
 function show(s) {
   head(s);
   workers(s);
   texts(s);
-  for (const [id, html] of Object.entries(s.parts)) if (changed(id, html)) $(id).innerHTML = html;
+  for (const [id, html] of Object.entries(s.parts)) {
+    if (changed(id, html)) $(id).innerHTML = html;
+  }
 }
-function problem(text) { $('problem').hidden = !text; $('problem').textContent = text; }
+function problem(text) {
+  $('problem').hidden = !text;
+  $('problem').textContent = text;
+}
 async function poll() {
   let soon = EVERY;
   try {
-    const answer = await fetch('state.json', {cache: 'no-store', headers: tag ? {'If-None-Match': tag} : {}});
+    const headers = tag ? {'If-None-Match': tag} : {};
+    const answer = await fetch('state.json', {cache: 'no-store', headers});
     if (answer.status === 200) {
-      data = await answer.json(); tag = answer.headers.get('ETag');
+      data = await answer.json();
+      tag = answer.headers.get('ETag');
       skew = data.now - Date.now() / 1000;
       show(data);
       if (data.read < data.size) soon = 50;
     } else if (answer.status !== 304) throw new Error((await answer.text()).trim());
     if (data) course(data);
-    problem(''); failing = 0;
+    problem('');
+    failing = 0;
   } catch (error) {
     failing++;
     const gone = 'The server of this page does not answer; is sleep-rl watch still there?';

@@ -1,6 +1,6 @@
 """Text for people: durations, names of nights, lines without terminal codes."""
 
-from sleep_rl.journal.text import aligned, clock, night_label, without_terminal_codes
+from sleep_rl.journal.text import aligned, clock, last_line, night_label, without_terminal_codes
 
 
 def test_clock():
@@ -24,6 +24,11 @@ def test_the_names_of_consolidations():
 def test_terminal_codes_and_control_characters_are_left_out():
     colours, title = "\x1b[1;31mred\x1b[0m", "\x1b]0;title\x07\x1b]8;;link\x1b\\text"
     assert without_terminal_codes(f"{colours} {title}\tü\x00\x9b") == "red text\tü"
+
+
+def test_the_last_line_is_what_a_terminal_would_show_last():
+    assert last_line("one\ntwo 10%\rtwo \x1b[31m100%\x1b[0m \x00\n\n") == "two 100%"
+    assert last_line(" \n\r") == last_line("") == ""
 
 
 def test_columns_are_aligned():
