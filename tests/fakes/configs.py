@@ -10,7 +10,7 @@ from typing import Any
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 
-TOY = Path(__file__).parents[1] / "configs" / "toy.yaml"
+TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
 
 
 @cache
