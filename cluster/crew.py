@@ -266,7 +266,8 @@ def start_crew(
 
     `restarts`: the run's budget; None: a new one. `wanted`: see WorkerCrew. `patient`: whether a
     cluster that has too little is waited for as long as a start may take, because it held these
-    workers before; else cluster.wait_for_nodes_s. Raises InputError when the workers can never all run.
+    workers before; else cluster.wait_for_nodes_s. Raises InputError when the workers can never all
+    run.
     """
     cluster = spec.config.cluster
     rollouts = spec.config.rollouts.workers

@@ -1,6 +1,5 @@
-"""`sleep-rl logs RUN`: what each worker of a run printed. Its file is <run>/logs/<worker>.log, also
-of Ray, vLLM and DeepSpeed in its process; a worker on a node without the run's folder has it on
-that node.
+"""`sleep-rl logs RUN`: what each worker of a run printed, with Ray, vLLM and DeepSpeed in its
+process. Its file is <run>/logs/<worker>.log, on the worker's node.
 """
 
 from __future__ import annotations
@@ -21,8 +20,8 @@ WIDEST = 100  # letters of a last line in the list
 
 
 def listing(run: str) -> str:
-    """A table: the workers of a run, how much each printed, and its last line. Raises InputError
-    when there is none.
+    """Return a table: the workers of a run, how much each printed, and its last line. Raises
+    InputError when there is none.
     """
     rows = [["actor", "bytes", "last line"]]
     for name, path in sorted(_files(run).items()):
@@ -35,8 +34,8 @@ def listing(run: str) -> str:
 
 
 def lines(run: str, actor: str, most: int, follow: bool = False) -> Iterator[str]:
-    """The last `most` lines of a worker's log; with `follow` also what it prints until the run
-    ends. Raises InputError for a worker that the run does not have.
+    """Yield the last `most` lines of a worker's log; with `follow` also what it prints until the
+    run ends. Raises InputError for a worker that the run does not have.
     """
     files = _files(run)
     if actor not in files:
@@ -68,17 +67,20 @@ def _files(run: str) -> dict[str, Path]:
 
 
 def _last(path: Path, most: int, end: int | None = None) -> list[str]:
-    """The last lines before byte `end`, as one reads them."""
+    """Return the last `most` lines before byte `end` (None: of the file), as a terminal shows
+    them.
+    """
     data = _tail(path, path.stat().st_size if end is None else end, most)
     found = data.removesuffix(b"\n").split(b"\n") if data else []
     return [_plain(line) for line in found[max(len(found) - most, 0) :]]
 
 
 def _tail(path: Path, end: int, most: int = 0) -> bytes:
-    """What stands before byte `end`: `most` whole lines at least (if there are so many), and one
-    that has no end. Read from the end, however long the file is.
+    """Return the bytes before `end`: at least `most` whole lines (if there are so many) and one
+    without an end. Read backwards, however long the file is.
     """
-    data, at = b"", end
+    data = b""
+    at = end
     with open(path, "rb") as file:
         while at > 0 and data.count(b"\n") <= most:
             begin = max(at - BLOCK, 0)
@@ -88,15 +90,14 @@ def _tail(path: Path, end: int, most: int = 0) -> bytes:
 
 
 def _coming(run: Path, path: Path, at: int) -> Iterator[str]:
-    """What is printed from byte `at` on. Ends when nobody lives in the run any more and all is
-    told.
-    """
+    """Yield what is printed from byte `at` on, until no process works in the run any more."""
     rest = b""
     while True:
-        lives = held(run)  # asked before reading: what was written until then is still told
+        lives = held(run)  # before reading: what was written until then is still shown
         with open(path, "rb") as file:
             if os.fstat(file.fileno()).st_size < at:
-                at, rest = 0, b""  # begun anew
+                at = 0  # begun anew
+                rest = b""
             file.seek(at)
             new = file.read()
         at += len(new)
@@ -109,6 +110,6 @@ def _coming(run: Path, path: Path, at: int) -> Iterator[str]:
 
 
 def _plain(line: bytes) -> str:
-    """A line as a terminal would leave it: of a progress bar the last state, no colours."""
+    """Return a line as a terminal would leave it: of a progress bar the last state, no colours."""
     text = line.decode("utf-8", "replace").rstrip("\r").rpartition("\r")[2]
     return without_terminal_codes(text)

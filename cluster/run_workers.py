@@ -31,7 +31,7 @@ MakeBackend = Callable[[Config, Path], Backend]
 
 
 def make_backend(config: Config, folder: Path) -> Backend:
-    """Return the backend of cluster.backend; `folder`: of the run, which holds the workers' logs."""
+    """Return the backend of cluster.backend; `folder`: of the run, for the workers' logs."""
     cluster = config.cluster
     if cluster.backend == "local":
         return LocalBackend(cluster.start_timeout_s, cluster.call_timeout_s)

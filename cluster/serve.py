@@ -1,5 +1,5 @@
-"""What `sleep-rl serve` does before vLLM is imported: finds the checkpoint, tries the address, sets
-the environment.
+"""`sleep-rl serve` before vLLM is imported: find the checkpoint, try the address, set the
+environment.
 """
 
 from __future__ import annotations
@@ -20,19 +20,21 @@ from sleep_rl.model.shape import checkpoint_shape
 from sleep_rl.runs.resolve import ResolvedModel, is_run, nights, resolve_model
 from sleep_rl.session.console import Console
 
-SMALL = 512  # hidden units up to which threads cost more than they bring
+SMALL = 512  # hidden units up to which one thread is faster than several
 QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     "PYTHONWARNINGS": "ignore::FutureWarning,ignore::UserWarning:multiprocessing.resource_tracker",
 }
-"""For the engine's process. What these would say is about vLLM's own code; set them otherwise to
-hear it.
+"""Variables of the engine's process that silence messages about vLLM's own code; other values that
+are set already stay.
 """
 
 
 def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow: bool) -> NoReturn:
-    """`sleep-rl serve`: answers until it is told to end, and ends the process. Raises InputError
-    and RunError.
+    """`sleep-rl serve`: answer requests until a signal ends it, and end the process.
+
+    `options`: of vLLM, name=value; `follow`: take up the new nights of the run in `checkpoint`.
+    Raises InputError and RunError.
     """
     for option in options:
         if "=" not in option:
@@ -68,7 +70,7 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
 
 
 def _end(code: int) -> NoReturn:
-    """Leaves without the exit in good order, which would print pages of what vLLM's libraries
+    """End the process without Python's clean-up, which would print pages of what vLLM's libraries
     leak.
     """
     sys.stdout.flush()
@@ -77,8 +79,8 @@ def _end(code: int) -> NoReturn:
 
 
 def _start(run: str) -> ResolvedModel:
-    """What a server begins with that follows a run: its newest night, or its untouched model before
-    the first.
+    """Return what a server that follows a run begins with: its newest night, or before the first
+    one its untouched model.
     """
     folder = Path(run).absolute()
     if not is_run(folder):
@@ -89,7 +91,7 @@ def _start(run: str) -> ResolvedModel:
 
 
 def _try(host: str, port: int) -> None:
-    """Raises InputError when nobody can listen there: known now, and not after the engine has been
+    """Raise InputError when nobody can listen there: known now, and not after the engine has been
     loaded.
     """
     try:

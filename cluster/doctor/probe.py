@@ -95,8 +95,8 @@ def make_base(path: Path) -> str:
 
 
 def probe(backend: Backend, config: Config, folder: Path) -> str:
-    """Go once through all that a night does; return what was measured. Raises RunError where it does
-    not hold.
+    """Go once through all that a night does; return what was measured. Raises RunError where it
+    does not hold.
     """
 
     base = make_base(folder / "base")

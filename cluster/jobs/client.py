@@ -24,6 +24,8 @@ from ray.job_submission import JobDetails, JobSubmissionClient
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.text import last_line
 
+JobInfo = JobDetails
+"""What is known about a job: status, message, metadata, driver_exit_code, ..."""
 ADDRESS = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+/?")
 TIMEOUTS_S = {"GET": 30.0, "POST": 120.0, "PUT": 300.0}  # of one request
 MOST_BYTES = 100 << 20  # what Ray's job server takes in one request
@@ -109,7 +111,7 @@ class JobServer:
         if answer != job:
             raise self._client.nonsense(f"an answer about another job than {job}")
 
-    def info(self, job: str) -> JobDetails:
+    def info(self, job: str) -> JobInfo:
         """Return what is known about a job: status, message, metadata and, once it has ended,
         driver_exit_code.
         """

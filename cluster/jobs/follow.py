@@ -12,9 +12,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from ray.job_submission import JobDetails
-
-from cluster.jobs.client import JobServer, ServerTrouble, Unreachable
+from cluster.jobs.client import JobInfo, JobServer, ServerTrouble, Unreachable
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.text import clock
 
@@ -50,7 +48,7 @@ def follow_job(server: JobServer, job: str, greeting: str = "") -> int:
     return _exit_code(server, job, info)
 
 
-def _exit_code(server: JobServer, job: str, info: JobDetails) -> int:
+def _exit_code(server: JobServer, job: str, info: JobInfo) -> int:
     """Return the exit code of a run that has ended, and say how to go on with it."""
     if info.status == "SUCCEEDED":
         return 0
@@ -78,7 +76,7 @@ class _Tail:
         self._message = ""  # why the job is pending, as last printed
         self._away_since = 0.0  # when the server was first not reached; 0: it was reached
 
-    def print_to_end(self) -> JobDetails:
+    def print_to_end(self) -> JobInfo:
         """Print the log until the job has ended; return what is known about it then."""
         info = self._server.info(self._job)
         while True:
@@ -100,7 +98,7 @@ class _Tail:
             took_s = time.monotonic() - started
             time.sleep(min(max(POLL_S, 10 * took_s), LONGEST_POLL_S))
 
-    def _print(self, log: str, info: JobDetails) -> None:
+    def _print(self, log: str, info: JobInfo) -> None:
         print(log[self._printed :], end="", flush=True)
         self._printed = len(log)
         if info.status == "PENDING" and info.message and info.message != self._message:
@@ -148,7 +146,7 @@ def hints(server: JobServer, job: str) -> str:
     )
 
 
-def resume_hint(info: JobDetails, server: JobServer) -> str:
+def resume_hint(info: JobInfo, server: JobServer) -> str:
     """Return the command that goes on with a job's run."""
     run = (info.metadata or {}).get("run")
     if not run:

@@ -1,10 +1,10 @@
-"""The W&B client of a run, in a process of its own: `python -m cluster.tracking.client`. The only module
-that imports wandb.
+"""The W&B client of a run, in a process of its own: `python -m cluster.tracking.client`. The only
+module that imports wandb.
 
-`cluster.tracking.sink` starts it and writes one JSON line per message: first how to start, then
-["recall", records] and ["log", record], at last ["end", exit code]. Answers are JSON lines, too:
-{"ready": folder}, {"failed": reason}, {"ended": true}. When the lines end without an end, the run
-was killed: what was told is still sent, and W&B counts it as failed.
+`cluster.tracking.sink` starts it and writes one JSON line per message: first the options of
+`start`, then ["recall", records] and ["log", record], at last ["end", exit code]. Answers are JSON
+lines, too: {"ready": folder}, {"failed": reason}, {"ended": true}. When the lines end without an
+"end", the run was killed: what was logged is still sent, and W&B counts the run as failed.
 """
 
 from __future__ import annotations
@@ -28,45 +28,50 @@ CHECK_S = 5.0
 
 
 class Client:
-    """One W&B run that is told a journal."""
+    """One W&B run that receives a journal."""
 
     def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
-        self._run, self._folder, self._name, self._artifacts = run, folder, name, artifacts
+        """`run`: wandb's; `folder`, `name`: of our run; `artifacts`: upload memories."""
+        self._run = run
+        self._folder = folder
+        self._name = name
+        self._artifacts = artifacts
         self._curves = Curves()
-        # bytes: told to the client, a lower bound; in its file when last looked at
-        self._sent = self._size = 0
-        self._looked = time.monotonic()
+        self._sent = 0  # bytes that were logged, a lower bound
+        self._size = 0  # bytes of the file when it was last checked
+        self._checked = time.monotonic()
 
     def recall(self, records: list[Record]) -> None:
-        """The curves go on behind these records. Rows that W&B has already got are told again with
-        the same step, and dropped by it.
+        """Continue the curves behind these records. Rows that W&B has already got come again with
+        the same step, and W&B drops them.
         """
         self._curves = Curves(records)
 
     def log(self, record: Record) -> None:
-        """One row of W&B's history per record with curves, a table or a matrix."""
+        """Write one row of W&B's history per record with curves, a table or a matrix."""
         import wandb
 
-        told, curves = self._curves.take(record), self._curves
-        row: dict[str, Any] = dict(told.numbers)
+        curves = self._curves
+        update = curves.take(record)
+        row: dict[str, Any] = dict(update.numbers)
         row |= {
             name: wandb.Table(columns=list(TABLES[name]), data=rows)
-            for name, rows in told.tables.items()
+            for name, rows in update.tables.items()
         }
-        if told.matrix:
+        if update.matrix:
             row[MATRIX] = wandb.Image(_picture(curves), caption=f"after {record['after']}")
         if row:
             self._run.log(row, step=curves.rows, commit=True)
-            self._sent += sum(map(len, told.numbers))
-        if told.summary:
-            self._run.summary.update(told.summary)
-        if told.memory and self._artifacts:
-            self._send_memory(told.memory, record["night"])
-        if time.monotonic() - self._looked > CHECK_S:
+            self._sent += sum(map(len, update.numbers))
+        if update.summary:
+            self._run.summary.update(update.summary)
+        if update.memory and self._artifacts:
+            self._send_memory(update.memory, record["night"])
+        if time.monotonic() - self._checked > CHECK_S:
             self._check_growth(SLACK)
 
     def end(self, code: int) -> None:
-        """Finishes the W&B run. Raises OSError when its file lacks what it was told."""
+        """Finishes the W&B run. Raises OSError when its file lacks what it was update."""
         self._run.finish(exit_code=code)
         self._size = -1
         self._check_growth(0)
@@ -83,17 +88,23 @@ class Client:
         self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
 
     def _check_growth(self, slack: int) -> None:
-        """The client drops what its full disk refuses, and tells nobody. Offline, its file is all
-        there is.
+        """Raise OSError if W&B's file has stopped growing with more than `slack` bytes missing, or
+        at the end (size -1) lacks any. wandb drops what a full disk refuses and reports nothing;
+        offline, its file is all there is.
         """
-        file, self._looked = Path(self._run.settings.sync_file), time.monotonic()
-        if self._run.offline:
-            size, before = file.stat().st_size, self._size
-            self._size = size
-            if (size <= before and self._sent - size > slack) or (before < 0 and size < self._sent):
-                raise OSError(
-                    f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?"
-                )
+        self._checked = time.monotonic()
+        if not self._run.offline:
+            return
+        file = Path(self._run.settings.sync_file)
+        before = self._size
+        size = file.stat().st_size
+        self._size = size
+        stopped = size <= before and self._sent - size > slack
+        incomplete = before < 0 and size < self._sent
+        if stopped or incomplete:
+            raise OSError(
+                f"{file} holds {size:,} of at least {self._sent:,} bytes: is the disk full?"
+            )
 
 
 def _picture(curves: Curves) -> Any:
@@ -104,24 +115,26 @@ def _picture(curves: Curves) -> Any:
     return Image.open(io.BytesIO(png(curves.retention)))
 
 
-def start(how: Mapping[str, Any]) -> Any:
-    """A started wandb run, silent, with one x axis per phase."""
+def start(options: Mapping[str, Any]) -> Any:
+    """Start a wandb run and return it, silent, with one x axis per phase. `options`: what the sink
+    writes first.
+    """
     import wandb
 
     settings = wandb.Settings(
         silent=True,
         console="off",
-        git_commit=how["commit"],
+        git_commit=options["commit"],
         # command line, source and remote may hold secrets
         disable_code=True,
         disable_git=True,
         x_disable_meta=True,
-        init_timeout=how["start_seconds"],
-        finish_timeout=how["close_seconds"],
+        init_timeout=options["start_seconds"],
+        finish_timeout=options["close_seconds"],
         x_stats_pid=os.getppid(),
     )
     wandb.setup(settings=wandb.Settings(silent=True))
-    mode = how["mode"]
+    mode = options["mode"]
     if mode == "online" and os.environ.get("WANDB_MODE") == "offline":
         mode = "offline"  # the environment may hold a run back, e.g. on a node without network
     # init would ask on the terminal and wait
@@ -134,13 +147,13 @@ def start(how: Mapping[str, Any]) -> Any:
     run = wandb.init(
         mode=mode,
         settings=settings,
-        project=how["project"],
-        dir=how["dir"],
-        name=how["name"],
-        group=how["group"],
-        id=how["run_id"],
-        resume="allow" if how["run_id"] else None,
-        config={**how["config"], "commit": how["commit"]},
+        project=options["project"],
+        dir=options["dir"],
+        name=options["name"],
+        group=options["group"],
+        id=options["run_id"],
+        resume="allow" if options["run_id"] else None,
+        config={**options["config"], "commit": options["commit"]},
     )
     for phase, axis in AXES.items():
         run.define_metric(f"{phase}/{axis}", hidden=True)
@@ -149,7 +162,9 @@ def start(how: Mapping[str, Any]) -> Any:
 
 
 def main() -> int:
-    """Serves one sink. Whatever wandb prints goes to stderr, which the sink sends into a file."""
+    """Serve one sink; return the exit code. Whatever wandb prints goes to stderr, which the sink
+    sends into a file.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
@@ -157,9 +172,12 @@ def main() -> int:
         print(json.dumps(what), file=answers, flush=True)
 
     try:
-        how = json.loads(sys.stdin.readline())
-        client = Client(start(how), Path(how["dir"]), how["name"] or "run", how["artifacts"])
-    except Exception as error:  # wandb raises many types; every one means "no W&B in this run"
+        options = json.loads(sys.stdin.readline())
+        client = Client(
+            start(options), Path(options["dir"]), options["name"] or "run", options["artifacts"]
+        )
+    # wandb raises many types; every one means "no W&B in this run"
+    except Exception as error:  # noqa: BLE001
         # wandb's advice about a key that is none of ours
         text = str(error).split(" Consider increasing")[0]
         answer(failed=f"could not start: {type(error).__name__}: {text}")
@@ -175,7 +193,8 @@ def main() -> int:
         client.end(1)
     except BrokenPipeError:  # nobody listens any more
         return 1
-    except Exception as error:  # as above
+    # as above
+    except Exception as error:  # noqa: BLE001
         answer(failed=f"{type(error).__name__}: {error}")
         return 1
     return 0

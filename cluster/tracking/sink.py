@@ -1,8 +1,8 @@
-"""Weights & Biases as one sink of the journal, behind a process of its own (`cluster.tracking.client`).
+"""Weights & Biases as one sink of the journal, behind a process of its own, `client`.
 
 Whatever W&B does (no key, no network, no package, a full disk, a server that hangs) never stops or
-blocks a run: nothing here waits for it but `close`, and that with a deadline. What went wrong is
-raised once, and the journal records it once.
+blocks a run: only `close` waits for it, and that with a deadline. What went wrong is raised once,
+and the journal records it once.
 """
 
 from __future__ import annotations
@@ -29,7 +29,10 @@ LOG = "wandb.log"  # in the run's logs: what the client prints
 
 
 class WandbSink:
-    """Sends the journal to W&B. `offline` needs no key; `wandb sync` uploads its files later."""
+    """Sends the journal to W&B. Mode "offline" needs no key; `wandb sync` uploads its files later.
+
+    `failed`: why the client could not be started, else empty.
+    """
 
     name = "W&B"
 
@@ -49,17 +52,23 @@ class WandbSink:
         stall_seconds: float = 120.0,
         close_seconds: float = 120.0,
     ) -> None:
-        """`start_seconds`: for W&B's own start; `stall_seconds`: that the client may take nothing,
-        its start included.
+        """Start the client.
+
+        `dir`: of the run; `run_id`: W&B's, to continue one; `start_seconds`: for W&B's own start;
+        `stall_seconds`: how long the client may accept nothing, its start included;
+        `close_seconds`: for the end.
         """
         self.failed = ""
-        self._stall_s, self._close_s = stall_seconds, close_seconds
+        self._stall_s = stall_seconds
+        self._close_s = close_seconds
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._since: float | None = None  # when the line that is being handed on was begun
-        self._over = threading.Event()
-        self._reason, self._ended, self._status = "", False, 1
+        self._since: float | None = None  # when the line that is being written was begun
+        self._over = threading.Event()  # the client's process has ended
+        self._reason = ""  # why it failed
+        self._ended = False  # whether it finished the W&B run
+        self._status = 1  # exit code for W&B
         self._where = str(Path(dir) / "wandb")
-        how = {
+        options = {
             "project": project,
             "mode": mode,
             "dir": str(dir),
@@ -98,26 +107,24 @@ class WandbSink:
         except OSError as error:
             self.failed = f"could not start: {error.strerror or error}: {error.filename}"
             return
-        self._lines.put(json.dumps(how))
+        self._lines.put(json.dumps(options))
         for task in (self._write, self._read):
             threading.Thread(target=task, name=f"wandb{task.__name__}", daemon=True).start()
 
     def recall(self, records: list[Record]) -> None:
-        """The curves go on behind these records."""
+        """Continue the curves behind these records."""
         self._send("recall", records)
 
     def log(self, record: Record) -> None:
-        """Hands a record on. Raises ConnectionError, once it is known, for whatever went wrong
-        since the last call.
+        """Send a record. Raises ConnectionError or TimeoutError for what went wrong since the last
+        call.
         """
         if record["kind"] == "done":
             self._status = 0 if record["status"] == "ok" else 1
         self._send("log", record)
 
     def close(self) -> None:
-        """Finishes the W&B run. Raises TimeoutError when that takes too long; the data stays on
-        disk.
-        """
+        """Finish the W&B run. Raises TimeoutError when that takes too long; its files stay."""
         self._send("end", self._status)
         self._over.wait(self._close_s)
         if self._ended:
@@ -131,18 +138,18 @@ class WandbSink:
         )
 
     def _send(self, verb: str, content: Any) -> None:
-        began = self._since
-        waits = 0.0 if began is None else time.monotonic() - began
-        if not self._over.is_set() and waits < self._stall_s:
+        since = self._since
+        waited_s = 0.0 if since is None else time.monotonic() - since
+        if not self._over.is_set() and waited_s < self._stall_s:
             self._lines.put(json.dumps([verb, content]))
             return
         self._end()
         if not self._reason:
-            raise TimeoutError(f"its client took nothing for {waits:.0f} s (see {self._log})")
+            raise TimeoutError(f"its client took nothing for {waited_s:.0f} s (see {self._log})")
         raise ConnectionError(self._reason)
 
     def _write(self) -> None:
-        """Thread: hands the lines on, one by one."""
+        """Thread: write the lines to the client, one by one."""
         with suppress(OSError, ValueError):  # the client is gone: the other thread says why
             while (line := self._lines.get()) is not None:
                 self._since = time.monotonic()
@@ -151,10 +158,11 @@ class WandbSink:
                 self._since = None
 
     def _read(self) -> None:
-        """Thread: hears the answers, until the client ends."""
+        """Thread: read the answers, until the client ends."""
         for line in self._process.stdout:
             answer = json.loads(line)
-            self._where, self._ended = answer.get("ready", self._where), "ended" in answer
+            self._where = answer.get("ready", self._where)
+            self._ended = "ended" in answer
             self._reason = self._reason or answer.get("failed", "")
         code = self._process.wait()
         if not self._ended and not self._reason:
@@ -162,11 +170,11 @@ class WandbSink:
         self._over.set()
 
     def _end(self) -> None:
-        """Ends the client with all that it started, at once."""
+        """End the client and all that it started, at once."""
         self._lines.put(None)
         with suppress(psutil.NoSuchProcess):
-            mine = psutil.Process(self._process.pid)
-            for process in [*mine.children(recursive=True), mine]:
+            client = psutil.Process(self._process.pid)
+            for process in [*client.children(recursive=True), client]:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait()

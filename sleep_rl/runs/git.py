@@ -1,4 +1,4 @@
-"""Which code this is: the git commit that a run and a job put on record."""
+"""The git commit of this code, which a run and a job put on record."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import os
 import subprocess
 from pathlib import Path
 
-# a submitted job has a copy of the code without .git: who submits says what it was
+# environment variable in which `sleep-rl submit` hands on the commit: a job has a copy of the code
+# without .git
 VARIABLE = "SLEEP_RL_COMMIT"
 
 
 def commit() -> str | None:
-    """The git commit of the code, or None outside a work tree."""
+    """Return the git commit of the code, None outside a work tree."""
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
     try:

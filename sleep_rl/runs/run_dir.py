@@ -1,5 +1,5 @@
-"""What a run's folder says of the run: its config, its data, its W&B id; and that only one process
-lives in it.
+"""A run's folder: its metadata (config, digest of the data, W&B id) and the lock that lets only one
+process work in it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.files import JSON_BYTES, parsed, write_atomically
 from sleep_rl.tasks.registry import make_task
 
-FILE, LOCK = "run.json", ".lock"
+FILE = "run.json"
+LOCK = ".lock"
 MOST_NUMBERED = 10_000  # folders of one name
 GROWING = (
     "task.documents.path",
@@ -43,7 +44,7 @@ OWN = (
     "documents.json",
     FILE,
 )
-"""What a run writes to in its folder, beside the lock."""
+"""Names that a run writes in its folder, beside the lock."""
 FREE = (
     "cluster.",
     "wandb.",
@@ -79,8 +80,8 @@ def numbered(first: Path) -> Iterator[Path]:
 
 
 def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
-    """Writes a run's identity; returns its W&B id, a new one unless `wandb` is it. Raises RunError
-    when the disk refuses.
+    """Write a run's metadata; return its W&B id: `wandb`, or a new one. Raises RunError when the
+    disk refuses.
     """
     identity = {
         "config": dump(config),
@@ -96,12 +97,14 @@ def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
 
 
 def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple[Config, Task, str]:
-    """(config, task, W&B id) of a run that is to go on. Raises InputError when there is none, and
-    when anything that the results depend on is not what it was, unless `accept` names it: a key
-    that an override changes, or `data`.
+    """Return (config, task, W&B id) of a run that is to be resumed.
+
+    Raises InputError when there is none, and when anything that the results depend on is not what
+    it was, unless `accept` names it: a key that an override changes, or `data`.
     """
     tree, data, days, wandb = _stored(folder)
-    before, config = reload(tree, str(folder / FILE)), reload(tree, str(folder / FILE), overrides)
+    before = reload(tree, str(folder / FILE))
+    config = reload(tree, str(folder / FILE), overrides)
     if config.task.name == "documents":  # what was taken in so far
         task = make_task(config, str(folder), days)
     else:
@@ -120,8 +123,9 @@ def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple
 
 
 def check_same(folder: Path, config: Config) -> str:
-    """The W&B id of the life in `folder`, which is to live its next day with `config`. Raises
-    InputError where that differs in a key that its days so far depended on.
+    """Return the W&B id of the life in `folder`, which is to live its next day with `config`.
+
+    Raises InputError where the config differs in a key that its days so far depended on.
     """
     tree, _, _, wandb = _stored(folder)
     changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
@@ -157,20 +161,20 @@ def _stored(folder: Path) -> tuple[dict, str, int, str]:
 
 
 def check_inside(folder: Path) -> None:
-    """Raises InputError when something that a run writes to leads out of its folder: who made the
+    """Raise InputError when a name that a run writes leads out of its folder: whoever made the
     folder could have it write anywhere. The folder itself may be a link.
     """
     home = os.path.realpath(folder)
     for name in OWN:
-        there = os.path.realpath(folder / name)
-        if there != os.path.join(home, name):
+        target = os.path.realpath(folder / name)
+        if target != os.path.join(home, name):
             raise InputError(
-                f"{folder / name}: expected inside the run's folder, got a link to {there}"
+                f"{folder / name}: expected inside the run's folder, got a link to {target}"
             )
 
 
 def data_digest(task: Task) -> str:
-    """Digest of everything that a task's days and questions say."""
+    """Return a digest of everything that a task's days and questions say."""
     content = repr([task.days(), task.known(), task.opener, task.marker])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -185,7 +189,7 @@ def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
 
 
 def held(folder: Path) -> bool:
-    """Whether a process lives in a run's folder."""
+    """Return whether a process works in a run's folder."""
     try:
         with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -198,8 +202,8 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Holds a run's folder; the lock goes with the process, however it ends. Raises InputError when
-    it is held.
+    """Hold the lock of a run's folder; it goes with the process, however that ends. Raises
+    InputError when another process holds it.
     """
     try:  # a link of this name may lead to a file that is to stay as it is
         lock = os.open(
@@ -219,7 +223,7 @@ def alone(folder: Path) -> Iterator[None]:
             except OSError as error:
                 if last:
                     raise InputError(f"{folder}: another process lives in this run") from error
-                # who asks `held`, like `sleep-rl watch` every few seconds, has it for an instant
+                # `held`, which `sleep-rl watch` calls every few seconds, has it for an instant
                 time.sleep(0.05)
         file.truncate()
         file.write(str(os.getpid()))

@@ -251,7 +251,7 @@ class Constant(Scorer):
 class TestRolloutPool:
     """A sample must be the answer to its request."""
 
-    REQUESTS = [Request((5, 6), (1,), seed) for seed in (3, 4)]
+    REQUESTS = tuple(Request((5, 6), (1,), seed) for seed in (3, 4))
     HOW = Sampling(4)
 
     def pool(self, backend, change, consume=lambda worker, reason: None):
@@ -319,7 +319,7 @@ class TestSlices:
     under way.
     """
 
-    REQUESTS = [Request((n,), (9,), seed=n) for n in range(5)]
+    REQUESTS = tuple(Request((n,), (9,), seed=n) for n in range(5))
 
     def test_every_worker_goes_on_until_it_is_done(self, here):
         handles = [

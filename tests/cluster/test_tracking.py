@@ -11,6 +11,7 @@ import struct
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -482,8 +483,9 @@ def core_of(sink: WandbSink) -> psutil.Process:
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for child in psutil.Process(sink._process.pid).children():
-            if "wandb-core" in " ".join(child.cmdline()) and folders(sink._log.parents[1]):
-                return child
+            with suppress(psutil.Error):  # wandb also starts children that end at once
+                if "wandb-core" in " ".join(child.cmdline()) and folders(sink._log.parents[1]):
+                    return child
         time.sleep(0.05)
     raise AssertionError("the client never started")
 

@@ -53,7 +53,9 @@ def refs(store: WeightStore) -> set[int]:
 class TestPush:
     def test_every_worker_holds_and_verifies(self, store, handles):
         loaded = store.push(export("teacher", 1, state(1.0), store.have("teacher")))
-        assert [(l.name, l.version, l.tensors) for l in loaded] == [("teacher", 1, 3)] * 2
+        assert [(report.name, report.version, report.tensors) for report in loaded] == [
+            ("teacher", 1, 3)
+        ] * 2
         assert [handle.value("teacher", KEYS[0]) for handle in handles] == [32.0, 32.0]
         assert store.current("teacher") == 1
         metrics = dict(store.metrics)
