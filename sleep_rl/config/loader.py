@@ -101,7 +101,7 @@ def describe() -> str:
         default = field.default if field.default is not MISSING else field.default_factory()
         lines += [
             f"{name} = {_show(default, 200)}",
-            f"    {field.metadata['doc']} ({_allowed(field, kinds)})",
+            f"    {field.metadata['doc']} Allowed: {_allowed(field, kinds)}.",
         ]
     return "\n".join(lines)
 

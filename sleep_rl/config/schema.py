@@ -1,16 +1,18 @@
 """The frozen configuration of a run: every key, its default, its meaning and what it allows.
 
-Each key is declared once, by `key(default, doc, ...)`; `sleep_rl.config.loader` reads YAML and overrides
-into it and rejects what is not declared. Rules that need several keys stand in `sleep_rl.config.validation`.
+Each key is declared once, by `key(default, doc, ...)`: here, in `method` (wake and sleep), `dreams`
+and `tasks`. `loader` reads YAML and overrides into it and rejects what is not declared;
+`validation` has the rules that involve several keys. The defaults are the paper's or the field's; the values of
+the small model that the demo trains are in configs/toy.yaml.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from sleep_rl.config.dreams import Dream
 from sleep_rl.config.method import (
     Checks,
-    Dream,
     Generation,
     Imitation,
     Objective,
@@ -23,7 +25,6 @@ from sleep_rl.config.method import (
 )
 from sleep_rl.config.tasks import TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
-
 
 CPU_ENGINE = {
     "enforce_eager": True,  # there are no CUDA graphs to capture
@@ -41,50 +42,53 @@ def engine_options(options: dict, gpus: float) -> dict:
 
 @dataclass(frozen=True)
 class Run:
-    name: str = key("world", "name of the run; its folder is <dir>/<name>")
-    dir: str = key("runs", "folder that holds the run folders")
-    cache: str = key("cache", "folder for base models that are trained on first use")
-    seed: int = key(0, "seed of data, initialisation and sampling", low=0, high=2**32 - 1)
+    """Identity of a run and where it lies."""
+
+    name: str = key("world", "Name of the run; its folder is <run.dir>/<run.name>.")
+    dir: str = key("runs", "Folder that holds the run folders.")
+    cache: str = key("cache", "Folder for base models that are trained on first use.")
+    seed: int = key(0, "Seed of data, initialisation and sampling.", low=0, high=2**32 - 1)
     checkpoint_steps: int = key(
         100,
-        "steps of a night after which, at the end of a round, it "
-        "writes a checkpoint to go on from; "
-        "0: only between nights",
+        "Optimizer steps of a consolidation between two checkpoints, rounded up to whole "
+        "rounds; 0: checkpoints between consolidations only.",
         low=0,
     )
 
 
 @dataclass(frozen=True)
 class Model:
+    """The base model and its memory."""
+
     base: str | None = key(
         None,
-        "path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, "
-        "or of a sleep "
-        "checkpoint; null: the task's own small base",
+        "Path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
+        "checkpoint. null: the task's own small base.",
     )
     teachers: list = key(
         [],
-        "paths or hub names of other, smaller models with the same "
-        "vocabulary; before the first day "
-        "they are seeded into level 1, which takes one of its experts",
+        "Paths or hub names of other, smaller models with the same vocabulary. In night 0, "
+        "before the first day, they are seeded into one expert of level 1.",
     )
-    dtype: str = key("bfloat16", "weights and activations", choices=("float32", "bfloat16"))
+    dtype: str = key(
+        "bfloat16", "Data type of weights and activations.", choices=("float32", "bfloat16")
+    )
     chunks: list = key(
         [1],
-        "C(1..k) of the k memory levels, fastest first, in nights: level l "
-        "moves into level l+1 "
-        "and its own weights are updated every C(l) nights; each a multiple "
-        "of the one before",
+        "Chunk lengths C(1..k) of the k memory levels in nights, fastest first, each a "
+        "multiple of the one before. Every C(l) nights level l is consolidated into level "
+        "l+1 and updated by equation 2.",
     )
     experts: int = key(
-        5, "consolidation experts preallocated per level and layer (one night unlocks one)", low=1
+        5,
+        "Experts preallocated per level and layer; a consolidation unlocks one of its receiver.",
+        low=1,
     )
-    d_low: int = key(64, "rank of an expert: A in R^(d x d_low), B in R^(d_low x d)", low=1)
+    d_low: int = key(64, "Rank of an expert: A in R^(d x d_low), B in R^(d_low x d).", low=1)
     top_k: int = key(
         5,
-        "experts that the router lets through per token; below the number of "
-        "unlocked experts the "
-        "routing is sparse",
+        "Experts that the router activates per token. Routing is sparse once more experts "
+        "are unlocked.",
         low=1,
     )
 
@@ -96,145 +100,176 @@ class Model:
 
 @dataclass(frozen=True)
 class Critics:
+    """Workers that train and ask isolated copies."""
+
     workers: int = key(
         1,
-        "critic actors, one vLLM engine and one torch model each (with dream.rounds above 0)",
+        "Critic workers, each with a vLLM engine and a torch model; used with dream.rounds "
+        "above 0.",
         low=1,
     )
     cpus: float = key(
         0.0,
-        "CPUs per critic; 0 shares the node's cores with the workers that wait meanwhile",
+        "CPUs reserved per critic. 0: it shares the node's cores with workers that are idle"
+        " meanwhile.",
         low=0,
     )
-    gpus: float = key(0.0, "GPUs per critic", low=0, high=1)
-    threads: int = key(1, "threads per critic on CPU", low=1)
-    copies_per_pass: int = key(
-        16, "isolated copies trained in one forward pass and held by the engine at once", low=1
+    gpus: float = key(
+        0.0, "GPUs per critic, or the share of one. 0: it runs on the CPU.", low=0, high=1
     )
-    engine: dict = key({}, "options of the critics' vLLM engines that win over rollouts.engine")
+    threads: int = key(1, "Threads per critic on the CPU.", low=1)
+    copies_per_pass: int = key(
+        16,
+        "Isolated copies that are trained in one forward pass and held by the engine at the"
+        " same time.",
+        low=1,
+    )
+    engine: dict = key({}, "Options of the critics' vLLM engines, over those of rollouts.engine.")
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    workers: int = key(1, "rollout actors, one vLLM engine each", low=1)
-    cpus: float = key(1.0, "CPUs per rollout actor", low=0)
-    gpus: float = key(0.0, "GPUs per rollout actor", low=0)
-    tensor_parallel: int = key(
-        1, "GPUs over which an engine splits its model; above 1 it has as many", low=1
+    """Workers that sample."""
+
+    workers: int = key(1, "Rollout workers, each with a vLLM engine.", low=1)
+    cpus: float = key(1.0, "CPUs reserved per rollout worker.", low=0)
+    gpus: float = key(
+        0.0, "GPUs per rollout worker, or the share of one. 0: it runs on the CPU.", low=0
     )
-    threads: int = key(1, "OpenMP threads per rollout actor on CPU", low=1)
+    tensor_parallel: int = key(
+        1, "Tensor-parallel size of an engine; equal to rollouts.gpus if either is above 1.", low=1
+    )
+    threads: int = key(1, "OpenMP threads per rollout worker on the CPU.", low=1)
     engine: dict = key(
         {},
-        "options of the vLLM engines, by vLLM's own names; null leaves an option to vLLM. On a CPU "
-        "(gpus 0) those of CPU_ENGINE are added",
+        "Options of the vLLM engines, by vLLM's names. An unset option, or null, is left to"
+        " vLLM; on the CPU, CPU_ENGINE (sleep_rl/config/schema.py) is added.",
     )
 
 
 @dataclass(frozen=True)
 class Learners:
-    world_size: int = key(1, "DeepSpeed ranks", low=1)
+    """Ranks that train."""
+
+    world_size: int = key(1, "DeepSpeed ranks.", low=1)
     cpus: float = key(
         0.0,
-        "CPUs per rank; 0 shares the node's cores with the rollouts, which wait meanwhile",
+        "CPUs reserved per rank. 0: it shares the node's cores with the rollout workers, "
+        "which are idle meanwhile.",
         low=0,
     )
-    gpus: float = key(0.0, "GPUs per rank", low=0, high=1)
-    threads: int = key(
-        1, "OpenMP threads per rank on CPU; more only where the cores are otherwise idle", low=1
+    gpus: float = key(
+        0.0, "GPUs per rank, or the share of one. 0: it runs on the CPU.", low=0, high=1
     )
-    zero_stage: int = key(1, "DeepSpeed ZeRO stage", choices=(0, 1, 2, 3))
+    threads: int = key(1, "OpenMP threads per rank on the CPU.", low=1)
+    zero_stage: int = key(1, "DeepSpeed ZeRO stage.", choices=(0, 1, 2, 3))
     micro_batch: int = key(
-        8, "sequences of one forward pass per rank; those of like length go together", low=1
+        8,
+        "Sequences per forward pass and rank; sequences of similar length are batched together.",
+        low=1,
     )
     recall_mib: int = key(
         512,
-        "MiB of host memory per rank for what the teacher computed of its "
-        "own sequences, which come "
-        "again within a night; 0: computed anew (as with zero_stage "
-        "3)",
+        "Host memory per rank in MiB for a cache of the teacher's hidden states of its own "
+        "sequences, which recur within a night. 0, or ZeRO stage 3: no cache.",
         low=0,
     )
-    grad_clip: float = key(1.0, "largest gradient norm", above=0)
-    logit_chunk: int = key(1024, "tokens whose teacher and student logits live at once", low=1)
+    grad_clip: float = key(1.0, "Largest gradient norm.", above=0)
+    logit_chunk: int = key(
+        1024, "Tokens whose teacher and student logits are in memory at the same time.", low=1
+    )
 
 
 @dataclass(frozen=True)
 class Cluster:
+    """Where workers run, and how long they are waited for."""
+
     backend: str = key(
         "ray",
-        "where workers run: on Ray, or in this process (tests, debugging)",
+        "Where workers run: on Ray, or in this process (for tests and debugging).",
         choices=("ray", "local"),
     )
     address: str | None = key(
-        None, "Ray address to join; null: RAY_ADDRESS if set, else a Ray of our own on this node"
+        None, "Address of the Ray cluster. null: RAY_ADDRESS if set, else a new Ray on this node."
     )
-    start_timeout_s: float = key(300.0, "seconds until every worker must answer", above=0)
-    call_timeout_s: float = key(600.0, "seconds a call to a worker may take", above=0)
+    start_timeout_s: float = key(
+        300.0, "Deadline for the start of all workers, in seconds.", above=0
+    )
+    call_timeout_s: float = key(600.0, "Deadline of a call to a worker, in seconds.", above=0)
     report_after_s: float = key(
-        60.0, "seconds of waiting for workers after which the console says for which", above=0
+        60.0, "Seconds after which the console reports the workers that a call waits for.", above=0
     )
     wait_for_nodes_s: float = key(
         0.0,
-        "seconds that a run waits at its start for nodes that are still to "
-        "come; 0: what is missing ends it "
-        "at once",
+        "Seconds that a run waits at its start for missing nodes. 0: missing resources end "
+        "it at once.",
         low=0,
     )
     gpu_gb: float | None = key(
         None,
-        "memory of a GPU in GB, e.g. 80; what does not fit is refused; null: not known",
+        "Memory of a GPU in GB, e.g. 80; a config that does not fit is refused. null: unknown.",
         above=0,
     )
     restarts: int = key(
         3,
-        "times that workers may be started anew in a run, after they died, "
-        "were late or gave rubbish",
+        "Restarts of workers per run, after they died, missed a deadline or returned an "
+        "invalid response.",
         low=0,
     )
 
 
 @dataclass(frozen=True)
 class Evaluate:
+    """Evaluation and the retention gate."""
+
     questions: int | None = key(
-        None, "questions asked per column of the retention matrix; null: all", low=1
+        None, "Questions per column of the retention matrix. null: all.", low=1
     )
     open_book: bool = key(
-        True, "ask about each new day with its document in context, before the night"
+        True, "Ask about each new day with its document in context, before its night."
     )
     max_drop: float | None = key(
         None,
-        "largest loss of accuracy that a night may cost the known "
-        "or an earlier day; a "
-        "night that costs more is rolled back; null: none "
-        "is",
+        "Largest drop of accuracy, on the known or an earlier day, that a night may cause; "
+        "a night with a larger one is rolled back. null: none is.",
         low=0,
         high=1,
     )
-    examples: int = key(6, "answers per day kept for the report, before and after", low=0)
+    examples: int = key(
+        6, "Answers per day that the report shows, before and after the night.", low=0
+    )
 
 
 @dataclass(frozen=True)
 class Baselines:
+    """Baselines that are trained on the same days."""
+
     run: list = key(
         ["sft", "joint"],
-        "baselines trained in the same run, by the names of the modules in "
-        "sleep_rl/driver/baselines: sft is plain sequential fine-tuning, joint trains on all days "
-        "and the known at once (an upper bound)",
+        "Baselines trained in the same run, by the names of the modules in "
+        "sleep_rl/driver/baselines: sft is plain sequential fine-tuning, joint trains on "
+        "all days and the known at once (an upper bound).",
     )
-    steps: dict = key({}, "optimizer steps by baseline; without an entry the baseline's own number")
-    lr: float = key(5e-6, "peak learning rate of the baselines", low=0)
+    steps: dict = key(
+        {}, "Optimizer steps by baseline. A baseline without an entry takes its own default."
+    )
+    lr: float = key(5e-6, "Peak learning rate of the baselines.", low=0)
 
 
 @dataclass(frozen=True)
 class Wandb:
+    """Weights & Biases."""
+
     mode: str = key(
-        "off", "off, offline (no key, no network) or online", choices=("off", "offline", "online")
+        "off",
+        "W&B logging: off, offline (no key, no network) or online.",
+        choices=("off", "offline", "online"),
     )
-    project: str = key("sleep_rl", "W&B project")
+    project: str = key("sleep_rl", "W&B project.")
     group: str | None = key(
-        None, "W&B group; null: none, or that of all runs of one `sleep-rl ablate`"
+        None, "W&B group. null: none, or a common one for all runs of a `sleep-rl ablate`."
     )
-    artifacts: bool = key(False, "also send the memory after each night, as an artifact")
+    artifacts: bool = key(False, "Upload the memory after each night as an artifact.")
 
 
 @dataclass(frozen=True)

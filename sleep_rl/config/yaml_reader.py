@@ -8,7 +8,7 @@ does not need.
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -16,19 +16,20 @@ from sleep_rl.contracts.errors import InputError
 
 
 def parse(text: str, where: str) -> Any:
-    """The plain data of one YAML document; None where it is empty. Raises InputError with one line
-    that begins with `where` and names the line of the text.
+    """Return the plain data of one YAML document, None if it is empty.
+
+    Raises InputError: one line that begins with `where` and names the line of the text.
     """
     try:
-        return yaml.load(text, _Loader)  # noqa: S506: _Loader is a SafeLoader with fewer constructors
+        # _Loader is a SafeLoader with fewer constructors
+        return yaml.load(text, _Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        problem, line = (
-            getattr(error, "problem", None) or str(error),
-            f"line {mark.line + 1}: " if mark else "",
-        )
+        problem = getattr(error, "problem", None) or str(error)
+        line = f"line {mark.line + 1}: " if mark else ""
     except ValueError as error:  # an integer of thousands of digits
-        problem, line = str(error), ""
+        problem = str(error)
+        line = ""
     raise InputError(" ".join(f"{where}: {line}not valid YAML: {problem}".split()))
 
 
@@ -37,8 +38,8 @@ DEEPEST = 32  # of lists and mappings in one another
 
 class _Loader(yaml.SafeLoader):
     depth = 0  # of the node that is being read
-    yaml_implicit_resolvers: dict = {}  # none of YAML 1.1; those of 1.2 are added below
-    yaml_constructors: dict = {}
+    yaml_implicit_resolvers: ClassVar[dict] = {}  # none of YAML 1.1; those of 1.2 are added below
+    yaml_constructors: ClassVar[dict] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         event = self.peek_event()

@@ -87,10 +87,10 @@ def test_every_key_is_described_with_default_and_meaning():
     text = describe()
     assert all(f"{key} = " in text for key in keys())
     assert (
-        "replay.share = 0.5\n    share of sequences written without a document (self-replay) "
-        "(a number from 0 to 1)" in text
+        "replay.share = 0.5\n    Share of self-replay among the sequences of a batch. "
+        "Allowed: a number from 0 to 1." in text
     )
-    assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage (one of 0, 1, 2, 3)" in text
+    assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage. Allowed: one of 0, 1, 2, 3." in text
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
@@ -457,3 +457,26 @@ def test_chunk_lengths_are_growing_multiples(chunks):
 )
 def test_what_dreaming_needs_of_the_rest(write, overrides, line):
     assert line in refusal(write(), "dream.rounds=1", "model.experts=6", *overrides)
+
+
+@pytest.mark.parametrize(
+    "gpus,parallel,right",
+    [
+        (0, 1, True),
+        (0.5, 1, True),
+        (1, 1, True),
+        (2, 2, True),
+        (2, 1, False),
+        (0, 2, False),
+        (1.5, 1, False),
+    ],
+)
+def test_an_engine_has_a_gpu_for_each_part_of_its_model(write, gpus, parallel, right):
+    keys = [f"rollouts.gpus={gpus}", f"rollouts.tensor_parallel={parallel}"]
+    if right:
+        assert load(write(), keys).rollouts.tensor_parallel == parallel
+    else:
+        assert refusal(write(), *keys).endswith(
+            "rollouts.tensor_parallel: as many as rollouts.gpus where either is above 1, got "
+            f"{parallel} with {gpus:g}"
+        )

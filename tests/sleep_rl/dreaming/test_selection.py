@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.method import Dream as How
+from sleep_rl.config.dreams import Dream as How
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
 from sleep_rl.dreaming.dream import Dream
