@@ -2,8 +2,8 @@
 
 Each key is declared once, by `key(default, doc, ...)`: here, in `method` (wake and sleep), `dreams`
 and `tasks`. `loader` reads YAML and overrides into it and rejects what is not declared;
-`validation` has the rules that involve several keys. The defaults are the paper's or the field's; the values of
-the small model that the demo trains are in configs/toy.yaml.
+`validation` has the rules that involve several keys. The defaults are the paper's or the field's;
+the values of the small model that the demo trains are in configs/toy.yaml.
 """
 
 from __future__ import annotations
