@@ -84,10 +84,10 @@ def gram_matrix(
     return out_NN
 
 
-def _products(parts: list[Tensor], others: list[Tensor]) -> Tensor:
+def _products(parts: list[Tensor], other_parts: list[Tensor]) -> Tensor:
     """Return the inner products [N, M] of two lists of gradients, in float64 on the CPU."""
-    block_NM = torch.zeros(len(parts[0]), len(others[0]), dtype=torch.float64)
-    for part_NE, other_ME in zip(parts, others, strict=True):
+    block_NM = torch.zeros(len(parts[0]), len(other_parts[0]), dtype=torch.float64)
+    for part_NE, other_ME in zip(parts, other_parts, strict=True):
         block_NM += (part_NE @ other_ME.to(part_NE).T).double().cpu()
     return block_NM
 

@@ -7,7 +7,7 @@ from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
 from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED, PARTS, view_of
 
 
-def test_what_wanders_lets_one_random_expert_through_besides_and_leaves_nothing(worker):
+def test_a_dreaming_state_activates_one_random_expert_more_and_leaves_no_trace(worker):
     learner = worker(kind="sparse")  # two of three ACTIVE experts per token, and a FRESH one
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     seen = set()
@@ -55,15 +55,14 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
 ):
     from sleep_rl.contracts.records import Request, Sampling
 
-    engine, learner, versions = (
-        rollout(sleep_checkpoint("qwen3", "sparser")),
-        worker(kind="sparser"),
-        iter(range(1, 9)),
-    )
+    engine = rollout(sleep_checkpoint("qwen3", "sparser"))
+    learner = worker(kind="sparser")
+    versions = iter(range(1, 9))
 
-    def dream(learner, wander):
+    def dream(learner, expert_seed):
         """(experts, tokens) as `sleep_rl.dreaming.cycle.write` gets them."""
-        experts, version = learner.activate_random_expert(wander), next(versions)
+        experts = learner.activate_random_expert(expert_seed)
+        version = next(versions)
         engine.load(learner.export("dreamer", version, {}, STUDENT))
         learner.discard_night()
         samples = engine.sample(
@@ -71,7 +70,7 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
         )
         return experts, [sample.completion_T for sample in samples]
 
-    dreams = {wander: dream(learner, wander) for wander in (1, 4, 6)}
+    dreams = {expert_seed: dream(learner, expert_seed) for expert_seed in (1, 4, 6)}
     experts = [str(chosen) for chosen, _ in dreams.values()]
     # whom a router also hears is heard
     assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})
@@ -96,7 +95,7 @@ def test_the_policy_trains_its_own_expert_on(worker):
     )
 
 
-def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
+def test_a_rebased_policy_is_the_current_memory_with_its_expert(worker):
     learner = worker()
 
     def night(token):
@@ -115,19 +114,19 @@ def test_a_regraft_is_the_present_memory_with_the_policys_expert(worker):
     learner.load_state("self")
     night(30)  # what the model learned since, in slot 2, too
     learner.save_state("self")
-    own = {k: v.clone() for k, v in learner.model.state_dict().items()}
+    current = {k: v.clone() for k, v in learner.model.state_dict().items()}
     learner.rebase_policy_expert("dreamer")
     for name, level in learner.levels.items():
         assert level.state.tolist() == [LOCKED, ACTIVE, ACTIVE, ACTIVE, LOCKED]
         assert all(
             torch.equal(getattr(level, p)[3], e) for p, e in zip(PARTS, expert[name], strict=True)
         )
-        assert all(torch.equal(getattr(level, p)[:3], own[f"{name}.{p}"][:3]) for p in PARTS)
+        assert all(torch.equal(getattr(level, p)[:3], current[f"{name}.{p}"][:3]) for p in PARTS)
     learner.load_state("self")
-    assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
+    assert all(torch.equal(v, current[k]) for k, v in learner.model.state_dict().items())
     learner.load_state("dreamer")
     assert learner.open_night(1, slot="reuse_newest") == 3  # it is what the policy trains on
     learner.discard_night()
     learner.save_state("spare", of="self")
     learner.load_state("spare")
-    assert all(torch.equal(v, own[k]) for k, v in learner.model.state_dict().items())
+    assert all(torch.equal(v, current[k]) for k, v in learner.model.state_dict().items())

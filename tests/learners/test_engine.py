@@ -86,8 +86,8 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     for step in range(cut, 6):
         metrics = other.seed_step(ROWS, step, 6).metrics
     assert metrics["grad_norm"] > 0
-    for mine, want in zip(plastic_of(other), plastic_of(whole), strict=True):
-        assert torch.equal(mine, want)
+    for got, want in zip(plastic_of(other), plastic_of(whole), strict=True):
+        assert torch.equal(got, want)
     assert {
         name: level.patch.state_S.tolist() for name, level in other.levels.items() if level.patch
     } == {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}

@@ -63,7 +63,7 @@ def test_a_full_level_makes_room_as_configured(on_full, choice, wanted, worker):
         for expert in learner.module.plastic:
             torch.nn.init.normal_(expert.w_out, std=0.1)
         learner.commit_night()
-    found = []
+    assignments = []
     for _ in range(3):
         name, level = next(iter(learner.levels.items()))
         before = level.w_out.detach().clone()
@@ -72,12 +72,12 @@ def test_a_full_level_makes_room_as_configured(on_full, choice, wanted, worker):
         gone = [
             s for s in range(1, 5) if level.state[s] != LOCKED and level.patch.state_S[s] == LOCKED
         ]
-        found.append((slot, gone[0] if gone else 0))
+        assignments.append((slot, gone[0] if gone else 0))
         begun = student[f"{name}.w_out#{slot}"]
         recycled = on_full == "recycle_oldest" and choice == "next"
         assert torch.equal(begun, torch.zeros_like(begun) if recycled else before[slot])
         learner.commit_night()
-    assert found == wanted
+    assert assignments == wanted
 
 
 def test_more_nights_than_experts_is_refused_and_without_expansion_the_newest_is_trained_on(worker):

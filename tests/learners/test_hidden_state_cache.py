@@ -15,23 +15,21 @@ def key(n):
 
 
 def test_it_gives_back_what_it_was_given_and_forgets_the_least_used_first():
-    recall, rows = (
-        HiddenStateCache(3 * 40),
-        [torch.full((2, 5), float(n)) for n in range(4)],
-    )  # 40 bytes each
+    cache = HiddenStateCache(3 * 40)
+    rows = [torch.full((2, 5), float(n)) for n in range(4)]  # 40 bytes each
     for n in range(3):
-        recall.put(key(n), rows[n])
-    assert recall.bytes == 120 and torch.equal(recall.get(key(0)), rows[0])
+        cache.put(key(n), rows[n])
+    assert cache.bytes == 120 and torch.equal(cache.get(key(0)), rows[0])
     rows[0].zero_()  # its own copy
-    recall.put(key(3), rows[3])
-    assert recall.bytes == 120 and recall.get(key(1)) is None
-    assert [float(recall.get(key(n))[0, 0]) for n in (0, 2, 3)] == [0.0, 2.0, 3.0] and float(
-        recall.get(key(2)).sum()
+    cache.put(key(3), rows[3])
+    assert cache.bytes == 120 and cache.get(key(1)) is None
+    assert [float(cache.get(key(n))[0, 0]) for n in (0, 2, 3)] == [0.0, 2.0, 3.0] and float(
+        cache.get(key(2)).sum()
     ) == 20
-    recall.put(key(9), torch.zeros(100, 5))  # larger than everything
-    assert recall.get(key(9)) is None and recall.bytes == 120
-    recall.clear()
-    assert recall.bytes == 0 and recall.get(key(0)) is None
+    cache.put(key(9), torch.zeros(100, 5))  # larger than everything
+    assert cache.get(key(9)) is None and cache.bytes == 120
+    cache.clear()
+    assert cache.bytes == 0 and cache.get(key(0)) is None
     assert (HiddenStateCache(0).put(key(0), rows[0]), HiddenStateCache(0).bytes) == (None, 0)
 
 

@@ -69,8 +69,8 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
     rows = [replace(row, teacher=k) for row, k in zip(ROWS, (2, 0, 1, 2), strict=True)]
-    others = [checkpoints.load(path) for path in paths]
-    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha, others=others)
+    teachers = [checkpoints.load(path) for path in paths]
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha, teachers=teachers)
     assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha).item()) > 1e-2
     norm = torch.stack(
         [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
@@ -88,7 +88,7 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
             [replace(row, advantage=0.0, behaviour_T=(0.0,) * len(row.completion_T))],
             1.0,
             prompt_weight=0.0,
-            others=others,
+            teachers=teachers,
         ).item()
         for row in rows
     ]
@@ -108,14 +108,14 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     learner.open_night(1)
     for expert in learner.module.plastic:
         torch.nn.init.normal_(expert.w_out, std=0.1)
-    told = TrainingRow((5, 6), (33, 34, 35, 1), teacher=HARD_TARGET, x_length=2)
+    hard = TrainingRow((5, 6), (33, 34, 35, 1), teacher=HARD_TARGET, x_length=2)
     real = [replace(ROWS[0], temperature=0.5), *ROWS[1:-1], replace(ROWS[-1], temperature=0.25)]
-    rows = [real[0], told, *real[1:]]
-    logp = logprobs(learner.model, STUDENT, told.prompt_T, told.completion_T)
+    rows = [real[0], hard, *real[1:]]
+    logp = logprobs(learner.model, STUDENT, hard.prompt_T, hard.completion_T)
     weight = [CONFIG.objective.prompt_weight] * 2 + [1.0] * 2
-    mine = -sum(
+    hard_loss = -sum(
         w * logp[t, token]
-        for t, (token, w) in enumerate(zip(told.completion_T, weight, strict=True))
+        for t, (token, w) in enumerate(zip(hard.completion_T, weight, strict=True))
     )
     positions = sum(
         CONFIG.objective.prompt_weight if t < r.x_length else 1.0
@@ -124,14 +124,14 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     )
     rest = slow_l_ks(learner.model, real, 1.0) * positions
     policy = slow_l_ks(learner.model, real, 0.0)
-    slow = 0.5 * (rest + mine) / (positions + sum(weight)) + 0.5 * policy
+    slow = 0.5 * (rest + hard_loss) / (positions + sum(weight)) + 0.5 * policy
     result = learner.seed_step(rows, 0, 10)
     assert result.metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     alone = -(logp[2, 35] + logp[3, 1]).item() / 2
     assert result.divergence_N[1] == pytest.approx(alone, abs=1e-5)
     learner.discard_night()
     learner.open_night(1)
-    only = learner.seed_step([told], 0, 10).metrics
+    only = learner.seed_step([hard], 0, 10).metrics
     assert only["loss"] > 0 and only["divergence"] > 0
 
 

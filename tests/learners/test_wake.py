@@ -30,8 +30,8 @@ def slow_wake(model, documents, lr):
     return total
 
 
-def own(learner, name, view=TEACHER):
-    """A level's own weights (router, A, B) in a state, as an export carries them."""
+def base_expert(learner, name, view=TEACHER):
+    """A level's base expert (router row, A, B) in a state, as an export carries it."""
     tensors = learner.export(view, 1, {}, view).tensors
     return [tensors[f"{name}.{part}#{BASE_SLOT}"] for part in PARTS]
 
@@ -46,38 +46,44 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     """
     learner = worker(kind="two levels")
     names = {n: sorted(name for name in learner.levels if level_number(name) == n) for n in (1, 2)}
-    start = {name: own(learner, name) for name in learner.levels}
+    start = {name: base_expert(learner, name) for name in learner.levels}
     first = slow_wake(checkpoints.load(learner.base), DOCUMENTS[:2], CONFIG.wake.lr)
     learner.wake(DOCUMENTS[:2])
     learner.open_night(1, due=(1,))
     for name in names[1]:
         want = [a - g for a, g in zip(start[name], first[name], strict=True)]
         # (a): not applied
-        assert close(own(learner, name), start[name]) and close(own(learner, name, STUDENT), want)
+        assert close(base_expert(learner, name), start[name]) and close(
+            base_expert(learner, name, STUDENT), want
+        )
     learner.commit_night()
     for name in names[1]:
         assert close(
-            own(learner, name), [a - g for a, g in zip(start[name], first[name], strict=True)]
+            base_expert(learner, name),
+            [a - g for a, g in zip(start[name], first[name], strict=True)],
         )
     for name in names[2]:
-        assert close(own(learner, name), start[name])
+        assert close(base_expert(learner, name), start[name])
     model = checkpoints.load(learner.base)
     for name, level in memory_levels(model).items():  # what the second day's gradients are taken at
         for part in PARTS:
             getattr(level, part).data.copy_(getattr(learner.levels[name], part))
         level.set_state(learner.levels[name].state)
     second = slow_wake(model, DOCUMENTS[2:], CONFIG.wake.lr)
-    moved = {name: own(learner, name) for name in names[1]}
+    moved = {name: base_expert(learner, name) for name in names[1]}
     learner.wake(DOCUMENTS[2:])
     learner.open_night(2, due=(1, 2))
     learner.commit_night()
     for name in names[1]:
         assert close(
-            own(learner, name), [a - g for a, g in zip(moved[name], second[name], strict=True)]
+            base_expert(learner, name),
+            [a - g for a, g in zip(moved[name], second[name], strict=True)],
         )
     for name in names[2]:
         both = [f + g for f, g in zip(first[name], second[name], strict=True)]
-        assert close(own(learner, name), [a - g for a, g in zip(start[name], both, strict=True)])
+        assert close(
+            base_expert(learner, name), [a - g for a, g in zip(start[name], both, strict=True)]
+        )
 
 
 def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):

@@ -41,15 +41,20 @@ def logprobs(model, view, prompt, completion):
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
 
 
-def slow_l_ks(model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, others=()):
+def slow_l_ks(
+    model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, teachers=()
+):
     """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by
-    sequence, token by token; T is the smaller self or, where a row names it, one of `others`.
+    sequence, token by token; T is the smaller self or, where a row names it, one of `teachers`.
     """
-    divergence, positions, policy, rewarded = 0.0, 0, 0.0, 0
+    divergence = policy = 0.0
+    positions = rewarded = 0
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
-        who = others[row.teacher - 1] if row.teacher else model
-        teacher = logprobs(who, TEACHER, row.teacher_T or row.prompt_T, row.completion_T).detach()
+        source = teachers[row.teacher - 1] if row.teacher else model
+        teacher = logprobs(
+            source, TEACHER, row.teacher_T or row.prompt_T, row.completion_T
+        ).detach()
         for t, token in enumerate(row.completion_T):
             share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
             raised = teacher[t].exp() ** power
