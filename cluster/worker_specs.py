@@ -10,7 +10,7 @@ from cluster.runtime.backend import Backend
 from cluster.runtime.handle import Handle
 from cluster.runtime.resources import ResourceRequest
 from sleep_rl.config.schema import Config
-from sleep_rl.plan.plan import actors_of
+from sleep_rl.plan.actors import actors_of
 
 
 @dataclass(frozen=True)

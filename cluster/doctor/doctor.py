@@ -23,8 +23,9 @@ from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.text import last_line
-from sleep_rl.plan.plan import Plan, plan
+from sleep_rl.plan.plan import plan
 from sleep_rl.plan.render import render
+from sleep_rl.plan.types import Plan
 
 # of cluster.doctor.probe, which is not imported here: it brings torch and Ray
 RESULT = "result.json"

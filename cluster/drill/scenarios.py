@@ -18,7 +18,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.journal.journal import Record
-from sleep_rl.plan.plan import actors_of
+from sleep_rl.plan.actors import actors_of
 from sleep_rl.tasks.registry import make_task
 
 PHASES = ("wake", "writing", "seeding", "evaluation")

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
-
-if TYPE_CHECKING:
-    from sleep_rl.plan.plan import Plan
+from sleep_rl.plan.types import Plan
 
 GB = 1e9
-SIZES = (16, 24, 40, 48, 80, 141, 180)  # GB of the GPUs that there are
-VLLM_SHARE = 0.92  # of a GPU's memory: vLLM's gpu_memory_utilization where it is not told
+SIZES = (16, 24, 40, 48, 80, 141, 180)  # GB of GPUs on the market
+VLLM_SHARE = 0.92  # of a GPU's memory: vLLM's default for gpu_memory_utilization
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A plan as a person reads it: `sleep-rl plan`."""
+"""A plan as text: `sleep-rl plan`."""
 
 from __future__ import annotations
 
@@ -7,111 +7,134 @@ import os
 from sleep_rl.config.schema import Config
 from sleep_rl.driver.baselines import registry
 from sleep_rl.plan.gpu_fit import GB, loads, smallest
-from sleep_rl.plan.plan import LEARN_FLOPS, SAMPLE_FLOPS, Plan, memory_bytes, rank_batch, step_rows
+from sleep_rl.plan.sizes import (
+    LEARN_FLOPS,
+    SAMPLE_FLOPS,
+    memory_bytes,
+    rank_batch,
+    step_rows,
+)
+from sleep_rl.plan.types import Plan
 
 
 def render(plan: Plan) -> str:
-    """The plan as a table of two columns."""
-    c, b, s, m, r = plan.config, plan.base, plan.config.sleep, plan.config.model, plan.rows
-    on_gpu = "gpu" if c.learners.gpus else "cpu", "gpu" if c.rollouts.gpus else "cpu"
-    rows = [
-        (
-            "run",
-            f"{c.run.name}: task {c.task.name}, {plan.nights} nights -> "
-            f"{os.path.join(c.run.dir, c.run.name)}",
-        ),
+    """Return the plan as a table of two columns."""
+    rows = [*_model_rows(plan), *_worker_rows(plan), *_night_rows(plan)]
+    rows += [("note", note) for note in plan.notes]
+    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+
+
+Rows = list[tuple[str, str]]
+
+
+def _model_rows(plan: Plan) -> Rows:
+    config = plan.config
+    base = plan.base
+    model = config.model
+    folder = os.path.join(config.run.dir, config.run.name)
+    return [
+        ("run", f"{config.run.name}: task {config.task.name}, {plan.nights} nights -> {folder}"),
         (
             "base model",
-            f"{m.base or c.task.name} ({b.source}): {b.family}, {b.layers} layers of "
-            f"{b.hidden}, vocabulary "
-            f"{b.vocab}, {_count(b.parameters)} parameters, {m.dtype}",
+            f"{model.base or config.task.name} ({base.source}): {base.family}, {base.layers} "
+            f"layers of {base.hidden}, vocabulary {base.vocab}, {_count(base.parameters)} "
+            f"parameters, {model.dtype}",
         ),
         (
             "memory",
-            f"{m.levels} level(s) of {m.experts} experts and a base expert, d_low "
-            f"{m.d_low}, in each layer: "
-            f"{_size(memory_bytes(c, b))}",
+            f"{model.levels} level(s) of {model.experts} experts and a base expert, d_low "
+            f"{model.d_low}, in each layer: {_size(memory_bytes(config, base))}",
         ),
-        *((a.role, f"{a.count} x {a.cpus:g} CPU, {a.gpus:g} GPU") for a in plan.actors),
+    ]
+
+
+def _worker_rows(plan: Plan) -> Rows:
+    learner = plan.learner
+    rollout = plan.rollout
+    rows = [
+        (actor.role, f"{actor.count} x {actor.cpus:g} CPU, {actor.gpus:g} GPU")
+        for actor in plan.actors
+    ]
+    rows += [
         ("in total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
         (
             "learner rank",
-            f"about {_size(plan.learner.total)}: base {_size(plan.learner.base)}, "
-            "memory "
-            f"{_size(plan.learner.memory)}, new expert with AdamW "
-            f"{_size(plan.learner.optimizer)}, "
-            f"activations {_size(plan.learner.activations)} (rough)",
+            f"about {_size(learner.total)}: base {_size(learner.base)}, memory "
+            f"{_size(learner.memory)}, new expert with AdamW {_size(learner.optimizer)}, "
+            f"activations {_size(learner.activations)} (rough)",
         ),
         (
             "rollout engine",
-            f"{_size(plan.rollout.total)}: base {_size(plan.rollout.base)}, "
-            "memory of two states "
-            f"{_size(plan.rollout.memory)}, {_cache_words(plan)}",
+            f"{_size(rollout.total)}: base {_size(rollout.base)}, memory of two states "
+            f"{_size(rollout.memory)}, {_cache_words(plan)}",
         ),
-        *(
-            [
-                (
-                    "critic",
-                    f"{_size(plan.critic.total)}: base twice {_size(plan.critic.base)}, copies "
-                    f"{_size(plan.critic.optimizer)}",
-                )
-            ]
-            if plan.critic
-            else []
-        ),
-        *([("gpu memory", _gpu_words(plan))] if loads(plan) else []),
+    ]
+    if plan.critic:
+        critic = plan.critic
+        copies = _size(critic.optimizer)
+        rows.append(
+            ("critic", f"{_size(critic.total)}: base twice {_size(critic.base)}, copies {copies}")
+        )
+    if loads(plan):
+        rows.append(("gpu memory", _gpu_words(plan)))
+    rows.append(
         (
             "weight push",
-            f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} "
-            "(everything): "
+            f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
             f"{plan.push_bytes / plan.full_bytes:.2%}",
-        ),
+        )
+    )
+    return rows
+
+
+def _night_rows(plan: Plan) -> Rows:
+    config = plan.config
+    sleep = config.sleep
+    rows_of_step = plan.rows
+    every = config.run.checkpoint_steps
+    checkpoints = f", a checkpoint every {every}" if 0 < every < sleep.steps else ""
+    rank_rows = min(rank_batch(config), config.learners.micro_batch)
+    learning = _rate(LEARN_FLOPS, "gpu" if config.learners.gpus else "cpu")
+    sampling = _rate(SAMPLE_FLOPS, "gpu" if config.rollouts.gpus else "cpu")
+    rows = [
         (
             "a night",
-            f"{s.steps} optimizer steps, {plan.rounds} rounds of {s.steps_per_round}, a "
-            "push after each"
-            + (
-                f", a checkpoint every {c.run.checkpoint_steps}"
-                if 0 < c.run.checkpoint_steps < s.steps
-                else ""
-            ),
+            f"{sleep.steps} optimizer steps, {plan.rounds} rounds of {sleep.steps_per_round}, a "
+            f"push after each{checkpoints}",
         ),
         (
             "a step",
-            f"{step_rows(c)} sequences = {plan.micro_batches} micro batch(es) of at most "
-            f"{min(rank_batch(c), c.learners.micro_batch)} x {c.learners.world_size} "
-            "rank(s), up to "
-            f"{plan.tokens} tokens each",
+            f"{step_rows(config)} sequences = {plan.micro_batches} micro batch(es) of at most "
+            f"{rank_rows} x {config.learners.world_size} rank(s), up to {plan.tokens} tokens each",
         ),
         (
             "rows of a step",
-            f"{r.teacher_new} new and {r.teacher_replay} replay by the teacher, "
-            f"{r.groups_new} new and "
-            f"{r.groups_replay} replay groups of {c.imitation.group_size} by the student, "
-            f"{c.reading.rows} reading",
+            f"{rows_of_step.teacher_new} new and {rows_of_step.teacher_replay} replay by the "
+            f"teacher, {rows_of_step.groups_new} new and {rows_of_step.groups_replay} replay "
+            f"groups of {config.imitation.group_size} by the student, "
+            f"{config.reading.rows} reading",
         ),
         (
             "sampled a night",
-            f"{plan.written} sequences written with a document, {plan.replayed} "
-            "without, "
+            f"{plan.written} sequences written with a document, {plan.replayed} without, "
             f"{plan.completions} student completions",
         ),
-        *([("dreams", _dream_words(c))] if c.dream.rounds else []),
+    ]
+    if config.dream.rounds:
+        rows.append(("dreams", _dream_words(config)))
+    rows += [
         (
             "all nights",
             f"{len(plan.consolidations)} consolidations, {plan.steps} optimizer "
-            f"steps{_baseline_words(c, plan.nights)}",
+            f"steps{_baseline_words(config, plan.nights)}",
         ),
         (
             "time",
-            f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation "
-            "and baselines; assumes "
-            f"{_rate(LEARN_FLOPS, on_gpu[0])} learning and {_rate(SAMPLE_FLOPS, on_gpu[1])} "
-            "sampling",
+            f"about {_duration(plan.seconds)} for the nights, without start-up, evaluation and "
+            f"baselines; assumes {learning} learning and {sampling} sampling",
         ),
-        *(("note", note) for note in plan.notes),
     ]
-    return "\n".join(f"{name:<16} {text}" for name, text in rows)
+    return rows
 
 
 def _cache_words(plan: Plan) -> str:
@@ -121,27 +144,34 @@ def _cache_words(plan: Plan) -> str:
 
 
 def _gpu_words(plan: Plan) -> str:
-    there, parts = plan.config.cluster.gpu_gb, []
+    given = plan.config.cluster.gpu_gb
+    parts = []
     for load in loads(plan):
         words = f"{load.who} {_size(load.held)}"
-        if load.token and there:
-            cache = load.cache(there * GB)
-            words += f" and a KV cache of about {_size(cache)} ({cache / load.token / 1000:.0f} thousand tokens)"
+        if load.token and given:
+            cache = load.cache(given * GB)
+            thousands = cache / load.token / 1000
+            words += f" and a KV cache of about {_size(cache)} ({thousands:.0f} thousand tokens)"
         elif load.token:
             words += " and a KV cache"
         parts.append(words)
-    least = f"GPUs from {smallest(plan)} GB on" if smallest(plan) else "no GPU that there is"
-    return f"on each GPU: {'; '.join(parts)}; fits {f'the {there:g} GB of cluster.gpu_gb' if there else least} (rough)"
+    if given:
+        fits = f"the {given:g} GB of cluster.gpu_gb"
+    elif smallest(plan):
+        fits = f"GPUs from {smallest(plan)} GB on"
+    else:
+        fits = "no GPU that there is"
+    return f"on each GPU: {'; '.join(parts)}; fits {fits} (rough)"
 
 
 def _dream_words(config: Config) -> str:
-    d = config.dream
-    kept = d.tasks * (d.keep_top + d.keep_random)
+    dream = config.dream
+    kept = dream.tasks * (dream.keep_top + dream.keep_random)
     return (
-        f"{d.rounds} round(s) a night of up to {d.tasks} tasks x {d.dreams_per_task} dreams, of which "
-        f"{d.keep_top} + {d.keep_random} are tried out: "
-        f"{kept * (d.copies.seeds + 1)} isolated copies a round; {d.steps} optimizer steps to learn "
-        "the rewarded ones"
+        f"{dream.rounds} round(s) a night of up to {dream.tasks} tasks x {dream.dreams_per_task} "
+        f"dreams, of which {dream.keep_top} + {dream.keep_random} are tried out: "
+        f"{kept * (dream.copies.seeds + 1)} isolated copies a round; {dream.steps} optimizer steps "
+        "to learn the rewarded ones"
     )
 
 
@@ -151,11 +181,9 @@ def _baseline_words(config: Config, nights: int) -> str:
 
 
 def _rate(flops: dict[str, float], device: str) -> str:
-    return (
-        f"{flops[device] / 1e12:g} TFLOP/s a GPU"
-        if device == "gpu"
-        else f"{flops[device] / 1e9:g} GFLOP/s a thread"
-    )
+    if device == "gpu":
+        return f"{flops[device] / 1e12:g} TFLOP/s a GPU"
+    return f"{flops[device] / 1e9:g} GFLOP/s a thread"
 
 
 def _size(count: float) -> str:

@@ -10,8 +10,9 @@ from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.model.shape import PUBLISHED
 from sleep_rl.plan.gpu_fit import loads
-from sleep_rl.plan.plan import memory_bytes, plan
+from sleep_rl.plan.plan import plan
 from sleep_rl.plan.render import render
+from sleep_rl.plan.sizes import memory_bytes
 
 ROOT = Path(__file__).parents[3]
 CONFIGS = sorted(file.stem for file in (ROOT / "configs").glob("*.yaml"))

@@ -15,9 +15,10 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.model import shape as shapes
 from sleep_rl.model.families import FAMILIES
 from sleep_rl.model.shape import PUBLISHED, TASK_BASES, base_shape, parse_shape
-from sleep_rl.plan import plan as planning
-from sleep_rl.plan.plan import Bytes, _critic_bytes, expert_bytes, memory_bytes, plan
+from sleep_rl.plan import checks
+from sleep_rl.plan.plan import plan
 from sleep_rl.plan.render import render
+from sleep_rl.plan.sizes import Bytes, critic_bytes, expert_bytes, memory_bytes
 
 ROOT = Path(__file__).parents[3]
 SMALL = {
@@ -288,7 +289,8 @@ MISFITS = [
     ),
     (
         ("rollouts.gpus=4", "rollouts.tensor_parallel=4"),
-        "rollouts.tensor_parallel: must divide the base model's 6 heads and fit its 6 key-value heads, got 4",
+        "rollouts.tensor_parallel: must divide the base model's 6 heads and fit its 6 key-value "
+        "heads, got 4",
     ),
     (
         ("reward.semantic=encoder", "reward.model=./none"),
@@ -303,7 +305,7 @@ def test_a_config_that_does_not_fit_the_base_is_one_line(overrides, line):
 
 
 def test_notes_say_what_deserves_a_look(monkeypatch):
-    monkeypatch.setattr(planning.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(checks.os, "cpu_count", lambda: 2)
     notes = plan(
         config(
             "rollouts.workers=3", "learners.world_size=3", "model.dtype=bfloat16", "model.top_k=1"
@@ -410,7 +412,7 @@ def test_a_critics_copies_are_counted_tensor_by_tensor():
         "critics.engine.kv_cache_memory_bytes=12345",
     )
     rollout = Bytes(base=100, memory=10, cache=7)
-    size = _critic_bytes(dreaming, parse_shape(SMALL, "test"), rollout)
+    size = critic_bytes(dreaming, parse_shape(SMALL, "test"), rollout)
     # factor, gradient, two moments
     assert size.optimizer == 4 * sum(t.nbytes for t in copies.factors())
     assert (size.base, size.cache) == (200, 12345)

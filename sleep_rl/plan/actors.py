@@ -1,0 +1,36 @@
+"""Which worker processes a config asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sleep_rl.config.schema import Config
+
+
+@dataclass(frozen=True)
+class Actor:
+    """The workers of one role: `count` processes with `cpus` and `gpus` each."""
+
+    role: str
+    count: int
+    cpus: float
+    gpus: float
+
+
+def actors_of(config: Config) -> tuple[Actor, ...]:
+    """Return every kind of worker process of a run, with what it asks of the cluster."""
+    rollouts = config.rollouts
+    learners = config.learners
+    reward = config.reward
+    critics = config.critics
+    teachers = len(config.model.teachers)
+    workers = [Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus)]
+    if teachers:  # in night 0 only
+        workers.append(Actor("other", teachers, rollouts.cpus, rollouts.gpus))
+    workers.append(Actor("learner", learners.world_size, learners.cpus, learners.gpus))
+    workers.append(Actor("reward", reward.workers, reward.cpus, 0.0))
+    if reward.semantic != "none":
+        workers.append(Actor("semantic", reward.workers, reward.cpus, reward.gpus))
+    if config.dream.rounds:
+        workers.append(Actor("critic", critics.workers, critics.cpus, critics.gpus))
+    return tuple(workers)

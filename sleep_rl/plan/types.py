@@ -1,0 +1,56 @@
+"""The record of a plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sleep_rl.config.schema import Config
+from sleep_rl.model.shape import Shape
+from sleep_rl.night.plan import Shares
+from sleep_rl.plan.actors import Actor
+from sleep_rl.plan.sizes import Bytes, bytes_per_parameter
+from sleep_rl.schedule import ScheduledConsolidation
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a config asks for. Sizes are decimal: 1 MB = 1e6 bytes."""
+
+    config: Config
+    base: Shape
+    actors: tuple[Actor, ...]
+    learner: Bytes  # per rank
+    rollout: Bytes  # per engine, over all its GPUs
+    critic: Bytes | None  # per critic: engine, torch model and copies; None without dreaming
+    cached_tokens: int | None  # that the KV cache of an engine holds
+    push_bytes: int  # one expert of one level, over all layers
+    full_bytes: int  # every parameter
+    tokens: int  # of a longest training sequence with its document
+    rows: Shares  # of an optimizer step
+    written: int  # sequences with a document, per night
+    replayed: int  # sequences without one, per night
+    completions: int  # of the student, per night
+    micro_batches: int  # per optimizer step and rank
+    rounds: int  # per night; each ends with a push of the student
+    seconds: float  # of all nights, rough
+    nights: int
+    consolidations: tuple[ScheduledConsolidation, ...]  # of all nights
+    notes: tuple[str, ...]
+
+    @property
+    def cpus(self) -> float:
+        return sum(a.count * a.cpus for a in self.actors)
+
+    @property
+    def gpus(self) -> float:
+        return sum(a.count * a.gpus for a in self.actors)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token in a KV cache."""
+        return self.base.cached_values * bytes_per_parameter(self.config)
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all nights, without baselines."""
+        return sum(consolidation.steps for consolidation in self.consolidations)
