@@ -1,4 +1,4 @@
-# make demo | make test | make test-all | make install
+# make demo | make quick | make test | make test-all | make lint | make install
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,15 +11,23 @@ else
   UV_ENV := env -u UV_PYTHON UV_TORCH_BACKEND=cpu
 endif
 
-.PHONY: demo test test-all install
+.PHONY: demo quick test test-all lint install
 demo: $(BIN)/.ready
 	$(BIN)/sleep-rl run configs/demo.yaml
+
+# what needs no Ray, no vLLM engine and no DeepSpeed process
+quick: $(BIN)/.ready
+	$(BIN)/python -m pytest -m "not stack and not slow and not gpu"
 
 test: $(BIN)/.ready
 	$(BIN)/python -m pytest
 
 test-all: $(BIN)/.ready
 	$(BIN)/python -m pytest -m "not gpu"
+
+lint: $(BIN)/.ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
 
 install: $(BIN)/.ready
 

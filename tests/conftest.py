@@ -18,6 +18,16 @@ from sleep_rl.model import checkpoints
 from tests.fakes.models import ENGINE, LEVELS, fill_memory, make_base, make_tokenizer
 
 
+def pytest_collection_modifyitems(items):
+    """Mark what starts real engines: a test with a parameter `ray`, and users of the engine fixture
+    `rollout`.
+    """
+    for item in items:
+        parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
+        if "ray" in parameters or "rollout" in item.fixturenames:
+            item.add_marker(pytest.mark.stack)
+
+
 @pytest.fixture(scope="session")
 def base_checkpoint(tmp_path_factory):
     """family -> path of a tiny base checkpoint with a tokenizer."""
