@@ -1,4 +1,4 @@
-"""cluster/: what can be known of the files without AWS, Kubernetes or Docker. tests/cluster/test_slurm.py
+"""cluster/deploy/: what can be known of the files without AWS, Kubernetes or Docker; test_slurm.py
 runs the Slurm script.
 """
 
@@ -306,7 +306,10 @@ def test_both_images_have_one_ray():
 
 def check_safe(text):
     assert not re.findall(r"\b(?:hf_|wandb_|sk-|AKIA)\w{8,}|\b[0-9a-f]{32,}\b|-----BEGIN", text)
-    named = r"(?im)^[^#`\n]*(?:token|secret|password|api_key)\w*[\"']?\s*[:=]\s*[\"']?(?![/~$])[a-z0-9+_-]{16,}"
+    named = (
+        r"(?im)^[^#`\n]*(?:token|secret|password|api_key)\w*[\"']?\s*[:=]\s*[\"']?"
+        r"(?![/~$])[a-z0-9+_-]{16,}"
+    )
     assert not re.findall(named, text)
     assert not re.search(r"AUTH_MODE\W+(?:value:\s*)?disabled", text)
     if re.search(r"0\.0\.0\.0|::/0|dashboard-host=(?!127\.0\.0\.1)", text):

@@ -134,7 +134,10 @@ def test_the_driver_is_read_from_the_kernel(tmp_path):
 
 
 def test_cores_and_memory():
-    text = "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\nHugePages_Total: 0\n"
+    text = (
+        "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\n"
+        "HugePages_Total: 0\n"
+    )
     judged(
         machine.cores_and_memory(8, text, None), True, "8 CPU cores, 34 GB of memory, 26 GB free"
     )
@@ -178,7 +181,7 @@ def test_the_clusters_address():
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        where = "127.0.0.1:%d" % listener.getsockname()[1]
+        where = f"127.0.0.1:{listener.getsockname()[1]}"
         judged(services.address(where), True, f"{where} answers")
         judged(services.address(f"ray://{where}"), True)
     judged(services.address(where), False, f"nothing answers at {where}", "ray start --head")
@@ -248,7 +251,7 @@ def test_the_wandb_key_is_found_and_never_shown(tmp_path):
             "online",
         ),
     ]
-    for finding, where in zip(found, ("WANDB_API_KEY", ".netrc", "other")):
+    for finding, where in zip(found, ("WANDB_API_KEY", ".netrc", "other"), strict=True):
         judged(finding, True, "a key is there", where)
         assert KEY not in str(finding)
 
@@ -309,7 +312,7 @@ def site():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield "http://127.0.0.1:%d" % server.server_address[1], asked
+    yield f"http://127.0.0.1:{server.server_address[1]}", asked
     server.shutdown()
     server.server_close()
 
@@ -349,8 +352,11 @@ def test_the_hub_answers(site, tmp_path):
 def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        endpoint = "http://127.0.0.1:%d" % free.getsockname()[1]
-    never = lambda name: pytest.fail("it cannot be reached")
+        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+
+    def never(name):
+        pytest.fail("it cannot be reached")
+
     judged(
         services.hub(endpoint, str(tmp_path), False, [], [], never)[1],
         True,
@@ -622,7 +628,10 @@ def test_the_command_line(monkeypatch, capsys):
 def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
     """The probe's process is in a session of its own, which a terminal's ctrl-C does not reach."""
     child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
-    code = "import sys; from cluster.doctor import processes; processes.run_process([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
+    code = (
+        "import sys; from cluster.doctor.processes import run_process; "
+        "run_process([sys.executable, '-c', *sys.argv[1:]], 60, {}, sys.stdout)"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", code, child, str(tmp_path / "pid")],
         stderr=subprocess.DEVNULL,

@@ -1,5 +1,5 @@
-"""cluster/deploy/slurm.sh and live.sh really run here, with a srun, scontrol, getent, ray and sleep-rl
-that record their words.
+"""cluster/deploy/slurm.sh and live.sh really run here, with a srun, scontrol, getent, ray and
+sleep-rl that record their words.
 """
 
 import json
@@ -24,11 +24,13 @@ FAKE = r"""
 import json, os, signal, socket, subprocess, sys, time
 from pathlib import Path
 name, words, here = Path(sys.argv[0]).name, sys.argv[1:], Path(os.environ["RECORD"])
-seen = {k: os.environ.get(k) for k in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH", "RAY_ADDRESS", "HF_HOME")}
+NAMES = "RAY_AUTH_MODE RAY_AUTH_TOKEN RAY_AUTH_TOKEN_PATH RAY_ADDRESS HF_HOME".split()
+seen = {k: os.environ.get(k) for k in NAMES}
 
 def note(**more):
     with open(here / "calls.jsonl", "a") as file:
-        file.write(json.dumps({"name": name, "words": words, "env": seen, "cwd": os.getcwd(), **more}) + "\n")
+        call = {"name": name, "words": words, "env": seen, "cwd": os.getcwd(), **more}
+        file.write(json.dumps(call) + "\n")
 
 def until_ended(code=143):
     signal.signal(signal.SIGTERM, lambda *_: (note(ended=True), sys.exit(code)))
@@ -62,7 +64,8 @@ while (here / "calls.jsonl").read_text().count('"name": "ray"') < len(os.environ
     time.sleep(0.05)
     assert time.monotonic() < deadline
 if words[0] == "run":  # sleep-rl begins its folder, as the real one does
-    folder = Path(*[next(w for w in words if w.startswith(k)).partition("=")[2] for k in ("run.dir=", "run.name=")])
+    given = dict(w.split("=", 1) for w in words if "=" in w)
+    folder = Path(given["run.dir"], given["run.name"])
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
 (here / "alive").touch()

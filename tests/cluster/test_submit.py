@@ -30,9 +30,10 @@ TOKEN = "a-token-of-this-test"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers like Ray's job server; what is sent comes from Ray's own client. A job goes through `story`, a list of (status, whole log, exit
-    code), one step per look at it, and stays at the last; an int in its place is answered as that
-    HTTP error.
+    """Answers like Ray's job server; what is sent comes from Ray's own client.
+
+    A job goes through `story`, a list of (status, whole log, exit code), one step per look at it,
+    and stays at the last; an int in its place is answered as that HTTP error.
     """
 
     daemon_threads = True
@@ -50,41 +51,46 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
 
     def answer(self, method, path, headers, body):
+        """(HTTP status, body, headers)"""
         self.asked.append((method, path))
         if self.moved:
             return 307, b"", {"Location": self.moved}
-        if headers.get("Authorization") != f"Bearer {TOKEN}":
-            return (
-                (403, b"Forbidden: Invalid authentication token", {})
-                if headers.get("Authorization")
-                else (401, b"Unauthorized: Missing authentication token", {})
-            )
+        if refusal := self.refusal(headers.get("Authorization")):
+            return *refusal, {}
         if (method, path) == ("GET", "/api/version"):
             return 200, self.version, {}
         if path.startswith("/api/packages/gcs/_ray_pkg_") and path.endswith(".zip"):
-            if method == "PUT":
-                self.packages["gcs://" + path.rpartition("/")[2]] = body
-            there = "gcs://" + path.rpartition("/")[2] in self.packages
-            return (200, b"", {}) if there else (404, b"Package does not exist", {})
-        if (method, path) == ("POST", "/api/jobs/") and self.hangs_up:
-            raise ConnectionAbortedError
+            return self.answer_package(method, path, body)
         if (method, path) == ("POST", "/api/jobs/"):
-            job = json.loads(body)
-            assert headers["Content-Type"] == "application/json" and job.keys() == {
-                "submission_id",
-                "entrypoint",
-                "runtime_env",
-                "metadata",
-            }
-            assert all(isinstance(value, str) for value in job["metadata"].values())
-            self.jobs[job["submission_id"]] = job
-            return (
-                200,
-                json.dumps({"submission_id": job["submission_id"], "job_id": None}).encode(),
-                {},
-            )
-        job, _, verb = path.removeprefix("/api/jobs/").partition("/")
-        if not path.startswith("/api/jobs/") or job not in self.jobs:
+            return self.answer_submission(headers, body)
+        return self.answer_about(method, *path.removeprefix("/api/jobs/").partition("/"))
+
+    def refusal(self, authorization):
+        if not authorization:
+            return 401, b"Unauthorized: Missing authentication token"
+        if authorization != f"Bearer {TOKEN}":
+            return 403, b"Forbidden: Invalid authentication token"
+        return None
+
+    def answer_package(self, method, path, body):
+        uri = "gcs://" + path.rpartition("/")[2]
+        if method == "PUT":
+            self.packages[uri] = body
+        return (200, b"", {}) if uri in self.packages else (404, b"Package does not exist", {})
+
+    def answer_submission(self, headers, body):
+        if self.hangs_up:
+            raise ConnectionAbortedError
+        job = json.loads(body)
+        keys = {"submission_id", "entrypoint", "runtime_env", "metadata"}
+        assert headers["Content-Type"] == "application/json" and job.keys() == keys
+        assert all(isinstance(value, str) for value in job["metadata"].values())
+        self.jobs[job["submission_id"]] = job
+        answer = {"submission_id": job["submission_id"], "job_id": None}
+        return 200, json.dumps(answer).encode(), {}
+
+    def answer_about(self, method, job, _, verb):
+        if job not in self.jobs:
             return 404, f"Job {job} does not exist".encode(), {}
         if (method, verb) == ("POST", "stop"):
             self.stopped.append(job)
@@ -96,22 +102,17 @@ class Server(ThreadingHTTPServer):
             return now, b"Traceback\n  somewhere\nOSError: the head is busy\n", {}
         if (verb == "logs" or job in self.stopped) and len(self.story) > 1:
             self.story.pop(0)
+        answer = {
+            "type": "SUBMISSION",
+            "entrypoint": "exec python",
+            "status": now[0],
+            "message": "as told",
+            "driver_exit_code": now[2],
+            "metadata": self.jobs[job]["metadata"],
+        }
         if verb == "logs":
-            return 200, json.dumps({"logs": now[1]}).encode(), {}
-        return (
-            200,
-            json.dumps(
-                {
-                    "type": "SUBMISSION",
-                    "entrypoint": "exec python",
-                    "status": now[0],
-                    "message": "as told",
-                    "driver_exit_code": now[2],
-                    "metadata": self.jobs[job]["metadata"],
-                }
-            ).encode(),
-            {},
-        )
+            answer = {"logs": now[1]}
+        return 200, json.dumps(answer).encode(), {}
 
 
 class Handler(BaseHTTPRequestHandler):
