@@ -285,7 +285,7 @@ class TestRay:
         monkeypatch.setattr(
             ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
         )
-        monkeypatch.setattr(backend, "_called", False)
+        monkeypatch.setattr(backend, "_scaling", False)
         for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
             with pytest.raises(InputError, match=r"the cluster has 2$"):
                 backend.preflight(
