@@ -1,12 +1,10 @@
-"""YAML files and command-line overrides -> a frozen Config. Whatever cannot be right is one line of
-InputError.
+"""Load YAML files and command-line overrides into a frozen Config; a mistake is one line.
 
-    include: [gkd_mixed.yaml, debug.yaml]   # presets, relative to this file; later ones win,
-    this file wins over all
+    # presets, relative to this file: later ones win, and this file wins over all of them
+    include: [gkd_mixed.yaml, debug.yaml]
     sleep: {steps: 50}
 
-`rollouts.engine` is merged key by key like every section; an option set to null there leaves the
-choice to vLLM.
+`rollouts.engine` is merged key by key like every section; null leaves an option to vLLM.
 """
 
 from __future__ import annotations
@@ -56,16 +54,19 @@ OWNED = {
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Reads a file with its includes, then `section.key=value` overrides, the last one winning.
+    """Load a file with its includes, then `section.key=value` overrides, of which the last wins.
 
-    Every layer is checked where it stands, so that a message names the file with the mistake.
-    Raises InputError.
+    Each layer is validated by itself, so that a message names the file with the mistake. Raises
+    InputError.
     """
     return _config(_layers(Path(path), (), []), overrides, path)
 
 
 def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
-    """The Config of a dumped tree that was found at `where`, with overrides. Raises InputError."""
+    """Load a dumped config with overrides; `where` it was read from stands in messages.
+
+    Raises InputError.
+    """
     return _config([(where, tree)], overrides, where)
 
 
@@ -82,8 +83,8 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
 
 
 def dump(config: Any) -> dict[str, Any]:
-    """The plain nested dict of a Config (or of one of its sections); `load` reads it back to an
-    equal Config.
+    """Return a Config, or a section, as a plain nested dict; `load` reads it back as an equal
+    Config.
     """
 
     def plain(value: Any) -> Any:
@@ -95,7 +96,7 @@ def dump(config: Any) -> dict[str, Any]:
 
 
 def describe() -> str:
-    """Every key with its default, what it allows and what it means."""
+    """Return the text of `sleep-rl config`: each key with default, meaning and allowed values."""
     lines = []
     for name, field, kinds in _leaves():
         default = field.default if field.default is not MISSING else field.default_factory()
@@ -107,7 +108,7 @@ def describe() -> str:
 
 
 def keys() -> tuple[str, ...]:
-    """Dotted names of all keys, in the order of the schema."""
+    """Return the dotted names of all keys, in the order of the schema."""
     return tuple(name for name, _, _ in _leaves())
 
 
@@ -115,8 +116,9 @@ def keys() -> tuple[str, ...]:
 
 
 def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[tuple[str, dict]]:
-    """(where, mapping) of the included files, then of `path` itself. `parents` are the files that
-    include it, `read` the bytes of each file so far.
+    """Yield (where, mapping) of the included files, then of `path` itself.
+
+    `parents`: the files that include it. `read`: the bytes of each file so far; grows.
     """
     by = f"{parents[-1]}: include: " if parents else ""
     try:
@@ -147,7 +149,7 @@ def _layers(path: Path, parents: tuple[Path, ...], read: list[int]) -> Iterator[
 
 
 def _override(text: str) -> dict:
-    """`a.b=value` -> {"a": {"b": value}}, the value read as YAML."""
+    """Parse `a.b=value` into {"a": {"b": value}}; the value is YAML."""
     name, equals, value = text.partition("=")
     parts = name.strip().split(".")
     if not equals or not all(parts):
@@ -177,12 +179,14 @@ def _built(cls: type, tree: dict) -> Any:
 
 
 def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
-    """`layer` with every key known and every value of its type and range."""
+    """Return `layer`, in which every key is known and every value of its type and range."""
     if not isinstance(layer, dict):
         raise _refusal(
             where, f"{prefix.rstrip('.')}: expected a mapping of keys, got {_show(layer)}"
         )
-    known, kinds, out = {f.name: f for f in fields(cls)}, _kinds(cls), {}
+    known = {field.name: field for field in fields(cls)}
+    kinds = _kinds(cls)
+    out = {}
     for name, value in layer.items():
         if name not in known:
             raise _refusal(
@@ -197,7 +201,7 @@ def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
 
 
 def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where: str) -> Any:
-    """The value, an int turned into a float where one is meant."""
+    """Return the value; an integer becomes a float where the key is a number."""
     meta = field.metadata
     wanted = _refusal(where, f"{dotted}: expected {_allowed(field, kinds)}, got {_show(value)}")
     if type(value) is int and float in kinds and abs(value) < 2**1000:
@@ -230,8 +234,8 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
 
 
 def _check_engine(options: dict, key: str, where: str) -> None:
-    """Options go to vLLM as they are, but must not fight with what the program sets; what `plan`
-    reads is checked.
+    """Refuse options that the program sets itself, values that are not plain data, and wrong values
+    of options that `plan` reads. All others are handed to vLLM as they are.
     """
     for name, value in options.items():
         dotted = f"{key}.{name}"
@@ -266,7 +270,7 @@ def _plain(value: Any, depth: int = 0) -> bool:
 
 
 def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
-    """What a key allows, in words: "an integer >= 1 or null"."""
+    """Return what a key allows, in words: "an integer >= 1 or null"."""
     meta = field.metadata
     if meta["choices"] is not None:
         text = f"one of {', '.join(map(str, meta['choices']))}"
@@ -289,8 +293,8 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
 
 
 def _nearest(prefix: str, name: str) -> str:
-    """The key that was probably meant: a sibling, else a key of that name elsewhere, else the most
-    similar sibling.
+    """Return the key that was probably meant: a sibling of a similar name, else a key of such a
+    name elsewhere, else the most similar sibling.
     """
     name = name[:80]
     everything = [*keys(), *(f.name for f in fields(Config))]
@@ -306,7 +310,7 @@ def _nearest(prefix: str, name: str) -> str:
 
 
 def _refusal(where: str, what: str) -> InputError:
-    """One line, whatever characters a user's value or file name holds."""
+    """Return the error as one line, whatever characters a user's value or file name holds."""
     return InputError(" ".join(f"{where}: {what}".split() if where else what.split()))
 
 
@@ -325,7 +329,7 @@ def _show(value: Any, limit: int = 60) -> str:
 
 @cache
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    """Field name -> the types it takes, the main one first; (int, NoneType) for `int | None`."""
+    """Return field name -> allowed types, the main one first; (int, NoneType) for `int | None`."""
     return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
 
 
@@ -333,7 +337,7 @@ def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
 def _leaves(
     cls: type = Config, prefix: str = ""
 ) -> tuple[tuple[str, Field, tuple[type, ...]], ...]:
-    """(dotted name, field, kinds) of every key below a section."""
+    """Return (dotted name, field, allowed types) of every key below a section."""
     out: list[tuple[str, Field, tuple[type, ...]]] = []
     for field in fields(cls):
         kinds = _kinds(cls)[field.name]
