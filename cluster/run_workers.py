@@ -99,7 +99,7 @@ def run_workers(
             journal,
             console,
             str(setup.folder),
-            RehearsalIndex(config.rehearsal.priority == "divergence"),
+            RehearsalIndex(by_divergence=config.rehearsal.priority == "divergence"),
             Progress(str(setup.folder) if learners else None),
         )
         crew.close()
