@@ -10,6 +10,7 @@ import hashlib
 import json
 import random
 from dataclasses import replace
+from typing import ClassVar
 
 from sleep_rl.contracts.records import Sample, StepResult
 from sleep_rl.driver.cycle import live
@@ -44,7 +45,11 @@ RESUMABLE = changed(
 class Crew:
     """Learner and rollouts in one object."""
 
-    step_metrics = {"loss": 0.5, "divergence": 0.1, "tokens_trained": 10.0}
+    step_metrics: ClassVar[dict[str, float]] = {
+        "loss": 0.5,
+        "divergence": 0.1,
+        "tokens_trained": 10.0,
+    }
 
     def __init__(self, texts, rehearsed):
         self.texts = texts
@@ -260,8 +265,8 @@ def live_life(config, folder, make=Crew):
 
 
 def continue_life(folder, at=None, config=RESUMABLE):
-    """One process of a life in `folder`, from its newest checkpoint on, that is killed at call number
-    `at`. Returns its MortalCrew.
+    """One process of a life in `folder`, from its newest checkpoint on, that is killed at call
+    number `at`. Returns its MortalCrew.
     """
     checkpoint = newest(folder)
     texts = PromptCodec(Diary(), StableWords())

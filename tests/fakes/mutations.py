@@ -214,7 +214,7 @@ def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[st
     ):
         yield (
             f"run.name {name[:20]}",
-            re.sub(r"^run:.*$", lambda _: f'run: {{name: "{name}"}}', text, flags=re.M),
+            re.sub(r"^run:.*$", lambda _, name=name: f'run: {{name: "{name}"}}', text, flags=re.M),
         )
     yield f"{key} dotted", f"{key}: {other}\n"
 

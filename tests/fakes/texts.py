@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import ClassVar
 
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 
@@ -31,7 +32,8 @@ class Words:
 class StableWords(Words):
     """As with a real tokenizer, a word's id does not depend on what was read before it."""
 
-    ids = {"<bos>": 1, "<eos>": 2}
+    # Shared by all instances, so that a second life reads the first one's words.
+    ids: ClassVar[dict[str, int]] = {"<bos>": 1, "<eos>": 2}
 
     def __init__(self) -> None:
         pass

@@ -124,7 +124,8 @@ def ends(capfd, argv, what):
         code = main(argv)
     except Hang:
         pytest.fail(f"{what}: {str(argv)[:300]} hangs", pytrace=False)
-    except BaseException as error:
+    # Whatever a command raises is what this looks for.
+    except BaseException as error:  # noqa: BLE001
         # the whole may be a thousand frames deep
         frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
         pytest.fail(
@@ -150,10 +151,8 @@ def ends(capfd, argv, what):
             or "no readable " in lines[0]
         ), (what, argv, err)
     if os.environ.get("SLEEP_RL_FUZZ_SHOW"):
-        print(
-            f"{code} {took:.2f} s  {what}\n      {err.strip()[:300]}",
-            file=open(os.environ["SLEEP_RL_FUZZ_SHOW"], "a"),
-        )
+        with open(os.environ["SLEEP_RL_FUZZ_SHOW"], "a") as shown:
+            print(f"{code} {took:.2f} s  {what}\n      {err.strip()[:300]}", file=shown)
     return code, err.strip()
 
 

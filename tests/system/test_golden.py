@@ -50,7 +50,8 @@ def machine() -> str:
     )
     named = ("vendor_id", "cpu family", "model", "stepping", "flags")
     kind = [line for line in first if line.partition(":")[0].strip() in named]
-    return f"{hashlib.blake2b(str(kind or first).encode(), digest_size=8).hexdigest()} torch {torch.__version__}"
+    digest = hashlib.blake2b(str(kind or first).encode(), digest_size=8).hexdigest()
+    return f"{digest} torch {torch.__version__}"
 
 
 def life_text(folder: Path) -> str:

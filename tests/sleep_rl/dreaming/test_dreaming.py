@@ -244,7 +244,10 @@ def test_the_stand_in_is_a_dreamer():
 
 def test_dreams_are_written_selected_tried_and_learned(tmp_path):
     crew, records = dreamed(tmp_path)
-    of = lambda kind: [r for r in records if r["kind"] == kind]
+
+    def of(kind):
+        return [r for r in records if r["kind"] == kind]
+
     rounds = of("dreamed")
     assert [(r["night"], r["round"], r["written"]) for r in rounds] == [
         (1, 1, 6),
@@ -292,7 +295,8 @@ def test_dreams_are_written_selected_tried_and_learned(tmp_path):
     learned = {crew.texts.text(r.completion_T) for r in crew.told}
     assert learned == {d["text"] for d in good}
     assert undocumented(records) == []
-    kept = [json.loads(line) for line in open(tmp_path / "dreams" / "night-1-1.jsonl")]
+    lines = (tmp_path / "dreams" / "night-1-1.jsonl").read_text().splitlines()
+    kept = [json.loads(line) for line in lines]
     assert [(d["text"], d["context"]) for d in kept] == [
         (d["text"], "day 1 was w1") for d in dreams[:6]
     ]
@@ -460,7 +464,10 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     live(life)
     journal.close()
     assert crew.snapshots == whole.snapshots and crew.state == whole.state
-    timeless = lambda rows: [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+
+    def timeless(rows):
+        return [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
+
     assert timeless(read(tmp_path / "cut" / "metrics.jsonl")) == timeless(want)
     for file in (tmp_path / "whole" / "dreams").iterdir():
         assert (tmp_path / "cut" / "dreams" / file.name).read_bytes() == file.read_bytes()

@@ -108,7 +108,8 @@ def test_greedy_takes_off_what_the_chosen_ones_already_teach():
             max((i for i in range(8) if i not in chosen), key=lambda i: dot(dreams[i], moved))
         )
     assert greedy(matrix(rows), 4) == chosen
-    twice = [dreams[0], dreams[0], dreams[1], [2 * x + 3 * y for x, y in zip(dreams[0], dreams[1])]]
+    mixed = [2 * x + 3 * y for x, y in zip(dreams[0], dreams[1], strict=True)]
+    twice = [dreams[0], dreams[0], dreams[1], mixed]
     assert len(set(greedy(matrix(twice), 3))) == 3
     assert keep(
         matrix(rows), How(keep_top=4, keep_random=0, importance="greedy"), random.Random(0)
