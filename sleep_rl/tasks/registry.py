@@ -1,8 +1,11 @@
-"""From a config to its task."""
+"""Create the task that a config names."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 from dataclasses import asdict
+from typing import Any
 
 from sleep_rl.config.schema import Config
 from sleep_rl.config.tasks import MOST_DAYS
@@ -11,20 +14,17 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Task
 from sleep_rl.tasks.plugin import instantiate
 
-NEEDED = (
-    "name",
-    "opener",
-    "marker",
-    "max_new_tokens",
-    "max_answer_tokens",
-    "days",
-    "known",
-    "grade",
-    "sft_texts",
-    "joint_texts",
-    "base_checkpoint",
+CLASSES = {
+    "classify": "sleep_rl.tasks.classify.task:Classify",
+    "squad": "sleep_rl.tasks.squad.task:Squad",
+    "arc": "sleep_rl.tasks.arc.task:Arc",
+}
+"""Task -> class, which takes the keys of the section task.<name>; imported when it is used."""
+TASK_MEMBERS = (
+    *Task.__annotations__,
+    *(name for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"),
 )
-"""What a task has: see contracts.Task."""
+"""Names of the attributes and methods of contracts.roles.Task, which a custom task must have."""
 
 
 def make_task(config: Config, record: str | None = None, days: int | None = None) -> Task:
@@ -34,48 +34,50 @@ def make_task(config: Config, record: str | None = None, days: int | None = None
     InputError, also where the life of a task that itself says how long it is cannot be lived.
     Heavy modules are imported by the task that needs them.
     """
-    task = _made(config, record, days)
+    task = _task(config, record, days)
     if not config.nights:
         check_experts(config, len(task.days()))
     return task
 
 
-def _made(config: Config, record: str | None, days: int | None) -> Task:
-    if config.task.name == "world":
-        from sleep_rl.tasks.world.task import World
+def _task(config: Config, record: str | None, days: int | None) -> Task:
+    """Create the task; one that needs only the keys of its section is a row of CLASSES."""
+    name = config.task.name
+    if name == "world":
+        return _world(config)
+    if name == "documents":
+        return _documents(config, record, days)
+    if name == "custom":
+        return _custom(config)
+    module, _, class_name = CLASSES[name].partition(":")
+    cls = getattr(importlib.import_module(module), class_name)
+    return cls(**asdict(getattr(config.task, name)))
 
-        return World(config.run.seed, **asdict(config.task.world))
-    if config.task.name == "documents":
-        from sleep_rl.tasks.documents.task import Documents
-        from sleep_rl.tasks.world.task import World
 
-        small = None if config.model.base else World(config.run.seed, **asdict(config.task.world))
-        options, longest = (
-            asdict(config.task.documents),
-            config.rollouts.engine.get("max_model_len"),
+def _world(config: Config) -> Any:
+    from sleep_rl.tasks.world.task import World
+
+    return World(config.run.seed, **asdict(config.task.world))
+
+
+def _documents(config: Config, record: str | None, days: int | None) -> Task:
+    from sleep_rl.tasks.documents.task import Documents
+
+    options = asdict(config.task.documents)
+    longest = config.rollouts.engine.get("max_model_len")
+    if config.model.base and longest:  # a guess without a tokenizer; a run counts tokens
+        fits = longest - options["max_new_tokens"] - 8
+        options["piece_tokens"] = max(min(options["piece_tokens"], fits), 8)
+    small = None if config.model.base else _world(config)
+    return Documents(**options, days=days, record=record, small=small)
+
+
+def _custom(config: Config) -> Task:
+    custom = config.task.custom
+    task = instantiate(custom.target, custom.options, "task.custom.target", TASK_MEMBERS)
+    if not 0 < len(task.days()) <= MOST_DAYS:
+        raise InputError(
+            f"task.custom.target: a task of 1 to {MOST_DAYS} days, got {len(task.days())} from "
+            f"{custom.target}"
         )
-        if longest and not small:  # a guess without a tokenizer; a run counts tokens
-            options["piece_tokens"] = max(
-                min(options["piece_tokens"], longest - options["max_new_tokens"] - 8), 8
-            )
-        return Documents(**options, days=days, record=record, small=small)
-    if config.task.name == "custom":
-        own = config.task.custom
-        task = instantiate(own.target, own.options, "task.custom.target", NEEDED)
-        if not 0 < len(task.days()) <= MOST_DAYS:
-            raise InputError(
-                f"task.custom.target: a task of 1 to {MOST_DAYS} days, got {len(task.days())} from "
-                f"{own.target}"
-            )
-        return task
-    if config.task.name == "squad":
-        from sleep_rl.tasks.squad.task import Squad
-
-        return Squad(**asdict(config.task.squad))
-    if config.task.name == "arc":
-        from sleep_rl.tasks.arc.task import Arc
-
-        return Arc(**asdict(config.task.arc))
-    from sleep_rl.tasks.classify.task import Classify
-
-    return Classify(**asdict(config.task.classify))
+    return task

@@ -3,6 +3,7 @@ docs/extending.md says.
 """
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Pair
 from sleep_rl.journal.journal import read
 from sleep_rl.tasks.plugin import instantiate, load_class
+from sleep_rl.tasks.registry import TASK_MEMBERS
 from sleep_rl.tasks.small_base import word_tokenizer
 from sleep_rl.tasks.world.task import World
 
@@ -131,7 +133,10 @@ def test_what_cannot_be_used_is_one_line(folder, target, options, line):
 def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, tmp_path):
     tokenizer = word_tokenizer(["we", "live", "here", "there"])
     tokenizer.save_pretrained(tmp_path / "words")
-    ids = lambda text: tuple(tokenizer(text)["input_ids"])
+
+    def ids(text):
+        return tuple(tokenizer(text)["input_ids"])
+
     pairs = [
         Pair(ids("we live"), ids("we live here there")),
         Pair((), ids("we")),
@@ -226,6 +231,73 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
     )
     assert wrong.returncode == 2
     assert "model.experts: level 1 takes in 2 experts until it is reset" in wrong.stdout
+
+
+def block(name):
+    """The code of docs/extending.md that begins with a comment naming its file."""
+    page = (ROOT / "docs" / "extending.md").read_text()
+    [code] = re.findall(rf"```python\n(# {name}\n.*?)```", page, re.S)
+    return code
+
+
+def test_the_task_and_the_reward_of_the_page_run(tmp_path):
+    for name in ("moves.py", "shared.py"):
+        (tmp_path / name).write_text(block(name))
+    options = {"moves": {"Ada": "Oslo", "Mira": "Lima"}}
+    task = instantiate(f"{tmp_path}/moves.py:Moves", options, "key", TASK_MEMBERS)
+    first, _ = task.days()
+    assert task.sft_texts(first)[0].completion == "Ada moved to Oslo."
+    assert [text.completion for text in task.joint_texts()] == [" Oslo", " Lima"]
+    assert task.grade(first.questions[0], " Oslo\nmore") == 1.0 and task.known() == ()
+    reward = instantiate(f"{tmp_path}/shared.py:SharedWords", {}, "key", ("score",))
+    assert reward.score([("a b", "b c")]) == [0.5]
+
+
+def test_a_custom_task_needs_every_member_of_the_contract():
+    assert {"name", "opener", "marker", "max_new_tokens", "max_answer_tokens"} < set(TASK_MEMBERS)
+    assert {"days", "known", "grade", "sft_texts", "joint_texts"} < set(TASK_MEMBERS)
+    assert len(TASK_MEMBERS) == 11 and "base_checkpoint" in TASK_MEMBERS
+
+
+BASELINE = """
+import types
+from sleep_rl.config.loader import load
+from sleep_rl.driver.baselines import newest_day, registry
+config = load("configs/debug.yaml", ["baselines.run=[newest_day]"])
+registry.check(config)
+print("newest_day" in registry.names(), registry.planned_steps(config, 3))
+calls = []
+learn = types.SimpleNamespace(load_state=lambda tag: calls.append(("load", tag)))
+crew = types.SimpleNamespace(learn=learn, push=lambda name, view: calls.append(("push", name)))
+newest_day.train = lambda run, name, day, texts, steps: calls.append((name, day, texts, steps))
+newest_day.evaluate = lambda run, **how: calls.append(how["method"])
+task = types.SimpleNamespace(sft_texts=lambda day: ("text",))
+run = types.SimpleNamespace(crew=crew, task=task)
+newest_day.after_night(run, types.SimpleNamespace(name="day2"), 2, 7)
+print(calls)
+"""
+
+
+def test_the_baseline_of_the_page_is_one_module(tmp_path):
+    for folder in ("sleep_rl", "configs"):
+        shutil.copytree(
+            ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    file = tmp_path / "sleep_rl" / "driver" / "baselines" / "newest_day.py"
+    file.write_text(block("newest_day.py"))
+    done = subprocess.run(
+        [sys.executable, "-c", BASELINE],
+        cwd=tmp_path,
+        text=True,
+        timeout=120,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert done.stdout.splitlines() == [
+        "True {'newest_day': 300}",
+        "[('load', 'base'), ('newest_day', 'day2', ['text'], 7), ('push', 'newest_day'), "
+        "'newest_day']",
+    ], done.stderr
 
 
 FAMILY = """
