@@ -209,7 +209,8 @@ class TestRewardPool:
             backend.spawn("tests.fakes.workers:Scorer", {}, name=f"reward-raises-{i}")
             for i in range(2)
         ]
-        rewards, pair = RewardPool(handles, 30), Pair((1, 2), (5,))
+        rewards = RewardPool(handles, 600)  # nothing here waits; a loaded machine must not fail it
+        pair = Pair((1, 2), (5,))
         failed = Failure(
             "worker reward-raises-1: score failed: IndexError: no second token", "reward-raises-1"
         )

@@ -40,6 +40,9 @@ class Rollouts:
     def trained(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
         assert min(trained_s, learner_waited_s, rollouts_waited_s) >= 0
 
+    def before_training(self, number):
+        pass
+
     def push_async(self):
         self.version += 1
         version = self.version
@@ -73,6 +76,7 @@ class Rollouts:
         with closing(run_rounds(flow, rounds, self.lag)) as ahead:
             for number, steps in ahead:
                 began = time.monotonic()
+                self.before_training(number)
                 time.sleep(self.train_s)
                 if self.fail == "learner" and number == 3:
                     raise RunError("the loss is nan")
@@ -105,13 +109,35 @@ def before_count():
     return sum(thread.name not in ("sample", "push") for thread in threading.enumerate())
 
 
-def test_a_night_takes_as_long_as_its_slower_side():
-    ahead, turns = (Rollouts(lag, sample_s=0.04, train_s=0.04) for lag in (1, 0))
-    began = time.monotonic()
-    ahead.live()
-    middle = time.monotonic()
-    turns.live()
-    assert middle - began < 0.75 * (time.monotonic() - middle)
+class Waiting(Rollouts):
+    """Each side finishes a round only once the other has begun its own beside it: taking turns would
+    wait for ever.
+    """
+
+    def __init__(self):
+        super().__init__(1)
+        self.sampling = [threading.Event() for _ in range(COUNT)]
+        self.training = [threading.Event() for _ in range(COUNT)]
+        self.met = 0
+
+    def sample(self, number, steps):
+        self.sampling[number].set()
+        if number not in (0, PART):  # the first of each span has nothing beside it
+            assert self.training[number - 1].wait(60), f"round {number} was sampled alone"
+        return super().sample(number, steps)
+
+    def before_training(self, number):
+        self.training[number].set()
+        if number not in (PART - 1, COUNT - 1):  # the last of each span
+            assert self.sampling[number + 1].wait(60), f"round {number} was trained alone"
+            self.met += 1
+
+
+def test_sampling_and_training_of_neighbouring_rounds_run_at_the_same_time():
+    """So that a night takes as long as its slower side."""
+    flow = Waiting()
+    assert flow.live() == list(range(SIZE * COUNT))
+    assert flow.met == COUNT - 2
 
 
 @pytest.mark.parametrize("lag", [0, 2])

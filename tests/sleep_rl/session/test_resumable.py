@@ -30,6 +30,7 @@ def lines(folder):
     ]
 
 
+@pytest.mark.stack  # a life for each of its calls: too long for `make quick`
 def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path, capsys):
     whole = tmp_path / "whole"
     whole.mkdir()
