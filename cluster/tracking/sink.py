@@ -81,29 +81,9 @@ class WandbSink:
             "start_seconds": start_seconds,
             "close_seconds": close_seconds,
         }
+        self._log = Path(dir) / "logs" / LOG
         try:
-            self._log = Path(dir) / "logs" / LOG
-            self._log.parent.mkdir(parents=True, exist_ok=True)
-            (Path(dir) / "wandb").mkdir(exist_ok=True)  # wandb would quietly move to /tmp instead
-            # what tables and artifacts hold until they are sent
-            data = (Path(dir) / "wandb" / "data").absolute()
-            path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-            environment = {
-                "WANDB_ERROR_REPORTING": "false",
-                "WANDB_DATA_DIR": str(data),
-                **os.environ,
-                "PYTHONPATH": path,
-            }
-            with open(self._log, "ab") as log:
-                self._process = subprocess.Popen(
-                    [sys.executable, "-m", "cluster.tracking.client"],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    stderr=log,
-                    env=environment,
-                    text=True,
-                    start_new_session=True,
-                )  # Ctrl-C is for us alone
+            self._process = _start_client(Path(dir), self._log)
         except OSError as error:
             self.failed = f"could not start: {error.strerror or error}: {error.filename}"
             return
@@ -178,3 +158,28 @@ class WandbSink:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
         self._process.wait()
+
+
+def _start_client(folder: Path, log: Path) -> subprocess.Popen[str]:
+    """Start the client for the run in `folder`; what it prints goes into `log`. Raises OSError."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    (folder / "wandb").mkdir(exist_ok=True)  # wandb would quietly move to /tmp instead
+    # what tables and artifacts hold until they are sent
+    data = (folder / "wandb" / "data").absolute()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {
+        "WANDB_ERROR_REPORTING": "false",
+        "WANDB_DATA_DIR": str(data),
+        **os.environ,
+        "PYTHONPATH": path,
+    }
+    with open(log, "ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "cluster.tracking.client"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=output,
+            env=environment,
+            text=True,
+            start_new_session=True,  # Ctrl-C is for the run alone
+        )
