@@ -56,7 +56,7 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
             )
             return 0
         check_experts(config, len(grown))  # the life is longer now
-        console.say(f"{folder}: {ingestion.told(grown)}")
+        console.say(f"{folder}: {ingestion.summary_line(grown)}")
         ingestion.write(folder, grown)
         setup = RunSetup(config, make_task(config, str(folder)), folder, console, backend)
         return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), begun)

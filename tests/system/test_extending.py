@@ -51,7 +51,8 @@ class Moves:
         return tuple(TrainingText("", d.text) for d in day.documents)
 
     def joint_texts(self):
-        return tuple(TrainingText(q.prompt, f" {q.answer}") for day in self._days for q in day.questions)
+        questions = [q for day in self._days for q in day.questions]
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in questions)
 
     def base_checkpoint(self, cache, seed, progress):
         raise NotImplementedError("model.base names it")
@@ -301,12 +302,14 @@ def test_the_baseline_of_the_page_is_one_module(tmp_path):
 
 
 FAMILY = """
-import sys, torch, transformers
+import json, sys, torch, transformers
 sys.path.insert(0, ".")
 from sleep_rl.model import checkpoints, shape
 assert checkpoints.__file__.startswith({here!r}), checkpoints.__file__
-config = transformers.MistralConfig(vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
-                                    num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64)
+config = transformers.MistralConfig(
+    vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+    num_attention_heads=2, num_key_value_heads=1, head_dim=16, max_position_embeddings=64,
+)
 torch.manual_seed(0)
 base = transformers.MistralForCausalLM(config).eval()
 base.save_pretrained("base")
@@ -315,8 +318,8 @@ model = checkpoints.load(out)
 ids = torch.arange(20)[None]
 with torch.no_grad():
     assert torch.equal(model(ids).logits, base(ids).logits)  # locked memory computes nothing
-print(type(model).__name__, shape.parse_shape(__import__("json").load(open("base/config.json")), "x").parameters
-      == sum(p.numel() for p in base.parameters()))
+parsed = shape.parse_shape(json.load(open("base/config.json")), "x")
+print(type(model).__name__, parsed.parameters == sum(p.numel() for p in base.parameters()))
 """
 
 

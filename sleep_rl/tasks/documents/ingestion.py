@@ -113,8 +113,10 @@ def next_day(
     )
 
 
-def told(days: Sequence[Intake]) -> str:
-    """The newest day in words: "day 2: 3 new and 1 changed documents in 6 pieces, 4 questions"."""
+def summary_line(days: Sequence[Intake]) -> str:
+    """Return the newest day in one line, such as
+    "day 2: 3 new and 1 changed documents in 6 pieces, 4 questions".
+    """
     *before, day = days
     names = {d.name for earlier in before for d in earlier.documents}
     changed = sum(d.name in names for d in day.documents)

@@ -58,52 +58,64 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a folder, file or dataset holds. `left_out`: names that were passed over -> why."""
+class ScanResult:
+    """The documents of a folder, file or dataset. `left_out`: name -> why it is left out."""
 
     sources: tuple[Source, ...]
     left_out: dict[str, str]
 
 
-def scan(path: str, where: str) -> Found:
-    """Every document at `path`: a folder with txt, md, jsonl and parquet files (hidden ones and
-    questions.jsonl aside), one such file, a folder saved by `datasets`, or a hub dataset's train
-    split. Raises InputError for what cannot be read, and when there is no document at all.
+def scan(path: str, where: str) -> ScanResult:
+    """Read every document at `path`: a folder with txt, md, jsonl and parquet files (except hidden
+    ones and questions.jsonl), one such file, a folder saved by `datasets`, or a hub dataset's train
+    split. Empty documents and repeated texts are left out.
+
+    Raises InputError for what cannot be read, and when there is no document at all.
     """
-    place, left_out = Path(os.path.expanduser(path)), {}
-    folder = os.path.isdir(place)
-    if folder and not any(
-        os.path.isfile(place / mark) for mark in ("dataset_info.json", "dataset_dict.json")
-    ):
-        sources = []
-        for file in _files(place):
-            name = file.relative_to(place).as_posix()
-            if file.suffix.lower() in TEXT_FILES + ROW_FILES:
-                sources += _read(file, name, where)
-            elif name != QUESTIONS:
-                left_out[name] = "no txt, md, jsonl or parquet file"
-    elif os.path.exists(place) and not folder:
-        if place.suffix.lower() not in TEXT_FILES + ROW_FILES:
-            raise InputError(f"{where}: a txt, md, jsonl or parquet file, got {path}")
-        sources = _read(place, place.name, where)
-    elif folder or HUB_NAME.fullmatch(path):
-        sources = _dataset(str(place), where)
-    else:
-        raise InputError(
-            f"{where}: a folder or file of documents, a datasets folder or a hub "
-            f"name, got {path}: no such file"
-        )
-    sound: dict[str, Source] = {}
+    sources, left_out = _sources(path, where)
+    distinct: dict[str, Source] = {}
     for source in sources:
         if not source.text.strip():
             left_out[source.name] = "empty"
-        elif source.digest in sound:
-            left_out[source.name] = f"the same text as {sound[source.digest].name}"
+        elif source.digest in distinct:
+            left_out[source.name] = f"the same text as {distinct[source.digest].name}"
         else:
-            sound[source.digest] = source
-    if not sound:
+            distinct[source.digest] = source
+    if not distinct:
         raise InputError(f"{where}: at least one document that is not empty, got none in {path}")
-    return Found(tuple(sound.values()), left_out)
+    return ScanResult(tuple(distinct.values()), left_out)
+
+
+def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
+    """Return the documents at `path`, and which files of a folder are left out and why."""
+    place = Path(os.path.expanduser(path))
+    if os.path.isdir(place):
+        marks = ("dataset_info.json", "dataset_dict.json")
+        if any(os.path.isfile(place / mark) for mark in marks):
+            return _dataset(str(place), where), {}
+        return _folder(place, where)
+    if os.path.exists(place):
+        if place.suffix.lower() not in TEXT_FILES + ROW_FILES:
+            raise InputError(f"{where}: a txt, md, jsonl or parquet file, got {path}")
+        return _read(place, place.name, where), {}
+    if HUB_NAME.fullmatch(path):
+        return _dataset(str(place), where), {}
+    raise InputError(
+        f"{where}: a folder or file of documents, a datasets folder or a hub name, got {path}: "
+        "no such file"
+    )
+
+
+def _folder(folder: Path, where: str) -> tuple[list[Source], dict[str, str]]:
+    sources = []
+    left_out = {}
+    for file in _files(folder):
+        name = file.relative_to(folder).as_posix()
+        if file.suffix.lower() in TEXT_FILES + ROW_FILES:
+            sources += _read(file, name, where)
+        elif name != QUESTIONS:
+            left_out[name] = "no txt, md, jsonl or parquet file"
+    return sources, left_out
 
 
 def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
@@ -218,15 +230,15 @@ def _text(file: Path, where: str) -> str:
 
 
 def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
-    """(line or row number, row) of a jsonl or parquet file."""
+    """Yield (line or row number, row) of a jsonl or parquet file."""
     if file.suffix.lower() == ".parquet":
-        import pyarrow.parquet as parquet  # comes with `datasets`
+        import pyarrow.parquet as parquet
 
         try:
             with regular(file) as source:
                 yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
-        except Exception as error:
-            # pyarrow's errors have no common base class; all of it is about this file
+        # Boundary: pyarrow's errors have no common base class; all of it is about this file.
+        except Exception as error:  # noqa: BLE001
             raise InputError(f"{where}: a parquet file, got {file}: {one_line(error)}") from None
         return
     for number, line in enumerate(_text(file, where).splitlines(), start=1):
@@ -258,12 +270,8 @@ def _named(rows: Iterable[dict[str, Any]], name: str, where: str) -> list[Source
             )
         source = Source(name, row[column])
         label = row.get("id")
-        out.append(
-            Source(
-                f"{name}#{source.digest[:8] if label is None else ' '.join(str(label).split())[:80]}",
-                source.text,
-            )
-        )
+        suffix = source.digest[:8] if label is None else " ".join(str(label).split())[:80]
+        out.append(Source(f"{name}#{suffix}", source.text))
     return out
 
 

@@ -28,12 +28,11 @@ UNKNOWN = 0.1  # share of a document's words that the small model may not know
 
 
 class Documents:
-    """The Task of this file (see contracts.Task). Raises InputError on documents or questions that
-    cannot be served.
+    """Implements `Task`. Raises InputError on documents or questions that cannot be used.
 
-    `record` is the folder of the run whose life it is: its days are what was taken in so far, or
-    the first `days` of that. Without one, everything at `path` is one day, in pieces of at most `piece_tokens` words.
-    `small`: the world whose base model reads.
+    `record`: the folder of a run, whose days are those that it has ingested, or the first `days` of
+    them. Without it everything at `path` is one day, in pieces of at most `piece_tokens` words.
+    `small`: the world whose base model reads, instead of `model.base`.
     """
 
     name = "documents"
@@ -74,7 +73,9 @@ class Documents:
         self._days = tuple(self._day(f"day{n}", day) for n, day in enumerate(taken[:days], start=1))
         asked = read_questions(known, "", f"{WHERE}.known") if known else ()
         self._known = tuple(
-            Question(f"known/{i}", self.prompt(q.question), self._said(q.answer, "an answer"))
+            Question(
+                f"known/{i}", self.prompt(q.question), self._checked_text(q.answer, "an answer")
+            )
             for i, q in enumerate(asked, start=1)
         )
         self._grader = RecallGrader()
@@ -87,14 +88,14 @@ class Documents:
                 documents.append(
                     Document(
                         f"{name}/{taken.name}" + f"/{k + 1}" * (k > 0),
-                        self._said(piece, taken.name),
+                        self._checked_text(piece, taken.name),
                     )
                 )
         asked = tuple(
             Question(
                 f"{name}/{i}",
                 self.prompt(q.question),
-                self._said(q.answer, "an answer"),
+                self._checked_text(q.answer, "an answer"),
                 first.get(q.document, ""),
             )
             for i, q in enumerate(day.questions, start=1)
@@ -102,8 +103,10 @@ class Documents:
         return Day(name, tuple(documents), asked)
 
     def prompt(self, question: str) -> str:
-        """A question as the model continues it."""
-        return f"{self.opener} {self._said(question, 'a question')}{' ' if self.small else ''}{self.marker}"
+        """Return a question as the prompt that the model continues with an answer."""
+        text = self._checked_text(question, "a question")
+        space = " " if self.small else ""
+        return f"{self.opener} {text}{space}{self.marker}"
 
     def read_as(self, text: str) -> str:
         """The text as the model reads it: for the small one, its words in lower case with spaces
@@ -111,7 +114,7 @@ class Documents:
         """
         return " ".join(WORD.findall(text.lower())) if self.small else text
 
-    def _said(self, text: str, where: str) -> str:
+    def _checked_text(self, text: str, where: str) -> str:
         """`read_as`. Raises InputError where the small model knows too few of the words."""
         said = self.read_as(text)
         if self.small:

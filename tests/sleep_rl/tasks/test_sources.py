@@ -140,7 +140,10 @@ def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
     assert [d.pieces for d in first[0].documents] == [("one two", "three"), ("four",)] and first[
         0
     ].questions == about
-    assert ingestion.told(first) == "day 1: 2 new and 0 changed documents in 3 pieces, 3 questions"
+    assert (
+        ingestion.summary_line(first)
+        == "day 1: 2 new and 0 changed documents in 3 pieces, 3 questions"
+    )
     assert ingestion.next_day(first, [b, a], about, 2, words) == first  # nothing new
     # known by its text
     assert ingestion.next_day(first, [Source("moved.txt", a.text)], about, 2, words) == first
@@ -159,7 +162,10 @@ def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
     # a's old text is no longer what is asked about
     assert [q.question for q in second[0].questions] == ["b?", "all?"]
     assert [q.question for q in second[1].questions] == ["a?", "c?"]
-    assert ingestion.told(second) == "day 2: 1 new and 1 changed documents in 3 pieces, 2 questions"
+    assert (
+        ingestion.summary_line(second)
+        == "day 2: 1 new and 1 changed documents in 3 pieces, 2 questions"
+    )
     with pytest.raises(InputError, match=r"names one that was taken in .*, got 'd.txt'"):
         ingestion.next_day((), [a], [Asked("d?", "6", "d.txt")], 2, words)
 
