@@ -17,14 +17,16 @@ import pytest
 from sleep_rl.model import checkpoints
 from tests.fakes.models import ENGINE, LEVELS, fill_memory, make_base, make_tokenizer
 
+STARTS_PROCESSES = {"rollout", "worker"}
+"""Fixtures with a vLLM engine, and with a learner on DeepSpeed."""
 
+
+@pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """Mark what starts real engines: a test with a parameter `ray`, and users of the engine fixture
-    `rollout`.
-    """
+    """Mark `stack` what starts Ray (a parameter `ray`), an engine or a learner."""
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
-        if "ray" in parameters or "rollout" in item.fixturenames:
+        if "ray" in parameters or STARTS_PROCESSES & set(item.fixturenames):
             item.add_marker(pytest.mark.stack)
 
 

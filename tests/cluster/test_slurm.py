@@ -18,6 +18,8 @@ from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
 from tests.fakes.command_lines import check_command
 
+pytestmark = pytest.mark.stack  # real processes with deadlines
+
 ROOT = Path(__file__).parents[2]
 TOKEN = "a-token-that-must-not-be-seen"
 FAKE = r"""

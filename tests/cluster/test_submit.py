@@ -24,6 +24,8 @@ from sleep_rl.config.loader import dump, load
 from sleep_rl.contracts.errors import InputError
 from tests.fakes.processes import as_at_a_terminal
 
+pytestmark = pytest.mark.stack  # real commands in processes of their own
+
 ROOT = Path(__file__).parents[2]
 DEBUG = str(ROOT / "configs" / "debug.yaml")
 TOKEN = "a-token-of-this-test"

@@ -22,6 +22,8 @@ from cluster.tracking.sink import WandbSink
 from sleep_rl.journal.journal import Journal, read
 from tests.fakes.processes import command, kill_after, start
 
+pytestmark = pytest.mark.stack  # real W&B clients in processes of their own
+
 ROOT = Path(__file__).parents[2]
 CONFIG = {
     "steps": 200,

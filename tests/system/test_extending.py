@@ -21,6 +21,8 @@ from sleep_rl.tasks.registry import TASK_MEMBERS
 from sleep_rl.tasks.small_base import word_tokenizer
 from sleep_rl.tasks.world.task import World
 
+pytestmark = pytest.mark.stack  # processes that import the whole package
+
 ROOT = Path(__file__).parents[2]
 TASK = '''
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText

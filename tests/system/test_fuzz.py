@@ -35,6 +35,8 @@ from tests.fakes import mutations
 from tests.fakes.crew import continue_life
 from tests.fakes.models import make_base
 
+pytestmark = pytest.mark.stack  # a thousand commands: too long for `make quick`
+
 ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 SEED = int(os.environ.get("SLEEP_RL_FUZZ_SEED", 5))
@@ -205,7 +207,7 @@ def task_data(folder):
             f"task.squad.path={folder}/squad.json",
             "task.squad.days=1",
             "task.squad.passages_per_day=2",
-            "rollouts.engine.max_model_len=1024",
+            "rollouts.engine.max_model_len=2048",
         ],
         "challenges.json": [
             "task.name=arc",

@@ -57,7 +57,7 @@ class Bomb:
 
 
 def a_state(fill):
-    return (
+    return checkpoint_io.MemoryState(
         {"a.memory.0.w": torch.full((2, 3), fill)},
         {"a.memory.0.router": torch.full((3,), fill)},
         {1: [2, 1], 2: []},

@@ -110,8 +110,8 @@ def before_count():
 
 
 class Waiting(Rollouts):
-    """Each side finishes a round only once the other has begun its own beside it: taking turns would
-    wait for ever.
+    """Each side finishes a round only once the other has begun its own beside it: with turns both
+    would wait for ever.
     """
 
     def __init__(self):

@@ -105,6 +105,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
         return model(IDS).logits
 
 
+@pytest.mark.stack  # a process that imports transformers and no package of ours
 def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path):
     """From a run (of a base in several files), a memory folder and a full checkpoint; each in
     another family.
