@@ -85,7 +85,8 @@ def _tail(path: Path, end: int, most: int = 0) -> bytes:
         while at > 0 and data.count(b"\n") <= most:
             begin = max(at - BLOCK, 0)
             file.seek(begin)
-            data, at = file.read(at - begin) + data, begin
+            data = file.read(at - begin) + data
+            at = begin
     return data if most else data.rpartition(b"\n")[2]
 
 

@@ -39,7 +39,8 @@ def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow:
     for option in options:
         if "=" not in option:
             raise InputError(f"serve: expected options of vLLM as name=value, got {option}")
-    found, console = _start(checkpoint) if follow else resolve_model(checkpoint), Console()
+    found = _start(checkpoint) if follow else resolve_model(checkpoint)
+    console = Console()
     shape = checkpoint_shape(found.path)
     if not shape.memory:
         raise InputError(

@@ -97,7 +97,8 @@ def most_experts(
     held = [0] * (levels + 1)
     most = [0] * (levels + 1)
     for consolidation in consolidations:
-        sender, receiver = consolidation.sender, consolidation.receiver
+        sender = consolidation.sender
+        receiver = consolidation.receiver
         has_dreams = dreams and sender == 0 and consolidation.night > 0
         held[receiver] += 2 if has_dreams else 1
         most[receiver] = max(most[receiver], held[receiver])

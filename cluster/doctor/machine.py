@@ -29,7 +29,9 @@ def devices(torch: Mapping[str, Any], driver: str | None, asked: float, joins: b
     version, None without one; `asked`: GPUs of the config; `joins`: the workers run in a cluster
     elsewhere.
     """
-    version, gpus, cuda = torch["version"], torch["gpus"], torch["cuda"]
+    version = torch["version"]
+    gpus = torch["gpus"]
+    cuda = torch["cuda"]
     if driver and not cuda:
         return Finding(
             "devices",
@@ -84,9 +86,11 @@ def cores_and_memory(cores: int, meminfo: str, limit: str | None) -> Finding:
         for line in meminfo.splitlines()
         if len(line.split()) > 1
     }
-    total, free = sizes["MemTotal"], sizes["MemAvailable"]
+    total = sizes["MemTotal"]
+    free = sizes["MemAvailable"]
     if limit and limit.strip().isdigit():
-        total, free = min(total, int(limit)), min(free, int(limit))
+        total = min(total, int(limit))
+        free = min(free, int(limit))
     said = f"{cores} CPU cores, {total / GB:.0f} GB of memory, {free / GB:.0f} GB free"
     if free < LEAST_MEMORY:
         return Finding("machine", False, f"{said}: the demo needs 4 GB; end what else runs here")

@@ -27,8 +27,10 @@ from sleep_rl.contracts.records import STUDENT, TEACHER, Pair, Request, Sampling
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
 
-PROMPT, DOCUMENT = (3, 4, 5), tuple(range(10, 30))
-START_S, CALL_S = 600.0, 300.0
+PROMPT = (3, 4, 5)
+DOCUMENT = tuple(range(10, 30))
+START_S = 600.0
+CALL_S = 300.0
 
 
 def config_of(gpu: bool, folder: Path) -> Config:

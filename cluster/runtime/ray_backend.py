@@ -166,11 +166,9 @@ class RayBackend(Backend):
         look = ray.remote(num_cpus=0, max_retries=0)(node_versions.look)
         pendings = []
         for node in nodes:
-            host, ip, node_id = (
-                node["NodeManagerHostname"],
-                node["NodeManagerAddress"],
-                node["NodeID"],
-            )
+            host = node["NodeManagerHostname"]
+            ip = node["NodeManagerAddress"]
+            node_id = node["NodeID"]
             on_node = NodeAffinitySchedulingStrategy(node_id, soft=False)
             answer = look.options(scheduling_strategy=on_node).remote(folder, files)
             pendings.append(RayPending(f"node {host} ({ip}, {node_id[:6]})", "look", answer))

@@ -79,7 +79,8 @@ def _check_packing(requests: Sequence[ResourceRequest], nodes: Nodes) -> None:
     """
     free = [[node.get("GPU", 0.0), node.get("CPU", 0.0)] for node in nodes]
     for request in sorted(requests, key=lambda r: (r.gpus, r.cpus), reverse=True):
-        gpus, cpus = request.gpus - TOLERANCE, request.cpus - TOLERANCE
+        gpus = request.gpus - TOLERANCE
+        cpus = request.cpus - TOLERANCE
         for number in range(request.count):
             node = next((node for node in free if node[0] >= gpus and node[1] >= cpus), None)
             if node is None:

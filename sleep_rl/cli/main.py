@@ -33,7 +33,10 @@ from sleep_rl.config.loader import describe, load
 from sleep_rl.config.secrets import masked
 from sleep_rl.contracts.errors import InputError, RunError
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE = 0
+FAILED = 1
+BAD_INPUT = 2
+INTERRUPTED = 130
 MACHINE_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EROFS)
 MOST_CHARACTERS = 1000  # of a failure's line
 

@@ -192,7 +192,8 @@ def _validated(cls: type, layer: Any, prefix: str, where: str) -> dict:
             raise _refusal(
                 where, f"unknown key {prefix}{name}; did you mean {_nearest(prefix, str(name))}?"
             )
-        dotted, kind = prefix + name, kinds[name][0]
+        dotted = prefix + name
+        kind = kinds[name][0]
         if is_dataclass(kind):
             out[name] = _validated(kind, value, f"{dotted}.", where)
         else:
@@ -283,7 +284,9 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
             dict: "a mapping",
             list: "a list",
         }[kinds[0]]
-        low, high, above = meta["low"], meta["high"], meta["above"]
+        low = meta["low"]
+        high = meta["high"]
+        above = meta["above"]
         if low is not None and high is not None:
             text += f" from {low} to {high}"
         else:

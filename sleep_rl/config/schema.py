@@ -299,8 +299,9 @@ class Config:
     @property
     def gamma(self) -> float:
         """gamma of equation 4, as used."""
-        given = self.reward.gamma
-        return given if given is not None else 0.0 if self.reward.semantic == "none" else 0.5
+        if self.reward.gamma is not None:
+            return self.reward.gamma
+        return 0.0 if self.reward.semantic == "none" else 0.5
 
     @property
     def probe_tolerance(self) -> float:

@@ -63,7 +63,8 @@ def _experts(config: Config) -> Iterator[str]:
 
 
 def _capacity(config: Config, nights: int) -> Iterator[str]:
-    sleep, model = config.sleep, config.model
+    sleep = config.sleep
+    model = config.model
     if not sleep.expansion or sleep.on_full != "error":
         return
     for level, most in enumerate(config.most_experts(nights), start=1):
@@ -76,7 +77,8 @@ def _capacity(config: Config, nights: int) -> Iterator[str]:
 
 
 def _loss(config: Config) -> Iterator[str]:
-    imitation, objective = config.imitation, config.objective
+    imitation = config.imitation
+    objective = config.objective
     if imitation.prefix_min > imitation.prefix_max:
         yield (
             f"imitation.prefix_min: at most imitation.prefix_max = {imitation.prefix_max}, "
@@ -134,7 +136,9 @@ def _selection(config: Config) -> Iterator[str]:
 
 def _dreams(config: Config) -> Iterator[str]:
     """What dreaming needs of the other sections."""
-    dream, task, learners = config.dream, config.task, config.learners
+    dream = config.dream
+    task = config.task
+    learners = config.learners
     if not dream.rounds:
         return
     if task.name in ("classify", "documents"):
@@ -158,7 +162,9 @@ def _dreams(config: Config) -> Iterator[str]:
 
 
 def _workers(config: Config) -> Iterator[str]:
-    sleep, rollouts, learners = config.sleep, config.rollouts, config.learners
+    sleep = config.sleep
+    rollouts = config.rollouts
+    learners = config.learners
     if sleep.batch < learners.world_size:
         yield (
             f"sleep.batch: at least one sequence per learner rank ({learners.world_size}), "

@@ -59,7 +59,8 @@ class Trace:
         """Append a point; a `y` that is no finite number makes a gap."""
         mean = Mean(x, 0.0, 0, 1)
         if isinstance(y, (int, float)) and math.isfinite(y):
-            mean.y_sum, mean.finite = y, 1
+            mean.y_sum = y
+            mean.finite = 1
         if self._means and self._means[-1].count < self._width:
             self._means[-1].merge(mean)
         else:

@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from sleep_rl.contracts.records import STUDENT, TEACHER
 
-LOCKED, ACTIVE, FRESH = 0, 1, 2
+LOCKED = 0
+ACTIVE = 1
+FRESH = 2
 """State of a slot. LOCKED: exactly absent. ACTIVE: competes for the router's top-k. FRESH: always
 on and outside that competition, so that unlocking an expert never displaces another one; also the
 state of a base expert in use.

@@ -71,7 +71,8 @@ def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
     """(the task as a run builds it, notes). Looks whether its documents can fit: a word is at least
     a token. A dataset of the hub is left to the run (no task), and noted.
     """
-    name, longest = config.task.name, config.rollouts.engine.get("max_model_len")
+    name = config.task.name
+    longest = config.rollouts.engine.get("max_model_len")
     path = getattr(getattr(config.task, name), "path", ".")
     if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
         return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
@@ -118,14 +119,16 @@ def notes_on(
 ) -> tuple[str, ...]:
     """What is allowed but deserves a look."""
     notes = []
-    cores, cpus = os.cpu_count() or 1, sum(a.count * a.cpus for a in actors)
+    cores = os.cpu_count() or 1
+    cpus = sum(a.count * a.cpus for a in actors)
     joins = config.cluster.address or os.environ.get("RAY_ADDRESS")
     if config.cluster.backend == "ray" and not joins and cpus > cores:
         notes.append(
             f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster "
             "with cluster.address"
         )
-    mine, ranks = rank_batch(config), config.learners.world_size
+    mine = rank_batch(config)
+    ranks = config.learners.world_size
     if step_rows(config) % ranks:
         notes.append(
             f"sleep.batch + reading.rows = {step_rows(config)} does not divide by "

@@ -41,7 +41,9 @@ def loads(plan: Plan) -> tuple[Load, ...]:
     """One Load per kind of GPU: one for each role whose workers have whole GPUs, and one for those
     that share them, taken to lie beside one another until a GPU is full.
     """
-    c, out, shared = plan.config, [], []
+    c = plan.config
+    out = []
+    shared = []
     sizes = {"rollout": plan.rollout, "learner": plan.learner, "critic": plan.critic}
     for actor in plan.actors:
         size = sizes.get(actor.role)

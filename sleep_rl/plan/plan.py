@@ -49,7 +49,9 @@ def plan(config: Config) -> Plan:
     rollout, cached_tokens = rollout_bytes(config, shape)
     s = config.sleep
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
-    replay, rehearsal, reading = config.replay, config.rehearsal, config.reading
+    replay = config.replay
+    rehearsal = config.rehearsal
+    reading = config.reading
     written = documents_per_day(config, task) * config.generation.samples if replay.share < 1 else 0
     answered = rehearsal.samples if rehearsal.share else 0
     replayed = replay.samples + answered if replay.share > 0 else 0

@@ -51,13 +51,16 @@ def expert_bytes(config: Config, shape: Shape) -> int:
     """Return the size of a push of one expert of one level: router row, A and B in every layer, and
     the states of the slots.
     """
-    m, d = config.model, shape.hidden
+    m = config.model
+    d = shape.hidden
     return shape.layers * ((d + 3 * m.d_low * d) * bytes_per_parameter(config) + m.experts + 1)
 
 
 def memory_bytes(config: Config, shape: Shape) -> int:
     """Return the size of all slots of all levels and layers; slot 0 is a level's base expert."""
-    m, d, slots = config.model, shape.hidden, config.model.experts + 1
+    m = config.model
+    d = shape.hidden
+    slots = config.model.experts + 1
     slot = (d + 3 * m.d_low * d) * bytes_per_parameter(config) + 1
     return m.levels * shape.layers * slots * slot
 
@@ -102,7 +105,8 @@ def critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
     in torch, and `critics.copies_per_pass` LoRA copies, whose factors, gradients and two moments
     are float32, in every projection.
     """
-    inside, kv = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    inside = shape.heads * shape.head_dim
+    kv = shape.kv_heads * shape.head_dim
     layer = (
         2 * (shape.hidden + inside)
         + 2 * (shape.hidden + kv)
@@ -128,7 +132,8 @@ def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> fl
     Forward costs 2 FLOPs per parameter and token; the base's weights get no gradient, so backward
     costs 2 as well: teacher, student and backward are 6.
     """
-    learners, rollouts = config.learners, config.rollouts
+    learners = config.learners
+    rollouts = config.rollouts
     learn = learners.world_size * _flops(LEARN_FLOPS, learners.gpus, learners.threads)
     sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, rollouts.threads)
     learned = config.sleep.batch * config.sleep.steps

@@ -37,7 +37,8 @@ PLOT = {
 }
 """Settings of matplotlib."""
 
-LOW, HIGH = (244, 246, 243), (23, 92, 105)
+LOW = (244, 246, 243)
+HIGH = (23, 92, 105)
 
 
 def shade(value: float) -> str:

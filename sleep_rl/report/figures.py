@@ -21,7 +21,8 @@ from sleep_rl.report.colours import COLOURS, CURVES, FAINT, PLOT
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-WIDTH, HEIGHT = 5.4, 2.7
+WIDTH = 5.4
+HEIGHT = 2.7
 """Inches."""
 CHARACTER = 0.0135
 """Width of a night's label per character, as a share of the axes."""

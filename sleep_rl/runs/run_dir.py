@@ -181,7 +181,8 @@ def data_digest(task: Task) -> str:
 
 def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
     for key in before.keys() | after.keys():
-        old, new = before.get(key), after.get(key)
+        old = before.get(key)
+        new = after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
             yield from _changed(old, new, f"{prefix}{key}.")
         elif old != new:

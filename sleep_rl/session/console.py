@@ -66,7 +66,8 @@ class Console:
             highlight=False,
             no_color=None if live else True,
         )
-        self._live, self._every = live, every
+        self._live = live
+        self._every = every
         self._lock = threading.Lock()
         self._progress: Progress | None = None
         self._open_phases: list[str] = []
@@ -212,7 +213,8 @@ class Console:
 
     def _evaluate(self, evaluation: Evaluation) -> None:
         self._retention.add(evaluation)
-        after, row = evaluation.after, evaluation.row
+        after = evaluation.after
+        row = evaluation.row
         if evaluation.method == "sleep" and after != BASE and row:
             self._rich.print(self.table(f"after {after}"))
             return

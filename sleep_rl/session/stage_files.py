@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.files import JSON_BYTES, parsed, regular
+from sleep_rl.files import JSON_BYTES, atomic_folder, parsed, regular
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 
 LEARNER = "learner.safetensors"
@@ -90,24 +90,22 @@ class StageFiles:
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, run: Any, name: str, learner: Callable[[str], None], driver: dict) -> None:
-        """Write aside, the manifest last, and rename into place. `run`: resumable.Resumable."""
+        """Write all files, the manifest last, completely or not at all. `run`:
+        resumable.Resumable.
+        """
         target = self.folder / name
-        aside = target.with_suffix(".partial")
         driver |= {
             "index": run.index.state(),
             "version": run.crew.version,
             "journal": run.journal.size(),
         }
         try:
-            shutil.rmtree(aside, ignore_errors=True)
-            aside.mkdir(parents=True)
-            learner(str((aside / LEARNER).absolute()))
-            _write(aside / DRIVER, json.dumps(driver).encode())
-            manifest = {file: _digest(aside / file) for file in (LEARNER, DRIVER)}
-            _write(aside / MANIFEST, json.dumps(manifest).encode())
-            shutil.rmtree(target, ignore_errors=True)
-            os.rename(aside, target)
-            _sync(self.folder)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with atomic_folder(target) as aside:
+                learner(str((aside / LEARNER).absolute()))
+                (aside / DRIVER).write_text(json.dumps(driver))
+                manifest = {file: _digest(aside / file) for file in (LEARNER, DRIVER)}
+                (aside / MANIFEST).write_text(json.dumps(manifest))
         except OSError as error:
             raise RunError(
                 f"checkpoint {target}: cannot be written ({error.strerror or error}); earlier ones "
@@ -194,19 +192,3 @@ def _folders(folder: Path) -> list[Path]:
 def _digest(path: Path) -> str:
     with regular(path) as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
-def _write(path: Path, content: bytes) -> None:
-    with open(path, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    """A rename lasts only when its folder is synced, too."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -67,7 +67,8 @@ class Phase:
             return {}
         state: dict[str, Any] = {"said": self._text, "t": self._time}
         if self._steps:
-            (t0, step0), (t1, step1) = self._pace[0], self._pace[-1]
+            (t0, step0) = self._pace[0]
+            (t1, step1) = self._pace[-1]
             state |= {"step": step1 + 1, "steps": self._steps}
             if step1 > step0 and t1 > t0:
                 pace = (t1 - t0) / (step1 - step0)

@@ -34,7 +34,9 @@ POLICY = (
     "frame-ancestors 'none'"
 )
 PAGE_POLICY = f"{POLICY}; script-src 'sha256-{SCRIPT_DIGEST}'; connect-src 'self'"
-HTML, JSON, TEXT = "text/html; charset=utf-8", "application/json", "text/plain; charset=utf-8"
+HTML = "text/html; charset=utf-8"
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
@@ -126,12 +128,14 @@ class Server(ThreadingHTTPServer):
 
     def _lives(self, folder: Path) -> bool:
         if time.monotonic() - self._asked >= HOLD_S:
-            self._asked, self._answer = time.monotonic(), self._held(folder)
+            self._asked = time.monotonic()
+            self._answer = self._held(folder)
         return self._answer
 
 
 class _Handler(BaseHTTPRequestHandler):
-    protocol_version, timeout = "HTTP/1.1", 60
+    protocol_version = "HTTP/1.1"
+    timeout = 60
     server: Server
 
     def do_GET(self) -> None:

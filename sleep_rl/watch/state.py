@@ -167,7 +167,8 @@ class RunState:
                 "goes on with it"
             )
         else:
-            status, text = "idle", "No process holds this folder"
+            status = "idle"
+            text = "No process holds this folder"
         return {"status": status, "said": text, "t": self._last, "alive": alive}
 
     def _liveliness(self) -> tuple[str, str]:

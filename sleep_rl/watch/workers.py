@@ -194,7 +194,8 @@ def _role(name: str) -> str:
 
 
 def _order(name: str) -> tuple:
-    role, number = _role(name), re.search(r"\d+$", name)
+    role = _role(name)
+    number = re.search(r"\d+$", name)
     return (
         ROLES.index(role) if role in ROLES else len(ROLES),
         int(number[0]) if number else 0,

@@ -19,7 +19,8 @@ from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import content, regular
 from sleep_rl.model.shape import HUB_NAME
 
-TEXT_FILES, ROW_FILES = (".txt", ".md"), (".jsonl", ".parquet")
+TEXT_FILES = (".txt", ".md")
+ROW_FILES = (".jsonl", ".parquet")
 QUESTIONS = "questions.jsonl"
 COLUMNS = ("text", "content", "document", "body")
 """Columns of a row that may hold its text; the first one that is there does."""
@@ -163,7 +164,8 @@ def _packed(
     if not SEPARATORS[level].search(text):
         yield from _packed(text, size, most, count, level + 1)
         return
-    held, size = "", 0
+    held = ""
+    size = 0
 
     # the sum of its parts is a little more, or less, than the whole
     def ended(piece: str) -> Iterator[str]:
@@ -173,13 +175,16 @@ def _packed(
         longer = count(part + behind)
         if held and size + longer > most:
             yield from ended(held.strip())
-            held, size = "", 0
+            held = ""
+            size = 0
         if not held and longer > most:
             *whole, held = _packed(part, longer, most, count, level + 1)
             yield from whole
-            held, size = held + behind, count(held + behind)
+            held = held + behind
+            size = count(held)
         else:
-            held, size = held + part + behind, size + longer
+            held = held + part + behind
+            size = size + longer
     if held.strip():
         yield from ended(held.strip())
 

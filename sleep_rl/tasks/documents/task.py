@@ -21,7 +21,8 @@ from sleep_rl.tasks.world.task import World
 from sleep_rl.tasks.world.vocabulary import vocabulary
 
 WHERE = "task.documents"
-OPENER, MARKER = "\nQuestion:", "\nAnswer:"
+OPENER = "\nQuestion:"
+MARKER = "\nAnswer:"
 WORD = re.compile(r"\w+|[^\w\s]")
 SMALL = 34  # tokens of the longest documents that the small model learned to read
 UNKNOWN = 0.1  # share of a document's words that the small model may not know
@@ -81,7 +82,8 @@ class Documents:
         self._grader = RecallGrader()
 
     def _day(self, name: str, day: ingestion.Intake) -> Day:
-        documents, first = [], {}
+        documents = []
+        first = {}
         for taken in day.documents:
             first[taken.name] = f"{name}/{taken.name}"
             for k, piece in enumerate(taken.pieces):
@@ -118,7 +120,8 @@ class Documents:
         """`read_as`. Raises InputError where the small model knows too few of the words."""
         said = self.read_as(text)
         if self.small:
-            words, known = said.split(), set(vocabulary())
+            words = said.split()
+            known = set(vocabulary())
             unknown = list(dict.fromkeys(w for w in words if w not in known))
             if len(unknown) > UNKNOWN * len(words):
                 raise InputError(
