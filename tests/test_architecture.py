@@ -17,7 +17,28 @@ SOURCES = sorted(
     file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
 )
 SCRIPTS = sorted(file.relative_to(ROOT) for file in (ROOT / "benchmarks").rglob("*.py"))
-MOST_LINES, MOST_FUNCTION_LINES = 600, 120
+MOST_LINES = 350
+MOST_FUNCTION_LINES = 60
+MOST_COLUMNS = 100
+MOST_FOLDERS = 3
+LAYERS = (
+    ("contracts", "files"),
+    ("rewards", "objectives", "schedule"),
+    ("config",),
+    ("journal",),
+    ("model",),
+    ("session",),
+    ("tasks",),
+    ("night",),
+    ("dreaming",),
+    ("driver",),
+    ("plan",),
+    ("report",),
+    ("watch", "runs"),
+    ("cli",),
+    ("__main__",),
+)
+"""Rooms of sleep_rl from the bottom up: each imports only what stands before it."""
 REGISTRIES = re.compile(
     r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|conda\.anaconda|"
     r"https?://[^\s\"']*/(simple|pypi|artifactory|nexus)\b"
@@ -143,9 +164,57 @@ def test_importing_all_of_sleep_rl_starts_no_machinery(tmp_path):
     assert done.stdout == "[]\n", done.stderr
 
 
+def module_of(file: Path) -> str:
+    return ".".join(file.with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {module_of(file): file for file in SOURCES}
+
+
+def imported_modules(file: Path) -> set[str]:
+    """Modules of this tree that a file imports anywhere: in functions and for typing, too."""
+    found = set()
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            found |= {name if name in MODULES else node.module for name in names}
+        elif isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+    return (found & set(MODULES)) - {module_of(file)}
+
+
+def test_no_import_goes_round_in_a_circle():
+    """Also none that only typing or a function follows."""
+    graph = {module: imported_modules(file) for module, file in MODULES.items()}
+    left = dict(graph)
+    while left:
+        leaves = [m for m, imported in left.items() if not imported & set(left)]
+        assert leaves, f"these import one another: {sorted(left)}"
+        for module in leaves:
+            del left[module]
+
+
+def test_each_room_imports_only_what_stands_below_it():
+    height = {room: i for i, layer in enumerate(LAYERS) for room in layer}
+    rooms = {file.parts[1].removesuffix(".py") for file in SOURCES if file.parts[0] == "sleep_rl"}
+    assert rooms - {"__init__"} == set(height), "a room without a place in LAYERS"
+    wrong = []
+    for module, file in MODULES.items():
+        if file.parts[0] != "sleep_rl" or file.name == "__init__.py":
+            continue
+        room = module.split(".")[1]
+        for imported in imported_modules(file):
+            other = [*imported.split("."), ""][1]
+            if imported.startswith("sleep_rl.") and other != room:
+                wrong += [f"{module} -> {imported}"] * (height[other] >= height[room])
+    assert wrong == []
+
+
 @pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
 def test_files_and_functions_stay_short(file):
-    assert len((ROOT / file).read_text(encoding="utf-8").splitlines()) < MOST_LINES
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
+    assert len(lines) < MOST_LINES and max(map(len, lines), default=0) <= MOST_COLUMNS
+    assert len(file.parts) - 1 <= MOST_FOLDERS
     long = {
         node.name: node.end_lineno - node.lineno + 1
         for node in ast.walk(tree(file))
@@ -153,6 +222,24 @@ def test_files_and_functions_stay_short(file):
         and node.end_lineno - node.lineno + 1 >= MOST_FUNCTION_LINES
     }
     assert long == {}
+
+
+def is_tuple(node: ast.AST) -> bool:
+    return isinstance(node, ast.Tuple)
+
+
+@pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
+def test_there_is_one_thought_a_line(file):
+    """No conditional expression in another, and no assignment of unrelated values side by side."""
+    wrong = []
+    for node in ast.walk(tree(file)):
+        if isinstance(node, ast.IfExp):
+            parts = (node.test, node.body, node.orelse)
+            wrong += [("nested", node.lineno)] * any(isinstance(p, ast.IfExp) for p in parts)
+        if isinstance(node, ast.Assign):
+            packed = is_tuple(node.targets[0]) and is_tuple(node.value)
+            wrong += [("packed", node.lineno)] * packed
+    assert wrong == []
 
 
 def test_no_package_registry_is_named():

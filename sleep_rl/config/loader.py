@@ -284,9 +284,7 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
             dict: "a mapping",
             list: "a list",
         }[kinds[0]]
-        low = meta["low"]
-        high = meta["high"]
-        above = meta["above"]
+        low, high, above = (meta[limit] for limit in ("low", "high", "above"))
         if low is not None and high is not None:
             text += f" from {low} to {high}"
         else:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.contracts.records import STUDENT, TEACHER
 from sleep_rl.model import checkpoints, families, memory, memory_folder, modeling
-from sleep_rl.report.model_card import card
+from sleep_rl.runs.model_card import card
 from sleep_rl.runs.resolve import ResolvedModel, resolve_model
 
 CODE = "modeling_sleep.py"  # named by `auto_map`; transformers also copies its relative imports
