@@ -46,7 +46,7 @@ class CustomReward:
         try:
             values = list(self._custom.score(texts))
         # Boundary: the user's own code may raise anything. The call's pairs have no reward then.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             reason = f"raised {type(error).__name__}: {one_line(error, limit=160)}"
             return [self._failure(reason)] * len(texts)
         if len(values) != len(texts):

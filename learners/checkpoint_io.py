@@ -77,7 +77,7 @@ def read(path: str, device: str) -> tuple[dict[str, MemoryState], Tensor]:
     try:
         with safe_open(checked(path), "pt", device=device) as file:
             header = json.loads((file.metadata() or {})[HEADER])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         states = [
             MemoryState({}, {}, {int(level): [int(s) for s in slots] for level, slots in order})
             for order in header["orders"]

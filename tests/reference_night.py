@@ -45,7 +45,7 @@ def chain(x_TD: Tensor, i: int, memory: Memory) -> Tensor:
     """y_t = MLP(f_k)(...MLP(f_1)(x_t)) in front of layer i's frozen MLP, level by level.
     (1)
     """
-    for l in sorted(level for layer, level in memory if layer == i):
+    for l in sorted(level for layer, level in memory if layer == i):  # noqa: E741 (the paper's l)
         rows = []
         for x in x_TD:
             y = x

@@ -164,7 +164,7 @@ class NightSwapper:
                 log(f"night {number} waits: {error}; tried again")
                 continue
             # Boundary: whatever it is, the server can still answer with the present night.
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 log(
                     f"warning: night {number} is not loaded, {self.label} goes on answering: "
                     f"{one_line(error)}"

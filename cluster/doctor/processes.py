@@ -32,7 +32,7 @@ def within(
             result = check()
             findings.extend(result if isinstance(result, list) else [result])
         # any: the other checks are still worth their lines
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             why = f"cannot be checked ({type(error).__name__}: {error})"
             findings.append(Finding(name, False, why))
 

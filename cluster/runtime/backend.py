@@ -99,7 +99,7 @@ class Backend(ABC):
     def open(self, request: ResourceRequest) -> Channel:
         """Make a process (or a place in this one) for one worker."""
 
-    def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:
+    def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:  # noqa: B027
         """Hold room for workers that are of use together only, `cpus` and `gpus` each.
 
         Raises RunError when there is none in time. Nothing to do where resources are not counted.

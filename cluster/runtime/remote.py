@@ -83,7 +83,7 @@ class Host:
         try:
             return function()
         # the boundary of the worker: every exception is carried over and raised at the caller
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             kind = next((kind for kind in (InputError, RunError) if isinstance(error, kind)), None)
             text = (str(error).splitlines() or [""])[0]
             line = text if kind else f"{type(error).__name__}: {text}"

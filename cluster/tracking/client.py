@@ -177,7 +177,7 @@ def main() -> int:
             start(options), Path(options["dir"]), options["name"] or "run", options["artifacts"]
         )
     # wandb raises many types; every one means "no W&B in this run"
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         # wandb's advice about a key that is none of ours
         text = str(error).split(" Consider increasing")[0]
         answer(failed=f"could not start: {type(error).__name__}: {text}")
@@ -194,7 +194,7 @@ def main() -> int:
     except BrokenPipeError:  # nobody listens any more
         return 1
     # as above
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001
         answer(failed=f"{type(error).__name__}: {error}")
         return 1
     return 0

@@ -59,7 +59,7 @@ class Journal:
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             # unbuffered: nothing to flush, nothing to lose; closed by `close`
-            self._file = open(self.path, "a+b", buffering=0)
+            self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
             if keep is not None:
                 # truncate would fill it up with zeros
                 if os.fstat(self._file.fileno()).st_size < keep:
@@ -134,7 +134,7 @@ class Journal:
                 sink = self._sinks.pop()
                 try:
                     sink.close()
-                except Exception as error:
+                except Exception as error:  # noqa: BLE001 (as in _forward)
                     self._report(sink, error)
             self._file.close()
 

@@ -147,7 +147,7 @@ class _Loops(Generic[R]):
         try:
             loop()
         # Raised again in the learner's loop, which is the driver's.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             self.versions.stop(error)
             self.ready.put(error)
 

@@ -327,7 +327,7 @@ class TestSlices:
             here.spawn("tests.fakes.workers:Sliced", {"slices": n}, name=f"rollout-{n}")
             for n in (1, 3)
         ]
-        nobody_failed = lambda worker, reason: pytest.fail(reason)
+        nobody_failed = lambda worker, reason: pytest.fail(reason)  # noqa: E731
         pool = RolloutPool(handles, 60, nobody_failed, slice_s=0.01)
         for _ in range(2):
             samples = pool.sample(self.REQUESTS, "student", 4, Sampling(1))

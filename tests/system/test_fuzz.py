@@ -127,7 +127,7 @@ def ends(capfd, argv, what):
     except Hang:
         pytest.fail(f"{what}: {str(argv)[:300]} hangs", pytrace=False)
     # Whatever a command raises is what this looks for.
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001
         # the whole may be a thousand frames deep
         frames = "".join(traceback.format_tb(error.__traceback__)[-3:])
         pytest.fail(

@@ -243,7 +243,7 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
             with regular(file) as source:
                 yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
         # Boundary: pyarrow's errors have no common base class; all of it is about this file.
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001
             raise InputError(f"{where}: a parquet file, got {file}: {one_line(error)}") from None
         return
     for number, line in enumerate(_text(file, where).splitlines(), start=1):
