@@ -4,6 +4,7 @@ Suffixes: `_T` tokens of one sequence, `_N` requests of one call.
 """
 
 # vLLM reads part of its environment at import, so that is set above the imports:
+# ruff: noqa: E402
 
 from __future__ import annotations
 

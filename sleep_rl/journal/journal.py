@@ -152,7 +152,7 @@ class Journal:
             try:
                 call(sink)
             # any: a broken dashboard must not cost a night of training
-            except Exception as error:
+            except Exception as error:  # noqa: BLE001
                 self._sinks.remove(sink)
                 self._report(sink, error)
 
