@@ -20,6 +20,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_type_hints
 
+from sleep_rl.config.engine_options import engine_fault
 from sleep_rl.config.schema import Config
 from sleep_rl.config.validation import check
 from sleep_rl.config.yaml_reader import parse
@@ -28,29 +29,7 @@ from sleep_rl.files import CONFIG_BYTES, content
 
 COMMAND_LINE = "command line"
 MOST_FILES = 100  # with all includes
-DEEPEST = 8  # lists and mappings inside an engine's option
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-OWNED = {
-    "model": "model.base",
-    "tokenizer": "model.base",
-    "dtype": "model.dtype",
-    "seed": "run.seed",
-    "tensor_parallel_size": "rollouts.tensor_parallel",
-    "data_parallel_size": "rollouts.workers",
-    "pipeline_parallel_size": "rollouts.tensor_parallel",
-    "distributed_executor_backend": "rollouts.tensor_parallel",
-    "logprobs_mode": None,
-    "worker_extension_cls": None,
-    "worker_cls": None,
-    "hf_overrides": None,
-    "load_format": None,
-    "trust_remote_code": None,
-    "model_impl": None,
-    "quantization": None,
-    "runner": None,
-    "skip_tokenizer_init": None,
-}
-"""vLLM options that the program sets itself -> the key to use instead, if there is one."""
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
@@ -230,41 +209,11 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
             f"first, got {_show(value)}",
         )
     if dotted in ("rollouts.engine", "critics.engine"):
-        _check_engine(value, dotted, where)
+        fault = engine_fault(value)
+        if fault:
+            option, wrong, what = fault
+            raise _refusal(where, f"{dotted}.{option}: {what} got {_show(wrong)}")
     return value
-
-
-def _check_engine(options: dict, key: str, where: str) -> None:
-    """Refuse options that the program sets itself, values that are not plain data, and wrong values
-    of options that `plan` reads. All others are handed to vLLM as they are.
-    """
-    for name, value in options.items():
-        dotted = f"{key}.{name}"
-        if name in OWNED:
-            instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
-            raise _refusal(
-                where, f"{dotted}: not an option to set here, {instead}; got {_show(value)}"
-            )
-        if not _plain(value):
-            raise _refusal(
-                where,
-                f"{dotted}: expected finite numbers, text, and lists and "
-                f"mappings of them, at most {DEEPEST} "
-                f"in one another, got {_show(value)}",
-            )
-        if name in ("max_model_len", "max_num_seqs") and not (type(value) is int and value > 0):
-            raise _refusal(where, f"{dotted}: expected an integer >= 1, got {_show(value)}")
-        if name == "kv_cache_memory_bytes" and not (
-            value is None or (type(value) is int and value > 0)
-        ):
-            raise _refusal(where, f"{dotted}: expected an integer >= 1 or null, got {_show(value)}")
-
-
-def _plain(value: Any, depth: int = 0) -> bool:
-    if isinstance(value, (dict, list)):
-        inner = value.values() if isinstance(value, dict) else value
-        return depth < DEEPEST and all(_plain(each, depth + 1) for each in inner)
-    return not isinstance(value, float) or math.isfinite(value)
 
 
 # ---- wording

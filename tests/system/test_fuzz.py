@@ -207,7 +207,6 @@ def task_data(folder):
             f"task.squad.path={folder}/squad.json",
             "task.squad.days=1",
             "task.squad.passages_per_day=2",
-            "rollouts.engine.max_model_len=2048",
         ],
         "challenges.json": [
             "task.name=arc",

@@ -1,0 +1,81 @@
+"""Options of vLLM's engines in a config: which the program sets itself, and what `plan` reads."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+DEEPEST = 8  # lists and mappings inside an option
+OWNED = {
+    "model": "model.base",
+    "tokenizer": "model.base",
+    "dtype": "model.dtype",
+    "seed": "run.seed",
+    "tensor_parallel_size": "rollouts.tensor_parallel",
+    "data_parallel_size": "rollouts.workers",
+    "pipeline_parallel_size": "rollouts.tensor_parallel",
+    "distributed_executor_backend": "rollouts.tensor_parallel",
+    "logprobs_mode": None,
+    "worker_extension_cls": None,
+    "worker_cls": None,
+    "hf_overrides": None,
+    "load_format": None,
+    "trust_remote_code": None,
+    "model_impl": None,
+    "quantization": None,
+    "runner": None,
+    "skip_tokenizer_init": None,
+}
+"""vLLM options that the program sets itself -> the key to use instead, if there is one."""
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+def _is_count_or_null(value: Any) -> bool:
+    return value is None or _is_count(value)
+
+
+def _is_share_or_null(value: Any) -> bool:
+    return value is None or (type(value) in (int, float) and 0 < value <= 1)
+
+
+CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "max_model_len": ("an integer >= 1", _is_count),
+    "max_num_seqs": ("an integer >= 1", _is_count),
+    "kv_cache_memory_bytes": ("an integer >= 1 or null", _is_count_or_null),
+    "gpu_memory_utilization": ("a number above 0 and at most 1, or null", _is_share_or_null),
+}
+"""Options that `plan` reads -> (what they allow, whether a value is allowed)."""
+
+
+def engine_fault(options: dict) -> tuple[str, Any, str] | None:
+    """Return (option, value, what is wrong) of the first wrong option; None if all may go to vLLM.
+
+    What is wrong ends where "got" and the value follow.
+
+    Wrong are options that the program sets itself, values that are not plain data, and wrong values
+    of options that `plan` reads.
+    """
+    for name, value in options.items():
+        if name in OWNED:
+            instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
+            return name, value, f"not an option to set here, {instead};"
+        if not _is_plain(value):
+            what = (
+                "expected finite numbers, text, and lists and mappings of them, at most "
+                f"{DEEPEST} in one another,"
+            )
+            return name, value, what
+        if name in CHECKED and not CHECKED[name][1](value):
+            return name, value, f"expected {CHECKED[name][0]},"
+    return None
+
+
+def _is_plain(value: Any, depth: int = 0) -> bool:
+    if isinstance(value, (dict, list)):
+        inner = value.values() if isinstance(value, dict) else value
+        return depth < DEEPEST and all(_is_plain(each, depth + 1) for each in inner)
+    return not isinstance(value, float) or math.isfinite(value)
