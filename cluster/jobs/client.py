@@ -69,6 +69,8 @@ class JobServer:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         with _without_environment(OTHER_ADDRESSES):
             self._client = _Client(self.address, headers=headers)
+        if not token:
+            self._client.send_no_token()
 
     def submit(
         self,
@@ -151,6 +153,12 @@ class _Client(JobSubmissionClient):
     """
 
     job_sent = False
+
+    def send_no_token(self) -> None:
+        """Send none, whatever RAY_AUTH_MODE was when this process began (Ray reads it once)."""
+        self._headers = {
+            key: value for key, value in self._headers.items() if key.lower() != "authorization"
+        }
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
         self.job_sent = self.job_sent or (method, endpoint) == ("POST", JOBS)
