@@ -66,11 +66,8 @@ class JobServer:
             )
         self.address = address.rstrip("/")
         token = _token()
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
         with _without_environment(OTHER_ADDRESSES):
-            self._client = _Client(self.address, headers=headers)
-        if not token:
-            self._client.send_no_token()
+            self._client = _Client(self.address, token)
 
     def submit(
         self,
@@ -154,15 +151,17 @@ class _Client(JobSubmissionClient):
 
     job_sent = False
 
-    def send_no_token(self) -> None:
-        """Send none, whatever RAY_AUTH_MODE was when this process began (Ray reads it once)."""
-        self._headers = {
-            key: value for key, value in self._headers.items() if key.lower() != "authorization"
-        }
+    def __init__(self, address: str, token: str):
+        """`token`: empty to send none."""
+        self._token = token
+        super().__init__(address, headers={"Authorization": f"Bearer {token}"} if token else {})
 
     def _do_request(self, method: str, endpoint: str, **kwargs: Any) -> Any:
         self.job_sent = self.job_sent or (method, endpoint) == ("POST", JOBS)
         limit_s = TIMEOUTS_S[method]
+        if not self._token:
+            # Ray reads RAY_AUTH_MODE once in a process, and would send what it read then.
+            self._headers.pop("authorization", None)
         try:
             response = super()._do_request(
                 method, endpoint, timeout=limit_s, allow_redirects=False, **kwargs
