@@ -186,7 +186,9 @@ def test_the_base_reads_passages_with_what_stands_behind_them(path):
         assert torch.equal(ids, again) and ids.shape == weights.shape and len(ids) == recipe.batch
         for row, weight in zip(ids.tolist(), weights.tolist(), strict=True):
             text = tokenizer.decode(row)
-            kind = "dream" if DREAM in text else "closed" if "Topic:" in text else "behind"
+            kind = "closed" if "Topic:" in text else "behind"
+            if DREAM in text:
+                kind = "dream"
             seen[kind] += 1
             assert (
                 "<eos>" in text
