@@ -14,13 +14,8 @@ from torch import Tensor
 from actors.engine import Engine
 from actors.memory_access import not_arrived
 from sleep_rl.contracts.errors import RunError, one_line
-from sleep_rl.contracts.records import LoadReport, Weights
+from sleep_rl.contracts.records import CHECKPOINT, LoadReport, Weights
 from sleep_rl.model.tensor_digest import as_tensor, digest
-
-BASE = "base"
-"""Name of the state (version 0) that the checkpoint itself holds: known at the start, so a first
-push is a delta.
-"""
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class State:
 
 
 class WeightStates:
-    """The states that can be activated in `engine`; at the start the checkpoint's own, as BASE.
+    """The states that can be activated in `engine`; at the start the checkpoint's own, CHECKPOINT,
+    so that the first push can be a delta of it.
 
     `probe_tolerance`: largest log-probability difference on a push's probe prompt, in nats.
     """
@@ -52,14 +48,14 @@ class WeightStates:
         self._in_model = {key: digest(t) for key, t in model_tensors.items()}
         # digest -> CPU tensor
         self._cache = {self._in_model[key]: t for key, t in model_tensors.items()}
-        self._states = {BASE: State(BASE, 0, dict(self._in_model))}
+        self._states = {CHECKPOINT: State(CHECKPOINT, 0, dict(self._in_model))}
         self._active: tuple[str, int] | None = None  # name and version
-        self.activate(BASE)
+        self.activate(CHECKPOINT)
 
     # ---- what is held
 
     def versions(self) -> dict[str, int]:
-        """Return name -> version of every held state, BASE as version 0."""
+        """Return name -> version of every held state, CHECKPOINT as version 0."""
         return {name: state.version for name, state in self._states.items()}
 
     def tensors(self, name: str) -> dict[str, Tensor]:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from unittest import mock
 
 from actors.environment import cpu_environment
-from sleep_rl.contracts.records import Sampling, Trial
+from sleep_rl.contracts.records import CHECKPOINT, Sampling, Trial
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,7 +118,7 @@ def try_one_by_one(critic: CriticWorker, trials_N: list[Trial], sampling: Sampli
         return padded_loss(model, rows_N[0], pad)
 
     with mock.patch.object(batched_lora, "row_losses", padded_losses):
-        return [critic.try_out([trial], "base", 0, sampling)[0] for trial in trials_N]
+        return [critic.try_out([trial], CHECKPOINT, 0, sampling)[0] for trial in trials_N]
 
 
 def padded_loss(model: nn.Module, row: Row, pad: int) -> Tensor:
@@ -139,13 +139,14 @@ def padded_loss(model: nn.Module, row: Row, pad: int) -> Tensor:
 def compare(critic: CriticWorker, trials_N: list[Trial], repetitions: int) -> tuple[float, float]:
     """Return the medians of dreams per minute, ours and SEAL's way (of an eighth of the trials)."""
     sampling = Sampling(3, 0.0, (1,))
-    critic.try_out([replace(trials_N[0], epochs=1)], "base", 0, sampling)  # first use costs more
+    # the first call is slower
+    critic.try_out([replace(trials_N[0], epochs=1)], CHECKPOINT, 0, sampling)
     few = trials_N[: max(len(trials_N) // 8, 2)]
     ours: list[float] = []
     seals: list[float] = []
     for _ in range(repetitions):
         start = time.perf_counter()
-        together = critic.try_out(trials_N, "base", 0, sampling)
+        together = critic.try_out(trials_N, CHECKPOINT, 0, sampling)
         ours.append(60 * len(trials_N) / (time.perf_counter() - start))
         start = time.perf_counter()
         alone = try_one_by_one(critic, few, sampling)

@@ -18,6 +18,7 @@ from cluster.weights import WeightStore
 from cluster.worker_specs import CrewHandles, CrewSpec, spawn_crew, spawn_rollout
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import (
+    CHECKPOINT,
     STUDENT,
     TEACHER,
     Metrics,
@@ -38,7 +39,6 @@ from sleep_rl.rewards import mixture
 STACKS = 4
 # with rollouts ahead of the learner: a push waits no longer for samples that are under way
 SLICE_S = 0.25
-CHECKPOINT = "base"  # the state that the rollout workers' own checkpoint holds, as version 0
 
 
 class Ranks:

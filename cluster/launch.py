@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from cluster.crew import CHECKPOINT
 from cluster.documents_run import next_day
 from cluster.life import live_in_folder
 from cluster.run_record import JOURNAL, ended_well
 from cluster.run_workers import MakeBackend, RunSetup, make_backend, make_base, run_workers
 from sleep_rl.config.schema import Config
+from sleep_rl.contracts.records import CHECKPOINT
 from sleep_rl.driver import evaluation
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints

@@ -13,28 +13,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from sleep_rl.divergences import DIVERGENCES
+
 
 def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 0.5) -> Tensor:
     """Return Div(T||S) [P] of each position over the full vocabulary, in nats and fp32; arguments
     are logits [P, V].
 
-    forward_kl: sum_v T log(T/S).  reverse_kl: sum_v S log(S/T).
-    jsd: beta KL(T||M) + (1-beta) KL(S||M) with M = beta T + (1-beta) S, beta inside (0, 1). It
-    tends to 0 at both end points, so they are separate kinds and not limits of it.
+    kind: a name of `divergences.DIVERGENCES`; others raise ValueError. beta: of jsd.
     """
-    log_t = F.log_softmax(teacher_PV.float(), -1)
-    log_s = F.log_softmax(student_PV.float(), -1)
-    if kind == "forward_kl":
-        return (log_t.exp() * (log_t - log_s)).sum(-1)
-    if kind == "reverse_kl":
-        return (log_s.exp() * (log_s - log_t)).sum(-1)
-    if kind == "jsd":
-        log_beta = torch.tensor([beta, 1 - beta], device=log_t.device).log()
-        log_m = torch.logsumexp(torch.stack([log_t + log_beta[0], log_s + log_beta[1]]), 0)
-        teacher_kl = (log_t.exp() * (log_t - log_m)).sum(-1)
-        student_kl = (log_s.exp() * (log_s - log_m)).sum(-1)
-        return beta * teacher_kl + (1 - beta) * student_kl
-    raise ValueError(f"divergence: forward_kl, reverse_kl or jsd, got {kind}")
+    if kind not in DIVERGENCES:
+        raise ValueError(f"divergence: {', '.join(DIVERGENCES)} are allowed, got {kind}")
+    log_t_PV = F.log_softmax(teacher_PV.float(), -1)
+    log_s_PV = F.log_softmax(student_PV.float(), -1)
+    return DIVERGENCES[kind](log_t_PV, log_s_PV, beta)
 
 
 def seeding_terms(

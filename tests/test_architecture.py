@@ -22,7 +22,7 @@ MOST_FUNCTION_LINES = 60
 MOST_COLUMNS = 100
 MOST_FOLDERS = 3
 LAYERS = (
-    ("contracts", "files"),
+    ("contracts", "files", "divergences"),
     ("rewards", "objectives", "schedule"),
     ("config",),
     ("journal",),

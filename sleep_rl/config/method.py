@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sleep_rl.config.tasks import key
+from sleep_rl.divergences import DIVERGENCES
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class Objective:
     divergence: str = key(
         "forward_kl",
         "Divergence of teacher and student, Div(T||S), over the full vocabulary.",
-        choices=("forward_kl", "reverse_kl", "jsd"),
+        choices=tuple(DIVERGENCES),
     )
     beta: float = key(
         0.5,

@@ -14,6 +14,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import found_in
 from sleep_rl.config.tasks import MOST_DAYS
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.divergences import DIVERGENCES, jsd
 
 Rule = Callable[[Config], Iterator[str]]
 
@@ -84,7 +85,7 @@ def _loss(config: Config) -> Iterator[str]:
             f"imitation.prefix_min: at most imitation.prefix_max = {imitation.prefix_max}, "
             f"got {imitation.prefix_min}"
         )
-    if objective.divergence == "jsd" and not 0 < objective.beta < 1:
+    if DIVERGENCES[objective.divergence] is jsd and not 0 < objective.beta < 1:
         yield (
             "objective.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), "
             f"got {objective.beta}"

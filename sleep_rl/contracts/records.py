@@ -16,6 +16,8 @@ STUDENT = "student"
 """The two memory states of a night (paper.md section 3): before and after what the night
 changes.
 """
+CHECKPOINT = "base"
+"""The memory state that a worker's own checkpoint holds; every worker has it, as version 0."""
 
 
 def peer_name(number: int) -> str:
