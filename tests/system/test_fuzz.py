@@ -336,11 +336,12 @@ def test_folders_of_documents(sentinel, tmp_path, capfd):
         assert code == (1 if NO_ENGINES in line else 2), (what, line)
         assert made.is_dir() == (code == 1), (what, line)
         if code == 1:
-            taken = ingestion.read(made)
-            assert len(taken) == 1 and all(
-                d.pieces and all(p.strip() for p in d.pieces) for d in taken[0].documents
+            ingested = ingestion.read(made)
+            assert len(ingested) == 1 and all(
+                d.pieces and all(p.strip() for p in d.pieces) for d in ingested[0].documents
             ), what
-            assert ends(capfd, command, f"{what}, again")[0] == 1 and ingestion.read(made) == taken
+            assert ends(capfd, command, f"{what}, again")[0] == 1
+            assert ingestion.read(made) == ingested
 
 
 # ---- saved things

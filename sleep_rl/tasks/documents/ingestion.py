@@ -1,8 +1,7 @@
-"""What a life on a person's own documents has taken in: one day per run that found new or changed
-ones.
+"""The record of ingested documents of a run: one day per run that found new or changed documents.
 
-The record is <run>/documents.json: the text of every piece and question by day, so that a life can
-be continued, asked and judged whatever has become of the files.
+It is <run>/documents.json: the text of every piece and question by day, so that a run can be
+resumed, sampled from and evaluated even if the source files have changed or are gone.
 """
 
 from __future__ import annotations
@@ -15,52 +14,56 @@ from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.files import content, write_atomically
-from sleep_rl.tasks.documents.sources import Asked, Source, pieces
+from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, pieces
 
 FILE = "documents.json"
 
 
 @dataclass(frozen=True)
-class Taken:
-    """A document as one day took it in."""
+class IngestedDocument:
+    """A document as it was ingested on one day, split into pieces."""
 
     name: str
-    digest: str
+    digest: str  # of the whole text, before splitting
     pieces: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Intake:
-    """What one day brought, and what is asked about it."""
+class IngestedDay:
+    """The documents ingested on one day, and the questions about them."""
 
-    documents: tuple[Taken, ...]
-    questions: tuple[Asked, ...] = ()
+    documents: tuple[IngestedDocument, ...]
+    questions: tuple[DocumentQuestion, ...] = ()
 
 
-def read(folder: str | Path) -> tuple[Intake, ...]:
-    """The record in a run's folder, a day each; empty where there is none. Raises InputError when
-    it is damaged.
+def read(folder: str | Path) -> tuple[IngestedDay, ...]:
+    """Return the recorded days of the run in `folder`; empty if there is no record.
+
+    Raises InputError if the record is damaged.
     """
     file = Path(folder) / FILE
     if not os.path.lexists(file):
         return ()
     try:
-        return tuple(
-            Intake(
-                tuple(Taken(d["name"], d["digest"], tuple(d["pieces"])) for d in day["documents"]),
-                tuple(Asked(**q) for q in day["questions"]),
-            )
-            for day in json.loads(content(file))
-        )
+        return tuple(_day(row) for row in json.loads(content(file)))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{file}: expected the record of what was taken in, got {type(error).__name__}: {error}"
+            f"{file}: expected the record of ingested documents, got {type(error).__name__}: "
+            f"{error}"
         ) from None
 
 
-def write(folder: str | Path, days: Sequence[Intake]) -> None:
-    """Replaces the record at once. Raises RunError when the disk refuses; the record before it
-    stays.
+def _day(row: dict) -> IngestedDay:
+    documents = tuple(
+        IngestedDocument(d["name"], d["digest"], tuple(d["pieces"])) for d in row["documents"]
+    )
+    return IngestedDay(documents, tuple(DocumentQuestion(**q) for q in row["questions"]))
+
+
+def write(folder: str | Path, days: Sequence[IngestedDay]) -> None:
+    """Replace the record of the run in `folder` atomically.
+
+    Raises RunError if it cannot be written; the earlier record is then intact.
     """
     file = Path(folder) / FILE
     record = json.dumps([asdict(day) for day in days], ensure_ascii=False, indent=1)
@@ -71,58 +74,63 @@ def write(folder: str | Path, days: Sequence[Intake]) -> None:
 
 
 def next_day(
-    days: Sequence[Intake],
+    days: Sequence[IngestedDay],
     sources: Sequence[Source],
-    asked: Sequence[Asked],
-    most: int,
-    count: Callable[[str], int],
+    questions: Sequence[DocumentQuestion],
+    max_tokens: int,
+    count_tokens: Callable[[str], int],
     where: str = "task.documents.questions",
-) -> tuple[Intake, ...]:
-    """`days` and one more with the sources that none of them holds, in pieces of at most `most`
-    tokens; `days` alone where there is none. A question belongs to the day that last brought its
-    document; one that names none, to the day from which on it is asked. Raises InputError for a
-    question about a document that is not there.
+) -> tuple[IngestedDay, ...]:
+    """Append a day with the sources that no earlier day contains, and assign all questions to days.
+
+    Returns `days` unchanged if there is no new source. Sources are split into pieces of at most
+    `max_tokens` tokens. A question that names a document belongs to the latest day with a document
+    of that name; any other one to the day on which it was first asked. `where` names the config key
+    in errors. Raises InputError for a question about an unknown document.
     """
-    held = {d.digest for day in days for d in day.documents}
-    fresh = [s for s in sources if s.digest not in held]
-    if not fresh:
+    known_digests = {d.digest for day in days for d in day.documents}
+    new = [source for source in sources if source.digest not in known_digests]
+    if not new:
         return tuple(days)
-    new = Intake(tuple(Taken(s.name, s.digest, tuple(pieces(s.text, most, count))) for s in fresh))
-    grown = [*days, new]
-    # the latest day wins
-    newest = {d.name: n for n, day in enumerate(grown) for d in day.documents}
-    before = {
+    documents = tuple(
+        IngestedDocument(s.name, s.digest, tuple(pieces(s.text, max_tokens, count_tokens)))
+        for s in new
+    )
+    all_days = [*days, IngestedDay(documents)]
+    day_of_document = {d.name: n for n, day in enumerate(all_days) for d in day.documents}
+    first_asked = {
         (q.question, q.answer): n
         for n, day in enumerate(days)
         for q in day.questions
         if not q.document
     }
-    mine: list[list[Asked]] = [[] for _ in grown]
-    for q in asked:
-        if q.document and q.document not in newest:
+    questions_by_day: list[list[DocumentQuestion]] = [[] for _ in all_days]
+    for q in questions:
+        if q.document and q.document not in day_of_document:
             raise InputError(
-                f"{where}: `document` names one that was taken in "
-                f"({', '.join(sorted(newest))[:120]}), got "
-                f"{q.document!r}"
+                f"{where}: `document` names an ingested document "
+                f"({', '.join(sorted(day_of_document))[:120]}), got {q.document!r}"
             )
-        mine[
-            newest[q.document] if q.document else before.get((q.question, q.answer), len(days))
-        ].append(q)
+        if q.document:
+            day_index = day_of_document[q.document]
+        else:
+            day_index = first_asked.get((q.question, q.answer), len(days))
+        questions_by_day[day_index].append(q)
     return tuple(
-        Intake(day.documents, tuple(questions)) for day, questions in zip(grown, mine, strict=True)
+        IngestedDay(day.documents, tuple(asked))
+        for day, asked in zip(all_days, questions_by_day, strict=True)
     )
 
 
-def summary_line(days: Sequence[Intake]) -> str:
+def summary_line(days: Sequence[IngestedDay]) -> str:
     """Return the newest day in one line, such as
     "day 2: 3 new and 1 changed documents in 6 pieces, 4 questions".
     """
-    *before, day = days
-    names = {d.name for earlier in before for d in earlier.documents}
+    *earlier_days, day = days
+    names = {d.name for earlier in earlier_days for d in earlier.documents}
     changed = sum(d.name in names for d in day.documents)
     count = sum(len(d.pieces) for d in day.documents)
     return (
         f"day {len(days)}: {len(day.documents) - changed} new and {changed} changed "
-        f"documents in {count} pieces, "
-        f"{len(day.questions)} questions"
+        f"documents in {count} pieces, {len(day.questions)} questions"
     )

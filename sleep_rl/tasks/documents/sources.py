@@ -1,7 +1,7 @@
-"""A person's own documents: reading them from files or a dataset, splitting them, telling new ones
-from known ones.
+"""Read the user's documents from files or a dataset, and split them into pieces.
 
-A document is known by the digest of its text: renamed or moved, it is no new one; changed, it is.
+A document is identified by the digest of its text: a renamed or moved file is not a new document, a
+changed one is.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ TEXT_FILES = (".txt", ".md")
 ROW_FILES = (".jsonl", ".parquet")
 QUESTIONS = "questions.jsonl"
 COLUMNS = ("text", "content", "document", "body")
-"""Columns of a row that may hold its text; the first one that is there does."""
+"""Columns of a row that may hold its text; the first of them that the row has is used."""
 SEPARATORS = (
     re.compile(r"\n\s*\n"),
     re.compile(r"\n"),
     re.compile(r"(?<=[.!?])\s+"),
     re.compile(r"\s+"),
 )
-"""Where a document is cut, the best places first: between paragraphs, lines, sentences, words."""
+"""Where a document is split, in order of preference: paragraphs, lines, sentences, words."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """One document as it was found. `name` says where: the file's path inside the folder, and the
-    row where it has rows.
+    """One document as it was read.
+
+    `name` is the file's path inside the folder, followed by #<row> for a file of rows.
     """
 
     name: str
@@ -44,14 +45,13 @@ class Source:
 
     @property
     def digest(self) -> str:
+        """BLAKE2b of the text, 128 bits in hex."""
         return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A question about the documents. `document`: the name of the file that answers it, or
-    empty.
-    """
+class DocumentQuestion:
+    """A question about the documents. `document` names the one that answers it; empty: any."""
 
     question: str
     answer: str
@@ -60,7 +60,7 @@ class Asked:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """The documents of a folder, file or dataset. `left_out`: name -> why it is left out."""
+    """The documents of a folder, file or dataset. `left_out`: name -> why it is not used."""
 
     sources: tuple[Source, ...]
     left_out: dict[str, str]
@@ -69,9 +69,10 @@ class ScanResult:
 def scan(path: str, where: str) -> ScanResult:
     """Read every document at `path`: a folder with txt, md, jsonl and parquet files (except hidden
     ones and questions.jsonl), one such file, a folder saved by `datasets`, or a hub dataset's train
-    split. Empty documents and repeated texts are left out.
+    split. Empty documents and duplicate texts are left out.
 
-    Raises InputError for what cannot be read, and when there is no document at all.
+    `where` names the config key in errors. Raises InputError for what cannot be read, and if no
+    document is left.
     """
     sources, left_out = _sources(path, where)
     distinct: dict[str, Source] = {}
@@ -89,18 +90,18 @@ def scan(path: str, where: str) -> ScanResult:
 
 def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
     """Return the documents at `path`, and which files of a folder are left out and why."""
-    place = Path(os.path.expanduser(path))
-    if os.path.isdir(place):
-        marks = ("dataset_info.json", "dataset_dict.json")
-        if any(os.path.isfile(place / mark) for mark in marks):
-            return _dataset(str(place), where), {}
-        return _folder(place, where)
-    if os.path.exists(place):
-        if place.suffix.lower() not in TEXT_FILES + ROW_FILES:
+    location = Path(os.path.expanduser(path))
+    if os.path.isdir(location):
+        dataset_files = ("dataset_info.json", "dataset_dict.json")
+        if any(os.path.isfile(location / name) for name in dataset_files):
+            return _dataset(str(location), where), {}
+        return _folder(location, where)
+    if os.path.exists(location):
+        if location.suffix.lower() not in TEXT_FILES + ROW_FILES:
             raise InputError(f"{where}: a txt, md, jsonl or parquet file, got {path}")
-        return _read(place, place.name, where), {}
+        return _read(location, location.name, where), {}
     if HUB_NAME.fullmatch(path):
-        return _dataset(str(place), where), {}
+        return _dataset(str(location), where), {}
     raise InputError(
         f"{where}: a folder or file of documents, a datasets folder or a hub name, got {path}: "
         "no such file"
@@ -119,9 +120,12 @@ def _folder(folder: Path, where: str) -> tuple[list[Source], dict[str, str]]:
     return sources, left_out
 
 
-def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
-    """The questions in a jsonl file of {"question", "answer"[, "document"]}; without a path those
-    of `questions.jsonl` in the documents' folder, if there is one. Raises InputError.
+def questions(path: str | None, folder: str, where: str) -> tuple[DocumentQuestion, ...]:
+    """Return the questions of a jsonl file with rows {"question", "answer"[, "document"]}.
+
+    `path` None: the file is questions.jsonl in `folder`, and may be missing. `where` names the
+    config key in errors. Raises InputError for a file that cannot be read and for a row of another
+    form.
     """
     file = Path(os.path.expanduser(path or folder)) / ("" if path else QUESTIONS)
     if not path and not os.path.isfile(file):
@@ -137,60 +141,64 @@ def questions(path: str | None, folder: str, where: str) -> tuple[Asked, ...]:
                 "`document`), got "
                 f"{json.dumps(row, ensure_ascii=False)[:80]}"
             )
-        out.append(Asked(*(v.strip() for v in values)))
+        out.append(DocumentQuestion(*(v.strip() for v in values)))
     return tuple(out)
 
 
-def pieces(text: str, most: int, count: Callable[[str], int]) -> list[str]:
-    """The text in pieces of at most `most` tokens, as `count` counts them, cut at the best places
-    and each as long as it can be. A word that alone is longer is cut between characters.
+def pieces(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
+    """Split a text greedily into pieces of at most `max_tokens` tokens, at the best separators.
+
+    A single word of more tokens is split between characters.
     """
     text = text.strip()
-    return list(_packed(text, count(text), most, count, 0))
+    return list(_split(text, count_tokens(text), max_tokens, count_tokens, 0))
 
 
-def _packed(
-    text: str, size: int, most: int, count: Callable[[str], int], level: int
+def _split(
+    text: str, size: int, max_tokens: int, count_tokens: Callable[[str], int], level: int
 ) -> Iterator[str]:
-    """`size`: the text's tokens; each text is counted once, since that is what takes time."""
-    if size <= most:
+    """Split at SEPARATORS[level], and at the next levels where a part is still too long.
+
+    `size`: tokens of `text`. Each text is counted once, since counting dominates the time.
+    """
+    if size <= max_tokens:
         yield text
         return
     if level == len(SEPARATORS):
-        step = max(len(text) * most // (2 * size), 1)
+        step = max(len(text) * max_tokens // (2 * size), 1)
         for start in range(0, len(text), step):
             yield text[start : start + step]
         return
     if not SEPARATORS[level].search(text):
-        yield from _packed(text, size, most, count, level + 1)
+        yield from _split(text, size, max_tokens, count_tokens, level + 1)
         return
-    held = ""
+    piece = ""
     size = 0
 
-    # the sum of its parts is a little more, or less, than the whole
-    def ended(piece: str) -> Iterator[str]:
-        return _packed(piece, count(piece), most, count, level + 1)
+    # Counted as a whole: the sum over its parts may differ by a few tokens.
+    def finished(piece: str) -> Iterator[str]:
+        return _split(piece, count_tokens(piece), max_tokens, count_tokens, level + 1)
 
-    for part, behind in _cut(text, SEPARATORS[level]):
-        longer = count(part + behind)
-        if held and size + longer > most:
-            yield from ended(held.strip())
-            held = ""
+    for part, separator in _parts(text, SEPARATORS[level]):
+        part_size = count_tokens(part + separator)
+        if piece and size + part_size > max_tokens:
+            yield from finished(piece.strip())
+            piece = ""
             size = 0
-        if not held and longer > most:
-            *whole, held = _packed(part, longer, most, count, level + 1)
-            yield from whole
-            held = held + behind
-            size = count(held)
+        if not piece and part_size > max_tokens:
+            *complete, piece = _split(part, part_size, max_tokens, count_tokens, level + 1)
+            yield from complete
+            piece = piece + separator
+            size = count_tokens(piece)
         else:
-            held = held + part + behind
-            size = size + longer
-    if held.strip():
-        yield from ended(held.strip())
+            piece = piece + part + separator
+            size = size + part_size
+    if piece.strip():
+        yield from finished(piece.strip())
 
 
-def _cut(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
-    """(part, the separator behind it)."""
+def _parts(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
+    """Yield (part, separator that follows it); the last separator is empty."""
     start = 0
     for match in separator.finditer(text):
         yield text[start : match.start()], match.group()
@@ -199,23 +207,25 @@ def _cut(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
 
 
 def _files(folder: Path) -> Iterator[Path]:
-    """Files below a folder in the order of their names; folders that are links are not entered, so
-    there is no circle.
+    """Yield the files below a folder, sorted by name, without hidden ones.
+
+    Folders that are links are not followed, so there is no cycle.
     """
-    for place, inside, names in os.walk(folder):
-        inside[:] = sorted(name for name in inside if not name.startswith("."))
-        yield from (Path(place) / name for name in sorted(names) if not name.startswith("."))
+    for parent, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
 
 
 def _read(file: Path, name: str, where: str) -> list[Source]:
-    """The documents of one file. Rows are named by their `id`, or by their text's digest: a row may
-    move.
+    """Return the documents of one file.
+
+    A row is named by its `id`, else by its text's digest, since its number may change.
     """
     if file.name == QUESTIONS:
         return []
     if file.suffix.lower() in TEXT_FILES:
         return [Source(name, _text(file, where))]
-    return _named([row for _, row in _rows(file, where)], name, where)
+    return _row_sources([row for _, row in _rows(file, where)], name, where)
 
 
 def _text(file: Path, where: str) -> str:
@@ -242,7 +252,7 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
         try:
             with regular(file) as source:
                 yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
-        # Boundary: pyarrow's errors have no common base class; all of it is about this file.
+        # Boundary: pyarrow's errors have no common base class; all concern this file.
         except Exception as error:  # noqa: BLE001
             raise InputError(f"{where}: a parquet file, got {file}: {one_line(error)}") from None
         return
@@ -263,7 +273,8 @@ def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
         yield number, row
 
 
-def _named(rows: Iterable[dict[str, Any]], name: str, where: str) -> list[Source]:
+def _row_sources(rows: Iterable[dict[str, Any]], name: str, where: str) -> list[Source]:
+    """Return one document per row; `name` is that of the file or dataset."""
     out = []
     for number, row in enumerate(rows, start=1):
         column = next((c for c in COLUMNS if isinstance(row.get(c), str)), None)
@@ -290,10 +301,12 @@ def _dataset(path: str, where: str) -> list[Source]:
             else datasets.load_dataset(path, split="train")
         )
         rows = loaded["train"] if isinstance(loaded, dict) else loaded
-        return _named(rows, Path(path).name if os.path.isdir(path) else path, where)
+        return _row_sources(rows, Path(path).name if os.path.isdir(path) else path, where)
     except InputError:
         raise
     except Exception as error:
-        # what the loaders raise has no common base class; all of it is about this input
-        what = one_line(error)
-        raise InputError(f"{where}: a datasets folder or a hub name, got {path}: {what}") from error
+        # Boundary: the loaders' errors have no common base class; all concern this dataset.
+        reason = one_line(error)
+        raise InputError(
+            f"{where}: a datasets folder or a hub name, got {path}: {reason}"
+        ) from error

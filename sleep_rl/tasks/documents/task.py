@@ -1,8 +1,8 @@
-"""A person's own documents: every run takes in what is new, and sleeps over it
-(sleep_rl/tasks/documents/sources.py, intake.py).
+"""Task `documents`: the user's own documents; each run ingests what is new, as the next day.
 
-Without `model.base` the demo's small model reads them. It knows the words and sentences of its
-world only, and says so.
+`sources` reads the documents, `ingestion` keeps the record of days. Without `model.base` the small
+model of the demo reads them, which knows the vocabulary of task `world` only; other documents are
+refused.
 """
 
 from __future__ import annotations
@@ -24,16 +24,17 @@ WHERE = "task.documents"
 OPENER = "\nQuestion:"
 MARKER = "\nAnswer:"
 WORD = re.compile(r"\w+|[^\w\s]")
-SMALL = 34  # tokens of the longest documents that the small model learned to read
-UNKNOWN = 0.1  # share of a document's words that the small model may not know
+SMALL_PIECE_TOKENS = 34  # longest document that the small model was trained on
+MAX_UNKNOWN = 0.1  # largest share of words outside the small model's vocabulary
 
 
 class Documents:
     """Implements `Task`. Raises InputError on documents or questions that cannot be used.
 
-    `record`: the folder of a run, whose days are those that it has ingested, or the first `days` of
-    them. Without it everything at `path` is one day, in pieces of at most `piece_tokens` words.
-    `small`: the world whose base model reads, instead of `model.base`.
+    `path`, `questions` and `known` are those of section task.documents. `record`: folder of a run,
+    whose ingested days (the first `days` of them, if given) are the task's; None: everything at
+    `path` is one day, in pieces of at most `piece_tokens` words. `small`: the task `world` whose
+    small base model is used; None: that of `model.base`.
     """
 
     name = "documents"
@@ -51,96 +52,99 @@ class Documents:
         small: World | None = None,
     ):
         self.small = small
-        self.piece_tokens = min(piece_tokens, SMALL) if small else piece_tokens
+        self.piece_tokens = min(piece_tokens, SMALL_PIECE_TOKENS) if small else piece_tokens
         self.max_new_tokens = small.max_new_tokens if small else max_new_tokens
         self.max_answer_tokens = small.max_answer_tokens if small else max_answer_tokens
         self.opener, self.marker = (people.OPENER, people.MARKER) if small else (OPENER, MARKER)
         if record:
-            taken = ingestion.read(record)
-            if len(taken) < (days or 1):
+            ingested = ingestion.read(record)
+            if len(ingested) < (days or 1):
                 raise InputError(
-                    f"{record}: expected the record of {days or 1} days that were taken in, got "
-                    f"{len(taken)}"
+                    f"{record}: expected the record of {days or 1} ingested days, got "
+                    f"{len(ingested)}"
                 )
         else:
-            asked = read_questions(questions, path, f"{WHERE}.questions")
-            taken = ingestion.next_day(
+            ingested = ingestion.next_day(
                 (),
                 scan(path, f"{WHERE}.path").sources,
-                asked,
+                read_questions(questions, path, f"{WHERE}.questions"),
                 self.piece_tokens,
                 lambda text: len(WORD.findall(text)),
             )
-        self._days = tuple(self._day(f"day{n}", day) for n, day in enumerate(taken[:days], start=1))
-        asked = read_questions(known, "", f"{WHERE}.known") if known else ()
+        self._days = tuple(
+            self._day(f"day{n}", day) for n, day in enumerate(ingested[:days], start=1)
+        )
+        known_questions = read_questions(known, "", f"{WHERE}.known") if known else ()
         self._known = tuple(
             Question(
                 f"known/{i}", self.prompt(q.question), self._checked_text(q.answer, "an answer")
             )
-            for i, q in enumerate(asked, start=1)
+            for i, q in enumerate(known_questions, start=1)
         )
         self._grader = RecallGrader()
 
-    def _day(self, name: str, day: ingestion.Intake) -> Day:
+    def _day(self, name: str, day: ingestion.IngestedDay) -> Day:
         documents = []
-        first = {}
-        for taken in day.documents:
-            first[taken.name] = f"{name}/{taken.name}"
-            for k, piece in enumerate(taken.pieces):
+        first_piece = {}  # document's name -> id of its first piece
+        for ingested in day.documents:
+            first_piece[ingested.name] = f"{name}/{ingested.name}"
+            for k, piece in enumerate(ingested.pieces):
                 documents.append(
                     Document(
-                        f"{name}/{taken.name}" + f"/{k + 1}" * (k > 0),
-                        self._checked_text(piece, taken.name),
+                        f"{name}/{ingested.name}" + f"/{k + 1}" * (k > 0),
+                        self._checked_text(piece, ingested.name),
                     )
                 )
-        asked = tuple(
+        questions = tuple(
             Question(
                 f"{name}/{i}",
                 self.prompt(q.question),
                 self._checked_text(q.answer, "an answer"),
-                first.get(q.document, ""),
+                first_piece.get(q.document, ""),
             )
             for i, q in enumerate(day.questions, start=1)
         )
-        return Day(name, tuple(documents), asked)
+        return Day(name, tuple(documents), questions)
 
     def prompt(self, question: str) -> str:
-        """Return a question as the prompt that the model continues with an answer."""
+        """Return the prompt of a question: opener, question and marker."""
         text = self._checked_text(question, "a question")
         space = " " if self.small else ""
         return f"{self.opener} {text}{space}{self.marker}"
 
     def read_as(self, text: str) -> str:
-        """The text as the model reads it: for the small one, its words in lower case with spaces
-        between.
+        """Return the text as the model reads it: lower-case words joined by spaces for the small
+        model, unchanged for any other.
         """
         return " ".join(WORD.findall(text.lower())) if self.small else text
 
     def _checked_text(self, text: str, where: str) -> str:
-        """`read_as`. Raises InputError where the small model knows too few of the words."""
-        said = self.read_as(text)
+        """Return `read_as(text)`. Raises InputError if too many words are unknown to the small
+        model.
+        """
+        model_text = self.read_as(text)
         if self.small:
-            words = said.split()
+            words = model_text.split()
             known = set(vocabulary())
             unknown = list(dict.fromkeys(w for w in words if w not in known))
-            if len(unknown) > UNKNOWN * len(words):
+            if len(unknown) > MAX_UNKNOWN * len(words):
                 raise InputError(
                     f"{WHERE}.path: the small model of the demo knows the "
                     f"{len(known)} words of its world only, got "
                     f"{', '.join(unknown[:5])} in {where}; name a language model by "
                     "model.base"
                 )
-        return said
+        return model_text
 
     def days(self) -> tuple[Day, ...]:
         return self._days
 
     def known(self) -> tuple[Question, ...]:
-        """What the small model knew before; of another base what the user says that it knew."""
+        """Return the questions of task.documents.known; without them those of the small model."""
         return self._known or (self.small.known() if self.small else ())
 
     def grade(self, question: Question, text: str) -> float:
-        """1 where the first line holds at least 0.67 of the answer's words, else 0."""
+        """Return 1 if the first line has at least 0.67 of the answer's tokens, else 0."""
         lines = text.strip().split("\n")
         return self._grader.grade([("", question.answer, lines[0])])[0]
 
@@ -148,11 +152,13 @@ class Documents:
         return tuple(TrainingText("", d.text) for d in day.documents)
 
     def joint_texts(self) -> tuple[TrainingText, ...]:
-        asked = [*self.known(), *(q for day in self._days for q in day.questions)]
-        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in asked)
+        questions = [*self.known(), *(q for day in self._days for q in day.questions)]
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in questions)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
-        """The demo's small model; see tasks/world.py."""
+        """Return the path of the small model of task `world`. Raises InputError where model.base is
+        needed.
+        """
         if not self.small:
             raise InputError("model.base: a language model is needed, got null")
         return self.small.base_checkpoint(cache, seed, progress)

@@ -1,4 +1,4 @@
-"""The task of a person's own documents, and the life that every run of it continues."""
+"""Task `documents`, and runs of it that add a day each to one life."""
 
 import json
 import os
@@ -241,9 +241,7 @@ def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
     config = toy(model={"base": "somewhere"})
     task = make_task(changed(config, task={"name": "documents"}), record=str(tmp_path))
     assert [d.text for d in task.days()[0].documents] == ["A fact."] and task.known() == ()
-    with pytest.raises(
-        InputError, match=r"expected the record of 2 days that were taken in, got 1"
-    ):
+    with pytest.raises(InputError, match=r"expected the record of 2 ingested days, got 1"):
         make_task(changed(config, task={"name": "documents"}), record=str(tmp_path), days=2)
 
 

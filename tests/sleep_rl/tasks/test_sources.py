@@ -1,6 +1,4 @@
-"""A person's own documents: what is read, what is left out and why, how they are split, what is new
-the next time.
-"""
+"""Reading, filtering and splitting the user's documents, and ingesting the new ones as a day."""
 
 import json
 
@@ -8,7 +6,7 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.tasks.documents import ingestion
-from sleep_rl.tasks.documents.sources import Asked, Source, pieces, questions, scan
+from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, pieces, questions, scan
 
 WHERE = "task.documents.path"
 
@@ -124,7 +122,7 @@ def test_questions_stand_beside_the_documents_or_in_a_file_of_their_own(tmp_path
     (tmp_path / "questions.jsonl").write_text(
         '{"question": " Who? ", "answer": "me", "document": "a.txt"}\n'
     )
-    assert questions(None, str(tmp_path), "q") == (Asked("Who?", "me", "a.txt"),)
+    assert questions(None, str(tmp_path), "q") == (DocumentQuestion("Who?", "me", "a.txt"),)
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "What?", "answer": ""}')
     with pytest.raises(InputError, match=r"other.jsonl line 1: texts `question` and `answer`"):
@@ -135,44 +133,50 @@ def test_questions_stand_beside_the_documents_or_in_a_file_of_their_own(tmp_path
 
 def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
     a, b = Source("a.txt", "one two three"), Source("b.txt", "four")
-    about = (Asked("a?", "1", "a.txt"), Asked("b?", "2", "b.txt"), Asked("all?", "3"))
-    first = ingestion.next_day((), [a, b], about, 2, words)
+    asked = (
+        DocumentQuestion("a?", "1", "a.txt"),
+        DocumentQuestion("b?", "2", "b.txt"),
+        DocumentQuestion("all?", "3"),
+    )
+    first = ingestion.next_day((), [a, b], asked, 2, words)
     assert [d.pieces for d in first[0].documents] == [("one two", "three"), ("four",)] and first[
         0
-    ].questions == about
+    ].questions == asked
     assert (
         ingestion.summary_line(first)
         == "day 1: 2 new and 0 changed documents in 3 pieces, 3 questions"
     )
-    assert ingestion.next_day(first, [b, a], about, 2, words) == first  # nothing new
+    assert ingestion.next_day(first, [b, a], asked, 2, words) == first  # nothing new
     # known by its text
-    assert ingestion.next_day(first, [Source("moved.txt", a.text)], about, 2, words) == first
+    assert ingestion.next_day(first, [Source("moved.txt", a.text)], asked, 2, words) == first
     changed, c = Source("a.txt", "one and only"), Source("c.txt", "five")
     second = ingestion.next_day(
         first,
         [changed, b, c],
         (
-            *about,
-            Asked("c?", "5"),
+            *asked,
+            DocumentQuestion("c?", "5"),
         ),
         2,
         words,
     )
     assert [d.name for d in second[1].documents] == ["a.txt", "c.txt"]
-    # a's old text is no longer what is asked about
+    # a's old text is no longer what is asked asked
     assert [q.question for q in second[0].questions] == ["b?", "all?"]
     assert [q.question for q in second[1].questions] == ["a?", "c?"]
     assert (
         ingestion.summary_line(second)
         == "day 2: 1 new and 1 changed documents in 3 pieces, 2 questions"
     )
-    with pytest.raises(InputError, match=r"names one that was taken in .*, got 'd.txt'"):
-        ingestion.next_day((), [a], [Asked("d?", "6", "d.txt")], 2, words)
+    with pytest.raises(InputError, match=r"names an ingested document .*, got 'd.txt'"):
+        ingestion.next_day((), [a], [DocumentQuestion("d?", "6", "d.txt")], 2, words)
 
 
 def test_the_record_is_replaced_whole_and_a_damaged_one_is_named(tmp_path, monkeypatch):
     assert ingestion.read(tmp_path) == ()
-    days = ingestion.next_day((), [Source("a.txt", "Ä one")], [Asked("a?", "1")], 9, words)
+    days = ingestion.next_day(
+        (), [Source("a.txt", "Ä one")], [DocumentQuestion("a?", "1")], 9, words
+    )
     ingestion.write(tmp_path, days)
     assert ingestion.read(tmp_path) == days
     assert json.loads((tmp_path / ingestion.FILE).read_text())[0]["documents"][0]["pieces"] == [
@@ -189,5 +193,5 @@ def test_the_record_is_replaced_whole_and_a_damaged_one_is_named(tmp_path, monke
         ingestion.write(tmp_path, (*days, *days))
     assert ingestion.read(tmp_path) == days
     (tmp_path / ingestion.FILE).write_text('[{"documents": [{}]}]')
-    with pytest.raises(InputError, match="expected the record of what was taken in, got KeyError"):
+    with pytest.raises(InputError, match="expected the record of ingested documents, got KeyError"):
         ingestion.read(tmp_path)
