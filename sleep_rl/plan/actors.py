@@ -1,4 +1,4 @@
-"""Which worker processes a config asks for."""
+"""The worker processes of a run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Actor:
 
 
 def actors_of(config: Config) -> tuple[Actor, ...]:
-    """Return every kind of worker process of a run, with what it asks of the cluster."""
+    """Return every role of a run with the number of its workers, and CPUs and GPUs of each."""
     rollouts = config.rollouts
     learners = config.learners
     reward = config.reward
@@ -26,7 +26,7 @@ def actors_of(config: Config) -> tuple[Actor, ...]:
     teachers = len(config.model.teachers)
     workers = [Actor("rollout", rollouts.workers, rollouts.cpus, rollouts.gpus)]
     if teachers:  # in night 0 only
-        workers.append(Actor("other", teachers, rollouts.cpus, rollouts.gpus))
+        workers.append(Actor("peer", teachers, rollouts.cpus, rollouts.gpus))
     workers.append(Actor("learner", learners.world_size, learners.cpus, learners.gpus))
     workers.append(Actor("reward", reward.workers, reward.cpus, 0.0))
     if reward.semantic != "none":

@@ -1,6 +1,4 @@
-"""Rules that only the base model's shape or the task can show to be broken, and notes on what is
-allowed but deserves a look.
-"""
+"""Checks of a config against the base model and the task, and notes on questionable values."""
 
 from __future__ import annotations
 
@@ -24,66 +22,70 @@ from sleep_rl.tasks.registry import make_task
 
 
 def check_shape(config: Config, shape: Shape) -> None:
-    """Rules between the config and the base model."""
+    """Check the engine's options and the memory against the base model.
+
+    Raises InputError where max_model_len, the KV cache, the tensor-parallel size or the memory of a
+    sleep checkpoint does not fit.
+    """
     engine = config.rollout_engine
-    parts = config.rollouts.tensor_parallel
+    tensor_parallel = config.rollouts.tensor_parallel
     m = config.model
-    longest = engine.get("max_model_len")
-    if longest and shape.positions and longest > shape.positions:
+    max_model_len = engine.get("max_model_len")
+    if max_model_len and shape.positions and max_model_len > shape.positions:
         raise InputError(
-            f"rollouts.engine.max_model_len: at most the {shape.positions} "
-            "positions of the base model, "
-            f"got {longest}"
+            f"rollouts.engine.max_model_len: at most the {shape.positions} positions of the base "
+            f"model, got {max_model_len}"
         )
-    document, new = TASK_TOKENS["world"]
-    if longest and config.task.name == "world" and m.base is None and longest < document + new:
+    document, generated = TASK_TOKENS["world"]
+    needed = document + generated
+    small_world = config.task.name == "world" and m.base is None
+    if max_model_len and small_world and max_model_len < needed:
         raise InputError(
-            f"rollouts.engine.max_model_len: at least {document + new}, a document "
-            "of the task and "
-            f"what is written about it, got {longest}"
+            f"rollouts.engine.max_model_len: at least {needed}, a document of the task and a "
+            f"generated sequence, got {max_model_len}"
         )
-    if shape.heads % parts or (shape.kv_heads % parts and parts % shape.kv_heads):
+    replicated = tensor_parallel % shape.kv_heads == 0  # vLLM then copies the key-value heads
+    if shape.heads % tensor_parallel or (shape.kv_heads % tensor_parallel and not replicated):
         raise InputError(
-            f"rollouts.tensor_parallel: must divide the base model's {shape.heads} heads and "
-            "fit its "
-            f"{shape.kv_heads} key-value heads, got {parts}"
+            f"rollouts.tensor_parallel: must divide the base model's {shape.heads} heads and fit "
+            f"its {shape.kv_heads} key-value heads, got {tensor_parallel}"
         )
-    cached = rollout_bytes(config, shape)[1]
-    if longest and cached is not None and cached < longest:
-        need = -(-longest * shape.cached_values * bytes_per_parameter(config) // parts)
+    cached_tokens = rollout_bytes(config, shape)[1]
+    if max_model_len and cached_tokens is not None and cached_tokens < max_model_len:
+        sequence_bytes = max_model_len * shape.cached_values * bytes_per_parameter(config)
         raise InputError(
-            f"rollouts.engine.kv_cache_memory_bytes: at least {need}, one sequence "
-            "of max_model_len = "
-            f"{longest} tokens, got {engine['kv_cache_memory_bytes']}"
+            "rollouts.engine.kv_cache_memory_bytes: at least "
+            f"{-(-sequence_bytes // tensor_parallel)}, one sequence of max_model_len = "
+            f"{max_model_len} tokens, got {engine['kv_cache_memory_bytes']}"
         )
-    wanted = tuple(
+    configured = tuple(
         {"experts": m.experts, "d_low": m.d_low, "top_k": m.top_k} for _ in range(m.levels)
     )
-    if shape.memory and shape.memory != wanted:
+    if shape.memory and shape.memory != configured:
         raise InputError(
-            f"model: its checkpoint {m.base} holds the memory {list(shape.memory)}, "
-            "the config asks for "
-            f"{list(wanted)}"
+            f"model: its checkpoint {m.base} has the memory {list(shape.memory)}, the config "
+            f"{list(configured)}"
         )
 
 
 def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
-    """(the task as a run builds it, notes). Looks whether its documents can fit: a word is at least
-    a token. A dataset of the hub is left to the run (no task), and noted.
+    """Create the task and check that its documents can fit into max_model_len.
+
+    A document has at least as many tokens as words. Returns (the task, notes); the task is None for
+    a dataset of the hub, which is only loaded by the run. Raises InputError.
     """
     name = config.task.name
-    longest = config.rollouts.engine.get("max_model_len")
+    max_model_len = config.rollouts.engine.get("max_model_len")
     path = getattr(getattr(config.task, name), "path", ".")
     if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
-        return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not looked at",)
+        return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not checked",)
     task = make_task(config)
     for document in (d for day in task.days() for d in day.documents):
-        least = len(document.text.split())
-        if longest and least + task.max_new_tokens > longest:
+        min_tokens = len(document.text.split()) + task.max_new_tokens
+        if max_model_len and min_tokens > max_model_len:
             raise InputError(
-                "rollouts.engine.max_model_len: at least "
-                f"{least + task.max_new_tokens}, document "
-                f"{document.id} and what is written about it, got {longest}"
+                f"rollouts.engine.max_model_len: at least {min_tokens}, document {document.id} and "
+                f"a generated sequence, got {max_model_len}"
             )
     if config.dream.rounds:
         _check_dreams(config, task)
@@ -91,49 +93,44 @@ def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
 
 
 def _check_dreams(config: Config, task: Task) -> None:
-    """A task with tau, whose C and dreams fit."""
+    """Check that the task has tau, and that each C with a dream fits into max_model_len."""
     if not isinstance(task, Dreamer):
         raise InputError(
             f"dream.rounds: 0 with task {task.name}, which has no tau, got {config.dream.rounds}"
         )
-    longest = config.rollouts.engine.get("max_model_len") or math.inf
+    max_model_len = config.rollouts.engine.get("max_model_len") or math.inf
     for t in (t for day in task.days() for t in task.dream_tasks(day)):
         if not t.context.text.strip() or not t.questions:
             raise InputError(
-                f"task {t.id}: a context C and at least one question are needed for "
-                "tau, got "
-                f"{len(t.context.text.split())} words and {len(t.questions)} "
-                "questions"
+                f"task {t.id}: a context C and at least one question are needed for tau, got "
+                f"{len(t.context.text.split())} words and {len(t.questions)} questions"
             )
-        least = len(t.context.text.split()) + task.max_dream_tokens
-        if least > longest:
+        min_tokens = len(t.context.text.split()) + task.max_dream_tokens
+        if min_tokens > max_model_len:
             raise InputError(
-                f"rollouts.engine.max_model_len: at least {least}, task {t.id} and "
-                "a dream about it, got "
-                f"{longest}"
+                f"rollouts.engine.max_model_len: at least {min_tokens}, task {t.id} and a dream "
+                f"about it, got {max_model_len}"
             )
 
 
 def notes_on(
     config: Config, shape: Shape, actors: tuple[Actor, ...], nights: int
 ) -> tuple[str, ...]:
-    """What is allowed but deserves a look."""
+    """Return one line for each combination that is valid, but probably not intended."""
     notes = []
     cores = os.cpu_count() or 1
     cpus = sum(a.count * a.cpus for a in actors)
-    joins = config.cluster.address or os.environ.get("RAY_ADDRESS")
-    if config.cluster.backend == "ray" and not joins and cpus > cores:
+    address = config.cluster.address or os.environ.get("RAY_ADDRESS")
+    if config.cluster.backend == "ray" and not address and cpus > cores:
         notes.append(
-            f"{cpus:g} CPUs are asked for and this node has {cores}; join a cluster "
-            "with cluster.address"
+            f"{cpus:g} CPUs are requested and this node has {cores}; join a cluster with "
+            "cluster.address"
         )
-    mine = rank_batch(config)
     ranks = config.learners.world_size
     if step_rows(config) % ranks:
         notes.append(
-            f"sleep.batch + reading.rows = {step_rows(config)} does not divide by "
-            f"{ranks} ranks; ranks with fewer than "
-            f"{mine} sequences wait"
+            f"sleep.batch + reading.rows = {step_rows(config)} is not divisible by {ranks} ranks; "
+            f"ranks with fewer than {rank_batch(config)} sequences wait"
         )
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
     if rows.groups_new + rows.groups_replay == 0 and (
@@ -141,30 +138,25 @@ def notes_on(
     ):
         notes.append(
             f"objective.on_policy {config.objective.on_policy:g} of sleep.batch "
-            f"{config.sleep.batch} is no group of "
-            f"{config.imitation.group_size}: the student samples nothing and nothing is imitated"
+            f"{config.sleep.batch} is less than one group of {config.imitation.group_size}: the "
+            "student samples nothing, so there is no imitation reward"
         )
     if config.gamma == 0 and config.objective.alpha < 1:
-        notes.append(
-            "reward.gamma is 0: imitation is rewarded for equal tokens only, not for equal meaning"
-        )
+        notes.append("reward.gamma is 0: the imitation reward compares tokens only, not meaning")
     if config.model.dtype == "bfloat16" and config.model.top_k < config.model.experts:
         notes.append(
-            "top_k below experts in bfloat16: sampler and learner may route a few "
-            "tokens differently"
+            "top_k below experts in bfloat16: sampler and learner may route some tokens differently"
         )
     if config.model.teachers:
         notes.append(
-            "model.teachers: in night 0 each takes a rollout engine of its own, and its "
-            "weights come on top of the "
-            "learner's memory; hub names were not looked at"
+            "model.teachers: in night 0 each has a rollout engine of its own, and its weights are "
+            "held by the learner, too; hub names were not checked"
         )
     most = config.most_experts(nights)[0]
     if config.dream.rounds and config.dream.novelty and config.model.top_k >= most:
         notes.append(
-            f"dream.novelty: with model.top_k = {config.model.top_k} the routers of "
-            "level 1 leave none of at most "
-            f"{most} experts out, so none can be activated besides"
+            f"dream.novelty: with model.top_k = {config.model.top_k} the routers of level 1 "
+            f"activate all of at most {most} experts, so there is no additional one to activate"
         )
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")

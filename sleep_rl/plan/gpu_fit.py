@@ -1,4 +1,7 @@
-"""What lies on one GPU, and whether it fits: sums of a plan's sizes, as rough as their parts."""
+"""Memory per GPU: what the workers of each GPU need, and whether it fits.
+
+The sums are as approximate as the sizes of `plan.sizes` that they add up.
+"""
 
 from __future__ import annotations
 
@@ -10,64 +13,68 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.plan.types import Plan
 
 GB = 1e9
-SIZES = (16, 24, 40, 48, 80, 141, 180)  # GB of GPUs on the market
+GPU_SIZES = (16, 24, 40, 48, 80, 141, 180)  # GB of GPUs on the market
 VLLM_SHARE = 0.92  # of a GPU's memory: vLLM's default for gpu_memory_utilization
 
 
 @dataclass(frozen=True)
-class Load:
-    """What one GPU holds: `held` bytes and, where `token` is not 0, a KV cache that takes what is
-    left of the `share` of the GPU which its engine may use, `token` bytes for each token and room
-    for `longest` of them at least.
+class GpuLoad:
+    """What the workers on one GPU need. Sizes are in bytes.
+
+    `token_bytes` > 0: a vLLM engine may use `share` of the GPU, and its KV cache takes what
+    `fixed_bytes` leave of that; the cache must hold at least `max_tokens` tokens.
     """
 
-    who: str
-    held: float
+    roles: str  # e.g. "rollout + learner"
+    fixed_bytes: float  # everything but such a cache
     share: float = 1.0
-    token: float = 0.0
-    longest: int = 0
+    token_bytes: float = 0.0  # of one token in the KV cache
+    max_tokens: int = 0  # of the longest sequence
 
     @property
-    def need(self) -> float:
-        """Bytes of the smallest GPU that will do."""
-        return (self.held + self.longest * self.token) / self.share
+    def min_gpu_bytes(self) -> float:
+        """Memory of the smallest GPU that suffices, in bytes."""
+        return (self.fixed_bytes + self.max_tokens * self.token_bytes) / self.share
 
-    def cache(self, gpu: float) -> float:
-        """Bytes of the KV cache on a GPU of so many."""
-        return gpu * self.share - self.held if self.token else 0.0
+    def cache_bytes(self, gpu_bytes: float) -> float:
+        """Return the size of the KV cache on a GPU with `gpu_bytes` of memory; 0 without one."""
+        return gpu_bytes * self.share - self.fixed_bytes if self.token_bytes else 0.0
 
 
-def loads(plan: Plan) -> tuple[Load, ...]:
-    """One Load per kind of GPU: one for each role whose workers have whole GPUs, and one for those
-    that share them, taken to lie beside one another until a GPU is full.
+def gpu_loads(plan: Plan) -> tuple[GpuLoad, ...]:
+    """Return one GpuLoad per kind of GPU that the run uses; none for a run on CPUs.
+
+    Each role whose workers have whole GPUs is one kind. All roles with a share of a GPU form
+    another one, on the assumption that their workers are packed onto as few GPUs as possible.
+    Semantic reward workers are not included, since the size of their model is unknown.
     """
-    c = plan.config
+    config = plan.config
     out = []
     shared = []
     sizes = {"rollout": plan.rollout, "learner": plan.learner, "critic": plan.critic}
     for actor in plan.actors:
         size = sizes.get(actor.role)
-        if size is None or actor.gpus == 0:  # a reward model's size is not known here
+        if size is None or actor.gpus == 0:
             continue
         if actor.gpus < 1:
             shared.append((actor, size.total))
         elif size.cache is None:
-            longest = c.rollouts.engine.get("max_model_len") or plan.base.positions or 1
+            max_tokens = config.rollouts.engine.get("max_model_len") or plan.base.positions or 1
             out.append(
-                Load(
+                GpuLoad(
                     actor.role,
                     size.total / actor.gpus,
-                    utilization(c.rollouts.engine),
+                    gpu_memory_utilization(config.rollouts.engine),
                     plan.token_bytes / actor.gpus,
-                    longest,
+                    max_tokens,
                 )
             )
         else:
-            out.append(Load(actor.role, size.total / actor.gpus))
+            out.append(GpuLoad(actor.role, size.total / actor.gpus))
     if shared:
         gpus = math.ceil(sum(a.count * a.gpus for a, _ in shared) - 1e-6)
         out.append(
-            Load(
+            GpuLoad(
                 " + ".join(a.role for a, _ in shared),
                 sum(a.count * total for a, total in shared) / gpus,
             )
@@ -75,51 +82,52 @@ def loads(plan: Plan) -> tuple[Load, ...]:
     return tuple(out)
 
 
-def utilization(engine: dict) -> float:
-    """The share of a GPU that vLLM takes for itself, or finds free before it starts."""
+def gpu_memory_utilization(engine: dict) -> float:
+    """Return the share of a GPU that vLLM uses, and that must be free when it starts."""
     return engine.get("gpu_memory_utilization") or VLLM_SHARE
 
 
 def check_shares(config: Config) -> None:
-    """Engines on a shared GPU. Raises InputError where vLLM would not start, or would leave nothing
-    to the others.
+    """Check the engines on shared GPUs.
+
+    Raises InputError where vLLM would not start (less than its gpu_memory_utilization is free), or
+    would leave no memory to the other workers (its KV cache has no fixed size).
     """
-    for where, gpus, engine in (
+    for section, gpus, engine in (
         ("rollouts", config.rollouts.gpus, config.rollout_engine),
         ("critics", config.critics.gpus if config.dream.rounds else 0, config.critic_engine),
     ):
         if not 0 < gpus < 1:
             continue
-        if utilization(engine) > gpus:
+        if gpu_memory_utilization(engine) > gpus:
             raise InputError(
-                f"{where}.engine.gpu_memory_utilization: at most {where}.gpus = "
-                f"{gpus:g} on a shared GPU, since vLLM "
-                f"starts only where that much is free, got {utilization(engine):g}"
+                f"{section}.engine.gpu_memory_utilization: at most {section}.gpus = {gpus:g} on a "
+                "shared GPU, since vLLM starts only if that share is free, got "
+                f"{gpu_memory_utilization(engine):g}"
             )
         if not engine.get("kv_cache_memory_bytes"):
             raise InputError(
-                f"{where}.engine.kv_cache_memory_bytes: a number of bytes on a "
-                f"shared GPU ({where}.gpus = {gpus:g}), "
-                f"got null"
+                f"{section}.engine.kv_cache_memory_bytes: a number of bytes on a shared GPU "
+                f"({section}.gpus = {gpus:g}), got null"
             )
 
 
 def check_fit(plan: Plan) -> None:
-    """Raises InputError when cluster.gpu_gb is given and a GPU's load is larger."""
-    there = plan.config.cluster.gpu_gb
-    for load in loads(plan):
-        if there is not None and load.need > there * GB:
+    """Raise InputError if cluster.gpu_gb is set and a GPU needs more memory than that."""
+    gpu_gb = plan.config.cluster.gpu_gb
+    for load in gpu_loads(plan):
+        if gpu_gb is not None and load.min_gpu_bytes > gpu_gb * GB:
             raise InputError(
-                f"cluster.gpu_gb: at least {math.ceil(load.need / GB)} for what a "
-                f"GPU of {load.who} holds (about "
-                f"{load.held / GB:.3g} "
-                f"GB{' and a KV cache' if load.token else ''}), got {there:g}"
+                f"cluster.gpu_gb: at least {math.ceil(load.min_gpu_bytes / GB)} for a GPU of "
+                f"{load.roles} (about {load.fixed_bytes / GB:.3g} GB"
+                f"{' and a KV cache' if load.token_bytes else ''}), got {gpu_gb:g}"
             )
 
 
-def smallest(plan: Plan) -> int | None:
-    """GB of the smallest GPU of SIZES that holds every Load; None where there is none, or no GPU is
-    asked for.
+def smallest_gpu_gb(plan: Plan) -> int | None:
+    """Return the smallest of GPU_SIZES, in GB, on which every GpuLoad fits.
+
+    None if none of them is large enough, or the run uses no GPU.
     """
-    most = max((load.need for load in loads(plan)), default=0.0)
-    return next((size for size in SIZES if size * GB >= most), None) if most else None
+    most = max((load.min_gpu_bytes for load in gpu_loads(plan)), default=0.0)
+    return next((size for size in GPU_SIZES if size * GB >= most), None) if most else None

@@ -1,4 +1,4 @@
-"""What a config asks for, before anything starts: actors, memory, bytes of a weight push, steps,
+"""Compute the plan of a run before anything starts: actors, memory, bytes of a weight push, steps,
 samples, time.
 """
 
@@ -30,20 +30,20 @@ from sleep_rl.tasks import plugin
 
 
 def plan(config: Config) -> Plan:
-    """Works everything out from the config and the base model's shape. Starts nothing. Raises
-    InputError.
+    """Compute the plan from the config, the base model's shape and the task; start no process.
+    Raises InputError for a config that cannot run.
     """
     registry.check(config)
     shape = base_shape(config)
     check_shape(config, shape)
     check_shares(config)
     task, notes = check_task(config)
-    named = [("model.teachers", name) for name in config.model.teachers]
+    checkpoints = [("model.teachers", name) for name in config.model.teachers]
     if config.reward.target:
         plugin.load_class(config.reward.target, "reward.target")
     if config.reward.semantic != "none" and config.reward.model:
-        named.append(("reward.model", config.reward.model))
-    for key, name in named:  # a hub name is left to the run
+        checkpoints.append(("reward.model", config.reward.model))
+    for key, name in checkpoints:  # a hub name is left to the run
         local_folder(name, key)
     tokens = longest_sequence(config, task)
     rollout, cached_tokens = rollout_bytes(config, shape)
@@ -55,7 +55,7 @@ def plan(config: Config) -> Plan:
     written = documents_per_day(config, task) * config.generation.samples if replay.share < 1 else 0
     answered = rehearsal.samples if rehearsal.share else 0
     replayed = replay.samples + answered if replay.share > 0 else 0
-    # texts, and at most one question about each
+    # the synthetic documents, and at most one question about each
     replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
     completions = s.steps * (rows.groups_new + rows.groups_replay) * config.imitation.group_size
     actors = actors_of(config)

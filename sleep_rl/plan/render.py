@@ -1,4 +1,4 @@
-"""A plan as text: `sleep-rl plan`."""
+"""The text of a plan: `sleep-rl plan`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 from sleep_rl.config.schema import Config
 from sleep_rl.driver.baselines import registry
-from sleep_rl.plan.gpu_fit import GB, loads, smallest
+from sleep_rl.plan.gpu_fit import GB, gpu_loads, smallest_gpu_gb
 from sleep_rl.plan.sizes import (
     LEARN_FLOPS,
     SAMPLE_FLOPS,
@@ -56,7 +56,7 @@ def _worker_rows(plan: Plan) -> Rows:
         for actor in plan.actors
     ]
     rows += [
-        ("in total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
+        ("total", f"{plan.cpus:g} CPUs, {plan.gpus:g} GPUs"),
         (
             "learner rank",
             f"about {_size(learner.total)}: base {_size(learner.base)}, memory "
@@ -75,12 +75,12 @@ def _worker_rows(plan: Plan) -> Rows:
         rows.append(
             ("critic", f"{_size(critic.total)}: base twice {_size(critic.base)}, copies {copies}")
         )
-    if loads(plan):
+    if gpu_loads(plan):
         rows.append(("gpu memory", _gpu_words(plan)))
     rows.append(
         (
             "weight push",
-            f"{_size(plan.push_bytes)} (one expert) against {_size(plan.full_bytes)} (everything): "
+            f"{_size(plan.push_bytes)} (one expert) of {_size(plan.full_bytes)} (all weights): "
             f"{plan.push_bytes / plan.full_bytes:.2%}",
         )
     )
@@ -109,14 +109,14 @@ def _night_rows(plan: Plan) -> Rows:
         ),
         (
             "rows of a step",
-            f"{rows_of_step.teacher_new} new and {rows_of_step.teacher_replay} replay by the "
-            f"teacher, {rows_of_step.groups_new} new and {rows_of_step.groups_replay} replay "
-            f"groups of {config.imitation.group_size} by the student, "
+            f"teacher sequences: {rows_of_step.teacher_new} new and {rows_of_step.teacher_replay} "
+            f"replay; student groups of {config.imitation.group_size}: {rows_of_step.groups_new} "
+            f"new and {rows_of_step.groups_replay} replay; "
             f"{config.reading.rows} reading",
         ),
         (
-            "sampled a night",
-            f"{plan.written} sequences written with a document, {plan.replayed} without, "
+            "samples a night",
+            f"{plan.written} teacher sequences with a document, {plan.replayed} without, "
             f"{plan.completions} student completions",
         ),
     ]
@@ -139,29 +139,30 @@ def _night_rows(plan: Plan) -> Rows:
 
 def _cache_words(plan: Plan) -> str:
     if plan.rollout.cache is None:
-        return "KV cache of what gpu_memory_utilization leaves"
+        return "KV cache in the rest of gpu_memory_utilization"
     return f"KV cache {_size(plan.rollout.cache)} ({plan.cached_tokens} tokens)"
 
 
 def _gpu_words(plan: Plan) -> str:
-    given = plan.config.cluster.gpu_gb
+    gpu_gb = plan.config.cluster.gpu_gb
     parts = []
-    for load in loads(plan):
-        words = f"{load.who} {_size(load.held)}"
-        if load.token and given:
-            cache = load.cache(given * GB)
-            thousands = cache / load.token / 1000
+    for load in gpu_loads(plan):
+        words = f"{load.roles} {_size(load.fixed_bytes)}"
+        if load.token_bytes and gpu_gb:
+            cache = load.cache_bytes(gpu_gb * GB)
+            thousands = cache / load.token_bytes / 1000
             words += f" and a KV cache of about {_size(cache)} ({thousands:.0f} thousand tokens)"
-        elif load.token:
+        elif load.token_bytes:
             words += " and a KV cache"
         parts.append(words)
-    if given:
-        fits = f"the {given:g} GB of cluster.gpu_gb"
-    elif smallest(plan):
-        fits = f"GPUs from {smallest(plan)} GB on"
+    smallest = smallest_gpu_gb(plan)
+    if gpu_gb:
+        fits = f"fits the {gpu_gb:g} GB of cluster.gpu_gb"
+    elif smallest:
+        fits = f"fits a GPU of {smallest} GB"
     else:
-        fits = "no GPU that there is"
-    return f"on each GPU: {'; '.join(parts)}; fits {fits} (rough)"
+        fits = "does not fit any current GPU"
+    return f"per GPU: {'; '.join(parts)}; {fits} (rough)"
 
 
 def _dream_words(config: Config) -> str:
@@ -169,9 +170,9 @@ def _dream_words(config: Config) -> str:
     kept = dream.tasks * (dream.keep_top + dream.keep_random)
     return (
         f"{dream.rounds} round(s) a night of up to {dream.tasks} tasks x {dream.dreams_per_task} "
-        f"dreams, of which {dream.keep_top} + {dream.keep_random} are tried out: "
+        f"dreams, of which {dream.keep_top} + {dream.keep_random} are kept for trials: "
         f"{kept * (dream.copies.seeds + 1)} isolated copies a round; {dream.steps} optimizer steps "
-        "to learn the rewarded ones"
+        "on the rewarded ones"
     )
 
 

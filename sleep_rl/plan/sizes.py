@@ -1,6 +1,6 @@
 """Bytes, tokens, rows and seconds of a run, computed from a config and the base model's shape.
 
-Bytes and tokens are exact where they follow from shapes; activations and times are rough.
+Bytes and tokens are exact where they follow from shapes; activations and times are estimates.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ TASK_TOKENS = {
     "squad": (450, 64),
     "arc": (4000, 1024),
 }
-"""Tokens, in the task's own vocabulary, of the longest document and of the longest text that is
-written about it.
+"""Task -> tokens, in its small base's vocabulary, of the longest document and of the longest
+sequence generated about it.
 """
 LEARN_FLOPS = {"cpu": 60e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"cpu": 18e9, "gpu": 50e12}
@@ -32,8 +32,10 @@ reach more.
 
 @dataclass(frozen=True)
 class Bytes:
-    """Memory of one process, in bytes. `activations` is rough; `cache` is None where vLLM takes
-    what its GPU has left.
+    """Memory of one process, in bytes.
+
+    `activations` is an estimate. `cache` is None where vLLM sizes its KV cache by
+    gpu_memory_utilization.
     """
 
     base: int
@@ -44,12 +46,13 @@ class Bytes:
 
     @property
     def total(self) -> int:
+        """Sum of all parts, without a cache of unknown size."""
         return sum(getattr(self, f.name) or 0 for f in fields(self))
 
 
 def expert_bytes(config: Config, shape: Shape) -> int:
-    """Return the size of a push of one expert of one level: router row, A and B in every layer, and
-    the states of the slots.
+    """Return the bytes of a push of one expert of one level: its router row, A and B in every
+    layer, and the states of all slots of the level.
     """
     m = config.model
     d = shape.hidden
@@ -57,7 +60,7 @@ def expert_bytes(config: Config, shape: Shape) -> int:
 
 
 def memory_bytes(config: Config, shape: Shape) -> int:
-    """Return the size of all slots of all levels and layers; slot 0 is a level's base expert."""
+    """Return the bytes of all slots of all levels and layers; slot 0 is a level's base expert."""
     m = config.model
     d = shape.hidden
     slots = config.model.experts + 1
@@ -66,60 +69,55 @@ def memory_bytes(config: Config, shape: Shape) -> int:
 
 
 def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
-    """Return the sizes of one rank: the frozen base once, since teacher and student are states of
-    it, and the plastic expert with AdamW in fp32.
+    """Return the memory of one rank, for sequences of `tokens` tokens.
+
+    The frozen base counts once, since teacher and student are states of it; one expert is trained
+    by AdamW in fp32.
     """
     ranks = config.learners
     width = bytes_per_parameter(config)
-    sharded = {stage: ranks.world_size if ranks.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    plastic = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
-    # fp32 master copy and two moments (stage 1), gradient (stage 2), the trained copy itself (stage
-    # 3)
-    optimizer = int(plastic * (12 / sharded[1] + width / sharded[2] + width / sharded[3]))
+    shards = {stage: ranks.world_size if ranks.zero_stage >= stage else 1 for stage in (1, 2, 3)}
+    trained = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
+    # fp32 master copy and two moments (stage 1), gradient (stage 2), the parameters (stage 3)
+    optimizer = int(trained * (12 / shards[1] + width / shards[2] + width / shards[3]))
     rows = min(rank_batch(config), ranks.micro_batch)
-    # Per layer about 10 tensors of the hidden width and 3 of the MLP's are kept for the backward
+    # Per layer about 10 tensors of the hidden width and 3 of the MLP's are saved for the backward
     # pass.
-    kept = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
-    # Teacher's and student's logits of a chunk in fp32, and a gradient and a log-softmax beside
-    # them.
+    saved = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
+    # fp32 of a chunk: logits of teacher and student, a gradient and a log-softmax
     logits = 4 * 4 * config.learners.logit_chunk * shape.vocab
-    return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, kept + logits)
+    return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, saved + logits)
 
 
 def rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
-    """Return the sizes of one engine, over all its GPUs, and how many tokens its KV cache holds.
+    """Return (memory of one engine over all its GPUs, tokens that its KV cache holds).
 
-    The engine has the memory twice: once per named state.
+    The engine has the memory twice, once per named state. The tokens are None where vLLM sizes the
+    cache.
     """
     per_token = shape.cached_values * bytes_per_parameter(config)
-    parts = config.rollouts.tensor_parallel
-    given = config.rollout_engine.get("kv_cache_memory_bytes")  # vLLM counts it per GPU
-    cache = None if given is None else given * parts
+    per_gpu = config.rollout_engine.get("kv_cache_memory_bytes")
+    cache = None if per_gpu is None else per_gpu * config.rollouts.tensor_parallel
     base = shape.parameters * bytes_per_parameter(config)
     size = Bytes(base, 2 * memory_bytes(config, shape), cache=cache)
     return size, None if cache is None else cache // per_token
 
 
 def critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
-    """Return the sizes of a critic: an engine with the options of `critics.engine`, the same model
-    in torch, and `critics.copies_per_pass` LoRA copies, whose factors, gradients and two moments
-    are float32, in every projection.
+    """Return the memory of one critic: an engine with the options of `critics.engine`, the same
+    model in torch, and `critics.copies_per_pass` LoRA copies.
+
+    A copy has factors in every projection; factors, gradients and two moments are float32.
     """
-    inside = shape.heads * shape.head_dim
+    query = shape.heads * shape.head_dim
     kv = shape.kv_heads * shape.head_dim
-    layer = (
-        2 * (shape.hidden + inside)
+    widths = (  # inputs and outputs of the seven projections of a layer
+        2 * (shape.hidden + query)
         + 2 * (shape.hidden + kv)
         + 3 * (shape.hidden + shape.intermediate)
     )
-    copies = (
-        config.critics.copies_per_pass
-        * shape.layers
-        * layer
-        * config.dream.copies.rank
-        * 4
-        * DTYPE_BYTES["float32"]
-    )
+    factors = shape.layers * widths * config.dream.copies.rank
+    copies = config.critics.copies_per_pass * factors * 4 * DTYPE_BYTES["float32"]
     cache = config.critic_engine.get("kv_cache_memory_bytes")
     return Bytes(
         2 * rollout.base, rollout.memory + memory_bytes(config, shape), copies, cache=cache
@@ -127,10 +125,11 @@ def critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
 
 
 def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> float:
-    """Return the seconds of a night in which learning and sampling take turns.
+    """Return the estimated seconds of a night in which training and sampling take turns.
 
-    Forward costs 2 FLOPs per parameter and token; the base's weights get no gradient, so backward
-    costs 2 as well: teacher, student and backward are 6.
+    `tokens`: length of a sequence; `sampled`: sequences sampled in the night. A forward pass costs
+    2 FLOPs per parameter and token; the base's weights have no gradient, so a backward pass costs 2
+    as well. A training step has two forward passes (teacher, student) and one backward pass: 6.
     """
     learners = config.learners
     rollouts = config.rollouts
@@ -145,25 +144,28 @@ def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:
 
 
 def bytes_per_parameter(config: Config) -> int:
-    """Return the bytes of one parameter."""
+    """Return the bytes of one parameter in model.dtype."""
     return DTYPE_BYTES[config.model.dtype]
 
 
 def rank_batch(config: Config) -> int:
-    """Return the rows of an optimizer step per learner rank."""
+    """Return the rows of an optimizer step on the learner rank with the most."""
     return math.ceil(step_rows(config) / config.learners.world_size)
 
 
 def step_rows(config: Config) -> int:
-    """Return the rows of an optimizer step: the batch, and the reading rows where documents are
-    read.
+    """Return the rows of an optimizer step: sleep.batch, and the reading rows unless all of the
+    batch is self-replay.
     """
     return config.sleep.batch + (config.reading.rows if config.replay.share < 1 else 0)
 
 
 def documents_per_day(config: Config, task: Task | None) -> int:
-    """Return the documents of a day: one per person, passage or puzzle, pages of labelled examples
-    (100 per class, as CLINC150 has), or the pieces of a person's own (1 if unknown).
+    """Return the number of documents of a day.
+
+    It is one per person, passage or puzzle, and for task classify the pages of 100 labelled
+    examples per class, as in CLINC150. Tasks documents and custom: those of the newest day, 1 if
+    the task is not known yet.
     """
     if config.task.name in ("documents", "custom"):
         return len(task.days()[-1].documents) if task else 1
@@ -179,16 +181,17 @@ def documents_per_day(config: Config, task: Task | None) -> int:
 
 
 def longest_sequence(config: Config, task: Task | None) -> int:
-    """Return the tokens of the longest sequence with its document, at most max_model_len. In the
-    tokenizer of a model from elsewhere a word is about 1.5 tokens.
+    """Return the tokens of the longest sequence with its document, at most max_model_len.
+
+    With the tokenizer of model.base a word of the task is estimated as 1.5 tokens.
     """
     documents = config.task.documents
-    longest = config.rollouts.engine.get("max_model_len") or math.inf
+    max_model_len = config.rollouts.engine.get("max_model_len") or math.inf
     if config.task.name == "documents" and config.model.base:
-        return int(min(documents.piece_tokens + documents.max_new_tokens, longest))
+        return int(min(documents.piece_tokens + documents.max_new_tokens, max_model_len))
     if config.task.name == "custom":
         words = max(len(d.text.split()) for day in task.days() for d in day.documents)
         words += task.max_new_tokens
     else:
         words = sum(TASK_TOKENS[config.task.name])
-    return int(min(words if config.model.base is None else 1.5 * words, longest))
+    return int(min(words if config.model.base is None else 1.5 * words, max_model_len))

@@ -14,7 +14,7 @@ from sleep_rl.schedule import ScheduledConsolidation
 
 @dataclass(frozen=True)
 class Plan:
-    """What a config asks for. Sizes are decimal: 1 MB = 1e6 bytes."""
+    """Workers, memory, steps and samples of a run. Sizes are in bytes."""
 
     config: Config
     base: Shape
@@ -22,27 +22,29 @@ class Plan:
     learner: Bytes  # per rank
     rollout: Bytes  # per engine, over all its GPUs
     critic: Bytes | None  # per critic: engine, torch model and copies; None without dreaming
-    cached_tokens: int | None  # that the KV cache of an engine holds
+    cached_tokens: int | None  # that the KV cache of an engine holds; None: vLLM sizes the cache
     push_bytes: int  # one expert of one level, over all layers
-    full_bytes: int  # every parameter
-    tokens: int  # of a longest training sequence with its document
+    full_bytes: int  # base and memory
+    tokens: int  # of the longest training sequence with its document
     rows: Shares  # of an optimizer step
-    written: int  # sequences with a document, per night
-    replayed: int  # sequences without one, per night
+    written: int  # teacher sequences with a document, per night
+    replayed: int  # teacher sequences without one, per night
     completions: int  # of the student, per night
     micro_batches: int  # per optimizer step and rank
     rounds: int  # per night; each ends with a push of the student
-    seconds: float  # of all nights, rough
+    seconds: float  # of all nights, an estimate
     nights: int
     consolidations: tuple[ScheduledConsolidation, ...]  # of all nights
-    notes: tuple[str, ...]
+    notes: tuple[str, ...]  # one line each
 
     @property
     def cpus(self) -> float:
+        """CPUs of all workers."""
         return sum(a.count * a.cpus for a in self.actors)
 
     @property
     def gpus(self) -> float:
+        """GPUs of all workers."""
         return sum(a.count * a.gpus for a in self.actors)
 
     @property

@@ -26,8 +26,8 @@ from sleep_rl.journal.schema import (
 )
 from sleep_rl.journal.text import last_line
 
-ROLES = ("rollout", "learner", "reward", "semantic", "critic", "other")
-"""Roles of workers, in the order of the page; `other`: smaller models of model.teachers."""
+ROLES = ("rollout", "learner", "reward", "semantic", "critic", "peer")
+"""Roles of workers, in the order of the page; `peer`: models of model.teachers."""
 ALL = "all workers"
 """Name under which a restart of the whole crew is recorded."""
 TAIL_BYTES = 4096
@@ -183,9 +183,9 @@ def _planned(config: dict[str, Any]) -> list[str]:
         "critic": count("critics", "workers") if value("dream", "rounds") else 0,
     }
     teachers = value("model", "teachers", ())
-    others = len(teachers) if isinstance(teachers, list) else 0
+    peers = len(teachers) if isinstance(teachers, list) else 0
     names = [f"{role}-{i}" for role, number in counts.items() for i in range(number)]
-    return names + [f"peer-{i}" for i in range(1, others + 1)]
+    return names + [f"peer-{i}" for i in range(1, peers + 1)]
 
 
 def _role(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The presets pass plan, and what lies on a GPU is added up and compared with it."""
+"""Presets pass the plan; memory per GPU is summed and compared with cluster.gpu_gb."""
 
 import json
 from dataclasses import replace
@@ -9,7 +9,7 @@ import pytest
 from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.model.shape import PUBLISHED
-from sleep_rl.plan.gpu_fit import loads
+from sleep_rl.plan.gpu_fit import gpu_loads
 from sleep_rl.plan.plan import plan
 from sleep_rl.plan.render import render
 from sleep_rl.plan.sizes import memory_bytes
@@ -71,7 +71,9 @@ def test_the_presets_for_1_8_and_64_gpus_ask_for_so_many_and_fit_80_gb():
             "bfloat16",
         ), name
         assert c.run.name == name
-        assert c.cluster.gpu_gb == 80 and all(0 < load.need <= 80e9 for load in loads(p)), name
+        assert c.cluster.gpu_gb == 80 and all(
+            0 < load.min_gpu_bytes <= 80e9 for load in gpu_loads(p)
+        ), name
         assert "fits the 80 GB of cluster.gpu_gb" in render(p)
         # rollouts and learners with GPUs of their own work at the same time, and every rank has a
         # whole pass of rows
@@ -81,10 +83,16 @@ def test_the_presets_for_1_8_and_64_gpus_ask_for_so_many_and_fit_80_gb():
 
 def test_gpu_memory_by_hand():
     apart = plan(config("cluster.gpu_gb=80", name="gpu8_qwen3_8b"))
-    rollout, learner = loads(apart)
+    rollout, learner = gpu_loads(apart)
     base, memory = 2 * 8_190_735_360, memory_bytes(apart.config, apart.base)
     token = 2 * 36 * 8 * 128 * 2
-    assert (rollout.who, rollout.held, rollout.share, rollout.token, rollout.longest) == (
+    assert (
+        rollout.roles,
+        rollout.fixed_bytes,
+        rollout.share,
+        rollout.token_bytes,
+        rollout.max_tokens,
+    ) == (
         "rollout",
         base + 2 * memory,
         0.9,
@@ -92,10 +100,11 @@ def test_gpu_memory_by_hand():
         1024,
     )
     assert (
-        rollout.need == (base + 2 * memory + 1024 * token) / 0.9
-        and rollout.cache(80e9) == 72e9 - base - 2 * memory
+        rollout.min_gpu_bytes == (base + 2 * memory + 1024 * token) / 0.9
+        and rollout.cache_bytes(80e9) == 72e9 - base - 2 * memory
     )
-    assert (learner.who, learner.need, learner.cache(80e9)) == ("learner", apart.learner.total, 0)
+    assert (learner.roles, learner.min_gpu_bytes) == ("learner", apart.learner.total)
+    assert learner.cache_bytes(80e9) == 0
     halves = plan(
         config(
             "rollouts.gpus=2",
@@ -104,23 +113,24 @@ def test_gpu_memory_by_hand():
             name="gpu8_qwen3_8b",
         )
     )
-    assert loads(halves)[0].held == rollout.held / 2 and loads(halves)[0].token == token / 2
-    (shared,) = loads(plan(config(name="gpu1_qwen3_8b")))
+    half = gpu_loads(halves)[0]
+    assert (half.fixed_bytes, half.token_bytes) == (rollout.fixed_bytes / 2, token / 2)
+    (shared,) = gpu_loads(plan(config(name="gpu1_qwen3_8b")))
     together = plan(config(name="gpu1_qwen3_8b"))
     assert (
-        shared.who == "rollout + learner"
-        and shared.need == together.rollout.total + together.learner.total
+        shared.roles == "rollout + learner"
+        and shared.min_gpu_bytes == together.rollout.total + together.learner.total
     )
-    assert loads(plan(config())) == ()
+    assert gpu_loads(plan(config())) == ()
     assert "gpu memory" not in render(plan(config()))
 
 
 def test_gpu_memory_that_is_not_known_is_compared_with_gpus_that_there_are():
-    assert "; fits GPUs from 24 GB on (rough)" in render(plan(config(name="gpu1")))
-    assert "; fits GPUs from 80 GB on (rough)" in render(
+    assert "; fits a GPU of 24 GB (rough)" in render(plan(config(name="gpu1")))
+    assert "; fits a GPU of 80 GB (rough)" in render(
         plan(config("cluster.gpu_gb=null", name="gpu64_qwen3_8b"))
     )
-    assert "; fits no GPU that there is (rough)" in render(
+    assert "; does not fit any current GPU (rough)" in render(
         plan(
             config(
                 "cluster.gpu_gb=null",
@@ -136,28 +146,23 @@ UNFIT = [
     (
         "gpu8_qwen3_8b",
         ("cluster.gpu_gb=24",),
-        "cluster.gpu_gb: at least 37 for what a GPU of learner holds (about 36.2 GB), got 24",
+        "cluster.gpu_gb: at least 37 for a GPU of learner (about 36.2 GB), got 24",
     ),
     (
         "gpu8_qwen3_8b",
         ("cluster.gpu_gb=19", "learners.micro_batch=1"),
-        "cluster.gpu_gb: at least 20 for what a GPU of rollout holds (about 17.1 GB and a KV "
-        "cache), got 19",
+        "cluster.gpu_gb: at least 20 for a GPU of rollout (about 17.1 GB and a KV cache), got 19",
     ),
     (
         "gpu1_llama3_8b",
         ("cluster.gpu_gb=48",),
-        "cluster.gpu_gb: at least 56 for what a GPU of rollout + learner holds (about 55.9 GB), "
-        "got "
-        "48",
+        "cluster.gpu_gb: at least 56 for a GPU of rollout + learner (about 55.9 GB), got 48",
     ),
     (
         "gpu1",
         ("rollouts.engine.gpu_memory_utilization=null",),
         "rollouts.engine.gpu_memory_utilization: at most rollouts.gpus = 0.5 on a shared GPU, "
-        "since "
-        "vLLM starts only where that "
-        "much is free, got 0.92",
+        "since vLLM starts only if that share is free, got 0.92",
     ),
     (
         "gpu1",

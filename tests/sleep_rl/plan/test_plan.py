@@ -1,6 +1,4 @@
-"""plan.py and shape.py: numbers worked out by hand, and everything that a base model's files can
-have wrong.
-"""
+"""The plan and the base model's shape: figures computed by hand, and invalid base models."""
 
 import json
 import re
@@ -141,7 +139,7 @@ def test_a_push_of_qwen3_8b_is_57_megabytes():
     assert p.push_bytes / p.full_bytes < 0.01
     assert (p.gpus, p.cpus, p.learner.base) == (8, 8, 2 * 8_190_735_360)
     text = render(p)
-    assert "56.9 MB (one expert) against 16.7 GB (everything): 0.34%" in text
+    assert "56.9 MB (one expert) of 16.7 GB (all weights): 0.34%" in text
     assert "published shape, as the hub is switched off" in text
 
 
@@ -174,7 +172,7 @@ def test_a_memory_checkpoint_has_the_shape_of_its_base(checkpoint, tmp_path):
     (memory / "memory.json").write_text(json.dumps({"base": str(base), "memory_levels": levels}))
     assert plan(config(f"model.base={memory}", *SMALL_ARGS)).base.parameters == 1288
     assert refusal(f"model.base={memory}", *SMALL_ARGS, "model.d_low=4").startswith(
-        f"model: its checkpoint {memory} holds the memory [{{'experts': 3, 'd_low': 2"
+        f"model: its checkpoint {memory} has the memory [{{'experts': 3, 'd_low': 2"
     )
 
 
@@ -278,9 +276,8 @@ MISFITS = [
     ),
     (
         ("rollouts.engine.max_model_len=32",),
-        "rollouts.engine.max_model_len: at least 50, a "
-        "document of the task and what is "
-        "written about it, got 32",
+        "rollouts.engine.max_model_len: at least 50, a document of the task and a generated "
+        "sequence, got 32",
     ),
     (
         ("rollouts.engine.kv_cache_memory_bytes=1000",),
@@ -313,8 +310,8 @@ def test_notes_say_what_deserves_a_look(monkeypatch):
     ).notes
     assert [note.split()[0] for note in notes] == ["3", "sleep.batch", "reward.gamma", "top_k"]
     assert plan(config("objective.on_policy=0")).notes[0] == (
-        "objective.on_policy 0 of sleep.batch 40 is no group of 4: the student samples nothing and "
-        "nothing is imitated"
+        "objective.on_policy 0 of sleep.batch 40 is less than one group of 4: the student samples "
+        "nothing, so there is no imitation reward"
     )
     assert (
         plan(config("reward.gamma=0.5", "reward.semantic=encoder", "rollouts.cpus=0.5")).notes == ()
@@ -375,14 +372,14 @@ def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
         *mine, "rollouts.engine.max_model_len=64"
     )
     assert plan(config("task.name=classify")).notes[0] == (
-        "task.classify.path: clinc/clinc_oos is a dataset of the hub; it was not looked at"
+        "task.classify.path: clinc/clinc_oos is a dataset of the hub; it was not checked"
     )
 
 
 def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_path, checkpoint):
     there = plan(config(f"model.teachers=[{checkpoint('a')},hub/name]"))
     assert [(a.role, a.count, a.cpus) for a in there.actors][1] == (
-        "other",
+        "peer",
         2,
         1.0,
     ) and there.steps == 4 * 600
