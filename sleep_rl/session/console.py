@@ -1,6 +1,4 @@
-"""What a person sees of a run: progress bars on a terminal, plain lines elsewhere. Nothing else
-prints.
-"""
+"""The console output of a run: progress bars on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,15 +30,16 @@ from sleep_rl.journal.schema import (
 from sleep_rl.journal.text import clock
 
 Tick = Callable[..., None]
-"""`tick(n=1, note="")`: n more units are done; the note (e.g. the loss) stands beside the bar."""
+"""`tick(n=1, note="")` reports n more finished units; the note, e.g. the loss, is shown, too."""
 
-SHOWN = {"run", "night", "evaluate", "failure", "sink_failed", "done"}
-"""Kinds of records that are printed."""
+PRINTED_KINDS = {"run", "night", "evaluate", "failure", "sink_failed", "done"}
 
 
 class Console:
-    """A sink of the journal (tables, warnings) and the owner of progress. `live`: whether the
-    stream is a terminal.
+    """The journal sink that prints tables and warnings, and the display of progress.
+
+    `live`: whether `stream` is a terminal, None to detect it. `every`: seconds between two progress
+    lines where it is not.
     """
 
     name = "console"
@@ -53,12 +52,12 @@ class Console:
         if "utf" not in (getattr(stream, "encoding", None) or "utf-8").lower() and hasattr(
             stream, "reconfigure"
         ):
-            # a day's name may hold letters that LANG=C cannot print
+            # a day's name may contain letters that LANG=C cannot encode
             stream.reconfigure(errors="replace")
         if live is None:
             live = stream.isatty() and not RichConsole(file=stream).is_dumb_terminal
-        # Width: CI logs have none, and a wrapped table is unreadable. FORCE_COLOR must not put
-        # codes into a file.
+        # Width: CI logs have none, and a wrapped table is unreadable. no_color: FORCE_COLOR must
+        # not put escape codes into a file.
         self._rich = RichConsole(
             file=stream,
             force_terminal=live,
@@ -77,8 +76,10 @@ class Console:
 
     @contextmanager
     def phase(self, name: str, total: int | None = None) -> Iterator[Tick]:
-        """Shows work in progress; `total=None` for a wait of unknown length. Phases may nest; tick
-        from any thread.
+        """Show the progress of the block, and print its duration at the end.
+
+        Yields `tick`, which may be called from any thread. `total`: number of units; None if it is
+        unknown. Phases may be nested.
         """
         state = _Phase(name, total)
         task = self._open(state)
@@ -89,8 +90,8 @@ class Console:
                 state.note = note or state.note
                 if self._progress is not None:
                     self._progress.update(task, completed=state.done)
-                elif time.monotonic() - state.told >= self._every:
-                    state.told = time.monotonic()
+                elif time.monotonic() - state.reported >= self._every:
+                    state.reported = time.monotonic()
                     self.say(f"{name}: {state.numbers()}")
 
         ended = "stopped"
@@ -99,23 +100,23 @@ class Console:
             ended = "done"
         finally:
             self._close(task, name)
-            amount = [] if total is None and not state.done else [state.count(), *state.speed()]
-            told = ", ".join(
+            amount = [] if total is None and not state.done else [state.count(), *state.rate()]
+            summary = ", ".join(
                 [
                     f"{name}: {ended} in {clock(state.seconds())}",
                     *amount,
                     *filter(None, [state.note]),
                 ]
             )
-            self.say(told, "dim" if ended == "done" else "bold red")
+            self.say(summary, "dim" if ended == "done" else "bold red")
 
     def current(self) -> str:
-        """The innermost open phase; empty outside any."""
+        """Return the name of the innermost open phase; empty if there is none."""
         with self._lock:
             return self._open_phases[-1] if self._open_phases else ""
 
     def say(self, line: str, style: str = "") -> None:
-        """Prints one line, above any progress bar. Nothing in the text is interpreted."""
+        """Print one line, above any progress bar; markup in it is not interpreted."""
         self._rich.print(Text(line, style=style), soft_wrap=True)
 
     def _open(self, state: _Phase) -> int:
@@ -152,10 +153,8 @@ class Console:
     # ---- sink
 
     def log(self, record: Record) -> None:
-        """Show the records that a person waits for: run, night, evaluate, done, and everything
-        that failed.
-        """
-        if record["kind"] not in SHOWN:
+        """Print a record if it is of PRINTED_KINDS."""
+        if record["kind"] not in PRINTED_KINDS:
             return
         match parse(record):
             case Run() as run:
@@ -176,21 +175,19 @@ class Console:
                 self._done(done)
 
     def recall(self, records: list[Record]) -> None:
-        """Reset the table of accuracies to these records."""
+        """Reset the table of accuracies to those of `records`, the records of a resumed run."""
         evaluations = [record for record in records if record["kind"] == "evaluate"]
         self._retention = Retention.of(map(parse, evaluations))
 
     def close(self) -> None:
-        """Takes the bars off the terminal, should a phase still be open."""
+        """Remove the progress bars from the terminal."""
         with self._lock:
             if self._progress is not None:
                 self._progress.stop()
                 self._progress = None
 
     def table(self, title: str) -> Table:
-        """Return the newest accuracies: one row per method, one column for what was known and per
-        day.
-        """
+        """Return the newest accuracies: one row per method, a column for the known and per day."""
         retention = self._retention
         table = Table(
             title=Text(f"{title}: share of correct answers, closed book"),
@@ -242,31 +239,31 @@ class Console:
 
 @dataclass
 class _Phase:
-    """Counts of one phase, and how they read."""
+    """The progress of one phase."""
 
     name: str
     total: int | None
     done: int = 0
     note: str = ""
     began: float = field(default_factory=time.monotonic)
-    told: float = field(default_factory=time.monotonic)
+    reported: float = field(default_factory=time.monotonic)  # time of the last progress line
 
     def seconds(self) -> float:
+        """Return the duration so far."""
         return time.monotonic() - self.began
 
     def count(self) -> str:
+        """Return the finished units, with the total if it is known: "40/200"."""
         return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
 
-    def speed(self) -> list[str]:
-        """ "2.4/s", or "3.1 s each"; nothing before the first tick."""
+    def rate(self) -> list[str]:
+        """Return ["2.4/s"] or ["3.1 s each"]; empty before the first tick."""
         rate = self.done / max(self.seconds(), 1e-9)
         return [f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"] if self.done else []
 
     def numbers(self) -> str:
-        """ "40/200, 2.4/s, 1:07 min left, loss 0.31"; without a total or a first tick what can be
-        said of it.
-        """
-        parts = [] if self.total is None and not self.done else [self.count(), *self.speed()]
+        """Return "40/200, 2.4/s, 1:07 min left, loss 0.31", as far as it is known."""
+        parts = [] if self.total is None and not self.done else [self.count(), *self.rate()]
         if self.done and self.total is not None:
             parts.append(
                 f"{clock(max(self.total - self.done, 0) * self.seconds() / self.done)} left"
@@ -277,9 +274,10 @@ class _Phase:
 
 
 class _Numbers(ProgressColumn):
-    """Count, rate, time left and note of a phase: the same words as in plain lines."""
+    """The column of a progress bar with the same text as the plain lines."""
 
     def render(self, task: Task) -> Text:
+        """Return the cell of one bar; called by rich."""
         return Text(task.fields["state"].numbers(), style="dim")
 
 

@@ -1,4 +1,4 @@
-"""What every step of the driver needs: the workers, the task and where results go."""
+"""The context of a run that every stage gets: workers, task, config, journal and console."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from sleep_rl.session.resumable import Progress
 
 @dataclass(frozen=True)
 class RunContext:
-    """One run: a crew that lives through a task's days; results go into `folder`."""
+    """The parts of one run; its results are written to `folder`."""
 
     crew: Crew
     task: Task
@@ -52,11 +52,10 @@ class RunContext:
         stop: Ids = (),
         **where: Any,
     ) -> list[Sample | Failure]:
-        """Sample from the current version of state `name`; journal tokens, cut-off sequences and
-        failures.
+        """Sample from the current version of state `name`, and journal counts and failures.
 
-        `tokens`: at most; `stop`: tokens that end a sample beside eos; `where`: journal fields.
-        Returns one Sample or Failure per request, in order.
+        `tokens`: longest completion; `stop`: tokens besides eos that end it; `where`: fields of the
+        journal record. Returns one Sample or Failure per request, in order.
         """
         if not requests_N:
             return []
@@ -85,9 +84,7 @@ class RunContext:
             self.journal.log("failure", where=where, reason=reason, count=reasons.count(reason))
 
     def save(self, night: int) -> None:
-        """Save the memory as <folder>/memory/night-<n>. Raises RunError on a full disk; earlier
-        nights stay.
-        """
+        """Save the memory as <folder>/memory/night-<n>. Raises RunError if it cannot be written."""
         path = os.path.join("memory", f"night-{night}")
         self.crew.learn.save_memory(os.path.join(self.folder, path))
         self.journal.log("saved", night=night, path=path)

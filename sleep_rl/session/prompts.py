@@ -1,6 +1,6 @@
-"""From a task's texts to token ids and back: where bos, documents, openers and answers are joined.
+"""Encode a task's texts as token ids: bos, documents, openers, prompts, markers and answers.
 
-Pieces are tokenized one by one and joined as ids, so that the same piece has the same ids for
+Each part is tokenized by itself and the ids are joined, so that the same part has the same ids for
 teacher and student.
 """
 
@@ -14,9 +14,9 @@ from sleep_rl.contracts.roles import Task
 
 
 class PromptCodec:
-    """A task's texts in a tokenizer's ids.
+    """Encodes and decodes a task's texts.
 
-    Raises InputError when opener or marker give no ids or the tokenizer has no eos.
+    Raises InputError if the opener or marker has no tokens, or the tokenizer no eos.
     """
 
     def __init__(self, task: Task, tokenizer: Any):
@@ -24,7 +24,7 @@ class PromptCodec:
         self.tokenizer = tokenizer
         if tokenizer.eos_token_id is None:
             raise InputError(
-                "tokenizer: an eos token is needed to end a written sequence, got none"
+                "tokenizer: an eos token is needed to end a generated sequence, got none"
             )
         self.bos: Ids = () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
         self.eos: Ids = (tokenizer.eos_token_id,)
@@ -37,57 +37,58 @@ class PromptCodec:
             )
 
     def ids(self, text: str) -> Ids:
-        """Tokenize a piece, without special tokens."""
+        """Tokenize a part, without special tokens."""
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def text(self, ids: Ids) -> str:
-        """Decode, without special tokens."""
+        """Decode token ids, without special tokens."""
         return self.tokenizer.decode(ids, skip_special_tokens=True)
 
     def context(self, document: Document | None) -> Ids:
-        """Return what is in front of a prompt: bos, and the document if there is one."""
+        """Return the ids of the context window: bos, and the document if there is one."""
         return self.bos + (self.ids(document.text) if document else ())
 
     def document(self, document: Document) -> Ids:
-        """Return a document as the model reads it while awake: bos, text, eos."""
+        """Return the ids of a document for a wake update: bos, text, eos."""
         return self.context(document) + self.eos
 
     def question(self, question: Question) -> Ids:
-        """Return the prompt of an evaluation question."""
+        """Return the ids of an evaluation question's prompt."""
         return self.ids(question.prompt)
 
-    def split(self, written_T: Ids) -> tuple[Ids, Ids] | None:
-        """Return a written sequence as (x with marker, y); None when it has no marker, or nothing
-        but eos after it.
-        """
-        end = self.x_length(written_T)
-        if end is None or end == len(written_T):
-            return None
-        answer_T = written_T[end:]
-        return None if answer_T == self.eos else (written_T[:end], answer_T)
+    def split(self, sequence_T: Ids) -> tuple[Ids, Ids] | None:
+        """Split a sequence into (x with marker, y).
 
-    def x_length(self, written_T: Ids) -> int | None:
-        """Return the number of tokens up to and with the first marker, None if there is none."""
+        Returns None if it has no marker, or no token but eos after the marker.
+        """
+        end = self.x_length(sequence_T)
+        if end is None or end == len(sequence_T):
+            return None
+        answer_T = sequence_T[end:]
+        return None if answer_T == self.eos else (sequence_T[:end], answer_T)
+
+    def x_length(self, sequence_T: Ids) -> int | None:
+        """Return the number of tokens up to the end of the first marker; None without a marker."""
         width = len(self.marker)
         ends = (
             end
-            for end in range(width, len(written_T) + 1)
-            if written_T[end - width : end] == self.marker
+            for end in range(width, len(sequence_T) + 1)
+            if sequence_T[end - width : end] == self.marker
         )
         return next(ends, None)
 
     def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
         """Return (prompt_T, completion_T) of a training text; the completion ends with eos.
 
-        Without bos and prompt the first token of the completion becomes the prompt.
+        If there is neither bos nor prompt, the first token of the completion becomes the prompt.
         """
         prompt = self.bos + self.ids(text.prompt)
         completion = self.ids(text.completion) + self.eos
         return (prompt, completion) if prompt else (completion[:1], completion[1:])
 
     def check_fits(self, documents: list[Document], limit: int) -> None:
-        """Raise InputError for the first document that leaves no room for what is written about
-        it. `limit`: tokens of the engine's context.
+        """Raise InputError for the first document that is empty or, with a generated sequence,
+        longer than `limit`, the engine's max_model_len.
         """
         room = limit - len(self.bos) - len(self.opener) - self.task.max_new_tokens
         for document in documents:

@@ -1,8 +1,8 @@
-"""Which prompts are rehearsed (paper.md section 8): those that the teacher itself wrote in past
+"""The index of prompts for rehearsal (paper.md section 8): those that the teacher generated in past
 nights.
 
-Only prompts are kept, no answers and no documents: in each night the teacher of that night answers
-them anew. The rehearsal law is `RehearsalIndex.weights`.
+It holds prompts only, no answers and no documents: the teacher of each night answers them anew. How
+often each is rehearsed is decided by `RehearsalIndex.weights`.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from dataclasses import dataclass, field
 
 from sleep_rl.contracts.records import Ids
 
-# Share of a prompt's running mean that stays at each visit: about three visits count.
-MEMORY = 0.7
-# Least weight of a prompt, as a share of the mean divergence: none is ever left out for good.
-LEAST_SHARE = 0.1
-# Nats per token. Below it prompts are equally well taken over: where the student still is the
-# teacher, rounding makes divergences of -1e-9.
-ALIKE = 1e-3
+# Decay of a prompt's moving average per update: it averages over about three updates.
+DECAY = 0.7
+# Smallest weight of a prompt, as a share of the mean divergence: each stays in rehearsal.
+MIN_SHARE = 0.1
+# Nats per token; smaller divergences are treated as equal. Where student and teacher are still the
+# same model, rounding gives divergences such as -1e-9.
+MIN_DIVERGENCE = 1e-3
 
 
 @dataclass
 class RehearsalIndex:
-    """Self-written prompts x by night, and the student's last divergence on the answer of each.
+    """Generated prompts x with their night, and the student's divergence d(x) on their answers.
 
-    d(x) is a running mean, in nats per token of the answer y. A prompt that no student has met yet
-    counts as the mean of the others.
+    d(x) is an exponential moving average, in nats per token of the answer y. A prompt without a
+    measurement has the mean of the others.
     """
 
     by_divergence: bool = True  # False: every prompt has the same weight
-    prompts: dict[Ids, int] = field(default_factory=dict)  # x -> night it was first written in
+    prompts: dict[Ids, int] = field(default_factory=dict)  # x -> night of its first generation
     divergence: dict[Ids, float] = field(default_factory=dict)  # x -> d(x)
 
-    def add(self, night: int, prompts: list[Ids], most: int) -> None:
-        """Add the `most` prompts that were written most often in a night, each once."""
+    def add(self, night: int, prompts: list[Ids], limit: int) -> None:
+        """Add the prompts of a night, each once: at most `limit`, the most frequent ones."""
         counts: dict[Ids, int] = {}
         for x in prompts:
             counts[x] = counts.get(x, 0) + 1
-        for x in sorted(counts, key=lambda x: (-counts[x], x))[:most]:
+        for x in sorted(counts, key=lambda x: (-counts[x], x))[:limit]:
             self.prompts.setdefault(x, night)
 
     def forget(self, night: int) -> None:
@@ -46,22 +46,25 @@ class RehearsalIndex:
         self.prompts = {x: first for x, first in self.prompts.items() if first != night}
 
     def update(self, x: Ids, divergence: float) -> None:
-        """Move d(x) towards the divergence that was just measured."""
+        """Update the moving average d(x) with a new measurement, in nats per token."""
         before = self.divergence.get(x, divergence)
-        self.divergence[x] = MEMORY * before + (1 - MEMORY) * divergence
+        self.divergence[x] = DECAY * before + (1 - DECAY) * divergence
 
     def weights(self, prompts: list[Ids]) -> list[float]:
-        """Return the sampling weight of each prompt: max(d(x), LEAST_SHARE * mean d, ALIKE)."""
+        """Return the sampling weight of each prompt: max(d(x), MIN_SHARE * mean d,
+        MIN_DIVERGENCE).
+        """
         if not self.by_divergence or not self.divergence:
             return [1.0] * len(prompts)
         mean = sum(self.divergence.values()) / len(self.divergence)
-        return [max(self.divergence.get(x, mean), LEAST_SHARE * mean, ALIKE) for x in prompts]
+        least = max(MIN_SHARE * mean, MIN_DIVERGENCE)
+        return [max(self.divergence.get(x, mean), least) for x in prompts]
 
     def draw(self, count: int, rng: random.Random) -> list[Ids]:
-        """Draw the prompts that the teacher answers in a night; none while the index is empty.
+        """Draw `count` prompts for the teacher to answer in a night; none if the index is empty.
 
-        Each once, if `count` suffices for all, since a prompt without an answer is not rehearsed;
-        the rest (or all, if it does not suffice) by weight, with replacement.
+        If `count` is at least the number of prompts, each is drawn once and the remainder by weight
+        with replacement; otherwise all are drawn by weight with replacement.
         """
         prompts = list(self.prompts)
         if not prompts:
@@ -70,13 +73,13 @@ class RehearsalIndex:
         return once + rng.choices(prompts, self.weights(prompts), k=count - len(once))
 
     def state(self) -> dict:
-        """Return plain data for a checkpoint; `restore` takes it back."""
+        """Return the index as plain data for a checkpoint."""
         return {
             "prompts": [[list(x), night] for x, night in self.prompts.items()],
             "divergence": [[list(x), value] for x, value in self.divergence.items()],
         }
 
     def restore(self, state: dict) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
         self.prompts = {tuple(x): night for x, night in state["prompts"]}
         self.divergence = {tuple(x): value for x, value in state["divergence"]}

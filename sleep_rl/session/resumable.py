@@ -1,8 +1,8 @@
-"""Stages of a life: each is done once, has a name, and is followed by a checkpoint.
+"""Named stages of a run, each executed once and followed by a checkpoint.
 
-A stage is a function of the driver under `@stage("wake/{night}", ...)`; its result is plain data.
-All randomness in a stage comes from the seed and the night's number, so a stage that was cut off
-runs again with the same result. `session.stage_files` says what lies on disk.
+A stage is a function of the driver under `@stage("wake/{night}", ...)` that returns plain data. Its
+randomness depends on the seed and the night only, so that an interrupted stage gives the same
+result when it runs again. `session.stage_files` describes the files.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from sleep_rl.session.stage_files import Checkpoint, Partial, StageFiles
 
 
 class Resumable(Protocol):
-    """What a checkpoint is made of; `session.context.RunContext` has it."""
+    """The parts of a run that a checkpoint contains; implemented by `RunContext`."""
 
     crew: Crew
     journal: Journal
@@ -31,10 +31,10 @@ class Resumable(Protocol):
 
 @dataclass(frozen=True)
 class StageKind:
-    """What the stages of one name have in common, whatever night they belong to."""
+    """Properties that the stages of one function share, in all nights."""
 
-    switch: str  # config keys that decide whether a life has such stages
-    optional: bool  # a key switches them on and off
+    switch: str  # config keys that decide whether a run has such stages
+    optional: bool  # a run may have none
 
 
 KINDS: dict[str, StageKind] = {}
@@ -48,12 +48,12 @@ def stage(
     optional: bool = False,
     when: Callable[[Any], bool] | None = None,
 ) -> Callable:
-    """Make a function of the driver a resumable stage.
+    """Decorate a function of the driver as a resumable stage.
 
     `name` is a template over the function's arguments, e.g. "consolidate/{night}/{sender}".
-    `switch` names the config keys that decide whether a life has the stage, for error messages.
-    `optional`: some lives do not have it. `when(config)`: if False, this one does not, and the call
-    returns None. Inside another stage it is an ordinary call.
+    `switch` names the config keys that decide whether a run has the stage, for error messages.
+    `optional`: a run may not have it. `when(config)`: if False, the call returns None. A call
+    inside another stage is an ordinary call.
     """
     KINDS[_first(name)] = StageKind(switch, optional or when is not None)
 
@@ -75,26 +75,26 @@ def stage(
 
 
 class Progress:
-    """The stages that a life has done, by name, with their results."""
+    """The finished stages of a run, by name, with their results."""
 
     def __init__(self, folder: str | None = None):
-        """`folder`: of the run; None: nothing is written."""
+        """Create the progress of a new run; `folder` None: no checkpoints are written."""
         self.files = StageFiles(folder) if folder else None
-        self.results: dict[str, Any] = {}  # in the order in which they were done
-        self.partial: Partial | None = None  # of the next stage, from which it resumes
+        self.results: dict[str, Any] = {}  # stage -> result, in order of execution
+        self.partial: Partial | None = None  # checkpoint inside the next stage, to resume from
         self._used: set[str] = set()  # names of `results` that this process has asked for
-        self._open = ""  # name of the stage that is being done
+        self._open = ""  # name of the stage that is running
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue behind a checkpoint."""
+        """Continue after the stages of `checkpoint`."""
         self.results = dict(checkpoint.results)
         self.partial = checkpoint.partial
 
     def once(self, run: Resumable, name: str, body: Callable[[], Any]) -> Any:
-        """Return the result of stage `name`: the saved one, or that of doing it now.
+        """Return the saved result of stage `name`, or run `body` and checkpoint its result.
 
-        Raises RunError when the checkpoint holds a stage that this life does not have, or lacks one
-        that it should hold.
+        Raises RunError if the checkpoint has a stage that this run does not have, or lacks an
+        earlier one.
         """
         if self._open:  # inside another stage
             return body()
@@ -102,7 +102,7 @@ class Progress:
             self._used.add(name)
             return self.results[name]
         self._check_next(name)
-        # A stage begins with empty caches, so that a resumed life computes the same.
+        # Every stage begins with empty caches, so that a resumed run computes the same.
         run.crew.forget()
         self._open = name
         try:
@@ -117,47 +117,46 @@ class Progress:
         return result
 
     def save_partial(self, run: Resumable, step: int, state: dict) -> None:
-        """Write how far the open stage is after `step` optimizer steps.
+        """Write a checkpoint inside the running stage, after `step` optimizer steps.
 
-        `state`: plain data of the stage's own, which it finds in `partial` when it resumes.
+        `state`: plain data of the stage, which it gets back in `partial` when it resumes.
         """
         if self.files:
             self.files.write_partial(run, self._open, len(self.results), step, state)
 
     def finish(self) -> None:
-        """Raise RunError if the checkpoint holds a stage that the finished life does not have."""
+        """Raise RunError if the checkpoint has a stage that the finished run did not have."""
         self._check_next("")
 
     def _check_next(self, name: str) -> None:
-        """Refuse to do stage `name` now if that does not fit what was done before."""
+        """Raise RunError if stage `name` (empty: the end of the run) must not come next."""
         done = list(self.results)
         unused = [other for other in done if other not in self._used]
         last_used = max((done.index(other) for other in self._used), default=-1)
-        passed_over = [other for other in unused if done.index(other) < last_used]
-        if passed_over or (unused and (not name or (not _optional(name) and _optional(unused[0])))):
-            raise _unknown((passed_over or unused)[0])
+        skipped = [other for other in unused if done.index(other) < last_used]
+        if skipped or (unused and (not name or (not _optional(name) and _optional(unused[0])))):
+            raise _unknown((skipped or unused)[0])
         if unused:
             raise _missing(name, done[-1])
         if self.partial and self.partial.stage != name:
             raise RunError(
                 f"{self.partial.learner}: belongs to stage {self.partial.stage}, but the next "
-                "stage "
-                f"is {name or 'none'}; remove its folder to do that from the beginning"
+                f"stage is {name or 'none'}; remove its folder to run that stage from its start"
             )
 
 
 def _unknown(name: str) -> RunError:
     return RunError(
-        f"resume: the checkpoint holds stage {name}, which this life does not have now: "
-        f"{_switch(name)} had another value when it was done; set it as it was, or begin a new run"
+        f"resume: the checkpoint has stage {name}, but this config does not: {_switch(name)} had "
+        "another value when it ran; restore that value, or begin a new run"
     )
 
 
 def _missing(name: str, newest: str) -> RunError:
     return RunError(
-        f"resume: stage {name} is missing in the checkpoint, which stands behind {newest}: "
-        f"{_switch(name)} had another value when this life passed there; set it as it was, or "
-        "begin a new run"
+        f"resume: stage {name} is missing in the checkpoint, whose newest stage is {newest}: "
+        f"{_switch(name)} had another value when it should have run; restore that value, or begin "
+        "a new run"
     )
 
 
@@ -166,7 +165,7 @@ def _first(name: str) -> str:
 
 
 def _switch(name: str) -> str:
-    """The config keys behind a stage; a name from another version of this package has none."""
+    """Return the config keys that decide whether a run has the stage, for error messages."""
     kind = KINDS.get(_first(name))
     return kind.switch if kind else "a key that this version does not know"
 

@@ -1,9 +1,9 @@
-"""Checkpoints of a life on disk, <run>/state.
+"""Checkpoint files of a run, <run>/state.
 
-<number of stages done>: a checkpoint behind a stage: the learner's memories, the driver's results
-and rehearsal index, and, written last, a manifest with the digests of both. Whatever has no sound
-manifest is no checkpoint. <number of stages done>-<step>: a partial checkpoint inside the next
-stage, in the same form.
+<number of finished stages>/: a checkpoint after a stage, with the learner's memories, the driver's
+results and rehearsal index, and, written last, a manifest with the digests of both. A folder
+without a valid manifest is not a checkpoint. <number of finished stages>-<step>/: a partial
+checkpoint inside the next stage, in the same form.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ DRIVER = "driver.json"
 MANIFEST = "manifest.json"
 CHECKPOINT_NAME = r"[0-9]{6,}"
 PARTIAL_NAME = r"([0-9]{6,})-([0-9]{6,})"
-KEPT = 2  # checkpoints: one spare, in case the newest was never flushed to the disk
+KEPT = 2  # checkpoints: a spare one, in case the newest was not flushed to disk
 
 
 @dataclass(frozen=True)
 class Partial:
-    """How far a stage was when it was cut off."""
+    """A partial checkpoint: the progress of an interrupted stage."""
 
     stage: str
     step: int
     learner: str  # absolute path of what Learner.save_progress wrote
-    state: dict  # the stage's own plain data
+    state: dict  # plain data of the stage
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a resumed life begins with. Index, version and journal are those of `partial`, if
-    any.
+    """The state that a resumed run starts from. With `partial`, index, version and journal are
+    those of the partial checkpoint.
     """
 
     folder: Path
-    stage: str  # the newest one done
-    results: dict[str, Any]  # stage -> its result, in the order in which they were done
+    stage: str  # the newest finished one
+    results: dict[str, Any]  # stage -> its result, in order of execution
     index: dict  # RehearsalIndex.state()
     version: int  # of the last push
-    journal: int  # bytes
+    journal: int  # size in bytes
     partial: Partial | None = None
 
     @property
@@ -61,11 +61,11 @@ class Checkpoint:
 
     @property
     def place(self) -> str:
-        """Where it stands, for people."""
-        behind = f"after stage {len(self.results)} ({self.stage})"
+        """Its position in the run, for console lines."""
+        position = f"after stage {len(self.results)} ({self.stage})"
         if self.partial is None:
-            return behind
-        return f"{behind}, at step {self.partial.step:,} of the next ({self.partial.stage})"
+            return position
+        return f"{position}, at step {self.partial.step:,} of the next ({self.partial.stage})"
 
 
 class StageFiles:
@@ -75,7 +75,7 @@ class StageFiles:
         self.folder = Path(folder) / "state"
 
     def write_checkpoint(self, run: Any, stage: str, results: dict[str, Any]) -> None:
-        """Write a checkpoint behind `stage`, the newest of `results`; older ones are removed."""
+        """Write a checkpoint after `stage`, the newest of `results`; remove older ones."""
         name = f"{len(results):06d}"
         driver = {"stage": stage, "results": results}
         self._write(run, name, run.crew.learn.save_checkpoint, driver)
@@ -83,16 +83,14 @@ class StageFiles:
             shutil.rmtree(old, ignore_errors=True)
 
     def write_partial(self, run: Any, stage: str, done: int, step: int, state: dict) -> None:
-        """Write a partial checkpoint inside `stage`, behind `done` stages."""
+        """Write a partial checkpoint inside `stage`, after `done` finished stages."""
         driver = {"stage": stage, "state": state}
         self._write(run, f"{done:06d}-{step:06d}", run.crew.learn.save_progress, driver)
         for old in list(_partials(self.folder, done))[:-1]:
             shutil.rmtree(old, ignore_errors=True)
 
     def _write(self, run: Any, name: str, learner: Callable[[str], None], driver: dict) -> None:
-        """Write all files, the manifest last, completely or not at all. `run`:
-        resumable.Resumable.
-        """
+        """Write all files atomically, the manifest last. `run`: a resumable.Resumable."""
         target = self.folder / name
         driver |= {
             "index": run.index.state(),
@@ -108,16 +106,16 @@ class StageFiles:
                 (aside / MANIFEST).write_text(json.dumps(manifest))
         except OSError as error:
             raise RunError(
-                f"checkpoint {target}: cannot be written ({error.strerror or error}); earlier ones "
-                "are intact"
+                f"checkpoint {target}: cannot be written ({error.strerror or error}); earlier "
+                "checkpoints are intact"
             ) from error
 
 
 def newest(folder: str | Path) -> Checkpoint | None:
-    """Return the newest sound checkpoint of a run, with the newest partial one behind it.
+    """Return the newest valid checkpoint of a run, with the newest partial one after it.
 
-    None for a run that has none yet. Raises RunError where there are checkpoints and none is sound:
-    to begin anew would write over what that life has saved.
+    Returns None if the run has no checkpoint. Raises RunError if none of its checkpoints is valid,
+    since a restart would overwrite the run's results.
     """
     state = Path(folder) / "state"
     paths = _checkpoints(state)
@@ -127,9 +125,9 @@ def newest(folder: str | Path) -> Checkpoint | None:
             return _with_partial(Checkpoint(path, **driver))
     if paths:
         raise RunError(
-            f"{folder}: expected a sound checkpoint in {state}, got {len(paths)} damaged ones (or "
-            "ones of another version); remove them to begin the life anew, which writes over its "
-            "record"
+            f"{folder}: expected a valid checkpoint in {state}, got {len(paths)} damaged ones (or "
+            "ones of another version); remove them to restart the run, which overwrites its "
+            "results"
         )
     return None
 
@@ -148,9 +146,9 @@ def _with_partial(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def _read(path: Path, more: dict[str, type]) -> dict | None:
-    """The driver's part of a checkpoint; None for what is incomplete or damaged.
+    """Return the driver's part of a checkpoint; None if it is incomplete or damaged.
 
-    `more`: key -> type, beside what both forms hold.
+    `more`: key -> type of the keys that only this form of checkpoint has.
     """
     kinds = {"stage": str, "index": dict, "version": int, "journal": int, **more}
     try:
@@ -169,13 +167,13 @@ def _read(path: Path, more: dict[str, type]) -> dict | None:
 
 
 def _checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that were renamed into place, oldest first."""
+    """Return the complete checkpoints, oldest first; a temporary folder has another name."""
     return [path for path in _folders(folder) if re.fullmatch(CHECKPOINT_NAME, path.name)]
 
 
 def _partials(folder: Path, done: int | None = None) -> Iterator[Path]:
-    """Partial checkpoints that were renamed into place, in order; behind `done` stages, if
-    given.
+    """Yield the complete partial checkpoints, oldest first; `done`: only those after so many
+    stages.
     """
     for path in _folders(folder):
         match = re.fullmatch(PARTIAL_NAME, path.name)

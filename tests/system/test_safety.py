@@ -342,7 +342,7 @@ def test_damaged_checkpoints_do_not_begin_a_life_anew(life, capsys):
     for state in (life / "state").iterdir():
         (state / "driver.json").write_text("{}")
     assert main(["resume", str(life)]) == 1
-    assert "expected a sound checkpoint" in capsys.readouterr().err
+    assert "expected a valid checkpoint" in capsys.readouterr().err
     assert (life / "metrics.jsonl").read_bytes() == record
 
 

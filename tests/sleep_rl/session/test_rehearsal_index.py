@@ -5,20 +5,20 @@ from collections import Counter
 
 import pytest
 
-from sleep_rl.session.rehearsal_index import ALIKE, MEMORY, RehearsalIndex
+from sleep_rl.session.rehearsal_index import DECAY, MIN_DIVERGENCE, RehearsalIndex
 
 
 def test_the_prompts_written_most_often_are_kept_each_once():
     index = RehearsalIndex()
-    index.add(1, [(5, 6), (7,), (5, 6), (8,), (7,), (5, 6)], most=2)
+    index.add(1, [(5, 6), (7,), (5, 6), (8,), (7,), (5, 6)], limit=2)
     assert index.prompts == {(5, 6): 1, (7,): 1}
-    index.add(2, [(7,), (9,)], most=5)
+    index.add(2, [(7,), (9,)], limit=5)
     assert index.prompts == {(5, 6): 1, (7,): 1, (9,): 2}  # a prompt stays with its first night
 
 
 def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
     index = RehearsalIndex()
-    index.add(1, [(1,), (2,), (3,), (4,)], most=4)
+    index.add(1, [(1,), (2,), (3,), (4,)], limit=4)
     index.update((1,), 0.9)
     index.update((2,), 0.3)
     # counts as a tenth of the mean 0.4; (4,) was never met and counts as the mean
@@ -34,22 +34,23 @@ def test_a_divergence_is_a_running_mean():
     index = RehearsalIndex()
     index.update((1,), 1.0)
     index.update((1,), 0.0)
-    assert index.divergence[(1,)] == pytest.approx(MEMORY)
+    assert index.divergence[(1,)] == pytest.approx(DECAY)
 
 
 def test_rounding_below_zero_leaves_prompts_alike():
     index = RehearsalIndex()
-    index.add(1, [(1,), (2,)], most=2)
+    index.add(1, [(1,), (2,)], limit=2)
     index.update((1,), -1e-9)
     assert (
-        index.weights([(1,), (2,)]) == [ALIKE, ALIKE] and len(index.draw(3, random.Random(0))) == 3
+        index.weights([(1,), (2,)]) == [MIN_DIVERGENCE, MIN_DIVERGENCE]
+        and len(index.draw(3, random.Random(0))) == 3
     )
 
 
 def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():
     index = RehearsalIndex(by_divergence=False)
     assert index.draw(3, random.Random(0)) == []
-    index.add(1, [(1,), (2,)], most=2)
+    index.add(1, [(1,), (2,)], limit=2)
     index.update((1,), 5.0)
     assert index.weights([(1,), (2,)]) == [1.0, 1.0]
 

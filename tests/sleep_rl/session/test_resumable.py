@@ -203,7 +203,7 @@ def without_gate():
         (
             RESUMABLE,
             without_gate(),
-            r"holds stage gate/1, .*: evaluate\.max_drop had another value",
+            r"has stage gate/1, .*: evaluate\.max_drop had another value",
         ),
         (
             with_baseline(False),
@@ -213,7 +213,7 @@ def without_gate():
         (
             with_baseline(True),
             with_baseline(False),
-            r"holds stage baseline/sft/1, .*: baselines\.run had",
+            r"has stage baseline/sft/1, .*: baselines\.run had",
         ),
     ],
     ids=["gate on", "gate off", "baseline on", "baseline off"],
