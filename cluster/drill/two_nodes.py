@@ -7,7 +7,6 @@ import os
 import secrets
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -19,8 +18,10 @@ from pathlib import Path
 import psutil
 
 from cluster.drill.faults import freeze
+from cluster.runtime.ports import held_port
 from sleep_rl.contracts.errors import RunError
 
+LOOPBACK = "127.0.0.1"
 HEALTH = {
     "health_check_initial_delay_ms": 1000,
     "health_check_period_ms": 1000,
@@ -40,10 +41,11 @@ class TwoNodes:
 
     def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
         """Start both nodes. `jobs`: with a job server on the head."""
-        port = _free_port()
-        dashboard_port = _free_port()
-        self.address = f"127.0.0.1:{port}"
-        self.jobs = f"http://127.0.0.1:{dashboard_port}" if jobs else ""
+        # kept until the nodes end: Ray binds them beside these, seconds later
+        self._held = [held_port(LOOPBACK) for _ in range(2)]
+        port, dashboard_port = (held.getsockname()[1] for held in self._held)
+        self.address = f"{LOOPBACK}:{port}"
+        self.jobs = f"http://{LOOPBACK}:{dashboard_port}" if jobs else ""
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
@@ -98,6 +100,8 @@ class TwoNodes:
         for process in self._cut:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
+        for held in self._held:
+            held.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, *arguments: str, cpus: float, limit_s: float = 600.0) -> None:
@@ -111,9 +115,9 @@ class TwoNodes:
             "--block",
             "--num-gpus=0",
             f"--num-cpus={cpus:g}",
-            "--node-ip-address=127.0.0.1",
+            f"--node-ip-address={LOOPBACK}",
             "--disable-usage-stats",
-            f"--dashboard-agent-listen-port={_free_port()}",
+            "--dashboard-agent-listen-port=0",  # any that is free
         ]
         log = Path(self._folder) / f"node-{self._started}.log"
         deadline = time.monotonic() + limit_s
@@ -134,9 +138,3 @@ class TwoNodes:
                 lines = text.strip().splitlines() or ["nothing said"]
                 raise RunError(f"drill: no Ray node within {limit_s:g} s: {lines[-1]}")
             time.sleep(0.2)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]

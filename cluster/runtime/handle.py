@@ -214,7 +214,7 @@ class Handle:
         )
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return an address and a free port on the worker's node. Needs no constructed worker."""
+        """Return an address and a port that the worker keeps free. Needs no constructed worker."""
         pending = self._watched(self._channel.send(Host.rendezvous, RENDEZVOUS))
         return pending.result(self._spawner.start_timeout_s)
 

@@ -49,6 +49,7 @@ class LocalChannel(Channel):
 
     def kill(self) -> None:
         self._host.worker = None
+        self._host.release()
         for key, value in self._host.replaced_env.items():
             if value is None:
                 os.environ.pop(key, None)

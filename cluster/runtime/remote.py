@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.runtime.ports import held_port
 from sleep_rl.config.secrets import masked
 from sleep_rl.contracts.errors import InputError, RunError
 
@@ -42,6 +43,8 @@ class Host:
         # why there is no worker; empty when there is one
         self.failed = "its class could not be sent"
         self.replaced_env: dict[str, str | None] = {}  # the variables that `build` changed
+        # keeps the port of `rendezvous` for as long as this process lives
+        self.held: socket.socket | None = None
 
     def build(
         self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
@@ -67,12 +70,19 @@ class Host:
         return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return this node's address and a port that is free on it now, for the process group that
-        rank 0 leads.
+        """Return this node's address and a port of it for the process group that rank 0, this
+        worker, leads. The port is kept until `release`: rank 0 listens there seconds later, when
+        it has imported torch.
         """
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return self.address(), probe.getsockname()[1]
+        self.release()
+        self.held = held_port()
+        return self.address(), self.held.getsockname()[1]
+
+    def release(self) -> None:
+        """Give the port of `rendezvous` back."""
+        if self.held is not None:
+            self.held.close()
+            self.held = None
 
     def address(self) -> str:
         """Return the address under which the other workers reach this one."""

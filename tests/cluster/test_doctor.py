@@ -9,7 +9,6 @@ import re
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ import pytest
 from actors.environment import cpu_environment
 from cluster.doctor import doctor, machine, processes, services, software
 from cluster.doctor.finding import GB, Finding
+from cluster.runtime.ports import held_port
 from sleep_rl.cli.main import main
 from sleep_rl.config.method import RewardConfig
 from sleep_rl.config.schema import Config, Model
@@ -166,25 +166,23 @@ def test_ports():
 
 
 def test_a_port_is_bound_while_someone_listens():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
+    with held_port("127.0.0.1") as listener:
         port = listener.getsockname()[1]
+        assert not machine.is_bound(port)
+        listener.listen()
         assert machine.is_bound(port)
-    assert not machine.is_bound(port)
 
 
 def test_the_clusters_address():
     judged(services.address(None), True, "of its own")
     judged(services.address("local"), True, "of its own")
     judged(services.address("auto"), True, "of this node")
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        listener.listen()
+    with held_port("127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.getsockname()[1]}"
+        judged(services.address(where), False, f"nothing answers at {where}", "ray start --head")
+        listener.listen()
         judged(services.address(where), True, f"{where} answers")
         judged(services.address(f"ray://{where}"), True)
-    judged(services.address(where), False, f"nothing answers at {where}", "ray start --head")
     for wrong in ("head", "head:", ":6379", "http://head"):
         judged(services.address(wrong), False, f"HOST:PORT or auto, got {wrong}")
     judged(services.address("127.0.0.1:99999"), False, "nothing answers")
@@ -349,11 +347,14 @@ def test_the_hub_answers(site, tmp_path):
     assert names == ["org/a"]
 
 
-def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        endpoint = f"http://127.0.0.1:{free.getsockname()[1]}"
+@pytest.fixture
+def endpoint():
+    """An address at which nobody answers."""
+    with held_port("127.0.0.1") as silent:
+        yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
+
+def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(endpoint, tmp_path):
     def never(name):
         pytest.fail("it cannot be reached")
 
