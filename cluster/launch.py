@@ -8,12 +8,19 @@ from pathlib import Path
 from cluster.documents_run import next_day
 from cluster.life import live_in_folder
 from cluster.run_record import JOURNAL, ended_well
-from cluster.run_workers import MakeBackend, RunSetup, make_backend, make_base, run_workers
+from cluster.run_workers import (
+    MakeBackend,
+    RunSetup,
+    base_checkpoint,
+    make_backend,
+    make_base,
+    run_workers,
+)
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import CHECKPOINT
 from sleep_rl.driver import evaluation
 from sleep_rl.journal.journal import Journal
-from sleep_rl.model import checkpoints
+from sleep_rl.model import checkpoints, packaged_base
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
 from sleep_rl.session.stage_files import newest
@@ -65,8 +72,10 @@ def evaluate(checkpoint: str, config: Config) -> int:
     # before a folder is made: a mistyped name leaves nothing behind
     checkpoints.check_exists(checkpoint)
     task = make_task(config)
+    console = Console()
+    checkpoint = packaged_base.resolve(checkpoint, config.run.cache, console.phase)
     folder = run_dir.new_folder(config, suffix="-eval")
-    setup = RunSetup(config, task, folder, Console())
+    setup = RunSetup(config, task, folder, console)
     journal = Journal(folder / JOURNAL, [setup.console])
     try:
         with run_workers(setup, checkpoint, journal, learners=False) as context:
@@ -78,9 +87,13 @@ def evaluate(checkpoint: str, config: Config) -> int:
 
 
 def pretrain(config: Config) -> int:
-    """`sleep-rl pretrain`: train the task's own small base, unless the cache holds it; print its
-    path. Return the exit code.
+    """`sleep-rl pretrain`: make the base in the cache, unless it holds it: dequantise model.base
+    where that is packaged, else train the task's own small base. Print its path; return the exit
+    code.
     """
     console = Console()
-    console.say(make_base(config, make_task(config), console))
+    task = make_task(config)
+    packaged = config.model.base is not None and packaged_base.is_packaged(config.model.base)
+    make = base_checkpoint if packaged else make_base
+    console.say(make(config, task, console))
     return 0

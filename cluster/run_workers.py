@@ -19,7 +19,7 @@ from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.roles import Task
 from sleep_rl.journal.journal import Journal
-from sleep_rl.model import checkpoints, memory_folder
+from sleep_rl.model import checkpoints, memory_folder, packaged_base
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.prompts import PromptCodec
@@ -116,7 +116,8 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
     texts = PromptCodec(setup.task, tokenizer)
     teachers = []
     if learners:
-        for k, path in enumerate(config.model.teachers, start=1):
+        for k, name in enumerate(config.model.teachers, start=1):
+            path = packaged_base.resolve(name, config.run.cache, setup.console.phase)
             out = str(setup.folder / f"teacher-{k}")
             teachers.append(checkpoints.as_teacher(path, out, checkpoint, tokenizer))
         documents = [document for day in setup.task.days() for document in day.documents]
@@ -140,8 +141,12 @@ def memory_of(config: Config) -> list[dict]:
 
 
 def base_checkpoint(config: Config, task: Task, console: Console) -> str:
-    """Return the path of the configured base model, or of the task's own small one."""
-    return config.model.base or make_base(config, task, console)
+    """Return the path of the configured base model, or of the task's own small one, made in
+    run.cache on first use where it comes with a package or is the task's.
+    """
+    if config.model.base is None:
+        return make_base(config, task, console)
+    return packaged_base.resolve(config.model.base, config.run.cache, console.phase)
 
 
 def make_base(config: Config, task: Task, console: Console) -> str:

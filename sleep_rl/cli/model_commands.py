@@ -6,6 +6,7 @@ import click
 
 from sleep_rl.cli.arguments import CHECKPOINT, checkpoint, command
 from sleep_rl.cli.output import print_answer
+from sleep_rl.config.schema import Config
 
 
 @command("chat", "Ask a checkpoint before and after its nights, side by side.", CHECKPOINT)
@@ -55,7 +56,7 @@ def export(checkpoint: str, out: str) -> None:
 @command(
     "grow",
     "Write a larger model that computes the same function as a smaller one.",
-    "BASE is a folder without memory levels or a hub name, OUT a new folder.",
+    "BASE is a folder without memory levels, a packaged model or a hub name, OUT a new folder.",
 )
 @click.argument("checkpoint", metavar="BASE")
 @click.argument("out")
@@ -71,7 +72,8 @@ def export(checkpoint: str, out: str) -> None:
 @click.option("--seed", type=int, default=0, help="Of the new parameters.")
 def grow(checkpoint: str, out: str, layers: int, width: int, intermediate: int, seed: int) -> None:
     from sleep_rl.model.grow import grow
+    from sleep_rl.model.packaged_base import resolve
+    from sleep_rl.session.console import Console
 
-    print_answer(
-        grow(checkpoint, out, layers=layers, width=width, intermediate=intermediate, seed=seed)
-    )
+    base = resolve(checkpoint, Config().run.cache, Console().phase)
+    print_answer(grow(base, out, layers=layers, width=width, intermediate=intermediate, seed=seed))

@@ -46,7 +46,7 @@ class Run:
 
     name: str = key("world", "Name of the run; its folder is <run.dir>/<run.name>.")
     dir: str = key("runs", "Folder that holds the run folders.")
-    cache: str = key("cache", "Folder for base models that are trained on first use.")
+    cache: str = key("cache", "Folder for base models that are made on first use.")
     seed: int = key(0, "Seed of data, initialisation and sampling.", low=0, high=2**32 - 1)
     checkpoint_steps: int = key(
         100,
@@ -63,7 +63,8 @@ class Model:
     base: str | None = key(
         None,
         "Path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
-        "checkpoint. null: the task's own small base.",
+        "checkpoint; smollm2-135m-instruct: the chat model that the extra `cpu` installs. null: "
+        "the task's own small base.",
     )
     teachers: list = key(
         [],

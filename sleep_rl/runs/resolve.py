@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.model.packaged_base import is_packaged
 from sleep_rl.model.shape import HUB_NAME, POINTER
 
 NIGHT = re.compile(r"night-(\d+)")
@@ -39,6 +40,11 @@ def resolve_model(path: str) -> ResolvedModel:
     Raises InputError for anything that is no model, and for a run without a night.
     """
     folder = Path(path)
+    if is_packaged(path):
+        raise InputError(
+            f"{path}: a model that has slept is needed here, got a plain base; sleep-rl run CONFIG "
+            f"model.base={path} lives with it"
+        )
     if not folder.is_dir():
         if folder.exists() or not HUB_NAME.fullmatch(path):
             got = "a file" if folder.exists() else "no such folder"
