@@ -62,9 +62,8 @@ class Model:
 
     base: str | None = key(
         None,
-        "Path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint, or of a sleep "
-        "checkpoint; smollm2-135m-instruct: the chat model that the extra `cpu` installs. null: "
-        "the task's own small base.",
+        "Path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint or of a sleep checkpoint; "
+        "smollm2-135m-instruct comes with the extra cpu. null: the task's own small base.",
     )
     teachers: list = key(
         [],

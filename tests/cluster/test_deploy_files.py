@@ -246,7 +246,7 @@ def test_the_ray_job_has_the_fields_of_its_kinds_and_asks_for_what_its_preset_pl
 
 
 def pins(text):
-    return re.findall(r'"([a-z-]+)(?:\[\w+\])?==([\d.]+)"', text)
+    return re.findall(r'"([a-z0-9-]+)(?:\[\w+\])?==([\d.]+)"', text)
 
 
 def check_image(text, extra):

