@@ -25,9 +25,8 @@ def python(requires: str | None, version: str) -> Finding:
         return Finding(
             "python",
             False,
-            f"{version}, but sleep-rl is not installed here: pip "
-            "install -e '.[cpu]' (or "
-            "[gpu]) in the repository",
+            f"{version}, but sleep-rl is not installed here: make install in the repository, or "
+            "pip install -e '.[gpu]' on a machine with GPUs",
         )
     if not SpecifierSet(requires).contains(version, prereleases=True):
         return Finding(
@@ -95,7 +94,7 @@ def _check_builds(builds: list[tuple[str, str | None]]) -> list[Finding]:
     what = "vLLM is missing:"
     if names:
         what = f"{' and '.join(names)} overwrite each other: pip uninstall both, then"
-    advice = f"{what} pip install -e '.[cpu]', or '.[gpu]' on a machine with GPUs"
+    advice = f"{what} make install, or pip install -e '.[gpu]' on a machine with GPUs"
     return [Finding("packages", False, advice)]
 
 
