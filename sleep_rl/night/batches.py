@@ -1,4 +1,4 @@
-"""How a batch is composed: student groups, the teacher's own sequences, self-replay, reading."""
+"""Compose batches of student groups, teacher sequences, self-replay and reading rows."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from sleep_rl.session.context import RunContext
 
 @dataclass(frozen=True)
 class Batch:
-    """The rows of one optimizer step, and which of them are the teacher's own sequences."""
+    """The rows of one optimizer step: student groups, teacher sequences, reading rows."""
 
     rows: list[TrainingRow]
     sequences: tuple[TeacherSequence, ...]  # of the rows from `first` on
-    first: int
+    first: int  # number of rows on student samples
 
 
 @dataclass(frozen=True)
 class Round:
-    """The steps between two pushes of the student, and what they train on."""
+    """The optimizer steps between two pushes of the student, with their batches."""
 
     number: int
     steps: range
     batches: tuple[Batch, ...]
     rewards: Metrics
-    oldest: int  # versions of the student that its samples come from; 0: there are none
+    oldest: int  # version of the student among the samples; 0: no samples
     newest: int
-    scored_s: float
+    scored_s: float  # seconds of the reward call
 
 
 class BatchComposer:
@@ -56,7 +56,7 @@ class BatchComposer:
         rng: random.Random,
         sample: Callable[[list[Request], int], list[Sample | Failure]],
     ):
-        """`sample(requests, round)` samples from the student."""
+        """Create the samplers; `sample(requests, round)` samples from the student."""
         self.run = run
         self.plan = plan
         self.rng = rng
@@ -93,7 +93,7 @@ class BatchComposer:
     def _score(
         self, prefixes: list[Prefix], samples: list[Sample | Failure]
     ) -> tuple[list[float | Failure] | None, Metrics, float]:
-        """Return (rewards, their metrics, seconds); no rewards where imitation is off."""
+        """Return (rewards, their metrics, seconds); rewards None if the imitation term is off."""
         began = time.monotonic()
         if self.run.config.objective.alpha == 1 or not samples:
             return None, {}, time.monotonic() - began
@@ -103,7 +103,7 @@ class BatchComposer:
         return rewards, metrics, time.monotonic() - began
 
     def _batch(self, new: list[list[TrainingRow]], replay: list[list[TrainingRow]]) -> Batch:
-        """Compose one step's rows; takes its groups off the end of `new` and `replay`."""
+        """Compose the rows of one step; pops its groups from `new` and `replay`."""
         codec = self.run.codec
         shares = self.shares
         rows = _take_groups(new, shares.groups_new) + _take_groups(replay, shares.groups_replay)
@@ -114,14 +114,16 @@ class BatchComposer:
             reading = reading_rows(codec, self.new.take(count))
         if not rows and not sequences:
             raise RunError(
-                f"{self.plan.title}: nothing to train on: every sample of the round failed (the "
-                "journal's `failure` records say why); nothing of this night was applied"
+                f"{self.plan.title}: no rows to train on, since every sample of the round failed "
+                "(see the journal's `failure` records); nothing of this night was applied"
             )
         first = len(rows)
         return Batch(rows + teacher_rows(codec, sequences) + reading, tuple(sequences), first)
 
     def _replay(self, count: int) -> list[TeacherSequence]:
-        """Take self-replay: a share of it rehearsed, as far as there is anything to rehearse."""
+        """Take `count` self-replay sequences: rehearsal.share of them rehearsed, if there are
+        any, the rest unconditional.
+        """
         rehearsed = self.rehearsed.take(round(self.run.config.rehearsal.share * count))
         return rehearsed + self.unconditional.take(count - len(rehearsed))
 

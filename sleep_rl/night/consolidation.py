@@ -1,8 +1,8 @@
 """One consolidation (paper.md section 3), from D to the trained expert.
 
-The arrows, one file each: `generation` document -> sequences of the teacher; `continuations` prefix
--> samples of the student, rewards; `rows` and `continuations` sequences -> training rows; `batches`
-rows -> batch; `learners/` batch -> loss -> expert. `pipeline` runs rollouts beside the learner.
+Its steps, one file each: `generation`: document -> teacher sequences; `continuations`: prefix ->
+student samples and rewards; `rows` and `continuations`: sequences -> training rows; `batches`: rows
+-> batch; `learners/`: batch -> loss -> expert. `pipeline` runs rollouts and learner concurrently.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sleep_rl.session.context import RunContext
 
 
 class Consolidation:
-    """The training of one consolidation on its data. Made by `begin` or `resume`."""
+    """The training of one consolidation on its data; created by `begin` or `resume`."""
 
     def __init__(
         self,
@@ -36,7 +36,7 @@ class Consolidation:
         data: NightData,
         done: int = 0,
     ):
-        """`done`: optimizer steps already taken, by an earlier process."""
+        """Create a consolidation of which `done` optimizer steps are finished."""
         self.run = run
         self.plan = plan
         self.rng = rng
@@ -53,10 +53,10 @@ class Consolidation:
         day: Day | None,
         lessons: list[TeacherSequence] | None = None,
     ) -> Consolidation:
-        """Push teacher and student to the rollout workers, and let the teacher write D.
+        """Push teacher and student to the rollout workers, and generate D.
 
-        Behind the learner's `open_night`. `day` is None where no document is in context; `lessons`
-        are texts of accepted dreams.
+        Call it after the learner's `open_night`. `day`: None if no document is in context;
+        `lessons`: texts of accepted dreams.
         """
         rng = _rng(run, plan)
         record = ConsolidationRecord(run, plan)
@@ -69,7 +69,8 @@ class Consolidation:
     def resume(cls, run: RunContext, plan: ConsolidationPlan) -> Consolidation | None:
         """Restore the checkpoint of an interrupted consolidation; None if there is none.
 
-        Behind the learner's `open_night`. Raises RunError if it belongs to another one.
+        Call it after the learner's `open_night`. Raises RunError if the checkpoint belongs to
+        another consolidation.
         """
         rng = _rng(run, plan)
         record = ConsolidationRecord(run, plan)
@@ -82,8 +83,8 @@ class Consolidation:
         return consolidation
 
     def train(self) -> None:
-        """Minimise L_KS over the new expert (section 3 b), round by round of y ~ S(.|x) and
-        r(y).
+        """Minimise L_KS over the new expert (section 3 b), in rounds of sampling y ~ S(.|x),
+        scoring r(y), optimizer steps and a push of the student.
         """
         plan = self.plan
         cluster = self.run.config.cluster
@@ -97,7 +98,7 @@ class Consolidation:
         )
         with self.run.console.phase(f"{plan.title}: seeding", total=plan.steps) as tick:
             tick(self.done)
-            # Between two spans the queue is empty and every state is pushed.
+            # Between two spans no round is queued and the newest student is pushed.
             for span in spans(plan, self.done, self.run.config.run.checkpoint_steps):
                 with closing(run_rounds(flow, span, self.run.config.sleep.lag)) as rounds:
                     for sampled in rounds:
@@ -107,9 +108,9 @@ class Consolidation:
                     save_progress(self.run, self.rng, self.composer, self.record, self.data, last)
 
     def finish(self) -> None:
-        """Write the journal's summary, and index the night's own prompts for rehearsal."""
+        """Add the generated prompts to the rehearsal index, and write the summary record."""
         rehearsal = self.run.config.rehearsal
-        if self.plan.sender <= CONTEXT:  # else the new sequences were only read
+        if self.plan.sender <= CONTEXT:  # else the new sequences only served reading rows
             self._index_prompts(self.data.new, rehearsal.prompts)
         self._index_prompts(self.data.unconditional, rehearsal.unconditional_prompts)
         self.record.finish()
@@ -124,16 +125,18 @@ class Consolidation:
             tick(1, f"loss {result.metrics['loss']:.3f}")
 
     def _update_priorities(self, sampled: Round, step: int, result: StepResult) -> None:
-        """Update each rehearsed prompt's priority with its latest teacher-student divergence."""
+        """Update the priority of each rehearsed prompt with its teacher-student divergence."""
         batch = sampled.batches[step - sampled.steps.start]
         divergence_N = result.divergence_N[batch.first :]
-        # The reading rows behind the sequences have a divergence, too, which nothing needs.
+        # The reading rows follow the sequences; their divergence is not used.
         for sequence, divergence in zip(batch.sequences, divergence_N, strict=False):
             if sequence.prompt_T:
                 self.run.index.update(sequence.prompt_T, divergence)
 
     def _check_gap(self, sampled: Round, step: int, result: StepResult) -> None:
-        """Raise RunError if sampler and learner differ at the first step behind a push."""
+        """Raise RunError if the log-probabilities of sampler and learner differ by more than
+        checks.logprob_gap at the first step after a push.
+        """
         gap = result.metrics.get("logprob_gap", 0.0)
         allowed = self.run.config.checks.logprob_gap
         if step == sampled.steps.start and gap > allowed:
@@ -143,18 +146,18 @@ class Consolidation:
                 "applied"
             )
 
-    def _index_prompts(self, sequences: list[TeacherSequence], most: int) -> None:
-        confident = self.run.config.rehearsal.min_confidence
+    def _index_prompts(self, sequences: list[TeacherSequence], limit: int) -> None:
+        min_confidence = self.run.config.rehearsal.min_confidence
         prompts = []
         for sequence in sequences:
             length = prompt_length(self.run.codec, sequence)
-            if length and sequence.answer_probability >= confident:
+            if length and sequence.answer_probability >= min_confidence:
                 prompts.append(sequence.sequence_T[:length])
-        self.run.index.add(self.plan.night, prompts, most)
+        self.run.index.add(self.plan.night, prompts, limit)
 
     def _sample(self, requests_N: list[Request], number: int) -> list[Sample | Failure]:
-        """Sample from the student's own distribution: equations 3 and 6 are expectations under
-        it.
+        """Sample from the student at temperature 1: equations 3 and 6 are expectations under its
+        own distribution.
         """
         samples = self.run.sample(
             requests_N,
@@ -173,10 +176,10 @@ def _rng(run: RunContext, plan: ConsolidationPlan) -> random.Random:
 
 
 def spans(plan: ConsolidationPlan, done: int, checkpoint_steps: int) -> list[list[NumberedSteps]]:
-    """Return the steps that are left, in rounds (after each the student is pushed), and these in
-    spans (after each but the last a checkpoint is written).
+    """Split the steps after `done` into rounds, and the rounds into spans.
 
-    `checkpoint_steps`: least steps of a span; 0: one span.
+    The student is pushed after each round, a checkpoint written after each span but the last.
+    `checkpoint_steps`: smallest number of steps of a span; 0: one span.
     """
     size = plan.steps_per_round
     starts = range(done, plan.steps, size)

@@ -1,4 +1,4 @@
-"""y ~ S(.|x): what the student continues, and the rows that come of it (Learning to Imitate)."""
+"""Student continuations y ~ S(.|x) of teacher prefixes, and their training rows (section 3 b)."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ from sleep_rl.session.prompts import PromptCodec
 
 @dataclass(frozen=True)
 class Prefix:
-    """A random prefix of a teacher's sequence, for the student to continue."""
+    """A prefix of a teacher's sequence, for the student to continue."""
 
     sequence: TeacherSequence
-    length: int
+    length: int  # tokens
 
     @property
-    def begun_T(self) -> Ids:
-        """The tokens that the student is given."""
+    def tokens_T(self) -> Ids:
+        """The tokens of the prefix."""
         return self.sequence.sequence_T[: self.length]
 
     @property
-    def rest_T(self) -> Ids:
-        """The teacher's own continuation d."""
+    def teacher_continuation_T(self) -> Ids:
+        """The teacher's continuation d: the rest of the sequence."""
         return self.sequence.sequence_T[self.length :]
 
     def prompt_tokens(self, codec: PromptCodec, completion_T: Ids) -> int:
-        """Return how many tokens of a continuation still belong to the prompt x."""
-        end = codec.x_length(self.begun_T + completion_T)
+        """Return the number of tokens of a continuation that belong to the prompt x."""
+        end = codec.x_length(self.tokens_T + completion_T)
         if end is None:
             return len(completion_T)
         return max(end - self.length, 0)
 
 
 def cut(sequence: TeacherSequence, config: Config, rng: random.Random) -> Prefix:
-    """Cut a prefix: uniform between prefix_min and prefix_max of the sequence, at least one token
-    on either side.
+    """Draw the prefix of a sequence: its share is uniform in [prefix_min, prefix_max], and both
+    sides have at least one token.
     """
     length = len(sequence.sequence_T)
     share = rng.uniform(config.imitation.prefix_min, config.imitation.prefix_max)
@@ -50,10 +50,10 @@ def cut(sequence: TeacherSequence, config: Config, rng: random.Random) -> Prefix
 def continuation_requests(
     codec: PromptCodec, prefixes: list[Prefix], config: Config, rng: random.Random
 ) -> list[Request]:
-    """Return `group` requests per prefix, without the document."""
+    """Return imitation.group_size requests per prefix, without the document."""
     context = codec.context(None)
     return [
-        Request(codec.opener + prefix.begun_T, context, rng.getrandbits(31))
+        Request(codec.opener + prefix.tokens_T, context, rng.getrandbits(31))
         for prefix in prefixes
         for _ in range(config.imitation.group_size)
     ]
@@ -62,8 +62,9 @@ def continuation_requests(
 def reward_pairs(
     prefixes: list[Prefix], samples_N: list[Sample | Failure], group: int
 ) -> list[Pair | Failure]:
-    """Return the student's continuation beside the teacher's of the same prefix, prefix
-    excluded.
+    """Pair each student continuation with the teacher's of the same prefix, for the reward.
+
+    `group`: samples per prefix. A failed sample stays a Failure.
     """
     pairs: list[Pair | Failure] = []
     for i, sample in enumerate(samples_N):
@@ -71,7 +72,8 @@ def reward_pairs(
         if isinstance(sample, Failure):
             pairs.append(sample)
         else:
-            pairs.append(Pair(sample.completion_T, prefix.rest_T, prefix.begun_T))
+            pair = Pair(sample.completion_T, prefix.teacher_continuation_T, prefix.tokens_T)
+            pairs.append(pair)
     return pairs
 
 
@@ -82,10 +84,10 @@ def student_rows(
     rewards_N: list[float | Failure] | None,
     config: Config,
 ) -> list[list[TrainingRow]]:
-    """Return one group of rows per prefix: both terms of equation 6 on the same student samples.
+    """Return one group of rows per prefix, for both terms of equation 6 on the student's samples.
 
-    A failed sample has no row; one whose reward failed has no advantage. `rewards_N` None:
-    imitation is off.
+    A failed sample has no row; a sample whose reward failed has no advantage. `rewards_N` None: the
+    imitation term is off.
     """
     size = config.imitation.group_size
     groups = []

@@ -1,4 +1,4 @@
-"""D ~ T: what the teacher writes in a night, before the student is trained."""
+"""Generate D ~ T: the teacher's sequences of one consolidation, before the student is trained."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def generate(
     record: ConsolidationRecord,
     lessons: list[TeacherSequence],
 ) -> NightData:
-    """Let the teacher write D: about each document with it in context, answers to rehearsed
-    prompts, unconditional samples, and synthetic documents to read.
+    """Sample D from the teacher: sequences about each document with it in context, answers to
+    rehearsed prompts, unconditional sequences, and synthetic documents with sequences about them.
 
-    `lessons`: texts of accepted dreams, which are new, too. Raises RunError when nothing of a kind
-    that the plan needs can be used.
+    `lessons`: texts of accepted dreams, which are added to the new sequences. Raises RunError if no
+    new or no unconditional sequence is usable although the plan needs some.
     """
     config = run.config
     codec = run.codec
@@ -44,29 +44,28 @@ def generate(
     rehearsals = rehearsal_requests(codec, prompts, config, seed)
     synthetic_count = config.reading.synthetic_documents if to_read else 0
     total = len(about) + len(unconditional) * (1 + plan.peers) + len(rehearsals) + synthetic_count
-    with run.console.phase(f"{plan.title}: the teacher writes", total=total) as tick:
-        write = Writer(run, plan, record, tick)
-        samples = write(about, min_p=config.generation.min_p)
-        free_samples = write(unconditional)
+    with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
+        sample = TeacherSampler(run, plan, record, tick)
+        samples = sample(about, min_p=config.generation.min_p)
+        unconditional_samples = sample(unconditional)
         new, dropped = filter_complete(
             codec, samples, Origin.DOCUMENT, min_confidence=config.generation.min_confidence
         )
-        replay, more = filter_complete(codec, free_samples, Origin.UNCONDITIONAL)
+        replay, more = filter_complete(codec, unconditional_samples, Origin.UNCONDITIONAL)
         dropped = _sum(dropped, more)
-        rehearsed, more = _rehearse(write, prompts, rehearsals)
+        rehearsed, more = _rehearse(sample, prompts, rehearsals)
         dropped = _sum(dropped, more)
         for peer in range(1, plan.peers + 1):
-            written, more = filter_complete(
-                codec, write(unconditional, name=peer_name(peer)), Origin.PEER, peer=peer
-            )
-            new += written
+            peer_samples = sample(unconditional, name=peer_name(peer))
+            sequences, more = filter_complete(codec, peer_samples, Origin.PEER, peer=peer)
+            new += sequences
             dropped = _sum(dropped, more)
-        synthetic = _write_synthetic(write, to_read) if synthetic_count else []
+        synthetic = _synthetic(sample, to_read) if synthetic_count else []
     new += lessons
     if (plan.replay_share < 1 and not new) or (plan.replay_share > 0 and not replay):
         raise RunError(
-            f"{plan.title}: the teacher wrote {len(new)} readable sequences about what is new and "
-            f"{len(replay)} from nothing; left out: {dropped}"
+            f"{plan.title}: the teacher generated {len(new)} usable new sequences and "
+            f"{len(replay)} unconditional ones; dropped: {dropped}"
         )
     data = NightData(new, replay, rehearsed, synthetic)
     _log(run, plan, data, dropped)
@@ -76,11 +75,10 @@ def generate(
 def documents_of(
     config: Config, plan: ConsolidationPlan, day: Day | None
 ) -> tuple[tuple[Document, ...], tuple[Document, ...]]:
-    """Return (documents that the teacher writes about, documents of the day that reading rows are
-    for).
+    """Return (documents that the teacher generates sequences about, documents for reading rows).
 
-    The context window still holds the day's documents when a level sends: they are then only read,
-    unless there are synthetic ones.
+    If a level sends, sequences about the day's documents serve reading rows only, and are not
+    generated if reading rows are on synthetic documents.
     """
     if day is None or config.replay.share == 1:
         return (), ()
@@ -90,8 +88,8 @@ def documents_of(
     return () if config.reading.synthetic_documents else to_read, to_read
 
 
-class Writer:
-    """Samples from a teacher for the data of one consolidation; counts tokens and ticks."""
+class TeacherSampler:
+    """Samples from a teacher for one consolidation, and counts tokens and progress."""
 
     def __init__(
         self,
@@ -116,9 +114,11 @@ class Writer:
         stop: Ids = (),
         shown: bool = True,
     ) -> list[Sample | Failure]:
-        """Sample from state `name`. `temperature`: if not generation's; `tokens`: at most, if not
-        the task's number; `stop`: tokens that end a sample beside eos; `shown`: counted by the
-        progress bar.
+        """Return one Sample or Failure per request, from state `name`.
+
+        `temperature`: None for generation.temperature; `tokens`: longest completion, None for the
+        task's max_new_tokens; `stop`: tokens besides eos that end a completion; `shown`: whether
+        the samples count in the progress bar.
         """
         samples = self.run.sample(
             requests_N,
@@ -138,13 +138,13 @@ class Writer:
 def document_requests(
     codec: PromptCodec, documents: tuple[Document, ...], count: int, seeds: random.Random
 ) -> list[Request]:
-    """Return `count` requests to write about each document, with it in context."""
+    """Return `count` requests per document, with the document in context."""
     contexts = [codec.context(d) for d in documents for _ in range(count)]
     return [Request(codec.opener, context, seeds.getrandbits(31)) for context in contexts]
 
 
 def unconditional_requests(codec: PromptCodec, count: int, seeds: random.Random) -> list[Request]:
-    """Return `count` requests to write without any document."""
+    """Return `count` requests without a document."""
     context = codec.context(None)
     return [Request(codec.opener, context, seeds.getrandbits(31)) for _ in range(count)]
 
@@ -152,15 +152,15 @@ def unconditional_requests(codec: PromptCodec, count: int, seeds: random.Random)
 def rehearsal_requests(
     codec: PromptCodec, prompts: list[Ids], config: Config, seed: str
 ) -> list[Request]:
-    """Return the requests to answer prompts of past nights, without any document."""
+    """Return one request per prompt of past nights, without a document."""
     seeds = random.Random(f"rehearse {config.run.seed} {seed}")
     context = codec.context(None)
     return [Request(codec.opener + x, context, seeds.getrandbits(31)) for x in prompts]
 
 
 def synthetic_requests(codec: PromptCodec, config: Config, seed: str) -> list[Request]:
-    """Return the requests to write a document: behind bos, or behind another text's end where a
-    tokenizer has no bos.
+    """Return the requests for synthetic documents: the prompt is bos, or eos if the tokenizer has
+    no bos.
     """
     seeds = random.Random(f"documents {config.run.seed} {seed}")
     start = codec.bos or codec.eos
@@ -170,8 +170,9 @@ def synthetic_requests(codec: PromptCodec, config: Config, seed: str) -> list[Re
 
 
 def synthetic_contexts(codec: PromptCodec, samples_N: list[Sample | Failure]) -> list[Ids]:
-    """Return the contexts that synthetic documents make: each up to where it ends or begins to ask.
-    What asks at once is no document.
+    """Return the contexts of the synthetic documents: each text up to its eos or first opener.
+
+    A text without a token before that is dropped.
     """
     ends = (codec.eos[0], codec.opener[0])
     contexts = []
@@ -185,7 +186,7 @@ def synthetic_contexts(codec: PromptCodec, samples_N: list[Sample | Failure]) ->
 
 
 def with_prompts(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sample | Failure]:
-    """Return answers to rehearsed prompts with the prompt in front, as if all of it was written."""
+    """Prepend each rehearsed prompt to its answer, so that the sample is a whole sequence."""
     return [
         sample
         if isinstance(sample, Failure)
@@ -195,13 +196,13 @@ def with_prompts(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[
 
 
 def _rehearse(
-    write: Writer, prompts: list[Ids], requests: list[Request]
+    sample: TeacherSampler, prompts: list[Ids], requests: list[Request]
 ) -> tuple[list[TeacherSequence], dict[str, int]]:
-    config = write.run.config
+    config = sample.run.config
     temperature = config.rehearsal.temperature
-    samples = with_prompts(prompts, write(requests, temperature=temperature))
+    samples = with_prompts(prompts, sample(requests, temperature=temperature))
     return filter_complete(
-        write.run.codec,
+        sample.run.codec,
         samples,
         Origin.REHEARSED,
         min_confidence=config.rehearsal.min_confidence,
@@ -209,26 +210,27 @@ def _rehearse(
     )
 
 
-def _write_synthetic(write: Writer, to_read: tuple[Document, ...]) -> list[TeacherSequence]:
-    """Synthetic reading data: the teacher samples documents unconditionally, then writes about
+def _synthetic(sample: TeacherSampler, to_read: tuple[Document, ...]) -> list[TeacherSequence]:
+    """Generate reading data: the teacher samples documents unconditionally, then sequences about
     them.
 
-    No expert has memorised these documents, so answering requires reading the context. Sampled at
-    the ordinary temperature, so that questions stay diverse; learned at that of rehearsal.
+    No expert has memorised these documents, so answering requires reading the context. Sampling is
+    at generation.temperature, so that questions stay diverse; the target is at
+    rehearsal.temperature.
     """
-    codec = write.run.codec
-    config = write.run.config
-    seed = f"{write.plan.night} {write.plan.sender}"
+    codec = sample.run.codec
+    config = sample.run.config
+    seed = f"{sample.plan.night} {sample.plan.sender}"
     longest = max(len(codec.ids(document.text)) for document in to_read)
-    drafts = write(synthetic_requests(codec, config, seed), tokens=longest, stop=codec.opener[:1])
+    texts = sample(synthetic_requests(codec, config, seed), tokens=longest, stop=codec.opener[:1])
     seeds = random.Random(f"read {config.run.seed} {seed}")
     requests = [
         Request(codec.opener, context, seeds.getrandbits(31))
-        for context in synthetic_contexts(codec, drafts)
+        for context in synthetic_contexts(codec, texts)
     ]
     sequences, _ = filter_complete(
         codec,
-        write(requests, min_p=config.generation.min_p, shown=False),
+        sample(requests, min_p=config.generation.min_p, shown=False),
         Origin.SYNTHETIC,
         min_confidence=config.generation.min_confidence,
         temperature=config.rehearsal.temperature,

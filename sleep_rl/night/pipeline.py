@@ -1,17 +1,16 @@
-"""How samples and weights flow in one consolidation (paper.md section 3 b): in turns, or with the
-rollouts ahead.
+"""Schedule sampling, training and pushes in one consolidation (paper.md section 3 b): in turns, or
+concurrently with rollouts ahead of the learner.
 
-The rollouts of round n may use version n of the student (the one behind n rounds of steps) or one
-of the `lag` versions before it. With lag 0 rollouts, learner and push take turns; otherwise three
-loops run at once:
+The rollouts of round n use version n of the student (after n rounds of steps) or one of the `lag`
+versions before it. With lag 0 rollouts, learner and push take turns; otherwise three loops run
+concurrently:
 
 rollouts   consume versions, wait for version n - lag, are unblocked by a push, produce rounds
 learner    consumes rounds in order, each once, waits for the next, is unblocked by the rollouts
 pushes     consume exported states in order, wait for the workers to verify them, produce versions
 
-The queue between rollouts and learner never holds more than lag + 1 rounds, because a round is
-sampled only when its version is held; nothing that was sampled is thrown away. An error in any loop
-ends all three.
+The queue between rollouts and learner has at most lag + 1 rounds, because a round is sampled only
+after its version was verified; no sampled round is dropped. An error in any loop ends all three.
 """
 
 from __future__ import annotations
@@ -26,33 +25,33 @@ from typing import Generic, TypeVar
 from sleep_rl.contracts.errors import RunError
 
 R = TypeVar("R")
-"""A sampled round; this module does not look inside."""
+"""A sampled round; its content is not used in this module."""
 NumberedSteps = tuple[int, range]
 """Number of a round, and its optimizer steps."""
 
-JOIN_S = 60.0  # at the end, how long a loop that is inside a call is waited for
+JOIN_S = 60.0  # limit for the end of a loop that is inside a call
 
 
 @dataclass(frozen=True)
 class Flow(Generic[R]):
-    """The calls that the three loops make."""
+    """The functions that the loops call, and the limit of their waits."""
 
     title: str  # of the consolidation, for errors
-    sample: Callable[[int, range], R]
+    sample: Callable[[int, range], R]  # (number of the round, its optimizer steps) -> round
     push: Callable[[], None]
-    push_async: Callable[[], Callable[[], None]]  # exports now; the returned call delivers
-    # Called after a round was trained with (round, seconds trained, seconds that the learner
-    # waited, seconds that the rollouts waited).
+    push_async: Callable[[], Callable[[], None]]  # exports; the returned function delivers
+    # Called after each round with (round, seconds trained, seconds that the learner waited, seconds
+    # that the rollouts waited).
     trained: Callable[[R, float, float, float], None]
-    limit_s: float  # of a wait: a call, a restart, and the call again
+    limit_s: float  # of one wait: a call, a restart and the repeated call
 
 
 def run_rounds(flow: Flow[R], rounds: list[NumberedSteps], lag: int) -> Iterator[R]:
-    """Yield the sampled rounds in order; the caller trains on each before it asks for the next.
+    """Yield the sampled rounds in order; the caller trains on each before it takes the next.
 
-    The student is pushed after each; its samples in the next are at most `lag` versions old. Close
-    the iterator (contextlib.closing) however the night ends. Raises RunError past the limit, and
-    what a loop raised.
+    The student is pushed after each round, and the samples of a round are at most `lag` versions
+    old. The caller must close the iterator (contextlib.closing). Raises RunError when `limit_s` is
+    exceeded, and any exception of a loop.
     """
     return _ahead(flow, rounds, lag) if lag else _in_turn(flow, rounds)
 
@@ -83,7 +82,7 @@ def _ahead(flow: Flow[R], rounds: list[NumberedSteps], lag: int) -> Iterator[R]:
             yield sampled
             trained_s = time.monotonic() - began
             flow.trained(sampled, trained_s, learner_waited_s, rollouts_waited_s)
-            # Exported now, delivered while the next round trains.
+            # The export is delivered while the next round trains.
             loops.exports.put(flow.push_async())
         loops.versions.wait(len(rounds), "the last push")
     finally:
@@ -91,13 +90,13 @@ def _ahead(flow: Flow[R], rounds: list[NumberedSteps], lag: int) -> Iterator[R]:
 
 
 class _Loops(Generic[R]):
-    """The rollouts' loop and the pushes' loop, each in a thread; the learner's is the caller's."""
+    """The loops of rollouts and pushes, each in a thread; the caller is the learner's loop."""
 
     def __init__(self, flow: Flow[R], rounds: list[NumberedSteps], lag: int):
         self.flow = flow
         self.rounds = rounds
         self.lag = lag
-        self.versions = _Counter(flow.limit_s)  # that every rollout worker has verified
+        self.versions = _Counter(flow.limit_s)  # verified by every rollout worker
         self.ready: queue.Queue[tuple[R, float] | Exception] = queue.Queue()
         self.exports: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self.threads = [
@@ -106,32 +105,35 @@ class _Loops(Generic[R]):
         ]
 
     def start(self) -> None:
+        """Start both threads."""
         for thread in self.threads:
             thread.start()
 
     def next_round(self) -> tuple[R, float]:
-        """Return (round, seconds that the rollouts waited for its version). Raises what a loop
-        raised.
+        """Return (round, seconds that the rollouts waited for its version).
+
+        Raises RunError when `limit_s` is exceeded, and any exception of a loop.
         """
         try:
             item = self.ready.get(timeout=self.flow.limit_s)
         except queue.Empty:
             raise RunError(
-                f"{self.flow.title}: no samples within {self.flow.limit_s:g} s (twice "
-                "cluster.call_timeout_s and a start)"
+                f"{self.flow.title}: no samples within {self.flow.limit_s:g} s "
+                "(2 cluster.call_timeout_s + cluster.start_timeout_s)"
             ) from None
         if isinstance(item, Exception):
             raise item
         return item
 
     def stop(self) -> None:
-        """End both loops, whatever they wait for."""
-        self.versions.stop(RunError(f"{self.flow.title}: over"))
+        """End both loops and interrupt their waits."""
+        self.versions.stop(RunError(f"{self.flow.title}: ended"))
         self.exports.put(None)
         for thread in self.threads:
             thread.join(min(self.flow.limit_s, JOIN_S))
 
     def sample(self) -> None:
+        """Sample every round as soon as its version is verified."""
         for position, (number, steps) in enumerate(self.rounds):
             needed = position - self.lag
             what = f"version {number - self.lag} of the student for round {number}"
@@ -139,6 +141,7 @@ class _Loops(Generic[R]):
             self.ready.put((self.flow.sample(number, steps), waited_s))
 
     def push(self) -> None:
+        """Deliver the exported states in order."""
         while (deliver := self.exports.get()) is not None:
             deliver()
             self.versions.add()
@@ -146,44 +149,47 @@ class _Loops(Generic[R]):
     def _guard(self, loop: Callable[[], None]) -> None:
         try:
             loop()
-        # Raised again in the learner's loop, which is the driver's.
+        # The caller's loop raises it again.
         except Exception as error:  # noqa: BLE001
             self.versions.stop(error)
             self.ready.put(error)
 
 
 class _Counter:
-    """Counts versions; a wait ends when the version is held, or when all is over."""
+    """A counter of versions that threads can wait on."""
 
     def __init__(self, limit_s: float):
         self._limit_s = limit_s
         self._value = 0
-        self._over: Exception | None = None
+        self._stopped: Exception | None = None
         self._changed = threading.Condition()
 
     def add(self) -> None:
+        """Increment the counter."""
         with self._changed:
             self._value += 1
             self._changed.notify_all()
 
     def stop(self, reason: Exception) -> None:
+        """Let all waits, present and future, raise `reason`; the first reason counts."""
         with self._changed:
-            self._over = self._over or reason
+            self._stopped = self._stopped or reason
             self._changed.notify_all()
 
     def wait(self, value: int, what: str) -> float:
-        """Return the seconds until the count was `value`. Raises RunError past the limit, and the
-        reason of `stop`.
+        """Wait until the counter is at least `value`; return the seconds waited.
+
+        Raises RunError when the limit is exceeded, and the reason of `stop`.
         """
         began = time.monotonic()
         with self._changed:
             if not self._changed.wait_for(
-                lambda: self._value >= value or self._over, self._limit_s
+                lambda: self._value >= value or self._stopped, self._limit_s
             ):
                 raise RunError(
-                    f"no {what} within {self._limit_s:g} s (twice cluster.call_timeout_s and a "
-                    "start)"
+                    f"no {what} within {self._limit_s:g} s "
+                    "(2 cluster.call_timeout_s + cluster.start_timeout_s)"
                 )
-            if self._over and self._value < value:
-                raise self._over
+            if self._stopped and self._value < value:
+                raise self._stopped
         return time.monotonic() - began

@@ -1,4 +1,4 @@
-"""What one consolidation is: who sends, how long it trains, and on which shares of rows."""
+"""The plan of one consolidation: its sender, optimizer steps and shares of rows."""
 
 from __future__ import annotations
 
@@ -11,46 +11,48 @@ from sleep_rl.journal.text import night_label
 CONTEXT = 0
 """The sender of a consolidation that moves the context window into level 1."""
 DREAMS = -1
-"""In place of a sender: what is learned are accepted dreams."""
+"""In place of a sender: accepted dreams are learned."""
 
 
 @dataclass(frozen=True)
 class ConsolidationPlan:
-    """One consolidation, as the files of this folder need it. Constructors: the functions below."""
+    """The settings of one consolidation; created by `plan_consolidation` or `plan_dreams`."""
 
     night: int
     sender: int  # CONTEXT, the number of a memory level, or DREAMS
-    source: str  # what is learned, in the journal: a day, "level 2", "other models", "dreams"
+    source: str  # field `day` of journal records: a day, "level 2", "other models" or "dreams"
     steps: int  # optimizer steps
     steps_per_round: int  # between two pushes of the student
     replay_share: float  # of self-replay among the rows of a batch
-    reading_rows: int  # per batch, beside its other rows
+    reading_rows: int  # per batch, in addition to sleep.batch
     on_policy: float  # lambda of equation 3
-    peers: int = 0  # models of model.teachers that write instead of the smaller self
+    peers: int = 0  # number of model.teachers that generate the new sequences; 0: the sender does
 
     @property
     def title(self) -> str:
-        """Name for people, in progress bars and errors."""
+        """Name in progress bars and errors."""
         return night_label(self.night, self.sender)
 
     @property
     def journal_fields(self) -> dict:
-        """What every journal record of the consolidation holds."""
+        """Fields that every journal record of the consolidation has."""
         return {"night": self.night, "sender": self.sender, "day": self.source}
 
 
 @dataclass(frozen=True)
 class Shares:
-    """Rows of one optimizer step, beside those of reading."""
+    """Rows of one optimizer step, without the reading rows."""
 
-    groups_new: int  # groups of student samples on new sequences
-    groups_replay: int
-    teacher_new: int  # the teacher's own sequences
-    teacher_replay: int
+    groups_new: int  # groups of student samples on prefixes of new sequences
+    groups_replay: int  # the same on self-replay
+    teacher_new: int  # new teacher sequences
+    teacher_replay: int  # teacher sequences of self-replay
 
     @staticmethod
     def of(config: Config, replay_share: float, on_policy: float) -> Shares:
-        """Split sleep.batch by `on_policy` (lambda of equation 3) and `replay_share`."""
+        """Split sleep.batch by `on_policy` (lambda of equation 3) and `replay_share`, rounded to
+        whole groups.
+        """
         batch = config.sleep.batch
         size = config.imitation.group_size
         groups = round(on_policy * batch / size)
@@ -64,8 +66,9 @@ class Shares:
 def plan_consolidation(
     config: Config, night: int, sender: int, steps: int, day: Day | None
 ) -> ConsolidationPlan:
-    """Plan the consolidation of `sender` in a night; `day` is None in night 0, when the models of
-    model.teachers write.
+    """Plan the consolidation of `sender` in a night.
+
+    `day` is None in night 0, in which the models of model.teachers are seeded.
     """
     if sender != CONTEXT:
         return _plan(config, night, sender, f"level {sender}", steps=steps, replay_share=1.0)
@@ -78,9 +81,9 @@ def plan_consolidation(
 
 
 def plan_dreams(config: Config, night: int) -> ConsolidationPlan:
-    """Plan the learning of a night's accepted dreams.
+    """Plan the training on a night's accepted dreams.
 
-    Nothing is sampled from the student, so it need not be pushed before the end: one round.
+    It has one round, since the student does not sample and need not be pushed in between.
     """
     return _plan(
         config,
@@ -96,7 +99,7 @@ def plan_dreams(config: Config, night: int) -> ConsolidationPlan:
 
 
 def _plan(config: Config, night: int, sender: int, source: str, **changed) -> ConsolidationPlan:
-    """The config's values, but for those that `changed` names."""
+    """Return a plan with the config's values, except for those in `changed`."""
     values = {
         "steps": config.sleep.steps,
         "steps_per_round": config.sleep.steps_per_round,

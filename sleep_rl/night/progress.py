@@ -1,4 +1,4 @@
-"""Checkpoints inside a consolidation: what it writes, and what it resumes from."""
+"""Checkpoints inside a consolidation: save and load its data, random state and counters."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from sleep_rl.night.sequences import NightData, pack, unpack
 from sleep_rl.session.context import RunContext
 
 DATA = ("new", "unconditional", "rehearsed", "synthetic")
-SHUFFLED = ("new", "unconditional", "synthetic")  # epoch samplers: what is left of an epoch counts
+SHUFFLED = ("new", "unconditional", "synthetic")  # EpochSamplers, whose position is saved
 
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a consolidation continues with after `step` optimizer steps."""
+    """The checkpoint of an interrupted consolidation after `step` optimizer steps."""
 
     step: int
     learner: str  # path of the learner's part
     data: NightData
-    left: dict[str, list[int]]  # sampler -> what is still to come in its epoch
+    left: dict[str, list[int]]  # sampler -> positions left in its epoch
 
 
 def save_progress(
@@ -44,7 +44,8 @@ def save_progress(
         "left": {name: getattr(composer, name).left for name in SHUFFLED},
     }
     run.progress.save_partial(run, step, state)
-    # A process that resumes here begins with empty caches; this one goes on with empty ones, too.
+    # A process that resumes here starts with empty caches, so this one must continue with empty
+    # ones.
     run.crew.forget()
 
 
@@ -53,7 +54,8 @@ def load_progress(
 ) -> Resumed | None:
     """Read the checkpoint of an interrupted consolidation; None if there is none.
 
-    Restores `rng` and `record`. Raises RunError if it belongs to another consolidation.
+    Restores `rng` and `record`. Raises RunError if the checkpoint belongs to another consolidation
+    or cannot be read.
     """
     partial = run.progress.partial
     if partial is None:
@@ -61,7 +63,7 @@ def load_progress(
     try:
         state = partial.state
         if state["plan"] != plan.journal_fields:
-            raise ValueError(f"it is of {state['plan']}")
+            raise ValueError(f"it belongs to {state['plan']}")
         version, internal, gauss = state["rng"]
         rng.setstate((version, tuple(internal), gauss))
         record.restore(state["record"])
@@ -69,13 +71,13 @@ def load_progress(
         left = {name: list(state["left"][name]) for name in SHUFFLED}
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise RunError(
-            f"{plan.title}: {partial.learner} and what lies beside it cannot be gone on from "
-            f"({error}); remove that folder to do this night from its beginning"
+            f"{plan.title}: cannot resume from the checkpoint of {partial.learner} ({error}); "
+            "remove its folder to restart this night"
         ) from error
     return Resumed(partial.step, partial.learner, data, left)
 
 
 def restore_samplers(composer: BatchComposer, left: dict[str, list[int]]) -> None:
-    """Continue the epochs of the samplers where the checkpoint was written."""
+    """Restore the positions of the EpochSamplers."""
     for name, positions in left.items():
         getattr(composer, name).left = positions

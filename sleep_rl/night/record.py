@@ -1,4 +1,4 @@
-"""What the journal learns of a consolidation: per optimizer step, per round, and in all."""
+"""Journal records of a consolidation: per optimizer step, per round, and a summary."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from sleep_rl.session.context import RunContext
 
 
 class ConsolidationRecord:
-    """Counts tokens and times of one consolidation, and writes its journal records."""
+    """Counts tokens and seconds of one consolidation, and writes its journal records."""
 
     def __init__(self, run: RunContext, plan: ConsolidationPlan):
         self.run = run
@@ -20,16 +20,16 @@ class ConsolidationRecord:
         self.began = time.monotonic()
         self.tokens_trained = 0.0
         self.tokens_sampled = 0.0
-        self.idle_s = 0.0  # the learner's
-        self.last: Metrics = {}
+        self.idle_s = 0.0  # that the learner waited
+        self.last: Metrics = {}  # of the newest step
 
     def count_sampled(self, samples_N: list[Sample | Failure]) -> None:
-        """Count the tokens of samples that came."""
+        """Add the tokens of the samples that did not fail."""
         done = [sample for sample in samples_N if not isinstance(sample, Failure)]
         self.tokens_sampled += sum(len(sample.completion_T) for sample in done)
 
     def step(self, step: int, metrics: Metrics, rewards: Metrics) -> None:
-        """Write the record of one optimizer step."""
+        """Write the record `seed` of one optimizer step."""
         self.run.journal.log(
             "seed",
             **self.plan.journal_fields,
@@ -44,7 +44,7 @@ class ConsolidationRecord:
     def round(
         self, finished: Round, trained_s: float, learner_waited_s: float, rollouts_waited_s: float
     ) -> None:
-        """Write the record of one round: how old its samples were, and which side waited."""
+        """Write the record `flow` of one round: the versions of its samples, and who waited."""
         self.idle_s += learner_waited_s
         self.run.journal.log(
             "flow",
@@ -59,7 +59,7 @@ class ConsolidationRecord:
         )
 
     def finish(self) -> None:
-        """Write the record of the whole consolidation."""
+        """Write the record `night`, the summary of the consolidation."""
         seconds = time.monotonic() - self.began
         last = self.last
         self.run.journal.log(
@@ -76,12 +76,12 @@ class ConsolidationRecord:
         )
 
     def state(self) -> dict:
-        """Return plain data for a checkpoint; `restore` takes it back."""
+        """Return the counts as plain data for a checkpoint."""
         counts = [self.tokens_trained, self.tokens_sampled, self.idle_s]
         return {"counts": counts, "seconds": time.monotonic() - self.began, "last": self.last}
 
     def restore(self, state: dict) -> None:
-        """Continue from what `state` gave."""
+        """Restore what `state` returned."""
         self.tokens_trained, self.tokens_sampled, self.idle_s = state["counts"]
         self.began -= state["seconds"]
         self.last = dict(state["last"])

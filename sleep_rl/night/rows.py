@@ -1,4 +1,4 @@
-"""From teacher sequences to training rows."""
+"""Convert teacher sequences to training rows."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from sleep_rl.session.prompts import PromptCodec
 
 
 def teacher_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[TrainingRow]:
-    """Return rows on the teacher's own sequences: the teacher has the document, the student not.
+    """Return rows on teacher sequences: the teacher has the document in context, the student not.
 
-    The loss covers the prompt x, too, so that the student learns to generate it. A dream's text
-    keeps its own prompt, and its target is the text itself.
+    The loss covers the prompt x, too, so that the student learns to generate it. The text of a
+    dream keeps its own prompt, and its target is the text itself.
     """
     return [_teacher_row(codec, sequence) for sequence in sequences]
 
@@ -38,7 +38,7 @@ def _teacher_row(codec: PromptCodec, sequence: TeacherSequence) -> TrainingRow:
 
 
 def reading_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[TrainingRow]:
-    """Return rows on which teacher and student both have the document: self-replay of reading.
+    """Return rows on which both teacher and student have the document in context.
 
     Without these rows the new expert degrades in-context reading (or never inherits it from the
     sender), and the teachers of later nights generate worse data.
@@ -57,8 +57,10 @@ def reading_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[T
 def synthetic_document_rows(
     codec: PromptCodec, sequences: list[TeacherSequence]
 ) -> list[TrainingRow]:
-    """Return reading rows on synthetic documents. The loss covers the document as well, so the
-    student keeps the ability to generate documents.
+    """Return reading rows on synthetic documents.
+
+    The loss covers the document as well, so that the student keeps the ability to generate
+    documents.
     """
     start = len(codec.bos) or 1  # tokens before the loss
     rows = []

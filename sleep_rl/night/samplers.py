@@ -1,4 +1,4 @@
-"""Samplers of teacher sequences: what a batch takes next."""
+"""Samplers of teacher sequences for batches."""
 
 from __future__ import annotations
 
@@ -29,10 +29,8 @@ class EpochSampler:
 
 
 class DivergenceSampler:
-    """Sample rehearsed sequences with replacement, by the weight that the index gives their
-    prompts.
-
-    The weights change while the night trains: see `RehearsalIndex.weights`.
+    """Sample rehearsed sequences with replacement, weighted by `RehearsalIndex.weights` of their
+    prompts, which change during training.
     """
 
     def __init__(self, data: list[TeacherSequence], rng: random.Random, index: RehearsalIndex):

@@ -1,4 +1,4 @@
-"""Sequences d of the data D: what the teacher wrote, and where it came from."""
+"""Teacher sequences d of the data D, with their origin."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from sleep_rl.session.prompts import PromptCodec
 
 
 class Origin(StrEnum):
-    """Where a sequence comes from."""
+    """How a sequence was generated."""
 
-    DOCUMENT = "document"  # written by the teacher with a document of the day in its context
-    UNCONDITIONAL = "unconditional"  # written from bos, without a document
+    DOCUMENT = "document"  # by the teacher with a document of the day in context
+    UNCONDITIONAL = "unconditional"  # by the teacher from bos, without a document
     REHEARSED = "rehearsed"  # the teacher's answer to a prompt of a past night
-    SYNTHETIC = "synthetic"  # about a document that the teacher wrote unconditionally
-    PEER = "peer"  # written unconditionally by a model of model.teachers
+    SYNTHETIC = "synthetic"  # about a document that the teacher generated unconditionally
+    PEER = "peer"  # unconditionally by a model of model.teachers
     DREAM = "dream"  # a text of an accepted dream; its target is the text itself
 
 
 SELF_REPLAY = (Origin.UNCONDITIONAL, Origin.REHEARSED)
-"""Origins whose rows hold the student to what the model knew already."""
+"""Origins of self-replay, which preserves what the model knew before the night."""
 
 
 @dataclass(frozen=True)
 class TeacherSequence:
-    """One sequence d: the self-made prompt x with its marker, the answer y, and eos.
+    """One sequence d: the generated prompt x with its marker, the answer y, and eos.
 
     The model reads context_T + opener + sequence_T; a dream has no opener.
     """
@@ -38,9 +38,9 @@ class TeacherSequence:
     context_T: Ids  # bos, and the document where there is one
     sequence_T: Ids
     prompt_T: Ids = ()  # the rehearsed prompt with which sequence_T begins
-    peer: int = 0  # which model of model.teachers wrote it, from 1
-    answer_probability: float = 1.0  # that the teacher gave to its answer y
-    temperature: float = 1.0  # of the teacher's distribution on y, as a target
+    peer: int = 0  # number of the model of model.teachers that generated it, from 1; 0: none
+    answer_probability: float = 1.0  # of the answer y under the teacher
+    temperature: float = 1.0  # of the teacher's distribution on y as the target
 
     @property
     def replay(self) -> bool:
@@ -50,12 +50,12 @@ class TeacherSequence:
 
 @dataclass(frozen=True)
 class NightData:
-    """D of one consolidation, by what a row of it is for."""
+    """D of one consolidation, by the kind of rows made from it."""
 
-    new: list[TeacherSequence]  # what is learned (or only read, when a level sends)
+    new: list[TeacherSequence]  # to be learned (for reading rows only, if a level sends)
     unconditional: list[TeacherSequence]  # self-replay
-    rehearsed: list[TeacherSequence]  # self-replay that answers prompts of past nights
-    synthetic: list[TeacherSequence]  # for reading rows on documents of the teacher's own
+    rehearsed: list[TeacherSequence]  # self-replay on prompts of past nights
+    synthetic: list[TeacherSequence]  # for reading rows on synthetic documents
 
 
 def filter_complete(
@@ -67,11 +67,10 @@ def filter_complete(
     temperature: float = 1.0,
     peer: int = 0,
 ) -> tuple[list[TeacherSequence], dict[str, int]]:
-    """Return the samples that end by themselves and hold a prompt and an answer, as sequences, and
-    the counts of the others by reason.
+    """Return (sequences, reason -> number of dropped samples).
 
-    `min_confidence`: least probability that the answer y must have had. `temperature`, `peer`: see
-    TeacherSequence.
+    A sample becomes a sequence if it ends with eos and has a prompt, an answer y, and at least
+    probability `min_confidence` for y. `temperature`, `peer`: see TeacherSequence.
     """
     sequences = []
     dropped = {"failed": 0, "unfinished": 0, "no answer": 0, "unsure": 0}
@@ -104,14 +103,14 @@ def filter_complete(
 
 
 def _probability(sample: Sample, tokens: int) -> float:
-    """Probability of the last `tokens` tokens."""
+    """Return the probability of the last `tokens` tokens of a sample."""
     return math.exp(math.fsum(sample.logprobs_T[-tokens:]))
 
 
 def prompt_length(codec: PromptCodec, sequence: TeacherSequence) -> int:
-    """Return the number of leading tokens that belong to the prompt x, up to its marker.
+    """Return the number of leading tokens that belong to the prompt x, with its marker.
 
-    A dream's text has a prompt x only where it stands behind the opener.
+    The text of a dream has a prompt x only if its context ends with the opener.
     """
     opener = codec.opener
     if sequence.origin == Origin.DREAM and sequence.context_T[-len(opener) :] != opener:
@@ -120,7 +119,7 @@ def prompt_length(codec: PromptCodec, sequence: TeacherSequence) -> int:
 
 
 def pack(sequences: Sequence[TeacherSequence]) -> dict:
-    """Return plain data for a checkpoint, with each context once; `unpack` takes it back."""
+    """Return sequences as plain data for a checkpoint, with each distinct context once."""
     contexts = list(dict.fromkeys(s.context_T for s in sequences))
     positions = {context: i for i, context in enumerate(contexts)}
     rows = [
@@ -139,13 +138,20 @@ def pack(sequences: Sequence[TeacherSequence]) -> dict:
 
 
 def unpack(plain: dict) -> list[TeacherSequence]:
-    """Return what `pack` was given. Raises KeyError, TypeError, ValueError or IndexError for plain
-    data of another shape.
+    """Return the sequences that `pack` was given.
+
+    Raises KeyError, TypeError, ValueError or IndexError for data of another form.
     """
     contexts = [tuple(context) for context in plain["contexts"]]
     return [
         TeacherSequence(
-            Origin(origin), contexts[position], tuple(ids), tuple(prompt), peer, probability, heat
+            Origin(origin),
+            contexts[position],
+            tuple(ids),
+            tuple(prompt),
+            peer,
+            probability,
+            temperature,
         )
-        for origin, position, ids, prompt, peer, probability, heat in plain["rows"]
+        for origin, position, ids, prompt, peer, probability, temperature in plain["rows"]
     ]

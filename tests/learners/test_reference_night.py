@@ -104,13 +104,13 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
     assert row == TrainingRow(start, d_T, document + codec.opener, x_length=len(d_T) - 2)
     prefix = cut(sequence, config, random.Random(3))
     continuations = [
-        prefix.rest_T,
+        prefix.teacher_continuation_T,
         codec.ids("in oslo ? A : bob") + codec.eos,
         codec.ids("rome") + codec.eos,
     ]
     samples = [
         Sample(
-            codec.opener + prefix.begun_T,
+            codec.opener + prefix.tokens_T,
             codec.context(None),
             y,
             (-1.0,) * len(y),
@@ -123,12 +123,14 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
     ]
     pairs = reward_pairs([prefix], samples, 3)
     real = [levenshtein_reward(p.student_T, p.teacher_T, config.reward.z0) for p in pairs]
-    slow = [reward(y, prefix.rest_T, config.reward.z0, 0.0, 0.0) for y in continuations]
+    slow = [
+        reward(y, prefix.teacher_continuation_T, config.reward.z0, 0.0, 0.0) for y in continuations
+    ]
     assert real == pytest.approx(slow) and real[0] == 1 and 0 <= min(real) < 1
     assert group_advantage(real, True) == pytest.approx(advantages(slow))
     [rows] = student_rows(codec, [prefix], samples, real, config)
     for row, y, a in zip(rows, continuations, advantages(slow), strict=True):
-        begun = codec.opener + prefix.begun_T
+        begun = codec.opener + prefix.tokens_T
         assert row.prompt_T == codec.context(None) + begun
         assert row.teacher_T == document + begun and row.completion_T == y
         assert row.advantage == pytest.approx(a) and math.isfinite(a)

@@ -145,7 +145,7 @@ def test_prefixes_follow_their_law(texts):
     assert min(lengths) == 2 and max(lengths) == 13
     assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
     short = cut(TeacherSequence(Origin.DOCUMENT, (), (5, 6)), config, rng)
-    assert short.begun_T == (5,) and short.rest_T == (6,)
+    assert short.tokens_T == (5,) and short.teacher_continuation_T == (6,)
 
 
 def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):

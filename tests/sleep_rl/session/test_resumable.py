@@ -129,8 +129,7 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
     )
     with pytest.raises(
         RunError,
-        match=r"cannot be gone on from \(it is of .*77.*remove that "
-        r"folder",
+        match=r"cannot resume from the checkpoint of .* \(it belongs to .*77.*remove its folder",
     ):
         continue_life(tmp_path)
     shutil.rmtree(at)
