@@ -15,9 +15,11 @@ from cluster.doctor import services
 from sleep_rl.cli.main import main
 from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.model.shape import checkpoint_shape
 from sleep_rl.plan.plan import plan
 from tests.fakes import packaged
+from tests.fakes.models import LEVELS
 from tests.fakes.packaged import NAME
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +126,16 @@ def test_pretrain_prints_where_it_is_and_grow_enlarges_it(tiny, keys, capsys):
     assert main(["grow", NAME, "grown", "--layers", "1"]) == 0
     assert capsys.readouterr().out == "grown\n" and made() == [folder]
     assert checkpoint_shape("grown").layers == checkpoint_shape(folder).layers + 1
+
+
+def test_an_export_brings_licence_and_notice_along(tiny, keys):
+    assert main(["pretrain", DOCUMENTS, *keys]) == 0
+    [folder] = made()
+    model = checkpoints.load(folder, LEVELS["dense"])
+    memory_folder.save_memory(model, "memory", folder)
+    assert main(["export", "memory", "exported"]) == 0
+    assert Path("exported", "LICENSE").read_text() == packaged.LICENCE
+    assert Path("exported", "NOTICE").read_text().startswith("Tiny by nobody, licence Apache-2.0")
 
 
 @pytest.mark.parametrize(
