@@ -1,5 +1,5 @@
-"""Read regular files only, so that no pipe or device keeps a command waiting; write files and
-folders atomically, so that no reader and no power failure meets half of one.
+"""Read regular files only, since a pipe or device could block; write files and folders atomically,
+so that neither a reader nor a power failure leaves a partial one.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-# with all includes: YAML is read slowly, ten times more would take half a minute
+# with all includes: PyYAML is slow, ten times more would take half a minute
 CONFIG_BYTES = 1 << 15
 JSON_BYTES = 1 << 28  # of a checkpoint's or a run's own files; tokenizers have tens of megabytes
 DATA_BYTES = 1 << 32
 
 
 def regular(path: str | os.PathLike) -> BinaryIO:
-    """An open regular file. Raises OSError, whose `strerror` says it, for anything else, and
-    ValueError for a name that cannot be one.
+    """Open a regular file for reading bytes.
+
+    Raises OSError (with `strerror`) for anything else, and ValueError for a name with a NUL.
     """
-    # or a pipe without a writer would wait for one
+    # O_NONBLOCK: opening a pipe without a writer would block
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
@@ -39,17 +40,13 @@ def regular(path: str | os.PathLike) -> BinaryIO:
 
 
 def checked(path: str | os.PathLike) -> str:
-    """The path of a regular file, for a reader that would wait for anything else. Raises what
-    `regular` does.
-    """
+    """Return the path of a file after checking that it is a regular one. Raises as `regular`."""
     regular(path).close()
     return os.fspath(path)
 
 
 def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:
-    """The bytes of a regular file. Raises what `regular` does, and OSError for more than `most`
-    bytes.
-    """
+    """Return the bytes of a regular file. Raises as `regular`, and OSError above `most` bytes."""
     with regular(path) as file:
         data = file.read(min(most, os.fstat(file.fileno()).st_size) + 1)
         if len(data) > most:
@@ -58,14 +55,12 @@ def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:
 
 
 def parsed(path: str | os.PathLike, most: int = DATA_BYTES) -> Any:
-    """What a JSON file holds. Raises what `content` does, and ValueError, with words for people,
-    for no JSON.
-    """
+    """Return the data of a JSON file. Raises as `content`, and ValueError for invalid JSON."""
     return parse(content(path, most))
 
 
 def parse(data: bytes) -> Any:
-    """What JSON holds. Raises ValueError, with words for people."""
+    """Return the data of a JSON text. Raises ValueError with a readable message."""
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -85,13 +80,13 @@ def parse(data: bytes) -> Any:
 def write_atomically(path: str | os.PathLike, data: bytes) -> None:
     """Replace the file at `path` by one that holds `data`, completely or not at all.
 
-    The bytes go into a hidden file beside `path`, which is synced and renamed. Raises OSError; the
-    file that `path` was before is then intact.
+    The bytes are written to a hidden file beside `path`, which is synced and renamed. Raises
+    OSError; an earlier file at `path` is then intact.
     """
     target = Path(path)
     temporary = _fresh_name(target)
     try:
-        # "x" follows no link that somebody left under this name
+        # "x" does not follow a link of this name
         with open(temporary, "xb") as file:
             file.write(data)
             file.flush()
@@ -104,11 +99,11 @@ def write_atomically(path: str | os.PathLike, data: bytes) -> None:
 
 @contextmanager
 def atomic_folder(target: str | os.PathLike, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder beside `target` that becomes `target` when the block ends well.
+    """Yield an empty folder beside `target` that is renamed to `target` after the block.
 
-    Its files are synced before it is renamed. `replace`: whether a folder at `target` gives way;
-    without it one that is not empty is an error. Raises OSError; `target` is then as it was, and
-    what the block wrote is gone. An exception of the block is raised as it is.
+    Its files are synced before. `replace`: whether an existing folder is replaced; otherwise one
+    that is not empty is an error. Raises OSError, and any exception of the block; `target` is then
+    unchanged and the new folder removed.
     """
     target = Path(target)
     temporary = _fresh_name(target)
@@ -133,8 +128,8 @@ def atomic_folder(target: str | os.PathLike, replace: bool = True) -> Iterator[P
 
 
 def _fresh_name(target: Path) -> Path:
-    """Return the name of this process's temporary file or folder for `target`, and remove those
-    that processes of this host left behind when they were killed.
+    """Return the path of this process's temporary file or folder for `target`, and remove those of
+    killed processes of this host.
     """
     prefix = f".{target.name}.{os.uname().nodename}-"
     fresh = target.with_name(f"{prefix}{os.getpid()}.partial")
@@ -161,7 +156,7 @@ def _is_alive(pid: int) -> bool:
 
 
 def _discard(path: Path) -> None:
-    """Remove a file, a link or a folder with all in it; what resists stays."""
+    """Remove a file, a link or a folder with its content; errors are ignored."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -170,7 +165,7 @@ def _discard(path: Path) -> None:
 
 
 def _sync_tree(folder: Path) -> None:
-    """Sync the files and folders below `folder`, and itself; links are as safe as their folder."""
+    """Sync `folder` and all files and folders in it; a link is synced with its folder."""
     for parent, _, names in os.walk(folder):
         for name in names:
             path = Path(parent, name)
@@ -180,7 +175,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def _sync(path: Path) -> None:
-    """Write a file's content, or a folder's list of names, through to the disk."""
+    """Flush a file, or the entries of a folder, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

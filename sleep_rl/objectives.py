@@ -46,10 +46,10 @@ def seeding_terms(
 
     kind, beta: see `divergence`.
     temperature_P: of the teacher's distribution; T becomes T^(1/temperature), normalised. None: 1.
-    teacher_head: of a teacher that is another model; its hidden states may have another width.
+    teacher_head: output head of a teacher that is another model, whose hidden size may differ.
 
-    Logits exist for `chunk` positions at a time, in the backward pass too (they are recomputed
-    there): two full [P, V] tensors never live at once. Suffix c: the positions of one chunk.
+    Logits are computed for `chunk` positions at a time, and recomputed in the backward pass, so
+    that no full [P, V] tensors are in memory. Suffix c: the positions of one chunk.
     """
 
     def terms(
@@ -63,8 +63,8 @@ def seeding_terms(
         logp_c = F.log_softmax(student_cV.float(), -1).gather(-1, token_c[:, None])[:, 0]
         return divergence(kind, teacher_cV, student_cV, beta), logp_c
 
-    # No check of metadata: ZeRO-3 gathers the head anew for the recomputation, the same values in
-    # another storage.
+    # determinism_check="none": ZeRO-3 gathers the head again for the recomputation, with the same
+    # values in another storage.
     tokens = token_P.split(chunk)
     temperatures = [None] * len(tokens) if temperature_P is None else temperature_P.split(chunk)
     parts = [
@@ -79,8 +79,8 @@ def seeding_terms(
 def token_logprobs(
     head: Callable[[Tensor], Tensor], hidden_PD: Tensor, token_P: Tensor, chunk: int
 ) -> Tensor:
-    """Return the log-probability [P] of each token, in nats, with logits of `chunk` positions at a
-    time.
+    """Return the log-probability [P] of each token, in nats; logits are computed for `chunk`
+    positions at a time.
     """
 
     def logp(hidden_cD: Tensor, token_c: Tensor) -> Tensor:
@@ -96,7 +96,7 @@ def token_logprobs(
 
 def importance_weight(logp_P: Tensor, behaviour_logp_P: Tensor, cap: float) -> Tensor:
     """Return the truncated importance weight [P] min(S(y)/sampler(y), cap) of samples from an older
-    version; no gradient.
+    version, without gradient.
     """
     return (logp_P.detach() - behaviour_logp_P).exp().clamp(max=cap)
 
@@ -121,10 +121,10 @@ def l_ks(
     """Return the scalar -J_KS = alpha mean(divergence) + (1 - alpha) mean(policy loss over rewarded
     positions) (equation 6).
 
-    divergence_P: already multiplied with the weights of the positions.
+    divergence_P: already multiplied by the weights of the positions.
     has_reward_P: 1 where the policy loss counts, else 0.
-    positions, rewarded: what the two sums are divided by, over all micro batches and ranks: the sum
-    of the weights, and the number of rewarded positions. Less than one counts as one.
+    positions, rewarded: divisors of the two sums, over all micro batches and ranks: the sum of the
+    weights, and the number of rewarded positions; both at least 1.
     """
     seed = divergence_P.sum() / positions.clamp(min=1)
     imitate = (policy_P * has_reward_P).sum() / rewarded.clamp(min=1)

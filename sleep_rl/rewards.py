@@ -1,5 +1,4 @@
-"""Rewards of learning to imitate (paper.md equations 4 and 5) and the group-relative advantage made
-from them.
+"""Imitation rewards (paper.md equations 4 and 5) and their group-relative advantage.
 
 Suffixes: `_T` tokens of one continuation, `_G` completions of one prefix.
 """
@@ -15,11 +14,11 @@ from sleep_rl.contracts.errors import Failure
 
 
 def levenshtein_reward(student_T: Sequence[int], teacher_T: Sequence[int], z0: float) -> float:
-    """Equation 5: 1 - z / max(|d^|, |d|) if the Levenshtein distance z of the token ids is at most
-    z0, else 0.
+    """Return the reward of equation 5: 1 - z / max(|d^|, |d|) if the Levenshtein distance z of the
+    token ids is at most z0, else 0.
 
-    z0 from 1 on is a count of tokens as in the paper; below 1 it is a share of the longer sequence,
-    since a count means different things for short and long ones. Two empty sequences are equal: 1.
+    z0 >= 1 is a number of tokens, as in the paper; z0 < 1 is a share of the longer sequence, so
+    that it does not depend on the length. Two empty sequences have reward 1.
     """
     longest = max(len(student_T), len(teacher_T))
     if longest == 0:
@@ -30,8 +29,9 @@ def levenshtein_reward(student_T: Sequence[int], teacher_T: Sequence[int], z0: f
 
 
 def mixture(r_sem: float | Failure, r_abs: float, gamma: float) -> float | Failure:
-    """Equation 4: gamma r_sem + (1 - gamma) r_abs. A failed semantic reward fails the mixture if it
-    has weight.
+    """Return the reward of equation 4: gamma r_sem + (1 - gamma) r_abs.
+
+    It is the Failure of a failed semantic reward if gamma is above 0.
     """
     if gamma == 0:
         return r_abs
@@ -39,12 +39,11 @@ def mixture(r_sem: float | Failure, r_abs: float, gamma: float) -> float | Failu
 
 
 def group_advantage(rewards_G: Sequence[float | Failure], scale: bool) -> list[float | None]:
-    """Reward minus the mean of the group's scored members; with `scale` also divided by their
-    standard deviation.
+    """Return reward - mean of each member of a group; with `scale` divided by the standard
+    deviation (n - 1), as in GRPO.
 
-    The deviation is that of a sample (n - 1), as in other GRPO implementations. A Failure gets None
-    and counts in neither. With fewer than two scored members there is nothing to compare with: all
-    None. Equal rewards give zeros.
+    A Failure gets None and is excluded from mean and deviation. With fewer than two scored members
+    all are None. Equal rewards give zeros.
     """
     scored = [r for r in rewards_G if not isinstance(r, Failure)]
     if len(scored) < 2:

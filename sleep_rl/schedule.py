@@ -1,8 +1,9 @@
-"""The schedule of a life: which consolidations take place, in order (paper.md sections 2 and 3).
+"""The schedule of a life: all its consolidations, in order (paper.md sections 2 and 3).
 
-C(1..k) are the chunk lengths of the k memory levels in nights, fastest first. At the end of a chunk
-a level moves into the next slower one, and its own weights are updated by equation 2. The context
-window, as sender 0, moves into level 1 every night; the slowest level sends nothing.
+C(1..k) are the chunk lengths of the k memory levels in nights, fastest first. At the end of its
+chunk a level is consolidated into the next slower one, and its base expert is updated by equation
+2. The context window, sender 0, is consolidated into level 1 every night. The slowest level is
+never a sender.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ class ScheduledConsolidation:
     night: int  # from 1; 0: other models are seeded into level 1 before the first day
     sender: int  # memory level; 0: the context window
     receiver: int  # sender + 1
-    due: tuple[int, ...]  # levels whose own weights move by equation 2 with it, ascending
+    due: tuple[int, ...]  # levels whose base experts are updated by equation 2, ascending
     steps: int  # optimizer steps
 
 
@@ -31,19 +32,20 @@ def schedule(
     teachers: bool = False,
     endless: bool = False,
 ) -> list[ScheduledConsolidation]:
-    """Return all consolidations of a life of `nights` nights, in the order in which they run.
+    """Return all consolidations of a life of `nights` nights, in order of execution.
 
-    `steps`: optimizer steps for each consolidation whose knowledge moves on: a level sends
-    everything that it received since it last sent, the context window counts as one.
+    `steps`: optimizer steps of a consolidation of the context window; those of a level are
+    multiplied by the consolidations that it received since it last sent.
     `reset`: a sender is empty after its consolidation. `teachers`: night 0 takes place.
     `endless`: the life has no last day. Otherwise every open chunk ends with the last night.
 
     Within a night slow levels send before fast ones, so that a receiver is emptied before it
-    receives. A level is updated with the first consolidation of the night that it takes part in, or
-    else with that of the context window. Takes O(nights * levels).
+    receives. The base expert of a level is updated with the first consolidation of the night in
+    which the level is sender or receiver, or else with that of the context window. Takes
+    O(nights * levels).
     """
     levels = len(chunks)
-    holds = [False] * (levels + 1)  # of each level: something to send; entry 0 is not used
+    holds = [False] * (levels + 1)  # whether a level has something to send; entry 0 is not used
     received = [0] * (levels + 1)  # consolidations into each level since it last sent
     consolidations = []
 
@@ -75,7 +77,7 @@ def schedule(
 def by_night(
     consolidations: Sequence[ScheduledConsolidation],
 ) -> dict[int, list[ScheduledConsolidation]]:
-    """Group a schedule by night, each in its order."""
+    """Return night -> its consolidations, in order."""
     nights: dict[int, list[ScheduledConsolidation]] = {}
     for consolidation in consolidations:
         nights.setdefault(consolidation.night, []).append(consolidation)
@@ -89,10 +91,10 @@ def most_experts(
     reset: bool = True,
     dreams: bool = False,
 ) -> list[int]:
-    """Return the largest number of experts that each of the levels 1..k holds at once.
+    """Return the largest number of unlocked experts of each level 1..k in the life.
 
-    Every consolidation unlocks one expert of its receiver. `dreams`: each night's dreams unlock one
-    more in level 1. `reset`: as for `schedule`.
+    Every consolidation unlocks one expert of its receiver. `dreams`: the dreams of each night
+    unlock one more in level 1. `reset`: as for `schedule`.
     """
     held = [0] * (levels + 1)
     most = [0] * (levels + 1)

@@ -1,4 +1,4 @@
-"""Step 1: the dreaming policy writes dreams about tasks, with C in context."""
+"""Step 1 of dreaming: the dreaming policy generates dreams about tasks, with C in context."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.resumable import stage
 
 
-@stage("dream/{night}/{number}/write", switch="dream.rounds", optional=True)
-def write(
+@stage("dream/{night}/{number}/generate", switch="dream.rounds", optional=True)
+def generate_dreams(
     run: RunContext, night: int, number: int, tasks: list[DreamTask], policy: bool
 ) -> list[dict]:
-    """Sample dreams_per_task dreams ~ LM(.|C) per task. For the i-th of every task each router also
-    activates the same random expert.
+    """Sample dreams_per_task dreams ~ LM(.|C) per task.
 
-    `policy`: the dreaming policy has a memory of its own. Returns dreams as plain data.
+    With dream.novelty each router activates a random expert as well, the same one for the i-th
+    dream of all tasks. `policy`: the dreaming policy has a memory state of its own. Returns dreams
+    as plain data.
     """
     options = run.config.dream
     learner = run.crew.learn
@@ -28,7 +29,7 @@ def write(
     dreams: list[Dream] = []
     if policy:
         learner.save_state(SELF)
-        if number == 1:  # the policy has what the model learned since, too
+        if number == 1:  # include what the model learned since the last night
             learner.rebase_policy_expert(DREAMER)
         else:
             learner.load_state(DREAMER)
@@ -86,5 +87,5 @@ def _dream(
         sample.completion_T,
         codec.text(sample.completion_T),
         fmean(sample.logprobs_T),
-        reason="" if sample.finish_reason == "stop" else "it has no end",
+        reason="" if sample.finish_reason == "stop" else "no eos token",
     )

@@ -1,4 +1,4 @@
-"""What a dream teaches: texts to train on, as rows of a copy and as sequences of D."""
+"""Lessons of dreams: the texts to train on, and their form as sequences of D."""
 
 from __future__ import annotations
 
@@ -13,13 +13,16 @@ from sleep_rl.session.prompts import PromptCodec
 
 
 def tasks_by_id(run: RunContext, night: int) -> dict[str, DreamTask]:
-    """Return the tasks of all days up to a night."""
+    """Return id -> task for the tasks of all days up to a night."""
     days = run.task.days()[:night]
     return {task.id: task for day in days for task in run.task.dream_tasks(day)}
 
 
 def lesson_of(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
-    """Return what a dream teaches, without texts that do not fit into the engines."""
+    """Return the lesson of a dream, without texts longer than the critics' max_model_len.
+
+    A Failure if the dream has no lesson, or none of its texts fits.
+    """
     lesson = run.task.lesson(task, text)
     if isinstance(lesson, Failure):
         return lesson
@@ -29,19 +32,19 @@ def lesson_of(run: RunContext, task: DreamTask, text: str) -> Lesson | Failure:
         text for text in lesson.texts if sum(map(len, run.codec.baseline(text))) <= limit
     )
     if not fitting:
-        return Failure(f"none of its texts fits into max_model_len = {limit}", "dream")
+        return Failure(f"no text fits into max_model_len = {limit}", "dream")
     return replace(lesson, texts=fitting)
 
 
 def lesson_sequence(codec: PromptCodec, text: TrainingText) -> TeacherSequence:
-    """Return a lesson's text as a sequence of D whose target is the text itself.
+    """Return a text of a lesson as a sequence of D whose target is the text itself.
 
-    Where it begins with the opener and holds a marker, its prompt is rehearsed in later nights like
-    one that the teacher wrote.
+    If its prompt begins with the opener and ends with the marker, the prompt can be rehearsed in
+    later nights like a generated one.
     """
     prompt, completion = codec.baseline(text)
     start = codec.context(None) + codec.opener
-    asked = prompt[len(start) :]
-    if prompt[: len(start)] == start and codec.x_length(asked) == len(asked):
-        return TeacherSequence(Origin.DREAM, start, asked + completion)
+    question = prompt[len(start) :]
+    if prompt[: len(start)] == start and codec.x_length(question) == len(question):
+        return TeacherSequence(Origin.DREAM, start, question + completion)
     return TeacherSequence(Origin.DREAM, prompt, completion)

@@ -1,4 +1,4 @@
-"""Step 5: the dreaming policy follows the rewarded dreams (the M-step of ReST-EM)."""
+"""Step 5 of dreaming: train the dreaming policy on the rewarded dreams (M-step of ReST-EM)."""
 
 from __future__ import annotations
 
@@ -12,12 +12,14 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
 
-@stage("dream/{night}/{number}/follow", switch="dream.rounds", optional=True)
-def follow(run: RunContext, night: int, number: int, rewarded: list[Dream], policy: bool) -> bool:
-    """Fine-tune the dreaming policy on the rewarded dreams, with C in front, in an expert of its
-    own.
+@stage("dream/{night}/{number}/train_policy", switch="dream.rounds", optional=True)
+def train_policy(
+    run: RunContext, night: int, number: int, rewarded: list[Dream], policy: bool
+) -> bool:
+    """Fine-tune the expert of the dreaming policy on the rewarded dreams, with C in context.
 
-    `policy`: it has a memory of its own already. Returns whether it has one now.
+    `policy`: the policy already has a memory state of its own. Returns whether it has one after the
+    call.
     """
     options = run.config.dream.policy
     learner = run.crew.learn
@@ -30,7 +32,7 @@ def follow(run: RunContext, night: int, number: int, rewarded: list[Dream], poli
     if continued:
         learner.load_state(DREAMER)
     learner.open_night(1, slot="reuse_newest" if continued else "next_or_newest")
-    title = f"night {night}: the dreaming policy follows {len(rewarded)} dreams"
+    title = f"night {night}: dreaming policy trains on {len(rewarded)} dreams"
     with run.console.phase(title, total=steps) as tick:
         for step in range(steps):
             rows = queue[step * options.batch :][: options.batch]
@@ -44,7 +46,7 @@ def follow(run: RunContext, night: int, number: int, rewarded: list[Dream], poli
 
 
 def _rows(run: RunContext, night: int, number: int, rewarded: list[Dream]) -> list[TrainingRow]:
-    """The rows of all epochs, each epoch shuffled."""
+    """Return the rows of all epochs, each epoch shuffled."""
     codec = run.codec
     tasks = tasks_by_id(run, night)
     opener = codec.ids(run.task.dream_opener)

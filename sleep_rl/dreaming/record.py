@@ -1,4 +1,4 @@
-"""A round of dreams in the journal, and as a dataset that `datasets` reads."""
+"""Write a round of dreams to the journal, and as a jsonl dataset."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def record_round(
 ) -> None:
     """Journal every dream and the round's summary, and write <run>/dreams/night-<n>-<round>.jsonl.
 
-    Raises RunError when the disk refuses.
+    Raises RunError if the file cannot be written.
     """
     place = {"night": night, "round": number}
     rows = [
@@ -28,8 +28,8 @@ def record_round(
         for d in dreams
     ]
     for row in rows:
-        shown = {key: value for key, value in row.items() if key not in ("ids", "context")}
-        run.journal.log("dream", **shown)
+        fields = {key: value for key, value in row.items() if key not in ("ids", "context")}
+        run.journal.log("dream", **fields)
     reasons = [dream.reason for dream in dreams if dream.reason]
     for reason in sorted(set(reasons)):
         run.journal.log("failure", where="dream", reason=reason, count=reasons.count(reason))
@@ -61,10 +61,10 @@ def _write(folder: Path, name: str, rows: list[dict]) -> None:
 
 
 def _finite(value: object) -> object:
-    """JSON has no NaN and no infinity."""
+    """Return None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _mean(values: list[float]) -> float | None:
-    """Of nothing there is no mean, and no zero."""
+    """Return the mean; None for an empty list."""
     return fmean(values) if values else None

@@ -1,7 +1,7 @@
-"""Step 2: which tasks are dreamed about, and which dreams are kept, by their gradients.
+"""Step 2 of dreaming: draw tasks, and select dreams by their gradients.
 
-Shapes: `_N` dreams of one task. A Gram matrix holds the inner products of the gradients of N dreams
-and, last, of C.
+Shapes: `_N` dreams of one task. A Gram matrix [N + 1, N + 1] has the inner products of the
+gradients of N dreams and, last, of C.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sleep_rl.dreaming.lessons import lesson_of
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
-LEAST_LACK = 0.05  # so that a day without mistakes is still dreamed about now and then
+MIN_WEIGHT = 0.05  # of a task whose day has no errors, so that it is still drawn sometimes
 
 
 def draw_tasks(
@@ -29,23 +29,23 @@ def draw_tasks(
     newest: str,
     rng: random.Random,
 ) -> list[DreamTask]:
-    """Draw the round's tasks, each at most once.
+    """Draw the tasks of a round by options.curriculum, without replacement.
 
-    `accuracy`: share of right answers per day, as last measured; a day that was not measured yet
-    lacks everything. A task's weight is what its day lacks, at least LEAST_LACK.
+    `accuracy`: day -> its newest accuracy; a missing day counts as 0. `newest`: the newest day.
+    With curriculum "weakest" the weight of a task is max(1 - accuracy of its day, MIN_WEIGHT).
     """
     pool = [t for t in tasks if options.curriculum != "newest" or t.day == newest]
-    lack = {t.day: 1.0 for t in pool}
+    weight = {t.day: 1.0 for t in pool}
     if options.curriculum == "weakest":
-        lack = {day: max(1 - accuracy.get(day, 0.0), LEAST_LACK) for day in lack}
+        weight = {day: max(1 - accuracy.get(day, 0.0), MIN_WEIGHT) for day in weight}
     # Efraimidis and Spirakis: the largest u^(1/w) are a weighted sample without replacement.
-    keyed = sorted(pool, key=lambda t: math.log(1 - rng.random()) / lack[t.day], reverse=True)
+    keyed = sorted(pool, key=lambda t: math.log(1 - rng.random()) / weight[t.day], reverse=True)
     return keyed[: options.tasks]
 
 
 def dream_importance(gram: Sequence[Sequence[float]], kind: str) -> list[float]:
-    """Return omega of each dream: the norm of its gradient (`kind` "norm"), or its inner product
-    with the gradient of C's loss (all others).
+    """Return omega of each dream: the norm of its gradient (`kind` "norm"), or the inner product of
+    its gradient with that of the loss on C (any other kind).
     """
     count = len(gram) - 1
     if kind == "norm":
@@ -56,10 +56,10 @@ def dream_importance(gram: Sequence[Sequence[float]], kind: str) -> list[float]:
 def keep(
     gram: Sequence[Sequence[float]], options: DreamConfig, rng: random.Random
 ) -> tuple[list[float], list[int]]:
-    """Return (omega of every dream, positions of the kept ones): the keep_top most important and
-    keep_random of the others at random; with importance "random" all of them at random.
+    """Return (omega of every dream, positions of the kept ones).
 
-    A gradient that is not finite makes its dream the least important.
+    Kept are the keep_top most important dreams and keep_random of the others at random; with
+    importance "random" all are random. A dream whose gradient is not finite ranks last.
     """
     omega = dream_importance(gram, options.importance)
     rank = [w if math.isfinite(w) else -math.inf for w in omega]
@@ -77,16 +77,19 @@ def keep(
 
 
 def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:
-    """Choose `k` by GREATS: one dream after another, each by what a gradient step on it still takes
-    off C's loss when the chosen ones were learned: <g_i, g_C> - eta sum over chosen j <g_i, g_j>,
-    eta one over the largest squared norm.
+    """Select `k` dreams one by one, as GREATS does: each time the dream i with the largest
+    <g_i, g_C> - eta sum over selected j of <g_i, g_j>, eta = 1 / max |g_i|^2.
+
+    Dreams whose gradient is not finite are never selected.
     """
     count = len(gram) - 1
-    sound = [i for i in range(count) if math.isfinite(gram[i][i]) and math.isfinite(gram[i][count])]
-    eta = 1 / max(max((gram[i][i] for i in sound), default=0.0), 1e-30)
+    finite = [
+        i for i in range(count) if math.isfinite(gram[i][i]) and math.isfinite(gram[i][count])
+    ]
+    eta = 1 / max(max((gram[i][i] for i in finite), default=0.0), 1e-30)
     chosen: list[int] = []
-    while len(chosen) < min(k, len(sound)):
-        left = [i for i in sound if i not in chosen]
+    while len(chosen) < min(k, len(finite)):
+        left = [i for i in finite if i not in chosen]
         chosen.append(
             max(left, key=lambda i: (gram[i][count] - eta * sum(gram[i][j] for j in chosen), -i))
         )
@@ -95,16 +98,17 @@ def greedy(gram: Sequence[Sequence[float]], k: int) -> list[int]:
 
 @stage("dream/{night}/{number}/select", switch="dream.rounds", optional=True)
 def select(
-    run: RunContext, night: int, number: int, tasks: list[DreamTask], written: list[dict]
+    run: RunContext, night: int, number: int, tasks: list[DreamTask], generated: list[dict]
 ) -> list[dict]:
-    """Compute omega of every dream that teaches anything, from gradients, and keep the top-k and b
-    random ones of each task.
+    """Compute omega of every dream that has a lesson, and mark the kept ones of each task.
+
+    `generated`: dreams as plain data, as is the result.
     """
     rng = random.Random(f"select {run.config.run.seed} {night} {number}")
     selected: list[Dream] = []
     with run.console.phase(f"night {night}: selecting dreams", total=len(tasks)) as tick:
         for task in tasks:
-            dreams = [_checked(run, task, d) for d in from_plain(written) if d.task == task.id]
+            dreams = [_checked(run, task, d) for d in from_plain(generated) if d.task == task.id]
             selected += _select(run, task, dreams, rng)
             tick(1, f"{sum(d.kept for d in selected)} kept")
     return to_plain(selected)
@@ -113,26 +117,26 @@ def select(
 def _select(
     run: RunContext, task: DreamTask, dreams: list[Dream], rng: random.Random
 ) -> list[Dream]:
-    """The dreams of one task, with omega and whether they are kept."""
+    """Return the dreams of one task with `importance` and `kept`."""
     options = run.config.dream
     codec = run.codec
-    sound = [dream for dream in dreams if not dream.reason]
-    if not sound:
+    candidates = [dream for dream in dreams if not dream.reason]
+    if not candidates:
         return dreams
     start = codec.context(None) + codec.ids(run.task.dream_opener)
     document = codec.document(task.context)
-    texts_N = [(start, dream.ids) for dream in sound] + [(document[:1], document[1:])]
+    texts_N = [(start, dream.ids) for dream in candidates] + [(document[:1], document[1:])]
     gram = run.crew.learn.gradient_gram(texts_N, options.importance == "greedy")
     omega, kept = keep(gram, options, rng)
     chosen = {
         dream.number: replace(dream, importance=omega[i], kept=i in kept)
-        for i, dream in enumerate(sound)
+        for i, dream in enumerate(candidates)
     }
     return [chosen.get(dream.number, dream) for dream in dreams]
 
 
 def _checked(run: RunContext, task: DreamTask, dream: Dream) -> Dream:
-    """The dream, given up where it teaches nothing."""
+    """Return the dream, with a reason if it has no lesson."""
     if dream.reason:
         return dream
     lesson = lesson_of(run, task, dream.text)

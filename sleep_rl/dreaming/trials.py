@@ -1,6 +1,4 @@
-"""Step 3: each kept dream is tried out on isolated copies, and rewarded where it helps (equation
-7).
-"""
+"""Step 3 of dreaming: try out each kept dream on isolated copies, and reward it (equation 7)."""
 
 from __future__ import annotations
 
@@ -17,17 +15,18 @@ from sleep_rl.dreaming.record import record_round
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
-ROUNDING = 1e-9  # of a mean of grades, far below what one answer more or less changes
+ROUNDING = 1e-9  # of a mean of grades, far below the change by one answer
 
 
 @stage("dream/{night}/{number}/try_out", switch="dream.rounds", optional=True)
 def try_out(
     run: RunContext, night: int, number: int, tasks: list[DreamTask], selected: list[dict]
 ) -> list[dict]:
-    """Train isolated copies on each kept dream: tau with and without, the reward, and the gain on
-    one more training seed that the reward never sees.
+    """Train isolated copies on each kept dream, and compute taus, reward and held-out gain.
 
-    All dreams are journaled and written as <run>/dreams/night-<n>-<round>.jsonl.
+    One more copy per dream, with a training seed of its own, gives the held-out gain and is not
+    part of the reward. All dreams are journaled and written to
+    <run>/dreams/night-<n>-<round>.jsonl. `selected`: dreams as plain data, as is the result.
     """
     copies = run.config.dream.copies
     dreams = from_plain(selected)
@@ -42,7 +41,7 @@ def try_out(
         owners += [task] * per_dream
     fields = {"night": night, "round": number, "copies": len(trials) - len(tasks)}
     with (
-        run.console.phase(f"night {night}: {len(trials)} copies try out {len(kept)} dreams"),
+        run.console.phase(f"night {night}: trials of {len(kept)} dreams on {len(trials)} copies"),
         run.timed("tried", **fields, dreams=len(kept)),
     ):
         greedy = Sampling(run.task.max_answer_tokens, 0.0, run.codec.eos)
@@ -53,8 +52,8 @@ def try_out(
     verdicts = {}
     for i, dream in enumerate(kept):
         first = len(tasks) + i * per_dream
-        *seen, held_out = taus[first : first + per_dream]
-        verdicts[id(dream)] = judged(before[dream.task], seen, held_out, copies.margin)
+        *rewarded, held_out = taus[first : first + per_dream]
+        verdicts[id(dream)] = judged(before[dream.task], rewarded, held_out, copies.margin)
     judged_dreams = [_with(dream, verdicts[id(dream)]) if dream.kept else dream for dream in dreams]
     record_round(run, night, number, by_id, judged_dreams)
     return to_plain(judged_dreams)
@@ -66,10 +65,11 @@ def judged(
     held_out: float | Failure,
     margin: float,
 ) -> tuple[float, tuple[float, ...], int, float | None] | Failure:
-    """Return (tau before, taus, reward, held-out gain) by equation 7: the reward is 1 where the
-    mean over the training seeds beats the un-updated model by more than `margin` (and rounding).
+    """Return (tau before, taus, reward, held-out gain) by equation 7: the reward is 1 if the mean
+    over the training seeds exceeds the un-updated model by more than `margin` (and rounding), else
+    0.
 
-    One tau that failed fails the dream: it has no reward, not a zero.
+    Returns a Failure if any tau failed, since the dream then has no reward.
     """
     failed = next((tau for tau in (before, *taus) if isinstance(tau, Failure)), None)
     if failed:
@@ -80,8 +80,8 @@ def judged(
 
 
 def accepted(dreams: Sequence[Dream], rule: str) -> list[Dream]:
-    """Return the rewarded dreams: all of them ("all_positive"), or the best of each task by its
-    mean tau ("best_of_k").
+    """Return the accepted dreams: all rewarded ones (`rule` "all_positive"), or the rewarded one
+    with the largest gain per task ("best_of_k").
     """
     rewarded = [d for d in dreams if d.reward]
     if rule == "all_positive":

@@ -15,10 +15,10 @@ from sleep_rl.session.resumable import stage
 
 
 def live(run: RunContext) -> None:
-    """Wake, consolidate, reset, dream, evaluate, day after day; baselines beside it."""
+    """Run the life: each day wake, consolidate, reset, dream, evaluate; and train the baselines."""
     begin(run)
     nights = by_night(run.config.schedule(len(run.task.days())))
-    policy = False  # dreams are the model's own, until some were rewarded
+    policy = False  # the model itself dreams until a dream was rewarded
     row = evaluate(run, after="base", lived=0)
     if run.config.model.teachers:
         inherit(run, nights[0])
@@ -44,16 +44,14 @@ def live(run: RunContext) -> None:
 
 @stage("begin", switch="none")
 def begin(run: RunContext) -> None:
-    """Push the untouched memory to the rollout workers, and save it for the baselines."""
+    """Push the initial memory to the rollout workers, and save it for the baselines."""
     run.crew.push(TEACHER, TEACHER)
     baselines.save_base(run)
 
 
 @stage("inherit", switch="model.teachers", optional=True)
 def inherit(run: RunContext, scheduled: list[ScheduledConsolidation]) -> None:
-    """Night 0: seed other, smaller models into level 1, as the context window is in later nights
-    (paper.md section 1).
-    """
+    """Seed the models of model.teachers into level 1: night 0 (paper.md section 1)."""
     run.crew.start_teachers()
     for consolidation in scheduled:
         consolidate(run, consolidation, None)
@@ -69,8 +67,9 @@ def save(run: RunContext, night: int) -> None:
 
 @stage("wake/{night}", switch="the number of days")
 def wake(run: RunContext, day: Day, night: int) -> None:
-    """Take in new data: it enters the context window, and its gradients join every level's chunk
-    (equation 2).
+    """Add the gradients of the day's documents to the open chunk of every level (equation 2).
+
+    Without wake updates (wake.lr 0) it does nothing.
     """
     if run.config.wake.lr == 0:
         return
@@ -84,22 +83,20 @@ def wake(run: RunContext, day: Day, night: int) -> None:
 
 
 def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) -> None:
-    """Move every level that is due into the next slower one, slow to fast: a receiver is emptied
-    before it receives. Last, the context window, which holds the day's documents, moves into level
-    1.
+    """Run the night's consolidations: the levels that are due, slow to fast, then the context
+    window with the day's documents; then reset the context window.
     """
     for consolidation in scheduled:
         consolidate(run, consolidation, day)
     if run.config.sleep.reset:
-        run.crew.forget()  # the documents leave the context window and every cache of it
+        run.crew.forget()  # the context window and every cache of it
 
 
 @stage("consolidate/{scheduled.night}/{scheduled.sender}", switch="model.chunks")
 def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | None) -> None:
-    """Seed the knowledge of the sender into the next level (paper.md section 3).
+    """Seed the knowledge of the sender into the next slower level (paper.md section 3).
 
-    Sender 0 is the context window, whose documents only the teacher has; from a memory level
-    nothing of the day is learned.
+    Sender 0 is the context window, whose documents only the teacher has. `day`: None in night 0.
     """
     learn = run.crew.learn
     plan = plan_consolidation(run.config, scheduled.night, scheduled.sender, scheduled.steps, day)

@@ -1,6 +1,4 @@
-"""The retention matrix: one row after each night, one column per day and one for what the base
-model knew.
-"""
+"""Evaluation: rows of the retention matrix, with a column per day and one for the known."""
 
 from __future__ import annotations
 
@@ -18,11 +16,11 @@ from sleep_rl.session.resumable import stage
 def evaluate(
     run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
 ) -> dict[str, float]:
-    """Evaluate closed book, greedily: the known, the first `lived` days, and the newest day's
-    deeper questions.
+    """Evaluate closed book with greedy decoding: the known, the first `lived` days, and the deeper
+    questions of the newest of these days.
 
-    `after`: what was done last, for the journal; `weights`: the state that answers. Journals the
-    accuracies and returns the row of the retention matrix: accuracy of the known and of each day.
+    `after`: label of the evaluation, e.g. "night 1"; `weights`: name of the state that answers.
+    Journals the accuracies and returns the row of the retention matrix: column -> accuracy.
     """
     limit = run.config.evaluate.questions
     days = run.task.days()[:lived]
@@ -33,7 +31,7 @@ def evaluate(
         deeper = {form: subset(q, limit) for form, q in forms(run, days[-1]).items()}
     total = sum(map(len, (columns | deeper).values()))
     with (
-        run.console.phase(f"{after}: {method} asked closed book", total=total) as tick,
+        run.console.phase(f"{after}: {method} evaluated closed book", total=total) as tick,
         run.timed("evaluate", after=after, method=method) as record,
     ):
         scores = grade_columns(run, columns | deeper, weights, {})
@@ -51,16 +49,17 @@ def evaluate(
 
 
 def forms(run: RunContext, day: Day) -> dict[str, tuple[Question, ...]]:
-    """Return form -> questions about a day that its documents do not answer as they stand; none
-    where a task has no such.
+    """Return form -> questions about a day that its documents do not answer literally; empty for a
+    task without them.
     """
     return run.task.deeper(day) if isinstance(run.task, Dreamer) else {}
 
 
 @stage("open_book/{night}", switch="the number of days")
 def ask_before_night(run: RunContext, day: Day, night: int) -> None:
-    """Evaluate the day open book, its documents in context: what the coming night can reach. Also
-    journal a few closed-book answers.
+    """Evaluate the day open book, with its documents in context: an upper bound for its night.
+
+    Also journals closed-book answers for the report. Without evaluate.open_book only these.
     """
     log_examples(run, "before", day, TEACHER)
     if not run.config.evaluate.open_book:
@@ -68,7 +67,7 @@ def ask_before_night(run: RunContext, day: Day, night: int) -> None:
     columns = {day.name: subset(day.questions, run.config.evaluate.questions)}
     total = len(columns[day.name])
     with (
-        run.console.phase(f"day {night}: asked open book", total=total) as tick,
+        run.console.phase(f"day {night}: evaluated open book", total=total) as tick,
         run.timed("evaluate", after=f"day {night}", method="sleep") as record,
     ):
         scores = grade_columns(run, columns, TEACHER, {d.id: d for d in day.documents})
@@ -86,10 +85,10 @@ def grade_columns(
     weights: str,
     documents: dict[str, Document],
 ) -> dict[str, list[float]]:
-    """Return the grades of each column. A failed request counts in no accuracy, only among the
-    failures.
+    """Return column -> grades of its questions; failed requests and grades are left out and
+    counted as failures.
 
-    `documents`: id -> document in context when a question about it is asked.
+    `documents`: id -> document that is in context for questions about it.
     """
     asked = [(column, question) for column, questions in columns.items() for question in questions]
     scores: dict[str, list[float]] = {column: [] for column in columns}
@@ -97,7 +96,7 @@ def grade_columns(
     failed = []
     for (column, question), text in zip(asked, answers, strict=True):
         if isinstance(text, Failure):
-            continue  # counted where it was sampled
+            continue  # counted by run.sample
         grade = run.task.grade(question, text)
         if isinstance(grade, Failure):
             failed.append(grade)
@@ -110,7 +109,7 @@ def grade_columns(
 def answer(
     run: RunContext, questions: list[Question], weights: str, documents: dict[str, Document]
 ) -> list[str | Failure]:
-    """Return greedy answers, in order; a failed request is a Failure."""
+    """Return the greedily decoded answer, or a Failure, of each question, in order."""
     codec = run.codec
     requests = [
         Request(codec.question(q), codec.context(documents.get(q.document))) for q in questions
@@ -120,15 +119,16 @@ def answer(
 
 
 def subset(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
-    """Return all questions, or `limit` of them, always the same ones."""
+    """Return all questions, or a fixed random subset of `limit`."""
     if limit is None or len(questions) <= limit:
         return list(questions)
     return random.Random("evaluate").sample(list(questions), limit)
 
 
 def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:
-    """Journal closed-book answers to a day's first questions, for the report. `when`: before or
-    after its night.
+    """Journal closed-book answers to the first questions of a day, for the report.
+
+    `when`: "before" or "after" its night.
     """
     questions = list(day.questions[: run.config.evaluate.examples])
     for question, text in zip(questions, answer(run, questions, weights, {}), strict=True):

@@ -1,4 +1,4 @@
-"""The retention gate: roll back a night that costs too much of what was there before."""
+"""The retention gate: roll back a night that lowers an earlier accuracy too much."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sleep_rl.driver.evaluation import evaluate
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
-# Tags of the memory states to which a rejected night returns.
+# Tags of the memory states from before a night, to which a rollback returns.
 BEFORE = "before the night"
 POLICY_BEFORE = "policy before the night"
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The largest loss of accuracy that a night caused in a column of the retention matrix."""
+    """The largest drop of accuracy of a night, with its column of the retention matrix."""
 
     column: str
     before: float
@@ -27,13 +27,13 @@ class Drop:
 
 
 def enabled(config: Config) -> bool:
-    """Whether nights can be rejected."""
+    """Return whether evaluate.max_drop is set."""
     return config.evaluate.max_drop is not None
 
 
 @stage("gate/{night}", switch="evaluate.max_drop", when=enabled)
 def save_states(run: RunContext, night: int, policy: bool) -> None:
-    """Save the memory states before a night. `policy`: the dreaming policy has a memory, too."""
+    """Save the memory states before a night. `policy`: the dreaming policy has a state, too."""
     run.crew.learn.save_state(BEFORE)
     if policy:
         run.crew.learn.save_state(POLICY_BEFORE, DREAMER)
@@ -45,7 +45,7 @@ def excessive_drop(
     """Return the largest drop between two rows of the retention matrix if it exceeds
     evaluate.max_drop, else None.
 
-    Compared are the columns that were there before the night: the known, and every earlier day.
+    It compares the columns that both rows have: the known and every earlier day.
     """
     columns = sorted(before.keys() & after.keys())
     if not enabled(config) or not columns:
@@ -58,10 +58,11 @@ def excessive_drop(
 
 @stage("rollback/{night}", switch="evaluate.max_drop", when=enabled)
 def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str, float]:
-    """Restore the memory from before the night, and the dreaming policy's; return its accuracies.
+    """Restore the memory and the dreaming policy from before the night; return the new row of the
+    retention matrix.
 
-    The rejected memory stays as <run>/memory/night-<n>-rejected; the gradients of the day stay in
-    the open chunks.
+    The rejected memory is saved as <run>/memory/night-<n>-rejected. The gradients of the day stay
+    in the open chunks.
     """
     allowed = run.config.evaluate.max_drop
     rejected = os.path.join(run.folder, "memory", f"night-{night}-rejected")
@@ -82,7 +83,6 @@ def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str
     )
     run.console.say(
         f"night {night} rolled back: {drop.column} fell from {drop.before:.2f} to "
-        f"{drop.after:.2f}, "
-        f"allowed by evaluate.max_drop is {allowed:g}; its memory is kept in {rejected}"
+        f"{drop.after:.2f}, evaluate.max_drop is {allowed:g}; the rejected memory is in {rejected}"
     )
     return evaluate(run, after=f"night {night}", lived=night)

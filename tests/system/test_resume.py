@@ -133,10 +133,10 @@ DREAMING = (
 )
 STEPS = {
     "consolidate/1/0": 0.3,
-    "dream/1/1/write": 0.0,
+    "dream/1/1/generate": 0.0,
     "dream/1/1/select": 1.0,
     "dream/1/1/try_out": 0.0,
-    "dream/1/1/follow": 0.5,
+    "dream/1/1/train_policy": 0.5,
 }
 """Stage -> how long into the stage behind it the kill comes, in seconds."""
 

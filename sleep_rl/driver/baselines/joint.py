@@ -1,6 +1,4 @@
-"""Joint training: one expert on the true answers of all days and of the known at once. An upper
-bound.
-"""
+"""Joint training of one expert on the answers of all days and of the known: an upper bound."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ STEPS = 400
 
 
 def after_life(run: RunContext, steps: int) -> None:
-    """Train from the state that all baselines begin with, and evaluate."""
+    """Train from the initial memory, and evaluate."""
     nights = len(run.task.days())
     run.crew.learn.load_state(BASE)
     train(run, JOINT, "all", list(run.task.joint_texts()), steps)

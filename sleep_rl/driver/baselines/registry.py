@@ -1,9 +1,9 @@
 """Baselines by name: each is a module of this folder, chosen by `baselines.run`.
 
-A baseline trains the learner, model and experts of the sleeping model; only what it trains on
-differs. Its module has STEPS (optimizer steps, unless `baselines.steps` names others) and one or
-both of `after_night(run, day, night, steps)` and `after_life(run, steps)`, which leave the learner
-with any memory: the sleeping model's is restored behind them.
+A baseline uses the same learner, base and experts as the sleeping model; only its training differs.
+Its module has STEPS (default of `baselines.steps`) and one or both of
+`after_night(run, day, night, steps)` and `after_life(run, steps)`. They need not restore the
+learner's memory: that of the sleeping model is restored after the call.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
 NO_BASELINES = ("registry", "training")
-# Tags of memory states in the learner: the sleeping model's, and the one that all begin with.
+# Tags of memory states in the learner: the sleeping model's, and the initial one of all baselines.
 SLEEP = "sleep"
 BASE = "base"
 
 
 def names() -> tuple[str, ...]:
-    """Return the names of all baselines: the modules of this folder."""
+    """Return the names of all baselines, sorted."""
     found = [module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])]
     return tuple(sorted(name for name in found if name not in NO_BASELINES))
 
 
 def check(config: Config) -> None:
-    """Raise InputError for a baseline that is not there, or steps that are no count."""
+    """Raise InputError for an unknown baseline, and for steps that are not an integer >= 1."""
     chosen = config.baselines.run
     allowed = ", ".join(names())
     unknown = [name for name in chosen if name not in names()]
@@ -47,7 +47,7 @@ def check(config: Config) -> None:
 
 
 def planned_steps(config: Config, nights: int) -> dict[str, int]:
-    """Return name -> optimizer steps of each chosen baseline in the whole life."""
+    """Return name -> optimizer steps of each chosen baseline over the whole life."""
     planned = {}
     for name in config.baselines.run:
         times = nights if hasattr(_module(name), "after_night") else 1
@@ -56,24 +56,24 @@ def planned_steps(config: Config, nights: int) -> dict[str, int]:
 
 
 def steps_of(config: Config, name: str) -> int:
-    """Return the optimizer steps of a baseline each time that it trains."""
+    """Return the optimizer steps of one training of a baseline."""
     return config.baselines.steps.get(name, _module(name).STEPS)
 
 
 def save_base(run: RunContext) -> None:
-    """Save the present memory as the one that every baseline begins with."""
+    """Save the current memory as the initial one of every baseline."""
     run.crew.learn.save_state(BASE)
 
 
 def after_night(run: RunContext, day: Day, night: int) -> None:
-    """Let every chosen baseline train and be evaluated after a night."""
+    """Run every chosen baseline that trains after each night."""
     for name in run.config.baselines.run:
         if hasattr(_module(name), "after_night"):
             _after_night(run, name, day, night)
 
 
 def after_life(run: RunContext) -> None:
-    """Let every chosen baseline train and be evaluated at the end."""
+    """Run every chosen baseline that trains at the end of the life."""
     for name in run.config.baselines.run:
         if hasattr(_module(name), "after_life"):
             _after_life(run, name)

@@ -1,4 +1,4 @@
-"""Plain sequential fine-tuning: the newest expert, on each day's own texts, day after day."""
+"""Plain sequential fine-tuning of the newest expert on each day's texts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ STEPS = 200  # per day
 
 
 def after_night(run: RunContext, day: Day, night: int, steps: int) -> None:
-    """Continue from the state after the day before; evaluate; save the state."""
+    """Continue from the state of the previous day, train on this day, save and evaluate."""
     learn = run.crew.learn
     learn.load_state(BASE if night == 1 else SFT)
     train(run, SFT, day.name, list(run.task.sft_texts(day)), steps)

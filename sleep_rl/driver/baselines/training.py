@@ -1,4 +1,4 @@
-"""How a baseline trains: cross entropy on texts, in the newest expert of level 1."""
+"""Training of a baseline: cross entropy on texts, in the newest expert of level 1."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from sleep_rl.session.context import RunContext
 
 
 def train(run: RunContext, method: str, day: str, texts: list[TrainingText], steps: int) -> None:
-    """Take `steps` optimizer steps over shuffled epochs of the texts.
+    """Take `steps` optimizer steps of sleep.batch rows over shuffled epochs of the texts.
 
-    `method` and `day` name them in the journal.
+    `method` and `day` are fields of the journal records.
     """
     rng = random.Random(f"{method} {day} {run.config.run.seed}")
     batch = run.config.sleep.batch

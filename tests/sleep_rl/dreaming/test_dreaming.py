@@ -261,7 +261,7 @@ def test_dreams_are_written_selected_tried_and_learned(tmp_path):
     dreams = of("dream")
     assert len(dreams) == 60 and {d["reason"] for d in dreams if not d["kept"]} >= {
         "it asks and answers nothing",
-        "it has no end",
+        "no eos token",
     }
     for d in dreams:
         right = "never" not in d["text"]
@@ -368,7 +368,7 @@ def test_texts_that_do_not_fit_are_left_out(tmp_path):
     config = replace(LIVED, rollouts=Rollouts(engine={"max_model_len": 9}))
     _, records = dreamed(tmp_path, config)
     reasons = {r["reason"] for r in records if r["kind"] == "dream"}
-    assert "none of its texts fits into max_model_len = 9" in reasons and not any(
+    assert "no text fits into max_model_len = 9" in reasons and not any(
         r.get("kept") for r in records if r["kind"] == "dream"
     )
 
@@ -404,7 +404,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("step", ["write", "select", "try_out", "follow", "learn"])
+@pytest.mark.parametrize("step", ["generate", "select", "try_out", "train_policy", "learn"])
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     tmp_path, monkeypatch, step, call
@@ -412,10 +412,10 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
     (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
     whole, want = dreamed(tmp_path / "whole", progress=Progress(str(tmp_path / "whole")))
     method = {
-        "write": "activate_random_expert",
+        "generate": "activate_random_expert",
         "select": "gradient_gram",
         "try_out": "try_out",
-        "follow": "sft_step",
+        "train_policy": "sft_step",
         "learn": "seed_step",
     }[step]
 

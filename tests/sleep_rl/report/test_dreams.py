@@ -49,7 +49,7 @@ DREAMS = [
     record(0, gain=0.5),
     record(1, gain=-0.125),
     record(2, kept=False),
-    record(3, reason="it has no end", kept=False),
+    record(3, reason="no eos token", kept=False),
     record(4, task="day2/b", night=2, gain=0.25),
     record(5, night=2, gain=0.0),
 ]
@@ -150,7 +150,7 @@ def test_a_line_holds_the_figures_and_the_next_one_the_text(run):
         "rewarded",
     ]
     assert lines[2:] == ["    dream <0> of day1/a", "1 of 6 chosen, 6 in all"]
-    assert "it has no end" in listing(run, only="failed")
+    assert "no eos token" in listing(run, only="failed")
 
 
 def test_bad_choices_are_named(run, tmp_path):
