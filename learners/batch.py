@@ -1,8 +1,8 @@
 """A micro batch as tensors: what student and teachers read, and what each loss position counts.
 
 Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch: the
-completion tokens of all rows, one row after the other. A completion is x (the self-made prompt up
-to the marker) followed by the answer y.
+completion tokens of all rows, one row after the other; D hidden size. A completion is x (the
+self-made prompt up to the marker) followed by the answer y.
 """
 
 from __future__ import annotations
@@ -12,18 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from learners.hidden_state_cache import Reading
 from sleep_rl.contracts.records import HARD_TARGET, TrainingRow
 from sleep_rl.model.packing import PaddedRows
 
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The rows of a micro batch that one teacher judges."""
+    """The loss positions of a micro batch that one teacher judges."""
 
-    readings: list[Reading]
-    cacheable: list[bool]  # whether a reading comes again within the night
-    position_P: Tensor  # which of the P loss positions of the batch are theirs
+    hidden_PD: Tensor  # the teacher's last hidden states there
+    position_P: Tensor  # which of the P loss positions of the batch they are
 
 
 @dataclass(frozen=True)
@@ -57,14 +55,15 @@ def collate(
     pad: int,
     device: str | torch.device,
     *,
-    with_teachers: bool = True,
+    teacher_B: list[Tensor | None] | None = None,
     prompt_weight: float = 1.0,
 ) -> Batch:
     """Return the tensors of a micro batch.
 
     rows_B: every row needs a prompt and a completion that are not empty.
     weights_B: 1 per row, 0 for a filler row.
-    with_teachers: False for cross entropy, where no teacher is asked.
+    teacher_B: the teacher's last hidden states [T, D] of each completion, as `Teacher.hidden`
+        returns them; None for cross entropy, where no teacher is asked.
     prompt_weight: what x counts in the divergence.
     """
 
@@ -84,7 +83,7 @@ def collate(
     weight_P = by_row(weights_B)
     return Batch(
         student=student,
-        teachers=_teacher_rows(rows_B, device) if with_teachers else {},
+        teachers=_teacher_rows(rows_B, teacher_B, device) if teacher_B is not None else {},
         token_P=student.token_P,
         hard_target_P=_positions_of(HARD_TARGET, rows_B, device),
         weight_P=weight_P,
@@ -105,17 +104,17 @@ def collate(
     )
 
 
-def _teacher_rows(rows_B: list[TrainingRow], device: str | torch.device) -> dict[int, TeacherRows]:
-    teachers = {}
-    for teacher in sorted({row.teacher for row in rows_B} - {HARD_TARGET}):
-        rows = [row for row in rows_B if row.teacher == teacher]
-        teachers[teacher] = TeacherRows(
-            [Reading(teacher, row.teacher_T or row.prompt_T, row.completion_T) for row in rows],
-            # the teacher's own sequences are drawn many times, a sample of the student once
-            [not row.behaviour_T for row in rows],
+def _teacher_rows(
+    rows_B: list[TrainingRow], hidden_B: list[Tensor | None], device: str | torch.device
+) -> dict[int, TeacherRows]:
+    pairs = list(zip(rows_B, hidden_B, strict=True))
+    return {
+        teacher: TeacherRows(
+            torch.cat([hidden_TD for row, hidden_TD in pairs if row.teacher == teacher]),
             _positions_of(teacher, rows_B, device),
         )
-    return teachers
+        for teacher in sorted({row.teacher for row in rows_B} - {HARD_TARGET})
+    }
 
 
 def _positions_of(teacher: int, rows_B: list[TrainingRow], device: str | torch.device) -> Tensor:

@@ -51,7 +51,7 @@ def deepspeed_config(learners: Learners, sleep: Sleep, *, bf16: bool, largest: i
     neither schedules nor averages over micro batches.
     """
     return {
-        "train_micro_batch_size_per_gpu": learners.micro_batch,
+        "train_micro_batch_size_per_gpu": 1,  # passes are formed by tokens, see `passes`
         "gradient_accumulation_steps": 1,
         "optimizer": {
             "type": "AdamW",

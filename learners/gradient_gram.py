@@ -2,10 +2,10 @@
 whole model per text.
 
 For loss l_i of text i the matrix holds <grad l_i, grad l_j> over the low-rank parameters: the
-unlocked experts of every memory level and their router rows. Texts go through in micro batches,
-forward and backward once; each level then makes its own part from its input and the gradient of its
-output. Only the last text's gradient is kept, to be multiplied with the others'; for the whole
-matrix, all of them are, in host memory.
+unlocked experts of every memory level and their router rows. Texts go through in passes over texts
+of like length, forward and backward once; each level then makes its own part from its input and the
+gradient of its output. Only the last text's gradient is kept, to be multiplied with the others';
+for the whole matrix, all of them are, in host memory.
 
 Shape suffixes: N texts, T tokens, P loss positions, D model width, S unlocked experts of a level,
 L = d_low, E elements of a parameter.
@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from learners.passes import split_into_passes
 from sleep_rl.contracts.records import TEACHER
 from sleep_rl.model.memory import ACTIVE, BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
 from sleep_rl.model.packing import PaddedRows
@@ -30,7 +31,7 @@ Text = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 class Gradients(NamedTuple):
-    """Gradients of a micro batch of texts."""
+    """Gradients of the texts of a pass."""
 
     numbers: list[int]  # of the texts
     parts: list[Tensor]  # [N, E] per level and parameter, one row a text
@@ -42,14 +43,14 @@ def gram_matrix(
     pad: int,
     *,
     whole: bool = True,
-    size: int = 64,
+    budget: int = 4096,
     chunk: int = 1024,
 ) -> Tensor:
     """Return the [N, N] inner products of the gradients of each text's loss: cross entropy of the
     completion in nats per token, in the stored (TEACHER) state.
 
     whole: False for the diagonal and the products with the last text only; the rest is 0.
-    size: texts that go through together.
+    budget: padded tokens of a pass.
     chunk: positions whose logits live at once.
 
     Raises ValueError when no expert is unlocked.
@@ -62,9 +63,9 @@ def gram_matrix(
     last = count - 1
     out_NN = torch.zeros(count, count, dtype=torch.float64)
     kept: list[Gradients] = []
-    # the last text first: the others are multiplied with it
-    for start in range(0, count, size):
-        numbers = [last - n for n in range(start, min(start + size, count))]
+    lengths = [len(prompt) + len(completion) for prompt, completion in texts_N]
+    # the last text first and alone: the others are multiplied with it
+    for numbers in [[last], *split_into_passes(lengths[:last], budget)]:
         new = Gradients(numbers, _gradients(model, [texts_N[n] for n in numbers], pad, chunk))
         for earlier in [*kept, new]:
             block = _products(new.parts, earlier.parts)
@@ -75,7 +76,7 @@ def gram_matrix(
         if whole:
             kept.append(Gradients(numbers, [part.cpu() for part in new.parts]))
         elif not kept:
-            kept.append(Gradients([last], [part[:1] for part in new.parts]))
+            kept.append(new)
     if not whole:
         wanted_NN = torch.eye(count, dtype=torch.bool)
         wanted_NN[last] = True

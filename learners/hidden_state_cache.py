@@ -6,7 +6,6 @@ Shape suffixes: T tokens of a completion, D hidden size, N rows.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -51,20 +50,3 @@ class HiddenStateCache:
         """Drop everything: the teacher changed."""
         self._entries.clear()
         self.bytes = 0
-
-
-def group_by_length(lengths_N: Sequence[int]) -> list[list[int]]:
-    """Split rows into one group, or into two where padding each group to its own longest row saves
-    at least a fifth of the tokens. Returns the row numbers of each group, short rows first.
-    """
-    order = sorted(range(len(lengths_N)), key=lambda n: lengths_N[n])
-    if not order:
-        return []
-    longest = lengths_N[order[-1]]
-    tokens, cut = min(
-        (cut * lengths_N[order[cut - 1]] + (len(order) - cut) * longest, cut)
-        for cut in range(1, len(order) + 1)
-    )
-    if tokens < 0.8 * (len(order) * longest):
-        return [order[:cut], order[cut:]]
-    return [order]

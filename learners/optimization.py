@@ -1,49 +1,20 @@
-"""One optimizer step on a batch: micro batches, gradients, metrics, learning rate."""
+"""One optimizer step on a batch: gradients of all passes, metrics, learning rate."""
 
 from __future__ import annotations
 
 import math
 import time
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from learners.batch import collate, per_token
 from learners.engine import Engine, reduce_sum
+from learners.passes import FILLER, deal, micro_batches, student_length
+from learners.teacher import Teacher
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import Metrics, StepResult, TrainingRow
-
-
-class MicroBatch(NamedTuple):
-    """Rows that go through the model together."""
-
-    rows: list[TrainingRow]
-    weights: list[float]  # 1 per row, 0 for a filler row
-    numbers: list[int]  # of the rows in the batch, without fillers
-
-
-def micro_batches(batch_N: list[TrainingRow], rank: int, world: int, size: int) -> list[MicroBatch]:
-    """Return this rank's rows of the batch in micro batches, short rows first: rows of like length
-    are padded little.
-
-    Every rank gets equally many, with filler rows at the end: collectives run in each backward
-    pass.
-    """
-    share = math.ceil(len(batch_N) / world)
-    numbers = sorted(
-        range(rank, len(batch_N), world),
-        # what the student reads
-        key=lambda n: len(batch_N[n].prompt_T) + len(batch_N[n].completion_T),
-    )
-    fillers = share - len(numbers)
-    rows = [batch_N[n] for n in numbers] + batch_N[:1] * fillers
-    weights = [1.0] * len(numbers) + [0.0] * fillers
-    return [
-        MicroBatch(rows[i : i + size], weights[i : i + size], numbers[i : i + size])
-        for i in range(0, share, size)
-    ]
 
 
 def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
@@ -62,9 +33,18 @@ class BatchOptimizer:
     """
 
     def __init__(
-        self, engine: Engine, config: Config, *, pad: int, device: str, rank: int, world: int
+        self,
+        engine: Engine,
+        teacher: Teacher,
+        config: Config,
+        *,
+        pad: int,
+        device: str,
+        rank: int,
+        world: int,
     ):
         self.engine = engine
+        self.teacher = teacher
         self.config = config
         self.pad = pad
         self.device = device
@@ -110,27 +90,43 @@ class BatchOptimizer:
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, Tensor] = {}
         divergence_N = torch.zeros(len(batch_N), device=self.device)
-        parts = micro_batches(batch_N, self.rank, self.world, self.config.learners.micro_batch)
+        shares = deal([student_length(row) for row in batch_N], self.world)
+        parts = micro_batches(batch_N, shares, self.rank, self.config.learners.pass_tokens)
+        teacher_N = self._teacher_hidden(batch_N, shares) if seeding else {}
         for i, part in enumerate(parts):
             batch = collate(
                 part.rows,
                 part.weights,
                 self.pad,
                 self.device,
-                with_teachers=seeding,
+                teacher_B=[teacher_N.get(n) for n in part.numbers] if seeding else None,
                 prompt_weight=prompt_weight,
             )
             loss, measured = self.engine(batch, *counts, seeding)
             # DeepSpeed averages gradients over ranks; the counts are already global.
             self.engine.backward(loss * self.world, last=i == len(parts) - 1)
             if seeding:
-                divergence_N[part.numbers] = measured.pop("rows")[: len(part.numbers)]
+                rows = measured.pop("rows")
+                if FILLER not in part.numbers:
+                    divergence_N[part.numbers] = rows
             for name, value in {**measured, "loss": loss.detach()}.items():
                 before = sums.get(name, torch.zeros_like(value))
                 sums[name] = torch.maximum(before, value) if name == "ratio_max" else before + value
         if self.world > 1:
             torch.distributed.all_reduce(divergence_N)
         return reduce_sum(sums, maxima=("ratio_max",)), divergence_N.tolist()
+
+    def _teacher_hidden(
+        self, batch_N: list[TrainingRow], shares: list[list[int]]
+    ) -> dict[int, Tensor | None]:
+        """Return the teacher's last hidden states of this rank's rows by row number."""
+        rows = [[batch_N[n] for n in share] for share in shares]
+        at_least = 0
+        if self.config.learners.zero_stage == 3:
+            # it gathers the base in each pass: every rank has to make equally many
+            at_least = max(self.teacher.pass_count(each) for each in rows)
+        hidden = self.teacher.hidden(rows[self.rank], at_least)
+        return dict(zip(shares[self.rank], hidden, strict=True))
 
 
 def _metrics(totals: dict[str, float], rewarded: int) -> Metrics:

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
-from learners.hidden_state_cache import HiddenStateCache, Reading, group_by_length
 from sleep_rl.config.schema import Config
-from sleep_rl.contracts.records import STUDENT, TEACHER
+from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.memory import Expert, memory_levels, view_of
 from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import (
@@ -33,21 +32,11 @@ class Seeding(nn.Module):
     of a checkpoint and exactly what DeepSpeed's optimizer gets.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        config: Config,
-        pad: int = 0,
-        cache: HiddenStateCache | None = None,
-    ):
-        """`cache`: of the teacher's hidden states of a night; None: they are computed anew, all
-        rows in one pass.
-        """
+    def __init__(self, model: nn.Module, config: Config, pad: int = 0):
         super().__init__()
         self.model = model
         self.config = config
         self.pad = pad
-        self.cache = cache
         # models of model.teachers, while they are loaded; a tuple, so no submodules
         self.other_teachers: tuple[nn.Module, ...] = ()
         first_levels = [v for name, v in memory_levels(model).items() if name.endswith(".0")]
@@ -63,11 +52,6 @@ class Seeding(nn.Module):
         with view_of(model, view):
             out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
         return rows.at_positions(out.last_hidden_state)
-
-    def clear_cache(self) -> None:
-        """Drop the teacher's cached hidden states."""
-        if self.cache:
-            self.cache.clear()
 
     def forward(
         self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool
@@ -134,7 +118,7 @@ class Seeding(nn.Module):
         temperature_P = batch.teacher_temperature_P
         return seeding_terms(
             self.model.lm_head,
-            self._teacher_hidden(rows, model),
+            rows.hidden_PD,
             student_PD[rows.position_P],
             batch.token_P[rows.position_P],
             kind=self.config.objective.divergence,
@@ -143,40 +127,6 @@ class Seeding(nn.Module):
             temperature_P=None if temperature_P is None else temperature_P[rows.position_P],
             teacher_head=model.lm_head,
         )
-
-    @torch.no_grad()
-    def _teacher_hidden(self, rows: TeacherRows, model: nn.Module) -> Tensor:
-        """Return the last hidden states [P, D] of the teacher `model` at its rows' positions:
-        cached ones, and the others computed in passes over rows of like length.
-        """
-        device = next(model.parameters()).device
-        hidden: list[Tensor | None] = [
-            self.cache.get(reading) if self.cache and cacheable else None
-            for reading, cacheable in zip(rows.readings, rows.cacheable, strict=True)
-        ]
-        missing = [n for n, hidden_TD in enumerate(hidden) if hidden_TD is None]
-        for group in self._passes([rows.readings[n] for n in missing]):
-            numbers = [missing[i] for i in group]
-            readings = [rows.readings[n] for n in numbers]
-            completions = [reading.completion_T for reading in readings]
-            packed = PaddedRows.of(
-                [reading.prompt_T for reading in readings], completions, self.pad, device
-            )
-            pieces = self.hidden(packed, TEACHER, model).split([len(c) for c in completions])
-            for n, hidden_TD in zip(numbers, pieces, strict=True):
-                hidden[n] = hidden_TD
-                if self.cache and rows.cacheable[n]:
-                    self.cache.put(rows.readings[n], hidden_TD)
-        return torch.cat([hidden_TD.to(device) for hidden_TD in hidden])
-
-    def _passes(self, readings: list[Reading]) -> list[list[int]]:
-        """Which readings go through the teacher together.
-
-        Without a cache all of them: every rank then makes the same passes, which ZeRO-3 needs.
-        """
-        if self.cache is None:
-            return [list(range(len(readings)))]
-        return group_by_length([len(r.prompt_T) + len(r.completion_T) for r in readings])
 
 
 def _sums(

@@ -20,6 +20,7 @@ from learners.lifecycle import LearnerState, allowed_in
 from learners.optimization import BatchOptimizer, learning_rate
 from learners.seeding import Seeding
 from learners.states import MemoryStates
+from learners.teacher import Teacher
 from learners.wake import Chunks
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError, one_line
@@ -71,12 +72,15 @@ class LearnerWorker:
         self.pad = tokenizer.pad_token_id or 0
         if config.learners.zero_stage == 3:
             _keep_memory_whole(self.levels)
-        self.module = Seeding(self.model, config, self.pad, _cache(config))
+        self.module = Seeding(self.model, config, self.pad)
         self.engine = _engine(self.module, config)
         place = {"device": self.device, "rank": self.rank}
         self.chunks = Chunks(self.module, lr=config.wake.lr, world=self.world, **place)
+        self.teacher = Teacher(
+            self.module, _cache(config), budget=config.learners.pass_tokens, device=self.device
+        )
         self.optimizer = BatchOptimizer(
-            self.engine, config, pad=self.pad, world=self.world, **place
+            self.engine, self.teacher, config, pad=self.pad, world=self.world, **place
         )
         self.exporter = StateExporter(self.module, self.engine, probe_T, **place)
         self.slots = SlotAllocator()
@@ -123,7 +127,7 @@ class LearnerWorker:
             values += assignment.first_values(level, self.generator)
             rows.setdefault(name, {})[assignment.slot] = expert
         self.engine.reset(values)
-        self.module.clear_cache()
+        self.teacher.forget()
         patch(self.model, rows, emptied=senders)
         self.slot = assignment.slot
         self.due = due
@@ -210,7 +214,7 @@ class LearnerWorker:
                 texts_N,
                 self.pad,
                 whole=whole,
-                size=self.config.learners.micro_batch,
+                budget=self.config.learners.pass_tokens,
                 chunk=self.config.learners.logit_chunk,
             ).tolist()
         except ValueError as error:
@@ -259,7 +263,7 @@ class LearnerWorker:
     def save_progress(self, path: str) -> None:
         """Write expert and optimizer of the open night; the teacher's cache is emptied."""
         # a row's hidden states depend, in the last bit, on the rows beside it in their pass
-        self.module.clear_cache()
+        self.teacher.forget()
         tensors = self.engine.state()
         if self.rank == 0:
             tensors[checkpoint_io.GENERATOR] = self.generator.get_state()
@@ -270,7 +274,7 @@ class LearnerWorker:
         """Take back what `save_progress` wrote. Raises RunError when it cannot be read or is of
         another model.
         """
-        self.module.clear_cache()
+        self.teacher.forget()
         tensors = checkpoint_io.read_tensors(path)
         try:
             self.generator.set_state(tensors.pop(checkpoint_io.GENERATOR))
@@ -322,13 +326,12 @@ def _keep_memory_whole(levels: Mapping[str, MemoryLevel]) -> None:
             level.register_buffer(part, stored)
 
 
-def _cache(config: Config) -> HiddenStateCache | None:
-    """The teacher's cache; None under ZeRO-3, which gathers the base in each pass: every rank must
-    make the same passes there.
+def _cache(config: Config) -> HiddenStateCache:
+    """The teacher's cache. Under ZeRO-3, which gathers the base in each pass, it holds nothing:
+    every rank must make the same passes there.
     """
-    if config.learners.zero_stage == 3:
-        return None
-    return HiddenStateCache(config.learners.recall_mib << 20)
+    learners = config.learners
+    return HiddenStateCache(0 if learners.zero_stage == 3 else learners.recall_mib << 20)
 
 
 def _engine(module: Seeding, config: Config) -> Engine:

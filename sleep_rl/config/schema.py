@@ -163,9 +163,9 @@ class Learners:
     )
     threads: int = key(1, "OpenMP threads per rank on the CPU.", low=1)
     zero_stage: int = key(1, "DeepSpeed ZeRO stage.", choices=(0, 1, 2, 3))
-    micro_batch: int = key(
-        8,
-        "Sequences per forward pass and rank; sequences of similar length are batched together.",
+    pass_tokens: int = key(
+        2048,
+        "Tokens per forward pass and rank, with padding. A longer sequence is a pass of its own.",
         low=1,
     )
     recall_mib: int = key(

@@ -14,11 +14,12 @@ from sleep_rl.plan.actors import Actor
 from sleep_rl.plan.sizes import (
     TASK_TOKENS,
     bytes_per_parameter,
-    rank_batch,
     rollout_bytes,
     step_rows,
 )
 from sleep_rl.tasks.registry import make_task
+
+LEAST_ROWS = 4  # sequences per rank and step from which on ranks are about equally busy
 
 
 def check_shape(config: Config, shape: Shape) -> None:
@@ -114,9 +115,11 @@ def _check_dreams(config: Config, task: Task) -> None:
 
 
 def notes_on(
-    config: Config, shape: Shape, actors: tuple[Actor, ...], nights: int
+    config: Config, shape: Shape, actors: tuple[Actor, ...], nights: int, tokens: int
 ) -> tuple[str, ...]:
-    """Return one line for each combination that is valid, but probably not intended."""
+    """Return one line for each combination that is valid, but probably not intended; `tokens`: of
+    the longest sequence.
+    """
     notes = []
     cores = os.cpu_count() or 1
     cpus = sum(a.count * a.cpus for a in actors)
@@ -127,10 +130,15 @@ def notes_on(
             "cluster.address"
         )
     ranks = config.learners.world_size
-    if step_rows(config) % ranks:
+    if ranks > 1 and step_rows(config) < LEAST_ROWS * ranks:
         notes.append(
-            f"sleep.batch + reading.rows = {step_rows(config)} is not divisible by {ranks} ranks; "
-            f"ranks with fewer than {rank_batch(config)} sequences wait"
+            f"sleep.batch + reading.rows = {step_rows(config)} are fewer than {LEAST_ROWS} "
+            f"sequences for each of {ranks} ranks; the others wait for the rank with the longest"
+        )
+    if tokens > config.learners.pass_tokens:
+        notes.append(
+            f"learners.pass_tokens = {config.learners.pass_tokens} is less than the longest "
+            f"sequence, {tokens} tokens; such sequences are computed one by one"
         )
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
     if rows.groups_new + rows.groups_replay == 0 and (

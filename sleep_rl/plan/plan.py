@@ -22,7 +22,7 @@ from sleep_rl.plan.sizes import (
     longest_sequence,
     memory_bytes,
     night_seconds,
-    rank_batch,
+    pass_tokens,
     rollout_bytes,
 )
 from sleep_rl.plan.types import Plan
@@ -77,14 +77,14 @@ def plan(config: Config) -> Plan:
         written=written,
         replayed=replayed,
         completions=completions,
-        micro_batches=math.ceil(rank_batch(config) / config.learners.micro_batch),
+        pass_tokens=pass_tokens(config, tokens),
         rounds=math.ceil(s.steps / s.steps_per_round),
         seconds=steps
         / s.steps
         * night_seconds(config, shape, tokens, written + replayed + completions),
         nights=nights,
         consolidations=consolidations,
-        notes=notes + notes_on(config, shape, actors, nights),
+        notes=notes + notes_on(config, shape, actors, nights, tokens),
     )
     check_fit(result)
     return result

@@ -11,7 +11,6 @@ from sleep_rl.plan.sizes import (
     LEARN_FLOPS,
     SAMPLE_FLOPS,
     memory_bytes,
-    rank_batch,
     step_rows,
 )
 from sleep_rl.plan.types import Plan
@@ -93,7 +92,6 @@ def _night_rows(plan: Plan) -> Rows:
     rows_of_step = plan.rows
     every = config.run.checkpoint_steps
     checkpoints = f", a checkpoint every {every}" if 0 < every < sleep.steps else ""
-    rank_rows = min(rank_batch(config), config.learners.micro_batch)
     learning = _rate(LEARN_FLOPS, "gpu" if config.learners.gpus else "cpu")
     sampling = _rate(SAMPLE_FLOPS, "gpu" if config.rollouts.gpus else "cpu")
     rows = [
@@ -104,8 +102,8 @@ def _night_rows(plan: Plan) -> Rows:
         ),
         (
             "a step",
-            f"{step_rows(config)} sequences = {plan.micro_batches} micro batch(es) of at most "
-            f"{rank_rows} x {config.learners.world_size} rank(s), up to {plan.tokens} tokens each",
+            f"{step_rows(config)} sequences of up to {plan.tokens} tokens on "
+            f"{config.learners.world_size} rank(s), in passes of at most {plan.pass_tokens} tokens",
         ),
         (
             "rows of a step",

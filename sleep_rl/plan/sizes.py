@@ -80,12 +80,12 @@ def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     trained = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
     # fp32 master copy and two moments (stage 1), gradient (stage 2), the parameters (stage 3)
     optimizer = int(trained * (12 / shards[1] + width / shards[2] + width / shards[3]))
-    rows = min(rank_batch(config), ranks.micro_batch)
-    # Per layer about 10 tensors of the hidden width and 3 of the MLP's are saved for the backward
-    # pass.
-    saved = rows * tokens * shape.layers * (10 * shape.hidden + 3 * shape.intermediate) * width
-    # fp32 of a chunk: logits of teacher and student, a gradient and a log-softmax
-    logits = 4 * 4 * config.learners.logit_chunk * shape.vocab
+    # Per token and layer about 17 values of the hidden width (those in fp32 count twice) and 3 of
+    # the MLP's are saved for the backward pass.
+    layer = (17 * shape.hidden + 3 * shape.intermediate) * width
+    saved = pass_tokens(config, tokens) * shape.layers * layer
+    # fp32 of a chunk: logits of teacher and student, their log-softmax, gradients
+    logits = 6 * 4 * config.learners.logit_chunk * shape.vocab
     return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, saved + logits)
 
 
@@ -151,6 +151,13 @@ def bytes_per_parameter(config: Config) -> int:
 def rank_batch(config: Config) -> int:
     """Return the rows of an optimizer step on the learner rank with the most."""
     return math.ceil(step_rows(config) / config.learners.world_size)
+
+
+def pass_tokens(config: Config, longest: int) -> int:
+    """Return the padded tokens of the largest pass: learners.pass_tokens, or a sequence of
+    `longest` tokens alone; fewer where a rank's rows are fewer.
+    """
+    return min(max(config.learners.pass_tokens, longest), rank_batch(config) * longest)
 
 
 def step_rows(config: Config) -> int:

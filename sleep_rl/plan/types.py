@@ -30,7 +30,7 @@ class Plan:
     written: int  # teacher sequences with a document, per night
     replayed: int  # teacher sequences without one, per night
     completions: int  # of the student, per night
-    micro_batches: int  # per optimizer step and rank
+    pass_tokens: int  # of a rank's largest pass, padding included
     rounds: int  # per night; each ends with a push of the student
     seconds: float  # of all nights, an estimate
     nights: int

@@ -82,7 +82,7 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     if cut == 4:
         other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
     other.restore_progress(str(tmp_path / "night"), cut, 6)
-    assert not other.module.cache or not other.module.cache.bytes
+    assert not other.teacher.cache.bytes
     for step in range(cut, 6):
         metrics = other.seed_step(ROWS, step, 6).metrics
     assert metrics["grad_norm"] > 0

@@ -52,11 +52,11 @@ def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint,
         not parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
     )
     assert torch.equal(got, gram_matrix(model, TEXTS, pad=0))  # no hook is left behind
-    for size in (1, 2, 3):  # in micro batches, the logits in pieces
+    for budget in (1, 10, 20):  # in passes of one, two and three texts, the logits in pieces
         assert torch.allclose(
-            gram_matrix(model, TEXTS, pad=0, size=size, chunk=2), got, rtol=1e-4, atol=1e-7
+            gram_matrix(model, TEXTS, pad=0, budget=budget, chunk=2), got, rtol=1e-4, atol=1e-7
         )
-        part = gram_matrix(model, TEXTS, pad=0, whole=False, size=size)
+        part = gram_matrix(model, TEXTS, pad=0, whole=False, budget=budget)
         needed = torch.eye(4, dtype=torch.bool)
         needed[3], needed[:, 3] = True, True
         assert (

@@ -21,7 +21,7 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False
     config = replace(
         CONFIG,
         learners=replace(
-            CONFIG.learners, world_size=world_size, micro_batch=1, zero_stage=zero_stage
+            CONFIG.learners, world_size=world_size, pass_tokens=1, zero_stage=zero_stage
         ),
     )
     handles = backend.spawn_ranks(

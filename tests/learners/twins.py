@@ -10,7 +10,7 @@ CONFIG = toy(
     model={"experts": 4, "d_low": 16, "top_k": 4},
     sleep={"lr": 1e-2, "warmup": 0, "batch": 4},
     wake={"lr": 0.1},
-    learners={"micro_batch": 2, "threads": 1},
+    learners={"pass_tokens": 12, "threads": 1},
 )
 ROWS = [
     TrainingRow((5, 6), (7, 8, 9, 1), teacher_T=(5, 40, 41, 42, 6)),

@@ -2,8 +2,9 @@
 
 Real driver, night, learner, rewards, weight store and journal in this process; scripted rollouts.
 Numbers are compared to 1e-3, so that any processor passes; on the machine that wrote the text the
-bytes of the memory are compared, too. `python -m tests.system.test_golden` writes
-tests/system/golden/life.txt anew: only where the numbers are meant to change.
+bytes of the memory are compared, too, in the passes with which it was written.
+`python -m tests.system.test_golden` writes tests/system/golden/life.txt anew: only where the
+numbers are meant to change.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -22,6 +24,7 @@ from cluster import launch
 from sleep_rl.config.loader import load as load_config
 from sleep_rl.journal.journal import read
 from tests.fakes.models import make_base
+from tests.system.golden.passes_of_rows import use_passes_of_rows
 from tests.system.golden.scripted import DAYS, ScriptedBackend
 
 HERE = Path(__file__).parent / "golden"
@@ -136,10 +139,14 @@ def close(x: str, y: str) -> bool:
         return False
 
 
-def test_the_golden_life_is_the_same_to_the_last_number(tmp_path):
+@pytest.mark.parametrize("passes", ["by tokens", "of rows"])
+def test_the_golden_life_is_the_same_to_the_last_number(passes, tmp_path, monkeypatch):
+    """However passes are formed; to the last byte in the passes of the text."""
+    if passes == "of rows":
+        use_passes_of_rows(monkeypatch)
     golden = GOLDEN.read_text().splitlines()
     ours = life_text(tmp_path).splitlines()
-    same_machine = ours[0] == golden[0]
+    same_machine = ours[0] == golden[0] and passes == "of rows"
     differ = [
         (mine, wanted)
         for mine, wanted in zip(ours[1:], golden[1:], strict=True)
@@ -156,6 +163,7 @@ def test_the_comparison_sees_a_number_that_moved():
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, pytest.MonkeyPatch.context() as patch:
+        use_passes_of_rows(patch)
         text = life_text(Path(scratch))
     GOLDEN.write_text(text) if "--print" not in sys.argv else print(text)

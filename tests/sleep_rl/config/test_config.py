@@ -44,7 +44,7 @@ dream.policy: init lr epochs batch
 checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers cpus gpus
 rollouts: workers cpus gpus tensor_parallel threads engine
-learners: world_size cpus gpus threads zero_stage micro_batch recall_mib grad_clip logit_chunk
+learners: world_size cpus gpus threads zero_stage pass_tokens recall_mib grad_clip logit_chunk
 critics: workers cpus gpus threads copies_per_pass engine
 cluster: backend address start_timeout_s call_timeout_s report_after_s wait_for_nodes_s gpu_gb
 cluster: restarts

@@ -67,9 +67,8 @@ def refusal(*overrides: str) -> str:
 
 
 def test_a_small_shape_by_hand(checkpoint):
-    p = plan(
-        config(f"model.base={checkpoint()}", *SMALL_ARGS, "sleep.batch=6", "learners.micro_batch=4")
-    )
+    small = (f"model.base={checkpoint()}", *SMALL_ARGS, "sleep.batch=6")
+    p = plan(config(*small, "learners.pass_tokens=256"))
     # layer: q 64, o 64, k 32, v 32, MLP 3 * 8 * 16, two norms 16, q and k norms 8; then the last
     # norm, the embedding
     assert p.base.parameters == 2 * (64 + 64 + 32 + 32 + 384 + 16 + 8) + 8 + 80 == 1288
@@ -78,11 +77,13 @@ def test_a_small_shape_by_hand(checkpoint):
     assert p.full_bytes == 1288 * 4 + 2 * 4 * ((8 + 32 + 16) * 4 + 1)
     assert (p.learner.base, p.learner.memory) == (5152, 1800)
     assert p.learner.optimizer == 2 * 56 * (12 + 4 + 4)
-    kept, logits = 4 * 64 * 2 * (10 * 8 + 3 * 16) * 4, 4 * 4 * 1024 * 10
+    kept, logits = 4 * 64 * 2 * (17 * 8 + 3 * 16) * 4, 6 * 4 * 1024 * 10
     assert p.learner.activations == kept + logits
     assert (p.rollout.base, p.rollout.memory, p.rollout.cache) == (5152, 3600, 6400)
     assert p.cached_tokens == 6400 // (2 * 2 * 1 * 4 * 4) == 100
-    assert p.micro_batches == 3  # 6 and the 4 reading rows
+    # a sequence of 64 tokens at least, and at most the 6 sequences and the 4 reading rows
+    for budget, tokens in ((256, 256), (8, 64), (10**6, 640)):
+        assert plan(config(*small, f"learners.pass_tokens={budget}")).pass_tokens == tokens
 
 
 def test_zero_shards_what_its_stage_says(checkpoint):
@@ -305,7 +306,7 @@ def test_notes_say_what_deserves_a_look(monkeypatch):
     monkeypatch.setattr(checks.os, "cpu_count", lambda: 2)
     notes = plan(
         config(
-            "rollouts.workers=3", "learners.world_size=3", "model.dtype=bfloat16", "model.top_k=1"
+            "rollouts.workers=3", "learners.world_size=12", "model.dtype=bfloat16", "model.top_k=1"
         )
     ).notes
     assert [note.split()[0] for note in notes] == ["3", "sleep.batch", "reward.gamma", "top_k"]
