@@ -85,8 +85,8 @@ def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
     requests = [Request(tuple(range(4, 12)), (), seed) for seed in range(4)]
     version = crew.store.current(STUDENT)
     sampling = Sampling(max_tokens=8, temperature=1.0)
-    crew.rollouts.all(Rollout.begin, requests, STUDENT, version, sampling)
-    crew.rollouts.all(Rollout.more, 1e-3)  # a token or so
+    crew.rollouts.call_all(Rollout.begin, requests, STUDENT, version, sampling)
+    crew.rollouts.call_all(Rollout.more, 1e-3)  # a token or so
     crew.store.push(weights)
     pause_s = crew.store.metrics["push/pause"]
     copied = crew.store.metrics["push/bytes"]
@@ -96,7 +96,7 @@ def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
             f"a push of {weights.nbytes} bytes in which only {copied} were copied by "
             "all workers measures nothing"
         )
-    samples_per_worker = crew.rollouts.all(Rollout.more, 600.0)
+    samples_per_worker = crew.rollouts.call_all(Rollout.more, 600.0)
     last_versions = {s.versions_T[-1] for samples in samples_per_worker for s in samples}
     if last_versions != {weights.version}:
         raise RunError("requests that were under way in a push did not end in the pushed version")

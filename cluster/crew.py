@@ -1,4 +1,4 @@
-"""The crew of a run: its workers behind the methods that the driver calls."""
+"""The crew of a run: its workers, behind the methods that the driver calls (contracts.Crew)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from cluster.runtime.backend import Backend
-from cluster.runtime.handle import Handle, WorkerDied, WorkerLate, wait_all
+from cluster.runtime.handle import Handle, WorkerDied, WorkerTimeout, wait_all
 from cluster.runtime.pool import Pool
 from cluster.runtime.restarts import Restarts
 from cluster.runtime.role_pools import RewardPool, RolloutPool
@@ -34,16 +34,16 @@ from sleep_rl.journal.journal import Journal
 from sleep_rl.journal.text import clock
 from sleep_rl.rewards import mixture
 
-# batches of copies that a critic tries out in one call, training one while it asks another; they
-# share a deadline
-STACKS = 4
-# with rollouts ahead of the learner: a push waits no longer for samples that are under way
+# batches of copies in one call of a critic, which trains one while the engine answers for another;
+# they share the call's timeout
+BATCHES_PER_CALL = 4
+# with sleep.lag above 0: the longest time that a push waits for samples in flight
 SLICE_S = 0.25
 
 
-class Ranks:
-    """The learner group behind the methods of contracts.Learner: every rank gets each call, rank 0
-    answers.
+class LearnerGroup:
+    """Implements contracts.Learner over the ranks of a learner group: every rank gets each call,
+    and rank 0's result is returned.
     """
 
     def __init__(self, handles: list[Handle], timeout_s: float):
@@ -51,7 +51,7 @@ class Ranks:
         self._timeout_s = timeout_s
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
-        method = getattr(Learner, name)  # an unknown name fails here, and not in a worker
+        method = getattr(Learner, name)  # an unknown name fails here, not in a worker
 
         def call(*args: Any, **kwargs: Any) -> Any:
             pendings = [handle.start(method, *args, **kwargs) for handle in self._handles]
@@ -61,7 +61,7 @@ class Ranks:
 
 
 class WorkerCrew:
-    """`contracts.Crew` on a backend; `start_crew` starts its workers."""
+    """Implements contracts.Crew on a backend; `start_crew` starts its workers."""
 
     def __init__(
         self,
@@ -70,44 +70,45 @@ class WorkerCrew:
         handles: CrewHandles,
         journal: Journal,
         restarts: Restarts,
-        wanted: Callable[[], int | None] = lambda: None,
+        requested_rollouts: Callable[[], int | None] = lambda: None,
     ):
-        """`wanted()`: how many rollout workers `sleep-rl scale` asks for, or None."""
+        """`requested_rollouts()`: the number of rollout workers that `sleep-rl scale` requested
+        last, or None.
+        """
         config = spec.config
         call_s = config.cluster.call_timeout_s
         reward_s = config.reward.timeout_s
-        consume = restarts.consume
         self.version = 0
         self._backend = backend
         self._spec = spec
         self._journal = journal
-        self._consume = consume
-        self._wanted = wanted
+        self._on_restart = restarts.count
+        self._requested_rollouts = requested_rollouts
         slice_s = SLICE_S if config.sleep.lag else None
-        self.rollouts = RolloutPool(handles.rollouts, call_s, consume, slice_s)
+        self.rollouts = RolloutPool(handles.rollouts, call_s, self._on_restart, slice_s)
         self.store = WeightStore(backend, self.rollouts)
         self._scaler = Scaler(
-            backend, self.rollouts, self.store, journal, self._spawn_rollout, self._check_room
+            backend, self.rollouts, self.store, journal, self._spawn_rollout, self._preflight
         )
-        self.learn: Learner = Ranks(handles.ranks, call_s)
+        self.learn: Learner = LearnerGroup(handles.ranks, call_s)
         self._has_learners = bool(handles.ranks)
-        self._edit_distance = RewardPool(handles.edit_distance, reward_s, consume)
+        self._edit_distance = RewardPool(handles.edit_distance, reward_s, self._on_restart)
         self._semantic = None
         if handles.semantic:
-            self._semantic = RewardPool(handles.semantic, reward_s, consume)
-        self._critics = Pool("critics", handles.critics, call_s, consume)
+            self._semantic = RewardPool(handles.semantic, reward_s, self._on_restart)
+        self._critics = Pool("critics", handles.critics, call_s, self._on_restart)
         self._critic_store = WeightStore(backend, self._critics)
         self._teacher_pools: dict[str, RolloutPool] = {}
 
     def push(self, name: str, view: str) -> None:
-        """Export the learner's `view`, as a delta against what the workers have, and wait until all
-        verified it.
+        """Export the learner's `view` as a delta of what the workers hold, and wait until all of
+        them have loaded and verified it.
         """
         self.push_async(name, view)()
 
     def push_async(self, name: str, view: str) -> Callable[[], None]:
-        """Export and publish; the returned call delivers. See contracts.Crew."""
-        self._scaler.step(self._wanted())
+        """Export and publish; the returned function delivers. See contracts.Crew."""
+        self._scaler.step(self._requested_rollouts())
         self.version += 1
         weights = self.learn.export(name, self.version, self.store.have(name), view)
         ref = self.store.publish(weights)
@@ -116,7 +117,7 @@ class WorkerCrew:
         def deliver() -> None:
             try:
                 self.store.deliver(name, version, ref)
-            except (WorkerDied, WorkerLate):
+            except (WorkerDied, WorkerTimeout):
                 self.rollouts.restart_failed()
                 self.store.confirm(name, version)
             metrics = {key.removeprefix("push/"): n for key, n in self.store.metrics.items()}
@@ -125,12 +126,13 @@ class WorkerCrew:
         return deliver
 
     def resume(self, checkpoint: str, version: int) -> None:
-        """Bring learners and rollout workers to where a checkpoint was written, as its last
-        push.
+        """Restore the learners from a checkpoint, and push its teacher to the rollout workers.
+
+        `version`: number of the last push before the checkpoint.
         """
         self.learn.load_checkpoint(checkpoint)
         self.version = version
-        # the store numbers its versions from 1
+        # versions are numbered from 1
         self.store.push(
             self.learn.export(TEACHER, max(version, 1), self.store.have(TEACHER), TEACHER)
         )
@@ -143,14 +145,18 @@ class WorkerCrew:
     def sample(
         self, requests_N: list[Request], name: str, sampling: Sampling
     ) -> list[Sample | Failure]:
-        """Sample from the current version of state `name`, spread over the workers, in order."""
+        """Return one Sample or Failure per request, in order, from the current version of state
+        `name` or a newer one. Requests are split over the workers.
+        """
         if name in self._teacher_pools:
             return self._teacher_pools[name].sample(requests_N, CHECKPOINT, 0, sampling)
         version = 0 if name == CHECKPOINT else self.store.current(name)
         return self.rollouts.sample(requests_N, name, version, sampling)
 
     def start_teachers(self) -> None:
-        """Start one rollout worker per model of model.teachers, and let the learners load it."""
+        """Start one rollout worker per model of model.teachers, and load the models into the
+        learners.
+        """
         teachers = self._spec.teachers
         self.learn.load_teachers(list(teachers))
         names = [peer_name(k) for k in range(1, len(teachers) + 1)]
@@ -161,15 +167,15 @@ class WorkerCrew:
         self._backend.ready(handles)
         call_s = self._spec.config.cluster.call_timeout_s
         self._teacher_pools = {
-            name: RolloutPool([handle], call_s, self._consume)
+            name: RolloutPool([handle], call_s, self._on_restart)
             for name, handle in zip(names, handles, strict=True)
         }
 
     def stop_teachers(self) -> None:
-        """End the workers of model.teachers."""
+        """End the workers of model.teachers, and unload the models from the learners."""
         for pool in self._teacher_pools.values():
-            with suppress(WorkerDied, WorkerLate):
-                pool.all(Rollout.close)
+            with suppress(WorkerDied, WorkerTimeout):
+                pool.call_all(Rollout.close)
             for handle in pool.workers:
                 handle.kill()
         self._teacher_pools = {}
@@ -178,30 +184,29 @@ class WorkerCrew:
     def try_out(
         self, trials_N: list[Trial], sampling: Sampling
     ) -> list[tuple[tuple[int, ...], ...] | Failure]:
-        """See contracts.Crew. Raises RunError when a critic's weights are not what they were
-        before.
-        """
+        """See contracts.Crew. Raises RunError when a critic's weights differ afterwards."""
         self.version += 1
         have = self._critic_store.have(TEACHER)
         self._critic_store.push(self.learn.export(TEACHER, self.version, have, TEACHER))
-        before = self._critics.all(Critic.digest)[0]
-        answers: list[tuple[tuple[int, ...], ...] | Failure] = []
+        before = self._critics.call_all(Critic.digest)[0]
+        results: list[tuple[tuple[int, ...], ...] | Failure] = []
         workers = max(len(self._critics.workers), 1)
-        size = workers * self._spec.config.critics.copies_per_pass * STACKS
+        size = workers * self._spec.config.critics.copies_per_pass * BATCHES_PER_CALL
         for start in range(0, len(trials_N), size):
             trials = trials_N[start : start + size]
-            answers += self._critics.map_with_retry(
+            results += self._critics.map_with_retry(
                 Critic.try_out, trials, TEACHER, self.version, sampling
             )
-        digests = self._critics.all(Critic.digest)
+        digests = self._critics.call_all(Critic.digest)
         for worker, after in zip(self._critics.workers, digests, strict=True):
             if after != before:
                 raise RunError(f"{worker.name}: trying out dreams changed the model itself")
-        return answers
+        return results
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
-        """Return the reward of equation 4 for each pair, in order, and metrics of its parts. What
-        one part could not score is a Failure, and counted.
+        """Return the reward of equation 4 for each pair, in order, and metrics of its parts.
+
+        A pair that r_abs or r_sem could not score is a Failure; `reward_failed` counts them.
         """
         pairs = [pair for pair in pairs_N if not isinstance(pair, Failure)]
         edit_distance = self._edit_distance.score(pairs)
@@ -228,21 +233,21 @@ class WorkerCrew:
         return rewards, metrics
 
     def forget(self) -> None:
-        """Drop every cached context of the rollout workers and critics."""
+        """Drop the prefix caches of the rollout workers and critics."""
         try:
-            self.rollouts.all(Rollout.forget)
+            self.rollouts.call_all(Rollout.forget)
             if self._critics.workers:
-                self._critics.all(Critic.forget)
-        except (WorkerDied, WorkerLate):
-            # a new worker has nothing cached; a failed critic is restarted when it is needed
+                self._critics.call_all(Critic.forget)
+        except (WorkerDied, WorkerTimeout):
+            # a new worker has an empty cache; a failed critic is restarted by its next call
             self.rollouts.restart_failed()
 
     def close(self) -> None:
-        """Let the workers end in good order; the backend ends those that do not."""
-        with suppress(WorkerDied, WorkerLate):  # the life is over: nothing is needed of them
-            self.rollouts.all(Rollout.close)
+        """Close the workers; the backend kills those that do not end."""
+        with suppress(WorkerDied, WorkerTimeout):  # the run has ended, nobody needs them
+            self.rollouts.call_all(Rollout.close)
             if self._critics.workers:
-                self._critics.all(Critic.close)
+                self._critics.call_all(Critic.close)
             if self._has_learners:
                 self.learn.close()
 
@@ -250,7 +255,7 @@ class WorkerCrew:
         name = f"rollout-{number}"
         return spawn_rollout(self._backend, self._spec.config, self._spec.checkpoint, name)
 
-    def _check_room(self, rollouts: int) -> None:
+    def _preflight(self, rollouts: int) -> None:
         self._backend.preflight(self._spec.requests(rollouts))
 
 
@@ -259,27 +264,27 @@ def start_crew(
     spec: CrewSpec,
     journal: Journal,
     restarts: Restarts | None = None,
-    wanted: Callable[[], int | None] = lambda: None,
-    patient: bool = False,
+    requested_rollouts: Callable[[], int | None] = lambda: None,
+    is_restart: bool = False,
 ) -> WorkerCrew:
     """Start the workers of a crew and wait until all are constructed.
 
-    `restarts`: the run's budget; None: a new one. `wanted`: see WorkerCrew. `patient`: whether a
-    cluster that has too little is waited for as long as a start may take, because it held these
-    workers before; else cluster.wait_for_nodes_s. Raises InputError when the workers can never all
-    run.
+    `restarts`: the run's budget; None: a new one. `requested_rollouts`: see WorkerCrew.
+    `is_restart`: the cluster held these workers before, so that missing nodes are waited for up to
+    cluster.start_timeout_s instead of cluster.wait_for_nodes_s. Raises InputError when the nodes
+    cannot run all workers.
     """
     cluster = spec.config.cluster
     rollouts = spec.config.rollouts.workers
-    limit_s = backend.start_timeout_s if patient else cluster.wait_for_nodes_s
-    wait_for_room(lambda: backend.preflight(spec.requests(rollouts)), backend, limit_s)
+    limit_s = backend.start_timeout_s if is_restart else cluster.wait_for_nodes_s
+    wait_for_resources(lambda: backend.preflight(spec.requests(rollouts)), backend, limit_s)
     handles = spawn_crew(backend, spec)
     budget = restarts or Restarts(cluster.restarts, journal)
-    return WorkerCrew(backend, spec, handles, journal, budget, wanted)
+    return WorkerCrew(backend, spec, handles, journal, budget, requested_rollouts)
 
 
-def wait_for_room(check: Callable[[], None], backend: Backend, limit_s: float) -> None:
-    """Return once `check` raises no InputError any more; raise its error after `limit_s`."""
+def wait_for_resources(check: Callable[[], None], backend: Backend, limit_s: float) -> None:
+    """Call `check` every second until it raises no InputError; raise its error after `limit_s`."""
     deadline = time.monotonic() + limit_s
     announced = False
     while True:
@@ -289,7 +294,7 @@ def wait_for_room(check: Callable[[], None], backend: Backend, limit_s: float) -
             if time.monotonic() >= deadline:
                 raise
             if not announced:
-                backend.watch.say(f"waiting up to {clock(limit_s)} for a node: {error}")
+                backend.watchdog.say(f"waiting up to {clock(limit_s)} for a node: {error}")
             announced = True
             time.sleep(1)
 

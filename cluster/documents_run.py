@@ -1,4 +1,4 @@
-"""`sleep-rl run` on a person's own documents: each call lives the next day of one life."""
+"""`sleep-rl run` with task documents: each call adds one day to the same life."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cluster.life import live_in_folder
-from cluster.run_record import ended_well
+from cluster.run_record import is_complete
 from cluster.run_workers import MakeBackend, RunSetup, base_checkpoint, make_backend
 from sleep_rl.config.schema import Config
 from sleep_rl.config.validation import check_experts
@@ -21,56 +21,67 @@ from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions, scan
 from sleep_rl.tasks.registry import make_task
 
-LEAST_PIECE_TOKENS = 8
+MIN_PIECE_TOKENS = 8
 
 
 def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
-    """Live the next day of the life in <run.dir>/<run.name>, or its first one, with what is new or
-    changed at task.documents.path. Return the exit code.
+    """Run the next day of the life in <run.dir>/<run.name> (or its first day) on the documents of
+    task.documents.path that are new or changed. Return the exit code.
+
+    Raises InputError for documents that cannot be read, and for a folder that holds no run.
     """
-    # before a folder is made: documents that cannot be read leave nothing behind
+    # before the folder is created, so that unreadable documents leave none behind
     task = make_task(config)
     folder = Path(config.run.dir) / config.run.name
     console = Console()
     documents = config.task.documents
-    begun = os.path.isfile(folder / run_dir.FILE)
-    if not begun and os.path.isdir(folder) and os.listdir(folder):
+    exists = os.path.isfile(folder / run_dir.FILE)
+    if not exists and os.path.isdir(folder) and os.listdir(folder):
         raise InputError(
-            f"run.name: {folder} is there, but holds no life that could go on "
-            f"({run_dir.FILE} is missing); choose another name"
+            f"run.name: {folder} exists, but is not the folder of a run ({run_dir.FILE} is "
+            "missing); choose another name"
         )
-    wandb_id = run_dir.check_same(folder, config) if begun else ""
+    wandb_id = run_dir.check_same(folder, config) if exists else ""
     scanned = scan(documents.path, "task.documents.path")
-    asked = questions(documents.questions, documents.path, "task.documents.questions")
-    most, count = _piece_size(config, base_checkpoint(config, task, console), task)
+    user_questions = questions(documents.questions, documents.path, "task.documents.questions")
+    max_tokens, count = _piece_size(config, base_checkpoint(config, task, console), task)
     folder.mkdir(parents=True, exist_ok=True)
     run_dir.check_inside(folder)
     with run_dir.alone(folder):
         days = ingestion.read(folder)
-        grown = ingestion.next_day(days, scanned.sources, asked, most, count)
+        extended = ingestion.next_day(days, scanned.sources, user_questions, max_tokens, count)
         for name, why in scanned.left_out.items():
             console.say(f"{documents.path}: {name} was left out: {why}", "yellow")
-        if grown == days and ended_well(folder, len(days)):
+        if extended == days and is_complete(folder, len(days)):
             console.say(
                 f"{folder}: nothing in {documents.path} is new since day {len(days)}; nothing to do"
             )
             return 0
-        check_experts(config, len(grown))  # the life is longer now
-        console.say(f"{folder}: {ingestion.summary_line(grown)}")
-        ingestion.write(folder, grown)
+        check_experts(config, len(extended))  # each day is a night more
+        console.say(f"{folder}: {ingestion.summary_line(extended)}")
+        ingestion.write(folder, extended)
         setup = RunSetup(config, make_task(config, str(folder)), folder, console, backend)
-        return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), begun)
+        return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), exists)
 
 
 def _piece_size(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:
-    """Return (most tokens of a piece of a document, a function that counts them in a text)."""
+    """Return (most tokens of a piece of a document, function that counts the tokens of a text).
+
+    A piece, the opener and a generated sequence must fit into the engine's max_model_len; raises
+    InputError when less than MIN_PIECE_TOKENS are left for a piece.
+    """
     shape = checkpoints.read_config(base)
     texts = PromptCodec(task, checkpoints.load_tokenizer(base, shape.vocab_size))
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
-    room = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
-    if room < LEAST_PIECE_TOKENS:
+    free_tokens = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
+    if free_tokens < MIN_PIECE_TOKENS:
+        least = longest - free_tokens + MIN_PIECE_TOKENS
         raise InputError(
-            f"rollouts.engine.max_model_len: at least {longest - room + LEAST_PIECE_TOKENS}, a "
-            f"piece of a document and what is written about it, got {longest}"
+            f"rollouts.engine.max_model_len: at least {least}, for a piece of a document and a "
+            f"sequence about it, got {longest}"
         )
-    return min(task.piece_tokens, room), lambda text: len(texts.ids(task.read_as(text)))
+
+    def count(text: str) -> int:
+        return len(texts.ids(task.read_as(text)))
+
+    return min(task.piece_tokens, free_tokens), count

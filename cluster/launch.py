@@ -1,4 +1,4 @@
-"""What the command line starts on workers: run, resume, evaluate, pretrain."""
+"""The commands that start workers: run, resume, eval; and pretrain."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cluster.documents_run import next_day
 from cluster.life import live_in_folder
-from cluster.run_record import JOURNAL, ended_well
+from cluster.run_record import JOURNAL, is_complete
 from cluster.run_workers import (
     MakeBackend,
     RunSetup,
@@ -28,12 +28,12 @@ from sleep_rl.tasks.registry import make_task
 
 
 def run(config: Config, backend: MakeBackend = make_backend) -> int:
-    """`sleep-rl run`: live all nights, and write a report, also of a run that fails. Return the
-    exit code.
+    """`sleep-rl run`: run all nights and write a report, also when the run fails. Return the exit
+    code.
     """
     if config.task.name == "documents":
         return next_day(config, backend)
-    # before a folder is made: data that cannot be read leaves nothing behind
+    # before the folder is created, so that unreadable data leaves none behind
     task = make_task(config)
     setup = RunSetup(config, task, run_dir.new_folder(config), Console(), backend)
     folder = setup.folder
@@ -44,32 +44,32 @@ def run(config: Config, backend: MakeBackend = make_backend) -> int:
 
 
 def resume(run: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
-    """`sleep-rl resume`: go on with the run in a folder from its newest complete checkpoint.
+    """`sleep-rl resume`: resume the run in the folder `run` from its newest complete checkpoint.
 
-    `accept`: changed keys that are allowed, see run_dir.read. Return the exit code.
+    `accept`: keys that may have changed, see run_dir.read. Return the exit code.
     """
     folder = Path(run)
     console = Console()
     config, task, wandb_id = run_dir.read(folder, overrides, accept)
     run_dir.check_inside(folder)
     with run_dir.alone(folder):
-        if ended_well(folder, len(task.days())):
-            console.say(f"{folder}: this life has been lived; nothing to do")
+        if is_complete(folder, len(task.days())):
+            console.say(f"{folder}: this run is complete; nothing to do")
             return 0
         checkpoint = newest(folder)
         if checkpoint:
-            console.say(f"{folder}: goes on {checkpoint.place}")
+            console.say(f"{folder}: resumes {checkpoint.place}")
         else:
-            console.say(f"{folder}: has no complete checkpoint; begins anew")
+            console.say(f"{folder}: has no complete checkpoint; starts from the beginning")
         setup = RunSetup(config, task, folder, console)
         return live_in_folder(setup, wandb_id, resumed=True)
 
 
 def evaluate(checkpoint: str, config: Config) -> int:
-    """`sleep-rl eval`: ask a checkpoint (or a memory folder) about the known and every day, without
-    documents. Return the exit code.
+    """`sleep-rl eval`: evaluate a checkpoint (or a memory folder) on the known and on every day,
+    without documents. Return the exit code.
     """
-    # before a folder is made: a mistyped name leaves nothing behind
+    # before the folder is created, so that a mistyped name leaves none behind
     checkpoints.check_exists(checkpoint)
     task = make_task(config)
     console = Console()
@@ -87,8 +87,8 @@ def evaluate(checkpoint: str, config: Config) -> int:
 
 
 def pretrain(config: Config) -> int:
-    """`sleep-rl pretrain`: make the base in the cache, unless it holds it: dequantise model.base
-    where that is packaged, else train the task's own small base. Print its path; return the exit
+    """`sleep-rl pretrain`: make the base model in run.cache, unless it is there: dequantise a
+    packaged model.base, else train the task's small base model. Print its path; return the exit
     code.
     """
     console = Console()

@@ -1,4 +1,4 @@
-"""One life in a run folder: from its beginning or its newest checkpoint to its last night."""
+"""Run a life in its run folder, from the start or from its newest checkpoint, with restarts."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import time
 from cluster import scale
 from cluster.run_record import JOURNAL, recorded, wandb_sink
 from cluster.run_workers import RunSetup, base_checkpoint, memory_of, run_workers
-from cluster.runtime.handle import WorkerDied, WorkerLate
+from cluster.runtime.handle import WorkerDied, WorkerTimeout
 from cluster.runtime.restarts import Restarts
 from cluster.weights import WeightsDamaged
 from sleep_rl.config.loader import dump
@@ -20,10 +20,10 @@ from sleep_rl.session.stage_files import Checkpoint, newest
 
 
 def live_in_folder(setup: RunSetup, wandb_id: str, resumed: bool) -> int:
-    """Live to the last night and write the model after it; return the exit code, 0.
+    """Run all nights and write the model after the last one; return the exit code, 0.
 
-    `resumed`: begin at the newest checkpoint of the folder, if there is one. The journal and the
-    report are written also for a life that fails.
+    `wandb_id`: W&B's id of the run; `resumed`: start from the newest checkpoint of the folder, if
+    there is one. A run that fails also gets its last journal record and its report.
     """
     config = setup.config
     folder = setup.folder
@@ -32,7 +32,7 @@ def live_in_folder(setup: RunSetup, wandb_id: str, resumed: bool) -> int:
     journal = _open_journal(setup, wandb_id, resumed, checkpoint)
     if config.gamma == 0 and config.objective.alpha < 1:
         console.say("WARNING reward.gamma is 0: imitation is rewarded by edit distance alone")
-    # a request to scale is for the process that it was made to
+    # a scaling request is meant for the process that ran when it was made
     (folder / scale.FILE).unlink(missing_ok=True)
     with recorded(journal, folder, console):
         base = base_checkpoint(config, setup.task, console)
@@ -59,7 +59,7 @@ def live_in_folder(setup: RunSetup, wandb_id: str, resumed: bool) -> int:
 def _open_journal(
     setup: RunSetup, wandb_id: str, resumed: bool, checkpoint: Checkpoint | None
 ) -> Journal:
-    """Return the run's journal, cut to its length at the checkpoint, with its sinks."""
+    """Return the run's journal with its sinks; of a resumed run truncated to the checkpoint."""
     keep = None
     if resumed:
         keep = checkpoint.journal if checkpoint else 0
@@ -72,34 +72,34 @@ def _open_journal(
 def _live_with_restarts(
     setup: RunSetup, base: str, journal: Journal, checkpoint: Checkpoint | None
 ) -> None:
-    """Live to the end; restart all workers from the newest checkpoint where a single one cannot be
-    restarted: the learner group died, or the weight store is damaged.
+    """Run all nights. Restart all workers from the newest checkpoint when restarting one does not
+    help: the learner group died, or the weight store is damaged.
     """
     restarts = Restarts(setup.config.cluster.restarts, journal)
     first_size = journal.size()
     started = False
     while True:
         try:
-            with run_workers(setup, base, journal, restarts=restarts, patient=started) as run:
+            with run_workers(setup, base, journal, restarts=restarts, is_restart=started) as run:
                 started = True
                 _restore(run, checkpoint)
                 live(run)
                 run.progress.finish()
             return
-        except (WorkerDied, WorkerLate, WeightsDamaged) as error:
-            if not started:  # workers that cannot be started once are not started again
+        except (WorkerDied, WorkerTimeout, WeightsDamaged) as error:
+            if not started:  # the first start failed, so would the next
                 raise
             checkpoint = newest(setup.folder)
             journal.cut(checkpoint.journal if checkpoint else first_size)
-            restarts.consume("all workers", str(error))
+            restarts.count("all workers", str(error))
             place = f": {checkpoint.place}" if checkpoint else ""
             setup.console.say(
-                f"warning: {error}; going on from the newest checkpoint{place}", "yellow"
+                f"warning: {error}; restarting from the newest checkpoint{place}", "yellow"
             )
 
 
 def _restore(run: RunContext, checkpoint: Checkpoint | None) -> None:
-    """Bring workers and driver to where a checkpoint was written, if there is one."""
+    """Restore driver and workers from a checkpoint, if there is one."""
     if checkpoint is None:
         return
     run.progress.restore(checkpoint)

@@ -1,4 +1,4 @@
-"""The record of a run: its journal's end and its report, however the run ends; its W&B sink."""
+"""The record of a run: last journal record and report, also of a failed run; its W&B sink."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ JOURNAL = "metrics.jsonl"
 
 @contextmanager
 def recorded(journal: Journal, folder: Path, console: Console) -> Iterator[None]:
-    """End the journal and write the report however the block ends; the block's own error is the one
-    that is raised.
+    """Write the last journal record and the report when the block ends, also by an error, which is
+    raised again.
     """
     started = time.time()
     exit_on_sigterm()
     try:
         yield
     except BaseException as error:
-        # a full disk has ended the run already; it cannot be recorded on the same disk
+        # a full disk may be the cause; then the record cannot be written either
         with suppress(RunError):
             _end(journal, folder, console, time.time() - started, "failed", _reason(error))
         raise
@@ -61,15 +61,15 @@ def _reason(error: BaseException) -> str:
 
 
 def exit_on_sigterm() -> None:
-    """Let SIGTERM end the run as Ctrl-C does, with a record and a report: it is how a job server
-    stops a job.
+    """Install a handler that raises SystemExit on SIGTERM, so that a run which a job server stops
+    still writes its record and report.
     """
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))
 
 
-def ended_well(folder: Path, nights: int) -> bool:
-    """Return whether a run's journal says that it ended well, after so many nights."""
+def is_complete(folder: Path, nights: int) -> bool:
+    """Return whether the last process of a run ended with status ok, after `nights` nights."""
     if not (folder / JOURNAL).is_file():
         return False
     ends = [record for record in read(folder / JOURNAL) if record["kind"] == "done"]

@@ -1,4 +1,4 @@
-"""The workers of a run, from its config: base model, checkpoint, backend, crew."""
+"""Start the workers of a run from its config: base model, checkpoint, backend, crew."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.runtime.backend import Backend
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
-from cluster.runtime.watchdog import Watch
+from cluster.runtime.watchdog import Watchdog
 from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.roles import Task
@@ -26,12 +26,12 @@ from sleep_rl.session.prompts import PromptCodec
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
 
-# how a run gets its backend from its config and folder; the drill gives one that does damage
+# (config, run folder) -> backend; the drill passes one that corrupts a push
 MakeBackend = Callable[[Config, Path], Backend]
 
 
 def make_backend(config: Config, folder: Path) -> Backend:
-    """Return the backend of cluster.backend; `folder`: of the run, for the workers' logs."""
+    """Return the backend of cluster.backend; the workers' logs go to <folder>/logs."""
     cluster = config.cluster
     if cluster.backend == "local":
         return LocalBackend(cluster.start_timeout_s, cluster.call_timeout_s)
@@ -45,7 +45,7 @@ def make_backend(config: Config, folder: Path) -> Backend:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a command runs: a config, the task it names, a folder for all that is written."""
+    """What a command runs: a config, its task, and the folder of all output."""
 
     config: Config
     task: Task
@@ -62,20 +62,20 @@ def run_workers(
     *,
     learners: bool = True,
     restarts: Restarts | None = None,
-    patient: bool = False,
+    is_restart: bool = False,
 ) -> Iterator[RunContext]:
-    """Yield the context of a run whose workers are ready; all of them end with the block.
+    """Yield the context of a run whose workers are ready; end them with the block.
 
     `base`: a model, a checkpoint or a memory folder; `learners`: False for an evaluation;
-    `restarts`, `patient`: see start_crew.
+    `restarts`, `is_restart`: see start_crew.
     """
     config = setup.config
     console = setup.console
     spec, texts = _prepare(setup, base, learners)
     with console.phase("starting the workers"):
         backend = setup.make_backend(config, setup.folder)
-    exit_on_sigterm()  # Ray has a handler of its own, which prints stacks
-    backend.watch = Watch(
+    exit_on_sigterm()  # again: Ray installed its own handler, which prints stacks
+    backend.watchdog = Watchdog(
         console.say, console.current, str(setup.folder / "logs"), config.cluster.report_after_s
     )
     with backend:
@@ -88,8 +88,8 @@ def run_workers(
                 spec,
                 journal,
                 restarts,
-                wanted=lambda: scale.wanted(setup.folder),
-                patient=patient,
+                requested_rollouts=lambda: scale.requested(setup.folder),
+                is_restart=is_restart,
             )
         yield RunContext(
             crew,
@@ -106,7 +106,9 @@ def run_workers(
 
 
 def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, PromptCodec]:
-    """Write the checkpoints that the workers load, and check that the task's texts fit."""
+    """Write the checkpoints that the workers load, and check that the task's documents fit into the
+    engine's max_model_len. Return the crew's specification and the task's codec.
+    """
     config = setup.config
     checkpoint = checkpoints.expand(
         base, str(setup.folder / "checkpoint"), memory_of(config), config.run.seed
@@ -132,8 +134,8 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
 
 
 def memory_of(config: Config) -> list[dict]:
-    """Return the memory levels that a config asks for, fastest first, as a checkpoint's config
-    holds them.
+    """Return the entry `memory_levels` of a checkpoint's config for this config: one mapping per
+    level, fastest first.
     """
     model = config.model
     level = {"experts": model.experts, "d_low": model.d_low, "top_k": model.top_k}
@@ -141,8 +143,10 @@ def memory_of(config: Config) -> list[dict]:
 
 
 def base_checkpoint(config: Config, task: Task, console: Console) -> str:
-    """Return the path of the configured base model, or of the task's own small one, made in
-    run.cache on first use where it comes with a package or is the task's.
+    """Return the path of the base model: of model.base, or without one of the task's small base
+    model.
+
+    A packaged base and the task's own one are made in run.cache on first use.
     """
     if config.model.base is None:
         return make_base(config, task, console)
@@ -150,14 +154,14 @@ def base_checkpoint(config: Config, task: Task, console: Console) -> str:
 
 
 def make_base(config: Config, task: Task, console: Console) -> str:
-    """Train the task's small base model into run.cache, or find it there; return its path."""
+    """Return the path of the task's small base model in run.cache; train it there if needed."""
     with ExitStack() as phase:
         tick = None
         done = 0
 
         def progress(step: int, steps: int, loss: float) -> None:
             nonlocal tick, done
-            if tick is None:  # only a training has a progress bar; the cache answers at once
+            if tick is None:  # the progress bar begins with the training: a cached model has none
                 title = f"training the base model of {task.name}, once"
                 tick = phase.enter_context(console.phase(title, total=steps))
             tick(step - done, f"loss {loss:.3f}")

@@ -1,8 +1,8 @@
-"""Rollout workers that join and leave during a run (`sleep-rl scale RUN rollouts=N`).
+"""Add and remove rollout workers during a run (`sleep-rl scale RUN rollouts=N`).
 
-A new worker starts in the background, is filled with the newest version of every state, verified,
-and joins; one that leaves ends its call first. No process group is rebuilt: rollout workers do not
-know of one another.
+A new worker starts in the background, loads and verifies the newest version of every state, and
+joins the pool; one that leaves completes its call first. No process group is rebuilt: rollout
+workers share none.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ from sleep_rl.runs.run_dir import LOCK, held
 FILE = "scale.json"
 
 
-def ask(folder: Path, request: str) -> int:
-    """Leave the request `rollouts=N` in the folder of a run that is under way, and return N.
+def request(folder: Path, text: str) -> int:
+    """Write the request `rollouts=N` into the folder of a live run, and return N.
 
-    The run's driver looks there after every round. Raises InputError for another request, and for a
-    folder without a running process.
+    The run's driver reads it before every push. Raises InputError for any other `text`, and for a
+    folder whose run has no process.
     """
-    name, _, text = request.partition("=")
-    if name != "rollouts" or not text.isdigit() or int(text) < 1:
-        raise InputError(f"scale: rollouts=N with N at least 1, got {request}")
+    name, _, number = text.partition("=")
+    if name != "rollouts" or not number.isdigit() or int(number) < 1:
+        raise InputError(f"scale: rollouts=N with N at least 1, got {text}")
     if not os.path.isfile(folder / RUN):
         raise InputError(f"{folder}: expected the folder of a run with {RUN}")
     if not held(folder):
         raise InputError(
-            f"{folder}: no process lives in this run ({LOCK}); sleep-rl resume {folder} "
-            f"rollouts.workers={text} goes on with as many"
+            f"{folder}: this run has no process ({LOCK}); sleep-rl resume {folder} "
+            f"rollouts.workers={number} resumes it with as many"
         )
-    write_atomically(folder / FILE, json.dumps({"rollouts": int(text)}).encode())
-    return int(text)
+    write_atomically(folder / FILE, json.dumps({"rollouts": int(number)}).encode())
+    return int(number)
 
 
-def wanted(folder: Path) -> int | None:
-    """Return how many rollout workers were last asked for, or None."""
+def requested(folder: Path) -> int | None:
+    """Return the number of rollout workers that was requested last, or None."""
     try:
         return int(json.loads((folder / FILE).read_text())["rollouts"])
     except FileNotFoundError:
@@ -57,7 +57,7 @@ def wanted(folder: Path) -> int | None:
 
 
 class Scaler:
-    """Brings the number of rollout workers to what is asked for."""
+    """Starts and ends rollout workers until their number is the requested one."""
 
     def __init__(
         self,
@@ -68,8 +68,8 @@ class Scaler:
         spawn: Callable[[int], Handle],
         check: Callable[[int], None],
     ) -> None:
-        """`spawn(i)` starts the worker rollout-<i>; `check(n)` raises InputError when n workers can
-        never all run.
+        """`spawn(i)` starts the worker rollout-<i>; `check(n)` raises InputError when the nodes
+        cannot run n workers.
         """
         self._backend = backend
         self._pool = pool
@@ -83,8 +83,8 @@ class Scaler:
         self._leaving: list[tuple[Handle, Pending[None]]] = []
 
     def step(self, count: int | None) -> None:
-        """Take up a new target, add workers that are ready and end those that have left. Waits for
-        no worker's start.
+        """Set a new target (None: keep it), add workers that are ready to the pool, and kill those
+        that have closed. Does not wait for a worker's start.
         """
         with self._pool.lock:
             if count is not None and count != self._target:
@@ -100,7 +100,7 @@ class Scaler:
                 self._join(handle)
             elif time.monotonic() - started > limit_s:
                 del self._joining[name]
-                self._give_up(handle, f"did not start within {limit_s:g} s")
+                self._abandon(handle, f"did not start within {limit_s:g} s")
 
     def _end_closed(self) -> None:
         for handle, closing in list(self._leaving):
@@ -109,11 +109,11 @@ class Scaler:
                 handle.kill()
 
     def _set_target(self, count: int) -> None:
-        """Start missing workers, end surplus ones: those that are still starting first."""
+        """Start missing workers, or end surplus ones: first those that are still starting."""
         self._target = count
         try:
             self._check(count)
-        except InputError as error:  # reported once; the next request is tried again
+        except InputError as error:  # recorded once per request
             self._journal.log("failure", where="scale", reason=str(error), count=1)
             return
         surplus = len(self._pool.workers) + len(self._joining) - count
@@ -126,7 +126,7 @@ class Scaler:
             handle.kill()
             surplus -= 1
         for handle in self._pool.remove(max(surplus, 0)):
-            # comes behind the call that the worker is in
+            # queued behind the worker's current call
             self._leaving.append((handle, handle.start(Rollout.close)))
             self._record(handle, joined=False)
 
@@ -134,8 +134,8 @@ class Scaler:
         try:
             handle.ready()
             self._store.refill([handle])
-        except (InputError, RunError) as error:  # the run goes on with the workers that it has
-            self._give_up(handle, str(error))
+        except (InputError, RunError) as error:  # the run continues with its present workers
+            self._abandon(handle, str(error))
             return
         self._pool.add(handle)
         self._record(handle, joined=True)
@@ -144,7 +144,7 @@ class Scaler:
         workers = len(self._pool.workers)
         self._journal.log("scaled", worker=handle.name, joined=joined, workers=workers)
 
-    def _give_up(self, handle: Handle, reason: str) -> None:
+    def _abandon(self, handle: Handle, reason: str) -> None:
         self._journal.log("failure", where=handle.name, reason=reason, count=1)
         with suppress(RunError):
             handle.kill()

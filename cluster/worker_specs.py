@@ -1,4 +1,4 @@
-"""What a run's workers are started with: class, arguments, resources and environment per role."""
+"""Class, arguments, resources and environment of a run's workers, per role."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from sleep_rl.plan.actors import actors_of
 
 @dataclass(frozen=True)
 class CrewSpec:
-    """What a crew is made of.
+    """The specification of a crew.
 
-    `checkpoint`: the expanded checkpoint that learners and rollouts load; `base`: the model below
-    it, whose tokenizer and weights the reward workers read; `probe_T`: tokens that a push is
-    verified with; `teachers`: sleep checkpoints of model.teachers; `learners`: False for rollout
-    workers only, which is all that an evaluation needs.
+    `checkpoint`: the expanded checkpoint that learners and rollouts load; `base`: its base model,
+    whose tokenizer and weights the reward workers read; `probe_T`: the probe prompt of each push;
+    `teachers`: sleep checkpoints of model.teachers; `learners`: False for rollout workers only, as
+    an evaluation needs.
     """
 
     config: Config
@@ -32,7 +32,7 @@ class CrewSpec:
     learners: bool = True
 
     def requests(self, rollouts: int) -> list[ResourceRequest]:
-        """Return what all workers ask for, with so many rollout workers."""
+        """Return the resource requests of all workers, with `rollouts` rollout workers."""
         config = replace(self.config, rollouts=replace(self.config.rollouts, workers=rollouts))
         return [
             ResourceRequest(actor.role, actor.count, actor.cpus, actor.gpus)
@@ -43,7 +43,7 @@ class CrewSpec:
 
 @dataclass(frozen=True)
 class CrewHandles:
-    """The workers of a crew, by role; `semantic` and `critics` may be none."""
+    """The workers of a crew by role; a role without workers is an empty list."""
 
     rollouts: list[Handle]
     ranks: list[Handle] = field(default_factory=list)
@@ -140,8 +140,8 @@ def _spawn_learners(backend: Backend, spec: CrewSpec) -> list[Handle]:
     env = {
         "OMP_NUM_THREADS": str(learners.threads),
         "DS_ACCELERATOR": "cuda" if learners.gpus else "cpu",
-        # OpenMP's threads wait awake for about 30 us: asleep, every small operation waits for them;
-        # for longer, threads that only wait take the cores that the rollouts need.
+        # OpenMP threads spin for about 30 us before they sleep: without spinning every small
+        # operation waits for a wake-up, and longer spinning takes cores from the rollouts.
         "GOMP_SPINCOUNT": "30000",
     }
     return backend.spawn_ranks(
@@ -161,7 +161,7 @@ def _spawn_edit_distance(backend: Backend, config: Config) -> list[Handle]:
 
 
 def _spawn_semantic(backend: Backend, config: Config, base: str) -> list[Handle]:
-    """Start the workers of reward.semantic; none for "none"."""
+    """Start the workers of reward.semantic; return [] for "none"."""
     reward = config.reward
     model = resolve(reward.model, config.run.cache) if reward.model else base
     if reward.semantic == "none":

@@ -1,4 +1,4 @@
-"""What a backend is: it starts workers, holds objects for them, and ends both."""
+"""The interface of a backend: it starts workers, stores objects for them, and shuts both down."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Any, TypeVar
 
 from cluster.runtime.handle import Channel, Handle, Ref, wait_all
 from cluster.runtime.resources import ResourceRequest
-from cluster.runtime.watchdog import Watch
+from cluster.runtime.watchdog import Watchdog
 
 R = TypeVar("R")
 
 
 class Backend(ABC):
-    """Starts workers: `local_backend` in this process, `ray_backend` as actors of Ray.
+    """Starts workers: `local_backend` in this process, `ray_backend` as Ray actors.
 
     A context manager: leaving it shuts everything down. Workers are plain classes, named by import
     path, so that vllm, torch and deepspeed are imported in the worker's process only.
@@ -24,15 +24,16 @@ class Backend(ABC):
             kwargs = {"checkpoint": path}
             rollout = backend.spawn("actors.rollout:RolloutWorker", kwargs, name="rollout-0")
             backend.ready([rollout])
-            rollout.held()  # blocks, like the worker's own method
-            pending = rollout.start(Rollout.sample, requests, "student", 3, sampling)  # does not
+            rollout.held()  # blocks
+            # returns at once
+            pending = rollout.start(Rollout.sample, requests, "student", 3, sampling)
             samples = pending.result(timeout_s=60)
     """
 
     def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
         self.start_timeout_s = start_timeout_s
         self.call_timeout_s = call_timeout_s
-        self.watch = Watch()
+        self.watchdog = Watchdog()
 
     def spawn(
         self,
@@ -44,7 +45,11 @@ class Backend(ABC):
         gpus: float = 0.0,
         env: dict[str, str] | None = None,
     ) -> Handle:
-        """Start one worker of `cls` ("module:Class" or a callable) without waiting: see `ready`."""
+        """Start one worker of `cls` ("module:Class" or a callable); does not wait, see `ready`.
+
+        `cpus`, `gpus`: of the worker; `env`: environment variables, set before its module is
+        imported.
+        """
         handle = Handle(self, cls, kwargs, ResourceRequest(name, 1, cpus, gpus))
         handle.build(dict(env or {}))
         return handle
@@ -60,10 +65,11 @@ class Backend(ABC):
         gpus: float = 0.0,
         env: dict[str, str] | None = None,
     ) -> list[Handle]:
-        """Start the ranks of one process group, `<name>-<rank>`; see `reserve`.
+        """Start the ranks of one torch.distributed process group, named `<name>-<rank>`; see
+        `reserve`.
 
-        Rank 0's node supplies the rendezvous. LOCAL_RANK is 0 everywhere, since a worker sees only
-        its own devices.
+        MASTER_ADDR and MASTER_PORT are of rank 0's node. LOCAL_RANK is 0 everywhere, since a worker
+        sees only its own devices.
         """
         names = [f"{name}-{rank}" for rank in range(world_size)]
         self.reserve(names, cpus, gpus)
@@ -84,7 +90,7 @@ class Backend(ABC):
         return handles
 
     def ready(self, handles: Sequence[Handle]) -> None:
-        """Wait until every worker is constructed; raise what a constructor raised."""
+        """Wait until every worker is constructed. Raises what a constructor raised."""
         names = ", ".join(handle.name for handle in handles)
         constructions = [handle.construction() for handle in handles]
         wait_all(constructions, self.start_timeout_s, f"starting {names}")
@@ -97,26 +103,27 @@ class Backend(ABC):
 
     @abstractmethod
     def open(self, request: ResourceRequest) -> Channel:
-        """Make a process (or a place in this one) for one worker."""
+        """Start a Host for one worker, in a process of its own or in this one."""
 
     def reserve(self, names: Sequence[str], cpus: float, gpus: float) -> None:  # noqa: B027
-        """Hold room for workers that are of use together only, `cpus` and `gpus` each.
+        """Reserve `cpus` and `gpus` for each of the workers `names`, all or none (gang scheduling).
 
-        Raises RunError when there is none in time. Nothing to do where resources are not counted.
+        Raises RunError when they are not free in time. Does nothing where resources are not
+        counted.
         """
 
     @abstractmethod
     def preflight(self, requests: Sequence[ResourceRequest]) -> None:
-        """Raise InputError if the workers can never all run at once."""
+        """Raise InputError if the cluster's nodes cannot run all workers at once."""
 
     @abstractmethod
     def put(self, value: R) -> Ref[R]:
-        """Store a value once, for any number of calls; it is dropped with its last Ref."""
+        """Store a value once, for any number of calls; it is freed with its last Ref."""
 
     @abstractmethod
     def get(self, ref: Ref[R]) -> R:
-        """Return the value of a Ref."""
+        """Return the stored value of a Ref."""
 
     @abstractmethod
     def shutdown(self) -> None:
-        """End every worker; safe to call after a failure and twice."""
+        """End every worker. Idempotent, and safe after a failure."""

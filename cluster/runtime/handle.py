@@ -1,6 +1,6 @@
-"""The caller's side of a call: handles of workers, calls under way, and how they are waited for.
+"""The caller's side of a remote call: handles of workers, pending calls, and waiting for them.
 
-Knows nothing of Ray; the backends supply the channels between a Handle and its Host.
+Does not import Ray; the backends supply the channels between a Handle and its Host.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from cluster.runtime.remote import Host, RemoteError, RemoteTraceback
 from cluster.runtime.resources import ResourceRequest
-from cluster.runtime.watchdog import Watch
+from cluster.runtime.watchdog import Watchdog
 from sleep_rl.contracts.errors import InputError, RunError
 
 R = TypeVar("R")
@@ -24,31 +24,35 @@ LIMITS = {
     RENDEZVOUS: "cluster.start_timeout_s",
     "score": "reward.timeout_s",
 }
-"""Name of a call -> the config key of its limit, where that is not cluster.call_timeout_s."""
+"""Name of a call -> the config key of its timeout, where that is not cluster.call_timeout_s."""
 
 
 class WorkerDied(RunError):
     """The worker's process is gone."""
 
 
-class WorkerLate(RunError):
-    """The worker did not answer within the call's deadline; it may still be busy."""
+class WorkerTimeout(RunError):
+    """The call did not return within its timeout; the worker may still be running it."""
+
+
+CallResult = R | InputError | RunError
+"""What a call returned or raised."""
 
 
 @dataclass(frozen=True)
 class Ref(Generic[R]):
-    """A value put once with `Backend.put`; as an argument of a call, the worker receives the value.
+    """A value that `Backend.put` stored; as an argument of a call, the worker receives the value.
 
-    `held`: the value itself (local), or Ray's ObjectRef, which keeps the stored object alive.
+    `target`: the value itself (local), or Ray's ObjectRef, which keeps the stored object alive.
     """
 
-    held: Any
+    target: Any
 
 
 class Pending(ABC, Generic[R]):
-    """A call under way. `method` names it in errors."""
+    """The future of one call. `method` names the call in errors."""
 
-    watch = Watch()
+    watchdog = Watchdog()
 
     def __init__(self, worker: str, method: str) -> None:
         self.worker = worker
@@ -58,15 +62,17 @@ class Pending(ABC, Generic[R]):
         """Wait for the worker's result.
 
         Raises its InputError or RunError as it is, any other exception as a RunError that names the
-        worker and the method, WorkerLate past the deadline, WorkerDied when the process is gone.
+        worker and the method, WorkerTimeout past the deadline, WorkerDied when the process is gone.
         """
-        [answer] = settle([self], timeout_s)
-        if isinstance(answer, InputError | RunError):
-            raise answer
-        return answer
+        [result] = settle([self], timeout_s)
+        if isinstance(result, InputError | RunError):
+            raise result
+        return result
 
     def finish(self, wait_s: float, limit_s: float) -> R:
-        """Return or raise like `result`, for a call that has used up part of its limit already."""
+        """Return or raise like `result`, within the `wait_s` that are left of the timeout
+        `limit_s`.
+        """
         outcome = self.outcome(max(wait_s, 0.0), limit_s)
         if not isinstance(outcome, RemoteError):
             return outcome
@@ -77,40 +83,42 @@ class Pending(ABC, Generic[R]):
             error = RunError(failed + self.log_hint())
         raise error from RemoteTraceback(f"in worker {self.worker}:\n{outcome.trace}")
 
-    def late(self, limit_s: float) -> WorkerLate:
-        """Return the error of a call that missed its deadline, with the config key of its limit."""
+    def timeout_error(self, limit_s: float) -> WorkerTimeout:
+        """Return the error of a call that missed its deadline; it names the timeout's config
+        key.
+        """
         key = LIMITS.get(self.method, "cluster.call_timeout_s")
-        return WorkerLate(
-            f"worker {self.worker}: {self.method} gave no answer within {limit_s:g} s ({key})"
+        return WorkerTimeout(
+            f"worker {self.worker}: {self.method} did not return within {limit_s:g} s ({key})"
             f"{self.log_hint()}"
         )
 
     def log_hint(self) -> str:
-        """Return where the worker's log is; empty when it is in no file here."""
-        path = os.path.join(self.watch.folder or "", f"{self.worker}.log")
-        return f"; see {path}" if self.watch.folder and os.path.isfile(path) else ""
+        """Return "; see <path of the worker's log>"; empty when there is no such file."""
+        path = os.path.join(self.watchdog.folder or "", f"{self.worker}.log")
+        return f"; see {path}" if self.watchdog.folder and os.path.isfile(path) else ""
 
     @abstractmethod
     def ready(self, wait_s: float) -> bool:
-        """Return whether the call is over, after waiting `wait_s` at most."""
+        """Return whether the call has ended, after waiting `wait_s` at most."""
 
     @abstractmethod
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         """Return what the Host returned, within `wait_s`. Raises WorkerDied, RunError, and
-        WorkerLate, which names the call's whole limit.
+        WorkerTimeout, which names the whole timeout `limit_s`.
         """
 
 
 def settle(
     pendings: Sequence[Pending[R]], timeout_s: float, stacks: bool = True
-) -> list[R | InputError | RunError]:
-    """Wait for all calls under one deadline; return what each gave or raised, in order.
+) -> list[CallResult[R]]:
+    """Wait for all calls under one deadline; return what each returned or raised, in order.
 
-    A long wait is reported on the console. A call past the deadline leaves the stacks of this
-    process in a file, unless late calls are nothing unusual (`stacks` False).
+    A long wait is reported on the console. For a call past the deadline the stacks of this process
+    are written to a file, unless timeouts are expected (`stacks` False).
     """
     deadline = time.monotonic() + timeout_s
-    results: list[R | InputError | RunError] = []
+    results: list[CallResult[R]] = []
     for pending in pendings:
         _wait(pending, pendings, deadline, timeout_s, stacks)
         try:
@@ -127,30 +135,30 @@ def _wait(
     timeout_s: float,
     stacks: bool,
 ) -> None:
-    """Wait until `pending`, one of `pendings`, is over, or until the deadline."""
-    watch = pending.watch
+    """Wait until `pending`, one of `pendings`, has ended, or until the deadline."""
+    watchdog = pending.watchdog
     while True:
-        pause_s = min(watch.every_s, max(deadline - time.monotonic(), 0.0))
+        pause_s = min(watchdog.every_s, max(deadline - time.monotonic(), 0.0))
         if pending.ready(pause_s):
             return
         waited_s = time.monotonic() - (deadline - timeout_s)
         if waited_s >= timeout_s:
             if stacks:
-                watch.given_up(f"{pending.worker}: {pending.method}")
+                watchdog.dump_stacks(f"{pending.worker}: {pending.method}")
             return
-        if pause_s == watch.every_s:
-            still = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
-            watch.waiting(still, len(pendings), waited_s, timeout_s)
+        if pause_s == watchdog.every_s:
+            unfinished = [f"{p.worker} {p.method}" for p in pendings if not p.ready(0)]
+            watchdog.report(unfinished, len(pendings), waited_s, timeout_s)
 
 
 def wait_all(pendings: Sequence[Pending[R]], timeout_s: float, what: str) -> list[R]:
     """Return the results of all calls, under one deadline; raise the first error.
 
-    `what` says what is waited for when a worker is late or dead.
+    `what`: prefix of the message of a WorkerTimeout or WorkerDied.
     """
     results = settle(pendings, timeout_s)
     for error in results:
-        if isinstance(error, WorkerLate | WorkerDied):
+        if isinstance(error, WorkerTimeout | WorkerDied):
             raise type(error)(f"{what}: {error}") from error
         if isinstance(error, InputError | RunError):
             raise error
@@ -158,33 +166,34 @@ def wait_all(pendings: Sequence[Pending[R]], timeout_s: float, what: str) -> lis
 
 
 class Channel(ABC):
-    """The way to one Host."""
+    """Sends calls to one Host."""
 
     @abstractmethod
     def send(
-        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+        self, host_method: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
     ) -> Pending[Any]:
-        """Start `verb`, a method of Host; `label` names the call in errors."""
+        """Start `host_method`, a method of Host; `label` names the call in errors."""
 
     @abstractmethod
     def kill(self) -> None:
-        """End the Host's process at once."""
+        """Kill the Host's process."""
 
 
 class Spawner(Protocol):
-    """What a Handle needs of its backend."""
+    """The part of a Backend that a Handle uses."""
 
     start_timeout_s: float
     call_timeout_s: float
-    watch: Watch
+    watchdog: Watchdog
 
     def open(self, request: ResourceRequest) -> Channel:
-        """Make a process (or a place in this one) for one worker."""
+        """Start a Host for one worker, in a process of its own or in this one."""
 
 
 class Handle:
-    """One worker. `handle.sample(...)` blocks like the worker's own method, so a handle can stand
-    where the role's Protocol is asked for; `handle.start(Rollout.sample, ...)` returns a Pending.
+    """A handle of one worker, like an actor handle of Ray. `handle.sample(...)` blocks until the
+    worker's method returns, so a handle implements the role's Protocol;
+    `handle.start(Rollout.sample, ...)` returns a Pending.
     """
 
     def __init__(
@@ -209,23 +218,23 @@ class Handle:
     def build(self, env: dict[str, str]) -> None:
         """Start the worker's constructor, with these environment variables; does not wait."""
         self._env = env
-        self._construction = self._watched(
+        self._construction = self._with_watchdog(
             self._channel.send(Host.build, "start", self._cls, self._kwargs, env)
         )
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return an address and a port that the worker keeps free. Needs no constructed worker."""
-        pending = self._watched(self._channel.send(Host.rendezvous, RENDEZVOUS))
+        """Return an address and a port that the worker's Host reserves. Works before `build`."""
+        pending = self._with_watchdog(self._channel.send(Host.rendezvous, RENDEZVOUS))
         return pending.result(self._spawner.start_timeout_s)
 
     def construction(self) -> Pending[None]:
-        """Return the constructor's call, which raises what the constructor raised."""
+        """Return the pending constructor call, which raises what the constructor raised."""
         if self._construction is None:
             raise RunError(f"worker {self.name} was not built")
         return self._construction
 
     def built(self) -> bool:
-        """Return whether the constructor has ended, well or not; `ready` tells which."""
+        """Return whether the constructor has returned or raised; `ready` raises its error."""
         return self.construction().ready(0)
 
     def ready(self) -> None:
@@ -234,28 +243,30 @@ class Handle:
         wait_all([self.construction()], limit_s, f"starting {self.name}")
 
     def start(self, method: Callable[..., R], /, *args: Any, **kwargs: Any) -> Pending[R]:
-        """Start `method` (a function of the role's Protocol, e.g. Rollout.sample). A Ref among the
-        arguments arrives as its value.
+        """Start `method` (a function of the role's Protocol, e.g. Rollout.sample) without waiting.
+        The worker receives the value of a Ref among the arguments.
         """
         return self._start(method.__name__, *args, **kwargs)
 
     def restart(self) -> None:
-        """End the worker's process and construct the worker anew, as it was first started."""
+        """Kill the worker's process and start the worker again with the same arguments and
+        environment; does not wait.
+        """
         self._channel.kill()
         self._channel = self._spawner.open(self._request)
         self.build(self._env)
 
     def kill(self) -> None:
-        """End the worker's process at once."""
+        """Kill the worker's process."""
         self._channel.kill()
 
     def _start(self, method: str, /, *args: Any, **kwargs: Any) -> Pending[Any]:
-        values = [_inner(value) for value in args]
-        named = {key: _inner(value) for key, value in kwargs.items()}
-        return self._watched(self._channel.send(Host.call, method, method, *values, **named))
+        values = [_unwrapped(value) for value in args]
+        named = {key: _unwrapped(value) for key, value in kwargs.items()}
+        return self._with_watchdog(self._channel.send(Host.call, method, method, *values, **named))
 
-    def _watched(self, pending: Pending[Any]) -> Pending[Any]:
-        pending.watch = self._spawner.watch
+    def _with_watchdog(self, pending: Pending[Any]) -> Pending[Any]:
+        pending.watchdog = self._spawner.watchdog
         return pending
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
@@ -268,5 +279,5 @@ class Handle:
         return call
 
 
-def _inner(argument: Any) -> Any:
-    return argument.held if isinstance(argument, Ref) else argument
+def _unwrapped(argument: Any) -> Any:
+    return argument.target if isinstance(argument, Ref) else argument

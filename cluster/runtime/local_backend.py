@@ -1,4 +1,4 @@
-"""The backend that runs every worker in this process: deterministic, and a debugger sees all."""
+"""The backend that runs every worker in this process: deterministic and easy to debug."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ R = TypeVar("R")
 
 
 class LocalPending(Pending[R]):
-    """A call that is over already. It cannot be interrupted, but past its deadline it counts as
-    late all the same.
+    """A call that has completed. It cannot be interrupted, but one that took longer than its
+    timeout raises WorkerTimeout all the same.
     """
 
-    def __init__(self, worker: str, method: str, answer: Any, seconds: float) -> None:
+    def __init__(self, worker: str, method: str, result: Any, seconds: float) -> None:
         super().__init__(worker, method)
-        self._answer = answer
+        self._result = result
         self._seconds = seconds
 
     def ready(self, wait_s: float) -> bool:
@@ -30,22 +30,22 @@ class LocalPending(Pending[R]):
 
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         if self._seconds > limit_s:
-            raise self.late(limit_s)
-        return self._answer
+            raise self.timeout_error(limit_s)
+        return self._result
 
 
 class LocalChannel(Channel):
-    """Calls the Host at once, in the caller's thread."""
+    """Calls the Host synchronously, in the caller's thread."""
 
     def __init__(self, name: str) -> None:
         self._host = Host(name)
 
     def send(
-        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+        self, host_method: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
     ) -> Pending[Any]:
         started = time.monotonic()
-        answer = verb(self._host, *args, **kwargs)
-        return LocalPending(self._host.name, label, answer, time.monotonic() - started)
+        result = host_method(self._host, *args, **kwargs)
+        return LocalPending(self._host.name, label, result, time.monotonic() - started)
 
     def kill(self) -> None:
         self._host.worker = None
@@ -59,7 +59,7 @@ class LocalChannel(Channel):
 
 
 class LocalBackend(Backend):
-    """Every worker in this process, one call at a time. CPUs and GPUs are not counted."""
+    """Runs every worker in this process, one call at a time. CPUs and GPUs are not counted."""
 
     def __init__(self, start_timeout_s: float = 300.0, call_timeout_s: float = 600.0) -> None:
         super().__init__(start_timeout_s, call_timeout_s)
@@ -77,7 +77,7 @@ class LocalBackend(Backend):
         return Ref(value)
 
     def get(self, ref: Ref[R]) -> R:
-        return ref.held
+        return ref.target
 
     def shutdown(self) -> None:
         while self._channels:

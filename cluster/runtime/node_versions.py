@@ -1,5 +1,5 @@
-"""What a node runs, and how it differs from the driver. Knows nothing of Ray, and imports nothing
-of what it reports about.
+"""Versions of the software on a node, compared with the driver's. Imports neither Ray nor any
+other package that it reports on.
 """
 
 from __future__ import annotations
@@ -21,28 +21,27 @@ PACKAGES = {
 }
 """Name in messages -> the distributions that provide it, one of which is installed."""
 SOURCES = ("sleep_rl", "actors", "learners", "cluster")
-NAMED = 4  # nodes that are named, of each kind
+MAX_NAMED = 4  # nodes that a message names per difference
 
 
 @dataclass(frozen=True)
-class Node:
-    """What a node reports. `unseen`: files of the run's folder that it does not see."""
+class NodeReport:
+    """Versions on a node; `missing_files`: files of the run's folder that do not exist there."""
 
     versions: dict[str, str]
-    unseen: tuple[str, ...] = field(default=())
+    missing_files: tuple[str, ...] = field(default=())
 
 
-def look(folder: str | None, names: Sequence[str]) -> Node:
-    """Report on this process's node, and which of the files `names` in `folder` it does not see."""
+def report_node(folder: str | None, names: Sequence[str]) -> NodeReport:
+    """Return the report of this process's node; `names`: files that `folder` should contain."""
     paths = {name: os.path.join(folder or "", name) for name in names}
-    return Node(
-        installed(), tuple(name for name, path in paths.items() if not os.path.exists(path))
-    )
+    missing = [name for name, path in paths.items() if not os.path.exists(path)]
+    return NodeReport(installed_versions(), tuple(missing))
 
 
-def installed() -> dict[str, str]:
-    """Return versions of Python and of the packages that a run needs, and a digest of this
-    program's sources.
+def installed_versions() -> dict[str, str]:
+    """Return name -> version of Python and of the packages that a run needs; `sleep_rl`: a digest
+    of this program's sources.
 
     Versions have no build suffix: torch for CPUs and the same torch for GPUs do not differ. A
     package that is not installed has no entry.
@@ -68,8 +67,8 @@ def _digest(root: Path) -> str:
     return content.hexdigest()
 
 
-def differences(driver: dict[str, str], nodes: dict[str, Node]) -> str:
-    """Return one line that names the nodes which do not run what the driver runs, or nothing.
+def version_differences(driver: dict[str, str], nodes: dict[str, NodeReport]) -> str:
+    """Return one line that names the nodes whose versions differ from the driver's; empty if none.
 
     `driver`: its versions; `nodes`: name -> report.
     """
@@ -85,13 +84,13 @@ def differences(driver: dict[str, str], nodes: dict[str, Node]) -> str:
     return "; ".join(f"{_listed(names)}: {what}" for what, names in names_by_difference.items())
 
 
-def unseen(nodes: dict[str, Node]) -> str:
-    """Return the names of the nodes that do not see all files of the run's folder; empty when all
-    do.
+def nodes_without_run_folder(nodes: dict[str, NodeReport]) -> str:
+    """Return the names of the nodes on which files of the run's folder are missing; empty if
+    none.
     """
-    return _listed([name for name, node in nodes.items() if node.unseen])
+    return _listed([name for name, node in nodes.items() if node.missing_files])
 
 
 def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
-    return f"{', '.join(names[:NAMED])}{more}"
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return f"{', '.join(names[:MAX_NAMED])}{more}"

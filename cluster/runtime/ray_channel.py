@@ -1,4 +1,4 @@
-"""A worker in an actor of Ray: its host in the actor's process, the calls to it, their errors."""
+"""A worker in a Ray actor: its Host in the actor's process, calls to it, and their errors."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from sleep_rl.contracts.errors import RunError
 
 R = TypeVar("R")
 PackedTensor = tuple[Any, str, tuple[int, ...]]
-# share of a call's limit after which the worker writes its stacks into its log
-STACKS_AT = 0.95
+# share of a call's timeout after which the worker writes its stacks into its log
+DUMP_STACKS_AT = 0.95
 
 
 class RayHost(Host):
-    """A Host in an actor's process."""
+    """A Host in a Ray actor's process."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class RayHost(Host):
         search_path: list[str],
         limits_s: tuple[float, float],
     ) -> None:
-        """`search_path`: the driver's sys.path; what the driver can import, this process can.
-        `limits_s`: of construction, and of a call.
+        """`search_path`: the driver's sys.path, so that this process can import what the driver
+        can. `limits_s`: timeouts of the construction, and of a call.
         """
         super().__init__(name)
         self._limits_s = limits_s
@@ -50,22 +50,22 @@ class RayHost(Host):
 
     def attempt(self, function: Callable[[], Any]) -> Any:
         limit_s = self._limits_s[self.worker is not None]
-        # into this worker's log, just before the call is given up
-        faulthandler.dump_traceback_later(STACKS_AT * limit_s)
+        # into this worker's log, just before the caller's timeout
+        faulthandler.dump_traceback_later(DUMP_STACKS_AT * limit_s)
         try:
             result = super().attempt(function)
         finally:
             faulthandler.cancel_dump_traceback_later()
         if isinstance(result, RemoteError):
-            with suppress(OSError):  # a full disk is reported by what is returned
+            with suppress(OSError):  # of a full disk; the caller gets the error all the same
                 print(result.trace, file=sys.stderr, flush=True)
         send_tensors_as_bytes()
         return result
 
 
 def _redirect_output(path: str) -> None:
-    """Append this process's output to a file: by its descriptors and not by sys.stdout, because C++
-    and child processes write there, too.
+    """Append this process's output to a file, by redirecting file descriptors 1 and 2 and not
+    sys.stdout: C++ code and child processes write there, too.
     """
     os.makedirs(os.path.dirname(path), exist_ok=True)
     log = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -75,16 +75,16 @@ def _redirect_output(path: str) -> None:
 
 
 class RayPending(Pending[R]):
-    """A call of Ray. `answer`: the ObjectRef of its result."""
+    """The future of a Ray call. `object_ref`: the ObjectRef of its result."""
 
-    def __init__(self, worker: str, method: str, answer: Any) -> None:
+    def __init__(self, worker: str, method: str, object_ref: Any) -> None:
         super().__init__(worker, method)
-        self._answer = answer
+        self._object_ref = object_ref
 
     def ready(self, wait_s: float) -> bool:
         import ray
 
-        return bool(ray.wait([self._answer], timeout=wait_s)[0])
+        return bool(ray.wait([self._object_ref], timeout=wait_s)[0])
 
     def outcome(self, wait_s: float, limit_s: float) -> Any:
         import ray
@@ -92,16 +92,16 @@ class RayPending(Pending[R]):
 
         died = f"worker {self.worker} died during {self.method}"
         try:
-            return ray.get(self._answer, timeout=wait_s)
+            return ray.get(self._object_ref, timeout=wait_s)
         except GetTimeoutError:
-            raise self.late(limit_s) from None
+            raise self.timeout_error(limit_s) from None
         except RayActorError as error:
             raise WorkerDied(f"{died}: {_cause(str(error))}{self.log_hint()}") from error
         except OutOfMemoryError as error:
-            # Ray ends the worker; its error says so, and is no RayActorError
+            # Ray kills the worker, and raises this in place of a RayActorError
             raise WorkerDied(
                 f"{died}: the memory of its node was nearly full{_memory(str(error))}, and Ray "
-                "ended it"
+                "killed it"
             ) from error
         except RayError as error:
             raise RunError(
@@ -111,21 +111,21 @@ class RayPending(Pending[R]):
 
 
 def _cause(text: str) -> str:
-    """Return the one sentence of Ray's long messages that says why."""
+    """Return the one sentence of Ray's long message that names the cause."""
     for mark in ("Worker exit detail: ", "The actor is dead because "):
         if mark in text:
             return text.split(mark, 1)[1].splitlines()[0].split(". ")[0].rstrip(".")
-    return text.strip().splitlines()[-1]  # of a traceback the last line
+    return text.strip().splitlines()[-1]  # the last line of a traceback
 
 
 def _memory(text: str) -> str:
-    """Return " (used of total)" from Ray's message about a full node, if it says so."""
+    """Return " (used of total)" from Ray's out-of-memory message; empty if it has no numbers."""
     match = re.search(r"\b([\d.]+ ?[GM]i?B) ?/ ?([\d.]+ ?[GM]i?B)", text)
     return f" ({match[1]} of {match[2]})" if match else ""
 
 
 class RayChannel(Channel):
-    """The way to the Host in one actor, which is created here."""
+    """Creates one actor, and sends calls to the Host in it."""
 
     def __init__(
         self,
@@ -148,11 +148,11 @@ class RayChannel(Channel):
         self._actor = actor_class.remote(request.name, request.gpus, log_dir, sys.path, limits_s)
 
     def send(
-        self, verb: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
+        self, host_method: Callable[..., Any], label: str, /, *args: Any, **kwargs: Any
     ) -> Pending[Any]:
         send_tensors_as_bytes()
-        answer = getattr(self._actor, verb.__name__).remote(*args, **kwargs)
-        return RayPending(self._name, label, answer)
+        object_ref = getattr(self._actor, host_method.__name__).remote(*args, **kwargs)
+        return RayPending(self._name, label, object_ref)
 
     def kill(self) -> None:
         import ray
@@ -161,12 +161,12 @@ class RayChannel(Channel):
 
 
 def send_tensors_as_bytes() -> None:
-    """Let torch tensors cross Ray as out-of-band buffers instead of torch's own pickles (57 MB: 10x
-    faster, measured).
+    """Register a Ray serializer that sends torch tensors as out-of-band buffers instead of torch's
+    own pickles (57 MB: 10x faster, measured).
 
-    A tensor is copied out of the store on arrival, so that writing into it can never change what
-    others read; numpy arrays arrive as read-only views. Called before anything is sent: a process
-    without torch has no tensors to send.
+    A tensor is copied out of the object store on arrival, so that writing into it cannot change
+    what others read; numpy arrays arrive as read-only views. Called before each send; does nothing
+    in a process that has not imported torch.
     """
     torch = sys.modules.get("torch")
     if torch is not None:
@@ -187,7 +187,7 @@ def _tensor_to_bytes(tensor: Any) -> PackedTensor:
 
 
 def _tensor_from_bytes(packed: PackedTensor) -> Any:
-    """Return the tensor in memory of its own."""
+    """Return the tensor, copied into memory of its own."""
     import torch
 
     data, dtype, shape = packed

@@ -1,16 +1,16 @@
-"""Start a Ray of our own on this node, with corrections of Ray 2.60 that its options do not offer.
+"""Start a Ray instance on this node, with patches of Ray 2.60 for what its options cannot set.
 
-This is the one place that replaces private functions of Ray, each while `ray.init` runs only:
+This is the one place that replaces private functions of Ray, each only while `ray.init` runs:
 
 - `services.get_node`: Ray gives its raylet 30 s to register, which a busy machine exceeds. It is
-  asked until our own deadline, as long as the raylet lives.
-- `node.Node.start_ray_processes`: remembers the node, so that a start that fails (also by Ctrl-C)
-  leaves no processes behind; Ray itself forgets them.
+  retried until our own deadline, as long as the raylet runs.
+- `node.Node.start_ray_processes`: records the node, so that a start that fails (also by Ctrl-C)
+  leaves no processes behind; Ray itself does not end them.
 - `services.resolve_ip_for_localhost`: Ray replaces 127.0.0.1 by the machine's address, and its
-  servers then listen for everybody. They stay on the loopback address.
+  servers then listen on all interfaces. They stay on the loopback address.
 
 A new version of Ray may rename them: the import below then fails at the first start, and the `ray`
-tests of tests/cluster/test_ray_backend.py say so.
+tests of tests/cluster/test_ray_backend.py fail.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ from typing import Any
 from sleep_rl.contracts.errors import RunError
 
 LOOPBACK = "127.0.0.1"
-# most that the node's object store takes; it must hold a full memory state beside deltas
-OBJECT_STORE_BYTES = 2 << 30
-LEAST_OBJECT_STORE_BYTES = 128 << 20
+# of the object store, which must hold a full memory state beside deltas
+MAX_OBJECT_STORE_BYTES = 2 << 30
+MIN_OBJECT_STORE_BYTES = 128 << 20
 POLL_S = 0.2
 
 
 def start(cpus: int | None, start_timeout_s: float) -> str:
     """Start Ray and connect to it; return its temporary folder, which the caller removes.
 
-    `cpus`: what workers may ask for; None: every core. On a busy machine a raylet aborts when its
-    helpers are not up after 15 s (a limit that cannot be set), so a start that timed out is tried
-    again until `start_timeout_s`. Raises RunError.
+    `cpus`: CPUs that Ray schedules; None: every core. On a busy machine a raylet aborts when its
+    agents are not up after 15 s (a limit that cannot be set), so a start that timed out is retried
+    until `start_timeout_s`. Raises RunError.
     """
     free_shm = shutil.disk_usage("/dev/shm").free
-    memory = min(OBJECT_STORE_BYTES, max(free_shm // 2, LEAST_OBJECT_STORE_BYTES))
-    # Unix sockets inside: at most 107 bytes
+    memory = min(MAX_OBJECT_STORE_BYTES, max(free_shm // 2, MIN_OBJECT_STORE_BYTES))
+    # short: the paths of Unix sockets inside have at most 107 bytes
     folder = tempfile.mkdtemp(prefix="sleep", dir="/tmp")
     deadline = time.monotonic() + start_timeout_s
     while True:
@@ -60,7 +60,7 @@ def _start_once(deadline: float, cpus: int | None, memory: int, folder: str) -> 
 
     nodes: list[Any] = []
     try:
-        with _corrected(nodes, deadline):
+        with _patched(nodes, deadline):
             ray.init(
                 address="local",
                 num_cpus=cpus,
@@ -79,8 +79,8 @@ def _start_once(deadline: float, cpus: int | None, memory: int, folder: str) -> 
 
 
 @contextmanager
-def _corrected(nodes: list[Any], deadline: float) -> Iterator[None]:
-    """Replace the three functions of the header; nodes that are started go into `nodes`."""
+def _patched(nodes: list[Any], deadline: float) -> Iterator[None]:
+    """Replace the three functions of the header; started nodes are appended to `nodes`."""
     from ray._private import services
     from ray._private.node import Node
 
@@ -88,13 +88,13 @@ def _corrected(nodes: list[Any], deadline: float) -> Iterator[None]:
     start_processes = Node.start_ray_processes
     resolve = services.resolve_ip_for_localhost
 
-    def start_and_remember(node: Any) -> None:
+    def start_and_record(node: Any) -> None:
         nodes.append(node)
         start_processes(node)
 
-    services.get_node = _patient(get_node, nodes, deadline)
+    services.get_node = _retrying(get_node, nodes, deadline)
     services.resolve_ip_for_localhost = str
-    Node.start_ray_processes = start_and_remember
+    Node.start_ray_processes = start_and_record
     try:
         yield
     finally:
@@ -103,8 +103,10 @@ def _corrected(nodes: list[Any], deadline: float) -> Iterator[None]:
         Node.start_ray_processes = start_processes
 
 
-def _patient(get_node: Callable[..., Any], nodes: list[Any], deadline: float) -> Callable[..., Any]:
-    """Return `get_node`, asked again while the raylet of `nodes` lives, until the deadline."""
+def _retrying(
+    get_node: Callable[..., Any], nodes: list[Any], deadline: float
+) -> Callable[..., Any]:
+    """Return `get_node` with retries while the raylet of `nodes` runs, until the deadline."""
 
     def get(*args: Any) -> Any:
         while True:

@@ -1,6 +1,6 @@
-"""The worker's side of a call: the host that holds a plain worker, and its exceptions as values.
+"""The worker's side of a remote call: the Host that holds a plain worker, and exceptions as values.
 
-Knows nothing of Ray: `local_backend` calls a Host directly, `ray_backend` in an actor's process.
+Does not import Ray: `local_backend` calls a Host directly, `ray_backend` in an actor's process.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from sleep_rl.contracts.errors import InputError, RunError
 
 @dataclass(frozen=True)
 class RemoteError:
-    """A worker's exception on its way to the caller, as text: not every exception can be pickled.
+    """A worker's exception as text, for the way to the caller: not every exception can be pickled.
 
-    `kind`: the class to raise at the caller; None: any other than InputError and RunError.
+    `kind`: the class that is raised at the caller; None: neither InputError nor RunError. `line`:
+    its message; `trace`: its traceback.
     """
 
     kind: type[InputError] | type[RunError] | None
@@ -35,13 +36,13 @@ class RemoteTraceback(Exception):
 
 
 class Host:
-    """Holds one plain worker and returns what it raises as `RemoteError`, alike in all backends."""
+    """Holds one plain worker, the same in all backends; returns what it raises as `RemoteError`."""
 
     def __init__(self, name: str) -> None:
         self.name = name
         self.worker: Any = None
         # why there is no worker; empty when there is one
-        self.failed = "its class could not be sent"
+        self.failed = "its class could not be deserialized"
         self.replaced_env: dict[str, str | None] = {}  # the variables that `build` changed
         # keeps the port of `rendezvous` for as long as this process lives
         self.held: socket.socket | None = None
@@ -49,8 +50,8 @@ class Host:
     def build(
         self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
     ) -> Any:
-        """Construct the worker. `env` is set before its module is imported, because OpenMP reads it
-        at import.
+        """Construct the worker. `env` is set before its module is imported, because OpenMP reads
+        its variables at import.
         """
         self.replaced_env = {key: os.environ.get(key) for key in env}
         os.environ.update(env)
@@ -59,20 +60,20 @@ class Host:
             factory = _import(cls) if isinstance(cls, str) else cls
             self.worker = factory(**kwargs)
 
-        answer = self.attempt(construct)
-        self.failed = answer.line if isinstance(answer, RemoteError) else ""
-        return answer
+        result = self.attempt(construct)
+        self.failed = result.line if isinstance(result, RemoteError) else ""
+        return result
 
     def call(self, method: str, /, *args: Any, **kwargs: Any) -> Any:
-        """Call a method of the worker."""
+        """Return the result of a method of the worker, or a RemoteError."""
         if self.failed:
             return RemoteError(RunError, f"worker {self.name} did not start: {self.failed}", "")
         return self.attempt(lambda: getattr(self.worker, method)(*args, **kwargs))
 
     def rendezvous(self) -> tuple[str, int]:
-        """Return this node's address and a port of it for the process group that rank 0, this
-        worker, leads. The port is kept until `release`: rank 0 listens there seconds later, when
-        it has imported torch.
+        """Return this node's address and a reserved port: MASTER_ADDR and MASTER_PORT of a process
+        group whose rank 0 runs here. The port stays bound until `release`, because rank 0 listens
+        on it only seconds later, after it has imported torch.
         """
         self.release()
         self.held = held_port()
@@ -85,14 +86,14 @@ class Host:
             self.held = None
 
     def address(self) -> str:
-        """Return the address under which the other workers reach this one."""
+        """Return the address at which the other workers reach this node."""
         return "127.0.0.1"
 
     def attempt(self, function: Callable[[], Any]) -> Any:
         """Return the function's result, or `RemoteError` for what it raised."""
         try:
             return function()
-        # the boundary of the worker: every exception is carried over and raised at the caller
+        # the boundary of the worker: every exception is returned and raised at the caller
         except Exception as error:  # noqa: BLE001
             kind = next((kind for kind in (InputError, RunError) if isinstance(error, kind)), None)
             text = (str(error).splitlines() or [""])[0]

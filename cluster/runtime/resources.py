@@ -1,6 +1,6 @@
-"""What workers ask of a cluster, and whether it can hold them all. Knows nothing of Ray.
+"""The resources that workers request, and whether a cluster can hold them. Does not import Ray.
 
-`nodes` are the resources of each node, as Ray names them: {"CPU": 8.0, "GPU": 2.0, ...}.
+`nodes`: the resources of each node, as Ray names them: {"CPU": 8.0, "GPU": 2.0, ...}.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ TOLERANCE = 1e-6  # of sums of fractions such as 0.1 CPU
 
 @dataclass(frozen=True)
 class ResourceRequest:
-    """What one kind of worker needs; `cpus` and `gpus` are per worker."""
+    """Resources of `count` workers with the name or role `name`; `cpus`, `gpus`: per worker."""
 
     name: str
     count: int
@@ -25,9 +25,9 @@ class ResourceRequest:
 
 
 def inventory(requests: Sequence[ResourceRequest], nodes: Nodes) -> str:
-    """Return one line that says what is asked and what the nodes have."""
-    parts = ", ".join(f"{r.count} {r.name} of {_amounts(r.cpus, r.gpus)}" for r in requests)
-    asked = _amounts(
+    """Return one line with the requested and the available resources."""
+    parts = ", ".join(f"{r.count} {r.name} x {_amounts(r.cpus, r.gpus)}" for r in requests)
+    requested = _amounts(
         sum(r.count * r.cpus for r in requests),
         sum(r.count * r.gpus for r in requests),
     )
@@ -36,18 +36,20 @@ def inventory(requests: Sequence[ResourceRequest], nodes: Nodes) -> str:
         sum(node.get("GPU", 0.0) for node in nodes),
     )
     count = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
-    return f"asked: {parts} = {asked}; there: {count} with {available}"
+    return f"requested: {parts} = {requested}; available: {count} with {available}"
 
 
 def check(requests: Sequence[ResourceRequest], nodes: Nodes) -> None:
-    """Raise InputError that names the missing resource if the workers can never all run at once."""
+    """Raise InputError that names the missing resource if the nodes cannot run all workers at
+    once.
+    """
     for kind in ("CPU", "GPU"):
         _check_total(kind, requests, [node.get(kind, 0.0) for node in nodes])
     _check_packing(requests, nodes)
 
 
 def bundles(requests: Sequence[ResourceRequest]) -> list[dict[str, float]]:
-    """Return what an autoscaler is to make room for: one entry per worker that takes anything."""
+    """Return the resource bundles of a request to the autoscaler: one per worker that takes any."""
     out = []
     for request in requests:
         amounts = {"CPU": request.cpus, "GPU": request.gpus}
@@ -58,24 +60,25 @@ def bundles(requests: Sequence[ResourceRequest]) -> list[dict[str, float]]:
 
 def _check_total(kind: str, requests: Sequence[ResourceRequest], amounts: list[float]) -> None:
     """Raise InputError if all nodes together, or the largest one, have too little of a resource."""
-    wanted = [(r.name, r.count, r.cpus if kind == "CPU" else r.gpus) for r in requests]
-    wanted = [(name, count, amount) for name, count, amount in wanted if count * amount > 0]
-    total = sum(count * amount for _, count, amount in wanted)
+    rows = [(r.name, r.count, r.cpus if kind == "CPU" else r.gpus) for r in requests]
+    rows = [(name, count, amount) for name, count, amount in rows if count * amount > 0]
+    total = sum(count * amount for _, count, amount in rows)
     if total > sum(amounts) + TOLERANCE:
         parts = " + ".join(
-            f"{name}: {count} actors x {amount:g} {kind}" for name, count, amount in wanted
+            f"{name}: {count} actors x {amount:g} {kind}" for name, count, amount in rows
         )
-        raise InputError(f"{parts} asked = {total:g} {kind}, the cluster has {sum(amounts):g}")
-    for name, _, amount in wanted:
+        raise InputError(f"{parts} = {total:g} {kind} requested, the cluster has {sum(amounts):g}")
+    for name, _, amount in rows:
         if amount > max(amounts) + TOLERANCE:
             raise InputError(
-                f"{name}: {amount:g} {kind} per actor asked, the largest node has {max(amounts):g}"
+                f"{name}: {amount:g} {kind} per actor requested, the largest node has "
+                f"{max(amounts):g}"
             )
 
 
 def _check_packing(requests: Sequence[ResourceRequest], nodes: Nodes) -> None:
-    """Raise InputError if the workers do not fit on the nodes one by one, the largest first, though
-    they would in sum.
+    """Raise InputError if the workers do not fit on single nodes (first fit, largest first), though
+    the totals suffice.
     """
     free = [[node.get("GPU", 0.0), node.get("CPU", 0.0)] for node in nodes]
     for request in sorted(requests, key=lambda r: (r.gpus, r.cpus), reverse=True):
@@ -84,18 +87,18 @@ def _check_packing(requests: Sequence[ResourceRequest], nodes: Nodes) -> None:
         for number in range(request.count):
             node = next((node for node in free if node[0] >= gpus and node[1] >= cpus), None)
             if node is None:
-                raise InputError(_no_room(request, number + 1, nodes))
+                raise InputError(_does_not_fit(request, number + 1, nodes))
             node[0] -= request.gpus
             node[1] -= request.cpus
 
 
-def _no_room(request: ResourceRequest, number: int, nodes: Nodes) -> str:
+def _does_not_fit(request: ResourceRequest, number: int, nodes: Nodes) -> str:
     sizes = ", ".join(
         f"{node.get('CPU', 0):g} CPU and {node.get('GPU', 0):g} GPU" for node in nodes
     )
     return (
         f"{request.name}: {request.cpus:g} CPU and {request.gpus:g} GPU for each of "
-        f"{request.count} actors asked; actor {number} finds room on no node beside the others; "
+        f"{request.count} actors requested; actor {number} fits on no node beside the others; "
         f"nodes: {sizes}"
     )
 

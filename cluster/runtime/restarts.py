@@ -1,4 +1,6 @@
-"""The budget of restarts of a run: one count for all workers, with a journal record of each."""
+"""The restart budget of a run: one count over all workers, with a journal record of each
+restart.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,10 @@ class Restarts:
         self.used = 0
         self._journal = journal
 
-    def consume(self, worker: str, reason: str) -> None:
-        """Count and record one more restart. Raises RunError with the reason when none is left."""
+    def count(self, worker: str, reason: str) -> None:
+        """Count and record one restart. Raises RunError with the reason when the budget is
+        spent.
+        """
         if self.used == self.limit:
             raise RunError(f"{reason}; cluster.restarts = {self.limit} are used up")
         self.used += 1

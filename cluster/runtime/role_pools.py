@@ -1,4 +1,4 @@
-"""Pools of rollout and of reward workers: how their answers are checked and waited for."""
+"""Pools of rollout and of reward workers: how their responses are validated and timed out."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-from cluster.runtime.handle import Handle, WorkerLate
-from cluster.runtime.pool import Answer, Pool
+from cluster.runtime.handle import CallResult, Handle, WorkerTimeout
+from cluster.runtime.pool import Pool
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward, Rollout
@@ -16,93 +16,98 @@ R = TypeVar("R")
 
 
 class RolloutPool(Pool):
-    """Rollout workers. A sample that does not belong to its request, or to the version that was
-    asked for, is an invalid response.
+    """Rollout workers. A sample of another request, or of an older version than requested, is an
+    invalid response.
     """
 
     def __init__(
         self,
         handles: Sequence[Handle],
         timeout_s: float,
-        consume: Callable[[str, str], None] = lambda worker, reason: None,
+        on_restart: Callable[[str, str], None] = lambda worker, reason: None,
         slice_s: float | None = None,
     ) -> None:
-        """`slice_s`: seconds after which a worker that samples takes up its other calls, above all
-        newer weights; None: when it is done.
+        """`slice_s`: seconds after which a sampling worker handles its other pending calls, above
+        all `load` of newer weights; None: when all samples are done.
         """
-        super().__init__("rollouts", handles, timeout_s, consume)
+        super().__init__("rollouts", handles, timeout_s, on_restart)
         self._slice_s = slice_s
 
     def sample(
         self, requests_N: list[Request], name: str, version: int, sampling: Sampling
     ) -> list[Sample | Failure]:
         """Return one Sample or Failure per request, in order, from state `name` at `version` or
-        newer. What a failed worker left unfinished is tried once more.
+        newer. What a failed worker did not complete is retried once.
         """
         return self.map_with_retry(Rollout.sample, requests_N, name, version, sampling)
 
-    def ask(
+    def call(
         self,
         handles: Sequence[Handle],
         method: Callable[..., R],
         args_N: Sequence[tuple[Any, ...]],
         **kwargs: Any,
-    ) -> list[Answer]:
+    ) -> list[CallResult[R]]:
         if method is not Rollout.sample or self._slice_s is None:
-            return super().ask(handles, method, args_N, **kwargs)
+            return super().call(handles, method, args_N, **kwargs)
         deadline = time.monotonic() + self.timeout_s
-        answers: list[Any] = super().ask(handles, Rollout.begin, args_N, **kwargs)
-        while under_way := [i for i, answer in enumerate(answers) if answer is None]:
-            busy = [handles[i] for i in under_way]
+        results: list[Any] = super().call(handles, Rollout.begin, args_N, **kwargs)
+        while unfinished := [i for i, result in enumerate(results) if result is None]:
+            busy = [handles[i] for i in unfinished]
             if time.monotonic() > deadline:
-                more = [self._too_late(handle) for handle in busy]
+                more = [self._time_out(handle) for handle in busy]
             else:
-                more = super().ask(busy, Rollout.more, [(self._slice_s,)] * len(busy))
-            for i, answer in zip(under_way, more, strict=True):
-                answers[i] = answer
-        return answers
+                more = super().call(busy, Rollout.more, [(self._slice_s,)] * len(busy))
+            for i, result in zip(unfinished, more, strict=True):
+                results[i] = result
+        return results
 
-    def _too_late(self, handle: Handle) -> WorkerLate:
-        """Take a worker out of use that is still not done; return the error."""
-        error = WorkerLate(f"worker {handle.name} gave no samples within {self.timeout_s:g} s")
+    def _time_out(self, handle: Handle) -> WorkerTimeout:
+        """Remove a worker that did not finish in time from the pool; return the error."""
+        error = WorkerTimeout(
+            f"worker {handle.name}: sample did not return within {self.timeout_s:g} s "
+            "(cluster.call_timeout_s)"
+        )
         self._fail(handle, str(error))
         return error
 
-    def invalid_response(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
-        """Return what is wrong with samples; `args`: the state's name and version, ..."""
-        wrong = super().invalid_response(part, answer)
+    def invalid_response(self, part: Sequence[Any], response: Any, *args: Any) -> str:
+        """Return what is wrong with the samples; `args`: the requested state's name and version,
+        and the sampling parameters.
+        """
+        wrong = super().invalid_response(part, response)
         if wrong:
             return wrong
         name, version = args[:2]
-        for request, sample in zip(part, answer, strict=True):
+        for request, sample in zip(part, response, strict=True):
             if wrong := _invalid_sample(request, sample, name, version):
                 return wrong
         return ""
 
 
 def _invalid_sample(request: Request, sample: Any, name: str, version: int) -> str:
-    """Return why a sample does not answer its request; empty for a Failure, too."""
+    """Return why a sample does not match its request; empty when it does, and for a Failure."""
     if isinstance(sample, Failure):
         return ""
     if not isinstance(sample, Sample):
-        return f"a {type(sample).__name__} and no sample"
-    asked, answered = ((s.prompt_T, s.context_T, s.seed) for s in (request, sample))
-    if asked != answered:
+        return f"a {type(sample).__name__} instead of a Sample"
+    requested, sampled = ((s.prompt_T, s.context_T, s.seed) for s in (request, sample))
+    if requested != sampled:
         return "a sample of another request"
     if sample.weights != name or min(sample.versions_T, default=version) < version:
         versions = sorted(set(sample.versions_T))
-        return f"a sample of {sample.weights} {versions}, asked was {name} {version}"
+        return f"a sample of {sample.weights} {versions}, requested was {name} {version}"
     if not len(sample.completion_T) == len(sample.logprobs_T) == len(sample.versions_T):
-        return "a sample whose tokens, log-probabilities and versions differ in number"
+        return "a sample with different numbers of tokens, log-probabilities and versions"
     return ""
 
 
 class RewardPool(Pool):
-    """Reward workers under the limit of reward.timeout_s. Stands where a Reward is asked for.
+    """Implements roles.Reward over several reward workers; `timeout_s`: reward.timeout_s.
 
-    A call that raises fails its pairs only, and so does a late one, whose worker stays in use. A
-    worker that is late twice in a row, has died, or gave values outside [0, 1] is restarted, and
-    what the latter two left unfinished is tried once more.
+    A call that raises or times out gives Failures for its own pairs only, and its worker stays in
+    use. A worker that times out twice in a row, dies, or returns a value outside [0, 1] is
+    restarted; in the latter two cases its pairs are retried once.
     """
 
     keeps_late = True
@@ -112,45 +117,45 @@ class RewardPool(Pool):
         self,
         handles: Sequence[Handle],
         timeout_s: float,
-        consume: Callable[[str, str], None] = lambda worker, reason: None,
+        on_restart: Callable[[str, str], None] = lambda worker, reason: None,
     ) -> None:
-        super().__init__("rewards", handles, timeout_s, consume)
-        self._late_in_a_row = {handle.name: 0 for handle in handles}
+        super().__init__("rewards", handles, timeout_s, on_restart)
+        self._timeouts_in_a_row = {handle.name: 0 for handle in handles}
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
-        """Return a value per pair, or why there is none."""
+        """Return one value in [0, 1] or Failure per pair, in order."""
         values = self.map_with_retry(Reward.score, pairs_N)
         self.restart_failed()
         return values
 
-    def ask(
+    def call(
         self,
         handles: Sequence[Handle],
         method: Callable[..., R],
         args_N: Sequence[tuple[Any, ...]],
         **kwargs: Any,
-    ) -> list[Answer]:
-        answers = super().ask(handles, method, args_N, **kwargs)
-        for handle, answer in zip(handles, answers, strict=True):
-            if not isinstance(answer, WorkerLate):
-                self._late_in_a_row[handle.name] = 0
+    ) -> list[CallResult[R]]:
+        results = super().call(handles, method, args_N, **kwargs)
+        for handle, result in zip(handles, results, strict=True):
+            if not isinstance(result, WorkerTimeout):
+                self._timeouts_in_a_row[handle.name] = 0
                 continue
-            self._late_in_a_row[handle.name] += 1
-            if self._late_in_a_row[handle.name] == 2:
-                self._fail(handle, f"{answer}, twice in a row")
-        return answers
+            self._timeouts_in_a_row[handle.name] += 1
+            if self._timeouts_in_a_row[handle.name] == 2:
+                self._fail(handle, f"{result}, twice in a row")
+        return results
 
-    def invalid_response(self, part: Sequence[Any], answer: Any, *args: Any) -> str:
-        wrong = super().invalid_response(part, answer)
+    def invalid_response(self, part: Sequence[Any], response: Any, *args: Any) -> str:
+        wrong = super().invalid_response(part, response)
         if wrong:
             return wrong
-        invalid = [value for value in answer if not _is_reward(value)]
+        invalid = [value for value in response if not _is_reward(value)]
         return f"the reward {invalid[0]!r}, allowed is [0, 1]" if invalid else ""
 
     def close(self) -> None:
-        """Close every worker that is left."""
+        """Close the workers in use."""
         if self.workers:
-            self.all(Reward.close)
+            self.call_all(Reward.close)
 
 
 def _is_reward(value: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Watchdog for remote calls: reports pending calls after a while, and dumps all stacks of this
+"""Watchdog for remote calls: reports pending calls at an interval, and dumps all stacks of this
 process when a call misses its deadline.
 """
 
@@ -14,15 +14,15 @@ from pathlib import Path
 from sleep_rl.journal.text import clock
 
 STACKS = "stacks.log"
-NAMED = 4  # pending calls that a line names
+MAX_NAMED = 4  # pending calls that a line names
 
 
 @dataclass
-class Watch:
-    """Tells people about long waits.
+class Watchdog:
+    """Reports long waits to the user.
 
-    `say` prints a line; `phase` names what the run is doing; `folder` is where the driver's stacks
-    go (a worker's go into its own log); `every_s`: seconds between two lines of one wait.
+    `say`: prints a line; `phase`: returns the name of the run's current phase; `folder`: for the
+    driver's stacks (a worker's are in its own log); `every_s`: seconds between two lines of a wait.
     """
 
     say: Callable[[str], None] = lambda line: None
@@ -30,22 +30,22 @@ class Watch:
     folder: str | None = None
     every_s: float = 60.0
 
-    def waiting(
-        self, pending_calls: Sequence[str], calls: int, waited_s: float, limit_s: float
+    def report(
+        self, pending_calls: Sequence[str], calls: int, waited_s: float, timeout_s: float
     ) -> None:
-        """Print which of so many calls are pending, for how long, and when they are given up."""
-        named = ", ".join(pending_calls[:NAMED])
-        if len(pending_calls) > NAMED:
-            named += f" and {len(pending_calls) - NAMED} more"
+        """Print which of `calls` calls are pending, for how long, and their timeout."""
+        named = ", ".join(pending_calls[:MAX_NAMED])
+        if len(pending_calls) > MAX_NAMED:
+            named += f" and {len(pending_calls) - MAX_NAMED} more"
         phase = f"{self.phase()}: " if self.phase() else ""
         self.say(
-            f"{phase}waiting since {clock(waited_s)} for {len(pending_calls)} of {calls} calls "
-            f"({named}); given up after {clock(limit_s)}"
+            f"{phase}waited {clock(waited_s)} for {len(pending_calls)} of {calls} calls "
+            f"({named}); timeout {clock(timeout_s)}"
         )
 
-    def given_up(self, what: str) -> None:
-        """Append the stacks of all threads of this process to a file in `folder`. A disk that
-        refuses loses the stacks only.
+    def dump_stacks(self, what: str) -> None:
+        """Append the stacks of all threads of this process, headed by `what`, to a file in
+        `folder`. When it cannot be written, a warning is printed and the run continues.
         """
         if self.folder is None:
             return

@@ -160,9 +160,9 @@ def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
 def scale(run: str, request: str) -> None:
     from pathlib import Path
 
-    from cluster.scale import ask
+    from cluster import scale as scaling
 
-    count = ask(Path(run), request)
+    count = scaling.request(Path(run), request)
     print_answer(f"{run}: asked for {count} rollout workers; they come and go between two rounds")
 
 

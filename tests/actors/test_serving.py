@@ -81,10 +81,10 @@ def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
         for line, message in (
             (
                 [str(run), "--port", port],
-                f"--port {port}: cannot be listened on: Address already in use",
+                f"--port {port}: cannot listen there: Address already in use",
             ),
             ([str(run), "--port", "70000"], "0-65535"),
-            ([str(run), "--host", ""], "every address"),
+            ([str(run), "--host", ""], "every interface"),
             ([str(run), "max_model_len"], "expected OPTION=VALUE, got max_model_len"),
             (
                 [str(run / "memory" / "night-1"), "--follow"],

@@ -1,5 +1,5 @@
-"""The crew's critics: dreams are tried out on the newest weights, by all of them, and leave them as
-they were.
+"""The crew's critics: trials use the newest weights, are split over all critics, and change no
+weights.
 """
 
 import pytest
@@ -19,7 +19,7 @@ TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
 
 
 class Learner:
-    """Exports a state whose tensors are full of the version's number."""
+    """Exports a state whose tensors are filled with the version's number."""
 
     def export(self, name, version, have, view):
         assert name == view == TEACHER
@@ -61,7 +61,7 @@ def crew(backend, tmp_path):
 
 
 @pytest.mark.stack
-def test_every_trial_is_answered_once_in_order_from_the_newest_weights(crew):
+def test_trials_are_answered_in_order_from_the_newest_weights(crew):
     made, _ = crew({}, {})
     for version in (5, 6):
         assert made.try_out(TRIALS, Sampling(3, 0.0)) == [
@@ -72,7 +72,7 @@ def test_every_trial_is_answered_once_in_order_from_the_newest_weights(crew):
 
 
 @pytest.mark.stack
-def test_a_critic_that_dies_is_started_anew_filled_and_asked_once_more(crew, tmp_path):
+def test_a_dead_critic_is_restarted_and_refilled_and_its_trials_are_retried(crew, tmp_path):
     victim = {"victim": "critic-1", "path": str(tmp_path / "died")}
     made, journal = crew(victim, victim)
     assert made.try_out(TRIALS, Sampling(3, 0.0)) == [((seed, 32 * 5),) for seed in range(7)]

@@ -134,7 +134,7 @@ def test_a_wrong_token_and_an_unknown_job_are_refused(nodes):
 def test_a_life_is_submitted_and_followed_to_its_end(nodes, undisturbed):
     folder, said = undisturbed
     assert (
-        "there: 2 nodes with 3 CPU" in said
+        "available: 2 nodes with 3 CPU" in said
         and f"{folder}/report.html" in said
         and (folder / "report.html").is_file()
     )
@@ -154,8 +154,8 @@ def test_a_config_that_fails_there_gives_its_exit_code(nodes, tmp_path):
     code, said = client.end()
     assert (
         code == 2
-        and "rollout: 9 actors x 1 CPU + learner: 1 actors x 1 CPU asked = 10 CPU, the cluster "
-        "has 3"
+        and "rollout: 9 actors x 1 CPU + learner: 1 actors x 1 CPU = 10 CPU requested, the "
+        "cluster has 3"
         in said
     )
     assert re.search(
@@ -175,7 +175,7 @@ def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(
     while not any(record["kind"] == "restarted" for record in read(folder / "metrics.jsonl")):
         assert client.process.poll() is None and time.monotonic() < deadline, client.end()
         time.sleep(0.2)
-    waiting = client.until(r"(waiting since .* for 1 of 1 calls|waiting up to .* for a node: )")
+    waiting = client.until(r"(waited .* for 1 of 1 calls|waiting up to .* for a node: )")
     nodes.join()
     code, said = client.end()
     print(
@@ -210,5 +210,5 @@ def test_a_job_is_left_stopped_and_resumed_and_ends_with_the_same_bytes(
     code, said = Client(nodes, "--follow", job).end()
     assert code == 1 and f"sleep-rl: {job}: was stopped" in said
     code, said = Client(nodes, "--resume", folder).end()
-    assert code == 0 and f"{folder}: goes on after stage" in said, said
+    assert code == 0 and f"{folder}: resumes after stage" in said, said
     assert memories(folder) == memories(undisturbed[0])

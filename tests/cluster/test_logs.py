@@ -91,7 +91,7 @@ def test_a_folder_that_is_no_run_and_a_run_without_logs(tmp_path, run):
         logs.listing(str(tmp_path / "none"))
     for file in (run / "logs").iterdir():
         file.unlink()
-    with pytest.raises(InputError, match=r"no logs; workers on Ray .*cluster.backend=ray"):
+    with pytest.raises(InputError, match=r"no logs in .*cluster.backend=ray"):
         logs.listing(str(run))
 
 

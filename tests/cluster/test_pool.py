@@ -1,4 +1,4 @@
-"""Work split over workers: order, balance, and what happens to the items of a lost worker."""
+"""Pools: order and balance of split work, validation of responses, restarts of failed workers."""
 
 import threading
 import time
@@ -29,7 +29,7 @@ def backend(request):
 
 @pytest.fixture
 def here():
-    """Where a test is about answers, and not about processes."""
+    """A local backend, for tests that need no processes."""
     with LocalBackend() as backend:
         yield backend
 
@@ -68,40 +68,40 @@ def test_split_is_contiguous_and_balanced(items, parts, lengths):
 
 
 class TestPool:
-    def test_results_in_order(self, pool):
+    def test_map_returns_results_in_order(self, pool):
         assert pool.map(Echo.double, list(range(10))) == [2 * i for i in range(10)]
 
     def test_result_does_not_depend_on_the_number_of_workers(self, handles):
         assert Pool("one", handles[:1], 60).map(Echo.double, [1, 2, 3, 4]) == [2, 4, 6, 8]
         assert Pool("all", handles, 60).map(Echo.double, [1, 2, 3, 4]) == [2, 4, 6, 8]
 
-    def test_no_items_no_call(self, pool):
+    def test_map_of_no_items_makes_no_call(self, pool):
         assert pool.map(Echo.double, []) == []
 
-    def test_all(self, pool):
-        assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
+    def test_call_all_returns_every_result_and_raises_the_first_error(self, pool):
+        assert pool.call_all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
         with pytest.raises(RunError, match=r"^loss is NaN at step 3$"):
-            pool.all(Echo.run_error)
+            pool.call_all(Echo.run_error)
 
-    def test_exception_of_a_worker_is_raised(self, pool):
+    def test_map_raises_the_exception_of_a_worker(self, pool):
         with pytest.raises(RunError, match=r"^worker echo-1: double failed: TypeError"):
             pool.map(Echo.double, [1, 2, 3], hurt="raise", victim="w1")
         assert not pool.failed
 
-    def test_an_invalid_response_takes_a_worker_out(self, pool):
+    def test_a_worker_with_an_invalid_response_leaves_the_pool(self, pool):
         assert pool.map(Echo.drop_last, [1, 2, 3], "w1") == [
             1,
-            Unfinished("worker echo-1: drop_last gave 0 results for 1 items", "echo-1"),
+            Unfinished("worker echo-1: drop_last returned 0 results for 1 items", "echo-1"),
             3,
         ]
         assert list(pool.failed) == ["echo-1"] and len(pool.workers) == 2
         with pytest.raises(
             RunError,
-            match=r"^echoes: every worker failed: worker echo-0: drop_last gave 0 results for 1",
+            match=r"^echoes: every worker failed: worker echo-0: drop_last returned 0 results",
         ):
             pool.map(Echo.drop_last, [1, 2], "*")
 
-    def test_dead_worker_gives_failures_and_comes_back(self, pool, only_ray):
+    def test_a_dead_worker_gives_failures_and_is_restarted(self, pool, only_ray):
         results = pool.map(Echo.double, [1, 2, 3, 4, 5, 6], hurt="die", victim="w1")
         assert results[:2] + results[4:] == [2, 4, 10, 12]
         assert all(isinstance(r, Failure) and r.where == "echo-1" for r in results[2:4])
@@ -111,10 +111,10 @@ class TestPool:
         prepared = []
         pool.prepare_restarted_with(prepared.extend)
         assert [h.name for h in pool.restart_failed()] == ["echo-1"] == [h.name for h in prepared]
-        assert pool.all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
+        assert pool.call_all(Echo.greet, "Ann") == ["w0 Ann.", "w1 Ann.", "w2 Ann."]
 
     @pytest.mark.parametrize("victim", ["w1", "*"])
-    def test_what_a_failed_worker_left_unfinished_is_tried_once_more(
+    def test_map_with_retry_retries_the_items_of_a_failed_worker_once(
         self, victim, handles, only_ray, tmp_path
     ):
         restarted = []
@@ -125,13 +125,13 @@ class TestPool:
         assert restarted == (["echo-1"] if victim == "w1" else ["echo-0", "echo-1", "echo-2"])
         assert pool.failed == {} and len(pool.workers) == 3
 
-    def test_late_worker_gives_failures_and_is_taken_out(self, handles):
+    def test_a_worker_that_times_out_gives_failures_and_leaves_the_pool(self, handles):
         pool = Pool("echoes", handles, timeout_s=0.5)
         results = pool.map(Echo.double, [1, 2, 3], hurt="sleep", victim="w1", seconds=1.5)
         assert results == [
             2,
             Unfinished(
-                "worker echo-1: double gave no answer within 0.5 s (cluster.call_timeout_s)",
+                "worker echo-1: double did not return within 0.5 s (cluster.call_timeout_s)",
                 "echo-1",
             ),
             6,
@@ -139,13 +139,13 @@ class TestPool:
         assert list(pool.failed) == ["echo-1"] and len(pool.workers) == 2
         pool.restart_failed()
 
-    def test_every_worker_lost_is_an_error(self, handles, only_ray):
+    def test_map_raises_when_every_worker_failed(self, handles, only_ray):
         pool = Pool("echoes", handles[:1], timeout_s=60)
         with pytest.raises(
             RunError, match=r"^echoes: every worker failed: worker echo-0 died during double"
         ):
             pool.map(Echo.double, [1, 2], hurt="die", victim="*")
-        with pytest.raises(RunError, match=r"^echoes: no worker left: worker echo-0 died"):
+        with pytest.raises(RunError, match=r"^echoes: no worker is left: worker echo-0 died"):
             pool.map(Echo.double, [1])
         pool.restart_failed()
 
@@ -164,13 +164,13 @@ class TestRewardPool:
         backend.ready([handle])
         return RewardPool([handle], timeout_s=0.5)
 
-    def test_is_a_reward(self, rewards):
+    def test_it_implements_reward(self, rewards):
         assert isinstance(rewards, Reward)
         assert rewards.score([self.SAME, self.OTHER, self.BAD]) == [1.0, 0.0, Failure("empty")]
 
-    def test_late_call_fails_its_pairs_only(self, rewards):
+    def test_a_call_that_times_out_fails_its_own_pairs_only(self, rewards):
         late = Failure(
-            "worker reward-0: score gave no answer within 0.5 s (reward.timeout_s)", "reward-0"
+            "worker reward-0: score did not return within 0.5 s (reward.timeout_s)", "reward-0"
         )
         assert rewards.score([self.SAME, self.SLOW]) == [late, late]
         assert not rewards.failed
@@ -179,32 +179,32 @@ class TestRewardPool:
         rewards.close()
         assert rewards.score([self.SLOW]) == [0.0]
 
-    def test_late_twice_in_a_row_is_started_anew(self, rewards, only_ray):
+    def test_two_timeouts_in_a_row_restart_the_worker(self, rewards, only_ray):
         spent = []
-        rewards._consume = lambda worker, reason: spent.append((worker, reason))
+        rewards._on_restart = lambda worker, reason: spent.append((worker, reason))
         assert [type(rewards.score([self.SLOW])[0]) for _ in range(2)] == [Failure, Failure]
         assert spent == [
             (
                 "reward-0",
-                "worker reward-0: score gave no answer within 0.5 s "
+                "worker reward-0: score did not return within 0.5 s "
                 "(reward.timeout_s), twice in a row",
             )
         ]
         rewards.timeout_s = 30
         assert rewards.score([self.SAME]) == [1.0] and not rewards.failed
 
-    def test_dead_worker_is_started_anew_and_asked_again(self, backend, only_ray):
+    def test_a_dead_worker_is_restarted_and_its_pairs_are_retried(self, backend, only_ray):
         handle, spent = backend.spawn("tests.fakes.workers:Scorer", {}, name="reward-dead"), []
         backend.ready([handle])
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append((worker, reason)))
         handle._channel.kill()
         assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0]
-        # What Ray gives as the cause depends on whether it has heard of the end already.
+        # the cause that Ray reports depends on whether it has noticed the death already
         [(worker, reason)] = spent
         assert worker == "reward-dead" and "reward-dead died during score: " in reason
         rewards.close()
 
-    def test_a_call_that_raises_fails_its_pairs_only(self, backend):
+    def test_a_call_that_raises_fails_its_own_pairs_only(self, backend):
         handles = [
             backend.spawn("tests.fakes.workers:Scorer", {}, name=f"reward-raises-{i}")
             for i in range(2)
@@ -220,26 +220,26 @@ class TestRewardPool:
     @pytest.mark.parametrize(
         "value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")]
     )
-    def test_an_invalid_value_is_no_reward(self, here, value, shown):
+    def test_a_value_outside_0_to_1_is_a_failure(self, here, value, shown):
         handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
         rewards = RewardPool([handle], 30, lambda worker, reason: spent.append(reason))
-        reason = f"worker reward-mad: score gave the reward {shown}, allowed is [0, 1]"
+        reason = f"worker reward-mad: score returned the reward {shown}, allowed is [0, 1]"
         assert rewards.score([self.SAME, self.BAD]) == [Unfinished(reason, "reward-mad")] * 2
-        assert spent == [reason] * 2  # once before it was asked again, once after
+        assert spent == [reason] * 2  # before the retry, and after it
 
-    def test_no_restarts_left(self, here, tmp_path):
+    def test_a_spent_restart_budget_ends_the_run(self, here, tmp_path):
         handle = here.spawn(lambda: Constant(2.0), {}, name="reward-mad")
-        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).consume)
+        rewards = RewardPool([handle], 30, Restarts(1, Journal(tmp_path / "m.jsonl")).count)
         with pytest.raises(
             RunError,
-            match=r"gave the reward 2.0, allowed is \[0, 1\]; "
+            match=r"returned the reward 2.0, allowed is \[0, 1\]; "
             r"cluster.restarts = 1 are used up$",
         ):
             rewards.score([self.SAME])
 
 
 class Constant(Scorer):
-    """Gives one value for everything."""
+    """Returns one value for every pair."""
 
     def __init__(self, value):
         super().__init__()
@@ -250,12 +250,12 @@ class Constant(Scorer):
 
 
 class TestRolloutPool:
-    """A sample must be the answer to its request."""
+    """A sample must match its request."""
 
     REQUESTS = tuple(Request((5, 6), (1,), seed) for seed in (3, 4))
-    HOW = Sampling(4)
+    SAMPLING = Sampling(4)
 
-    def pool(self, backend, change, consume=lambda worker, reason: None):
+    def pool(self, backend, change, on_restart=lambda worker, reason: None):
         def answer(requests_N, name, version):
             return [
                 change(
@@ -273,13 +273,13 @@ class TestRolloutPool:
                 for r in requests_N
             ]
 
-        handle = backend.spawn(Answering, {"answer": answer}, name="rollout-0")
-        return RolloutPool([handle], 30, consume)
+        handle = backend.spawn(ScriptedRollout, {"answer": answer}, name="rollout-0")
+        return RolloutPool([handle], 30, on_restart)
 
-    def test_sound_samples_and_failures(self, here):
+    def test_valid_samples_and_failures_are_returned(self, here):
         got = self.pool(here, lambda s: Failure("cut") if s.seed == 4 else s)
-        # newer ones are welcome, too
-        samples = got.sample(self.REQUESTS, "student", 2, self.HOW)
+        # samples of version 2 and newer are valid
+        samples = got.sample(self.REQUESTS, "student", 2, self.SAMPLING)
         assert samples[0].completion_T == (7, 8) and samples[1] == Failure("cut") and not got.failed
 
     @pytest.mark.parametrize(
@@ -289,40 +289,38 @@ class TestRolloutPool:
             (lambda s: replace(s, context_T=()), "a sample of another request"),
             (
                 lambda s: replace(s, versions_T=(3, 1)),
-                r"a sample of student \[1, 3\], asked was "
+                r"a sample of student \[1, 3\], requested was "
                 r"student 2",
             ),
             (
                 lambda s: replace(s, weights="teacher"),
-                r"a sample of teacher \[2, 3\], asked was "
+                r"a sample of teacher \[2, 3\], requested was "
                 r"student 2",
             ),
             (
                 lambda s: replace(s, logprobs_T=(-0.1,)),
-                "tokens, log-probabilities and versions differ in number",
+                "different numbers of tokens, log-probabilities and versions",
             ),
-            (lambda s: "text", "a str and no sample"),
+            (lambda s: "text", "a str instead of a Sample"),
         ],
     )
-    def test_an_invalid_response_twice_is_an_error(self, here, change, wrong):
+    def test_a_second_invalid_response_is_an_error(self, here, change, wrong):
         restarted = []
         pool = self.pool(here, change, lambda worker, reason: restarted.append(reason))
         with pytest.raises(
             RunError,
-            match=f"^rollouts: every worker failed: worker rollout-0: sample gave .*{wrong}",
+            match=f"^rollouts: every worker failed: worker rollout-0: sample returned .*{wrong}",
         ):
-            pool.sample(self.REQUESTS, "student", 2, self.HOW)
+            pool.sample(self.REQUESTS, "student", 2, self.SAMPLING)
         assert len(restarted) == 1
 
 
 class TestSlices:
-    """With rollouts ahead of the learner a worker takes up newer weights while its samples are
-    under way.
-    """
+    """With sleep.lag above 0 a worker loads newer weights while its samples are in flight."""
 
     REQUESTS = tuple(Request((n,), (9,), seed=n) for n in range(5))
 
-    def test_every_worker_goes_on_until_it_is_done(self, here):
+    def test_each_worker_samples_in_slices_until_its_requests_are_done(self, here):
         handles = [
             here.spawn("tests.fakes.workers:Sliced", {"slices": n}, name=f"rollout-{n}")
             for n in (1, 3)
@@ -334,7 +332,7 @@ class TestSlices:
             assert [s.seed for s in samples] == [r.seed for r in self.REQUESTS]
         assert [len(handle.seen()) for handle in handles] == [2, 6]
 
-    def test_who_is_never_done_is_late(self, here):
+    def test_a_worker_that_is_never_done_times_out(self, here):
         pool = RolloutPool(
             [here.spawn("tests.fakes.workers:Sliced", {"slices": 10**6}, name="rollout-0")],
             0.2,
@@ -342,11 +340,11 @@ class TestSlices:
         )
         with pytest.raises(
             RunError,
-            match=r"rollouts: every worker failed: worker rollout-0 gave no samples within 0.2 s",
+            match=r"every worker failed: worker rollout-0: sample did not return within 0.2 s",
         ):
             pool.sample(self.REQUESTS, "student", 4, Sampling(1))
 
-    def test_a_push_is_taken_up_between_two_slices(self, backend, only_ray):
+    def test_a_push_is_loaded_between_two_slices(self, backend, only_ray):
         handle = backend.spawn("tests.fakes.workers:Sliced", {"slices": 20}, name="rollout-0")
         backend.ready([handle])
         pool, samples = RolloutPool([handle], 60, slice_s=0.1), []
@@ -360,22 +358,22 @@ class TestSlices:
         log = handle.seen()
         handle.kill()
         assert len(samples) == len(self.REQUESTS)
-        assert log.count("slice") == 20 and 0 < log.index("load") < 20  # not behind all of them
+        assert log.count("slice") == 20 and 0 < log.index("load") < 20  # not after the last one
 
 
-class Answering:
-    """A rollout that answers as a test says."""
+class ScriptedRollout:
+    """A Rollout whose samples a test supplies."""
 
     def __init__(self, answer):
         self.answer = answer
 
-    def sample(self, requests_N, name, version, how):
+    def sample(self, requests_N, name, version, sampling):
         return self.answer(requests_N, name, version)
 
 
-def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeypatch):
-    said, tried = [], []
-    monkeypatch.setattr(here.watch, "say", said.append)
+def test_wait_for_resources_retries_until_its_limit(here, monkeypatch):
+    printed, tried = [], []
+    monkeypatch.setattr(here.watchdog, "say", printed.append)
     monkeypatch.setattr(crew.time, "sleep", lambda s: None)
 
     def check():
@@ -383,19 +381,19 @@ def test_a_cluster_that_lost_a_node_is_waited_for_but_not_for_ever(here, monkeyp
         if len(tried) < 4:
             raise InputError("rollout: 2 CPU asked, the cluster has 1")
 
-    crew.wait_for_room(check, here, 300.0)
-    assert len(tried) == 4 and said == [
+    crew.wait_for_resources(check, here, 300.0)
+    assert len(tried) == 4 and printed == [
         "waiting up to 5:00 min for a node: rollout: 2 CPU asked, the cluster has 1"
     ]
     tried.clear()
     with pytest.raises(InputError):
-        crew.wait_for_room(check, here, 0.0)
+        crew.wait_for_resources(check, here, 0.0)
     assert len(tried) == 1
 
 
 @pytest.mark.parametrize("wait_s", [0.0, 40.0])
-def test_a_run_waits_at_its_start_as_long_as_cluster_wait_s_says(wait_s, monkeypatch, tmp_path):
-    """Nodes that an autoscaler or a batch system still brings."""
+def test_a_start_waits_for_nodes_up_to_cluster_wait_for_nodes_s(wait_s, monkeypatch, tmp_path):
+    """An autoscaler or a batch system may still add nodes."""
     now, asked = [100.0], []
     monkeypatch.setattr(crew.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(crew.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))

@@ -1,4 +1,4 @@
-"""Workers behave alike in this process and on Ray."""
+"""The local and the Ray backend: calls, errors, timeouts, resources, logs."""
 
 import re
 import subprocess
@@ -11,12 +11,12 @@ import psutil
 import pytest
 import torch
 
-from cluster.runtime.handle import WorkerDied, WorkerLate, settle, wait_all
+from cluster.runtime.handle import WorkerDied, WorkerTimeout, settle, wait_all
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.ray_channel import RayPending
 from cluster.runtime.resources import ResourceRequest, check
-from cluster.runtime.watchdog import STACKS, Watch
+from cluster.runtime.watchdog import STACKS, Watchdog
 from sleep_rl.contracts.errors import InputError, RunError
 from tests.fakes.workers import Echo
 
@@ -24,7 +24,7 @@ ECHO = "tests.fakes.workers:Echo"
 
 
 @pytest.mark.stack
-def test_nobody_at_the_address_is_an_input_error():
+def test_an_address_without_a_cluster_is_an_input_error():
     began = time.monotonic()
     with pytest.raises(
         InputError, match=r"^cluster.address: a running Ray cluster, got 127.0.0.1:9: "
@@ -33,12 +33,12 @@ def test_nobody_at_the_address_is_an_input_error():
     assert time.monotonic() - began < 15
 
 
-def test_a_worker_that_ray_ends_for_want_of_memory_has_died(monkeypatch):
+def test_an_out_of_memory_kill_is_worker_died(monkeypatch):
     import ray
     from ray.exceptions import OutOfMemoryError
 
-    def get(answer, timeout):
-        assert answer == "answer" and timeout == 1.0
+    def get(object_ref, timeout):
+        assert object_ref == "reference" and timeout == 1.0
         raise OutOfMemoryError(
             "Memory on the node (IP: 10.0.0.1) was 22.90GB / 23.54GB (0.97), "
             "above 0.95.\nRefer to the "
@@ -48,11 +48,11 @@ def test_a_worker_that_ray_ends_for_want_of_memory_has_died(monkeypatch):
 
     monkeypatch.setattr(ray, "get", get)
     with pytest.raises(WorkerDied) as died:
-        RayPending("critic-0", "try_out", "answer").outcome(1.0, 600.0)
+        RayPending("critic-0", "try_out", "reference").outcome(1.0, 600.0)
     assert str(died.value) == (
         "worker critic-0 died during try_out: the memory of its node was "
         "nearly full (22.90GB of 23.54GB), "
-        "and Ray ended it"
+        "and Ray killed it"
     )
 
 
@@ -70,7 +70,7 @@ def backend(request, log_dir):
         else RayBackend(cpus=2, log_dir=str(log_dir)) as backend
     ):
         yield backend
-    backend.shutdown()  # twice is fine
+    backend.shutdown()  # idempotent
     _, left = psutil.wait_procs(set(psutil.Process().children(recursive=True)) - before, timeout=10)
     assert not left, [process.cmdline() for process in left]
 
@@ -89,7 +89,7 @@ def only_ray(backend):
 
 
 @pytest.mark.stack
-def test_ranks_get_room_together_or_the_start_fails(backend, only_ray):
+def test_ranks_are_reserved_together_or_the_start_fails(backend, only_ray):
     from ray.util import placement_group_table
 
     ranks = backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="rank", world_size=2, cpus=0.5)
@@ -100,7 +100,7 @@ def test_ranks_get_room_together_or_the_start_fails(backend, only_ray):
     before, backend.start_timeout_s = backend.start_timeout_s, 1.0
     try:
         with pytest.raises(
-            RunError, match=r"no room for big-0, big-1 together within 1 s .1.5 CPU and 0 GPU each."
+            RunError, match=r"1.5 CPU and 0 GPU for each of big-0, big-1 were not free within 1 s"
         ):
             backend.spawn_ranks(ECHO, {"greeting": "hi"}, name="big", world_size=2, cpus=1.5)
     finally:
@@ -110,23 +110,23 @@ def test_ranks_get_room_together_or_the_start_fails(backend, only_ray):
 
 
 class TestCalls:
-    def test_blocking_call_and_pending(self, echo):
+    def test_a_blocking_call_and_a_pending_call_return_the_result(self, echo):
         assert echo.greet("Ann", mark="!") == "hi Ann!"
         pending = echo.start(Echo.greet, "Bob")
         assert pending.result(60) == "hi Bob." == pending.result(60)
 
-    def test_class_object_instead_of_path(self, backend):
+    def test_spawn_takes_a_class_instead_of_a_path(self, backend):
         handle = backend.spawn(Echo, {}, name="echo-class")
         assert handle.greet("Ann") == "hello Ann."
 
-    def test_environment_is_set(self, echo):
+    def test_the_environment_of_a_worker_is_set(self, echo):
         assert echo.env("SLEEP_TEST") == ["3"]
 
-    def test_group_results_in_order(self, echo):
+    def test_wait_all_returns_results_in_order(self, echo):
         pendings = [echo.start(Echo.greet, str(i)) for i in range(5)]
         assert wait_all(pendings, 60, "greetings") == [f"hi {i}." for i in range(5)]
 
-    def test_ref_arrives_as_value(self, backend, echo):
+    def test_a_worker_receives_the_value_of_a_ref(self, backend, echo):
         ref = backend.put({"a": np.ones(1000, np.float32)})
         assert echo.total(ref) == echo.total(arrays=ref) == 1000.0
         assert backend.get(ref)["a"].shape == (1000,)
@@ -141,12 +141,12 @@ class TestCalls:
             torch.tensor([True, False]),
         ],
     )
-    def test_tensors_survive(self, echo, tensor):
+    def test_tensors_keep_dtype_shape_and_values(self, echo, tensor):
         got = echo.back([tensor])[0]
         assert got.dtype == tensor.dtype and got.shape == tensor.shape and torch.equal(got, tensor)
 
-    def test_numpy_arrives_read_only_and_tensors_apart(self, backend, echo, only_ray):
-        """Nobody can change what another reader of the same object sees."""
+    def test_numpy_arrays_arrive_read_only_and_tensors_as_copies(self, backend, echo, only_ray):
+        """No reader can change what another reader of the same object sees."""
         ref = backend.put({"a": np.zeros(1 << 18, np.uint8)})
         with pytest.raises(RunError, match="read-only"):
             echo.overwrite(ref)
@@ -156,24 +156,24 @@ class TestCalls:
 
 
 class TestErrors:
-    def test_input_and_run_errors_keep_type_and_line(self, echo):
+    def test_input_and_run_errors_keep_type_and_message(self, echo):
         with pytest.raises(InputError, match=r"^key: allowed 1, got 2$"):
             echo.input_error()
         with pytest.raises(RunError, match=r"^loss is NaN at step 3$"):
             echo.run_error()
 
-    def test_other_exception_names_worker_and_method(self, echo):
+    def test_another_exception_names_worker_and_method(self, echo):
         with pytest.raises(
             RunError, match=r"^worker echo-0: type_error failed: TypeError: an odd$"
         ) as caught:
             echo.type_error()
         assert "workers.py" in "".join(traceback.format_exception(caught.value))
 
-    def test_unknown_method(self, echo):
+    def test_an_unknown_method_is_a_run_error(self, echo):
         with pytest.raises(RunError, match="worker echo-0: nothing failed: AttributeError"):
             echo.nothing()
 
-    def test_constructor_error_is_raised_by_ready(self, backend):
+    def test_ready_raises_the_constructors_error(self, backend):
         handle = backend.spawn(ECHO, {"refuse": "model.base: no such folder"}, name="echo-refused")
         with pytest.raises(InputError, match=r"^model.base: no such folder$"):
             backend.ready([handle])
@@ -182,42 +182,42 @@ class TestErrors:
         ):
             handle.greet("Ann")
 
-    def test_unknown_class(self, backend):
+    def test_an_unknown_class_is_a_run_error(self, backend):
         with pytest.raises(
             RunError,
             match="worker odd: start failed: ModuleNotFoundError: No module named 'nowhere'",
         ):
             backend.ready([backend.spawn("nowhere:Class", {}, name="odd")])
 
-    def test_deadline_names_worker_method_and_seconds(self, echo):
+    def test_a_timeout_names_worker_method_and_seconds(self, echo):
         with pytest.raises(
-            WorkerLate,
-            match=r"^worker echo-0: sleep gave no answer within 0.2 s .cluster.call_timeout_s.$",
+            WorkerTimeout,
+            match=r"^worker echo-0: sleep did not return within 0.2 s .cluster.call_timeout_s.$",
         ):
             echo.start(Echo.sleep, 0.5).result(0.2)
         with pytest.raises(
-            WorkerLate,
-            match=r"^waking up: worker echo-0: sleep gave no answer "
+            WorkerTimeout,
+            match=r"^a nap: worker echo-0: sleep did not return "
             r"within 0.2 s .cluster.call_timeout_s.$",
         ):
-            wait_all([echo.start(Echo.sleep, 0.5)], 0.2, "waking up")
+            wait_all([echo.start(Echo.sleep, 0.5)], 0.2, "a nap")
         assert echo.greet("Ann") == "hi Ann."
 
-    def test_errors_name_the_key_of_the_limit_and_the_log(self, backend, tmp_path):
+    def test_a_timeout_names_its_config_key_and_the_log(self, backend, tmp_path):
         handle = backend.spawn(ECHO, {}, name="echo-late")
         backend.ready([handle])
         pending = handle.start(Echo.sleep, 0.5)
-        pending.watch = Watch(folder=str(tmp_path))
-        with pytest.raises(WorkerLate, match=r"\(cluster.call_timeout_s\)$"):
+        pending.watchdog = Watchdog(folder=str(tmp_path))
+        with pytest.raises(WorkerTimeout, match=r"\(cluster.call_timeout_s\)$"):
             pending.result(0.2)
-        (tmp_path / "echo-late.log").write_text("what it said")
+        (tmp_path / "echo-late.log").write_text("its output")
         pending.method = "start"
-        assert str(pending.late(3)).endswith(
+        assert str(pending.timeout_error(3)).endswith(
             f"within 3 s (cluster.start_timeout_s); see {tmp_path / 'echo-late.log'}"
         )
 
     def test_settle_keeps_results_beside_errors(self, echo):
-        answers = settle(
+        results = settle(
             [
                 echo.start(Echo.greet, "Ann"),
                 echo.start(Echo.run_error),
@@ -225,10 +225,10 @@ class TestErrors:
             ],
             60,
         )
-        assert answers[0] == "hi Ann." and answers[2] == "hi B."
-        assert isinstance(answers[1], RunError)
+        assert results[0] == "hi Ann." and results[2] == "hi B."
+        assert isinstance(results[1], RunError)
 
-    def test_death_and_restart(self, backend, only_ray, capfd):
+    def test_a_dead_worker_raises_worker_died_until_it_is_restarted(self, backend, only_ray, capfd):
         handle = backend.spawn(ECHO, {}, name="mortal")
         first = handle.pid()
         with pytest.raises(
@@ -240,11 +240,11 @@ class TestErrors:
         handle.restart()
         handle.ready()
         assert handle.greet("Ann") == "hello Ann." and handle.pid() != first
-        assert "".join(capfd.readouterr()) == ""  # Ray keeps quiet on the console
+        assert "".join(capfd.readouterr()) == ""  # Ray prints nothing on the console
 
 
 class TestGroups:
-    def test_ranks_meet_at_one_address(self, backend):
+    def test_ranks_get_one_rendezvous_address(self, backend):
         size = 1 if isinstance(backend, LocalBackend) else 2
         ranks = backend.spawn_ranks(
             ECHO, {}, name="learner", world_size=size, env={"OMP_NUM_THREADS": "1"}
@@ -259,74 +259,75 @@ class TestGroups:
 
 
 class TestRay:
-    def test_preflight(self, backend, only_ray):
+    def test_preflight_names_the_missing_resource(self, backend, only_ray):
         backend.preflight([ResourceRequest("rollouts", 2, cpus=1), ResourceRequest("learners", 1)])
         with pytest.raises(
-            InputError, match=r"^rollouts: 4 actors x 1 GPU asked = 4 GPU, the cluster has 0$"
+            InputError, match=r"^rollouts: 4 actors x 1 GPU = 4 GPU requested, the cluster has 0$"
         ):
             backend.preflight([ResourceRequest("rollouts", 4, gpus=1)])
         with pytest.raises(
             InputError,
             match=r"^rollouts: 2 actors x 1 CPU \+ rewards: 1 actors "
-            r"x 0.1 CPU asked = 2.1 "
-            "CPU, the cluster has 2$",
+            r"x 0.1 CPU = 2.1 CPU requested, "
+            "the cluster has 2$",
         ):
             backend.preflight(
                 [ResourceRequest("rollouts", 2, cpus=1), ResourceRequest("rewards", 1, cpus=0.1)]
             )
 
-    def test_who_asks_again_after_a_refusal_waits_and_an_autoscaler_hears_of_it(
+    def test_a_second_refusal_requests_nodes_from_the_autoscaler_once(
         self, backend, only_ray, monkeypatch
     ):
         import ray.autoscaler.sdk
 
-        lines, asked = [], []
-        monkeypatch.setattr(backend, "watch", Watch(lines.append))
+        lines, bundles_requested = [], []
+        monkeypatch.setattr(backend, "watchdog", Watchdog(lines.append))
         monkeypatch.setattr(
-            ray.autoscaler.sdk, "request_resources", lambda bundles: asked.append(bundles)
+            ray.autoscaler.sdk,
+            "request_resources",
+            lambda bundles: bundles_requested.append(bundles),
         )
-        monkeypatch.setattr(backend, "_scaling", False)
+        monkeypatch.setattr(backend, "_autoscaling", False)
         for expected in ([], [3 * [{"CPU": 1}]], [3 * [{"CPU": 1}]]):
             with pytest.raises(InputError, match=r"the cluster has 2$"):
                 backend.preflight(
                     [ResourceRequest("rollout", 3, cpus=1), ResourceRequest("reward", 1)]
                 )
-            assert asked == expected
-        # not once a try
+            assert bundles_requested == expected
+        # not once per attempt
         assert lines == [
-            "asked: 3 rollout of 1 CPU, 1 reward of 0 CPU = 3 CPU; there: 1 node with 2 CPU"
+            "requested: 3 rollout x 1 CPU, 1 reward x 0 CPU = 3 CPU; available: 1 node with 2 CPU"
         ]
 
     @pytest.mark.parametrize(
-        "asks, wrong",
+        "requests, wrong",
         [
             ([ResourceRequest("a", 2, cpus=2), ResourceRequest("b", 2, cpus=1)], ""),
             (
                 [ResourceRequest("b", 2, cpus=1), ResourceRequest("a", 2, cpus=2)],
                 "",
-            ),  # the order of the asks does not matter
+            ),  # the order of the requests does not matter
             (
                 [ResourceRequest("a", 3, cpus=2)],
-                "a: 2 CPU and 0 GPU for each of 3 actors asked; actor 3 finds "
-                "room on no node beside the "
-                "others; nodes: 3 CPU and 1 GPU, 3 CPU and 0 GPU",
+                "a: 2 CPU and 0 GPU for each of 3 actors requested; actor 3 fits on no node beside "
+                "the others; nodes: 3 CPU and 1 GPU, 3 CPU and 0 GPU",
             ),
             ([ResourceRequest("a", 1, cpus=2), ResourceRequest("g", 1, cpus=2, gpus=1)], ""),
             (
                 [ResourceRequest("a", 2, cpus=2), ResourceRequest("g", 1, cpus=2, gpus=1)],
-                "a: 2 CPU and 0 GPU for each of 2 actors asked; actor 2",
+                "a: 2 CPU and 0 GPU for each of 2 actors requested; actor 2",
             ),
         ],
     )
-    def test_what_fits_in_sum_and_not_on_the_nodes(self, asks, wrong):
+    def test_workers_must_fit_on_single_nodes(self, requests, wrong):
         nodes = [{"CPU": 3.0, "GPU": 1.0}, {"CPU": 3.0}]
         if not wrong:
-            return check(asks, nodes)
+            return check(requests, nodes)
         with pytest.raises(InputError) as error:
-            check(asks, nodes)
+            check(requests, nodes)
         assert str(error.value).startswith(wrong)
 
-    def test_output_goes_to_a_file_per_worker(self, backend, only_ray, log_dir, capfd):
+    def test_the_output_of_a_worker_goes_to_its_log(self, backend, only_ray, log_dir, capfd):
         handle = backend.spawn(ECHO, {}, name="talker", env={})
         handle.say("something")
         with pytest.raises(RunError):
@@ -335,38 +336,38 @@ class TestRay:
         assert log.startswith("something\nchild something\n") and "TypeError: an odd" in log
         assert "".join(capfd.readouterr()) == ""
 
-    def test_a_long_wait_says_for_whom_and_a_late_one_leaves_stacks(
+    def test_a_long_wait_is_reported_and_a_timeout_dumps_stacks(
         self, backend, only_ray, log_dir, monkeypatch
     ):
         lines = []
-        watch = Watch(
+        watchdog = Watchdog(
             lines.append, lambda: "night 2: seeding", str(log_dir / "driver"), every_s=0.4
         )
-        monkeypatch.setattr(backend, "watch", watch)
+        monkeypatch.setattr(backend, "watchdog", watchdog)
         monkeypatch.setattr(backend, "call_timeout_s", 2.0)
         quick, slow = (backend.spawn(ECHO, {}, name=f"{name}-waiter") for name in ("quick", "slow"))
         backend.ready([quick, slow])
         lines.clear()
-        answers = settle([quick.start(Echo.greet, "Ann"), slow.start(Echo.sleep, 6.0)], 2.0)
-        assert answers[0] == "hello Ann." and isinstance(answers[1], WorkerLate)
+        results = settle([quick.start(Echo.greet, "Ann"), slow.start(Echo.sleep, 6.0)], 2.0)
+        assert results[0] == "hello Ann." and isinstance(results[1], WorkerTimeout)
         assert 3 <= len(lines) <= 4, lines
         assert re.fullmatch(
-            r"night 2: seeding: waiting since 0.[4-9] s for 1 of 2 calls "
+            r"night 2: seeding: waited 0.[4-9] s for 1 of 2 calls "
             r"\(slow-waiter sleep\); "
-            r"given up after 2.0 s",
+            r"timeout 2.0 s",
             lines[0],
         )
         driver, worker = (
             (log_dir / "driver" / STACKS).read_text(),
             (log_dir / "slow-waiter.log").read_text(),
         )
-        assert "slow-waiter: sleep" in driver and "in settle" in driver  # who waits
-        assert "workers.py" in worker and "in sleep" in worker  # and where the worker is
+        assert "slow-waiter: sleep" in driver and "in settle" in driver  # the caller's stack
+        assert "workers.py" in worker and "in sleep" in worker  # the worker's stack
 
-    def test_no_gpu_asked_none_seen(self, echo, only_ray):
+    def test_a_worker_without_gpus_sees_none(self, echo, only_ray):
         assert echo.env("CUDA_VISIBLE_DEVICES") == [""]
 
-    def test_one_backend_at_a_time(self, backend, only_ray):
+    def test_a_second_ray_backend_is_refused(self, backend, only_ray):
         with pytest.raises(RunError, match="one RayBackend at a time"):
             RayBackend()
 

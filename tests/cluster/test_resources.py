@@ -1,6 +1,4 @@
-"""What a run asks of a cluster, what is there, and which nodes run something else than the
-driver.
-"""
+"""Resource requests against the nodes' resources, and versions of nodes against the driver's."""
 
 import os
 import platform
@@ -14,7 +12,12 @@ import transformers
 
 from cluster.drill.two_nodes import TwoNodes
 from cluster.runtime import node_versions
-from cluster.runtime.node_versions import Node, differences, look, unseen
+from cluster.runtime.node_versions import (
+    NodeReport,
+    nodes_without_run_folder,
+    report_node,
+    version_differences,
+)
 from cluster.runtime.resources import ResourceRequest, bundles, check, inventory
 from sleep_rl.contracts.errors import InputError
 
@@ -28,49 +31,48 @@ HERE = {
 }
 
 
-def test_what_is_asked_and_what_is_there_is_one_line():
-    asks = [
+def test_the_inventory_lists_requested_and_available_resources():
+    requests = [
         ResourceRequest("rollout", 8, cpus=1, gpus=1),
         ResourceRequest("learner", 4, gpus=0.5),
         ResourceRequest("reward", 1),
     ]
     assert inventory(
-        asks, [{"CPU": 16.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}]
+        requests, [{"CPU": 16.0, "GPU": 8.0}, {"CPU": 16.0, "GPU": 2.0, "memory": 1e9}]
     ) == (
-        "asked: 8 rollout of 1 CPU and 1 GPU, 4 learner of 0 CPU and 0.5 GPU, 1 reward of 0 CPU "
+        "requested: 8 rollout x 1 CPU and 1 GPU, 4 learner x 0 CPU and 0.5 GPU, 1 reward x 0 CPU "
         "= 8 CPU and 10 GPU; "
-        "there: 2 nodes with 32 CPU and 10 GPU"
+        "available: 2 nodes with 32 CPU and 10 GPU"
     )
     assert (
         inventory([ResourceRequest("rollout", 1, cpus=1)], [{"CPU": 2.0}])
-        == "asked: 1 rollout of 1 CPU = 1 CPU; there: 1 node with 2 CPU"
+        == "requested: 1 rollout x 1 CPU = 1 CPU; available: 1 node with 2 CPU"
     )
 
 
 @pytest.mark.parametrize(
-    ("asks", "line"),
+    ("requests", "line"),
     [
         (
             [
                 ResourceRequest("rollout", 8, cpus=1, gpus=1),
                 ResourceRequest("learner", 4, gpus=0.5),
             ],
-            "rollout: 8 actors x 1 GPU + learner: 4 actors x 0.5 GPU asked = 10 GPU, the cluster "
-            "has 6",
+            "rollout: 8 actors x 1 GPU + learner: 4 actors x 0.5 GPU = 10 GPU requested, the "
+            "cluster has 6",
         ),
         (
             [ResourceRequest("rollout", 8, cpus=8)],
-            "rollout: 8 actors x 8 CPU asked = 64 CPU, the cluster has 32",
+            "rollout: 8 actors x 8 CPU = 64 CPU requested, the cluster has 32",
         ),
         (
             [ResourceRequest("rollout", 1, gpus=5)],
-            "rollout: 5 GPU per actor asked, the largest node has 4",
+            "rollout: 5 GPU per actor requested, the largest node has 4",
         ),
         (
             [ResourceRequest("rollout", 2, gpus=3)],
-            "rollout: 0 CPU and 3 GPU for each of 2 actors asked; actor 2 "
-            "finds room on no node beside "
-            "the others; nodes: 16 CPU and 4 GPU, 16 CPU and 2 GPU",
+            "rollout: 0 CPU and 3 GPU for each of 2 actors requested; actor 2 fits on no node "
+            "beside the others; nodes: 16 CPU and 4 GPU, 16 CPU and 2 GPU",
         ),
         (
             [
@@ -81,48 +83,52 @@ def test_what_is_asked_and_what_is_there_is_one_line():
         ),
     ],
 )
-def test_the_missing_resource_is_named(asks, line):
+def test_check_names_the_missing_resource(requests, line):
     nodes = [{"CPU": 16.0, "GPU": 4.0}, {"CPU": 16.0, "GPU": 2.0}]
     if line is None:
-        return check(asks, nodes)
+        return check(requests, nodes)
     with pytest.raises(InputError) as error:
-        check(asks, nodes)
+        check(requests, nodes)
     assert str(error.value) == line
 
 
-def test_an_autoscaler_is_asked_for_one_bundle_per_worker_that_takes_anything():
-    asks = [
+def test_bundles_has_one_per_worker_that_takes_any_resource():
+    requests = [
         ResourceRequest("rollout", 2, cpus=1, gpus=1),
         ResourceRequest("learner", 1, gpus=0.5),
         ResourceRequest("reward", 3),
     ]
-    assert bundles(asks) == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}, {"GPU": 0.5}]
+    assert bundles(requests) == [{"CPU": 1, "GPU": 1}, {"CPU": 1, "GPU": 1}, {"GPU": 0.5}]
 
 
-def test_nodes_that_run_something_else_are_named_in_one_line():
-    same, old = Node(HERE), Node(HERE | {"torch": "2.12.0", "sleep_rl": "bbbb1111"})
-    bare = Node({key: value for key, value in HERE.items() if key != "vllm"})
-    assert differences(HERE, {"a": same, "b": same}) == ""
-    assert differences(HERE, {"a": same, "b": old, "c": bare, "d": old}) == (
+def test_version_differences_are_one_line_with_the_nodes_names():
+    same = NodeReport(HERE)
+    old = NodeReport(HERE | {"torch": "2.12.0", "sleep_rl": "bbbb1111"})
+    bare = NodeReport({key: value for key, value in HERE.items() if key != "vllm"})
+    assert version_differences(HERE, {"a": same, "b": same}) == ""
+    assert version_differences(HERE, {"a": same, "b": old, "c": bare, "d": old}) == (
         "b, d: torch 2.12.0 (driver: 2.13.0), sleep_rl bbbb1111 (driver: aaaa0000); c: vllm "
         "missing (driver: 0.32.0)"
     )
-    assert differences(bare.versions, {"a": same}) == "a: vllm 0.32.0 (driver: missing)"
-    assert differences(HERE, {str(n): old for n in range(9)}).startswith(
+    assert version_differences(bare.versions, {"a": same}) == "a: vllm 0.32.0 (driver: missing)"
+    assert version_differences(HERE, {str(n): old for n in range(9)}).startswith(
         "0, 1, 2, 3 and 5 more: torch 2.12.0 (driver: 2.13.0)"
     )
 
 
-def test_a_node_that_does_not_see_the_run_is_named(tmp_path):
+def test_a_node_without_the_run_folder_is_named(tmp_path):
     (tmp_path / "run.json").write_text("{}")
-    sees, blind = look(str(tmp_path), ["run.json"]), look(str(tmp_path / "elsewhere"), ["run.json"])
-    assert (sees.unseen, blind.unseen) == ((), ("run.json",)) and sees.versions == blind.versions
-    assert unseen({"a": sees, "b": blind}) == "b" and unseen({"a": sees}) == ""
-    assert look(None, []).unseen == ()
+    shared = report_node(str(tmp_path), ["run.json"])
+    other = report_node(str(tmp_path / "elsewhere"), ["run.json"])
+    assert (shared.missing_files, other.missing_files) == ((), ("run.json",))
+    assert shared.versions == other.versions
+    assert nodes_without_run_folder({"a": shared, "b": other}) == "b"
+    assert nodes_without_run_folder({"a": shared}) == ""
+    assert report_node(None, []).missing_files == ()
 
 
-def test_versions_of_this_process():
-    found = node_versions.installed()
+def test_installed_versions_are_those_of_this_process():
+    found = node_versions.installed_versions()
     assert found["Python"] == platform.python_version()
     assert (found["torch"], found["transformers"]) == (
         torch.__version__.partition("+")[0],
@@ -131,7 +137,7 @@ def test_versions_of_this_process():
     assert {"ray", "vllm", "deepspeed", "sleep_rl"} <= found.keys()
 
 
-def test_the_digest_of_the_sources_changes_with_them(tmp_path):
+def test_the_source_digest_changes_with_python_files_only(tmp_path):
     (tmp_path / "actors").mkdir()
     (tmp_path / "actors" / "a.py").write_text("x = 1\n")
     first = node_versions._digest(tmp_path)
@@ -145,9 +151,9 @@ PREFLIGHT = """
 import sys
 from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.resources import ResourceRequest
-from cluster.runtime.watchdog import Watch
+from cluster.runtime.watchdog import Watchdog
 with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
-    backend.watch = Watch(print)
+    backend.watchdog = Watchdog(print)
     for workers in (1, 1, 2):
         backend.preflight([ResourceRequest("rollout", workers, cpus=1)])
 """
@@ -155,7 +161,7 @@ with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_real_node_with_another_version_is_named_before_workers_start(tmp_path):
+def test_preflight_warns_of_a_node_with_another_version(tmp_path):
     (tmp_path / "old" / "transformers-0.1.0.dist-info").mkdir(parents=True)
     (tmp_path / "old" / "transformers-0.1.0.dist-info" / "METADATA").write_text(
         "Name: transformers\nVersion: 0.1.0\n"
@@ -164,7 +170,7 @@ def test_a_real_node_with_another_version_is_named_before_workers_start(tmp_path
     nodes = TwoNodes(1, 1)
     try:
 
-        def told():
+        def printed():
             done = subprocess.run(
                 [sys.executable, "-c", PREFLIGHT, nodes.address, str(tmp_path / "run" / "logs")],
                 cwd=ROOT,
@@ -176,19 +182,19 @@ def test_a_real_node_with_another_version_is_named_before_workers_start(tmp_path
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()
 
-        same = told()
-        # once for two equal asks
+        same = printed()
+        # equal requests are printed once
         assert same == [
-            "asked: 1 rollout of 1 CPU = 1 CPU; there: 2 nodes with 2 CPU",
-            "asked: 2 rollout of 1 CPU = 2 CPU; there: 2 nodes with 2 CPU",
+            "requested: 1 rollout x 1 CPU = 1 CPU; available: 2 nodes with 2 CPU",
+            "requested: 2 rollout x 1 CPU = 2 CPU; available: 2 nodes with 2 CPU",
         ]
         nodes.environment["PYTHONPATH"] = (
             f"{tmp_path / 'old'}{os.pathsep}{nodes.environment.get('PYTHONPATH', '')}"
         )
         nodes.join()
-        first, warning, last = told()
-        assert "there: 3 nodes" in first and "there: 3 nodes" in last
-        assert warning.startswith("warning: not every node runs what the driver runs: node ")
+        first, warning, last = printed()
+        assert "available: 3 nodes" in first and "available: 3 nodes" in last
+        assert warning.startswith("warning: versions differ from the driver's: node ")
         assert (
             warning.endswith(f": transformers 0.1.0 (driver: {transformers.__version__})")
             and warning.count("node ") == 2

@@ -1,4 +1,4 @@
-"""Rollout workers that join and leave while others go on."""
+"""Scaling: rollout workers join and leave a pool that stays in use."""
 
 import json
 import time
@@ -24,7 +24,7 @@ def backend(request):
         yield backend
 
 
-class Crowd:
+class ScaledPool:
     """A pool with a store, a journal and a scaler, as the crew has them."""
 
     def __init__(self, backend, tmp_path, count, most=8, **worker):
@@ -33,9 +33,9 @@ class Crowd:
                 "tests.fakes.workers:CheckingRollout", worker, name=f"rollout-{number}"
             )
 
-        def check(asked):
-            if asked > most:
-                raise InputError(f"rollout: {asked} actors asked, the cluster has room for {most}")
+        def check(count):
+            if count > most:
+                raise InputError(f"rollout: {count} actors requested, at most {most} fit")
 
         handles = [spawn(i) for i in range(count)]
         backend.ready(handles)
@@ -45,10 +45,10 @@ class Crowd:
         self.scaler = Scaler(backend, self.pool, self.store, self.journal, spawn, check)
         self.path = tmp_path / "metrics.jsonl"
 
-    def until(self, wanted, count):
+    def until(self, requested, count):
         deadline = time.monotonic() + 60
         while len(self.pool.workers) != count:
-            self.scaler.step(wanted)
+            self.scaler.step(requested)
             assert time.monotonic() < deadline
             time.sleep(0.05)
 
@@ -61,92 +61,92 @@ class Crowd:
         return [r for r in records if r["kind"] == kind]
 
 
-def test_a_new_worker_joins_with_the_newest_version_of_everything(backend, tmp_path):
-    crowd = Crowd(backend, tmp_path, 1)
+def test_a_new_worker_joins_with_the_newest_version_of_every_state(backend, tmp_path):
+    scaled = ScaledPool(backend, tmp_path, 1)
     first = state(1.0)
-    crowd.store.push(export("teacher", 1, first, {}))
-    crowd.store.push(
-        export("student", 2, state(5.0, like=first, changed=KEYS[:1]), crowd.store.have("student"))
+    scaled.store.push(export("teacher", 1, first, {}))
+    scaled.store.push(
+        export("student", 2, state(5.0, like=first, changed=KEYS[:1]), scaled.store.have("student"))
     )
-    crowd.until(2, 2)
-    assert crowd.names() == ["rollout-0", "rollout-1"]
-    assert crowd.pool.workers[1].held() == {"teacher": 1, "student": 2}
-    assert crowd.pool.workers[1].value("student", KEYS[0]) == 160.0
-    crowd.store.push(export("student", 3, state(9.0), crowd.store.have("student")))
-    assert [handle.held()["student"] for handle in crowd.pool.workers] == [3, 3]
-    crowd.until(1, 1)
-    crowd.until(2, 2)
-    assert crowd.names() == ["rollout-0", "rollout-2"]  # a name is never used again
-    assert [(r["worker"], r["joined"], r["workers"]) for r in crowd.records("scaled")] == [
+    scaled.until(2, 2)
+    assert scaled.names() == ["rollout-0", "rollout-1"]
+    assert scaled.pool.workers[1].held() == {"teacher": 1, "student": 2}
+    assert scaled.pool.workers[1].value("student", KEYS[0]) == 160.0
+    scaled.store.push(export("student", 3, state(9.0), scaled.store.have("student")))
+    assert [handle.held()["student"] for handle in scaled.pool.workers] == [3, 3]
+    scaled.until(1, 1)
+    scaled.until(2, 2)
+    assert scaled.names() == ["rollout-0", "rollout-2"]  # names are not reused
+    assert [(r["worker"], r["joined"], r["workers"]) for r in scaled.records("scaled")] == [
         ("rollout-1", True, 2),
         ("rollout-1", False, 1),
         ("rollout-2", True, 2),
     ]
 
 
-def test_one_stays_and_nothing_asked_changes_nothing(tmp_path):
+def test_the_last_worker_stays_and_the_same_target_changes_nothing(tmp_path):
     with LocalBackend() as backend:
-        crowd = Crowd(backend, tmp_path, 3)
-        crowd.scaler.step(None)
-        crowd.scaler.step(3)
+        scaled = ScaledPool(backend, tmp_path, 3)
+        scaled.scaler.step(None)
+        scaled.scaler.step(3)
         assert (
-            crowd.names() == ["rollout-0", "rollout-1", "rollout-2"]
-            and crowd.records("scaled") == []
+            scaled.names() == ["rollout-0", "rollout-1", "rollout-2"]
+            and scaled.records("scaled") == []
         )
-        crowd.scaler.step(1)
-        assert crowd.names() == ["rollout-0"]
-        assert [handle.name for handle in crowd.pool.remove(1)] == []
+        scaled.scaler.step(1)
+        assert scaled.names() == ["rollout-0"]
+        assert [handle.name for handle in scaled.pool.remove(1)] == []
 
 
-def test_what_the_cluster_cannot_place_is_said_once_and_the_run_goes_on(tmp_path):
+def test_a_target_that_does_not_fit_is_recorded_once(tmp_path):
     with LocalBackend() as backend:
-        crowd = Crowd(backend, tmp_path, 1, most=2)
+        scaled = ScaledPool(backend, tmp_path, 1, most=2)
         for _ in range(3):
-            crowd.scaler.step(4)
-        assert crowd.names() == ["rollout-0"]
-        assert [r["reason"] for r in crowd.records("failure")] == [
-            "rollout: 4 actors asked, the cluster has room for 2"
+            scaled.scaler.step(4)
+        assert scaled.names() == ["rollout-0"]
+        assert [r["reason"] for r in scaled.records("failure")] == [
+            "rollout: 4 actors requested, at most 2 fit"
         ]
-        crowd.scaler.step(2)
-        assert len(crowd.names()) == 2
+        scaled.scaler.step(2)
+        assert len(scaled.names()) == 2
 
 
 def test_a_worker_that_does_not_verify_never_joins(tmp_path):
     with LocalBackend() as backend:
-        crowd = Crowd(backend, tmp_path, 1, lies=True)
-        crowd.store.publish(export("teacher", 2, state(1.0), {}))
-        crowd.scaler.step(2)
-        assert crowd.names() == ["rollout-0"]
-        assert [r["reason"] for r in crowd.records("failure")] == [
-            "worker rollout-1: asked to load teacher version 2, reports teacher version 1"
+        scaled = ScaledPool(backend, tmp_path, 1, lies=True)
+        scaled.store.publish(export("teacher", 2, state(1.0), {}))
+        scaled.scaler.step(2)
+        assert scaled.names() == ["rollout-0"]
+        assert [r["reason"] for r in scaled.records("failure")] == [
+            "worker rollout-1: requested was teacher version 2, loaded was teacher version 1"
         ]
 
 
-def test_the_wish_reaches_a_run_that_goes_on(tmp_path):
+def test_a_request_is_read_back_from_the_folder_of_a_live_run(tmp_path):
     (tmp_path / FILE).write_text("{}")
-    assert scale.wanted(tmp_path) is None
+    assert scale.requested(tmp_path) is None
     with alone(tmp_path):
-        assert scale.ask(tmp_path, "rollouts=3") == 3 == scale.wanted(tmp_path)
-        assert scale.ask(tmp_path, "rollouts=1") == 1 == scale.wanted(tmp_path)
+        assert scale.request(tmp_path, "rollouts=3") == 3 == scale.requested(tmp_path)
+        assert scale.request(tmp_path, "rollouts=1") == 1 == scale.requested(tmp_path)
     assert json.loads((tmp_path / scale.FILE).read_text()) == {"rollouts": 1}
 
 
 @pytest.mark.parametrize(
-    "request_, says",
+    "text, message",
     [
         ("rollouts=0", "scale: rollouts=N with N at least 1, got rollouts=0"),
         ("learners=2", "got learners=2"),
         ("rollouts", "got rollouts$"),
         (
             "rollouts=2",
-            r"no process lives in this run "
-            r".*rollouts.workers=2 goes on with as many",
+            r"this run has no process "
+            r".*rollouts.workers=2 resumes it with as many",
         ),
     ],
 )
-def test_a_wish_that_cannot_be_met_is_refused_in_one_line(request_, says, tmp_path):
+def test_an_invalid_scaling_request_is_an_input_error(text, message, tmp_path):
     (tmp_path / FILE).write_text("{}")
-    with pytest.raises(InputError, match=says):
-        scale.ask(tmp_path, request_)
+    with pytest.raises(InputError, match=message):
+        scale.request(tmp_path, text)
     with pytest.raises(InputError, match="expected the folder of a run"):
-        scale.ask(tmp_path / "none", "rollouts=2")
+        scale.request(tmp_path / "none", "rollouts=2")

@@ -1,4 +1,4 @@
-"""The weight store: what moves, what is held, and that no unverified version is ever current."""
+"""The weight store: deltas, what it holds, and that only verified versions are current."""
 
 from dataclasses import replace
 
@@ -46,12 +46,12 @@ def store(backend, pool):
 
 
 def refs(store: WeightStore) -> set[int]:
-    """Deltas that the object store holds."""
-    return {id(ref) for ref, _ in store._places.values()}
+    """The deltas that the store refers to."""
+    return {id(ref) for ref, _ in store._locations.values()}
 
 
 class TestPush:
-    def test_every_worker_holds_and_verifies(self, store, handles):
+    def test_every_worker_loads_and_verifies_a_push(self, store, handles):
         loaded = store.push(export("teacher", 1, state(1.0), store.have("teacher")))
         assert [(report.name, report.version, report.tensors) for report in loaded] == [
             ("teacher", 1, 3)
@@ -68,7 +68,7 @@ class TestPush:
             "push/pause": 0.0,
         }
 
-    def test_two_names_share_what_is_equal(self, store, handles):
+    def test_equal_tensors_of_two_names_are_sent_once(self, store, handles):
         first = state(1.0)
         store.push(export("teacher", 1, first, store.have("teacher")))
         second = state(5.0, like=first, changed=KEYS[1:2])
@@ -82,13 +82,13 @@ class TestPush:
         )
         assert handles[0].seen() == [("teacher", 1, 3), ("student", 1, 1)]
 
-    def test_numpy_tensors(self, store, handles):
+    def test_a_push_of_numpy_arrays_is_loaded(self, store, handles):
         store.push(export("teacher", 1, {KEYS[0]: np.full((2, 2), 3.0, np.float32)}, {}))
         assert handles[0].value("teacher", KEYS[0]) == 12.0
 
 
-class TestLostState:
-    def test_worker_with_the_checkpoint_only_gets_everything_once(self, store, handles):
+class TestRefill:
+    def test_a_worker_without_pushed_states_is_sent_the_full_state_once(self, store, handles):
         first = state(1.0)
         store.push(export("teacher", 1, first, {}))
         handles[1].forget()
@@ -100,7 +100,7 @@ class TestLostState:
         assert [handle.value("teacher", KEYS[1]) for handle in handles] == [64.0, 64.0]
         assert store.current("teacher") == 2
 
-    def test_refill_brings_back_every_name(self, store, handles):
+    def test_refill_loads_every_name(self, store, handles):
         first = state(1.0)
         store.push(export("teacher", 1, first, {}))
         store.push(
@@ -110,7 +110,7 @@ class TestLostState:
         store.refill(handles[:1])
         assert handles[0].held() == {"teacher": 1, "student": 4}
 
-    def test_dead_worker_fails_the_push_and_returns_filled(self, store, pool, handles, backend):
+    def test_a_dead_worker_fails_the_push_and_is_refilled(self, store, pool, handles, backend):
         if isinstance(backend, LocalBackend):
             pytest.skip("needs a process per worker")
         store.push(export("teacher", 1, state(1.0), {}))
@@ -135,10 +135,8 @@ class TestLostState:
         store.push(export("teacher", 3, state(3.0), {}))
         assert store.current("teacher") == 3
 
-    def test_published_versions_are_delivered_in_order_and_the_one_before_stays_current(
-        self, store, handles
-    ):
-        """As when the learner exports a second time before the first version has arrived."""
+    def test_the_previous_version_stays_current_until_the_next_is_delivered(self, store, handles):
+        """The learner exports a second time before the first version is delivered."""
         first, second, _third = (state(n) for n in (1.0, 5.0, 9.0))
         store.push(export("student", 1, first, {}))
         a = store.publish(export("student", 2, second, store.have("student")))
@@ -156,19 +154,19 @@ class TestLostState:
         )
 
 
-class TestRefusals:
-    def test_reader_that_reports_another_version(self, backend):
+class TestErrors:
+    def test_a_worker_that_reports_another_version(self, backend):
         handle = backend.spawn("tests.fakes.workers:CheckingRollout", {"lies": True}, name="liar")
         store = WeightStore(backend, Pool("rollouts", [handle], 60))
         with pytest.raises(
             RunError,
-            match=r"^worker liar: asked to load teacher version 2, reports teacher version 1$",
+            match=r"^worker liar: requested was teacher version 2, loaded was teacher version 1$",
         ):
             store.push(export("teacher", 2, state(1.0), {}))
         with pytest.raises(RunError, match="no version of teacher is verified"):
             store.current("teacher")
 
-    def test_delta_on_something_never_published(self, store):
+    def test_a_delta_of_a_state_that_was_never_published(self, store):
         first = state(1.0)
         delta = export("teacher", 1, first, {KEYS[0]: digest(first[KEYS[0]])})
         with pytest.raises(
@@ -179,13 +177,13 @@ class TestRefusals:
         ):
             store.push(delta)
 
-    def test_version_must_grow(self, store):
+    def test_versions_must_increase(self, store):
         store.push(export("teacher", 2, state(1.0), {}))
         with pytest.raises(RunError, match=r"^weights: teacher version 2 after version 2$"):
             store.push(export("teacher", 2, state(2.0), {}))
         assert store.current("teacher") == 2
 
-    def test_nothing_published(self, store):
+    def test_current_raises_when_nothing_was_published(self, store):
         with pytest.raises(
             RunError,
             match=r"^weights: no version of student is verified by every worker .none publish",
@@ -195,20 +193,20 @@ class TestRefusals:
 
 
 class TestHeld:
-    def test_only_newest_manifests_are_held(self, backend):
-        store = WeightStore(backend, Pool("rollouts", [], 60))  # publishing needs no reader
+    def test_only_tensors_of_the_newest_versions_are_held(self, backend):
+        store = WeightStore(backend, Pool("rollouts", [], 60))  # publishing needs no worker
         first = state(1.0)
         store.publish(export("teacher", 1, first, {}))
         for version in range(1, 5):
             full = state(10.0 * version, like=first, changed=KEYS[1:2])
             store.publish(export("student", version, full, store.have("student")))
             assert len(refs(store)) == 2  # the first state, and the newest delta on it
-        assert set(store._places) == {digest(t) for t in [*first.values(), full[KEYS[1]]]}
+        assert set(store._locations) == {digest(t) for t in [*first.values(), full[KEYS[1]]]}
         store.publish(export("teacher", 2, full, {}))
         store.publish(export("student", 5, full, store.have("student")))
         assert len(refs(store)) == 1
 
-    def test_full_state_is_put_together_from_deltas(self, backend):
+    def test_a_full_state_is_assembled_from_deltas(self, backend):
         store = WeightStore(backend, Pool("rollouts", [], 60))
         first = state(1.0)
         store.publish(export("teacher", 1, first, {}))
@@ -221,13 +219,13 @@ class TestHeld:
         rollout = CheckingRollout()
         assert rollout.load(full).tensors == 3
 
-    def test_what_was_damaged_in_the_store_is_given_to_nobody(self, backend, store, handles):
+    def test_a_tensor_that_was_damaged_in_the_store_is_not_loaded(self, backend, store, handles):
         weights = export("teacher", 1, state(1.0), {})
         store.publish(weights)
         damaged = backend.put(
             replace(weights, tensors={**weights.tensors, KEYS[1]: weights.tensors[KEYS[1]] + 1})
         )
-        store._places = {digest: (damaged, key) for digest, (_, key) in store._places.items()}
+        store._locations = {digest: (damaged, key) for digest, (_, key) in store._locations.items()}
         with pytest.raises(
             WeightsDamaged,
             match="^weights: teacher version 1 is damaged in the store: "

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.crew import Ranks
+from cluster.crew import LearnerGroup
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.records import STUDENT, TEACHER
@@ -32,7 +32,7 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False
         env={"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"},
     )
     backend.ready(handles)
-    learn = Ranks(handles, 120)
+    learn = LearnerGroup(handles, 120)
     wake = learn.wake(DOCUMENTS[:3])
     learn.open_night(1)
     metrics = [] if goes_on else [learn.seed_step(rows, 0, 6).metrics]

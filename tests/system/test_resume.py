@@ -51,7 +51,7 @@ def check(tmp_path, backend, points):
             f"killed after line {at} of {total}"
         )
     again = subprocess.run(**command("resume", str(folder)), timeout=120)
-    assert again.returncode == 0 and "this life has been lived; nothing to do" in again.stdout
+    assert again.returncode == 0 and "this run is complete; nothing to do" in again.stdout
 
 
 @pytest.mark.stack

@@ -229,7 +229,7 @@ def test_a_folder_that_is_no_life_is_not_taken_over(tmp_path, capsys, monkeypatc
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "letter.txt").write_text("mine")
     assert main(["run", "configs/documents.yaml", f"run.dir={tmp_path}"]) == 2
-    assert "holds no life that could go on (run.json is missing)" in capsys.readouterr().err
+    assert "is not the folder of a run (run.json is missing)" in capsys.readouterr().err
     assert [f.name for f in (tmp_path / "documents").iterdir()] == ["letter.txt"]
 
 
