@@ -1,4 +1,4 @@
-"""What a check of the doctor finds."""
+"""The result of one check of the doctor."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GB = 10**9
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the doctor: what is ok, or what to do."""
+    """One line of the doctor. `name`: of the check; `message`: what holds, or what to do."""
 
     name: str
     ok: bool

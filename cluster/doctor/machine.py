@@ -1,4 +1,4 @@
-"""Checks of this machine: devices, memory, disks, limits, ports. Each is given what it judges."""
+"""Checks of this machine: devices, memory, disks, limits, ports. Their inputs are arguments."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from typing import Any
 from cluster.doctor.finding import GB, Finding
 
 PORTS = {6379: "ray start --head", 8265: "Ray's dashboard and job server"}
-LEAST_MEMORY = 4 * GB
-LEAST_SHM = 1 * GB
-LEAST_DISK = 5 * GB
-LEAST_TMP = 1 * GB
-LEAST_FILES = 4096
-LEAST_PROCESSES = 4096
+MIN_MEMORY = 4 * GB
+MIN_SHM = 1 * GB
+MIN_DISK = 5 * GB
+MIN_TMP = 1 * GB
+MIN_FILES = 4096
+MIN_PROCESSES = 4096
 
 
-def devices(torch: Mapping[str, Any], driver: str | None, asked: float, joins: bool) -> Finding:
-    """Check that torch sees the GPUs that are here, and as many as the config asks for.
+def devices(torch: Mapping[str, Any], driver: str | None, needed: float, joins: bool) -> Finding:
+    """Check that torch sees the GPUs of this machine, and at least as many as the config needs.
 
-    `torch`: version, cuda (build, or None), gpus (name and bytes of each); `driver`: NVIDIA's
-    version, None without one; `asked`: GPUs of the config; `joins`: the workers run in a cluster
-    elsewhere.
+    `torch`: version, cuda (version of the build, or None), gpus (name and bytes of each); `driver`:
+    version of NVIDIA's driver, None without one; `needed`: GPUs of the config; `joins`: the workers
+    run in another cluster.
     """
     version = torch["version"]
     gpus = torch["gpus"]
@@ -36,28 +36,22 @@ def devices(torch: Mapping[str, Any], driver: str | None, asked: float, joins: b
         return Finding(
             "devices",
             False,
-            f"an NVIDIA driver ({driver}) is here, but torch "
-            f"{version} is a build for CPUs: "
+            f"there is an NVIDIA driver ({driver}), but torch {version} is a build for CPUs: "
             "pip install -e '.[gpu]' in a fresh virtual environment",
         )
     if driver and not gpus:
         return Finding(
             "devices",
             False,
-            f"torch {version} (CUDA {cuda}) sees no GPU behind "
-            f"driver {driver}: a newer "
-            "driver, or GPUs that CUDA_VISIBLE_DEVICES or the "
-            "container does not hide",
+            f"torch {version} (CUDA {cuda}) sees no GPU with driver {driver}: install a newer "
+            "driver, or check whether CUDA_VISIBLE_DEVICES or the container hides the GPUs",
         )
-    if len(gpus) < asked and not joins:
+    if len(gpus) < needed and not joins:
         return Finding(
             "devices",
             False,
-            f"the config asks for {asked:g} GPUs, torch {version} "
-            f"sees {len(gpus)}: "
-            "cluster.address of "
-            "a cluster that has them, or fewer in rollouts.gpus and "
-            "learners.gpus",
+            f"the config needs {needed:g} GPUs, torch {version} sees {len(gpus)}: set "
+            "cluster.address to a cluster that has them, or lower rollouts.gpus and learners.gpus",
         )
     if gpus:
         names = ", ".join(f"{name} {size / GB:.0f} GB" for name, size in gpus)
@@ -68,7 +62,9 @@ def devices(torch: Mapping[str, Any], driver: str | None, asked: float, joins: b
 
 
 def nvidia_driver(where: Path = Path("/proc/driver/nvidia/version")) -> str | None:
-    """Return the version of the loaded NVIDIA driver, None without one."""
+    """Return the version of the loaded NVIDIA driver; None without one. `where`: the kernel's
+    file.
+    """
     try:
         words = where.read_text(errors="replace").splitlines()[0].split()
     except (OSError, IndexError):
@@ -77,9 +73,9 @@ def nvidia_driver(where: Path = Path("/proc/driver/nvidia/version")) -> str | No
 
 
 def cores_and_memory(cores: int, meminfo: str, limit: str | None) -> Finding:
-    """Check the free memory.
+    """Check the free memory against MIN_MEMORY.
 
-    `meminfo`: text of /proc/meminfo; `limit`: memory of the container in bytes, "max" or None.
+    `meminfo`: text of /proc/meminfo; `limit`: the container's memory limit in bytes, "max" or None.
     """
     sizes = {
         line.split(":")[0]: int(line.split()[1]) * 1024
@@ -91,17 +87,18 @@ def cores_and_memory(cores: int, meminfo: str, limit: str | None) -> Finding:
     if limit and limit.strip().isdigit():
         total = min(total, int(limit))
         free = min(free, int(limit))
-    said = f"{cores} CPU cores, {total / GB:.0f} GB of memory, {free / GB:.0f} GB free"
-    if free < LEAST_MEMORY:
-        return Finding("machine", False, f"{said}: the demo needs 4 GB; end what else runs here")
-    return Finding("machine", True, said)
+    amounts = f"{cores} CPU cores, {total / GB:.0f} GB of memory, {free / GB:.0f} GB free"
+    if free < MIN_MEMORY:
+        why = f"{amounts}: the demo needs 4 GB; end other processes"
+        return Finding("machine", False, why)
+    return Finding("machine", True, amounts)
 
 
 def ports(cluster: str | None, bound: Callable[[int], bool]) -> Finding:
-    """Check that the ports of `ray start` are free. A run's own Ray needs no fixed port.
+    """Check that the ports of `ray start` are free. The Ray that a run starts needs no fixed port.
 
-    `cluster`: address of the Ray that was started on this node, if any; `bound(port)`: whether
-    somebody listens there.
+    `cluster`: address of the Ray instance that runs on this node, if any; `bound(port)`: whether a
+    process listens on the port.
     """
     taken = [port for port in PORTS if bound(port)]
     if not taken:
@@ -112,16 +109,15 @@ def ports(cluster: str | None, bound: Callable[[int], bool]) -> Finding:
     return Finding(
         "ports",
         False,
-        f"taken by something that is no Ray of this node: {what}; end "
-        "it, or choose others with "
+        f"in use by another process than Ray: {what}; end it, or choose other ports with "
         "ray start --head --port=... --dashboard-port=...",
     )
 
 
 def is_bound(port: int) -> bool:
-    """Return whether somebody listens at a port of this node."""
+    """Return whether a process of this node listens on the port."""
     with socket.socket() as probe:
-        # what a finished connection left behind does not count
+        # a port in TIME_WAIT counts as free
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("", port))
@@ -131,62 +127,56 @@ def is_bound(port: int) -> bool:
 
 
 def shared_memory(path: str = "/dev/shm") -> Finding:
-    """Check the room for Ray's object store, which lies there."""
+    """Check the free shared memory, which holds Ray's object store."""
     try:
         total, _, free = shutil.disk_usage(path)
     except OSError as error:
         return Finding(
             "shared memory", False, f"{path}: {error.strerror}; Ray's object store needs it"
         )
-    if free < LEAST_SHM:
+    if free < MIN_SHM:
         return Finding(
             "shared memory",
             False,
-            f"{path} has {free / GB:.2g} of {total / GB:.2g} "
-            "GB free, Ray's object "
-            "store wants "
-            f"{LEAST_SHM / GB:g}: docker run --shm-size=4g, "
-            "or mount a larger tmpfs "
-            "there",
+            f"{path} has {free / GB:.2g} of {total / GB:.2g} GB free, Ray's object store needs "
+            f"{MIN_SHM / GB:g}: docker run --shm-size=4g, or mount a larger tmpfs there",
         )
     return Finding("shared memory", True, f"{path} has {free / GB:.3g} of {total / GB:.3g} GB free")
 
 
-def room(name: str, folder: str, least: int) -> Finding:
-    """Check that a folder, or the one that will hold it, can be written and has `least` bytes free.
-    Nothing is left behind.
+def disk_space(name: str, folder: str, least: int) -> Finding:
+    """Check that a folder (or its nearest existing parent) is writable and has `least` bytes free.
+    Leaves no file.
     """
-    place = Path(folder).absolute()
-    while not place.exists():
-        place = place.parent
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
     try:
-        with tempfile.TemporaryFile(dir=place) as file:
+        with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"doctor")
             file.flush()
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(existing).free
     except OSError as error:
         return Finding(
             name,
             False,
-            f"{folder}: cannot write into {place} ({error.strerror}); "
-            "give another folder, or its "
-            "rights",
+            f"{folder}: cannot write into {existing} ({error.strerror}); choose another folder, or "
+            "change its permissions",
         )
     if free < least:
         return Finding(
             name,
             False,
-            f"{folder}: {free / GB:.2g} GB free, {least / GB:.2g} "
-            f"wanted; make room, or set {name} "
-            "elsewhere",
+            f"{folder}: {free / GB:.2g} GB free, {least / GB:.2g} needed; free some space, or set "
+            f"{name} to another disk",
         )
     return Finding(name, True, f"{folder} can be written, {free / GB:.3g} GB free")
 
 
 def limits(files: tuple[int, int], processes: tuple[int, int], group: str | None) -> list[Finding]:
-    """Check how many open files and processes are allowed.
+    """Check the limits of open files and processes.
 
-    `files`, `processes`: soft and hard limits; `group`: pids.max of the container, "max" or None.
+    `files`, `processes`: (soft, hard) limits; `group`: pids.max of the container, "max" or None.
     Ray raises the soft limit of files itself.
     """
 
@@ -198,13 +188,13 @@ def limits(files: tuple[int, int], processes: tuple[int, int], group: str | None
         (limit for limit in counted if limit != resource.RLIM_INFINITY),
         default=resource.RLIM_INFINITY,
     )
-    few_files = files[1] != resource.RLIM_INFINITY and files[1] < LEAST_FILES
-    few_processes = most != resource.RLIM_INFINITY and most < LEAST_PROCESSES
+    few_files = files[1] != resource.RLIM_INFINITY and files[1] < MIN_FILES
+    few_processes = most != resource.RLIM_INFINITY and most < MIN_PROCESSES
     more_files = (
-        f", {LEAST_FILES:,} wanted: /etc/security/limits.conf, or docker run --ulimit nofile=65536"
+        f", {MIN_FILES:,} needed: /etc/security/limits.conf, or docker run --ulimit nofile=65536"
     )
     more_processes = (
-        f", {LEAST_PROCESSES:,} wanted (threads count): ulimit -u, or docker run --pids-limit=-1"
+        f", {MIN_PROCESSES:,} needed (threads count): ulimit -u, or docker run --pids-limit=-1"
     )
     return [
         Finding(
@@ -221,7 +211,7 @@ def limits(files: tuple[int, int], processes: tuple[int, int], group: str | None
 
 
 def read_text(path: str) -> str | None:
-    """Return a small file of the kernel, None where it is not there."""
+    """Return the text of a small kernel file; None when it does not exist."""
     try:
         return Path(path).read_text()
     except OSError:
@@ -229,9 +219,10 @@ def read_text(path: str) -> str | None:
 
 
 def ray_here(where: str = "/tmp/ray/ray_current_cluster") -> str | None:
-    """Return the address of the Ray that `ray start` left running on this node, if any."""
+    """Return the address of the Ray instance that `ray start` started on this node, if any."""
     return (read_text(where) or "").strip() or None
 
 
 def cores() -> int:
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0))

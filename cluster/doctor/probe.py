@@ -1,9 +1,9 @@
-"""One tiny life in half a minute: expand, sample, one step of L_KS, push, verify. `sleep-rl doctor`
+"""A minimal run in half a minute: expand, sample, one step on L_KS, push, verify. `sleep-rl doctor`
 runs it as a process.
 
     python -m cluster.doctor.probe ray cpu FOLDER      # writes FOLDER/result.json
 
-Everything is real but the model, which is random and has two layers.
+It uses the real workers, on a random model of two layers.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ CALL_S = 300.0
 
 
 def config_of(gpu: bool, folder: Path) -> Config:
-    """Return the probe's config. A GPU is shared by one rollout worker and one learner."""
+    """Return the probe's config. With `gpu`, one rollout worker and one learner share a GPU."""
     share = "0.4" if gpu else "0"
     return reload(
         dump(Config()),
@@ -60,7 +60,7 @@ def config_of(gpu: bool, folder: Path) -> Config:
 
 
 def make_base(path: Path) -> str:
-    """Write a random model of two layers that knows 64 words; return its path."""
+    """Write a random model of two layers with a vocabulary of 64 words; return its path."""
     import torch
     from tokenizers import Tokenizer
     from tokenizers.models import WordLevel
@@ -97,8 +97,8 @@ def make_base(path: Path) -> str:
 
 
 def probe(backend: Backend, config: Config, folder: Path) -> str:
-    """Go once through all that a night does; return what was measured. Raises RunError where it
-    does not hold.
+    """Make one step of each kind that a night makes; return one line with the measurements. Raises
+    RunError when a result is wrong.
     """
 
     base = make_base(folder / "base")
@@ -109,12 +109,12 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
         crew.push(TEACHER, TEACHER)
         crew.learn.open_night(1)
         crew.push(STUDENT, STUDENT)
-        first = _sampled(crew)
+        first = _sample(crew)
         rewards, metrics = crew.score([Pair(completion, DOCUMENT[:8]) for completion, *_ in first])
         if any(isinstance(reward, Failure) for reward in rewards):
             raise RunError(
-                f"the reward worker scored {metrics['reward_failed']:g} of "
-                f"{len(rewards)} completions not"
+                f"the reward worker failed on {metrics['reward_failed']:g} of {len(rewards)} "
+                "completions"
             )
         rows = [
             TrainingRow(
@@ -128,8 +128,8 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
         ]
         loss = crew.learn.seed_step(rows, 0, 2).metrics["loss"]
         crew.push(STUDENT, STUDENT)
-        if {version for *_, versions in _sampled(crew) for version in versions} != {crew.version}:
-            raise RunError(f"what was sampled after the push is not of version {crew.version}")
+        if {version for *_, versions in _sample(crew) for version in versions} != {crew.version}:
+            raise RunError(f"samples after the push are not of version {crew.version}")
         crew.learn.commit_night()
         crew.close()
     journal.close()
@@ -144,8 +144,10 @@ def probe(backend: Backend, config: Config, folder: Path) -> str:
     )
 
 
-def _sampled(crew: WorkerCrew) -> list[tuple]:
-    """Return (tokens, log-probabilities, versions) of four completions of the student."""
+def _sample(crew: WorkerCrew) -> list[tuple]:
+    """Sample four completions from the student; return (tokens, log-probabilities, versions) of
+    each.
+    """
     samples = crew.sample([Request(PROMPT, seed=seed) for seed in range(4)], STUDENT, Sampling(8))
     failed = [sample.reason for sample in samples if isinstance(sample, Failure)]
     if failed:
@@ -154,6 +156,7 @@ def _sampled(crew: WorkerCrew) -> list[tuple]:
 
 
 def main(backend: str, device: str, where: str) -> None:
+    """Run the probe and write its result to <where>/result.json: {"ok": bool, "message": line}."""
     folder = Path(where)
     try:
         config = config_of(device == "gpu", folder)

