@@ -16,7 +16,7 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions, scan
 from sleep_rl.tasks.registry import make_task

@@ -22,7 +22,7 @@ from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder, packaged_base
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
 

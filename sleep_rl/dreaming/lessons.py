@@ -9,7 +9,7 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import DreamTask, Lesson, TrainingText
 from sleep_rl.night.sequences import Origin, TeacherSequence
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 
 
 def tasks_by_id(run: RunContext, night: int) -> dict[str, DreamTask]:
@@ -43,8 +43,8 @@ def lesson_sequence(codec: PromptCodec, text: TrainingText) -> TeacherSequence:
     later nights like a generated one.
     """
     prompt, completion = codec.baseline(text)
-    start = codec.context(None) + codec.opener
+    start = codec.bare
     question = prompt[len(start) :]
     if prompt[: len(start)] == start and codec.x_length(question) == len(question):
-        return TeacherSequence(Origin.DREAM, start, question + completion)
-    return TeacherSequence(Origin.DREAM, prompt, completion)
+        return TeacherSequence(Origin.DREAM, start, start, question + completion, len(question))
+    return TeacherSequence(Origin.DREAM, prompt, prompt, completion)

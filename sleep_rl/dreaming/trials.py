@@ -44,7 +44,7 @@ def try_out(
         run.console.phase(f"night {night}: trials of {len(kept)} dreams on {len(trials)} copies"),
         run.timed("tried", **fields, dreams=len(kept)),
     ):
-        greedy = Sampling(run.task.max_answer_tokens, 0.0, run.codec.eos)
+        greedy = Sampling(run.task.max_answer_tokens, 0.0, run.codec.ends)
         answers = run.crew.try_out(trials, greedy)
     run.count_failures("critic", answers)
     taus = [_tau(run, task, answer) for task, answer in zip(owners, answers, strict=True)]

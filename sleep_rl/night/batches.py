@@ -76,8 +76,8 @@ class BatchComposer:
         groups_new = self.shares.groups_new * len(steps)
         groups_replay = self.shares.groups_replay * len(steps)
         sequences = self.new.take(groups_new) + self._replay(groups_replay)
-        prefixes = [cut(sequence, config, self.rng) for sequence in sequences]
-        requests = continuation_requests(codec, prefixes, config, self.rng)
+        prefixes = [cut(codec, sequence, config, self.rng) for sequence in sequences]
+        requests = continuation_requests(prefixes, config, self.rng)
         samples = self.sample(requests, number)
         rewards, metrics, scored_s = self._score(prefixes, samples)
         groups = student_rows(codec, prefixes, samples, rewards, config)
@@ -104,21 +104,20 @@ class BatchComposer:
 
     def _batch(self, new: list[list[TrainingRow]], replay: list[list[TrainingRow]]) -> Batch:
         """Compose the rows of one step; pops its groups from `new` and `replay`."""
-        codec = self.run.codec
         shares = self.shares
         rows = _take_groups(new, shares.groups_new) + _take_groups(replay, shares.groups_replay)
         sequences = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
         count = self.plan.reading_rows
-        reading = synthetic_document_rows(codec, self.synthetic.take(count))
+        reading = synthetic_document_rows(self.run.codec, self.synthetic.take(count))
         if not reading:
-            reading = reading_rows(codec, self.new.take(count))
+            reading = reading_rows(self.new.take(count))
         if not rows and not sequences:
             raise RunError(
                 f"{self.plan.title}: no rows to train on, since every sample of the round failed "
                 "(see the journal's `failure` records); nothing of this night was applied"
             )
         first = len(rows)
-        return Batch(rows + teacher_rows(codec, sequences) + reading, tuple(sequences), first)
+        return Batch(rows + teacher_rows(sequences) + reading, tuple(sequences), first)
 
     def _replay(self, count: int) -> list[TeacherSequence]:
         """Take `count` self-replay sequences: rehearsal.share of them rehearsed, if there are

@@ -20,7 +20,7 @@ from sleep_rl.night.pipeline import Flow, NumberedSteps, run_rounds
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.progress import load_progress, restore_samplers, save_progress
 from sleep_rl.night.record import ConsolidationRecord
-from sleep_rl.night.sequences import NightData, TeacherSequence, prompt_length
+from sleep_rl.night.sequences import NightData, TeacherSequence
 from sleep_rl.session.context import RunContext
 
 
@@ -150,7 +150,7 @@ class Consolidation:
         min_confidence = self.run.config.rehearsal.min_confidence
         prompts = []
         for sequence in sequences:
-            length = prompt_length(self.run.codec, sequence)
+            length = sequence.x_length
             if length and sequence.answer_probability >= min_confidence:
                 prompts.append(sequence.sequence_T[:length])
         self.run.index.add(self.plan.night, prompts, limit)

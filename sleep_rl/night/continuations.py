@@ -10,7 +10,7 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Ids, Pair, Request, Sample, TrainingRow
 from sleep_rl.night.sequences import TeacherSequence
 from sleep_rl.rewards import group_advantage
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 
 
 @dataclass(frozen=True)
@@ -32,28 +32,34 @@ class Prefix:
 
     def prompt_tokens(self, codec: PromptCodec, completion_T: Ids) -> int:
         """Return the number of tokens of a continuation that belong to the prompt x."""
+        if self.length >= self.sequence.x_length:
+            return 0
         end = codec.x_length(self.tokens_T + completion_T)
         if end is None:
             return len(completion_T)
         return max(end - self.length, 0)
 
 
-def cut(sequence: TeacherSequence, config: Config, rng: random.Random) -> Prefix:
+def cut(
+    codec: PromptCodec, sequence: TeacherSequence, config: Config, rng: random.Random
+) -> Prefix:
     """Draw the prefix of a sequence: its share is uniform in [prefix_min, prefix_max], and both
     sides have at least one token.
+
+    In a form in which the student does not write prompts the prefix holds all of x.
     """
     length = len(sequence.sequence_T)
     share = rng.uniform(config.imitation.prefix_min, config.imitation.prefix_max)
-    return Prefix(sequence, min(max(int(share * length), 1), length - 1))
+    least = 1 if codec.form.within_prompt else max(sequence.x_length, 1)
+    return Prefix(sequence, min(max(int(share * length), least), length - 1))
 
 
 def continuation_requests(
-    codec: PromptCodec, prefixes: list[Prefix], config: Config, rng: random.Random
+    prefixes: list[Prefix], config: Config, rng: random.Random
 ) -> list[Request]:
     """Return imitation.group_size requests per prefix, without the document."""
-    context = codec.context(None)
     return [
-        Request(codec.opener + prefix.tokens_T, context, rng.getrandbits(31))
+        Request(prefix.tokens_T, prefix.sequence.bare_T, rng.getrandbits(31))
         for prefix in prefixes
         for _ in range(config.imitation.group_size)
     ]

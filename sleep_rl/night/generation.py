@@ -13,7 +13,7 @@ from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence, filter_complete
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 
 
 def generate(

@@ -3,41 +3,32 @@
 from __future__ import annotations
 
 from sleep_rl.contracts.records import HARD_TARGET, TrainingRow
-from sleep_rl.night.sequences import Origin, TeacherSequence, prompt_length
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.night.sequences import Origin, TeacherSequence
+from sleep_rl.text.codec import PromptCodec
 
 
-def teacher_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[TrainingRow]:
+def teacher_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
     """Return rows on teacher sequences: the teacher has the document in context, the student not.
 
     The loss covers the prompt x, too, so that the student learns to generate it. The text of a
     dream keeps its own prompt, and its target is the text itself.
     """
-    return [_teacher_row(codec, sequence) for sequence in sequences]
+    return [_teacher_row(sequence) for sequence in sequences]
 
 
-def _teacher_row(codec: PromptCodec, sequence: TeacherSequence) -> TrainingRow:
-    x_length = prompt_length(codec, sequence)
-    if sequence.origin == Origin.DREAM:
-        return TrainingRow(
-            prompt_T=sequence.context_T,
-            completion_T=sequence.sequence_T,
-            teacher_T=sequence.context_T,
-            teacher=HARD_TARGET,
-            x_length=x_length,
-        )
+def _teacher_row(sequence: TeacherSequence) -> TrainingRow:
     return TrainingRow(
-        prompt_T=codec.context(None) + codec.opener,
+        prompt_T=sequence.bare_T,
         completion_T=sequence.sequence_T,
-        teacher_T=sequence.context_T + codec.opener,
+        teacher_T=sequence.context_T,
         replay=sequence.replay,
-        teacher=sequence.peer,
-        x_length=x_length,
+        teacher=HARD_TARGET if sequence.origin == Origin.DREAM else sequence.peer,
+        x_length=sequence.x_length,
         temperature=sequence.temperature,
     )
 
 
-def reading_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[TrainingRow]:
+def reading_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
     """Return rows on which both teacher and student have the document in context.
 
     Without these rows the new expert degrades in-context reading (or never inherits it from the
@@ -45,10 +36,10 @@ def reading_rows(codec: PromptCodec, sequences: list[TeacherSequence]) -> list[T
     """
     return [
         TrainingRow(
-            prompt_T=sequence.context_T + codec.opener,
+            prompt_T=sequence.context_T,
             completion_T=sequence.sequence_T,
             replay=True,
-            x_length=codec.x_length(sequence.sequence_T) or 0,
+            x_length=sequence.x_length,
         )
         for sequence in sequences
     ]
@@ -65,14 +56,13 @@ def synthetic_document_rows(
     start = len(codec.bos) or 1  # tokens before the loss
     rows = []
     for sequence in sequences:
-        before_x = sequence.context_T + codec.opener
+        before_x = sequence.context_T
         whole_T = before_x + sequence.sequence_T
-        x_tokens = codec.x_length(sequence.sequence_T) or 0
         row = TrainingRow(
             prompt_T=whole_T[:start],
             completion_T=whole_T[start:],
             replay=True,
-            x_length=len(before_x) + x_tokens - start,
+            x_length=len(before_x) + sequence.x_length - start,
             temperature=sequence.temperature,
         )
         rows.append(row)

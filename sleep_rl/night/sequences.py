@@ -9,7 +9,7 @@ from enum import StrEnum
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Ids, Sample
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 
 
 class Origin(StrEnum):
@@ -31,12 +31,14 @@ SELF_REPLAY = (Origin.UNCONDITIONAL, Origin.REHEARSED)
 class TeacherSequence:
     """One sequence d: the generated prompt x with its marker, the answer y, and eos.
 
-    The model reads context_T + opener + sequence_T; a dream has no opener.
+    The teacher reads context_T + sequence_T, the student bare_T + sequence_T.
     """
 
     origin: Origin
-    context_T: Ids  # bos, and the document where there is one
+    context_T: Ids  # what stands in front of x, with the document where there is one
+    bare_T: Ids  # the same without the document
     sequence_T: Ids
+    x_length: int = 0  # leading tokens of sequence_T that belong to x, marker included
     prompt_T: Ids = ()  # the rehearsed prompt with which sequence_T begins
     peer: int = 0  # number of the model of model.teachers that generated it, from 1; 0: none
     answer_probability: float = 1.0  # of the answer y under the teacher
@@ -85,14 +87,17 @@ def filter_complete(
         if parts is None:
             dropped["no answer"] += 1
             continue
-        probability = _probability(sample, len(parts[1]))
+        prompt_T, answer_T = parts
+        probability = _probability(sample, len(answer_T))
         if probability < min_confidence:
             dropped["unsure"] += 1
             continue
         sequence = TeacherSequence(
             origin,
-            sample.context_T,
+            sample.context_T + codec.opener,
+            codec.bare,
             sample.completion_T,
+            len(prompt_T),
             prompt_T=sample.prompt_T[len(codec.opener) :],
             peer=peer,
             answer_probability=probability,
@@ -107,26 +112,17 @@ def _probability(sample: Sample, tokens: int) -> float:
     return math.exp(math.fsum(sample.logprobs_T[-tokens:]))
 
 
-def prompt_length(codec: PromptCodec, sequence: TeacherSequence) -> int:
-    """Return the number of leading tokens that belong to the prompt x, with its marker.
-
-    The text of a dream has a prompt x only if its context ends with the opener.
-    """
-    opener = codec.opener
-    if sequence.origin == Origin.DREAM and sequence.context_T[-len(opener) :] != opener:
-        return 0
-    return codec.x_length(sequence.sequence_T) or 0
-
-
 def pack(sequences: Sequence[TeacherSequence]) -> dict:
     """Return sequences as plain data for a checkpoint, with each distinct context once."""
-    contexts = list(dict.fromkeys(s.context_T for s in sequences))
+    contexts = list(dict.fromkeys(c for s in sequences for c in (s.context_T, s.bare_T)))
     positions = {context: i for i, context in enumerate(contexts)}
     rows = [
         [
             str(s.origin),
             positions[s.context_T],
+            positions[s.bare_T],
             list(s.sequence_T),
+            s.x_length,
             list(s.prompt_T),
             s.peer,
             s.answer_probability,
@@ -147,11 +143,13 @@ def unpack(plain: dict) -> list[TeacherSequence]:
         TeacherSequence(
             Origin(origin),
             contexts[position],
+            contexts[bare],
             tuple(ids),
+            x_length,
             tuple(prompt),
             peer,
             probability,
             temperature,
         )
-        for origin, position, ids, prompt, peer, probability, temperature in plain["rows"]
+        for origin, position, bare, ids, x_length, prompt, peer, probability, temperature in plain["rows"]
     ]

@@ -15,7 +15,7 @@ from sleep_rl.contracts.records import Ids, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Crew, Task
 from sleep_rl.journal.journal import Journal
 from sleep_rl.session.console import Console
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
 
@@ -62,7 +62,7 @@ class RunContext:
         with self.timed("sample", **where) as record:
             began = time.monotonic()
             samples = self.crew.sample(
-                requests_N, name, Sampling(tokens, temperature, self.codec.eos + stop, min_p)
+                requests_N, name, Sampling(tokens, temperature, self.codec.ends + stop, min_p)
             )
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)

@@ -23,7 +23,7 @@ from sleep_rl.model.tensor_digest import digest
 from sleep_rl.night import pipeline
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.crew import CONFIG, Crew
 from tests.fakes.texts import Diary, StableWords
 

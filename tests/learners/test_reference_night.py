@@ -91,7 +91,7 @@ def test_the_learner_computes_the_reference_night(worker):
 
 
 def test_the_night_makes_the_reference_rows_rewards_and_advantages():
-    from sleep_rl.session.prompts import PromptCodec
+    from sleep_rl.text.codec import PromptCodec
     from tests.fakes.texts import Asking, Words
 
     codec = PromptCodec(Asking(), Words())

@@ -28,7 +28,7 @@ from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import LEARNER, newest
 from sleep_rl.tasks.registry import make_task

@@ -16,7 +16,7 @@ from sleep_rl.journal.journal import Journal, read
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew, Forgetful, live_life, sampled_ids
 from tests.fakes.texts import DAYS, Diary, Words

@@ -30,7 +30,7 @@ from sleep_rl.night.plan import Shares
 from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_rows
 from sleep_rl.night.samplers import EpochSampler
 from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete, pack, unpack
-from sleep_rl.session.prompts import PromptCodec
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import toy
 from tests.fakes.texts import Asking, Words
 

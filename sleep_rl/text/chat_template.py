@@ -1,0 +1,55 @@
+"""What a tokenizer's chat template puts around a user's turn and the assistant's answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from jinja2 import TemplateError
+
+from sleep_rl.contracts.errors import InputError, one_line
+
+USER = "UsersTurnStandsHere"
+ASSISTANT = "AssistantsTurnStandsHere"
+SYSTEM = "You are a helpful assistant."
+"""For templates that refuse a conversation without a system turn."""
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """The text around one question and its answer."""
+
+    before: str  # up to the user's text: bos, a default system turn, the user's header
+    between: str  # from the end of the user's text to the first character of the answer
+    end: str  # what closes the answer; its first control token ends a sampled one
+
+
+def read_template(tokenizer: Any) -> ChatTemplate:
+    """Return what the tokenizer's template says. Thinking is off where it has the switch.
+
+    Raises InputError where the template cannot be rendered, or changes the turns' text.
+    """
+    error: Exception | None = None
+    for system in ((), ({"role": "system", "content": SYSTEM},)):
+        try:
+            return _rendered(tokenizer, list(system))
+        except (TemplateError, TypeError, ValueError, KeyError) as reason:
+            error = error or reason
+    raise InputError(
+        f"model.format: the tokenizer's chat template cannot be used ({one_line(error)}); allowed "
+        "is raw, too"
+    )
+
+
+def _rendered(tokenizer: Any, turns: list[dict]) -> ChatTemplate:
+    asked = [*turns, {"role": "user", "content": USER}]
+    question = _render(tokenizer, asked, add_generation_prompt=True)
+    answered = _render(tokenizer, [*asked, {"role": "assistant", "content": ASSISTANT}])
+    if question.count(USER) != 1 or answered.count(ASSISTANT) != 1:
+        raise ValueError("it does not show each turn once, as it is")
+    before, _, between = question.partition(USER)
+    return ChatTemplate(before, between, answered.partition(ASSISTANT)[2])
+
+
+def _render(tokenizer: Any, turns: list[dict], **options: Any) -> str:
+    return tokenizer.apply_chat_template(turns, tokenize=False, enable_thinking=False, **options)

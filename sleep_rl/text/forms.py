@@ -1,0 +1,205 @@
+"""The form in which a question and its answer stand in front of the model.
+
+A form says what is read in front of a prompt x (with or without a document), what stands between x
+and its answer y, and which token ends y. Teacher and student read the same ids for x and y.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Any, Protocol
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import Document, Ids
+from sleep_rl.text.chat_template import read_template
+from sleep_rl.text.tokens import TextTokenizer
+
+DOCUMENTS_KEPT = 4096  # contexts whose ids are remembered
+
+
+class Form(Protocol):
+    """How a sequence opener + x + marker + y + end is laid out in token ids."""
+
+    name: str
+    opener: Ids  # stands between the context and x
+    marker: Ids  # what is appended to a generated x so that the model answers
+    end: int  # closes y in trained texts; serving stops there, too
+    within_prompt: bool  # whether the student may continue a prefix that ends inside x
+
+    def context(self, document: Document | None) -> Ids:
+        """Return what is read in front of the opener, with or without a document."""
+
+    def question(self, text: str) -> Ids:
+        """Return the ids of a question, up to and with the marker."""
+
+    def answer(self, text: str) -> Ids:
+        """Return the ids of an answer, without its end."""
+
+    def x_length(self, sequence_T: Ids) -> int | None:
+        """Return the number of tokens up to and with the first marker, None if there is none."""
+
+
+class TaskForm:
+    """The fixed form of a task with a small base of its own: each piece is tokenized by itself.
+
+    Raises InputError when opener or marker give no ids or the tokenizer has no eos.
+    """
+
+    name = "task"
+    within_prompt = True
+
+    def __init__(self, opener: str, marker: str, tokens: TextTokenizer):
+        self._tokens = tokens
+        self._bos = bos_of(tokens.tokenizer)
+        self.opener = tokens.ids(opener)
+        self.marker = tokens.ids(marker)
+        self.end = eos_of(tokens.tokenizer)
+        if not self.opener or not self.marker:
+            raise InputError(
+                f"task: opener and marker need at least one token each, got {len(self.opener)} and "
+                f"{len(self.marker)}"
+            )
+
+    def context(self, document: Document | None) -> Ids:
+        return self._bos + (self._tokens.plain_ids(document.text) if document else ())
+
+    def question(self, text: str) -> Ids:
+        return self._tokens.plain_ids(text)
+
+    def answer(self, text: str) -> Ids:
+        return self._tokens.plain_ids(text)
+
+    def x_length(self, sequence_T: Ids) -> int | None:
+        return end_of(self.marker, sequence_T)
+
+
+class RawForm:
+    """Plain text for base models: `document`, `Question: x`, `Answer: y`, each on a line."""
+
+    name = "raw"
+    opener: Ids = ()
+    within_prompt = False
+    header = "Question:"
+    marker_text = "\nAnswer:"
+
+    def __init__(self, tokens: TextTokenizer):
+        self._tokens = tokens
+        self._bos = bos_of(tokens.tokenizer)
+        self.end = eos_of(tokens.tokenizer)
+        self.marker = tokens.ids(self.marker_text)
+
+    @lru_cache(maxsize=DOCUMENTS_KEPT)  # noqa: B019  one form lives as long as its run
+    def context(self, document: Document | None) -> Ids:
+        if document is None:
+            return self._bos + self._tokens.parts((self.header, " What"))[0]
+        pieces = ("", document.text.strip(), f"\n\n{self.header}", " What")
+        return self._bos + sum(self._tokens.parts(pieces)[:3], ())
+
+    def question(self, text: str) -> Ids:
+        pieces = (self.header, f" {text.strip()}", self.marker_text, " The")
+        return sum(self._tokens.parts(pieces)[1:3], ())
+
+    def answer(self, text: str) -> Ids:
+        return self._tokens.parts((self.marker_text, f" {text.strip()}"))[1]
+
+    def x_length(self, sequence_T: Ids) -> int | None:
+        """The marker is searched for in text: its first token may also hold the end of x."""
+        whole = self._tokens.text(sequence_T, special=True)
+        at = whole.find(self.marker_text)
+        if at < 0:
+            return None
+        return self._tokens.token_at(sequence_T, at + len(self.marker_text))
+
+
+class ChatForm:
+    """The tokenizer's chat template: document and question in the user's turn, y the assistant's.
+
+    Raises InputError where the tokenizer has no template that can be used.
+    """
+
+    name = "chat"
+    opener: Ids = ()
+    within_prompt = False
+    instruction = "Read the document and answer the question.\n\nDocument:\n"
+    question_header = "Question:"
+
+    def __init__(self, tokens: TextTokenizer):
+        if not tokens.tokenizer.chat_template:
+            raise InputError(
+                "model.format: chat needs a tokenizer with a chat template, and this one has none; "
+                "allowed are auto and raw, too"
+            )
+        self._tokens = tokens
+        self.template = read_template(tokens.tokenizer)
+        before = self.template.before
+        self._space = before[len(before.rstrip()) :] or "\n"
+        self.marker = tokens.parts(("", "What?", self.template.between))[2]
+        self.end = self._end_of_turn()
+
+    def _end_of_turn(self) -> int:
+        added = set(self._tokens.tokenizer.get_added_vocab().values())
+        found = [token for token in self._tokens.ids(self.template.end) if token in added]
+        return found[0] if found else eos_of(self._tokens.tokenizer)
+
+    @lru_cache(maxsize=DOCUMENTS_KEPT)  # noqa: B019  one form lives as long as its run
+    def context(self, document: Document | None) -> Ids:
+        before = self.template.before
+        if document is None:
+            return self._tokens.parts((before, "What"))[0]
+        pieces = (
+            before + self.instruction,
+            document.text.strip(),
+            f"\n\n{self.question_header}{self._space}",
+            "What",
+        )
+        return sum(self._tokens.parts(pieces)[:3], ())
+
+    def question(self, text: str) -> Ids:
+        pieces = (self.template.before, text.strip(), self.template.between)
+        return sum(self._tokens.parts(pieces)[1:], ())
+
+    def answer(self, text: str) -> Ids:
+        return self._tokens.parts((self.template.between, text.strip()))[1]
+
+    def x_length(self, sequence_T: Ids) -> int | None:
+        return end_of(self.marker, sequence_T)
+
+
+def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) -> Form:
+    """Return the form of a task's texts.
+
+    `format`: model.format (auto, chat or raw), which concerns tasks in natural language; one that
+    names its own opener and marker keeps them. Raises InputError.
+    """
+    if opener or marker:
+        return TaskForm(opener, marker, tokens)
+    chat = format == "chat" or (format == "auto" and bool(tokens.tokenizer.chat_template))
+    return ChatForm(tokens) if chat else RawForm(tokens)
+
+
+def other_form(form: Form, tokens: TextTokenizer) -> Form | None:
+    """Return the natural form that `form` is not, None where the tokenizer or task has only one."""
+    if form.name == "chat":
+        return RawForm(tokens)
+    if form.name == "raw" and tokens.tokenizer.chat_template:
+        return ChatForm(tokens)
+    return None
+
+
+def end_of(marker: Ids, sequence_T: Ids) -> int | None:
+    """Return the number of tokens up to and with the first occurrence of a marker."""
+    width = len(marker)
+    ends = range(width, len(sequence_T) + 1)
+    return next((end for end in ends if sequence_T[end - width : end] == marker), None)
+
+
+def bos_of(tokenizer: Any) -> Ids:
+    """Return the tokenizer's bos token, empty where texts do not begin with one."""
+    return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
+
+
+def eos_of(tokenizer: Any) -> int:
+    """Return the tokenizer's eos token. Raises InputError where it has none."""
+    if tokenizer.eos_token_id is None:
+        raise InputError("tokenizer: an eos token is needed to end a generated sequence, got none")
+    return tokenizer.eos_token_id
