@@ -119,10 +119,7 @@ class RolloutWorker:
             )
         self.states.activate(name, version)
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
-        refusals_N = [
-            self.engine.refusal(ids) if request.prompt_T else "the prompt is empty"
-            for request, ids in zip(requests_N, ids_N, strict=True)
-        ]
+        refusals_N = [self.engine.refusal(ids) for ids in ids_N]
         accepted = [n for n, refusal in enumerate(refusals_N) if not refusal]
         params = [
             self.engine.sampling_params(len(ids_N[n]), requests_N[n].seed, sampling)

@@ -16,10 +16,10 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import questions, scan
 from sleep_rl.tasks.registry import make_task
+from sleep_rl.text.loading import load_codec
 
 MIN_PIECE_TOKENS = 8
 
@@ -71,9 +71,9 @@ def _piece_size(config: Config, base: str, task: Task) -> tuple[int, Callable[[s
     InputError when less than MIN_PIECE_TOKENS are left for a piece.
     """
     shape = checkpoints.read_config(base)
-    texts = PromptCodec(task, checkpoints.load_tokenizer(base, shape.vocab_size))
+    texts = load_codec(task, base, config.model.format)
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
-    free_tokens = longest - len(texts.bos) - len(texts.opener) - task.max_new_tokens
+    free_tokens = texts.room(longest)
     if free_tokens < MIN_PIECE_TOKENS:
         least = longest - free_tokens + MIN_PIECE_TOKENS
         raise InputError(

@@ -22,9 +22,10 @@ from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder, packaged_base
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
+from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.loading import load_codec
 
 # (config, run folder) -> backend; the drill passes one that corrupts a push
 MakeBackend = Callable[[Config, Path], Backend]
@@ -114,19 +115,18 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         base, str(setup.folder / "checkpoint"), memory_of(config), config.run.seed
     )
     shape = checkpoints.read_config(checkpoint)
-    tokenizer = checkpoints.load_tokenizer(checkpoint, shape.vocab_size)
-    texts = PromptCodec(setup.task, tokenizer)
+    texts = load_codec(setup.task, base, config.model.format)
     teachers = []
     if learners:
         for k, name in enumerate(config.model.teachers, start=1):
             path = packaged_base.resolve(name, config.run.cache, setup.console.phase)
             out = str(setup.folder / f"teacher-{k}")
-            teachers.append(checkpoints.as_teacher(path, out, checkpoint, tokenizer))
+            teachers.append(checkpoints.as_teacher(path, out, checkpoint, texts.tokenizer))
         documents = [document for day in setup.task.days() for document in day.documents]
         longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
         texts.check_fits(documents, longest)
     known = setup.task.known()
-    probe_T = texts.context(None) + texts.question(known[0]) if known else texts.opener
+    probe_T = texts.context(None) + texts.question(known[0]) if known else texts.bare
     spec = CrewSpec(
         config, checkpoint, memory_folder.root(base), probe_T, tuple(teachers), learners
     )

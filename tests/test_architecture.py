@@ -27,6 +27,7 @@ LAYERS = (
     ("config",),
     ("journal",),
     ("model",),
+    ("text",),
     ("session",),
     ("tasks",),
     ("night",),

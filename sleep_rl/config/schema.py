@@ -70,6 +70,13 @@ class Model:
         "Paths or hub names of other, smaller models with the same vocabulary. In night 0, "
         "before the first day, they are seeded into one expert of level 1.",
     )
+    format: str = key(
+        "auto",
+        "Form of texts in natural language: the tokenizer's chat template, raw text for base models"
+        " (Question: ... Answer: ...), or auto: chat where the tokenizer has a template. Tasks with"
+        " a small base of their own have a fixed form.",
+        choices=("auto", "chat", "raw"),
+    )
     dtype: str = key(
         "bfloat16", "Data type of weights and activations.", choices=("float32", "bfloat16")
     )

@@ -31,7 +31,9 @@ from sleep_rl.contracts.records import (
 class Task(Protocol):
     """What a model lives through: days of documents and questions.
 
-    The model reads context + opener + x + marker + y; each piece is tokenized by itself.
+    The model reads context + opener + x + marker + y. A task in natural language leaves opener and
+    marker empty: model.format then chooses the form (sleep_rl/text/forms.py), and the prompts of
+    questions and training texts are bare questions.
     """
 
     name: str

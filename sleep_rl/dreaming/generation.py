@@ -9,8 +9,8 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import STUDENT, DreamTask, Request, Sample
 from sleep_rl.dreaming.dream import DREAMER, SELF, Dream, to_plain
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import stage
+from sleep_rl.text.codec import PromptCodec
 
 
 @stage("dream/{night}/{number}/generate", switch="dream.rounds", optional=True)

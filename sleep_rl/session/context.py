@@ -15,9 +15,9 @@ from sleep_rl.contracts.records import Ids, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Crew, Task
 from sleep_rl.journal.journal import Journal
 from sleep_rl.session.console import Console
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.rehearsal_index import RehearsalIndex
 from sleep_rl.session.resumable import Progress
+from sleep_rl.text.codec import PromptCodec
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 from sleep_rl.contracts.records import Ids
@@ -98,7 +99,7 @@ class TextTokenizer:
             position += len(piece)
         whole = "".join(pieces)
         borders = [0, *cuts, len(whole)]
-        return [whole[a:b] for a, b in zip(borders, borders[1:], strict=False) if a < b]
+        return [whole[a:b] for a, b in pairwise(borders) if a < b]
 
     def _located(self, text: str) -> tuple[list[int], list[int]]:
         """Return the ids of a text, and the character at which each begins."""

@@ -18,9 +18,9 @@ from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import newest
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed, toy
 from tests.fakes.texts import DAYS, Diary, StableWords, Words
 
@@ -119,7 +119,8 @@ class Crew:
     def answer(self, request, name):
         """The Sample of a request: a made-up question, or the word of the day that is asked for."""
         prompt = self.texts.text(request.prompt_T)
-        document = self.texts.text(request.context_T).split()
+        opener = self.texts.text(self.texts.opener)  # a continued prefix stands behind it
+        document = self.texts.text(request.context_T).removesuffix(opener).split()
         if "A :" in prompt:  # a question, or a rehearsed prompt
             words = prompt.split()
             about = words[words.index("was") + 1 : -3] if "was" in words else []

@@ -14,6 +14,7 @@ class Words:
     """Tokenize at spaces: a word's id is the order in which it was first seen."""
 
     bos_token_id, eos_token_id = 1, 2
+    chat_template = None
 
     def __init__(self) -> None:
         self.ids = {"<bos>": 1, "<eos>": 2}
@@ -24,9 +25,14 @@ class Words:
             "input_ids": [self.ids.setdefault(word, len(self.ids) + 10) for word in text.split()]
         }
 
-    def decode(self, ids, skip_special_tokens: bool) -> str:
+    def get_added_vocab(self) -> dict[str, int]:
+        return {"<bos>": 1, "<eos>": 2}
+
+    def decode(
+        self, ids, skip_special_tokens: bool, clean_up_tokenization_spaces: bool = False
+    ) -> str:
         names = {i: word for word, i in self.ids.items()}
-        return " ".join(names[i] for i in ids if i > 2)
+        return " ".join(names[i] for i in ids if i > 2 or not skip_special_tokens)
 
 
 class StableWords(Words):

@@ -97,12 +97,12 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
     codec = PromptCodec(Asking(), Words())
     document = codec.context(Document("d", "ada lives in oslo"))
     d_T = codec.ids("who lives in oslo ? A : ada") + codec.eos
-    sequence = TeacherSequence(Origin.DOCUMENT, document, d_T)
+    before = document + codec.opener
+    sequence = TeacherSequence(Origin.DOCUMENT, before, codec.bare, d_T, len(d_T) - 2)
     config = changed(CONFIG, imitation={"group_size": 3})
-    start = codec.context(None) + codec.opener
-    [row] = teacher_rows(codec, [sequence])
-    assert row == TrainingRow(start, d_T, document + codec.opener, x_length=len(d_T) - 2)
-    prefix = cut(sequence, config, random.Random(3))
+    [row] = teacher_rows([sequence])
+    assert row == TrainingRow(codec.bare, d_T, before, x_length=len(d_T) - 2)
+    prefix = cut(codec, sequence, config, random.Random(3))
     continuations = [
         prefix.teacher_continuation_T,
         codec.ids("in oslo ? A : bob") + codec.eos,
@@ -110,8 +110,8 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
     ]
     samples = [
         Sample(
-            codec.opener + prefix.tokens_T,
-            codec.context(None),
+            prefix.tokens_T,
+            codec.bare,
             y,
             (-1.0,) * len(y),
             "stop",
@@ -130,7 +130,6 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
     assert group_advantage(real, True) == pytest.approx(advantages(slow))
     [rows] = student_rows(codec, [prefix], samples, real, config)
     for row, y, a in zip(rows, continuations, advantages(slow), strict=True):
-        begun = codec.opener + prefix.tokens_T
-        assert row.prompt_T == codec.context(None) + begun
-        assert row.teacher_T == document + begun and row.completion_T == y
+        assert row.prompt_T == codec.bare + prefix.tokens_T
+        assert row.teacher_T == before + prefix.tokens_T and row.completion_T == y
         assert row.advantage == pytest.approx(a) and math.isfinite(a)

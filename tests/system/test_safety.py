@@ -28,10 +28,10 @@ from sleep_rl.report.page import write_report
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import LEARNER, newest
 from sleep_rl.tasks.registry import make_task
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.crew import RESUMABLE, MortalCrew, continue_life
 from tests.fakes.models import LEVELS, make_base
 from tests.fakes.texts import Diary, StableWords

@@ -21,8 +21,6 @@ from sleep_rl.tasks.world.task import World
 from sleep_rl.tasks.world.vocabulary import vocabulary
 
 WHERE = "task.documents"
-OPENER = "\nQuestion:"
-MARKER = "\nAnswer:"
 WORD = re.compile(r"\w+|[^\w\s]")
 SMALL_PIECE_TOKENS = 34  # longest document that the small model was trained on
 MAX_UNKNOWN = 0.1  # largest share of words outside the small model's vocabulary
@@ -55,7 +53,7 @@ class Documents:
         self.piece_tokens = min(piece_tokens, SMALL_PIECE_TOKENS) if small else piece_tokens
         self.max_new_tokens = small.max_new_tokens if small else max_new_tokens
         self.max_answer_tokens = small.max_answer_tokens if small else max_answer_tokens
-        self.opener, self.marker = (people.OPENER, people.MARKER) if small else (OPENER, MARKER)
+        self.opener, self.marker = (people.OPENER, people.MARKER) if small else ("", "")
         if record:
             ingested = ingestion.read(record)
             if len(ingested) < (days or 1):
@@ -107,10 +105,11 @@ class Documents:
         return Day(name, tuple(documents), questions)
 
     def prompt(self, question: str) -> str:
-        """Return the prompt of a question: opener, question and marker."""
+        """Return the prompt of a question: between opener and marker for the small model, in whose
+        form it knows questions; as it is for a language model, whose form the codec chooses.
+        """
         text = self._checked_text(question, "a question")
-        space = " " if self.small else ""
-        return f"{self.opener} {text}{space}{self.marker}"
+        return f"{self.opener} {text} {self.marker}" if self.small else text
 
     def read_as(self, text: str) -> str:
         """Return the text as the model reads it: lower-case words joined by spaces for the small

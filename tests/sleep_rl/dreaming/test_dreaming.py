@@ -25,9 +25,9 @@ from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import newest
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew
 from tests.fakes.texts import Diary, Words

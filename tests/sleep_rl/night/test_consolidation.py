@@ -101,7 +101,14 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
     for origin in (Origin.DOCUMENT, Origin.UNCONDITIONAL):
         data, dropped = filter_complete(texts, [good, *bad], origin)
         assert data == [
-            TeacherSequence(origin, document, good.completion_T, answer_probability=probability)
+            TeacherSequence(
+                origin,
+                document + texts.opener,
+                texts.bare,
+                good.completion_T,
+                x_length=len(texts.ids("who ? A :")),
+                answer_probability=probability,
+            )
         ]
         assert dropped == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
     assert [d.replay for d in data] == [True]
@@ -110,7 +117,7 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
 
 
 def test_draws_pass_over_everything_before_anything_comes_again():
-    data = [TeacherSequence(Origin.DOCUMENT, (), (i,)) for i in range(7)]
+    data = [TeacherSequence(Origin.DOCUMENT, (), (), (i,)) for i in range(7)]
     draw = EpochSampler(data, random.Random(0))
     for _ in range(3):
         assert Counter(w.sequence_T for w in draw.take(7)) == Counter(w.sequence_T for w in data)
@@ -140,26 +147,25 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
 
 def test_prefixes_follow_their_law(texts):
     config = toy(imitation={"prefix_min": 0.1, "prefix_max": 0.7})
-    written, rng = TeacherSequence(Origin.DOCUMENT, (), tuple(range(20))), random.Random(1)
-    lengths = Counter(cut(written, config, rng).length for _ in range(6000))
+    written, rng = TeacherSequence(Origin.DOCUMENT, (), (), tuple(range(20))), random.Random(1)
+    lengths = Counter(cut(texts, written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
     assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
-    short = cut(TeacherSequence(Origin.DOCUMENT, (), (5, 6)), config, rng)
+    short = cut(texts, TeacherSequence(Origin.DOCUMENT, (), (), (5, 6)), config, rng)
     assert short.tokens_T == (5,) and short.teacher_continuation_T == (6,)
 
 
 def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
     config = toy(imitation={"group_size": 2, "scale_advantage": False})
-    document = texts.context(Document("a", "one"))
+    bare = texts.bare
+    document = texts.context(Document("a", "one")) + texts.opener
     prefixes = [
-        Prefix(TeacherSequence(Origin.DOCUMENT, document, (20, 21, 22, 2)), 1),
-        Prefix(TeacherSequence(Origin.UNCONDITIONAL, (1,), (30, 31, 2)), 2),
+        Prefix(TeacherSequence(Origin.DOCUMENT, document, bare, (20, 21, 22, 2), 3), 1),
+        Prefix(TeacherSequence(Origin.UNCONDITIONAL, bare, bare, (30, 31, 2), 2), 2),
     ]
-    requests = continuation_requests(texts, prefixes, config, random.Random(0))
-    assert [r.context_T for r in requests] == [(1,)] * 4  # never the document
-    assert [r.prompt_T for r in requests] == [(*texts.opener, 20)] * 2 + [
-        (*texts.opener, 30, 31)
-    ] * 2
+    requests = continuation_requests(prefixes, config, random.Random(0))
+    assert [r.context_T for r in requests] == [(1, *texts.opener)] * 4  # never the document
+    assert [r.prompt_T for r in requests] == [(20,)] * 2 + [(30, 31)] * 2
     samples = [
         replace(sample(texts, r.context_T, w), prompt_T=r.prompt_T)
         for r, w in zip(requests, ("a b", "c", "d", "e"), strict=True)
@@ -175,7 +181,7 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
         1,
         *texts.opener,
         20,
-    ) and first.teacher_T == document + texts.opener + (20,)
+    ) and first.teacher_T == (*document, 20)
     assert [r.advantage for r in groups[0]] == [0.5, -0.5] and first.behaviour_T == samples[
         0
     ].logprobs_T
@@ -188,15 +194,15 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
 
 
 def test_teacher_rows_hide_the_document_from_the_student(texts):
-    document = texts.context(Document("a", "one"))
-    (row,) = teacher_rows(texts, [TeacherSequence(Origin.DOCUMENT, document, (20, 21, 2))])
-    assert row.prompt_T == (1, *texts.opener) and row.teacher_T == document + texts.opener
+    document = texts.context(Document("a", "one")) + texts.opener
+    (row,) = teacher_rows([TeacherSequence(Origin.DOCUMENT, document, texts.bare, (20, 21, 2), 1)])
+    assert row.prompt_T == (1, *texts.opener) and row.teacher_T == document and row.x_length == 1
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
 def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts):
     written = TeacherSequence(
-        Origin.REHEARSED, texts.context(None), (20, 21, 2), (20,), temperature=0.5
+        Origin.REHEARSED, texts.bare, texts.bare, (20, 21, 2), 1, (20,), temperature=0.5
     )
     [[student, _]] = student_rows(
         texts,
@@ -206,18 +212,18 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
         toy(imitation={"group_size": 2}),
     )
     [taught], [read] = (
-        teacher_rows(texts, [written]),
+        teacher_rows([written]),
         synthetic_document_rows(texts, [replace(written, context_T=(1, 7))]),
     )
     assert {row.temperature for row in (student, taught, read)} == {0.5}
-    assert teacher_rows(texts, [replace(written, temperature=1.0)])[0].temperature == 1
+    assert teacher_rows([replace(written, temperature=1.0)])[0].temperature == 1
 
 
 def test_reading_rows_show_the_document_to_both(texts):
-    document = texts.context(Document("a", "one"))
-    (row,) = reading_rows(texts, [TeacherSequence(Origin.DOCUMENT, document, (20, 21, 2))])
+    document = texts.context(Document("a", "one")) + texts.opener
+    (row,) = reading_rows([TeacherSequence(Origin.DOCUMENT, document, texts.bare, (20, 21, 2), 1)])
     # empty: the teacher reads the same
-    assert row.prompt_T == document + texts.opener and row.teacher_T == ()
+    assert row.prompt_T == document and row.teacher_T == ()
     assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
 
 
@@ -248,18 +254,20 @@ def test_whole_rows_write_the_document_too(texts):
         texts.ids("what is x ? A :"),
         texts.ids("y") + texts.eos,
     )
-    [row] = synthetic_document_rows(
-        texts, [TeacherSequence(Origin.SYNTHETIC, (1, *document), question + answer)]
+    before = (1, *document, *texts.opener)
+    sequence = TeacherSequence(
+        Origin.SYNTHETIC, before, texts.bare, question + answer, len(question)
     )
+    [row] = synthetic_document_rows(texts, [sequence])
     assert row.prompt_T == (1,) and row.completion_T == document + texts.opener + question + answer
     assert row.completion_T[row.x_length :] == answer and row.replay and row.teacher_T == ()
 
 
 def test_what_is_written_comes_back_from_plain_data(texts):
     data = [
-        TeacherSequence(Origin.DOCUMENT, (1, 7, 8), (20, 2)),
-        TeacherSequence(Origin.PEER, (1,), (21, 2), (21,), 3, 0.1),
-        TeacherSequence(Origin.SYNTHETIC, (1, 7, 8), (22, 2)),
+        TeacherSequence(Origin.DOCUMENT, (1, 7, 8), (1,), (20, 2), 1),
+        TeacherSequence(Origin.PEER, (1,), (1,), (21, 2), 1, (21,), 3, 0.1),
+        TeacherSequence(Origin.SYNTHETIC, (1, 7, 8), (1,), (22, 2), 0),
     ]
     data[1] = replace(data[1], temperature=0.5)
     plain = json.loads(json.dumps(pack(data)))
@@ -289,7 +297,7 @@ def test_answers_that_the_teacher_doubts_are_left_out(texts):
     sure, unsure = math.log(0.9), math.log(0.7)  # 0.729 and 0.343 together
     about = [answer(document, (), sure), answer(document, (), unsure)]
     data, dropped = filter_complete(texts, about, Origin.DOCUMENT, min_confidence=0.5)
-    assert [w.context_T for w in data] == [document] and dropped["unsure"] == 1
+    assert [w.context_T for w in data] == [document + texts.opener] and dropped["unsure"] == 1
     answers = [answer(plain, asked, sure), answer(plain, asked, unsure)]
     data, dropped = filter_complete(
         texts, with_prompts([asked, asked], answers), Origin.REHEARSED, min_confidence=0.5

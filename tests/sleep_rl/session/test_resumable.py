@@ -13,9 +13,9 @@ from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session import stage_files
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import DRIVER, LEARNER, MANIFEST, newest
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
 from tests.fakes.crew import RESUMABLE, Killed, MortalCrew, continue_life
 from tests.fakes.texts import Diary, StableWords

@@ -14,7 +14,7 @@ from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read
 from sleep_rl.plan.plan import plan
-from sleep_rl.tasks.documents.task import MARKER, OPENER, Documents, ingestion
+from sleep_rl.tasks.documents.task import Documents, ingestion
 from sleep_rl.tasks.registry import make_task
 from tests.fakes.configs import changed, toy
 from tests.fakes.processes import DIFFERENT, kill_after
@@ -66,15 +66,12 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
     )
     [day] = task.days()
     assert [d.text for d in day.documents] == ["# Title", "The Kaiser had 3 dogs."]
-    assert (
-        day.questions[0].prompt == f"{OPENER} How many dogs?{MARKER}"
-        and day.questions[0].document == ""
-    )
+    assert day.questions[0].prompt == "How many dogs?" and day.questions[0].document == ""
     assert (
         task.grade(day.questions[0], " Three dogs.\nQuestion: more?") == 1
         and task.grade(day.questions[0], "dogs") == 0
     )
-    assert [q.prompt for q in task.known()] == [f"{OPENER} 2+2?{MARKER}"]
+    assert [q.prompt for q in task.known()] == ["2+2?"]
     assert [t.completion for t in task.joint_texts()] == [" 4", " three dogs"]
     with pytest.raises(InputError, match=r"model.base: a language model is needed, got null"):
         task.base_checkpoint("", 0, None)

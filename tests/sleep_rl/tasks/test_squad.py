@@ -9,10 +9,10 @@ import torch
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import TrainingText
 from sleep_rl.contracts.roles import Dreamer
-from sleep_rl.text.codec import PromptCodec
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
 from sleep_rl.tasks.squad.dataset import DREAM, MARKER, OPENER, read_passages
 from sleep_rl.tasks.squad.task import Squad
+from sleep_rl.text.codec import PromptCodec
 
 SEAL = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "iter0_train_100x10.json"
 ROWS = [
