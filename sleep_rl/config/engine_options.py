@@ -6,6 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+CPU_ENGINE = {
+    "enforce_eager": True,  # there are no CUDA graphs to capture
+    "max_num_seqs": 256,
+    "kv_cache_memory_bytes": 64 << 20,  # else vLLM takes a share of the memory of the machine
+    "block_size": 32,  # vLLM's 128 leaves the prefix cache of short prompts unused
+}
+"""Engine options that only a CPU needs."""
+
 DEEPEST = 8  # lists and mappings inside an option
 OWNED = {
     "model": "model.base",
@@ -79,3 +87,8 @@ def _is_plain(value: Any, depth: int = 0) -> bool:
         inner = value.values() if isinstance(value, dict) else value
         return depth < DEEPEST and all(_is_plain(each, depth + 1) for each in inner)
     return not isinstance(value, float) or math.isfinite(value)
+
+
+def engine_options(options: dict, gpus: float) -> dict:
+    """Return vLLM options for an engine on `gpus` GPUs; on a CPU those it needs are added."""
+    return dict(options) if gpus else {**CPU_ENGINE, **options}

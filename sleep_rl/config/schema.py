@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from sleep_rl.config.dreams import Dream
+from sleep_rl.config.engine_options import engine_options
 from sleep_rl.config.method import (
     Checks,
     Generation,
@@ -25,19 +26,6 @@ from sleep_rl.config.method import (
 )
 from sleep_rl.config.tasks import TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
-
-CPU_ENGINE = {
-    "enforce_eager": True,  # there are no CUDA graphs to capture
-    "max_num_seqs": 256,
-    "kv_cache_memory_bytes": 64 << 20,  # else vLLM takes a share of the memory of the machine
-    "block_size": 32,  # vLLM's 128 leaves the prefix cache of short prompts unused
-}
-"""Engine options that only a CPU needs."""
-
-
-def engine_options(options: dict, gpus: float) -> dict:
-    """Return vLLM options for an engine on `gpus` GPUs; on a CPU those it needs are added."""
-    return dict(options) if gpus else {**CPU_ENGINE, **options}
 
 
 @dataclass(frozen=True)
@@ -150,7 +138,7 @@ class Rollouts:
     engine: dict = key(
         {},
         "Options of the vLLM engines, by vLLM's names. An unset option, or null, is left to"
-        " vLLM; on the CPU, CPU_ENGINE (sleep_rl/config/schema.py) is added.",
+        " vLLM; on the CPU, CPU_ENGINE (sleep_rl/config/engine_options.py) is added.",
     )
 
 

@@ -151,5 +151,7 @@ def unpack(plain: dict) -> list[TeacherSequence]:
             probability,
             temperature,
         )
-        for origin, position, bare, ids, x_length, prompt, peer, probability, temperature in plain["rows"]
+        for origin, position, bare, ids, x_length, prompt, peer, probability, temperature in plain[
+            "rows"
+        ]
     ]

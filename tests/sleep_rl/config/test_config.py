@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from sleep_rl.config.engine_options import CPU_ENGINE
 from sleep_rl.config.loader import describe, dump, keys, load
-from sleep_rl.config.schema import CPU_ENGINE, Config
+from sleep_rl.config.schema import Config
 from sleep_rl.config.validation import check
 from sleep_rl.contracts.errors import InputError
 from tests.fakes.configs import changed, toy
