@@ -29,7 +29,7 @@ task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_
 task.squad: base_text
 task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
 task.custom: target options
-model: base teachers dtype chunks experts d_low top_k
+model: base teachers format dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag batch lr warmup on_full expansion reset
 generation: samples temperature min_p min_confidence
