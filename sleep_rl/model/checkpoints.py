@@ -50,19 +50,19 @@ for _config, _model in CLASSES.values():
 
 
 def read_config(path: str) -> PretrainedConfig:
-    """Return the checkpoint's config. Raises InputError when there is none or its family is not in
-    FAMILIES.
+    """Return the checkpoint's config. Raises InputError if it cannot be read or its family is not
+    in FAMILIES.
     """
     check_exists(path)
     file = Path(path) / "config.json"
-    # transformers' messages do not name the wrong field, and it would wait for a pipe
+    # transformers does not name the wrong field, and would block on a pipe
     if os.path.lexists(file):
         data = read_json(file)
         if str(data.get("model_type")).removeprefix("sleep_") in FAMILIES:
             parse_shape(data, str(file))
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    # transformers raises many types for what a config can hold
+    # Boundary: transformers raises many types for an invalid config.
     except Exception as error:
         raise InputError(
             f"model {path}: no readable Hugging Face config ({one_line(error)})"
@@ -75,25 +75,25 @@ def read_config(path: str) -> PretrainedConfig:
 
 
 def check_exists(path: str) -> None:
-    """Raise InputError for what is no folder and cannot be a name on the hub either."""
+    """Raise InputError if `path` is neither a folder nor a possible hub name."""
     if not os.path.isdir(path) and not HUB_NAME.fullmatch(path):
         raise InputError(
-            f"model {path}: a checkpoint's folder or a hub name is needed, and "
-            "there is no such folder"
+            f"model {path}: expected a checkpoint folder or a hub name, got no such folder"
         )
 
 
 def load(
     path: str, levels: list[dict] | None = None, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> PreTrainedModel:
-    """Load a sleep checkpoint, a memory folder with the base it points to, or a base with new
-    memory; frozen, in eval mode.
+    """Load a sleep checkpoint, a memory folder with its base, or a base with new memory; frozen, in
+    eval mode.
 
-    levels: experts, d_low and top_k of each memory level; needed for a base, else a check.
+    levels: experts, d_low and top_k of each memory level; required for a base, otherwise compared
+    with the stored ones.
     seed: of new memory.
 
     Raises InputError for a checkpoint that is missing, unreadable or of another family, for a base
-    without `levels`, and when `levels` differs from the memory that is stored.
+    without `levels`, and for `levels` other than the stored ones.
     """
     if is_memory_folder(path):
         stored = read_memory(Path(path), levels)[0]["memory_levels"]
@@ -111,11 +111,11 @@ def load(
             f"model {path}: its memory is {config.memory_levels}, the config asks for {levels}"
         )
     if os.path.isdir(path):
-        weight_map(Path(path))  # transformers would wait for a pipe in place of a file
+        weight_map(Path(path))  # checks the files: transformers would block on a pipe
     try:
         _, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
         model = sleep_model.from_pretrained(path, config=config, dtype=dtype, use_safetensors=True)
-    # transformers raises many types for what weights can lack
+    # Boundary: transformers raises many types for invalid weights.
     except Exception as error:
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     for parameter in model.parameters():
@@ -130,8 +130,8 @@ def _load_expanded(path: str, levels: list[dict], dtype: torch.dtype, seed: int)
 
 
 def levels_of(path: str) -> list[dict]:
-    """Return the memory levels of a checkpoint or a memory folder. Raises InputError where there
-    are none.
+    """Return the memory levels of a checkpoint or memory folder. Raises InputError if it has
+    none.
     """
     if is_memory_folder(path):
         return read_pointer(Path(path))["memory_levels"]
@@ -144,15 +144,14 @@ def levels_of(path: str) -> list[dict]:
 
 
 def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
-    """Write a sleep checkpoint of `path` to `out` that both hosts load, and return its path: the
-    base's weight files linked, the memory beside them.
+    """Write a sleep checkpoint of `path` to `out`, for transformers and vLLM, and return its path.
 
     path: a base checkpoint (folder or hub name), a memory folder, or a sleep checkpoint, which is
     returned unchanged.
     seed: of new memory.
 
-    Nothing of the base is copied, unless a file of it holds an older memory beside other weights.
-    Raises InputError for what cannot be read, RunError when the disk refuses.
+    The weight files of the base are linked, except those with an older memory, which are copied
+    without it. Raises InputError for what cannot be read, RunError if `out` cannot be written.
     """
     memory = None
     if is_memory_folder(path):
@@ -161,8 +160,8 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     config = read_config(path)
     if memory is not None and pointer["vocab_size"] != config.vocab_size:
         raise InputError(
-            f"memory: made for a vocabulary of {pointer['vocab_size']} ids, its "
-            f"base {path} has {config.vocab_size}; teacher and student need the same vocabulary"
+            f"memory: expected a vocabulary of {pointer['vocab_size']} ids, its base {path} has "
+            f"{config.vocab_size}; teacher and student need the same vocabulary"
         )
     if config.model_type.startswith("sleep_"):
         if config.memory_levels != levels:
@@ -185,7 +184,7 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
 
 
 def _expanded_config(config: PretrainedConfig, levels: list[dict]) -> PretrainedConfig:
-    """The config of the sleep model of the same family and sizes."""
+    """Return the config of the sleep model of the same family and sizes, with these levels."""
     sleep_config, sleep_model = CLASSES[config.model_type.removeprefix("sleep_")]
     fields = {
         k: v
@@ -196,7 +195,7 @@ def _expanded_config(config: PretrainedConfig, levels: list[dict]) -> Pretrained
 
 
 def _link(folder: Path, target: Path) -> dict[str, str]:
-    """Link a checkpoint's files into `target`, except its config and an older memory. Returns
+    """Link a checkpoint's files into `target`, except its config and an older memory; return
     weight name -> file.
     """
     files: dict[str, list[str]] = {}
@@ -208,8 +207,8 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
     index = {}
     for file, keys in files.items():
         rest = [key for key in keys if ".memory." not in key]
-        # A single weight file gets another name: under its own, loaders would take it for the whole
-        # checkpoint.
+        # A single weight file gets another name, since loaders would take model.safetensors for the
+        # whole checkpoint.
         name = BASE_WEIGHTS if file == WEIGHTS else file
         if len(rest) == len(keys):
             os.symlink(os.path.realpath(folder / file), target / name)
@@ -221,10 +220,10 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
 
 
 def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
-    """Return a sleep checkpoint of another model that may teach `student`, with its own memory or
-    an untouched one; written to `out` where it has to be made.
+    """Return a sleep checkpoint of `path`, as a teacher of the checkpoint `student`.
 
-    Raises InputError when it cannot be read or has another vocabulary.
+    A model without memory gets a locked one, and is written to `out`. `tokenizer`: the student's.
+    Raises InputError if `path` cannot be read or has another vocabulary.
     """
     if is_memory_folder(path):
         levels = read_pointer(Path(path))["memory_levels"]
@@ -239,15 +238,14 @@ def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
         or load_tokenizer(expanded, sizes[0]).get_vocab() != tokenizer.get_vocab()
     ):
         raise InputError(
-            f"model.teachers: {path}: teacher and student need the same vocabulary, "
-            f"got {sizes[0]} ids and "
-            f"{sizes[1]}" + (", of other tokens" if sizes[0] == sizes[1] else "")
+            f"model.teachers: {path}: teacher and student need the same vocabulary, got {sizes[0]} "
+            f"ids and {sizes[1]}" + (", of other tokens" if sizes[0] == sizes[1] else "")
         )
     return expanded
 
 
 def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
-    """Return initialised memory tensors by checkpoint key, every slot LOCKED; the same for the same
+    """Return initialised memory tensors by checkpoint key, with every slot LOCKED; deterministic in
     config and seed.
     """
     generator = torch.Generator().manual_seed(seed)
@@ -262,8 +260,8 @@ def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
 
 
 def local(name: str) -> Path:
-    """Return the folder of a checkpoint, after a download for a name on the hub. Raises InputError
-    when it cannot be had.
+    """Return the folder of a checkpoint; download one of the hub. Raises InputError if it is not
+    available.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -271,7 +269,7 @@ def local(name: str) -> Path:
         return Path(snapshot_download(name, allow_patterns=HUB_FILES))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
-            f"model {name}: no local folder, and not to be had from the hub ({one_line(error)})"
+            f"model {name}: no local folder, and not available from the hub ({one_line(error)})"
         ) from error
 
 
@@ -284,7 +282,7 @@ def weight_map(folder: Path) -> dict[str, str]:
                 isinstance(file, str) and file == os.path.basename(file) and file
                 for file in weights.values()
             ):
-                raise ValueError(f"{INDEX}: expected names of files beside it")
+                raise ValueError(f"{INDEX}: expected names of files in its folder")
             for file in set(weights.values()):
                 checked(folder / file)
             return weights
@@ -307,13 +305,12 @@ def weight_map(folder: Path) -> dict[str, str]:
 def load_tokenizer(path: str, vocab_size: int):
     """Return the tokenizer of a checkpoint, or of the base of a memory folder.
 
-    Raises InputError when it is missing or has ids from `vocab_size` on, for which the model has no
-    row.
+    Raises InputError if it is missing, or has ids >= `vocab_size`, the rows of the embedding.
     """
     source = root(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    # transformers raises many types, and tokenizers raises Exception itself
+    # Boundary: transformers raises many types, and tokenizers raises Exception itself.
     except Exception as error:
         raise InputError(f"tokenizer {source}: cannot be read ({one_line(error)})") from error
     if len(tokenizer) > vocab_size:
@@ -325,8 +322,8 @@ def load_tokenizer(path: str, vocab_size: int):
 
 
 def save(model: PreTrainedModel, tokenizer, path: str) -> None:
-    """Write an ordinary Hugging Face checkpoint with all weights, all or nothing. Raises RunError
-    when the disk refuses.
+    """Write an ordinary Hugging Face checkpoint with all weights, atomically. Raises RunError if it
+    cannot be written.
     """
     with atomic_checkpoint(path) as folder:
         model.save_pretrained(folder, safe_serialization=True)

@@ -1,13 +1,13 @@
-"""Model families that can carry a memory: what is known of each without torch.
+"""Model families that can have a memory, and how their parameters differ.
 
-A new family is one row of FAMILIES, and one of each further table in which it differs from Llama.
+A new family is one row of FAMILIES, and one of each other table in which it differs from Llama.
 """
 
 FAMILIES = {"qwen3": "Qwen3", "qwen2": "Qwen2", "llama": "Llama"}
 """Base model_type -> class prefix, the same in transformers and in vLLM."""
 
 HEAD_DIM = {"qwen3": 128}
-"""model_type -> head_dim where config.json names none; else hidden_size / num_attention_heads."""
+"""model_type -> default of head_dim, if it is not hidden_size / num_attention_heads."""
 
 HEAD_NORMS = {"qwen3"}
 """Families with an RMSNorm over head_dim for queries and one for keys, in every layer."""

@@ -1,16 +1,15 @@
-"""A larger model that computes what a smaller one does (paper.md section 1: Knowledge Seeding goes
-from small to large).
+"""Function-preserving growth: a larger model that computes the same as a smaller one (paper.md
+section 1: Knowledge Seeding goes from small to large).
 
-Function-preserving for the families Qwen3, Qwen2 and Llama, in exact arithmetic:
+Exact up to rounding for the families Qwen3, Qwen2 and Llama:
 
-width: every hidden unit and every head is copied m times. RMSNorm sees the same mean square, so the
-copies stay equal. What reads m copies reads each with 1/m of its weight, plus noise that cancels,
-so that training can tell them apart.
+width: every hidden unit and every head is copied m times. RMSNorm has the same mean square, so the
+copies stay equal. Each of m equal inputs gets 1/m of the input weight, plus noise that sums to
+zero, so that gradients of the copies differ.
 
-intermediate: more MLP units, whose output weights begin at 0.
+intermediate: more MLP units, whose output weights are 0.
 
-layers: copies of evenly chosen layers behind the originals, whose two output projections begin at
-0.
+layers: copies of evenly chosen layers, each after its original, whose two output projections are 0.
 
 Shape suffixes: O outputs, I inputs of a linear layer.
 """
@@ -28,20 +27,21 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.model import checkpoints, memory_folder
 
-NOISE = 0.1  # of the standard deviation of the weights that it is added to
+NOISE = 0.1  # relative to the standard deviation of the weights that it is added to
 
 
 def grow(
     path: str, out: str, *, layers: int = 0, width: int = 1, intermediate: int = 0, seed: int = 0
 ) -> str:
-    """Write a larger checkpoint of `path` to the new folder `out`, and return it.
+    """Grow the checkpoint `path`, write the result to the new folder `out`, and return `out`.
 
-    layers: how many more.
-    width: how many times as many hidden units and heads.
-    intermediate: MLP units in all; 0: as many as before.
+    layers: number of layers to add.
+    width: factor of hidden units and heads.
+    intermediate: MLP units in total; 0: unchanged.
     seed: of the noise and of the new MLP units.
 
-    Raises InputError for what cannot be read or is no growth, RunError when the disk refuses.
+    Raises InputError if `path` cannot be read or the sizes are not larger, RunError if `out` cannot
+    be written.
     """
     config = checkpoints.read_config(path)
     if config.model_type.startswith("sleep_") or memory_folder.is_memory_folder(path):
@@ -56,16 +56,16 @@ def grow(
         or (layers == 0 and width == 1 and intermediate == config.intermediate_size)
     ):
         raise InputError(
-            "grow: --layers from 0, --width from 1, --intermediate from "
-            f"{config.intermediate_size} on, and one of "
-            f"them larger than now, got {layers}, {width}, {intermediate}"
+            "grow: --layers >= 0, --width >= 1, --intermediate >= "
+            f"{config.intermediate_size}, and at least one of them larger, got {layers}, {width}, "
+            f"{intermediate}"
         )
     tokenizer = checkpoints.load_tokenizer(path, config.vocab_size)
     try:
         small = AutoModelForCausalLM.from_pretrained(
             path, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
-    # transformers raises many types for what a checkpoint can lack
+    # Boundary: transformers raises many types for an invalid checkpoint.
     except Exception as error:
         raise InputError(f"model {path}: weights cannot be read ({one_line(error)})") from error
     large = AutoModelForCausalLM.from_config(
@@ -93,9 +93,7 @@ def _config(small: AutoConfig, layers: int, width: int, intermediate: int):
 
 
 def sources(layers: int, more: int) -> list[int]:
-    """Return, for each layer of the larger model, the number of the layer that it comes from; the
-    second and later ones of a number are copies.
-    """
+    """Return the number of the original layer for each layer of the larger model, e.g. 0 0 1 1."""
     counts = [1 + (more * (n + 1)) // layers - (more * n) // layers for n in range(layers)]
     return [n for n, count in enumerate(counts) for _ in range(count)]
 
@@ -123,7 +121,7 @@ def _weights(
             new[name] = torch.zeros_like(target)
             continue
         value = source
-        # the embedding reads m copies, but cannot be divided without changing what it writes
+        # a tied head reads m copies, but dividing it would change the embedding: divide the norm
         if part == "norm" and tied:
             value = source / width
         if part == "embed_tokens" or (part == "lm_head" and tied):
@@ -133,23 +131,23 @@ def _weights(
         elif value.dim() == 1 and part not in ("gate_proj", "up_proj"):  # norms; biases of q, k, v
             value = torch.cat([value] * width)
         elif part in ("gate_proj", "up_proj"):
-            value = _more_rows(_reading(source, width, generator), target.shape[0], generator)
+            value = _more_rows(_split_inputs(source, width, generator), target.shape[0], generator)
         elif part == "down_proj":
             extra = target.shape[1] - source.shape[1]
             value = torch.cat(
                 [torch.cat([source, source.new_zeros(source.shape[0], extra)], dim=1)] * width
             )
         elif part == "lm_head":
-            value = _reading(source, width, generator)
+            value = _split_inputs(source, width, generator)
         else:  # q, k, v, o: as many rows as there are copies of heads, or of hidden units
-            value = torch.cat([_reading(source, width, generator) for _ in range(width)])
+            value = torch.cat([_split_inputs(source, width, generator) for _ in range(width)])
         new[name] = value.to(target.dtype)
     return new
 
 
-def _reading(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """Return weights [O, width * I] that read each of `width` equal copies with a share of the
-    weight; the shares add up to it.
+def _split_inputs(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """Return weights [O, width * I] for `width` equal copies of the inputs; those of the copies sum
+    to `weight_OI`.
     """
     if width == 1:
         return weight_OI
@@ -161,7 +159,7 @@ def _reading(weight_OI: Tensor, width: int, generator: torch.Generator) -> Tenso
 
 
 def _more_rows(weight: Tensor, rows: int, generator: torch.Generator) -> Tensor:
-    """Return `weight` with random rows behind it, up to `rows`, of the same standard deviation."""
+    """Append random rows of the same standard deviation to `weight`, up to `rows` rows."""
     extra = (
         torch.randn(rows - weight.shape[0], weight.shape[1], generator=generator)
         * weight.float().std()

@@ -1,9 +1,9 @@
 """Memory levels of the Continuum Memory System (paper.md section 2), in pure torch.
 
-The same module sits in the Hugging Face model (`sleep_rl.model.modeling`) and in vLLM's
-(`actors.vllm_model`). Exported checkpoints carry this file.
+The same module is used in the Hugging Face model (`sleep_rl.model.modeling`) and in vLLM's
+(`actors.vllm_model`). Exported checkpoints contain this file.
 
-Shape suffixes: S slots of a level (slot 0 is the level's own base expert, 1.. are consolidation
+Shape suffixes: S slots of a level (slot 0 is the level's base expert, 1.. are consolidation
 experts), L = d_low, D = d_model, `...` any leading dimensions (batch and time, or vLLM's flat
 tokens).
 """
@@ -23,19 +23,19 @@ from sleep_rl.contracts.records import STUDENT, TEACHER
 LOCKED = 0
 ACTIVE = 1
 FRESH = 2
-"""State of a slot. LOCKED: exactly absent. ACTIVE: competes for the router's top-k. FRESH: always
-on and outside that competition, so that unlocking an expert never displaces another one; also the
-state of a base expert in use.
+"""States of a slot. LOCKED: contributes nothing. ACTIVE: competes for the router's top-k. FRESH:
+always selected, in addition to the top-k, so that unlocking an expert never displaces another one;
+also the state of a base expert in use.
 """
 
 BASE_SLOT = 0
 PARTS = ("router", "w_in", "w_out")
-# These names must not contain gate_proj, up_proj, ...: vLLM's stacked-parameter mapper rewrites
+# The names must not contain gate_proj, up_proj, ..., since vLLM's stacked-parameter mapper rewrites
 # such substrings.
 
 
 class Expert(nn.Module):
-    """One trainable low-rank expert outside its level: router row [D], A = w_in [2L, D], B = w_out
+    """The trainable parameters of one low-rank expert: router row [D], A = w_in [2L, D], B = w_out
     [L, D].
     """
 
@@ -48,7 +48,7 @@ class Expert(nn.Module):
 
 @dataclass
 class Patch:
-    """What differs in the student: all slot states, and the weights of some slots."""
+    """The student's difference from the stored state: its slot states, and some weights."""
 
     state_S: Tensor
     rows: dict[int, Expert]  # slot -> its weights
@@ -62,13 +62,13 @@ class MemoryLevel(nn.Module):
     selected, else 0
 
     Gates are independent sigmoids, not a softmax: a newly unlocked expert with B = 0 adds exactly
-    nothing and does not rescale the others. The stored tensors are the teacher; `patch` holds what
-    differs in the student.
+    nothing and does not rescale the others. The stored tensors are the teacher; `patch` is the
+    difference of the student.
     """
 
     fixed_shape = False
-    """True under torch.compile and CUDA graphs: every slot is computed and the states stay
-    tensors.
+    """True under torch.compile and CUDA graphs: every slot is computed, and the states are only
+    read as tensors.
     """
 
     def __init__(self, d_model: int, experts: int, d_low: int, top_k: int):
@@ -82,8 +82,8 @@ class MemoryLevel(nn.Module):
         self.register_buffer("state", torch.zeros(self.slots, dtype=torch.int8))
         self.patch: Patch | None = None
         self.view = TEACHER
-        # view -> what its states say, so that eager mode skips locked slots without a device read;
-        # emptied by everything that changes a state
+        # view -> result of `_host`, so that eager mode skips locked slots without reading the
+        # device; cleared by every change of a state
         self._used: dict[str, tuple[int, bool]] = {}
 
     def set_state(self, state_S: Tensor | Sequence[int]) -> None:
@@ -100,7 +100,7 @@ class MemoryLevel(nn.Module):
         self._used.clear()
 
     def set_patch(self, patch: Patch | None) -> None:
-        """Replace the student; None: teacher and student are the same."""
+        """Replace the student; None: teacher and student are equal."""
         self.patch = patch
         self._used.clear()
 
@@ -109,8 +109,8 @@ class MemoryLevel(nn.Module):
         self._used.clear()
 
     def _host(self, state_S: Tensor) -> tuple[int, bool]:
-        """Return (number of leading slots that hold every unlocked one, whether the top-k has to
-        choose).
+        """Return (number of leading slots that include every unlocked one, whether more slots are
+        ACTIVE than top_k).
         """
         if self.fixed_shape:
             return self.slots, self.top_k < self.slots
@@ -121,8 +121,8 @@ class MemoryLevel(nn.Module):
         return self._used[self.view]
 
     def rows(self, name: str, count: int) -> Tensor:
-        """Return the first `count` slots of part `name` in the current view, differentiable in the
-        patched ones.
+        """Return the first `count` slots of part `name` (of PARTS) in the current view;
+        differentiable with respect to the patched ones.
         """
         stored = getattr(self, name)[:count]
         if self.view == TEACHER or self.patch is None:
@@ -141,7 +141,7 @@ class MemoryLevel(nn.Module):
         """Return the gate of each slot [..., S]: sigmoid(logit) where FRESH or among the top-k
         ACTIVE ones, else 0.
 
-        `choose`: whether more slots are ACTIVE than top_k, so that the top-k has to be found.
+        `choose`: whether more slots are ACTIVE than top_k, so that the top-k must be computed.
         """
         on = state != LOCKED
         if choose:
@@ -152,12 +152,12 @@ class MemoryLevel(nn.Module):
         return torch.sigmoid(logits) * on
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return y [..., D] of x [..., D], in the current view."""
         state = self.states()
         count, choose = self._host(state)
         if count == 0:
             return x
-        # The router runs in fp32: a top-k choice must not depend on bf16 rounding more than it has
-        # to.
+        # The router runs in fp32, to reduce the effect of bf16 rounding on the top-k.
         logits = F.linear(x.float(), self.rows("router", count).float())
         gate = self.gates(logits, state[:count], choose).to(x.dtype)
         a = F.linear(x, self.rows("w_in", count).flatten(0, 1)).unflatten(
@@ -182,11 +182,12 @@ def init_slots(
 
 
 class MemoryMixin:
-    """Mixed in front of a family's MLP class by `swap_class`: the levels run before the pretrained
-    MLP (equation 1).
+    """A mixin for a family's MLP class (see `swap_class`) that applies the levels before the
+    pretrained MLP (equation 1).
     """
 
     def forward(self, x: Tensor) -> Tensor:
+        """Return the MLP's output [..., D] for x [..., D]."""
         for level in self.memory:
             x = level(x)
         return super().forward(x)
@@ -196,8 +197,8 @@ _SWAPPED: dict[tuple[type, type], type] = {}
 
 
 def swap_class(module: nn.Module, mixin: type) -> None:
-    """Put `mixin` in front of the module's class. Unlike wrapping, this keeps the name of every
-    base parameter.
+    """Replace the module's class by a subclass with `mixin` first. Unlike wrapping, this keeps the
+    names of all parameters.
     """
     cls = type(module)
     if (mixin, cls) not in _SWAPPED:
@@ -206,8 +207,8 @@ def swap_class(module: nn.Module, mixin: type) -> None:
 
 
 def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
-    """Give a pretrained MLP its memory levels; `levels` holds experts, d_low and top_k of each,
-    fastest first.
+    """Add memory levels to a pretrained MLP; `levels`: experts, d_low and top_k of each, fastest
+    first.
     """
     swap_class(mlp, MemoryMixin)
     mlp.memory = nn.ModuleList(
@@ -227,7 +228,7 @@ def level_number(name: str) -> int:
 
 @contextmanager
 def view_of(model: nn.Module, view: str) -> Iterator[None]:
-    """Make the model compute the named state (TEACHER or STUDENT) inside the block."""
+    """Compute with state `view` (TEACHER or STUDENT) inside the block."""
     levels = list(memory_levels(model).values())
     before = [level.view for level in levels]
     for level in levels:
@@ -258,8 +259,8 @@ def patch(
 
 @torch.no_grad()
 def commit(model: nn.Module) -> None:
-    """Update (paper.md section 3 c): the student becomes the stored state; a FRESH consolidation
-    expert turns ACTIVE.
+    """Make the student the stored state (paper.md section 3 c); FRESH consolidation experts become
+    ACTIVE.
     """
     for level in memory_levels(model).values():
         if level.patch is None:
@@ -275,15 +276,15 @@ def commit(model: nn.Module) -> None:
 
 
 def discard(model: nn.Module) -> None:
-    """Drop the student: the stored state stays as it was before the night."""
+    """Drop the student; the stored state is unchanged."""
     for level in memory_levels(model).values():
         level.set_patch(None)
         level.view = TEACHER
 
 
 def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:
-    """Return every memory tensor of the named state by key, one per slot and part:
-    `<level>.<part>#<slot>`, `<level>.state`.
+    """Return every memory tensor of state `view` by key: `<level>.<part>#<slot>` and
+    `<level>.state`.
     """
     out: dict[str, Tensor] = {}
     with view_of(model, view), torch.no_grad():
@@ -300,8 +301,8 @@ def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def write_tensors(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy `tensors` into the stored memory, in place (addresses in captured CUDA graphs stay
-    valid); keys are those of `tensors_of`.
+    """Copy `tensors` into the stored memory in place, so that captured CUDA graphs stay valid; keys
+    are those of `tensors_of`.
     """
     levels = memory_levels(model)
     stored = tensors_of(model)

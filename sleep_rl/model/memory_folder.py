@@ -23,14 +23,14 @@ MEMORY = "memory.safetensors"
 
 
 def is_memory_folder(path: str | os.PathLike) -> bool:
-    """Whether `path` is a folder with a pointer to a base."""
+    """Return whether `path` is a memory folder."""
     return os.path.isfile(Path(path) / POINTER)
 
 
 def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
-    """Write the stored memory of `model` beside a pointer to `base`, all or nothing.
+    """Write the stored memory of `model` and a pointer to `base`, atomically.
 
-    Raises RunError when the disk refuses.
+    Raises RunError if it cannot be written.
     """
     tensors = {k: v.contiguous() for k, v in model.state_dict().items() if ".memory." in k}
     with atomic_checkpoint(path) as folder:
@@ -48,7 +48,7 @@ def read_memory(
 ) -> tuple[dict, dict[str, torch.Tensor]]:
     """Return (pointer, tensors) of a memory folder.
 
-    Raises InputError when it cannot be read, and when `levels` is given and not what it holds.
+    Raises InputError if it cannot be read, and if `levels` is given and the memory has others.
     """
     pointer = read_pointer(folder)
     try:
@@ -62,10 +62,7 @@ def read_memory(
 
 
 def read_pointer(folder: Path) -> dict:
-    """Return what a memory folder says of itself: base, vocab_size, memory_levels.
-
-    Raises InputError.
-    """
+    """Return the pointer of a memory folder: base, vocab_size, memory_levels. Raises InputError."""
     try:
         pointer = parsed(folder / POINTER, JSON_BYTES)
         base = pointer["base"]
@@ -80,28 +77,28 @@ def read_pointer(folder: Path) -> dict:
 
 
 def root(path: str) -> str:
-    """Return the base checkpoint of a memory folder, through further memory folders where it was
-    made on top of one; anything else is returned: a folder as absolute path, a hub name unchanged.
+    """Return the base checkpoint that a memory folder points to, directly or through other memory
+    folders; of any other path the absolute path of a folder, or the hub name unchanged.
     """
     passed = [path]
     while is_memory_folder(path):
         path = read_pointer(Path(path))["base"]
         if path in passed:
-            raise InputError(f"memory {path}: its base leads back to itself")
+            raise InputError(f"memory {path}: the pointers to its base form a cycle")
         passed.append(path)
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 
 @contextmanager
 def atomic_checkpoint(path: str, replace: bool = True) -> Iterator[Path]:
-    """Yield an empty folder that becomes `path` when the block ends well: see `atomic_folder`.
+    """Yield an empty folder that is renamed to `path` after the block: see `atomic_folder`.
 
-    Raises RunError when the disk refuses, and when `path` exists and is not to be replaced.
+    Raises RunError if it cannot be written, or if `path` exists and `replace` is False.
     """
     try:
         with atomic_folder(path, replace) as folder:
             yield folder
     except (OSError, SafetensorError) as error:
         raise RunError(
-            f"{path}: cannot be written ({one_line(error)}); what was saved before is intact"
+            f"{path}: cannot be written ({one_line(error)}); earlier files are intact"
         ) from error

@@ -1,8 +1,8 @@
-"""Config and model classes of sleeping models: a family's own, with memory levels in front of every
-MLP.
+"""Config and model classes of sleeping models: those of a family, with memory levels in front of
+every MLP.
 
-Exported checkpoints carry this file and `sleep_rl.model.memory`; `sleep_rl.runs.export` rewrites
-their imports from this package, so there are no others.
+Exported checkpoints contain this file and `sleep_rl.model.memory`; `sleep_rl.runs.export` rewrites
+their imports from this package, so there must be no others.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 
 
 class _MemoryInit:
-    """Initialises memory levels that a base checkpoint lacks; without it routers and states would
-    be uninitialised memory.
+    """Initialise memory levels that a base checkpoint does not have.
 
     transformers calls `_init_weights` of the innermost PreTrainedModel, so this is mixed into the
-    class of the decoder and into that with the head.
+    classes of the decoder and of the model with the head.
     """
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -42,7 +41,7 @@ def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrain
 
     class SleepConfig(base_config):
         model_type = f"sleep_{base}"
-        # annotated fields are constructor arguments in transformers 5
+        # an annotated field is a constructor argument in transformers 5
         memory_levels: list | None = None
 
     class SleepModel(_MemoryInit, base_model):

@@ -1,4 +1,4 @@
-"""Right-padded batches of token ids, and where a causal model predicts their completions.
+"""Right-padded batches of token ids, with the positions that predict the completions.
 
 Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch (the
 completion tokens of all sequences, one sequence after the other), D hidden size.
@@ -32,8 +32,8 @@ class PaddedRows:
 
     ids_BT: Tensor
     mask_BT: Tensor
-    position_P: Tensor  # in the flattened [B*T] grid; predicts the token behind it
-    row_P: Tensor  # which sequence a loss position belongs to
+    position_P: Tensor  # index into the flattened [B*T] grid; predicts the next token
+    row_P: Tensor  # index of the sequence of a loss position
 
     @staticmethod
     def of(
@@ -63,7 +63,7 @@ class PaddedRows:
 
     @property
     def token_P(self) -> Tensor:
-        """The completions' tokens."""
+        """Target token of each loss position."""
         return self.ids_BT.flatten()[self.position_P + 1]
 
     def at_positions(self, hidden_BTD: Tensor) -> Tensor:

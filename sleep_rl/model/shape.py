@@ -1,7 +1,7 @@
 """The shape of a base model, from its config.json alone: without weights, torch or a process.
 
-The config is looked for in a local folder, in the Hugging Face cache and on the hub, in this order;
-the numbers of models that the presets use stand here, for when none is found.
+The config is looked for in a local folder, in the Hugging Face cache and on the hub, in this order.
+PUBLISHED has the shapes of the presets' models, for when none is found.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
 LEVEL = {"experts", "d_low", "top_k"}
-POINTER = "memory.json"  # of a memory folder: names the base it belongs to
+POINTER = "memory.json"  # file of a memory folder that names its base
 
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes of a base model. `source` says where they come from."""
+    """Sizes of a base model; `source` names their origin."""
 
     source: str
     family: str
@@ -41,8 +41,8 @@ class Shape:
     head_dim: int
     vocab: int
     tied: bool
-    positions: int | None = None  # longest sequence, where the config says so
-    memory: tuple[dict, ...] | None = None  # levels that a sleep or memory checkpoint already holds
+    positions: int | None = None  # longest sequence; None: not in the config
+    memory: tuple[dict, ...] | None = None  # levels of a sleep checkpoint or memory folder
 
     @property
     def parameters(self) -> int:
@@ -61,7 +61,7 @@ class Shape:
 
     @property
     def cached_values(self) -> int:
-        """Numbers in the KV cache per token."""
+        """Values in the KV cache per token."""
         return 2 * self.layers * self.kv_heads * self.head_dim
 
 
@@ -89,8 +89,8 @@ PACKAGED_SHAPES = {
     ),
 }
 TASK_BASES = {
-    # bases of sleep_rl/tasks, for a plan before they are trained; here because those modules import
-    # torch
+    # bases that sleep_rl/tasks trains, for a plan before they are trained; here because the modules
+    # that train them import torch
     "world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 181, True, 256),
     "deep-world": Shape("the task's own small base", "qwen3", 96, 2, 192, 6, 6, 32, 196, True, 256),
     "classify": Shape("the task's own small base", "qwen3", 128, 3, 384, 4, 4, 32, 2050, True, 512),
@@ -143,8 +143,8 @@ def local_folder(name: str, key: str, cache: str | None = None) -> Path | None:
 
 
 def _task_base(task: str, cache: Path) -> Shape:
-    """Return the shape of the base that was trained last for the task, else of the one that it
-    would train.
+    """Return the shape of the newest base in `cache` that was trained for the task, else of the one
+    that would be trained.
     """
     task = {"documents": "world"}.get(task, task)
     if task == "arc":
@@ -156,7 +156,7 @@ def _task_base(task: str, cache: Path) -> Shape:
 
 
 def _from_folder(folder: Path) -> Shape:
-    """Return the shape of a full checkpoint, or of a memory folder and the base it points to."""
+    """Return the shape of a full checkpoint, or of a memory folder's base with its levels."""
     if os.path.isfile(folder / POINTER):
         pointer = read_json(folder / POINTER)
         base = pointer.get("base")
@@ -192,8 +192,8 @@ def _from_name(name: str) -> Shape:
 
 
 def _hub_config(name: str) -> tuple[dict | None, str]:
-    """Return (config.json, its source), or (None, why it cannot be had). One short try without
-    retries; nothing else is downloaded.
+    """Return (config.json, its source), or (None, the reason); one short request without retries,
+    for this file only.
     """
     from huggingface_hub import (  # half a second, so not for every command
         constants,
@@ -218,14 +218,11 @@ def _hub_config(name: str) -> tuple[dict | None, str]:
 
 
 def parse_shape(data: dict[str, Any], where: str) -> Shape:
-    """Return the shape that a Hugging Face config describes; `where` names it in the InputError of
-    a bad one.
-    """
+    """Return the shape of a Hugging Face config. Raises InputError, which names it as `where`."""
     family = str(data.get("model_type", "no model_type")).removeprefix("sleep_")
     if family not in FAMILIES:
         raise InputError(
-            f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them "
-            "after sleep_, "
+            f"{where}: model_type: expected {', '.join(FAMILIES)} or one of them after sleep_, "
             f"got {family}"
         )
 
@@ -261,8 +258,8 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
 
 
 def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
-    """Return the memory levels that a checkpoint says it holds, None for none. Raises InputError
-    for anything else.
+    """Return the memory levels in a checkpoint's config, None without any. Raises InputError for an
+    invalid value.
     """
     if levels is None:
         return None
@@ -274,20 +271,19 @@ def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
     ):
         raise InputError(
             f"{where}: memory_levels: expected a list of mappings with "
-            f"{', '.join(sorted(LEVEL))}, each a number "
-            f"from 1 on, got {json.dumps(levels)[:60]}"
+            f"{', '.join(sorted(LEVEL))}, each an integer >= 1, got {json.dumps(levels)[:60]}"
         )
     return tuple(levels)
 
 
 def _check_tokenizer(file: Path, vocab: int) -> None:
-    """Raise InputError when a fast tokenizer has an id without a row in the embedding."""
+    """Raise InputError if a fast tokenizer has an id >= `vocab`, the rows of the embedding."""
     if not os.path.isfile(file):
         return
     data = read_json(file)
     model = data.get("model")
     words = model.get("vocab") if isinstance(model, dict) else None
-    if isinstance(words, list):  # a Unigram model lists [piece, score]; its place is its id
+    if isinstance(words, list):  # a Unigram model lists [piece, score]; the id is the position
         ids = list(range(len(words)))
     elif isinstance(words, dict):
         ids = list(words.values())
@@ -297,9 +293,8 @@ def _check_tokenizer(file: Path, vocab: int) -> None:
     largest = max((i for i in ids if isinstance(i, int)), default=-1)
     if largest >= vocab:
         raise InputError(
-            f"{file}: expected at most the {vocab} ids of config.json, got id "
-            f"{largest}; "
-            "tokenizer and base do not belong together"
+            f"{file}: expected at most the {vocab} ids of config.json, got id {largest}; tokenizer "
+            "and base do not belong together"
         )
 
 

@@ -1,7 +1,7 @@
-"""Digests of tensors: learner and readers name the bytes they mean by them.
+"""Digests of tensors, with which learner and rollout workers identify weights.
 
-They detect damaged or mixed-up weights at the speed of memory. They do not protect against forgery:
-whoever may send weights to a worker may send wrong ones.
+They detect damaged or mixed-up weights at memory bandwidth. They are not cryptographic: they do not
+protect against a sender of forged weights.
 """
 
 from __future__ import annotations
@@ -13,10 +13,9 @@ from torch import Tensor
 
 
 def as_tensor(value: Tensor | np.ndarray) -> Tensor:
-    """Return a CPU tensor of the same bytes, which shares memory where torch can.
+    """Return a CPU tensor with the same bytes, which shares memory with `value` if possible.
 
-    An array that is read-only (as Ray hands them out) is copied, since torch has no read-only
-    tensors.
+    A read-only array (such as Ray's) is copied, since torch has no read-only tensors.
     """
     if isinstance(value, Tensor):
         return value.detach().cpu()
@@ -24,10 +23,10 @@ def as_tensor(value: Tensor | np.ndarray) -> Tensor:
 
 
 def digest(value: Tensor | np.ndarray) -> str:
-    """Return 32 hex digits of XXH3 over dtype, shape and raw bytes; equal for a tensor and an array
-    of the same content.
+    """Return 32 hex digits of XXH3 over dtype, shape and raw bytes.
 
-    A contiguous CPU tensor or array is read in place.
+    It is the same for a tensor and an array of the same content. A contiguous CPU tensor or array
+    is read in place.
     """
     if isinstance(value, Tensor):
         dtype = str(value.dtype).removeprefix("torch.")

@@ -1,7 +1,7 @@
-"""`sleep-rl ablate`: repeat a life with one part switched off at a time, over several seeds.
+"""`sleep-rl ablate`: run a config with one part switched off at a time, over several seeds.
 
-Every run is a process of its own in its own folder, <run.dir>/<run.name>-<row>-s<seed>. A folder in
-which the same configuration ended well is not run again; a run that fails is a named gap in the
+Every run is a separate process with its own folder, <run.dir>/<run.name>-<row>-s<seed>. A folder
+with a successful run of the same configuration is not run again; a failed run is named in the
 table.
 """
 
@@ -42,29 +42,30 @@ ROWS: dict[str, tuple[str, ...]] = {
     "one-seed": ("dream.copies.seeds=1",),
     "no-dream-replay": ("dream.replay_share=0",),
 }
-"""Row -> the keys that switch the part off. A row that changes nothing in a config is left out."""
+"""Row -> overrides that switch the part off. A row that does not change the config is skipped."""
 DREAM_ROWS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")
 """Rows that need dream.rounds above 0."""
 
 
 @dataclass(frozen=True)
 class AblationRun:
-    """One run of a row: its configuration, and the overrides that lead to it."""
+    """One run of a row: its configuration, and the overrides that give it."""
 
     config: Config
     overrides: tuple[str, ...]
 
     @property
     def folder(self) -> Path:
+        """Folder of the run."""
         return Path(self.config.run.dir) / self.config.run.name
 
 
 def ablation_runs(
     path: str, overrides: Sequence[str], names: Sequence[str], seeds: int
 ) -> dict[str, list[AblationRun]]:
-    """Return row -> one run per seed; without `names` of every row that changes anything.
+    """Return row -> one run per seed, for the rows in `names`, or all that change the config.
 
-    Raises InputError for an unknown row and for a config that a row makes impossible.
+    Raises InputError for an unknown row and for an invalid config of a row.
     """
     unknown = [name for name in names if name not in ROWS]
     if unknown:
@@ -76,12 +77,12 @@ def ablation_runs(
             continue
         keys = [key.format(experts=whole.model.experts) for key in ROWS[name]]
         try:
-            changes_nothing = load(path, [*overrides, *keys]) == whole
+            is_unchanged = load(path, [*overrides, *keys]) == whole
         except InputError:
-            # without its reset, say, a level has not enough experts
-            changes_nothing = False
+            # e.g. without its reset a level does not have enough experts
+            is_unchanged = False
             keys.append("sleep.on_full=recycle_oldest")
-        if changes_nothing and name != WHOLE:
+        if is_unchanged and name != WHOLE:
             continue
         rows[name] = [
             _run(path, [*overrides, *keys], whole, name, seed)
@@ -105,9 +106,9 @@ def ablate(
     seeds: int,
     say: Callable[[str], object] = print,
 ) -> str:
-    """Run every row and seed that is missing, one after another; return the table.
+    """Run every missing row and seed, one after another; return the table.
 
-    Raises InputError where a folder holds a run with another configuration.
+    Raises InputError if a folder has a run with another configuration.
     """
     rows = ablation_runs(path, overrides, names, seeds)
     runs = [run for of_row in rows.values() for run in of_row]
@@ -117,13 +118,13 @@ def ablate(
         say(f"{number}/{len(runs)} {run.folder}" + (": exists" if status == "ok" else ""))
         if status == "other":
             raise InputError(
-                f"{run.folder}: holds a run with another configuration; choose another run.name "
-                "or remove it"
+                f"{run.folder}: has a run with another configuration; choose another run.name or "
+                "remove it"
             )
         if status == "ok":
             continue
         if status == "failed":
-            run.folder.rename(_kept_name(run.folder))
+            run.folder.rename(_failed_name(run.folder))
         command = [sys.executable, "-m", "sleep_rl", "run", path, *run.overrides]
         code = subprocess.run(command).returncode
         if code:
@@ -132,8 +133,8 @@ def ablate(
 
 
 def _status(run: AblationRun) -> str:
-    """Return what a run's folder holds: "none", "ok", "failed" (or unfinished), or "other" (another
-    configuration).
+    """Return the status of a run's folder: "none", "ok", "failed" (or unfinished), or "other"
+    (another configuration).
     """
     if not run.folder.exists():
         return "none"
@@ -142,19 +143,19 @@ def _status(run: AblationRun) -> str:
     except InputError:
         return "failed"
     last = {record["kind"]: record for record in records}
-    wanted = _without_wandb(without_secrets(dump(run.config)))
-    if "run" in last and _without_wandb(last["run"]["config"]) != wanted:
+    expected = _without_wandb(without_secrets(dump(run.config)))
+    if "run" in last and _without_wandb(last["run"]["config"]) != expected:
         return "other"
     return "ok" if last.get("done", {}).get("status") == "ok" else "failed"
 
 
 def _without_wandb(config: dict) -> dict:
-    """Drop the section that no result depends on."""
+    """Drop section wandb, which does not affect results."""
     return {section: keys for section, keys in config.items() if section != "wandb"}
 
 
-def _kept_name(folder: Path) -> Path:
-    """Return a new name for what a failed attempt left: nothing is deleted."""
+def _failed_name(folder: Path) -> Path:
+    """Return a new name for the folder of a failed run, which is kept."""
     first = folder.with_name(f"{folder.name}-failed")
     return next(path for path in numbered(first) if not path.exists())
 
@@ -163,8 +164,8 @@ def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
     """Return the table of accuracies after the last night, one line per row.
 
     Its columns are the known, the earlier days, the newest day and the forms of its deeper
-    questions, if the task has some: mean over the seeds, with the 95 % interval (Wilson) of all
-    their answers together. `reasons`: why a run failed; a note says how many seeds are missing.
+    questions, if the task has any: the mean over the seeds with the 95 % interval (Wilson) of their
+    pooled answers. `reasons`: folder -> why its run failed. A note says how many seeds are missing.
     """
     last = {name: _last_evaluations(folders, reasons) for name, folders in rows.items()}
     records = [record for of_row in last.values() for record in of_row]
@@ -185,7 +186,7 @@ def _note(folders: list[Path], count: int, reasons: dict[Path, str]) -> str:
 
 
 def _last_evaluations(folders: list[Path], reasons: dict[Path, str]) -> list[Evaluation]:
-    """Return the last evaluation of each run that ended well."""
+    """Return the last evaluation of each successful run."""
     evaluations = []
     for folder in folders:
         journal = folder / "metrics.jsonl"
@@ -196,7 +197,7 @@ def _last_evaluations(folders: list[Path], reasons: dict[Path, str]) -> list[Eva
 
 
 def _cell(records: list[Evaluation], columns: list[str]) -> str:
-    """Return mean and interval of the given columns of all records together."""
+    """Return mean and interval over the pooled answers of these columns in all records."""
     pairs = []
     for record in records:
         shares = {**record.row, **(record.forms or {})}

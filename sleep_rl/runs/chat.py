@@ -1,4 +1,4 @@
-"""`sleep-rl chat`: the same question to a model before and after its nights, side by side."""
+"""`sleep-rl chat`: answers of a model without and with its memory, side by side."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def chat(
     temperature: float = 0.0,
     seed: int = 0,
 ) -> Iterator[str]:
-    """Yield, as text to print, both answers to each prompt; without `prompts`, to each line of the
-    standard input. Prompts do not see each other.
+    """Yield, as text to print, both answers to each prompt; without `prompts`, to each line of
+    standard input. Prompts are independent of each other.
 
-    Raises InputError for a checkpoint or numbers that cannot work, and for a prompt that does not
-    fit, unless it was typed at a terminal: then the next one may fit.
+    Raises InputError for an invalid checkpoint or number, and for a prompt that is too long; one
+    that was typed at a terminal is reported instead.
     """
     if max_tokens < 1 or temperature < 0:
         raise InputError(
-            "chat: --max-tokens from 1 and --temperature from 0 on, got "
+            "chat: --max-tokens >= 1 and --temperature >= 0, got "
             f"{max_tokens} and {temperature:g}"
         )
     comparison = Comparison(checkpoint, max_tokens, temperature, seed)
@@ -64,8 +64,8 @@ def _piped_lines() -> Iterator[str]:
 
 
 def _typed_lines() -> Iterator[str]:
-    """Yield lines typed at a terminal until its end (ctrl-D)."""
-    # imported for its side effect: `input` can then edit and repeat lines
+    """Yield lines typed at a terminal, until ctrl-D."""
+    # imported for its side effect: line editing and history in `input`
     import readline  # noqa: F401
 
     print("One question per line; ctrl-D ends.")
@@ -79,7 +79,7 @@ def _typed_lines() -> Iterator[str]:
 
 @contextmanager
 def locked_memory(model: PreTrainedModel) -> Iterator[None]:
-    """Lock every slot inside the block: the model computes exactly what its base computes."""
+    """Lock every slot inside the block, so that the model computes exactly what its base does."""
     levels = list(memory_levels(model).values())
     states = [level.state.clone() for level in levels]
     for level in levels:
@@ -92,13 +92,13 @@ def locked_memory(model: PreTrainedModel) -> Iterator[None]:
 
 
 class Comparison:
-    """One model, asked without and with its memory. Raises InputError for what is no checkpoint
-    with memory.
+    """A model that answers without and with its memory. Raises InputError for a checkpoint without
+    memory.
     """
 
     def __init__(self, checkpoint: str, max_tokens: int, temperature: float, seed: int):
         logging.disable_progress_bar()
-        # transformers' hints on generation options do not concern the user
+        # suppresses transformers' warnings on generation options
         logging.set_verbosity_error()
         resolved = resolve_model(checkpoint)
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -114,7 +114,7 @@ class Comparison:
 
     def ids(self, prompt: str) -> list[int]:
         """Return the prompt's token ids: in the tokenizer's chat template if it has one, otherwise
-        behind the bos token, as every text of a run.
+        after the bos token, as in a run.
         """
         tokenizer = self.tokenizer
         if tokenizer.chat_template:
@@ -129,12 +129,12 @@ class Comparison:
     def ask(self, prompt: str) -> tuple[str, str]:
         """Return (answer of the base, answer with the memory).
 
-        Raises InputError for a prompt without tokens, or with more than fit.
+        Raises InputError for a prompt without tokens, and for one that is too long.
         """
         ids = self.ids(prompt)
-        most = self.model.config.max_position_embeddings
-        if not 0 < len(ids) < most:
-            raise InputError(f"chat: a prompt of 1 to {most - 1} tokens is needed, got {len(ids)}")
+        limit = self.model.config.max_position_embeddings
+        if not 0 < len(ids) < limit:
+            raise InputError(f"chat: a prompt of 1 to {limit - 1} tokens is needed, got {len(ids)}")
         with locked_memory(self.model):
             before = self._answer(ids)
         return before, self._answer(ids)
@@ -142,13 +142,13 @@ class Comparison:
     @torch.no_grad()
     def _answer(self, ids: list[int]) -> str:
         eos = self.model.generation_config.eos_token_id
-        most_new = self.model.config.max_position_embeddings - len(ids)
+        room = self.model.config.max_position_embeddings - len(ids)
         options = GenerationConfig(
-            max_new_tokens=min(self._max_tokens, most_new),
+            max_new_tokens=min(self._max_tokens, room),
             do_sample=self._temperature > 0,
             temperature=self._temperature or None,
             eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
-            pad_token_id=0,  # one sequence: nothing is padded
+            pad_token_id=0,  # one sequence: there is no padding
         )
         ids_1T = torch.tensor([ids], device=self.model.device)
         torch.manual_seed(self._seed)
@@ -159,7 +159,7 @@ class Comparison:
 
 
 def side_by_side(titles: tuple[str, str], texts: tuple[str, str], width: int) -> list[str]:
-    """Return the lines of a table of two columns, as wide as their texts and at most `width`."""
+    """Return the lines of a table of two columns, as wide as the texts and at most `width`."""
     room = max((width - 3) // 2, 10)
     columns = [
         [title, "-" * len(title), *_wrapped(text, room)]

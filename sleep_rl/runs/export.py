@@ -1,4 +1,4 @@
-"""`sleep-rl export`: a self-contained checkpoint, for people without this run and this package."""
+"""`sleep-rl export`: a self-contained checkpoint that needs neither the run nor this package."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from sleep_rl.runs.resolve import ResolvedModel, resolve_model
 
 CODE = "modeling_sleep.py"  # named by `auto_map`; transformers also copies its relative imports
 BASE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
-"""Files of the base that are copied beside weights and tokenizer."""
+"""Files of the base that are copied in addition to weights and tokenizer."""
 
 
 def export(checkpoint: str, out: str) -> str:
-    """Write a run's newest night, a memory folder or a full checkpoint to the new folder `out`,
-    which is returned: no links, no pointers, weights as safetensors only.
+    """Export a run's newest night, a memory folder or a full checkpoint to the new folder `out`,
+    and return `out`. It has no links and no pointers; weights are safetensors.
 
-    Raises InputError for what cannot be read and for an `out` that exists, RunError when the disk
-    refuses.
+    Raises InputError if `checkpoint` cannot be read or `out` exists, RunError if it cannot be
+    written.
     """
     resolved = resolve_model(checkpoint)
     if os.path.lexists(out):
@@ -57,7 +57,7 @@ def export(checkpoint: str, out: str) -> str:
 
 
 def _auto_map(model_type: str) -> dict[str, str]:
-    """Return which classes in CODE transformers loads for a model type."""
+    """Return auto class -> class in CODE, for transformers."""
     module = CODE.removesuffix(".py")
     prefix = families.FAMILIES[model_type.removeprefix("sleep_")]
     return {
@@ -67,9 +67,9 @@ def _auto_map(model_type: str) -> dict[str, str]:
 
 
 def _weights(folder: Path) -> list[str]:
-    """Return the weight files of a checkpoint, with their index if there is one.
+    """Return the weight files of a checkpoint, and their index if there is one.
 
-    Raises InputError when one is damaged.
+    Raises InputError if one is damaged.
     """
     files: dict[str, set[str]] = {}
     for key, file in checkpoints.weight_map(folder).items():
@@ -77,11 +77,11 @@ def _weights(folder: Path) -> list[str]:
     for file, keys in files.items():
         try:
             if Path(file).name != file or not file.endswith(".safetensors"):
-                raise ValueError("expected the name of a safetensors file beside the index")
+                raise ValueError("expected the name of a safetensors file in the index's folder")
             with safe_open(folder / file, "pt") as opened:
                 missing = sorted(keys - set(opened.keys()))
             if missing:
-                raise ValueError(f"it lacks {missing[0]}, which the index promises")
+                raise ValueError(f"it lacks {missing[0]}, which the index lists")
         except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"model {folder / file}: {one_line(error)}") from error
     index = [checkpoints.INDEX] if (folder / checkpoints.INDEX).is_file() else []
@@ -89,7 +89,7 @@ def _weights(folder: Path) -> list[str]:
 
 
 def _code() -> dict[str, str]:
-    """Return file name -> text of the model's code, without imports of this package."""
+    """Return file name -> source of the model's code, without imports of this package."""
     classes = Path(modeling.__file__).read_text(encoding="utf-8")
     levels = Path(memory.__file__).read_text(encoding="utf-8")
     return {
@@ -105,7 +105,7 @@ def _code() -> dict[str, str]:
 
 
 def _base(resolved: ResolvedModel) -> str:
-    """Return the base under the memory; empty for a full checkpoint, which contains its base."""
+    """Return the base of a memory folder; empty for a full checkpoint, which contains its base."""
     if not memory_folder.is_memory_folder(resolved.path):
         return ""
     return memory_folder.root(resolved.path)

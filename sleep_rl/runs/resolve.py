@@ -1,5 +1,5 @@
-"""What a path on the command line names: a run, one of its nights, or a full checkpoint. Imports no
-torch.
+"""Resolve a path on the command line to a model: a run, one of its nights, or a full checkpoint.
+Imports no torch.
 """
 
 from __future__ import annotations
@@ -13,15 +13,15 @@ from sleep_rl.model.packaged_base import is_packaged
 from sleep_rl.model.shape import HUB_NAME, POINTER
 
 NIGHT = re.compile(r"night-(\d+)")
-WEIGHTS = "memory.safetensors"  # of a memory folder; its own module imports torch
+WEIGHTS = "memory.safetensors"  # of a memory folder; model.memory_folder imports torch
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model that a path names.
+    """The model that a path resolves to.
 
-    `path`: absolute path of a memory folder or a full checkpoint, or a hub name. `run`: the run to
-    which it belongs, if any. `night`: the number of nights that it has lived, if known.
+    `path`: absolute path of a memory folder or a full checkpoint, or a hub name. `run`: folder of
+    its run, if any. `night`: number of its last night, 0 before the first, None if unknown.
     """
 
     path: str
@@ -30,14 +30,14 @@ class ResolvedModel:
 
     @property
     def name(self) -> str:
-        """A short name: the run's, else the folder's or the hub's."""
+        """Short name: that of the run, else the last part of the path."""
         return (self.run or Path(self.path)).name
 
 
 def resolve_model(path: str) -> ResolvedModel:
-    """Return what `path` names; of a run its newest night.
+    """Return the model that `path` names; for a run that of its newest night.
 
-    Raises InputError for anything that is no model, and for a run without a night.
+    Raises InputError if it names no model, and for a run without a night.
     """
     folder = Path(path)
     if is_packaged(path):
@@ -79,7 +79,9 @@ def _memory_folder(folder: Path) -> ResolvedModel:
 
 
 def _full_checkpoint(folder: Path) -> ResolvedModel:
-    """A run's `checkpoint` has lived no night, its `model` all of them."""
+    """Resolve a full checkpoint; `<run>/checkpoint` is from before the first night, `<run>/model`
+    from after the last.
+    """
     run = folder.parent
     if folder.name not in ("model", "checkpoint") or not is_run(run):
         return ResolvedModel(str(folder))
@@ -88,15 +90,12 @@ def _full_checkpoint(folder: Path) -> ResolvedModel:
 
 
 def is_run(folder: Path) -> bool:
-    """Return whether a folder is that of a run."""
+    """Return whether `folder` is that of a run."""
     return (folder / "metrics.jsonl").is_file()
 
 
 def nights(run: Path) -> dict[int, Path]:
-    """Return number -> memory folder of every complete night, in order.
-
-    A night that was rolled back has none: the run goes on without it.
-    """
+    """Return number -> memory folder of every complete night, in order; without rejected ones."""
     numbered = {}
     for folder in (run / "memory").glob("night-*"):
         number = NIGHT.fullmatch(folder.name)

@@ -1,6 +1,4 @@
-"""A run's folder: its metadata (config, digest of the data, W&B id) and the lock that lets only one
-process work in it.
-"""
+"""A run's folder: its metadata (config, digest of the data, W&B id) and its lock."""
 
 from __future__ import annotations
 
@@ -30,10 +28,10 @@ GROWING = (
     "task.documents.questions",
     "run.dir",
 )
-"""Keys that the next day of a life on documents may bring: what was taken in before stands in the
+"""Keys that may change with the next day of task documents, whose earlier days are in its
 record.
 """
-OWN = (
+OUTPUTS = (
     "metrics.jsonl",
     "state",
     "memory",
@@ -44,8 +42,8 @@ OWN = (
     "documents.json",
     FILE,
 )
-"""Names that a run writes in its folder, beside the lock."""
-FREE = (
+"""Names that a run writes in its folder, besides the lock."""
+MUTABLE = (
     "cluster.",
     "wandb.",
     "reward.timeout_s",
@@ -53,12 +51,13 @@ FREE = (
     "rollouts.cpus",
     "learners.threads",
 )
-"""Keys that may change when a run goes on: where and how fast it runs, not what it computes."""
+"""Keys that may change when a run is resumed, since results do not depend on them."""
 
 
 def new_folder(config: Config, suffix: str = "") -> Path:
-    """Make the folder <run.dir>/<run.name><suffix>, or with -2, -3, ... behind it: an earlier run
-    is never written over. Raises RunError when none can be made.
+    """Make the folder <run.dir>/<run.name><suffix>, or, if it exists, <...>-2, <...>-3, ...
+
+    Raises RunError if none can be made.
     """
     first = Path(config.run.dir) / f"{config.run.name}{suffix}"
     for folder in numbered(first):
@@ -73,15 +72,16 @@ def new_folder(config: Config, suffix: str = "") -> Path:
 
 
 def numbered(first: Path) -> Iterator[Path]:
-    """Yield `first`, then its name with -2, -3, ... behind it."""
+    """Yield `first`, then its name with -2, -3, ... appended."""
     yield first
     for number in range(2, MOST_NUMBERED):
         yield first.with_name(f"{first.name}-{number}")
 
 
 def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
-    """Write a run's metadata; return its W&B id: `wandb`, or a new one. Raises RunError when the
-    disk refuses.
+    """Write a run's metadata; return its W&B id: `wandb`, or a new one if that is empty.
+
+    Raises RunError if it cannot be written.
     """
     identity = {
         "config": dump(config),
@@ -97,44 +97,42 @@ def write(folder: Path, config: Config, task: Task, wandb: str = "") -> str:
 
 
 def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple[Config, Task, str]:
-    """Return (config, task, W&B id) of a run that is to be resumed.
+    """Return (config, task, W&B id) of a run to resume, with `overrides` applied.
 
-    Raises InputError when there is none, and when anything that the results depend on is not what
-    it was, unless `accept` names it: a key that an override changes, or `data`.
+    Raises InputError if there is no run, and if a key that results depend on, or the data, has
+    changed and `accept` does not name it ("data" for the data).
     """
     tree, data, days, wandb = _stored(folder)
     before = reload(tree, str(folder / FILE))
     config = reload(tree, str(folder / FILE), overrides)
-    if config.task.name == "documents":  # what was taken in so far
+    if config.task.name == "documents":  # the days ingested so far
         task = make_task(config, str(folder), days)
     else:
         task = make_task(config)
-    changed = [key for key in _changed(dump(before), dump(config)) if not key.startswith(FREE)]
+    changed = [key for key in _changed(dump(before), dump(config)) if not key.startswith(MUTABLE)]
     if data_digest(task) != data:
         changed.append("data")
     refused = [key for key in changed if key not in accept]
     if refused:
         raise InputError(
             f"{folder}: {', '.join(refused)} changed since the run began; --accept "
-            f"{','.join(refused)} goes "
-            "on all the same"
+            f"{','.join(refused)} resumes it anyway"
         )
     return config, task, wandb
 
 
 def check_same(folder: Path, config: Config) -> str:
-    """Return the W&B id of the life in `folder`, which is to live its next day with `config`.
+    """Check that `config` may continue the life in `folder` with its next day; return its W&B id.
 
-    Raises InputError where the config differs in a key that its days so far depended on.
+    Raises InputError if a key has changed that the days so far depend on.
     """
     tree, _, _, wandb = _stored(folder)
     changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
-    refused = sorted(key for key in changed if not key.startswith((*FREE, *GROWING)))
+    refused = sorted(key for key in changed if not key.startswith((*MUTABLE, *GROWING)))
     if refused:
         raise InputError(
-            f"{folder}: a life goes on as it began, but {', '.join(refused)} "
-            "changed; choose another run.name for "
-            "another life"
+            f"{folder}: the next day needs the config of the earlier ones, but "
+            f"{', '.join(refused)} changed; choose another run.name for a new life"
         )
     return wandb
 
@@ -146,7 +144,7 @@ def _stored(folder: Path) -> tuple[dict, str, int, str]:
         tree, data, days, wandb = (identity[key] for key in ("config", "data", "days", "wandb"))
         is_right = isinstance(tree, dict) and type(days) is int and days > 0
         if not is_right or not re.fullmatch(r"[0-9a-f]{8}", wandb):
-            raise ValueError("other values than a run wrote")
+            raise ValueError("invalid values")
     except (OSError, ValueError) as error:
         got = getattr(error, "strerror", None) or error
         raise InputError(
@@ -161,20 +159,20 @@ def _stored(folder: Path) -> tuple[dict, str, int, str]:
 
 
 def check_inside(folder: Path) -> None:
-    """Raise InputError when a name that a run writes leads out of its folder: whoever made the
-    folder could have it write anywhere. The folder itself may be a link.
+    """Raise InputError if a name of OUTPUTS is a link, since the run would then write outside its
+    folder. The folder itself may be a link.
     """
-    home = os.path.realpath(folder)
-    for name in OWN:
+    real = os.path.realpath(folder)
+    for name in OUTPUTS:
         target = os.path.realpath(folder / name)
-        if target != os.path.join(home, name):
+        if target != os.path.join(real, name):
             raise InputError(
                 f"{folder / name}: expected inside the run's folder, got a link to {target}"
             )
 
 
 def data_digest(task: Task) -> str:
-    """Return a digest of everything that a task's days and questions say."""
+    """Return a digest of a task's days, known questions, opener and marker."""
     content = repr([task.days(), task.known(), task.opener, task.marker])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
@@ -190,7 +188,7 @@ def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
 
 
 def held(folder: Path) -> bool:
-    """Return whether a process works in a run's folder."""
+    """Return whether a process holds the lock of a run's folder."""
     try:
         with open(folder / LOCK) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -203,10 +201,11 @@ def held(folder: Path) -> bool:
 
 @contextmanager
 def alone(folder: Path) -> Iterator[None]:
-    """Hold the lock of a run's folder; it goes with the process, however that ends. Raises
-    InputError when another process holds it.
+    """Hold the lock of a run's folder inside the block, or until the process ends.
+
+    Raises InputError if another process holds it.
     """
-    try:  # a link of this name may lead to a file that is to stay as it is
+    try:  # O_NOFOLLOW: the target of a link of this name must not be truncated
         lock = os.open(
             folder / LOCK,
             os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC,
@@ -223,8 +222,8 @@ def alone(folder: Path) -> Iterator[None]:
                 break
             except OSError as error:
                 if last:
-                    raise InputError(f"{folder}: another process lives in this run") from error
-                # `held`, which `sleep-rl watch` calls every few seconds, has it for an instant
+                    raise InputError(f"{folder}: another process works in this run") from error
+                # `held`, which `sleep-rl watch` calls every few seconds, takes it for an instant
                 time.sleep(0.05)
         file.truncate()
         file.write(str(os.getpid()))

@@ -199,7 +199,7 @@ def test_what_changed_is_refused_unless_it_is_named(tmp_path):
     refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=120)
     assert refused.returncode == 2
     assert refused.stdout.splitlines()[-1].endswith(
-        "sleep.lr changed since the run began; --accept sleep.lr goes on all the same"
+        "sleep.lr changed since the run began; --accept sleep.lr resumes it anyway"
     )
     nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=120)
     assert (

@@ -132,9 +132,9 @@ def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path)
             memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert one_line(error).endswith(
-        "what was saved before is intact"
-    ) and "cannot be written" in str(error.value)
+    assert one_line(error).endswith("earlier files are intact") and "cannot be written" in str(
+        error.value
+    )
     assert (tmp_path / "memory" / memory_folder.MEMORY).read_bytes() == before and len(
         os.listdir(tmp_path)
     ) == 1
@@ -232,7 +232,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
 def test_what_is_no_folder_and_no_hub_name_is_said_to_be_missing(path):
     with pytest.raises(
         InputError,
-        match=r"a checkpoint's folder or a hub name is needed, and there is no such folder$",
+        match=r"expected a checkpoint folder or a hub name, got no such folder$",
     ):
         checkpoints.read_config(path)
     checkpoints.check_exists("Qwen/Qwen3-8B")  # may be one of the hub's

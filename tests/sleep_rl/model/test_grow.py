@@ -75,9 +75,9 @@ def test_where_the_layers_of_a_deeper_model_come_from():
 @pytest.mark.parametrize(
     "arguments, wrong",
     [
-        ([], "one of them larger than now, got 0, 1, 128"),
+        ([], "at least one of them larger, got 0, 1, 128"),
         (["--layers", "-1"], "got -1, 1, 128"),
-        (["--intermediate", "10"], "--intermediate from 128 on"),
+        (["--intermediate", "10"], "--intermediate >= 128"),
         (["--width", "x"], "Invalid value for '--width': 'x' is not a valid integer"),
     ],
 )

@@ -195,7 +195,7 @@ BAD_CONFIGS = [
         {"memory_levels": 3},
         "config.json: memory_levels: expected a list of mappings with d_low, "
         "experts, top_k, "
-        "each a number from 1 on, got 3",
+        "each an integer >= 1, got 3",
     ),
 ]
 

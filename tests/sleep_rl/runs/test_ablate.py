@@ -109,7 +109,7 @@ def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
     assert main(command) == 0 and len(lives.asked) == 4  # they exist
     assert "a-whole-s0: exists" in capsys.readouterr().out
     assert main([*command, "sleep.steps=5"]) == 2
-    assert "runs/a-whole-s0: holds a run with another configuration" in capsys.readouterr().err
+    assert "runs/a-whole-s0: has a run with another configuration" in capsys.readouterr().err
 
 
 def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):

@@ -111,8 +111,8 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--max-tokens", "0"], "--max-tokens from 1"),
-        (["--temperature", "-1"], "--temperature from 0"),
+        (["--max-tokens", "0"], "--max-tokens >= 1"),
+        (["--temperature", "-1"], "--temperature >= 0"),
         (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
     ],
 )

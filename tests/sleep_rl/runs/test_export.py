@@ -152,7 +152,7 @@ def test_the_card_says_what_the_record_says_and_whose_disk_it_was_not(base_check
     text = (Path(export(str(tmp_path / "run"), str(tmp_path / "mine"))) / "README.md").read_text()
     for line in (
         "# mine",
-        "Nights lived through: 2.",
+        "Nights: 2.",
         "4 consolidation experts of width 16, at most 4 at a time.",
         "| 2 | day2 | the day's documents | 722 | 5 | 100 | 7 | 123,456 |",
         "| after | known | day1 | day2 |",
@@ -234,7 +234,7 @@ def test_what_cannot_be_exported_is_one_line(base_checkpoint, sleep_checkpoint, 
     for source, said in (
         (empty, "a folder with none of them"),
         (run, "a run that has slept"),
-        (damaged, "w_in, which the index promises"),
+        (damaged, "w_in, which the index lists"),
         (tmp_path / "none", "no such folder"),
         (Path(base_checkpoint()), "a sleep checkpoint is needed"),
     ):

@@ -48,7 +48,7 @@ def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
 
 def test_a_key_that_results_depend_on_must_be_named(folder):
     with pytest.raises(
-        InputError, match=r"sleep.steps changed since the run began; --accept sleep.steps goes on"
+        InputError, match=r"sleep.steps changed since the run began; --accept sleep.steps resumes"
     ):
         run_dir.read(folder, ["sleep.steps=5"], [])
     assert run_dir.read(folder, ["sleep.steps=5"], ["sleep.steps"])[0].sleep.steps == 5
@@ -62,7 +62,7 @@ def test_changed_data_must_be_named(folder):
     (folder / run_dir.FILE).write_text(
         text.replace(run_dir.data_digest(make_task(CONFIG)), run_dir.data_digest(make_task(other)))
     )
-    with pytest.raises(InputError, match="data changed since the run began; --accept data goes on"):
+    with pytest.raises(InputError, match="data changed since the run began; --accept data resumes"):
         run_dir.read(folder, [], [])
     assert run_dir.read(folder, [], ["data"])[0] == CONFIG
 
@@ -97,7 +97,7 @@ def test_only_one_process_lives_in_a_run(tmp_path):
 
     with run_dir.alone(tmp_path):
         held = other()
-        assert held.returncode and "another process lives in this run" in held.stderr
+        assert held.returncode and "another process works in this run" in held.stderr
     assert other().stdout == "in\n"  # the lock went with its holder
 
 
@@ -110,7 +110,7 @@ def test_whoever_only_asks_keeps_nobody_out(folder):
         assert run_dir.held(folder)
     with (
         run_dir.alone(folder),
-        pytest.raises(InputError, match="another process lives in this run"),
+        pytest.raises(InputError, match="another process works in this run"),
         run_dir.alone(folder),
     ):
         pass

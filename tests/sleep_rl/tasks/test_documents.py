@@ -179,7 +179,9 @@ def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
     (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")
     other = subprocess.run(**living(tmp_path / "runs", documents, "sleep.lr=0.1"), timeout=120)
     assert (
-        other.returncode == 2 and "a life goes on as it began, but sleep.lr changed" in other.stdout
+        other.returncode == 2
+        and "the next day needs the config of the earlier ones, but sleep.lr changed"
+        in other.stdout
     )
     second = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
     assert (
