@@ -49,7 +49,14 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
     run_dir.check_inside(folder)
     with run_dir.alone(folder):
         days = ingestion.read(folder)
-        extended = ingestion.next_day(days, scanned.sources, user_questions, max_tokens, count)
+        extended = ingestion.next_day(
+            days,
+            scanned.sources,
+            user_questions,
+            max_tokens,
+            count,
+            left_out=scanned.left_out,
+        )
         for name, why in scanned.left_out.items():
             console.say(f"{documents.path}: {name} was left out: {why}", "yellow")
         if extended == days and is_complete(folder, len(days)):

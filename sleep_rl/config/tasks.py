@@ -121,9 +121,10 @@ class Documents:
 
     path: str = key(
         "configs/documents",
-        "Folder or file of txt, md, jsonl or parquet, a folder saved by `datasets`, or a "
-        "hub name; rows have a column `text`. Each run of the same run.name takes in what "
-        "is new.",
+        "Folder or file of txt, md, rst, jsonl or parquet (with the extra `formats` also html, "
+        "csv, pdf, docx and pptx), a folder saved by `datasets`, or a hub name; rows have "
+        "`text`, `messages`, or `prompt` and `completion`. Each run of the same run.name takes "
+        "in what is new.",
     )
     questions: str | None = key(
         None,

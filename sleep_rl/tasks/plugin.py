@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.files import spelled
 
 
 def load_class(target: str, config_key: str) -> type:
@@ -26,7 +27,7 @@ def load_class(target: str, config_key: str) -> type:
         raise InputError(f"{config_key}: module:Class or path/to/file.py:Class, got {target}")
     try:
         if module_name.endswith(".py"):
-            module = _load_file(Path(module_name))
+            module = _load_file(Path(spelled(module_name)))
         else:
             module = importlib.import_module(module_name)
     except Exception as error:

@@ -1,5 +1,6 @@
 """Atomic writing: what a reader, a failing disk and a killed process leave behind."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,6 +9,9 @@ import pytest
 
 from sleep_rl import files
 from sleep_rl.files import atomic_folder, write_atomically
+from sleep_rl.tasks.classify.dataset import read_dataset
+from sleep_rl.tasks.plugin import load_class
+from sleep_rl.tasks.squad.dataset import read_passages
 
 
 def names(folder):
@@ -168,3 +172,38 @@ def test_every_file_of_a_folder_is_synced_before_it_is_renamed(tmp_path, monkeyp
         (folder / "a").write_text("a")
         (folder / "link").symlink_to(tmp_path)
     assert steps == ["a", folder.name, "rename", tmp_path.name]
+
+
+def test_a_path_is_found_in_each_unicode_form(tmp_path, monkeypatch):
+    composed, decomposed = "Ä\u00f6.txt", "A\u0308o\u0308.txt"
+    (tmp_path / decomposed).mkdir()
+    (tmp_path / decomposed / decomposed).write_text("found")
+    path = tmp_path / composed / composed
+    assert files.content(path) == b"found"
+    assert files.checked(path) == str(tmp_path / decomposed / decomposed)
+    assert files.spelled(tmp_path / "none") == str(tmp_path / "none")
+    assert files.spelled(tmp_path / "nöne" / composed) == str(tmp_path / "nöne" / composed)
+    assert files.spelled(f"{tmp_path}/{composed}/") == str(tmp_path / decomposed)
+    monkeypatch.chdir(tmp_path)
+    assert files.spelled(composed) == decomposed and files.spelled("ä\0") == "ä\0"
+    with pytest.raises(FileNotFoundError, match="nöne"):
+        files.content(tmp_path / "nöne")
+    (tmp_path / composed).write_text("as it is spelled")
+    assert files.content(tmp_path / composed) == b"as it is spelled"
+
+
+CLINC = {"train": [["book a flight", "travel"]], "test": [["book a train", "travel"]]}
+PASSAGE = {"title": "t", "context": "c", "questions": [{"question": "q", "answer": "a"}]}
+READERS = {
+    "classify": (read_dataset, json.dumps(CLINC)),
+    "squad": (read_passages, json.dumps([PASSAGE])),
+    "custom": (lambda path: load_class(f"{path}:Own", "task.custom.target"), "class Own: pass"),
+}
+
+
+@pytest.mark.parametrize("task", READERS)
+def test_each_task_finds_its_file_in_each_unicode_form(tmp_path, task):
+    read, content = READERS[task]
+    suffix = ".py" if task == "custom" else ".json"
+    (tmp_path / f"A\u0308{suffix}").write_text(content)
+    assert read(str(tmp_path / f"\u00c4{suffix}"))

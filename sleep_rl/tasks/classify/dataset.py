@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError, one_line
-from sleep_rl.files import parsed
+from sleep_rl.files import parsed, spelled
 
 OPENER = "\n"
 MARKER = " =>"
@@ -32,6 +32,7 @@ def read_dataset(path: str, where: str = "task.classify.path") -> tuple[Examples
     are trained, which one new token per class would not be. Raises InputError, naming the config
     key `where`, for anything that cannot be read.
     """
+    path = spelled(path)
     try:
         if os.path.exists(path) and not os.path.isdir(path):
             splits = _read_json(path)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.files import content, write_atomically
-from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, pieces
+from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, lookup, words
+from sleep_rl.tasks.documents.splitting import pieces
 
 FILE = "documents.json"
 
@@ -30,10 +31,14 @@ class IngestedDocument:
 
 @dataclass(frozen=True)
 class IngestedDay:
-    """The documents ingested on one day, and the questions about them."""
+    """The documents ingested on one day, and the questions about them.
+
+    `left_out`: what was found that day and not used, with the reason.
+    """
 
     documents: tuple[IngestedDocument, ...]
     questions: tuple[DocumentQuestion, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def read(folder: str | Path) -> tuple[IngestedDay, ...]:
@@ -57,7 +62,8 @@ def _day(row: dict) -> IngestedDay:
     documents = tuple(
         IngestedDocument(d["name"], d["digest"], tuple(d["pieces"])) for d in row["documents"]
     )
-    return IngestedDay(documents, tuple(DocumentQuestion(**q) for q in row["questions"]))
+    questions = tuple(DocumentQuestion(**q) for q in row["questions"])
+    return IngestedDay(documents, questions, dict(row.get("left_out", {})))
 
 
 def write(folder: str | Path, days: Sequence[IngestedDay]) -> None:
@@ -80,13 +86,15 @@ def next_day(
     max_tokens: int,
     count_tokens: Callable[[str], int],
     where: str = "task.documents.questions",
+    left_out: Mapping[str, str] | None = None,
 ) -> tuple[IngestedDay, ...]:
     """Append a day with the sources that no earlier day contains, and assign all questions to days.
 
     Returns `days` unchanged if there is no new source. Sources are split into pieces of at most
     `max_tokens` tokens. A question that names a document belongs to the latest day with a document
     of that name; any other one to the day on which it was first asked. `where` names the config key
-    in errors. Raises InputError for a question about an unknown document.
+    in errors; `left_out` is recorded with the day. Raises InputError for a question about an
+    unknown document.
     """
     known_digests = {d.digest for day in days for d in day.documents}
     new = [source for source in sources if source.digest not in known_digests]
@@ -96,28 +104,29 @@ def next_day(
         IngestedDocument(s.name, s.digest, tuple(pieces(s.text, max_tokens, count_tokens)))
         for s in new
     )
-    all_days = [*days, IngestedDay(documents)]
-    day_of_document = {d.name: n for n, day in enumerate(all_days) for d in day.documents}
+    all_days = [*days, IngestedDay(documents, left_out=dict(left_out or {}))]
+    names = [(d.name, n) for n, day in enumerate(all_days) for d in day.documents]
+    day_of_document = lookup(names)
     first_asked = {
-        (q.question, q.answer): n
+        (words(q.question), words(q.answer)): n
         for n, day in enumerate(days)
         for q in day.questions
         if not q.document
     }
     questions_by_day: list[list[DocumentQuestion]] = [[] for _ in all_days]
     for q in questions:
-        if q.document and q.document not in day_of_document:
+        if q.document:
+            day_index = day_of_document(q.document)
+        else:
+            day_index = first_asked.get((words(q.question), words(q.answer)), len(days))
+        if day_index is None:
             raise InputError(
                 f"{where}: `document` names an ingested document "
-                f"({', '.join(sorted(day_of_document))[:120]}), got {q.document!r}"
+                f"({', '.join(sorted(dict(names)))[:120]}), got {q.document!r}"
             )
-        if q.document:
-            day_index = day_of_document[q.document]
-        else:
-            day_index = first_asked.get((q.question, q.answer), len(days))
         questions_by_day[day_index].append(q)
     return tuple(
-        IngestedDay(day.documents, tuple(asked))
+        replace(day, questions=tuple(asked))
         for day, asked in zip(all_days, questions_by_day, strict=True)
     )
 
@@ -127,8 +136,8 @@ def summary_line(days: Sequence[IngestedDay]) -> str:
     "day 2: 3 new and 1 changed documents in 6 pieces, 4 questions".
     """
     *earlier_days, day = days
-    names = {d.name for earlier in earlier_days for d in earlier.documents}
-    changed = sum(d.name in names for d in day.documents)
+    is_known = lookup((d.name, True) for earlier in earlier_days for d in earlier.documents)
+    changed = sum(bool(is_known(d.name)) for d in day.documents)
     count = sum(len(d.pieces) for d in day.documents)
     return (
         f"day {len(days)}: {len(day.documents) - changed} new and {changed} changed "

@@ -1,7 +1,7 @@
-"""Read the user's documents from files or a dataset, and split them into pieces.
+"""Read the user's documents from files or a dataset.
 
-A document is identified by the digest of its text: a renamed or moved file is not a new document, a
-changed one is.
+A document is identified by the digest of its words: a file that was renamed, moved, wrapped anew or
+saved with other line ends is not a new document, a changed one is.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sleep_rl.contracts.errors import InputError, one_line
-from sleep_rl.files import content, regular
+from sleep_rl.files import nfc, spelled
 from sleep_rl.model.shape import HUB_NAME
-
-TEXT_FILES = (".txt", ".md")
-ROW_FILES = (".jsonl", ".parquet")
-QUESTIONS = "questions.jsonl"
-COLUMNS = ("text", "content", "document", "body")
-"""Columns of a row that may hold its text; the first of them that the row has is used."""
-SEPARATORS = (
-    re.compile(r"\n\s*\n"),
-    re.compile(r"\n"),
-    re.compile(r"(?<=[.!?])\s+"),
-    re.compile(r"\s+"),
+from sleep_rl.tasks.documents.reading import (
+    Unreadable,
+    check_text,
+    has_rows,
+    read_rows,
+    read_text,
 )
-"""Where a document is split, in order of preference: paragraphs, lines, sentences, words."""
+from sleep_rl.tasks.documents.rows import row_text
+
+QUESTIONS = "questions.jsonl"
+MOST_REASONS = 3  # in the error of a folder without a readable document
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,8 @@ class Source:
 
     @property
     def digest(self) -> str:
-        """BLAKE2b of the text, 128 bits in hex."""
-        return hashlib.blake2b(self.text.encode(), digest_size=16).hexdigest()
+        """BLAKE2b of the words, 128 bits in hex."""
+        return hashlib.blake2b(words(self.text).encode(), digest_size=16).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,29 @@ class ScanResult:
     left_out: dict[str, str]
 
 
-def scan(path: str, where: str) -> ScanResult:
-    """Read every document at `path`: a folder with txt, md, jsonl and parquet files (except hidden
-    ones and questions.jsonl), one such file, a folder saved by `datasets`, or a hub dataset's train
-    split. Empty documents and duplicate texts are left out.
+def words(text: str) -> str:
+    """Return a text without what saving it elsewhere may change: white space and Unicode form."""
+    return " ".join(unicodedata.normalize("NFC", text).split())
 
-    `where` names the config key in errors. Raises InputError for what cannot be read, and if no
-    document is left.
+
+def lookup(named: Iterable[tuple[str, T]]) -> Callable[[str], T | None]:
+    """Return a function from a name to its value, None for an unknown one.
+
+    A name equals the same one in another Unicode form, as another system wrote it; one in the same
+    form comes first. Of equal names the last counts.
+    """
+    exact = dict(named)
+    normalised = {nfc(name): value for name, value in exact.items()}
+    return lambda name: exact.get(name, normalised.get(nfc(name)))
+
+
+def scan(path: str, where: str) -> ScanResult:
+    """Read every document at `path`: a folder with files of reading.KINDS (except hidden ones and
+    questions.jsonl), one such file, a folder saved by `datasets`, or a hub dataset's train split.
+    Files of a folder that cannot be read, empty documents and duplicate texts are left out.
+
+    `where` names the config key in errors. Raises InputError for a file or dataset that cannot be
+    read, and if no document is left.
     """
     sources, left_out = _sources(path, where)
     distinct: dict[str, Source] = {}
@@ -84,22 +99,27 @@ def scan(path: str, where: str) -> ScanResult:
         else:
             distinct[source.digest] = source
     if not distinct:
-        raise InputError(f"{where}: at least one document that is not empty, got none in {path}")
+        reasons = [f"{name}: {why}" for name, why in left_out.items()]
+        if len(reasons) > MOST_REASONS:
+            reasons[MOST_REASONS:] = [f"and {len(reasons) - MOST_REASONS} more"]
+        got = f"{path} ({'; '.join(reasons)})" if reasons else path
+        raise InputError(f"{where}: at least one document that is not empty, got none in {got}")
     return ScanResult(tuple(distinct.values()), left_out)
 
 
 def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
     """Return the documents at `path`, and which files of a folder are left out and why."""
-    location = Path(os.path.expanduser(path))
+    location = Path(spelled(os.path.expanduser(path)))
     if os.path.isdir(location):
         dataset_files = ("dataset_info.json", "dataset_dict.json")
         if any(os.path.isfile(location / name) for name in dataset_files):
             return _dataset(str(location), where), {}
-        return _folder(location, where)
+        return _folder(location)
     if os.path.exists(location):
-        if location.suffix.lower() not in TEXT_FILES + ROW_FILES:
-            raise InputError(f"{where}: a txt, md, jsonl or parquet file, got {path}")
-        return _read(location, location.name, where), {}
+        try:
+            return _read(location, location.name), {}
+        except Unreadable as error:
+            raise InputError(f"{where}: {location}: {error}") from None
     if HUB_NAME.fullmatch(path):
         return _dataset(str(location), where), {}
     raise InputError(
@@ -108,186 +128,52 @@ def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
     )
 
 
-def _folder(folder: Path, where: str) -> tuple[list[Source], dict[str, str]]:
+def _folder(folder: Path) -> tuple[list[Source], dict[str, str]]:
     sources = []
     left_out = {}
     for file in _files(folder):
         name = file.relative_to(folder).as_posix()
-        if file.suffix.lower() in TEXT_FILES + ROW_FILES:
-            sources += _read(file, name, where)
-        elif name != QUESTIONS:
-            left_out[name] = "no txt, md, jsonl or parquet file"
+        try:
+            sources += _read(file, name)
+        except Unreadable as error:
+            left_out[name] = str(error)
     return sources, left_out
 
 
-def questions(path: str | None, folder: str, where: str) -> tuple[DocumentQuestion, ...]:
-    """Return the questions of a jsonl file with rows {"question", "answer"[, "document"]}.
-
-    `path` None: the file is questions.jsonl in `folder`, and may be missing. `where` names the
-    config key in errors. Raises InputError for a file that cannot be read and for a row of another
-    form.
-    """
-    file = Path(os.path.expanduser(path or folder)) / ("" if path else QUESTIONS)
-    if not path and not os.path.isfile(file):
-        return ()
-    out = []
-    for number, row in _rows(file, where):
-        values = [row.get(key, "") for key in ("question", "answer", "document")]
-        if not all(isinstance(v, str) for v in values) or not (
-            values[0].strip() and values[1].strip()
-        ):
-            raise InputError(
-                f"{where}: {file} line {number}: texts `question` and `answer` (and "
-                "`document`), got "
-                f"{json.dumps(row, ensure_ascii=False)[:80]}"
-            )
-        out.append(DocumentQuestion(*(v.strip() for v in values)))
-    return tuple(out)
-
-
-def pieces(text: str, max_tokens: int, count_tokens: Callable[[str], int]) -> list[str]:
-    """Split a text greedily into pieces of at most `max_tokens` tokens, at the best separators.
-
-    A single word of more tokens is split between characters.
-    """
-    text = text.strip()
-    return list(_split(text, count_tokens(text), max_tokens, count_tokens, 0))
-
-
-def _split(
-    text: str, size: int, max_tokens: int, count_tokens: Callable[[str], int], level: int
-) -> Iterator[str]:
-    """Split at SEPARATORS[level], and at the next levels where a part is still too long.
-
-    `size`: tokens of `text`. Each text is counted once, since counting dominates the time.
-    """
-    if size <= max_tokens:
-        yield text
-        return
-    if level == len(SEPARATORS):
-        step = max(len(text) * max_tokens // (2 * size), 1)
-        for start in range(0, len(text), step):
-            yield text[start : start + step]
-        return
-    if not SEPARATORS[level].search(text):
-        yield from _split(text, size, max_tokens, count_tokens, level + 1)
-        return
-    piece = ""
-    size = 0
-
-    # Counted as a whole: the sum over its parts may differ by a few tokens.
-    def finished(piece: str) -> Iterator[str]:
-        return _split(piece, count_tokens(piece), max_tokens, count_tokens, level + 1)
-
-    for part, separator in _parts(text, SEPARATORS[level]):
-        part_size = count_tokens(part + separator)
-        if piece and size + part_size > max_tokens:
-            yield from finished(piece.strip())
-            piece = ""
-            size = 0
-        if not piece and part_size > max_tokens:
-            *complete, piece = _split(part, part_size, max_tokens, count_tokens, level + 1)
-            yield from complete
-            piece = piece + separator
-            size = count_tokens(piece)
-        else:
-            piece = piece + part + separator
-            size = size + part_size
-    if piece.strip():
-        yield from finished(piece.strip())
-
-
-def _parts(text: str, separator: re.Pattern) -> Iterator[tuple[str, str]]:
-    """Yield (part, separator that follows it); the last separator is empty."""
-    start = 0
-    for match in separator.finditer(text):
-        yield text[start : match.start()], match.group()
-        start = match.end()
-    yield text[start:], ""
-
-
 def _files(folder: Path) -> Iterator[Path]:
-    """Yield the files below a folder, sorted by name, without hidden ones.
-
-    Folders that are links are not followed, so there is no cycle.
+    """Yield the files below a folder, sorted by name, without hidden ones and questions, and the
+    folders that are links: they are not followed, so there is no cycle.
     """
     for parent, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
+        yield from (Path(parent, name) for name in folders if os.path.islink(Path(parent, name)))
+        documents = (name for name in names if not name.startswith(".") and name != QUESTIONS)
+        yield from (Path(parent, name) for name in sorted(documents))
 
 
-def _read(file: Path, name: str, where: str) -> list[Source]:
-    """Return the documents of one file.
+def _read(file: Path, name: str) -> list[Source]:
+    """Return the documents of one file. Raises Unreadable."""
+    if os.path.isdir(file):
+        raise Unreadable("a link to a folder, which is not followed")
+    if has_rows(file):
+        return _row_sources([row for _, row in read_rows(file)], name)
+    return [Source(name, read_text(file))]
+
+
+def _row_sources(rows: Iterable[Mapping[str, Any]], name: str) -> list[Source]:
+    """Return one document per row; `name` is that of the file or dataset. Raises Unreadable.
 
     A row is named by its `id`, else by its text's digest, since its number may change.
     """
-    if file.name == QUESTIONS:
-        return []
-    if file.suffix.lower() in TEXT_FILES:
-        return [Source(name, _text(file, where))]
-    return _row_sources([row for _, row in _rows(file, where)], name, where)
-
-
-def _text(file: Path, where: str) -> str:
-    try:
-        text = content(file).decode("utf-8-sig")
-    except OSError as error:
-        raise InputError(f"{where}: cannot read {file}: {error.strerror}") from None
-    except ValueError as error:  # a NUL in the name
-        if not isinstance(error, UnicodeDecodeError):
-            raise InputError(f"{where}: cannot read {file}: {error}") from None
-        raise InputError(
-            f"{where}: UTF-8 text, got another encoding in {file} at byte {error.start}"
-        ) from None
-    if "\0" in text:
-        raise InputError(f"{where}: UTF-8 text, got a NUL character in {file}")
-    return text
-
-
-def _rows(file: Path, where: str) -> Iterator[tuple[int, dict]]:
-    """Yield (line or row number, row) of a jsonl or parquet file."""
-    if file.suffix.lower() == ".parquet":
-        import pyarrow.parquet as parquet
-
-        try:
-            with regular(file) as source:
-                yield from enumerate(parquet.read_table(source).to_pylist(), start=1)
-        # Boundary: pyarrow's errors have no common base class; all concern this file.
-        except Exception as error:  # noqa: BLE001
-            raise InputError(f"{where}: a parquet file, got {file}: {one_line(error)}") from None
-        return
-    for number, line in enumerate(_text(file, where).splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise InputError(
-                f"{where}: one JSON object per line, got {file} line {number}: {error}"
-            ) from None
-        if not isinstance(row, dict):
-            raise InputError(
-                f"{where}: one JSON object per line, got {type(row).__name__} in "
-                f"{file} line {number}"
-            )
-        yield number, row
-
-
-def _row_sources(rows: Iterable[dict[str, Any]], name: str, where: str) -> list[Source]:
-    """Return one document per row; `name` is that of the file or dataset."""
     out = []
     for number, row in enumerate(rows, start=1):
-        column = next((c for c in COLUMNS if isinstance(row.get(c), str)), None)
-        if column is None:
-            raise InputError(
-                f"{where}: rows with a text in one of {', '.join(COLUMNS)}, got "
-                f"{', '.join(map(str, row))[:80] or 'none'} "
-                f"in {name} row {number}"
-            )
-        source = Source(name, row[column])
+        try:
+            text = check_text(row_text(row))
+        except ValueError as error:
+            raise Unreadable(f"row {number}: {error}") from None
         label = row.get("id")
-        suffix = source.digest[:8] if label is None else " ".join(str(label).split())[:80]
-        out.append(Source(f"{name}#{suffix}", source.text))
+        suffix = "" if label is None else " ".join(str(label).split())[:80]
+        out.append(Source(f"{name}#{suffix or Source(name, text).digest[:8]}", text))
     return out
 
 
@@ -301,12 +187,43 @@ def _dataset(path: str, where: str) -> list[Source]:
             else datasets.load_dataset(path, split="train")
         )
         rows = loaded["train"] if isinstance(loaded, dict) else loaded
-        return _row_sources(rows, Path(path).name if os.path.isdir(path) else path, where)
-    except InputError:
-        raise
+        return _row_sources(rows, Path(path).name if os.path.isdir(path) else path)
+    except Unreadable as error:
+        raise InputError(f"{where}: {path}: {error}") from None
     except Exception as error:
         # Boundary: the loaders' errors have no common base class; all concern this dataset.
         reason = one_line(error)
         raise InputError(
             f"{where}: a datasets folder or a hub name, got {path}: {reason}"
         ) from error
+
+
+def questions(path: str | None, folder: str, where: str) -> tuple[DocumentQuestion, ...]:
+    """Return the questions of a jsonl file with rows {"question", "answer"[, "document"]}.
+
+    `path` None: the file is questions.jsonl in `folder`, and may be missing. `where` names the
+    config key in errors. Raises InputError for a file that cannot be read and for a row of another
+    form.
+    """
+    file = Path(spelled(os.path.expanduser(path or folder))) / ("" if path else QUESTIONS)
+    if not path and not os.path.isfile(file):
+        return ()
+    try:
+        return tuple(_question(number, row) for number, row in read_rows(file))
+    except Unreadable as error:
+        raise InputError(f"{where}: {file}: {error}") from None
+
+
+def _question(number: int, row: Mapping[str, Any]) -> DocumentQuestion:
+    """Return the question of line `number`. Raises Unreadable."""
+    values = [row.get(key, "") for key in ("question", "answer", "document")]
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    if len(texts) < len(values) or not texts[0] or not texts[1]:
+        raise Unreadable(
+            f"line {number}: expected texts `question` and `answer` (and `document`), got "
+            f"{json.dumps(row, ensure_ascii=False)[:80]}"
+        )
+    try:
+        return DocumentQuestion(*map(check_text, texts))
+    except Unreadable as error:
+        raise Unreadable(f"line {number}: {error}") from None

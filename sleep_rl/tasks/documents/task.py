@@ -12,8 +12,8 @@ import re
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.tasks.documents import ingestion
+from sleep_rl.tasks.documents.sources import lookup, scan
 from sleep_rl.tasks.documents.sources import questions as read_questions
-from sleep_rl.tasks.documents.sources import scan
 from sleep_rl.tasks.grading import RecallGrader
 from sleep_rl.tasks.small_base import Progress
 from sleep_rl.tasks.world import people
@@ -62,12 +62,14 @@ class Documents:
                     f"{len(ingested)}"
                 )
         else:
+            scanned = scan(path, f"{WHERE}.path")
             ingested = ingestion.next_day(
                 (),
-                scan(path, f"{WHERE}.path").sources,
+                scanned.sources,
                 read_questions(questions, path, f"{WHERE}.questions"),
                 self.piece_tokens,
                 lambda text: len(WORD.findall(text)),
+                left_out=scanned.left_out,
             )
         self._days = tuple(
             self._day(f"day{n}", day) for n, day in enumerate(ingested[:days], start=1)
@@ -83,9 +85,8 @@ class Documents:
 
     def _day(self, name: str, day: ingestion.IngestedDay) -> Day:
         documents = []
-        first_piece = {}  # document's name -> id of its first piece
+        first_piece = lookup((d.name, f"{name}/{d.name}") for d in day.documents)
         for ingested in day.documents:
-            first_piece[ingested.name] = f"{name}/{ingested.name}"
             for k, piece in enumerate(ingested.pieces):
                 documents.append(
                     Document(
@@ -98,7 +99,7 @@ class Documents:
                 f"{name}/{i}",
                 self.prompt(q.question),
                 self._checked_text(q.answer, "an answer"),
-                first_piece.get(q.document, ""),
+                first_piece(q.document) or "",
             )
             for i, q in enumerate(day.questions, start=1)
         )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError, one_line
-from sleep_rl.files import parsed
+from sleep_rl.files import parsed, spelled
 
 OPENER = "\nQuestion:"
 MARKER = "\nAnswer:"
@@ -38,6 +38,7 @@ def read_passages(path: str, where: str = "task.squad.path") -> list[Passage]:
 
     Raises InputError, naming the config key `where`, for anything that cannot be read.
     """
+    path = spelled(path)
     try:
         is_file = os.path.exists(path) and not os.path.isdir(path)
         rows = parsed(path) if is_file else _load_rows(path)

@@ -87,7 +87,7 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
         ),
         (
             ["task.documents.questions=/nowhere.jsonl"],
-            "task.documents.questions: cannot read /nowhere.jsonl",
+            "task.documents.questions: /nowhere.jsonl: cannot be read (No such file",
         ),
         (["dream.rounds=1"], "dream.rounds: 0 with task documents, which has no tau"),
         (
@@ -163,7 +163,11 @@ def lines(folder):
 def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
     documents, life = tmp_path / "documents", tmp_path / "runs" / "documents"
     shutil.copytree(EXAMPLE, documents)
+    (documents / "scan.docx").write_bytes(b"damaged")
+    left_out = {"scan.docx": "no readable docx file (File is not a zip file)"}
     first = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
+    assert f"{documents}: scan.docx was left out: {left_out['scan.docx']}" in first.stdout
+    assert [day.left_out for day in ingestion.read(life)] == [left_out]
     assert (
         first.returncode == 0
         and "day 1: 3 new and 0 changed documents in 4 pieces, 8 questions" in first.stdout
@@ -172,6 +176,11 @@ def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
         (life / "memory/night-1/memory.safetensors").read_bytes(),
         json.loads((life / "run.json").read_text())["wandb"],
     )
+    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=120)
+    assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
+
+    saved_anew = (documents / "people.md").read_text().replace("\n", "\r\n")
+    (documents / "people.md").write_bytes(f"{saved_anew}\r\n".encode())
     idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=120)
     assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
 

@@ -6,9 +6,14 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.tasks.documents import ingestion
-from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, pieces, questions, scan
+from sleep_rl.tasks.documents.reading import KINDS
+from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, questions, scan
+from sleep_rl.tasks.documents.splitting import pieces
+from sleep_rl.tasks.documents.task import Documents
 
 WHERE = "task.documents.path"
+COMPOSED = "J\u00fcrgen"
+DECOMPOSED = "Ju\u0308rgen"  # the same name as a Mac writes it
 
 
 def words(text):
@@ -27,7 +32,7 @@ def test_a_folder_is_read_with_everything_in_it_that_is_a_document(tmp_path):
     (tmp_path / "deep" / "a.TXT").write_text("deep down")
     (tmp_path / "rows.jsonl").write_text('{"id": 7, "text": "seven"}\n\n{"content": "no id"}\n')
     (tmp_path / "questions.jsonl").write_text('{"question": "q", "answer": "a"}\n')
-    (tmp_path / "scan.pdf").write_bytes(b"%PDF")
+    (tmp_path / "scan.png").write_bytes(b"\x89PNG")
     (tmp_path / "copy.txt").write_text("deep down")
     (tmp_path / "empty.txt").write_text(" \n")
     (tmp_path / "circle").symlink_to(tmp_path)
@@ -39,7 +44,8 @@ def test_a_folder_is_read_with_everything_in_it_that_is_a_document(tmp_path):
         (f"rows.jsonl#{Source('', 'no id').digest[:8]}", "no id"),
     ]
     assert found.left_out == {
-        "scan.pdf": "no txt, md, jsonl or parquet file",
+        "circle": "a link to a folder, which is not followed",
+        "scan.png": f"expected one of {KINDS}",
         "empty.txt": "empty",
         "deep/a.TXT": "the same text as copy.txt",
     }
@@ -63,18 +69,13 @@ def test_one_file_a_parquet_file_and_a_saved_dataset(tmp_path):
 @pytest.mark.parametrize(
     "file, content, what",
     [
-        ("a.txt", b"\xff\xfeh\0i\0", "UTF-8 text, got another encoding in {path} at byte 0"),
-        ("a.txt", b"a\0b", "UTF-8 text, got a NUL character in {path}"),
-        ("a.jsonl", b'{"text": "x"}\n{"text": ', "one JSON object per line, got {path} line 2"),
-        ("a.jsonl", b'["x"]', "one JSON object per line, got list in {path} line 1"),
-        (
-            "a.jsonl",
-            b'{"txt": "x"}',
-            "rows with a text in one of text, content, document, body, got txt in a.jsonl row 1",
-        ),
-        ("a.parquet", b"PAR1", "a parquet file, got {path}: "),
-        ("a.pdf", b"%PDF", "a txt, md, jsonl or parquet file, got {path}"),
-        ("a.txt", b"  ", "at least one document that is not empty, got none in {path}"),
+        ("a.txt", b"\xff\xfeh\0i\0", "expected UTF-8 text, got another encoding at byte 0"),
+        ("a.txt", b"a\0b", "expected text, got a NUL character"),
+        ("a.jsonl", b'{"text": "x"}\n{"text": ', "line 2: expected a JSON object, got "),
+        ("a.jsonl", b'["x"]', "line 1: expected a JSON object, got list"),
+        ("a.jsonl", b'{"txt": "x"}', "row 1: expected a text in text, content, document, body"),
+        ("a.parquet", b"PAR1", "no readable parquet file ("),
+        ("a.png", b"\x89PNG", f"expected one of {KINDS}"),
     ],
 )
 def test_what_cannot_be_read_is_one_line(tmp_path, file, content, what):
@@ -83,13 +84,16 @@ def test_what_cannot_be_read_is_one_line(tmp_path, file, content, what):
     with pytest.raises(InputError) as error:
         scan(str(path), WHERE)
     line = str(error.value)
-    assert line.startswith(f"{WHERE}: " + what.format(path=path)) and "\n" not in line
+    assert line.startswith(f"{WHERE}: {path}: {what}") and "\n" not in line
 
 
 def test_a_place_that_is_not_there_and_one_without_documents(tmp_path):
     with pytest.raises(InputError, match="a hub name, got /nowhere/at all: no such file"):
         scan("/nowhere/at all", WHERE)
-    with pytest.raises(InputError, match="at least one document that is not empty, got none"):
+    with pytest.raises(InputError, match=f"document that is not empty, got none in {tmp_path}$"):
+        scan(str(tmp_path), WHERE)
+    (tmp_path / "a.txt").write_text("  ")
+    with pytest.raises(InputError, match=f"not empty, got none in {tmp_path} .a.txt: empty.$"):
         scan(str(tmp_path), WHERE)
 
 
@@ -125,9 +129,9 @@ def test_questions_stand_beside_the_documents_or_in_a_file_of_their_own(tmp_path
     assert questions(None, str(tmp_path), "q") == (DocumentQuestion("Who?", "me", "a.txt"),)
     other = tmp_path / "other.jsonl"
     other.write_text('{"question": "What?", "answer": ""}')
-    with pytest.raises(InputError, match=r"other.jsonl line 1: texts `question` and `answer`"):
+    with pytest.raises(InputError, match=r"other.jsonl: line 1: expected texts `question` and"):
         questions(str(other), str(tmp_path), "q")
-    with pytest.raises(InputError, match=r"cannot read .*none.jsonl"):
+    with pytest.raises(InputError, match=r"none.jsonl: cannot be read .No such file"):
         questions(str(tmp_path / "none.jsonl"), str(tmp_path), "q")
 
 
@@ -175,10 +179,15 @@ def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
 def test_the_record_is_replaced_whole_and_a_damaged_one_is_named(tmp_path, monkeypatch):
     assert ingestion.read(tmp_path) == ()
     days = ingestion.next_day(
-        (), [Source("a.txt", "Ä one")], [DocumentQuestion("a?", "1")], 9, words
+        (),
+        [Source("a.txt", "Ä one")],
+        [DocumentQuestion("a?", "1")],
+        9,
+        words,
+        left_out={"b.pdf": "no pdf"},
     )
     ingestion.write(tmp_path, days)
-    assert ingestion.read(tmp_path) == days
+    assert ingestion.read(tmp_path) == days and days[0].left_out == {"b.pdf": "no pdf"}
     assert json.loads((tmp_path / ingestion.FILE).read_text())[0]["documents"][0]["pieces"] == [
         "Ä one"
     ]
@@ -195,3 +204,94 @@ def test_the_record_is_replaced_whole_and_a_damaged_one_is_named(tmp_path, monke
     (tmp_path / ingestion.FILE).write_text('[{"documents": [{}]}]')
     with pytest.raises(InputError, match="expected the record of ingested documents, got KeyError"):
         ingestion.read(tmp_path)
+
+
+SEPARATORS_IN_STRINGS = "one\u2028two\u2029three\x85four"
+"""Ends of lines for `str.splitlines`, and characters like any other for JSON."""
+
+
+@pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
+def test_a_json_string_may_hold_any_separator_and_the_file_any_line_end(tmp_path, line_end):
+    rows = [{"id": "a", "text": SEPARATORS_IN_STRINGS}, {"id": "b", "text": "two"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "rows.jsonl").write_bytes(line_end.join(["", *lines, ""]).encode())
+    found = scan(str(tmp_path), WHERE)
+    assert [(s.name, s.text) for s in found.sources] == [
+        ("rows.jsonl#a", SEPARATORS_IN_STRINGS),
+        ("rows.jsonl#b", "two"),
+    ]
+    asked = {"question": SEPARATORS_IN_STRINGS, "answer": "1\u20282"}
+    line = json.dumps(asked, ensure_ascii=False)
+    (tmp_path / "questions.jsonl").write_bytes((line + line_end + "{}").encode())
+    with pytest.raises(InputError, match=r"questions.jsonl: line 2: expected texts"):
+        questions(None, str(tmp_path), "q")
+    (tmp_path / "questions.jsonl").write_bytes((line + line_end).encode())
+    assert questions(None, str(tmp_path), "q") == (
+        DocumentQuestion(SEPARATORS_IN_STRINGS, "1\u20282"),
+    )
+
+
+SAVED_ANEW = {
+    "one newline more": "Nora lives\nin Köln.\n\nShe sings.\n",
+    "another empty line": "Nora lives\nin Köln.\n\n\nShe sings.",
+    "the line ends of Windows": "Nora lives\r\nin Köln.\r\n\r\nShe sings.",
+    "those of old Macs": "Nora lives\rin Köln.\r\rShe sings.",
+    "a byte order mark": "\ufeffNora lives\nin Köln.\n\nShe sings.",
+    "wrapped anew": "Nora\nlives in Köln.\n\nShe  sings. ",
+    "decomposed": "Nora lives\nin Ko\u0308ln.\n\nShe sings.",
+}
+
+
+@pytest.mark.parametrize("way", SAVED_ANEW)
+def test_a_document_that_was_only_saved_anew_makes_no_day(tmp_path, way):
+    (tmp_path / "a.txt").write_bytes("Nora lives\nin Köln.\n\nShe sings.".encode())
+    first = ingestion.next_day((), scan(str(tmp_path), WHERE).sources, [], 50, words)
+    (tmp_path / "a.txt").write_bytes(SAVED_ANEW[way].encode())
+    assert ingestion.next_day(first, scan(str(tmp_path), WHERE).sources, [], 50, words) == first
+    (tmp_path / "b.txt").write_bytes(SAVED_ANEW[way].encode())  # nor is a copy another document
+    assert names(scan(str(tmp_path), WHERE)) == ["a.txt"]
+    (tmp_path / "a.txt").write_bytes(SAVED_ANEW[way].replace("sings", "sang").encode())
+    assert len(ingestion.next_day(first, scan(str(tmp_path), WHERE).sources, [], 50, words)) == 2
+
+
+def test_a_question_that_was_only_saved_anew_stays_with_its_day():
+    asked = [DocumentQuestion("Who lives in Köln?", "Jürgen")]
+    first = ingestion.next_day((), [Source("a.txt", "one")], asked, 9, words)
+    again = [DocumentQuestion("Who  lives in Ko\u0308ln?", "Ju\u0308rgen")]
+    second = ingestion.next_day(first, [Source("b.txt", "two")], again, 9, words)
+    assert [len(day.questions) for day in second] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "on_disk, named", [(DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED), (COMPOSED, COMPOSED)]
+)
+def test_a_name_is_the_same_in_each_unicode_form(tmp_path, on_disk, named):
+    folder = tmp_path / on_disk
+    folder.mkdir()
+    (folder / f"{on_disk}.txt").write_text("Nora sings.")
+    row = {"question": "Who?", "answer": "Nora", "document": f"{named}.txt"}
+    (folder / "questions.jsonl").write_text(json.dumps(row))
+    given = str(tmp_path / named)
+    found = scan(given, WHERE)
+    first = ingestion.next_day((), found.sources, questions(None, given, "q"), 9, words)
+    task = Documents(given)
+    [day] = task.days()
+    assert [q.document for q in day.questions] == [day.documents[0].id]
+    alone = scan(f"{given}/{named}.txt", WHERE).sources
+    assert [s.text for s in alone] == ["Nora sings."]
+    # the changed file comes with its name in the other form
+    changed = [Source(f"{named}.txt", "Nora sang.")]
+    second = ingestion.next_day(first, changed, questions(None, given, "q"), 9, words)
+    assert [len(day.questions) for day in second] == [0, 1]
+    assert ingestion.summary_line(second).startswith("day 2: 0 new and 1 changed")
+
+
+def test_two_names_that_differ_in_their_unicode_form_only_are_two_documents():
+    sources = [Source(f"{name}.txt", text) for name, text in ((DECOMPOSED, "a"), (COMPOSED, "b"))]
+    first = ingestion.next_day((), sources, [], 9, words)
+    for name, text in ((DECOMPOSED, "c"), (COMPOSED, "d")):
+        asked = [DocumentQuestion("?", "!", f"{name}.txt")]
+        days = ingestion.next_day(first, [Source(f"{name}.txt", text)], asked, 9, words)
+        assert [len(day.questions) for day in days] == [0, 1]
+        other = [Source(f"{COMPOSED if name == DECOMPOSED else DECOMPOSED}.txt", text)]
+        assert len(ingestion.next_day(first, other, asked, 9, words)[0].questions) == 1
