@@ -117,7 +117,7 @@ def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
         return _folder(location)
     if os.path.exists(location):
         try:
-            return _read(location, location.name), {}
+            return _read(location, _name(Path(location.name))), {}
         except Unreadable as error:
             raise InputError(f"{where}: {location}: {error}") from None
     if HUB_NAME.fullmatch(path):
@@ -132,12 +132,17 @@ def _folder(folder: Path) -> tuple[list[Source], dict[str, str]]:
     sources = []
     left_out = {}
     for file in _files(folder):
-        name = file.relative_to(folder).as_posix()
+        name = _name(file.relative_to(folder))
         try:
             sources += _read(file, name)
         except Unreadable as error:
             left_out[name] = str(error)
     return sources, left_out
+
+
+def _name(path: Path) -> str:
+    """Return a path as text; bytes that are no UTF-8, which a name may hold, as escapes."""
+    return os.fsencode(path.as_posix()).decode("utf-8", "backslashreplace")
 
 
 def _files(folder: Path) -> Iterator[Path]:

@@ -1,6 +1,7 @@
 """Reading, filtering and splitting the user's documents, and ingesting the new ones as a day."""
 
 import json
+import os
 
 import pytest
 
@@ -295,3 +296,17 @@ def test_two_names_that_differ_in_their_unicode_form_only_are_two_documents():
         assert [len(day.questions) for day in days] == [0, 1]
         other = [Source(f"{COMPOSED if name == DECOMPOSED else DECOMPOSED}.txt", text)]
         assert len(ingestion.next_day(first, other, asked, 9, words)[0].questions) == 1
+
+
+def test_a_name_that_is_no_text_is_written_with_escapes(tmp_path):
+    documents = tmp_path / "documents"
+    documents.mkdir()
+    for name, content in ((b"\xfcber.txt", b"Nora sings."), (b"\xfc.png", b"")):
+        with open(os.path.join(os.fsencode(documents), name), "wb") as file:
+            file.write(content)
+    found = scan(str(documents), WHERE)
+    assert names(found) == [r"\xfcber.txt"] and list(found.left_out) == [r"\xfc.png"]
+    days = ingestion.next_day((), found.sources, [], 9, words, left_out=found.left_out)
+    ingestion.write(tmp_path, days)
+    assert ingestion.read(tmp_path) == days
+    assert names(scan(str(documents / os.fsdecode(b"\xfcber.txt")), WHERE)) == names(found)
