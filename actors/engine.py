@@ -180,13 +180,16 @@ class Engine:
         """
         return [output for output in self._guarded(self.llm.llm_engine.step) if output.finished]
 
-    def prompt_logprobs(self, ids_T: Sequence[int]) -> list[float]:
-        """Return the log-probabilities (nats) of ids_T[1:]. Raises as `generate`."""
+    def prompt_logprobs(self, ids_N: Sequence[Sequence[int]]) -> list[list[float]]:
+        """Return the log-probabilities (nats) of ids_T[1:] of each prompt. Raises as `generate`."""
         params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
-        [output] = self.generate([ids_T], [params])
+        outputs = self.generate(ids_N, [params] * len(ids_N))
         return [
-            entry[token].logprob
-            for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)
+            [
+                entry[token].logprob
+                for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)
+            ]
+            for output, ids_T in zip(outputs, ids_N, strict=True)
         ]
 
     def _guarded(self, call: Callable[[], R]) -> R:

@@ -105,6 +105,39 @@ class RolloutWorker:
         self.begin(requests_N, name, version, sampling)
         return self.more(math.inf)
 
+    def logprobs(
+        self, requests_N: list[Request], name: str, version: int
+    ) -> list[tuple[float, ...] | Failure]:
+        """Return the log-probabilities of each request's prompt_T (roles.Rollout). Raises RunError
+        while samples are under way.
+        """
+        self._refuse_if_busy()
+        self.states.activate(name, version)
+        results: list[tuple[float, ...] | Failure] = []
+        ids_N = [request.context_T + request.prompt_T for request in requests_N]
+        refusals_N = [self._unscorable(request) for request in requests_N]
+        scored = self.engine.prompt_logprobs(
+            [ids for ids, refusal in zip(ids_N, refusals_N, strict=True) if not refusal]
+        )
+        for request, refusal in zip(requests_N, refusals_N, strict=True):
+            if refusal:
+                results.append(Failure(refusal, "rollout"))
+            else:
+                results.append(tuple(scored.pop(0)[len(request.context_T) - 1 :]))
+        return results
+
+    def _unscorable(self, request: Request) -> str:
+        if not request.context_T or not request.prompt_T:
+            return "log-probabilities need a context and a prompt of at least one token each"
+        return self.engine.refusal(request.context_T + request.prompt_T)
+
+    def _refuse_if_busy(self) -> None:
+        if self._batch:
+            raise RunError(
+                f"rollout: {len(self._batch.requests_N)} requests to "
+                f"{self._batch.name} are under way"
+            )
+
     def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
         """Queue requests for `more` (roles.Rollout). Raises RunError while others are under way."""
         if sampling.max_tokens < 1 or sampling.temperature < 0 or not 0 <= sampling.min_p <= 1:
@@ -112,11 +145,7 @@ class RolloutWorker:
                 "sampling: max_tokens from 1, temperature from 0 and min_p in [0, "
                 f"1] are allowed, got {sampling}"
             )
-        if self._batch:
-            raise RunError(
-                f"rollout: {len(self._batch.requests_N)} requests to "
-                f"{self._batch.name} are under way"
-            )
+        self._refuse_if_busy()
         self.states.activate(name, version)
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
         refusals_N = [self.engine.refusal(ids) for ids in ids_N]

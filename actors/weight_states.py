@@ -126,7 +126,7 @@ class WeightStates:
             reason = f"{len(expected)} log-probabilities for {len(weights.probe_T)} tokens"
         if reason:
             raise RunError(f"{label}: its probe prompt cannot be checked: {reason}")
-        logprobs = self._engine.prompt_logprobs(weights.probe_T)
+        [logprobs] = self._engine.prompt_logprobs([weights.probe_T])
         gaps = [abs(a - b) for a, b in zip(logprobs, expected, strict=True)]
         if not all(gap <= self._tolerance for gap in gaps):  # also catches NaN
             raise RunError(

@@ -153,6 +153,11 @@ class WorkerCrew:
         version = 0 if name == CHECKPOINT else self.store.current(name)
         return self.rollouts.sample(requests_N, name, version, sampling)
 
+    def logprobs(self, requests_N: list[Request], name: str) -> list[tuple[float, ...] | Failure]:
+        """Return the log-probabilities of each request's prompt_T, see roles.Crew."""
+        version = 0 if name == CHECKPOINT else self.store.current(name)
+        return self.rollouts.logprobs(requests_N, name, version)
+
     def start_teachers(self) -> None:
         """Start one rollout worker per model of model.teachers, and load the models into the
         learners.

@@ -41,6 +41,14 @@ class RolloutPool(Pool):
         """
         return self.map_with_retry(Rollout.sample, requests_N, name, version, sampling)
 
+    def logprobs(
+        self, requests_N: list[Request], name: str, version: int
+    ) -> list[tuple[float, ...] | Failure]:
+        """Return the log-probabilities of each request's prompt_T, see roles.Rollout. What a failed
+        worker did not complete is retried once.
+        """
+        return self.map_with_retry(Rollout.logprobs, requests_N, name, version)
+
     def call(
         self,
         handles: Sequence[Handle],
@@ -72,15 +80,19 @@ class RolloutPool(Pool):
         return error
 
     def invalid_response(self, part: Sequence[Any], response: Any, *args: Any) -> str:
-        """Return what is wrong with the samples; `args`: the requested state's name and version,
-        and the sampling parameters.
+        """Return what is wrong with the samples, or with the log-probabilities; `args`: the
+        requested state's name and version, and for samples the sampling parameters.
         """
         wrong = super().invalid_response(part, response)
         if wrong:
             return wrong
-        name, version = args[:2]
-        for request, sample in zip(part, response, strict=True):
-            if wrong := _invalid_sample(request, sample, name, version):
+        name, version, *sampling = args
+        for request, result in zip(part, response, strict=True):
+            if sampling:
+                wrong = _invalid_sample(request, result, name, version)
+            else:
+                wrong = _invalid_logprobs(request, result)
+            if wrong:
                 return wrong
         return ""
 
@@ -99,6 +111,15 @@ def _invalid_sample(request: Request, sample: Any, name: str, version: int) -> s
         return f"a sample of {sample.weights} {versions}, requested was {name} {version}"
     if not len(sample.completion_T) == len(sample.logprobs_T) == len(sample.versions_T):
         return "a sample with different numbers of tokens, log-probabilities and versions"
+    return ""
+
+
+def _invalid_logprobs(request: Request, logprobs: Any) -> str:
+    """Return why log-probabilities do not match their request; empty when they do."""
+    if isinstance(logprobs, Failure):
+        return ""
+    if not isinstance(logprobs, tuple) or len(logprobs) != len(request.prompt_T):
+        return f"{logprobs!r:.60} instead of {len(request.prompt_T)} log-probabilities"
     return ""
 
 

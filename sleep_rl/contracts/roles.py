@@ -81,6 +81,13 @@ class Rollout(Protocol):
         a newer one. Raises RunError when neither is held.
         """
 
+    def logprobs(
+        self, requests_N: list[Request], name: str, version: int
+    ) -> list[tuple[float, ...] | Failure]:
+        """Return the log-probabilities of each request's prompt_T behind its context_T, in nats,
+        in order, under `version` of the state `name` or a newer one. Raises as `sample`.
+        """
+
     def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
         """Queue what `sample` does in one call. Raises as `sample`.
 
@@ -272,6 +279,11 @@ class Crew(Protocol):
     ) -> list[Sample | Failure]:
         """Sample from the current version of state `name` or a newer one, spread over the rollout
         workers; results are in order.
+        """
+
+    def logprobs(self, requests_N: list[Request], name: str) -> list[tuple[float, ...] | Failure]:
+        """Return the log-probabilities of each request's prompt_T behind its context_T, in nats,
+        in order, under state `name`; CHECKPOINT is the untouched model.
         """
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:

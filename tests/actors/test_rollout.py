@@ -452,7 +452,22 @@ def test_one_batch_at_a_time(worker, path):
     begun(worker, changed_model(path, 1), "first")
     with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
         worker.begin(REQUESTS, "teacher", 1, SAMPLING)
+    with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
+        worker.logprobs(REQUESTS, "teacher", 1)
     assert len(worker.more(60.0)) == len(REQUESTS)
+
+
+def test_logprobs_are_those_of_the_prompt_behind_its_context(worker, path, have):
+    model = changed_model(path, 3)
+    worker.load(weights_of(model, "scored", 1, have))
+    requests = [Request((7, 8, 9), (1, 5)), Request((11,), (1,)), Request((), (1,)), Request((1,))]
+    first, second, *refused = worker.logprobs(requests, "scored", 1)
+    assert first == pytest.approx(hf_logprobs(model, (1, 5, 7, 8, 9))[-3:], abs=1e-4)
+    assert second == pytest.approx(hf_logprobs(model, (1, 11))[-1:], abs=1e-4)
+    assert all(isinstance(result, Failure) for result in refused)
+    assert worker.logprobs([], "scored", 1) == []
+    with pytest.raises(RunError, match="scored v2 is not loaded"):
+        worker.logprobs(requests, "scored", 2)
 
 
 def test_every_token_has_its_version(worker, path, have):

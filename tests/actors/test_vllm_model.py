@@ -48,7 +48,8 @@ def reference(model, prompt_T, completion_T) -> tuple[list[int], list[float]]:
 def prompt_logprobs(worker, ids_T) -> list[float]:
     """Log-probabilities (nats) of ids_T[1:] under the checkpoint's own memory."""
     worker.states.activate("base")
-    return worker.engine.prompt_logprobs(ids_T)
+    [logprobs] = worker.engine.prompt_logprobs([ids_T])
+    return logprobs
 
 
 def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:

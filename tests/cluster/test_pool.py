@@ -314,6 +314,17 @@ class TestRolloutPool:
             pool.sample(self.REQUESTS, "student", 2, self.SAMPLING)
         assert len(restarted) == 1
 
+    def test_logprobs_have_one_value_per_token_of_the_prompt(self, here):
+        def answer(requests_N, name, version):
+            return [Failure("cut") if r.seed == 4 else (-0.5, -0.25) for r in requests_N]
+
+        handle = here.spawn(ScriptedRollout, {"answer": answer}, name="rollout-0")
+        pool = RolloutPool([handle], 30)
+        assert pool.logprobs(self.REQUESTS, "student", 2) == [(-0.5, -0.25), Failure("cut")]
+        longer = [replace(r, prompt_T=(5, 6, 7), seed=3) for r in self.REQUESTS]
+        with pytest.raises(RunError, match=r"logprobs returned \(-0.5, -0.25\) instead of 3 log-"):
+            pool.logprobs(longer, "student", 2)
+
 
 class TestSlices:
     """With sleep.lag above 0 a worker loads newer weights while its samples are in flight."""
@@ -368,6 +379,9 @@ class ScriptedRollout:
         self.answer = answer
 
     def sample(self, requests_N, name, version, sampling):
+        return self.answer(requests_N, name, version)
+
+    def logprobs(self, requests_N, name, version):
         return self.answer(requests_N, name, version)
 
 

@@ -146,6 +146,9 @@ class CheckingRollout:
     def sample(self, requests_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
         raise RunError("this rollout only loads")
 
+    def logprobs(self, requests_N: list[Any], name: str, version: int) -> list[Any]:
+        raise RunError("this rollout only loads")
+
     def close(self) -> None:
         self.forget()
 
