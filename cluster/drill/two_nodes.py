@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 
 from cluster.drill.faults import freeze
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from sleep_rl.contracts.errors import RunError
 
 LOOPBACK = "127.0.0.1"
@@ -42,7 +42,7 @@ class TwoNodes:
     def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
         """Start both nodes. `jobs`: with a job server on the head."""
         # kept until the nodes end: Ray binds them beside these, seconds later
-        self._held = [held_port(LOOPBACK) for _ in range(2)]
+        self._held = [reserve_port(LOOPBACK) for _ in range(2)]
         port, dashboard_port = (held.getsockname()[1] for held in self._held)
         self.address = f"{LOOPBACK}:{port}"
         self.jobs = f"http://{LOOPBACK}:{dashboard_port}" if jobs else ""

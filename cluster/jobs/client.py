@@ -1,10 +1,9 @@
-"""Ray's job server through Ray's own client: submit, watch and stop a job.
+"""Client of Ray's job server: submit, query and stop a job.
 
-This is the second place that imports ray, beside cluster/runtime/ray_*.py. `JobSubmissionClient`
-knows the requests, the packages and the answers. Four things that people see are ours, since the
-client does not offer them: a deadline for every request, no redirects (the token is for nobody
-else), errors of one line, and the token as `_token` finds it (Ray's own reader ends the process
-where the file cannot be read, and sends nothing without RAY_AUTH_MODE).
+Beside cluster/runtime/ray_*.py this is the only module that imports ray. It adds four things to
+Ray's `JobSubmissionClient`: a timeout for every request, no redirects (another server must not get
+the token), errors of one line, and the lookup of the token in `_token` (Ray's own lookup ends the
+process when the file cannot be read, and sends no token without RAY_AUTH_MODE).
 """
 
 from __future__ import annotations
@@ -25,37 +24,37 @@ from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.text import last_line
 
 JobInfo = JobDetails
-"""What is known about a job: status, message, metadata, driver_exit_code, ..."""
+"""Ray's record of a job: status, message, metadata, driver_exit_code, ..."""
 ADDRESS = re.compile(r"https?://[A-Za-z0-9._\-\[\]:]+/?")
 TIMEOUTS_S = {"GET": 30.0, "POST": 120.0, "PUT": 300.0}  # of one request
-MOST_BYTES = 100 << 20  # what Ray's job server takes in one request
-# with these set, Ray's client would go there and not to --address
+MAX_BYTES = 100 << 20  # of a package that Ray's job server accepts
+# with these set, Ray's client would use them instead of --address
 OTHER_ADDRESSES = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
 VERSION = "/api/version"
 PACKAGES = "/api/packages/"
 JOBS = "/api/jobs/"
 
-# "Uploading package ..." would stand between what the job prints
+# "Uploading package ..." would mix with the output of the job
 logging.getLogger("ray.dashboard.modules.dashboard_sdk").setLevel(logging.WARNING)
 
 
 class Unreachable(InputError):
-    """Nobody answers at the address."""
+    """No server answers at the address."""
 
 
 class MaybeSubmitted(Unreachable):
-    """A job was sent, and no answer came."""
+    """A job was sent, but no response arrived."""
 
 
-class ServerTrouble(RunError):
-    """The job server answers that it cannot; it may be able to later."""
+class ServerError(RunError):
+    """The job server responded with an error of its own, which may be temporary."""
 
 
 class JobServer:
     """The job server of a Ray cluster, e.g. at http://HEAD:8265.
 
-    Raises InputError when there is none, when it rejects the token or the request, and when it does
-    not know a job; ServerTrouble when it has an error of its own.
+    Its methods raise InputError when no server answers, when it rejects the token or the request,
+    and when the job does not exist; ServerError when the server has an error of its own.
     """
 
     def __init__(self, address: str | None) -> None:
@@ -77,15 +76,16 @@ class JobServer:
         metadata: dict[str, str],
         package: bytes = b"",
     ) -> None:
-        """Start a job with the id `job`. `package`: its working directory as a zip file, which is
-        brought to the cluster if it is not there already; empty: none.
+        """Start a job with the id `job`.
 
-        Raises MaybeSubmitted when the job was sent and no answer came, also because of Ctrl-C.
+        `package`: its working directory as a zip file, uploaded unless the cluster has it already;
+        empty: none. Raises MaybeSubmitted when the job was sent but no response arrived, also
+        because of Ctrl-C.
         """
-        if len(package) > MOST_BYTES:
+        if len(package) > MAX_BYTES:
             raise InputError(
                 f"the working directory has {len(package) >> 20} MiB as a zip file, a job server "
-                f"takes {MOST_BYTES >> 20} MiB"
+                f"accepts {MAX_BYTES >> 20} MiB"
             )
         with tempfile.TemporaryDirectory(prefix="sleep_rl-submit-") as folder:
             if package:
@@ -93,7 +93,7 @@ class JobServer:
                 file.write_bytes(package)
                 runtime_env = {**runtime_env, "working_dir": str(file)}
             try:
-                answer = self._client.submit_job(
+                submitted = self._client.submit_job(
                     submission_id=job,
                     entrypoint=entrypoint,
                     runtime_env=runtime_env,
@@ -105,30 +105,30 @@ class JobServer:
                 raise MaybeSubmitted(str(error) or "interrupted") from error
             except InputError:
                 raise
-            except TypeError:  # of the record that Ray's client makes of the answer
-                raise self._client.nonsense("an answer without submission_id") from None
-        if answer != job:
-            raise self._client.nonsense(f"an answer about another job than {job}")
+            except TypeError:  # Ray's client could not parse the response
+                raise self._client.unexpected("a response without submission_id") from None
+        if submitted != job:
+            raise self._client.unexpected(f"a response about another job than {job}")
 
     def info(self, job: str) -> JobInfo:
-        """Return what is known about a job: status, message, metadata and, once it has ended,
+        """Return Ray's record of a job: status, message, metadata and, once it has ended,
         driver_exit_code.
         """
         try:
             return self._client.get_job_info(job)
         except InputError:
             raise
-        except (TypeError, ValueError):  # of the record that Ray's client makes of the answer
-            raise self._client.nonsense("a job without status") from None
+        except (TypeError, ValueError):  # Ray's client could not parse the response
+            raise self._client.unexpected("a job without status") from None
 
     def log(self, job: str) -> str:
-        """Return all that a job has printed so far."""
+        """Return the whole log of a job so far."""
         try:
             text = self._client.get_job_logs(job)
         except TypeError:
             text = None
         if not isinstance(text, str):
-            raise self._client.nonsense("a log that is no text")
+            raise self._client.unexpected("a log that is not text")
         return text
 
     def stop(self, job: str) -> None:
@@ -136,16 +136,14 @@ class JobServer:
         RAY_JOB_STOP_WAIT_TIME_S; does not wait.
         """
         if not self._client.stop_job(job):
-            raise ServerTrouble(
-                f"{self.address} did not stop {job}: it has no process that could be told"
-            )
+            raise ServerError(f"{self.address} did not stop {job}: it has no running process")
 
 
 class _Client(JobSubmissionClient):
-    """Ray's client with a deadline and our errors on each request.
+    """Ray's client with a timeout and errors of one line for each request.
 
-    `_do_request` is private, and the only method through which the client sends anything; if a new
-    version of Ray goes another way, the tests of deadlines and redirects in
+    Overrides `_do_request`, a private method through which the client sends every request; if a new
+    version of Ray changes that, the tests of timeouts and redirects in
     tests/cluster/test_submit.py fail.
     """
 
@@ -160,7 +158,7 @@ class _Client(JobSubmissionClient):
         self.job_sent = self.job_sent or (method, endpoint) == ("POST", JOBS)
         limit_s = TIMEOUTS_S[method]
         if not self._token:
-            # Ray reads RAY_AUTH_MODE once in a process, and would send what it read then.
+            # Ray reads RAY_AUTH_MODE once per process, and may have added a token it read earlier
             self._headers.pop("authorization", None)
         try:
             response = super()._do_request(
@@ -175,7 +173,7 @@ class _Client(JobSubmissionClient):
         text = _summary(response.text)
         is_package = endpoint.startswith(PACKAGES)
         if response.status_code == 404 and is_package:
-            return response  # it is to be uploaded
+            return response  # Ray's client uploads the package then
         if response.status_code != 200:
             raise self._refusal(response.status_code, text)
         if not is_package:
@@ -183,38 +181,39 @@ class _Client(JobSubmissionClient):
         return response
 
     def _rejection(self, message: str) -> InputError:
-        """Return the error for a token that is missing or wrong. `message`: Ray's, in which the
-        first line ends with the server's answer.
+        """Return the error for a missing or wrong token. `message`: Ray's; its first line ends with
+        the server's response.
         """
         code = 401 if message.startswith("Authentication required") else 403
-        answer = message.splitlines()[0].partition(": ")[2]
+        response = message.splitlines()[0].partition(": ")[2]
         return InputError(
-            f"{self._address} rejects the token ({code} {answer}): RAY_AUTH_TOKEN, or the file "
+            f"{self._address} rejects the token ({code} {response}): RAY_AUTH_TOKEN, or the file "
             "that RAY_AUTH_TOKEN_PATH names, must hold that of the cluster"
         )
 
     def _refusal(self, code: int, text: str) -> Exception:
-        """Return the error for an answer other than 200."""
+        """Return the error for a response other than 200."""
         if code == 404 and "does not exist" in text:
             return InputError(f"{self._address}: {text}")
         if code == 400:
             return InputError(f"{self._address} refuses: {text}")
         if code >= 500:
-            return ServerTrouble(f"{self._address} failed: {text}")
-        return self.nonsense(f"{code} {text}")
+            return ServerError(f"{self._address} failed: {text}")
+        return self.unexpected(f"{code} {text}")
 
     def _check_json(self, endpoint: str, response: Any, text: str) -> None:
+        """Raise InputError for a response that is not the JSON of a job server."""
         try:
-            answer = response.json()
+            content = response.json()
         except ValueError:
-            raise self.nonsense(text) from None
-        if not isinstance(answer, dict):
-            raise self.nonsense(text)
-        if endpoint == VERSION and not isinstance(answer.get("ray_version"), str):
-            raise self.nonsense("an answer without ray_version")
+            raise self.unexpected(text) from None
+        if not isinstance(content, dict):
+            raise self.unexpected(text)
+        if endpoint == VERSION and not isinstance(content.get("ray_version"), str):
+            raise self.unexpected("a response without ray_version")
 
-    def nonsense(self, what: str) -> InputError:
-        """Return the error for an answer that no job server gives."""
+    def unexpected(self, what: str) -> InputError:
+        """Return the error for a response that is not a job server's."""
         return InputError(f"--address: expected a Ray job server at {self._address}, got {what}")
 
 
@@ -228,23 +227,23 @@ def _without_environment(names: tuple[str, ...]) -> Iterator[None]:
 
 
 def _reason(error: OSError) -> str:
-    """Return the last part of a message of `requests`, which says why."""
+    """Return the last part of an error message of `requests`, which names the cause."""
     cause = error.args[0] if error.args else error
     reason = getattr(cause, "reason", None) or cause
     return str(reason).rpartition(": ")[2] or type(error).__name__
 
 
 def _summary(text: str) -> str:
-    """Return what an answer comes down to: of a traceback the last line."""
-    return last_line(text)[:300] or "an empty answer"
+    """Return the last line of a response: of a traceback the exception."""
+    return last_line(text)[:300] or "an empty response"
 
 
 def _token() -> str:
-    """Return the token that Ray itself would send; empty when there is none to send.
+    """Return the token to send; empty for none. The lookup is that of Ray.
 
-    RAY_AUTH_TOKEN, else the file that RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token;
-    RAY_AUTH_MODE=token makes one a must, RAY_AUTH_MODE=disabled sends none. Raises InputError,
-    without the token in it.
+    RAY_AUTH_TOKEN, else the file that RAY_AUTH_TOKEN_PATH names, else ~/.ray/auth_token. With
+    RAY_AUTH_MODE=token a missing token raises InputError; RAY_AUTH_MODE=disabled sends none.
+    Messages never contain the token.
     """
     mode = os.environ.get("RAY_AUTH_MODE", "").lower()
     if mode == "disabled":
@@ -265,7 +264,7 @@ def _token() -> str:
 
 
 def _token_file() -> tuple[str, str]:
-    """Return (what the token's file holds, its name for messages); nothing where there is none."""
+    """Return (content of the token file, its name for messages); "" when there is no file."""
     path = os.environ.get("RAY_AUTH_TOKEN_PATH")
     file = Path(path) if path else Path.home() / ".ray" / "auth_token"
     source = f"RAY_AUTH_TOKEN_PATH {file}" if path else str(file)
@@ -276,4 +275,4 @@ def _token_file() -> tuple[str, str]:
             raise InputError(f"{source}: {error.strerror}") from None
         return "", source
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source}: {getattr(error, 'strerror', None) or 'no text'}") from None
+        raise InputError(f"{source}: {getattr(error, 'strerror', None) or 'not text'}") from None

@@ -1,5 +1,5 @@
-"""Follow a job of a Ray cluster: print its log until it ends. The job belongs to the cluster; who
-follows it may come and go.
+"""Follow a job of a Ray cluster: print its log until it ends. The job does not depend on the
+process that follows it.
 """
 
 from __future__ import annotations
@@ -12,44 +12,44 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-from cluster.jobs.client import JobInfo, JobServer, ServerTrouble, Unreachable
+from cluster.jobs.client import JobInfo, JobServer, ServerError, Unreachable
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.text import clock
 
-PATIENCE_S = 300.0  # how long a job server may be away while a job is followed
+RETRY_S = 300.0  # how long requests are retried while the job server does not answer
 POLL_S = 1.0
-LONGEST_POLL_S = 15.0
-# the exit code of a run whose input cannot work: going on with it would end the same way
+MAX_POLL_S = 15.0
+# the exit code of a run that raised InputError: resuming it would fail the same way
 BAD_INPUT = 2
 INTERRUPTED = 130
 
 
 def follow_job(server: JobServer, job: str, greeting: str = "") -> int:
-    """Print a greeting and the job's log to its end; return the run's exit code.
+    """Print `greeting` and the job's log until the job ends; return the run's exit code.
 
-    Ctrl-C, a lost terminal and a closed pipe end the following and leave the job: 130. Raises
-    RunError for a job that was stopped, or whose server stays away.
+    Ctrl-C, SIGHUP and a closed pipe end the following, not the job; 130 is returned. Raises
+    RunError for a job that was stopped, and when its server does not answer for RETRY_S.
     """
     if hasattr(sys.stdout, "reconfigure"):
-        # a run's tables have lines that LANG=C cannot print
+        # a run's tables have characters that LANG=C cannot encode
         sys.stdout.reconfigure(errors="replace")
     try:
-        with _hangup_interrupts():
+        with _sighup_as_interrupt():
             print(greeting, end="", flush=True)
             info = _Tail(server, job).print_to_end()
     except (KeyboardInterrupt, BrokenPipeError) as error:
         if isinstance(error, BrokenPipeError):
-            # or Python would flush into it again at exit
+            # otherwise Python flushes into the closed pipe at exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         with suppress(OSError):  # the terminal may be gone
-            line = f"\n{job}: goes on without you; {hints(server, job)}"
+            line = f"\n{job}: keeps running on the cluster; {hints(server, job)}"
             print(line, file=sys.stderr, flush=True)
         return INTERRUPTED
     return _exit_code(server, job, info)
 
 
 def _exit_code(server: JobServer, job: str, info: JobInfo) -> int:
-    """Return the exit code of a run that has ended, and say how to go on with it."""
+    """Return the exit code of a run that has ended; print how to resume it when it failed."""
     if info.status == "SUCCEEDED":
         return 0
     if info.status == "STOPPED":
@@ -59,14 +59,14 @@ def _exit_code(server: JobServer, job: str, info: JobInfo) -> int:
         reasons = str(info.message).strip().splitlines() or ["no reason given"]
         raise RunError(f"{job}: failed: {reasons[-1]}")
     hint = f"; {resume_hint(info, server)}" if code != BAD_INPUT else ""
-    line = f"sleep-rl: {job}: failed with exit code {code}; what it printed last says why{hint}"
+    line = f"sleep-rl: {job}: failed with exit code {code}; see the end of its log{hint}"
     print(line, file=sys.stderr, flush=True)
     return code if 0 < code < 256 else 1
 
 
 class _Tail:
-    """Prints what a job writes, by polling: unlike `tail_job_logs` of Ray's client, which a lost
-    connection ends, it goes on where it was when the server is back.
+    """Prints a job's log by polling. Unlike `tail_job_logs` of Ray's client it survives a lost
+    connection: it continues where it was once the server answers again.
     """
 
     def __init__(self, server: JobServer, job: str):
@@ -74,29 +74,28 @@ class _Tail:
         self._job = job
         self._printed = 0  # characters of the log
         self._message = ""  # why the job is pending, as last printed
-        self._away_since = 0.0  # when the server was first not reached; 0: it was reached
+        self._unreachable_since = 0.0  # time of the first failed request; 0: the last one succeeded
 
     def print_to_end(self) -> JobInfo:
-        """Print the log until the job has ended; return what is known about it then."""
+        """Print the log until the job has ended; return its record."""
         info = self._server.info(self._job)
         while True:
             started = time.monotonic()
             try:
-                info = self._server.info(
-                    self._job
-                )  # before the log: read after the end it is whole
+                # the record before the log: a log that is read after the end is complete
+                info = self._server.info(self._job)
                 log = self._server.log(self._job)
-            except (Unreachable, ServerTrouble) as error:
-                if self._is_lost(error, started, ended=info.status.is_terminal()):
+            except (Unreachable, ServerError) as error:
+                if self._is_over(error, started, ended=info.status.is_terminal()):
                     return info
             else:
-                self._away_since = 0.0
+                self._unreachable_since = 0.0
                 self._print(log, info)
                 if info.status.is_terminal():
                     return info
-            # A long log costs the server little of its time; a busy one is not asked again at once.
+            # polling takes at most a tenth of the server's time
             took_s = time.monotonic() - started
-            time.sleep(min(max(POLL_S, 10 * took_s), LONGEST_POLL_S))
+            time.sleep(min(max(POLL_S, 10 * took_s), MAX_POLL_S))
 
     def _print(self, log: str, info: JobInfo) -> None:
         print(log[self._printed :], end="", flush=True)
@@ -106,32 +105,32 @@ class _Tail:
             line = f"{self._job}: {' '.join(info.message.split())}"
             print(line, file=sys.stderr, flush=True)
 
-    def _is_lost(self, error: InputError | RunError, now: float, ended: bool) -> bool:
-        """Return whether nothing more is to come of a job that has ended. Raises RunError when the
-        server of one that has not is away for too long.
+    def _is_over(self, error: InputError | RunError, now: float, ended: bool) -> bool:
+        """Return False to retry after a failed request, True when RETRY_S have passed and the job
+        has `ended`. Raises RunError when they have passed and it has not.
         """
-        if not self._away_since:
-            self._away_since = now
-            line = f"{self._job}: {error}; trying again for {clock(PATIENCE_S)}"
+        if not self._unreachable_since:
+            self._unreachable_since = now
+            line = f"{self._job}: {error}; retrying for {clock(RETRY_S)}"
             print(line, file=sys.stderr, flush=True)
-        if now - self._away_since <= PATIENCE_S:
+        if now - self._unreachable_since <= RETRY_S:
             return False
         if ended:
             return True
         hint = hints(self._server, self._job)
-        raise RunError(f"{self._job}: {error}, since {clock(PATIENCE_S)}; {hint}") from error
+        raise RunError(f"{self._job}: {error}, for {clock(RETRY_S)}; {hint}") from error
 
 
 @contextmanager
-def _hangup_interrupts() -> Iterator[None]:
-    """Let a lost terminal end the following like Ctrl-C; under `nohup` it goes on."""
+def _sighup_as_interrupt() -> Iterator[None]:
+    """Treat SIGHUP as Ctrl-C within the block, unless it is ignored (`nohup`)."""
 
-    def hang_up(*_: object) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     before = signal.getsignal(signal.SIGHUP)
     if before is not signal.SIG_IGN:
-        signal.signal(signal.SIGHUP, hang_up)
+        signal.signal(signal.SIGHUP, interrupt)
     try:
         yield
     finally:
@@ -147,9 +146,9 @@ def hints(server: JobServer, job: str) -> str:
 
 
 def resume_hint(info: JobInfo, server: JobServer) -> str:
-    """Return the command that goes on with a job's run."""
+    """Return the command that resumes a job's run."""
     run = (info.metadata or {}).get("run")
     if not run:
         return "it was not submitted by sleep-rl submit"
     command = f"sleep-rl submit --resume {shlex.quote(run)} --address {server.address}"
-    return f"{command} goes on with its run"
+    return f"{command} resumes its run"

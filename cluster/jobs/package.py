@@ -9,26 +9,26 @@ from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
 
-# the source tree; whatever is hidden is left out, too: .git, .venv, .env
+# besides hidden files such as .git, .venv, .env
 EXCLUDED = {"cache", "runs", "wandb", "build", "__pycache__"}
-# bytes before compression: text shrinks to a quarter, so that the zip file may still be small
-# enough for the job server (client.MOST_BYTES)
-MOST_BYTES = 400 << 20
-EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same content gives the same bytes
+# before compression: text shrinks to about a quarter, and may still fit into client.MAX_BYTES
+MAX_BYTES = 400 << 20
+EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file, so that equal contents give equal bytes
 
 
 def package(root: Path | None, files: dict[str, str]) -> bytes:
-    """Return a zip file, the same bytes for the same content.
+    """Return a zip file; equal contents give equal bytes.
 
-    `root`: a repository whose files are taken, without what is hidden, run folders and caches;
-    None: no code. `files`: name -> text, beside it. Raises InputError when it is too large.
+    `root`: the repository to pack, without hidden files, run folders and caches; None: no code.
+    `files`: name -> text of further files. Raises InputError when the repository is too large or
+    has no pyproject.toml.
     """
     content = {name: text.encode() for name, text in files.items()}
     if root is not None:
         if not (root / "pyproject.toml").is_file():
             raise InputError(
-                f"submit: no repository around sleep_rl at {root}; --installed runs what the "
-                "cluster's nodes have"
+                f"submit: {root} has no pyproject.toml, so it is not the repository; --installed "
+                "runs the code that the cluster's nodes have"
             )
         content |= _sources(root)
     buffer = io.BytesIO()
@@ -53,12 +53,12 @@ def _sources(root: Path) -> dict[str, bytes]:
                 top = file.relative_to(root).parts[0]
                 sizes[top] = sizes.get(top, 0) + file.stat().st_size
     total = sum(sizes.values())
-    if total > MOST_BYTES:
+    if total > MAX_BYTES:
         top = max(sizes, key=sizes.__getitem__)
         raise InputError(
             f"submit: {root} holds {total >> 20} MiB beside {', '.join(sorted(EXCLUDED))}, most of "
-            f"it in {top} ({sizes[top] >> 20} MiB), too much to send; data belongs where every "
-            "node sees it"
+            f"it in {top} ({sizes[top] >> 20} MiB), too much to send; put data on a file system "
+            "that all nodes share"
         )
     return {str(file.relative_to(root)): file.read_bytes() for file in found}
 

@@ -1,8 +1,8 @@
 """`sleep-rl submit`: a run as a job of a Ray cluster.
 
-What is sent is the repository around this package (or nothing of it, where the cluster's nodes have
-it installed) and the config with its includes. A job has its own copy of both, which goes with it:
-the run's folder and the cache lie at absolute paths, in a folder that every node sees.
+The job's working directory contains the repository (unless the cluster's nodes have the package
+installed) and the config with its includes. Ray deletes it after the job, so the run's folder and
+the cache are at absolute paths, on a file system that all nodes share.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ PATHS = (
     "target",
 )  # last parts of keys that name files
 STAMP = re.compile(r"-\d{4}-\d{6}$")
-# seconds that a stopped run has for its last record and report; Ray's own 3 would cut it off
+# seconds between SIGTERM and SIGKILL: a run writes its last record and report; Ray's default is 3
 STOP_S = 90
-STOP_MARGIN_S = 60  # beside STOP_S, until the server says that it has ended
+STOP_MARGIN_S = 60  # added to STOP_S, until the server reports the end
 POLL_S = 1.0
 
 
@@ -52,15 +52,15 @@ def submit(
 ) -> int:
     """Submit `sleep-rl run` and follow it; return the run's exit code.
 
-    `installed`: the nodes have this package, and no code is sent. Raises InputError before anything
-    is sent when the config cannot work, and for an address or token that does not.
+    `installed`: the nodes have this package installed, so no code is sent. Raises InputError for an
+    invalid config, before anything is sent, and for a wrong address or token.
     """
     config = load(path, overrides)
     plan(config)
     server = JobServer(address)
     job = new_id(config.run.name)
     sent_as = f"submitted/{Path(path).stem}.yaml"
-    # documents: today is the next day of the same life
+    # task documents: each job adds a day to the same life
     name = config.run.name if config.task.name == "documents" else job
     fixed = [*_absolute(config), f"run.name={name}", "cluster.backend=ray", "cluster.address=auto"]
     fixed_keys = {text.partition("=")[0] for text in fixed}
@@ -76,7 +76,7 @@ def resume(
     run: str, overrides: Sequence[str], accept: str, address: str | None, installed: bool = False
 ) -> int:
     """Submit `sleep-rl resume` for a run's folder on the cluster, and follow it; return the run's
-    exit code. `accept`: the names for --accept, separated by commas.
+    exit code. `accept`: value of --accept; `installed`: see submit.
     """
     server = JobServer(address)
     run = os.path.abspath(run)
@@ -88,13 +88,13 @@ def resume(
 
 
 def follow(job: str, address: str | None) -> int:
-    """Print the log of a job from its beginning to its end; see follow_job."""
+    """Print the log of a job from its start to its end; see follow_job."""
     return follow_job(JobServer(address), job)
 
 
 def stop(job: str, address: str | None) -> int:
-    """Stop a job and wait until its run has ended in good order; return 0. Raises RunError when it
-    does not in time.
+    """Stop a job and wait until its run has written its record and ended; return 0. Raises RunError
+    when that takes longer than STOP_S + STOP_MARGIN_S.
     """
     server = JobServer(address)
     info = server.info(job)
@@ -107,7 +107,7 @@ def stop(job: str, address: str | None) -> int:
     while not (info := server.info(job)).status.is_terminal():
         if time.monotonic() > deadline:
             raise RunError(
-                f"{job}: was told to stop, and is still {info.status} after {clock(limit_s)}"
+                f"{job}: was asked to stop, but is still {info.status} after {clock(limit_s)}"
             )
         time.sleep(POLL_S)
     print(f"{job}: {info.status.lower()}; {resume_hint(info, server)}", flush=True)
@@ -115,16 +115,14 @@ def stop(job: str, address: str | None) -> int:
 
 
 def new_id(name: str) -> str:
-    """Return an id that can be typed, and is the name of the run's folder:
-    <run.name>-<month and day>-<time of day>.
-    """
+    """Return the id of a new job, also the name of its run's folder: <name>-<MMDD>-<HHMMSS>."""
     return f"{name[:80]}-{time.strftime('%m%d-%H%M%S')}"
 
 
 def _start(
     server: JobServer, job: str, command: list[str], code: bytes, metadata: dict[str, str]
 ) -> int:
-    """Submit a command with a packed working directory, and follow it."""
+    """Submit a command and follow the job; `code`: its working directory as a zip file."""
     revision = commit()
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     if revision:
@@ -139,18 +137,18 @@ def _start(
         )
     except MaybeSubmitted as error:
         raise RunError(
-            f"{job}: {error}; it may have been submitted all the same: {hints(server, job)}"
+            f"{job}: {error}; it may have been submitted nevertheless: {hints(server, job)}"
         ) from error
     greeting = (
-        f"{job}: submitted to {server.address}; its run folder, which every node must see: "
+        f"{job}: submitted to {server.address}; its run folder, which all nodes must share: "
         f"{metadata['run']}\n{job}: {hints(server, job)}\n"
     )
     return follow_job(server, job, greeting)
 
 
 def _absolute(config: Config) -> list[str]:
-    """Return overrides that give every relative path of a config its meaning here: a job's own
-    folder is another one.
+    """Return overrides that make the relative paths of a config absolute: a job runs in another
+    folder.
     """
     out = [
         f"run.{key}={_yaml(os.path.abspath(getattr(config.run, key)))}" for key in ("dir", "cache")
@@ -171,8 +169,8 @@ def _absolute(config: Config) -> list[str]:
 
 
 def _absolute_value(value: Any) -> Any:
-    """Return a path (or each of a list, or the file of "path/to/file.py:Class") as an absolute one
-    if it is here; anything else as it is.
+    """Return a path (each of a list, or the file of "path/to/file.py:Class") as an absolute path if
+    it exists; any other value unchanged.
     """
     if isinstance(value, list):
         return [_absolute_value(item) for item in value]
@@ -185,6 +183,6 @@ def _absolute_value(value: Any) -> Any:
 
 
 def _yaml(value: Any) -> str:
-    """Return a value as an override writes it."""
+    """Return a value in the YAML syntax of an override."""
     text = yaml.safe_dump(value, default_flow_style=True, width=10**6)
     return text.strip().removesuffix("\n...").strip()

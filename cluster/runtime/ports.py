@@ -1,22 +1,22 @@
-"""Ports that are kept for a process which listens later."""
+"""Reserve ports for processes that listen later."""
 
 from __future__ import annotations
 
 import socket
 
 
-def held_port(host: str = "") -> socket.socket:
-    """Bind a socket to a free port, which nobody else is given until it is closed.
+def reserve_port(host: str = "") -> socket.socket:
+    """Return a socket that is bound to a free port and does not listen.
 
-    It does not listen: whoever the port is meant for binds it beside this socket and listens, as
-    torch, gRPC and asyncio do with SO_REUSEADDR. Linux gives a bound port to no one who asks for
-    any free one. Raises OSError.
+    Until it is closed, Linux assigns the port to no process that asks for any free port; a server
+    that sets SO_REUSEADDR, as torch, gRPC and asyncio do, can still bind it and listen. Raises
+    OSError.
     """
-    held = socket.socket()
+    reserved = socket.socket()
     try:
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        held.bind((host, 0))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind((host, 0))
     except OSError:
-        held.close()
+        reserved.close()
         raise
-    return held
+    return reserved

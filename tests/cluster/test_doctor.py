@@ -19,7 +19,7 @@ import pytest
 from actors.environment import cpu_environment
 from cluster.doctor import doctor, machine, processes, services, software
 from cluster.doctor.finding import GB, Finding
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from sleep_rl.cli.main import main
 from sleep_rl.config.method import RewardConfig
 from sleep_rl.config.schema import Config, Model
@@ -170,7 +170,7 @@ def test_ports_of_ray_must_be_free_or_rays():
 
 
 def test_a_port_is_bound_while_a_socket_listens():
-    with held_port("127.0.0.1") as listener:
+    with reserve_port("127.0.0.1") as listener:
         port = listener.getsockname()[1]
         assert not machine.is_bound(port)
         listener.listen()
@@ -181,7 +181,7 @@ def test_the_clusters_address_must_accept_connections():
     assert_finding(services.ray_address(None), True, "of its own")
     assert_finding(services.ray_address("local"), True, "of its own")
     assert_finding(services.ray_address("auto"), True, "of this node")
-    with held_port("127.0.0.1") as listener:
+    with reserve_port("127.0.0.1") as listener:
         where = f"127.0.0.1:{listener.getsockname()[1]}"
         assert_finding(
             services.ray_address(where), False, f"nothing answers at {where}", "ray start --head"
@@ -364,7 +364,7 @@ def test_a_hub_that_answers_and_grants_access(site, tmp_path):
 @pytest.fixture
 def endpoint():
     """An address at which nobody answers."""
-    with held_port("127.0.0.1") as silent:
+    with reserve_port("127.0.0.1") as silent:
         yield f"http://127.0.0.1:{silent.getsockname()[1]}"
 
 

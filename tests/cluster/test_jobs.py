@@ -1,5 +1,5 @@
-"""Submitted jobs on a real Ray cluster of two nodes on this machine, through its job server, with
-token authentication.
+"""`sleep-rl submit` on a real Ray cluster of two nodes on this machine, with token
+authentication.
 """
 
 import os
@@ -69,24 +69,24 @@ class Client:
             env={**kept, **token, **environment},
             preexec_fn=as_at_a_terminal,
         )
-        self.said = []
+        self.printed = []
 
     def until(self, pattern):
-        """Reads until a line matches."""
+        """Read lines until one matches; return the match."""
         for line in self.process.stdout:
-            self.said.append(line)
+            self.printed.append(line)
             if found := re.search(pattern, line):
                 return found
-        raise AssertionError(f"never said {pattern}: {''.join(self.said)}")
+        raise AssertionError(f"no line matches {pattern}: {''.join(self.printed)}")
 
     def end(self):
         """(exit code, everything printed)"""
         rest = self.process.communicate(timeout=LIMIT_S)[0]
-        return self.process.returncode, "".join(self.said) + rest
+        return self.process.returncode, "".join(self.printed) + rest
 
 
 def started(nodes, tmp_path, *keys):
-    """(client, job, run folder) of a life that was just submitted."""
+    """(client, job, run folder) of a run that was just submitted."""
     client = Client(nodes, *LIFE, f"run.dir={tmp_path}", *keys)
     found = client.until(r"^(debug-\d{4}-\d{6}): submitted to .*: (/\S+)$")
     return client, found[1], Path(found[2])
@@ -113,17 +113,20 @@ def memories(folder):
 def undisturbed(nodes, tmp_path_factory):
     """(run folder, what its client printed)"""
     client, _, folder = started(nodes, tmp_path_factory.mktemp("whole"))
-    code, said = client.end()
-    assert code == 0, said
-    return folder, said
+    code, printed = client.end()
+    assert code == 0, printed
+    return folder, printed
 
 
 def test_a_wrong_token_and_an_unknown_job_are_refused(nodes):
-    code, said = Client(nodes, "--follow", "none", RAY_AUTH_TOKEN="wrong").end()
-    assert code == 2 and "rejects the token (403 Forbidden: Invalid authentication token)" in said
-    code, said = Client(nodes, "--stop", "none", RAY_AUTH_MODE="disabled").end()
+    code, printed = Client(nodes, "--follow", "none", RAY_AUTH_TOKEN="wrong").end()
     assert (
-        code == 2 and "rejects the token (401 Unauthorized: Missing authentication token)" in said
+        code == 2 and "rejects the token (403 Forbidden: Invalid authentication token)" in printed
+    )
+    code, printed = Client(nodes, "--stop", "none", RAY_AUTH_MODE="disabled").end()
+    assert (
+        code == 2
+        and "rejects the token (401 Unauthorized: Missing authentication token)" in printed
     )
     assert Client(nodes, "--follow", "none").end() == (
         2,
@@ -131,14 +134,14 @@ def test_a_wrong_token_and_an_unknown_job_are_refused(nodes):
     )
 
 
-def test_a_life_is_submitted_and_followed_to_its_end(nodes, undisturbed):
-    folder, said = undisturbed
+def test_a_run_is_submitted_and_followed_to_its_end(nodes, undisturbed):
+    folder, printed = undisturbed
     assert (
-        "available: 2 nodes with 3 CPU" in said
-        and f"{folder}/report.html" in said
+        "available: 2 nodes with 3 CPU" in printed
+        and f"{folder}/report.html" in printed
         and (folder / "report.html").is_file()
     )
-    assert nodes.environment["RAY_AUTH_TOKEN"] not in said
+    assert nodes.environment["RAY_AUTH_TOKEN"] not in printed
     records = read(folder / "metrics.jsonl")
     assert records[-1]["status"] == "ok" and re.fullmatch("[0-9a-f]{40}", records[0]["commit"])
     code, again = Client(nodes, "--follow", folder.name).end()
@@ -149,25 +152,22 @@ def test_a_life_is_submitted_and_followed_to_its_end(nodes, undisturbed):
     )
 
 
-def test_a_config_that_fails_there_gives_its_exit_code(nodes, tmp_path):
+def test_a_run_that_fails_on_the_cluster_returns_its_exit_code(nodes, tmp_path):
     client, _, _ = started(nodes, tmp_path, "rollouts.workers=9")
-    code, said = client.end()
+    code, printed = client.end()
     assert (
         code == 2
         and "rollout: 9 actors x 1 CPU + learner: 1 actors x 1 CPU = 10 CPU requested, the "
         "cluster has 3"
-        in said
+        in printed
     )
     assert re.search(
-        r"sleep-rl: debug-\S+: failed with exit code 2; what it printed last says "
-        r"why",
-        said,
+        r"sleep-rl: debug-\S+: failed with exit code 2; see the end of its log",
+        printed,
     )
 
 
-def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(
-    nodes, undisturbed, tmp_path
-):
+def test_a_run_recovers_from_a_killed_node_with_the_same_memory(nodes, undisturbed, tmp_path):
     client, _, folder = started(nodes, tmp_path, "cluster.restarts=8")
     wait_for(folder, "seeding", 1, client)
     nodes.cut(faults.kill)
@@ -177,7 +177,7 @@ def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(
         time.sleep(0.2)
     waiting = client.until(r"(waited .* for 1 of 1 calls|waiting up to .* for a node: )")
     nodes.join()
-    code, said = client.end()
+    code, printed = client.end()
     print(
         waiting.string,
         [
@@ -186,29 +186,27 @@ def test_a_node_that_is_killed_in_the_night_is_waited_for_and_nothing_changes(
             if r["kind"] == "restarted"
         ],
     )
-    assert code == 0, said
+    assert code == 0, printed
     assert memories(folder) == memories(undisturbed[0])
 
 
-def test_a_job_is_left_stopped_and_resumed_and_ends_with_the_same_bytes(
-    nodes, undisturbed, tmp_path
-):
+def test_a_stopped_and_resumed_job_ends_with_the_same_memory(nodes, undisturbed, tmp_path):
     client, job, folder = started(nodes, tmp_path)
     wait_for(folder, "seeding", 2, client)
     client.process.send_signal(signal.SIGHUP)  # the terminal is lost
-    code, said = client.end()
-    assert code == 130 and f"{job}: goes on without you" in said
-    code, said = Client(nodes, "--stop", job).end()
+    code, printed = client.end()
+    assert code == 130 and f"{job}: keeps running on the cluster" in printed
+    code, printed = Client(nodes, "--stop", job).end()
     assert (
         code == 0
-        and f"{job}: stopped; sleep-rl submit --resume {folder} --address {nodes.jobs} goes on"
-        in said
+        and f"{job}: stopped; sleep-rl submit --resume {folder} --address {nodes.jobs} resumes"
+        in printed
     )
     last = read(folder / "metrics.jsonl")[-1]
     assert (last["kind"], last["status"], last["reason"]) == ("done", "failed", "ended by SIGTERM")
     assert (folder / "report.html").is_file()
-    code, said = Client(nodes, "--follow", job).end()
-    assert code == 1 and f"sleep-rl: {job}: was stopped" in said
-    code, said = Client(nodes, "--resume", folder).end()
-    assert code == 0 and f"{folder}: resumes after stage" in said, said
+    code, printed = Client(nodes, "--follow", job).end()
+    assert code == 1 and f"sleep-rl: {job}: was stopped" in printed
+    code, printed = Client(nodes, "--resume", folder).end()
+    assert code == 0 and f"{folder}: resumes after stage" in printed, printed
     assert memories(folder) == memories(undisturbed[0])

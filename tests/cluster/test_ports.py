@@ -1,4 +1,4 @@
-"""A port that a process is to listen at later is nobody else's meanwhile."""
+"""A reserved port is not assigned to other processes until its own process listens."""
 
 import os
 import socket
@@ -8,27 +8,27 @@ import pytest
 from torch.distributed import TCPStore
 
 from cluster.runtime.local_backend import LocalBackend
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from cluster.runtime.remote import Host
 
 OTHERS = 400
 
 
 class Rank:
-    """What a rank sees of its group."""
+    """Returns the rendezvous port that a rank was given."""
 
     def port(self):
         return int(os.environ["MASTER_PORT"])
 
 
-def test_a_held_port_is_given_to_nobody_else_and_its_own_process_listens_there():
-    with held_port() as held:
-        port = held.getsockname()[1]
+def test_a_reserved_port_is_not_assigned_again_and_a_server_can_listen_on_it():
+    with reserve_port() as reserved:
+        port = reserved.getsockname()[1]
         others = [
             socket.socket(family) for family in (socket.AF_INET, socket.AF_INET6) * (OTHERS // 2)
         ]
         for number, other in enumerate(others):
-            # every second pair asks as servers do
+            # every second pair sets SO_REUSEADDR, as servers do
             other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, number // 2 % 2)
             other.bind(("", 0))
         taken = {other.getsockname()[1] for other in others}
@@ -37,31 +37,31 @@ def test_a_held_port_is_given_to_nobody_else_and_its_own_process_listens_there()
         assert len(taken) >= OTHERS // 2 and port not in taken
         with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
             other.bind(("", port))
-        for use_libuv in (True, False):  # what torch's ranks meet at
+        for use_libuv in (True, False):  # torch's rendezvous
             store = TCPStore("127.0.0.1", port, 1, True, timedelta(seconds=30), use_libuv=use_libuv)
             store.set("key", "value")
             assert (store.port, store.get("key")) == (port, b"value")
             del store
-        with socket.create_server(("127.0.0.1", port)):  # as asyncio's servers do
+        with socket.create_server(("127.0.0.1", port)):  # as asyncio
             pass
 
 
-def test_the_learners_meeting_port_is_kept_until_their_leader_ends():
+def test_the_rendezvous_port_stays_reserved_until_rank_0_ends():
     with LocalBackend() as backend:
-        [leader] = backend.spawn_ranks(Rank, {}, name="learner", world_size=1)
-        port = leader.port()
+        [rank_0] = backend.spawn_ranks(Rank, {}, name="learner", world_size=1)
+        port = rank_0.port()
         with socket.socket() as other, pytest.raises(OSError, match="Address already in use"):
             other.bind(("", port))
-        leader.kill()
+        rank_0.kill()
         with socket.create_server(("127.0.0.1", port)):
             pass
 
 
-def test_a_leader_that_is_asked_again_keeps_one_port():
+def test_a_second_rendezvous_releases_the_first_port():
     host = Host("learner-0")
     first, second = host.rendezvous()[1], host.rendezvous()[1]
     with socket.create_server(("", first)) if first != second else socket.socket():
         pass
-    assert host.held.getsockname()[1] == second
+    assert host.reserved_port.getsockname()[1] == second
     host.release()
-    assert host.held is None
+    assert host.reserved_port is None

@@ -1,5 +1,5 @@
-"""`sleep-rl submit` against a job server that checks what it is given; on a real cluster:
-tests/cluster/test_jobs.py.
+"""`sleep-rl submit` against a fake job server that checks each request; tests/cluster/test_jobs.py
+runs it on a real cluster.
 """
 
 import io
@@ -32,10 +32,10 @@ TOKEN = "a-token-of-this-test"
 
 
 class Server(ThreadingHTTPServer):
-    """Answers like Ray's job server; what is sent comes from Ray's own client.
+    """Responds like Ray's job server; the requests come from Ray's own client.
 
-    A job goes through `story`, a list of (status, whole log, exit code), one step per look at it,
-    and stays at the last; an int in its place is answered as that HTTP error.
+    A job goes through `hihistory`, a list of (status, whole log, exit code), one entry per request
+    of its log, and stays at the last; an int in its place is an HTTP error.
     """
 
     daemon_threads = True
@@ -46,17 +46,17 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.version, self.moved = b'{"version": "4", "ray_version": "2.60.0"}', ""
-        self.story = [("SUCCEEDED", "whole log\n", 0)]
-        self.packages, self.jobs, self.asked, self.stopped = {}, {}, [], []
+        self.version, self.redirect = b'{"version": "4", "ray_version": "2.60.0"}', ""
+        self.history = [("SUCCEEDED", "whole log\n", 0)]
+        self.packages, self.jobs, self.requests, self.stopped = {}, {}, [], []
         self.hangs_up, self.pause_s = False, 0.0
         self.lock = threading.Lock()
 
     def answer(self, method, path, headers, body):
         """(HTTP status, body, headers)"""
-        self.asked.append((method, path))
-        if self.moved:
-            return 307, b"", {"Location": self.moved}
+        self.requests.append((method, path))
+        if self.redirect:
+            return 307, b"", {"Location": self.redirect}
         if refusal := self.refusal(headers.get("Authorization")):
             return *refusal, {}
         if (method, path) == ("GET", "/api/version"):
@@ -96,19 +96,19 @@ class Server(ThreadingHTTPServer):
             return 404, f"Job {job} does not exist".encode(), {}
         if (method, verb) == ("POST", "stop"):
             self.stopped.append(job)
-            self.story = [("RUNNING", "", None), ("STOPPED", "", None)]
+            self.history = [("RUNNING", "", None), ("STOPPED", "", None)]
             return 200, b'{"stopped": true}', {}
-        now = self.story[0]
+        now = self.history[0]
         if isinstance(now, int):
-            self.story.pop(0)
+            self.history.pop(0)
             return now, b"Traceback\n  somewhere\nOSError: the head is busy\n", {}
-        if (verb == "logs" or job in self.stopped) and len(self.story) > 1:
-            self.story.pop(0)
+        if (verb == "logs" or job in self.stopped) and len(self.history) > 1:
+            self.history.pop(0)
         answer = {
             "type": "SUBMISSION",
             "entrypoint": "exec python",
             "status": now[0],
-            "message": "as told",
+            "message": "a reason",
             "driver_exit_code": now[2],
             "metadata": self.jobs[job]["metadata"],
         }
@@ -157,7 +157,7 @@ def server(monkeypatch):
 
 @pytest.fixture
 def job(server):
-    """The id of a job that is there."""
+    """The id of a job that exists."""
     server.jobs["life-1"] = {"metadata": {"run": "/shared/runs/life-1"}}
     return "life-1"
 
@@ -166,11 +166,9 @@ def cli(server, *argv):
     return main(["submit", *argv, "--address", server.address])
 
 
-def test_a_config_becomes_a_job_with_code_config_and_absolute_paths(
-    server, capsys, tmp_path, monkeypatch
-):
+def test_submit_sends_code_config_and_absolute_paths(server, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    server.story = [
+    server.history = [
         ("PENDING", "", None),
         ("RUNNING", "one\n", None),
         ("RUNNING", "one\ntwo\n", None),
@@ -216,11 +214,11 @@ def test_a_config_becomes_a_job_with_code_config_and_absolute_paths(
         f"sleep-rl submit --follow {name} --address {server.address}" in out
         and f"--stop {name}" in out
     )
-    assert err == f"{name}: as told\n"  # why it is still pending, once
+    assert err == f"{name}: a reason\n"  # why it is still pending, once
     assert TOKEN not in out + err + json.dumps(sent)
 
 
-def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatch):
+def test_jobs_of_task_documents_share_one_run_folder(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("Nora Costa lives in Oslo.")
@@ -245,7 +243,7 @@ def test_documents_go_on_in_the_same_life_every_day(server, tmp_path, monkeypatc
     assert "task.documents.path=notes" not in command
 
 
-def test_installed_sends_the_config_and_no_code(server, tmp_path):
+def test_installed_sends_the_config_without_code(server, tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text(f"include: [{DEBUG}]\nrun: {{name: mine}}\n")
     assert cli(server, str(mine), "--installed") == 0
@@ -256,9 +254,7 @@ def test_installed_sends_the_config_and_no_code(server, tmp_path):
         assert archive.namelist() == ["submitted/mine.yaml"]
 
 
-def test_paths_that_are_here_are_sent_as_absolute_ones_and_hub_names_as_they_are(
-    tmp_path, monkeypatch
-):
+def test_existing_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.json").write_text("[]")
     (tmp_path / "small base").mkdir()
@@ -292,23 +288,21 @@ ENDS = [
     (
         ("FAILED", "sleep-rl: x\n", 1),
         1,
-        "life-1: failed with exit code 1; what it printed "
-        "last says why; sleep-rl submit "
-        "--resume /shared/runs/life-1 --address ADDRESS goes "
-        "on with its run",
+        "life-1: failed with exit code 1; see the end of its log; sleep-rl submit "
+        "--resume /shared/runs/life-1 --address ADDRESS resumes its run",
     ),
     (
         ("FAILED", "sleep-rl: x\n", 2),
         2,
-        "life-1: failed with exit code 2; what it printed last says why",
+        "life-1: failed with exit code 2; see the end of its log",
     ),
-    (("FAILED", "", None), 1, "life-1: failed: as told"),
+    (("FAILED", "", None), 1, "life-1: failed: a reason"),
     (
         ("STOPPED", "log\n", None),
         1,
         "life-1: was stopped; sleep-rl submit --resume "
         "/shared/runs/life-1 --address ADDRESS "
-        "goes on with its run",
+        "resumes its run",
     ),
 ]
 
@@ -316,22 +310,22 @@ ENDS = [
 @pytest.mark.parametrize(
     ("end", "code", "line"), ENDS, ids=[f"{end[0]}-{code}" for end, code, _ in ENDS]
 )
-def test_how_a_job_ended_is_the_exit_code(server, job, capsys, end, code, line):
-    server.story = [("RUNNING", "", None), end]
+def test_the_exit_code_is_that_of_the_run(server, job, capsys, end, code, line):
+    server.history = [("RUNNING", "", None), end]
     assert cli(server, "--follow", job) == code
     out, err = capsys.readouterr()
     assert out == end[1]
     assert err == (f"sleep-rl: {line.replace('ADDRESS', server.address)}\n" if line else "")
 
 
-def test_nothing_is_sent_for_a_config_that_cannot_work(server, capsys):
+def test_nothing_is_sent_for_an_invalid_config(server, capsys):
     assert cli(server, DEBUG, "model.base=./none") == 2
     assert cli(server, DEBUG, "sleep.stepps=3") == 2
-    assert capsys.readouterr().err.count("\n") == 2 and server.asked == []
+    assert capsys.readouterr().err.count("\n") == 2 and server.requests == []
 
 
-def test_a_server_that_is_away_for_a_while_is_waited_for(server, job, capsys, monkeypatch):
-    server.story = [
+def test_failed_requests_are_retried_up_to_a_limit(server, job, capsys, monkeypatch):
+    server.history = [
         ("RUNNING", "one\n", None),
         500,
         503,
@@ -342,24 +336,21 @@ def test_a_server_that_is_away_for_a_while_is_waited_for(server, job, capsys, mo
     out, err = capsys.readouterr()
     assert out == "one\ntwo\n"
     assert (
-        err
-        == f"{job}: {server.address} failed: OSError: the head is busy; trying again for 5:00 min\n"
+        err == f"{job}: {server.address} failed: OSError: the head is busy; retrying for 5:00 min\n"
     )
-    monkeypatch.setattr(follow, "PATIENCE_S", 0.2)
-    server.story = [("RUNNING", "one\n", None)] + 10_000 * [500]
+    monkeypatch.setattr(follow, "RETRY_S", 0.2)
+    server.history = [("RUNNING", "one\n", None)] + 10_000 * [500]
     assert cli(server, "--follow", job) == 1
     assert re.fullmatch(
-        rf".*\nsleep-rl: {job}: .*the head is busy, since 0.2 s; sleep-rl submit "
+        rf".*\nsleep-rl: {job}: .*the head is busy, for 0.2 s; sleep-rl submit "
         r"--follow .*\n",
         capsys.readouterr().err,
     )
 
 
-def test_a_log_that_cannot_be_read_does_not_hide_how_the_job_ended(
-    server, job, capsys, monkeypatch
-):
-    monkeypatch.setattr(follow, "PATIENCE_S", 0.2)
-    server.story = [("FAILED", "", 2)]
+def test_the_exit_code_is_returned_without_a_readable_log(server, job, capsys, monkeypatch):
+    monkeypatch.setattr(follow, "RETRY_S", 0.2)
+    server.history = [("FAILED", "", 2)]
     answer = server.answer
     server.answer = lambda method, path, *rest: (
         (500, b"no agent", {}) if path.endswith("logs") else answer(method, path, *rest)
@@ -379,11 +370,11 @@ REFUSALS = {
     ),
     "nothing": (
         lambda s: setattr(s, "version", b""),
-        "--address: expected a Ray job server at ADDRESS, got an empty answer",
+        "--address: expected a Ray job server at ADDRESS, got an empty response",
     ),
     "no Ray": (
         lambda s: setattr(s, "version", b"{}"),
-        "--address: expected a Ray job server at ADDRESS, got an answer without ray_version",
+        "--address: expected a Ray job server at ADDRESS, got a response without ray_version",
     ),
     "unknown": (lambda s: None, "ADDRESS: Job none does not exist"),
     "wrong token": (
@@ -414,7 +405,7 @@ REFUSALS = {
 
 @pytest.mark.parametrize("case", REFUSALS)
 @pytest.mark.parametrize("verb", ["--follow", "--stop"])
-def test_what_a_job_server_refuses_is_one_line(server, capsys, case, verb, monkeypatch):
+def test_a_refusal_of_the_job_server_is_one_line(server, capsys, case, verb, monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")  # so that what a case sets is undone
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "")
     harm, line = REFUSALS[case]
@@ -423,19 +414,19 @@ def test_what_a_job_server_refuses_is_one_line(server, capsys, case, verb, monke
     assert capsys.readouterr() == ("", f"sleep-rl: {line.replace('ADDRESS', server.address)}\n")
 
 
-def test_a_submission_without_an_answer_says_that_it_may_be_there(server, capsys):
+def test_a_submission_without_a_response_may_have_been_submitted(server, capsys):
     server.hangs_up = True
     assert cli(server, DEBUG) == 1
     err = capsys.readouterr().err
     assert re.fullmatch(
         rf"sleep-rl: debug-\S+: no job server answers at {server.address}: .*; it may have been "
-        r"submitted all the same: sleep-rl submit --follow .*\n",
+        r"submitted nevertheless: sleep-rl submit --follow .*\n",
         err,
     )
     assert server.packages
 
 
-def test_an_upload_without_an_answer_submits_nothing(server, capsys):
+def test_an_upload_without_a_response_submits_nothing(server, capsys):
     answer = server.answer
 
     def hang_up(method, *rest):
@@ -450,7 +441,7 @@ def test_an_upload_without_an_answer_submits_nothing(server, capsys):
     assert "may have been" not in err and server.jobs == {}
 
 
-def test_no_request_waits_longer_than_its_deadline(server, capsys, monkeypatch):
+def test_a_request_times_out(server, capsys, monkeypatch):
     monkeypatch.setitem(client.TIMEOUTS_S, "GET", 0.2)
     server.pause_s = 5.0
     began = time.monotonic()
@@ -460,13 +451,13 @@ def test_no_request_waits_longer_than_its_deadline(server, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"])
-def test_the_address_that_is_given_is_the_one_that_is_asked(server, job, monkeypatch, name):
+def test_the_given_address_wins_over_rays_environment_variables(server, job, monkeypatch, name):
     monkeypatch.setenv(name, "http://127.0.0.1:9")
     assert cli(server, "--follow", job) == 0
     assert os.environ[name] == "http://127.0.0.1:9"
 
 
-def test_nobody_there_and_no_address_are_one_line(capsys, monkeypatch):
+def test_an_unreachable_or_invalid_address_is_one_line(capsys, monkeypatch):
     monkeypatch.delenv("RAY_API_SERVER_ADDRESS", raising=False)
     assert main(["submit", DEBUG, "--address", "http://127.0.0.1:9"]) == 2
     assert capsys.readouterr().err.startswith(
@@ -479,17 +470,17 @@ def test_nobody_there_and_no_address_are_one_line(capsys, monkeypatch):
     assert capsys.readouterr().err.endswith("e.g. http://HEAD:8265, got nothing\n")
 
 
-def test_the_token_follows_no_redirect(server, capsys):
+def test_redirects_are_not_followed(server, capsys):
     with Server() as other:
         threading.Thread(target=other.serve_forever, daemon=True).start()
-        server.moved = other.address + "/api/version"
+        server.redirect = other.address + "/api/version"
         assert cli(server, "--follow", "x") == 2
-        assert other.asked == [] and "got 307 an empty answer" in capsys.readouterr().err
+        assert other.requests == [] and "got 307 an empty response" in capsys.readouterr().err
         other.shutdown()
 
 
 @pytest.mark.parametrize("where", ["RAY_AUTH_TOKEN_PATH", "home"])
-def test_the_token_is_found_where_ray_finds_it(server, job, monkeypatch, tmp_path, where):
+def test_the_token_is_looked_up_as_ray_does(server, job, monkeypatch, tmp_path, where):
     monkeypatch.delenv("RAY_AUTH_TOKEN")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert cli(server, "--follow", job) == 2
@@ -501,19 +492,19 @@ def test_the_token_is_found_where_ray_finds_it(server, job, monkeypatch, tmp_pat
     assert cli(server, "--follow", job) == 0
 
 
-def test_a_job_is_stopped_and_says_how_to_go_on(server, job, capsys):
-    server.story = [("RUNNING", "", None)]
+def test_stop_prints_how_to_resume(server, job, capsys):
+    server.history = [("RUNNING", "", None)]
     assert cli(server, "--stop", job) == 0 and server.stopped == [job]
     assert capsys.readouterr().out == (
         f"{job}: stopped; sleep-rl submit --resume "
         "/shared/runs/life-1 --address "
-        f"{server.address} goes on with its run\n"
+        f"{server.address} resumes its run\n"
     )
     assert cli(server, "--stop", job) == 0 and server.stopped == [job]
     assert capsys.readouterr().out == f"{job}: has ended already (STOPPED)\n"
 
 
-def test_a_run_is_resumed_under_its_own_name(server, tmp_path, monkeypatch):
+def test_resume_keeps_the_run_folder_under_a_new_job_id(server, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert (
         cli(server, "--resume", "runs/life-1125-070000", "rollouts.workers=3", "--accept", "data")
@@ -551,16 +542,16 @@ def test_a_run_is_resumed_under_its_own_name(server, tmp_path, monkeypatch):
     ],
     ids=lambda argv: " ".join(map(os.path.basename, argv)) or "none",
 )
-def test_exactly_one_thing_is_asked(server, argv, capsys):
-    assert cli(server, *argv) == 2 and server.asked == []
+def test_submit_takes_exactly_one_of_config_follow_stop_resume(server, argv, capsys):
+    assert cli(server, *argv) == 2 and server.requests == []
     assert capsys.readouterr().err.startswith(
         "sleep-rl: submit: expected a CONFIG or one of --follow JOB, --stop JOB, --resume"
     )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
-def test_a_lost_terminal_leaves_the_job(server, job, number):
-    server.story = 10_000 * [("RUNNING", "begun\n", None)]
+def test_sigint_and_sighup_end_the_following_and_not_the_job(server, job, number):
+    server.history = 10_000 * [("RUNNING", "begun\n", None)]
     process = subprocess.Popen(
         [sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
         cwd=ROOT,
@@ -574,15 +565,15 @@ def test_a_lost_terminal_leaves_the_job(server, job, number):
     out, err = process.communicate(timeout=20)
     assert process.returncode == 130 and out == ""
     assert err.strip() == (
-        f"{job}: goes on without you; sleep-rl submit --follow {job} "
+        f"{job}: keeps running on the cluster; sleep-rl submit --follow {job} "
         f"--address {server.address} shows its "
         f"log, sleep-rl submit --stop {job} --address {server.address} stops it"
     )
     assert server.stopped == []
 
 
-def test_under_nohup_a_lost_terminal_changes_nothing(server, job):
-    server.story = 3 * [("RUNNING", "begun\n", None)] + [("SUCCEEDED", "begun\nended\n", 0)]
+def test_sighup_is_ignored_under_nohup(server, job):
+    server.history = 3 * [("RUNNING", "begun\n", None)] + [("SUCCEEDED", "begun\nended\n", 0)]
     process = subprocess.Popen(
         [
             "nohup",
@@ -606,8 +597,8 @@ def test_under_nohup_a_lost_terminal_changes_nothing(server, job):
     assert process.communicate(timeout=30) == ("ended\n", "") and process.returncode == 0
 
 
-def test_a_reader_that_closes_the_pipe_leaves_the_job(server, job):
-    server.story = [("RUNNING", "a\n" * n, None) for n in range(1, 1000)]
+def test_a_closed_pipe_ends_the_following_and_not_the_job(server, job):
+    server.history = [("RUNNING", "a\n" * n, None) for n in range(1, 1000)]
     process = subprocess.Popen(
         [sys.executable, "-m", "sleep_rl", "submit", "--follow", job, "--address", server.address],
         cwd=ROOT,
@@ -619,7 +610,7 @@ def test_a_reader_that_closes_the_pipe_leaves_the_job(server, job):
     err = process.stderr.read()
     assert (
         process.wait(20) == 130
-        and "goes on without you" in err
+        and "keeps running on the cluster" in err
         and "Traceback" not in err
         and "Exception" not in err
     )
@@ -642,7 +633,7 @@ class TestPackage:
             (folder / name).write_text(name)
         return folder
 
-    def test_it_holds_the_sources_and_nothing_hidden(self, tmp_path):
+    def test_it_contains_the_sources_and_no_hidden_files(self, tmp_path):
         with zipfile.ZipFile(
             io.BytesIO(package.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"}))
         ) as archive:
@@ -657,7 +648,7 @@ class TestPackage:
                 and archive.read("a/b.yaml") == b"x: 1"
             )
 
-    def test_the_same_content_is_the_same_file(self, tmp_path):
+    def test_equal_contents_give_equal_bytes(self, tmp_path):
         first = package.package(self.tree(tmp_path), {})
         time.sleep(0.01)
         os.utime(tmp_path / "pyproject.toml")
@@ -665,8 +656,8 @@ class TestPackage:
         (tmp_path / "sleep_rl" / "cli.py").write_text("another")
         assert package.package(tmp_path, {}) != first
 
-    def test_what_is_too_large_is_named(self, tmp_path, monkeypatch, server):
-        monkeypatch.setattr(package, "MOST_BYTES", 4 << 20)
+    def test_too_large_a_repository_names_the_largest_folder(self, tmp_path, monkeypatch, server):
+        monkeypatch.setattr(package, "MAX_BYTES", 4 << 20)
         (self.tree(tmp_path) / "data").mkdir()
         (tmp_path / "data" / "big").write_bytes(bytes(5 << 20))
         with pytest.raises(
@@ -675,15 +666,16 @@ class TestPackage:
             r"data \(5 MiB\), too much to send",
         ):
             package.package(tmp_path, {})
-        monkeypatch.setattr(client, "MOST_BYTES", 1 << 20)
+        monkeypatch.setattr(client, "MAX_BYTES", 1 << 20)
         with pytest.raises(
             InputError,
-            match=r"^the working directory has 2 MiB as a zip file, a job server takes 1 MiB$",
+            match=r"^the working directory has 2 MiB as a zip file, a job server accepts 1 MiB$",
         ):
             client.JobServer(server.address).submit("x", "true", {}, {}, bytes(2 << 20))
 
-    def test_no_repository_is_refused(self, tmp_path):
+    def test_a_folder_without_the_repository_is_refused(self, tmp_path):
         with pytest.raises(
-            InputError, match=r"^submit: no repository around sleep_rl at .*; --installed runs what"
+            InputError,
+            match=r"^submit: .* has no pyproject.toml, so it is not the repository; --installed",
         ):
             package.package(tmp_path, {})

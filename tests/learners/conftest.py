@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from cluster.runtime.ports import held_port
+from cluster.runtime.ports import reserve_port
 from tests.learners.twins import CONFIG
 
 
@@ -13,7 +13,7 @@ def worker(sleep_checkpoint):
     """config -> LearnerWorker on the untrained tiny sleep model; one process group for all."""
     from learners.worker import LearnerWorker
 
-    with held_port("127.0.0.1") as held:
+    with reserve_port("127.0.0.1") as held:
         port = str(held.getsockname()[1])
         os.environ.update(
             RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
