@@ -31,9 +31,8 @@ from sleep_rl.contracts.records import (
 class Task(Protocol):
     """What a model lives through: days of documents and questions.
 
-    The model reads context + opener + x + marker + y. A task in natural language leaves opener and
-    marker empty: model.format then chooses the form (sleep_rl/text/forms.py), and the prompts of
-    questions and training texts are bare questions.
+    The model reads context + opener + x + marker + y. In natural language opener and marker are
+    empty: model.format chooses the form, and prompts of questions and texts are bare questions.
     """
 
     name: str
@@ -60,9 +59,7 @@ class Task(Protocol):
         """Return the texts of joint training: every day and the known, with the true answers."""
 
     def base_checkpoint(self, cache: str, seed: int, progress: Any) -> str:
-        """Return the path of the task's own base model with its tokenizer, trained into `cache` on
-        first use. `progress(step, steps, loss)` is called meanwhile.
-        """
+        """Return the path of the task's own base model, trained into `cache` on first use."""
 
 
 @runtime_checkable
@@ -85,7 +82,7 @@ class Rollout(Protocol):
         self, requests_N: list[Request], name: str, version: int
     ) -> list[tuple[float, ...] | Failure]:
         """Return the log-probabilities of each request's prompt_T behind its context_T, in nats,
-        in order, under `version` of the state `name` or a newer one. Raises as `sample`.
+        under `version` of the state `name` or a newer one. Raises as `sample`.
         """
 
     def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
@@ -282,9 +279,7 @@ class Crew(Protocol):
         """
 
     def logprobs(self, requests_N: list[Request], name: str) -> list[tuple[float, ...] | Failure]:
-        """Return the log-probabilities of each request's prompt_T behind its context_T, in nats,
-        in order, under state `name`; CHECKPOINT is the untouched model.
-        """
+        """Return what Rollout.logprobs does; state CHECKPOINT is the untouched model."""
 
     def score(self, pairs_N: list[Pair | Failure]) -> tuple[list[float | Failure], Metrics]:
         """Return (rewards of equation 4 in order, metrics of their parts)."""
