@@ -1,4 +1,4 @@
-"""Typed journal records: how a kind is declared, and how a record read from JSON is checked.
+"""Typed journal records: declaration of kinds, and validation of records read from JSON.
 
 A record is one JSON object of the journal, an `Entry` its typed form. `sleep_rl.journal.schema`
 declares the kinds.
@@ -15,11 +15,11 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform, get_args, get_or
 Record = dict[str, Any]
 
 LARGEST = 2**63
-"""Bound of the numbers in a record: nothing that is counted or measured comes near it."""
+"""Bound of the numbers in a record, far above any count or measurement."""
 
 
 class InvalidRecord(ValueError):
-    """A record that its readers cannot use; the message is the name of the field at fault."""
+    """An invalid record; the message is the name of the invalid field."""
 
 
 def needed(meaning: str, unit: str = "") -> Any:
@@ -28,16 +28,16 @@ def needed(meaning: str, unit: str = "") -> Any:
 
 
 def metric(meaning: str, unit: str = "") -> Any:
-    """Declare a field that may be missing; it is None then."""
+    """Declare a field that may be missing, and is then None."""
     return field(default=None, metadata={"meaning": meaning, "unit": unit})
 
 
 @dataclass(kw_only=True)
 class Entry:
-    """What every record has."""
+    """Fields of every record."""
 
     kind: ClassVar[str] = ""
-    t: float = needed("when it was written", "unix seconds")
+    t: float = needed("time of the record", "unix seconds")
     nonfinite: list[str] = field(default_factory=list)
     """Dotted names of the values that were NaN or infinite; they are null."""
 
@@ -58,13 +58,13 @@ Class = TypeVar("Class", bound=type)
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(needed, metric))
 def shared_fields(cls: Class) -> Class:
-    """Class decorator: declare fields that several kinds inherit."""
+    """Decorate a class of fields that several kinds inherit."""
     return dataclass(kw_only=True)(cls)
 
 
 @dataclass_transform(kw_only_default=True, field_specifiers=(needed, metric))
 def kind(name: str) -> Callable[[Class], Class]:
-    """Class decorator: make the class a dataclass and register it as the kind `name`."""
+    """Decorate a class as a dataclass, and register it as the kind `name`."""
 
     def register(cls: Class) -> Class:
         cls = dataclass(kw_only=True)(cls)
@@ -77,8 +77,9 @@ def kind(name: str) -> Callable[[Class], Class]:
 
 
 def parse(record: Record) -> Entry:
-    """Return the typed form of a record that has a `kind`. Fields that the schema does not know
-    are left out. Raises InvalidRecord for a missing field or one of another type.
+    """Return the typed form of a record that has a `kind`, without fields unknown to the schema.
+
+    Raises InvalidRecord for a missing field or one of another type.
     """
     cls = KINDS.get(record["kind"], Unknown)
     for name in _NEEDED[cls]:
@@ -104,8 +105,8 @@ def _compile(cls: type[Entry]) -> None:
 
 @cache
 def _check(hint: Any) -> Callable[[Any], bool]:
-    """Return the test of a value against a type. Numbers are finite and below LARGEST; int and
-    float accept the same values, because JSON has one type for both.
+    """Return a predicate for values of a type. Numbers must be finite and at most LARGEST; int and
+    float accept the same values, since JSON has one type for both.
     """
     if hint is Any:
         return lambda value: True

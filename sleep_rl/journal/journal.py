@@ -1,5 +1,4 @@
-"""The journal of a run: one JSONL file is the truth, everything else (console, W&B, report) is a
-reader of it.
+"""The journal of a run, a JSONL file from which console, W&B and report are derived.
 
 One line is one record: `{"t": unix seconds, "kind": "seed", ...}`. `sleep_rl.journal.schema`
 declares every kind and field.
@@ -23,54 +22,53 @@ from sleep_rl.journal.schema import Entry, Record, Torn, parse
 
 
 class Sink(Protocol):
-    """A reader that follows the journal while it is written. An exception from any of its methods
-    switches it off and never stops the run.
+    """A consumer of the records while they are written. A sink that raises is switched off; the run
+    continues.
     """
 
     name: str
     failed: str
-    """Why it cannot be used; empty while it works."""
+    """Why it cannot be used; empty: it can."""
 
     def log(self, record: Record) -> None:
-        """Take the next record."""
+        """Process the next record."""
 
     def recall(self, records: list[Record]) -> None:
-        """Reset to exactly these records (the journal was truncated for a resume)."""
+        """Reset to exactly these records, since a resume has truncated the journal."""
 
     def close(self) -> None:
-        """Finish; nothing follows."""
+        """Flush and release everything."""
 
 
 class Journal:
-    """Append records to `path`, each flushed at once, and forward them to `sinks`. Thread-safe.
+    """Appends records to `path`, each flushed at once, and forwards them to `sinks`. Thread-safe.
 
-    Raises RunError when the file cannot be written: a run without its record is not worth going on
-    with.
+    Raises RunError if the file cannot be written, which ends the run.
     """
 
     def __init__(
         self, path: str | Path, sinks: Iterable[Sink] = (), keep: int | None = None
     ) -> None:
-        """`keep`: size in bytes to which an existing journal is truncated (a resume); None leaves
-        it as it is.
+        """Open or create the journal. `keep`: size in bytes to which an existing one is truncated,
+        for a resume; None: not at all.
         """
         self.path = Path(path)
         self._lock = threading.RLock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            # unbuffered: nothing to flush, nothing to lose; closed by `close`
+            # unbuffered, so that no record is lost; closed by `close`
             self._file = open(self.path, "a+b", buffering=0)  # noqa: SIM115
             if keep is not None:
-                # truncate would fill it up with zeros
+                # truncate would pad it with zeros
                 if os.fstat(self._file.fileno()).st_size < keep:
                     raise RunError(
-                        f"the run's record {self.path}: expected at least the {keep} bytes that "
-                        "its checkpoint knows of, got less; nothing was changed"
+                        f"the run's journal {self.path}: expected at least the {keep} bytes that "
+                        "its checkpoint refers to, got less; it was not changed"
                     )
                 self._file.truncate(keep)
             size = os.fstat(self._file.fileno()).st_size
             if size and os.pread(self._file.fileno(), 1, size - 1) != b"\n":
-                # or the first record would be glued to the torn line of the crash before
+                # end the torn line of an earlier crash
                 self._write(b"\n")
         except OSError as error:
             raise self._unwritable(error) from error
@@ -84,8 +82,10 @@ class Journal:
             self._recall()
 
     def log(self, kind: str, /, **values: Any) -> None:
-        """Append one record. NaN and infinity become null, named in `nonfinite`; secrets become
-        ***. Raises TypeError for a value that JSON cannot hold.
+        """Append one record of `kind` with fields `values`.
+
+        NaN and infinity become null and are named in `nonfinite`; secrets become ***. Raises
+        TypeError for a value that JSON cannot represent.
         """
         if kind == "run" and isinstance(values.get("config"), Mapping):
             values["config"] = without_secrets(values["config"])
@@ -109,7 +109,7 @@ class Journal:
             self._forward(lambda sink: sink.log(record))
 
     def size(self) -> int:
-        """Return the number of bytes on the disk, after an fsync: where a resumed run goes on."""
+        """Sync the file and return its size in bytes, from which a resumed run continues."""
         with self._lock:
             os.fsync(self._file.fileno())
             return os.fstat(self._file.fileno()).st_size
@@ -126,8 +126,8 @@ class Journal:
             self._recall()
 
     def close(self) -> None:
-        """Close the sinks, the last one first (so that the console, given first, can report the
-        others), then the file.
+        """Close the sinks in reverse order, so that the console, the first one, can report failures
+        of the others; then the file.
         """
         with self._lock:
             while self._sinks:
@@ -139,7 +139,7 @@ class Journal:
             self._file.close()
 
     def _write(self, line: bytes) -> None:
-        # a raw write may stop short, e.g. when the disk fills up; the next one then raises
+        # a raw write may be partial, e.g. when the disk is full; the next one then raises
         while line:
             line = line[self._file.write(line) :]
 
@@ -151,7 +151,7 @@ class Journal:
         for sink in tuple(self._sinks):
             try:
                 call(sink)
-            # any: a broken dashboard must not cost a night of training
+            # Boundary: a sink that fails must not end the run.
             except Exception as error:  # noqa: BLE001
                 self._sinks.remove(sink)
                 self._report(sink, error)
@@ -162,19 +162,20 @@ class Journal:
         )
 
     def _unwritable(self, error: OSError) -> RunError:
-        return RunError(f"cannot write the run's record {self.path}: {error.strerror or error}")
+        return RunError(f"cannot write the run's journal {self.path}: {error.strerror or error}")
 
 
 def read(path: str | Path) -> list[Record]:
-    """Return all records of a journal. A line that is none becomes `{"kind": "torn", "line":
-    number, "text": ...}`. Raises InputError for a file that cannot be read.
+    """Return all records of a journal; an invalid line becomes `{"kind": "torn", "line": number,
+    "text": ...}`. Raises InputError for a file that cannot be read.
     """
     return [record for record, _ in _lines(path)]
 
 
 def read_entries(path: str | Path) -> list[Entry]:
-    """Return all records of a journal in their typed form, damaged lines as `Torn`. Raises
-    InputError for a file that cannot be read.
+    """Return all records of a journal in their typed form, invalid lines as `Torn`.
+
+    Raises InputError for a file that cannot be read.
     """
     return [entry for _, entry in _lines(path)]
 
@@ -195,7 +196,7 @@ def _lines(path: str | Path) -> Iterator[tuple[Record, Entry]]:
                 raise ValueError("no record")
             entry = parse(record)
         except (ValueError, RecursionError):
-            # also UnicodeDecodeError: the crash cut a character in two
+            # also UnicodeDecodeError: a crash may split a character
             text = line[:80].decode("utf-8", "replace")
             record = {"kind": "torn", "line": number, "text": text}
             entry = Torn(t=0.0, line=number, text=text)
@@ -203,8 +204,8 @@ def _lines(path: str | Path) -> Iterator[tuple[Record, Entry]]:
 
 
 def _plain(value: Any, name: str, nonfinite: list[str]) -> Any:
-    """Return the value as JSON knows it; append to `nonfinite` the dotted name of each number that
-    JSON does not know.
+    """Return the value as JSON can represent it; append the dotted name of each number that is not
+    finite to `nonfinite`.
     """
     if isinstance(value, Mapping):
         return {str(k): _plain(v, f"{name}.{k}", nonfinite) for k, v in value.items()}

@@ -1,7 +1,7 @@
-"""The one list of curves: what report, live page and W&B plot, and over which axis.
+"""The curves that report, live page and W&B plot, with their axes.
 
-To see a field of a record as a curve, add it to a panel here. Report and live page draw the
-panels; W&B gets every number of every kind in `PHASES`, over the axis of its phase.
+To plot a field of a record, add it to a panel here. Report and live page draw the panels; W&B gets
+every number of every kind in `PHASES`, over the axis of its phase.
 """
 
 from __future__ import annotations
@@ -15,33 +15,33 @@ MINUTES = "minutes since the start"
 
 @dataclass(frozen=True)
 class Curve:
-    """The values of one field of one kind of record, or of a quotient of two fields."""
+    """The values of a field of one kind of record, or of the quotient of two fields."""
 
     kind: str
     field: str
     label: str = ""
     by: str = ""
-    """Field whose values tell curves apart and name them, in place of `label`."""
+    """Field with one curve per value, which is its label in place of `label`."""
     per: str = ""
-    """Field that divides, e.g. seconds for a rate."""
+    """Field of the divisor, e.g. seconds for a rate."""
     scale: float = 1.0
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves in one picture. `x` is MINUTES, or the name of an axis of steps."""
+    """A plot of several curves. `x`: MINUTES, or the label of an axis of steps."""
 
     title: str
     unit: str
     curves: tuple[Curve, ...]
     x: str = "seeding step, all nights"
     dots: bool = False
-    """Events instead of a course."""
+    """Plot single events as dots instead of a line."""
     text: str = ""
 
     @property
     def meaning(self) -> str:
-        """What the curves mean; from the schema where `text` is empty."""
+        """Description of the curves: `text`, or the meanings in the schema."""
         if self.text:
             return self.text
         meanings = [(curve.label, METRICS[curve.kind][curve.field][0]) for curve in self.curves]
@@ -75,7 +75,7 @@ PANELS = (
         "nats per token",
         (Curve("wake", "loss", "wake"), Curve("baseline", "loss", by="method")),
         x="step",
-        text="cross entropy of the baselines and while awake",
+        text="cross entropy of the baselines and in the wake phase",
     ),
     Panel(
         "Throughput",
@@ -114,9 +114,9 @@ AXES = {
     "joint": "step",
     "workers": "minutes",
 }
-"""Phase -> its x axis, `<phase>/<axis>`. `day`: days lived; `step`: optimizer steps of the phase
-over all nights (of dreaming also its rounds); `night`: nights lived, 0 is the base model;
-`minutes`: since the run began.
+"""Phase -> its x axis, `<phase>/<axis>`. `day`: number of the day; `step`: optimizer steps of the
+phase over all nights (of dreaming also its rounds); `night`: number of the night, 0 is the base
+model; `minutes`: since the start of the run.
 """
 
 PHASES = {
@@ -133,11 +133,11 @@ PHASES = {
     "push": "workers",
     "scaled": "workers",
 }
-"""Kind -> phase. A baseline's phase is its method; a consolidation of dreams belongs to `dream`."""
+"""Kind -> phase. A baseline's phase is its method, that of a consolidation of dreams `dream`."""
 
 
 def phase_of(entry: Entry) -> str | None:
-    """Return the phase whose axis an entry's numbers stand on; None: it has no curves."""
+    """Return the phase of an entry, which decides its axis; None: it is not plotted."""
     if entry.kind == "baseline":
         return entry.method if entry.method in AXES else None
     phase = PHASES.get(entry.kind)

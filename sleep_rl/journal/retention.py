@@ -1,5 +1,5 @@
-"""Retention: the accuracies that the evaluations of a run hold together, and the one model of a
-table of them (rows, columns, values, marks) that console, page, model card and summary draw.
+"""The retention matrix: the accuracies of a run's evaluations, as rows and cells that console,
+report, live page, model card and summary draw.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass, field
 from sleep_rl.journal.schema import Entry, Evaluation
 
 KNOWN = "known"
-"""Name of the column that asks about what the base model knew before the first day."""
+"""Name of the column for what the base model knew before the first day."""
 
 METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
-"""Methods in the order of every table, with the name that people read."""
+"""Method -> its label, in the order of all tables."""
 
 BASE = "base"
 """Label `after` of the evaluation before the first night."""
@@ -23,7 +23,7 @@ BASE = "base"
 
 @dataclass(frozen=True)
 class Cell:
-    """One accuracy; `lived`: whether the column's day had been lived when it was measured."""
+    """One accuracy. `lived`: whether the column's day was before the evaluation."""
 
     column: str
     value: float | None
@@ -32,7 +32,7 @@ class Cell:
 
     @property
     def interval(self) -> tuple[float, float] | None:
-        """95 % interval (Wilson); None where the value or the number of questions is missing."""
+        """95 % interval (Wilson); None if the value or the number of questions is missing."""
         if self.value is None or not self.questions:
             return None
         return wilson_interval(self.value, self.questions)
@@ -49,7 +49,7 @@ class Row:
 
     @property
     def mean(self) -> float | None:
-        """Mean over the days lived so far; of the base model over all days."""
+        """Mean over the days before the evaluation; for the base model over all days."""
         days = [
             cell.value
             for cell in self.cells
@@ -62,17 +62,18 @@ class Row:
 
 @dataclass
 class Retention:
-    """All evaluations of a run. A newer one of the same method and night replaces the older."""
+    """All evaluations of a run; a newer one of the same method and night replaces the older."""
 
     evaluations: dict[str, dict[str, Evaluation]] = field(default_factory=dict)
     """Method -> after -> evaluation."""
     columns: list[str] = field(default_factory=list)
     """`known`, then the days in order of appearance."""
     open_book: dict[str, float] = field(default_factory=dict)
-    """Column -> first measurement with the document in the context, before sleep."""
+    """Column -> first accuracy with the document in context, before the night."""
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Retention:
+        """Collect the evaluations among `entries`."""
         retention = cls()
         for entry in entries:
             if isinstance(entry, Evaluation):
@@ -80,7 +81,7 @@ class Retention:
         return retention
 
     def add(self, evaluation: Evaluation) -> None:
-        """Take one evaluation; one with an empty row measured the open book alone."""
+        """Add one evaluation; one with an empty row is open book only."""
         if evaluation.row:
             afters = self.evaluations.setdefault(evaluation.method, {})
             afters[evaluation.after] = evaluation
@@ -94,16 +95,14 @@ class Retention:
 
     @property
     def methods(self) -> list[str]:
-        """Methods that were evaluated after a night, in the order of METHODS, unknown ones last."""
+        """Methods evaluated after a night, in the order of METHODS, others last."""
         evaluated = [m for m, afters in self.evaluations.items() if set(afters) != {BASE}]
         unknown = [m for m in evaluated if m not in METHODS]
         return [m for m in METHODS if m in evaluated] + unknown
 
     @property
     def base(self) -> Evaluation | None:
-        """The evaluation of the base model: the same model for every method, so whoever measured
-        it.
-        """
+        """The evaluation of the base model, of any method, since all start from the same model."""
         measured = (afters[BASE] for afters in self.evaluations.values() if BASE in afters)
         return next(measured, None)
 
@@ -112,15 +111,15 @@ class Retention:
         return max(self.evaluations[method].values(), key=lambda evaluation: evaluation.t)
 
     def questions(self) -> dict[str, int]:
-        """Return the number of questions per column, of the newest evaluations."""
+        """Return column -> number of questions, from the newest evaluations."""
         counts: dict[str, int] = {}
         for evaluation in filter(None, [self.base, *map(self.last, self.methods)]):
             counts |= evaluation.n or {}
         return counts
 
     def all_days(self, method: str) -> float | None:
-        """Return the accuracy over the questions of all days together, after the last night; None
-        where a day was not asked about or nobody counted the questions.
+        """Return the accuracy over the pooled questions of all days, after the last night; None if
+        a day or its number of questions is missing.
         """
         evaluation = self.last(method)
         days = [c for c in self.columns if c != KNOWN]
@@ -130,7 +129,7 @@ class Retention:
         return sum(evaluation.row[c] * counts[c] for c in days) / sum(counts[c] for c in days)
 
     def future(self, after: str, column: str) -> bool:
-        """Return whether the column's day had not been lived yet."""
+        """Return whether the column's day is after the evaluation `after`."""
         lived = nights_lived(after)
         days = [c for c in self.columns if c != KNOWN]
         return column in days and lived is not None and days.index(column) >= lived
@@ -146,7 +145,7 @@ class Retention:
         return [self._row(METHODS.get(m, m), self.last(m)) for m in self.methods]
 
     def open_book_rows(self) -> list[Row]:
-        """Return the row of the open book, if it was measured."""
+        """Return the row of the open-book accuracies, if there are any."""
         if not self.open_book:
             return []
         counts = self.questions()
@@ -154,7 +153,9 @@ class Retention:
         return [Row("open book", "", "", tuple(cells))]
 
     def history(self, method: str) -> list[Row]:
-        """Return the base model, then every night of one method; labels are `base`, `night 1`."""
+        """Return the rows of the base model and of every night of one method; labels are `base`,
+        `night 1`, ...
+        """
         nights = [e for after, e in self.evaluations.get(method, {}).items() if after != BASE]
         evaluations = [self.base, *nights] if self.base else nights
         return [self._row(evaluation.after, evaluation) for evaluation in evaluations]
@@ -174,7 +175,7 @@ class Retention:
 
 
 def nights_lived(after: str) -> int | None:
-    """Return how many nights an `after` label counts: "base" 0, "night 3" 3; None without one."""
+    """Return the number of nights of an `after` label: "base" 0, "night 3" 3, others None."""
     number = re.search(r"(\d{1,9})\s*$", after)
     if number:
         return int(number.group(1))
@@ -182,7 +183,9 @@ def nights_lived(after: str) -> int | None:
 
 
 def wilson_interval(share: float, count: int, z: float = 1.96) -> tuple[float, float]:
-    """Return the 95 % interval of a share of `count` yes-or-no answers (Wilson, 1927)."""
+    """Return the interval of a share of `count` yes-or-no answers (Wilson, 1927); 95 % by
+    default.
+    """
     middle = share + z * z / (2 * count)
     scale = 1 + z * z / count
     reach = z * math.sqrt(max(share * (1 - share), 0) / count + z * z / (4 * count * count))

@@ -1,6 +1,6 @@
-"""Curves that grow with a run and stay small, and the charts that the panels make of them.
+"""Downsampled curves of a growing run in bounded memory, and the charts of the panels.
 
-Points are means over neighbours. Steps of all nights stand on one axis, night behind night.
+A point is the mean of neighbouring values. The steps of all nights share one axis, in sequence.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from sleep_rl.journal.schema import Entry
 from sleep_rl.journal.text import night_label
 
 MOST = 240
-"""Points of a curve that are handed out; about twice as many are held."""
+"""Largest number of points of a curve; about twice as many are stored."""
 
 MOST_NAMES = 8
-"""Curves that one field may tell apart, e.g. states by their name."""
+"""Largest number of curves that a field distinguishes, e.g. states by their name."""
 
 Points = list[tuple[float, float | None]]
-"""x and y; None makes a gap."""
+"""x and y; y None is a gap."""
 
 
 @dataclass
 class Mean:
-    """Neighbouring points that have become one."""
+    """The mean of neighbouring points."""
 
     x_sum: float = 0.0
     y_sum: float = 0.0
@@ -34,29 +34,31 @@ class Mean:
 
     @property
     def x(self) -> float:
+        """Mean of x."""
         return self.x_sum / self.count
 
     def merge(self, other: Mean) -> None:
+        """Add the points of `other`."""
         self.x_sum += other.x_sum
         self.y_sum += other.y_sum
         self.finite += other.finite
         self.count += other.count
 
     def point(self) -> tuple[float, float | None]:
-        """Return x and y as text of six and four digits would hold them."""
+        """Return x and y, rounded to six and four significant digits."""
         y = float(f"{self.y_sum / self.finite:.4g}") if self.finite else None
         return float(f"{self.x:.6g}"), y
 
 
 class Trace:
-    """One curve. When it has grown too long, two neighbours each become their mean."""
+    """One downsampled curve: when it becomes too long, each two neighbours become their mean."""
 
     def __init__(self) -> None:
         self._width = 1
         self._means: list[Mean] = []
 
     def add(self, x: float, y: Any) -> None:
-        """Append a point; a `y` that is no finite number makes a gap."""
+        """Append a point; a `y` that is not a finite number is a gap."""
         mean = Mean(x, 0.0, 0, 1)
         if isinstance(y, (int, float)) and math.isfinite(y):
             mean.y_sum = y
@@ -69,12 +71,12 @@ class Trace:
             self.shrink(2 * MOST)
 
     def cut(self, x: float) -> None:
-        """Drop the points from `x` on (whole means only)."""
+        """Drop the means from `x` on."""
         while self._means and self._means[-1].x >= x:
             self._means.pop()
 
     def shrink(self, most: int) -> None:
-        """Merge neighbours until at most `most` means are left."""
+        """Merge neighbours until at most `most` means remain."""
         while len(self._means) > most:
             self._means = _merged(self._means, 2)
             self._width *= 2
@@ -96,8 +98,8 @@ def _merged(means: list[Mean], every: int) -> list[Mean]:
 
 
 @dataclass
-class Part:
-    """One night (or day) of a course: its steps stand from `start` to `end` on the common axis."""
+class Segment:
+    """One night (or day) on the common axis, from step `start` to `end`."""
 
     key: tuple
     label: str
@@ -107,56 +109,56 @@ class Part:
     traces: dict[str, Trace] = field(default_factory=dict)
 
 
-class Course:
-    """The curves of entries with a `step`, night behind night on one axis."""
+class StepCurves:
+    """The curves of entries with a `step`, with the steps of all nights on one axis."""
 
     def __init__(self, *names: str) -> None:
         self._names = names
-        self.parts: list[Part] = []
+        self.segments: list[Segment] = []
 
     def add(self, key: tuple, label: str, entry: Entry) -> None:
-        """Append a step. `key` tells nights apart; a step of the last night that comes once more
-        replaces what that night had from there on.
+        """Append a step of the night `key`. A repeated step of the last night replaces that night's
+        values from there on.
         """
         step = int(entry.step)
-        if not self.parts or self.parts[-1].key != key:
-            start = self.parts[-1].end if self.parts else 0
-            self.parts.append(Part(key, label, start, start))
-            for part in self.parts[:-1]:
-                for trace in part.traces.values():
-                    trace.shrink(max(4, 2 * MOST // len(self.parts)))
-        part = self.parts[-1]
-        if step <= part.step:
-            for trace in part.traces.values():
-                trace.cut(part.start + step)
-        part.step = step
+        if not self.segments or self.segments[-1].key != key:
+            start = self.segments[-1].end if self.segments else 0
+            self.segments.append(Segment(key, label, start, start))
+            for segment in self.segments[:-1]:
+                for trace in segment.traces.values():
+                    trace.shrink(max(4, 2 * MOST // len(self.segments)))
+        segment = self.segments[-1]
+        if step <= segment.step:
+            for trace in segment.traces.values():
+                trace.cut(segment.start + step)
+        segment.step = step
         steps = int(getattr(entry, "steps", None) or 0)
-        part.end = max(part.end, part.start + max(step + 1, steps))
+        segment.end = max(segment.end, segment.start + max(step + 1, steps))
         for name in self._names:
             value = getattr(entry, name)
             if value is not None or name in entry.nonfinite:
-                part.traces.setdefault(name, Trace()).add(part.start + step, value)
+                segment.traces.setdefault(name, Trace()).add(segment.start + step, value)
 
     def points(self, name: str) -> Points:
-        """Return the curve of one field, with a gap between nights; empty when it never was
+        """Return the curve of one field, with a gap between nights; empty if it was never
         recorded.
         """
         points: Points = []
-        steps = sum(part.end - part.start for part in self.parts) or 1
-        for part in self.parts:
-            if name in part.traces:
-                points += [(float(part.start), None)] if points else []
-                points += part.traces[name].points(max(2, MOST * (part.step + 1) // steps))
+        steps = sum(segment.end - segment.start for segment in self.segments) or 1
+        for segment in self.segments:
+            if name in segment.traces:
+                points += [(float(segment.start), None)] if points else []
+                points += segment.traces[name].points(max(2, MOST * (segment.step + 1) // steps))
         return points if any(y is not None for _, y in points) else []
 
-    def begins(self) -> list[tuple[int, str]]:
-        """Return where each night begins, and its label."""
-        return [(part.start, part.label) for part in self.parts]
+    def nights(self) -> list[tuple[int, str]]:
+        """Return (first step on the axis, label) of each night."""
+        return [(segment.start, segment.label) for segment in self.segments]
 
 
 @dataclass(frozen=True)
 class Series:
-    """One curve with points. `name`: the value of the field that tells curves apart, if any."""
+    """One curve of a chart. `name`: the value of the field `Curve.by`, if any."""
 
     label: str
     name: str
@@ -165,7 +167,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Chart:
-    """A panel with the points of a run. `nights`: where each night begins, and its label."""
+    """A panel with the curves of a run. `nights`: (first step on the axis, label) of each."""
 
     panel: Panel
     series: tuple[Series, ...]
@@ -173,31 +175,32 @@ class Chart:
 
 
 class Charts:
-    """What the panels plot of a run. Takes entries one by one, in memory of bounded size."""
+    """The charts of a growing run, in bounded memory."""
 
     def __init__(self, panels: tuple[Panel, ...] | None = None) -> None:
-        """`panels`: None for PANELS."""
+        """Create empty charts; `panels` None: PANELS."""
         self._panels = PANELS if panels is None else panels
         self._curves: dict[str, list[tuple[Panel, Curve]]] = {}
         for panel in self._panels:
             for curve in panel.curves:
                 self._curves.setdefault(curve.kind, []).append((panel, curve))
-        self._courses: dict[str, dict[str, Course]] = {}
-        """Kind -> name -> course."""
+        self._step_curves: dict[str, dict[str, StepCurves]] = {}
+        """Kind -> name -> its curves over steps."""
         self._traces: dict[Curve, dict[str, Trace]] = {}
+        """Curve over minutes -> name -> trace."""
         self._start: float | None = None
-        self.taken = 0
-        """Entries that a panel plots."""
+        self.plotted = 0
+        """Number of entries that a panel plots."""
 
     def add(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Add the values of the next entry."""
         if self._start is None:
             self._start = entry.t
-        self.taken += entry.kind in self._curves
-        for name in {_name(curve, entry) for _, curve in self._stepwise(entry.kind)}:
-            courses = self._courses.setdefault(entry.kind, {})
-            if name in courses or len(courses) < MOST_NAMES:
-                self._course(entry.kind, name).add(*_night(entry), entry)
+        self.plotted += entry.kind in self._curves
+        for name in {_name(curve, entry) for _, curve in self._over_steps(entry.kind)}:
+            named = self._step_curves.setdefault(entry.kind, {})
+            if name in named or len(named) < MOST_NAMES:
+                self._curves_of(entry.kind, name).add(*_night(entry), entry)
         for panel, curve in self._curves.get(entry.kind, ()):
             value = _value(curve, entry)
             if panel.x == MINUTES and value is not None:
@@ -208,7 +211,7 @@ class Charts:
                     trace.add((entry.t - self._start) / 60, value)
 
     def charts(self) -> list[Chart]:
-        """Return every panel, those without values with no series."""
+        """Return one chart per panel; a panel without values has no series."""
         return [self._chart(panel) for panel in self._panels]
 
     def _chart(self, panel: Panel) -> Chart:
@@ -218,10 +221,10 @@ class Charts:
             if panel.x == MINUTES:
                 named = {name: t.points() for name, t in self._traces.get(curve, {}).items()}
             else:
-                courses = self._courses.get(curve.kind, {})
-                named = {name: course.points(curve.field) for name, course in courses.items()}
-                if curve.kind == "seed" and "" in courses:
-                    nights = courses[""].begins()
+                by_name = self._step_curves.get(curve.kind, {})
+                named = {name: curves.points(curve.field) for name, curves in by_name.items()}
+                if curve.kind == "seed" and "" in by_name:
+                    nights = by_name[""].nights()
             series += [
                 Series(curve.label or name, name, points)
                 for name, points in named.items()
@@ -229,12 +232,12 @@ class Charts:
             ]
         return Chart(panel, tuple(series), tuple(nights))
 
-    def _stepwise(self, kind: str) -> list[tuple[Panel, Curve]]:
+    def _over_steps(self, kind: str) -> list[tuple[Panel, Curve]]:
         return [pair for pair in self._curves.get(kind, ()) if pair[0].x != MINUTES]
 
-    def _course(self, kind: str, name: str) -> Course:
-        fields = dict.fromkeys(curve.field for _, curve in self._stepwise(kind))
-        return self._courses[kind].setdefault(name, Course(*fields))
+    def _curves_of(self, kind: str, name: str) -> StepCurves:
+        fields = dict.fromkeys(curve.field for _, curve in self._over_steps(kind))
+        return self._step_curves[kind].setdefault(name, StepCurves(*fields))
 
 
 def _name(curve: Curve, entry: Entry) -> str:
@@ -242,7 +245,7 @@ def _name(curve: Curve, entry: Entry) -> str:
 
 
 def _night(entry: Entry) -> tuple[tuple, str]:
-    """Return what tells the nights (or days) of a course apart, and how they are called."""
+    """Return (key, label) of the night (or day) that an entry belongs to."""
     day = getattr(entry, "day", None)
     if not hasattr(entry, "night"):
         return (day,), str(day)

@@ -10,12 +10,13 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.schema import Record
 
 PIECE = 8 << 20
-"""Bytes read in one call, so that the first call for a long run returns soon."""
+"""Bytes read in one call, so that the first call for a long journal returns soon."""
 
 
 class Follower:
-    """Follow the journal at `path`. `offset` of `size` bytes are read; `torn` lines among them were
-    no records.
+    """Reads the journal at `path` as it grows.
+
+    `offset` of its `size` bytes are read; `torn` of the lines read were no records.
     """
 
     def __init__(self, path: Path, piece: int = PIECE) -> None:
@@ -30,9 +31,11 @@ class Follower:
         """Inode that it was read from."""
 
     def more(self) -> tuple[bool, list[Record]]:
-        """Return whether the journal is another one than before (so that what was read no longer
-        counts), and the records added since the last call. A last line without its end is left for
-        the next call. Raises InputError for a file that cannot be read; a missing one is empty.
+        """Return (whether the journal was truncated or replaced, so that earlier records are
+        invalid; the records added since the last call).
+
+        An incomplete last line is left for the next call. A missing file is empty. Raises
+        InputError for a file that cannot be read.
         """
         try:
             with open(self.path, "rb") as file:
@@ -53,8 +56,8 @@ class Follower:
             ) from error
 
     def _changed(self, file: int) -> bool:
-        """Return whether the bytes that were read are no longer in the file, because a resumed run
-        has truncated its journal.
+        """Return whether the bytes read before are not in the file any more, since a resumed run
+        truncates its journal.
         """
         if not self.offset:
             return False
@@ -62,7 +65,7 @@ class Follower:
         return os.fstat(file).st_ino != self._file or before != self._last
 
     def _lines(self, file: int) -> list[bytes]:
-        """Return whole lines, about as many as fit into a piece; at least one if there is one."""
+        """Return complete lines of about one piece, at least one line if there is one."""
         piece = b""
         size = self._piece
         while b"\n" not in piece:
@@ -84,10 +87,10 @@ class Follower:
                 continue
             try:
                 record = json.loads(line)
-                sound = isinstance(record["kind"], str) and isinstance(record["t"], (int, float))
+                valid = isinstance(record["kind"], str) and isinstance(record["t"], (int, float))
             except (ValueError, KeyError, TypeError, RecursionError):
-                sound = False
-            if sound:
+                valid = False
+            if valid:
                 records.append(record)
-            self.torn += not sound
+            self.torn += not valid
         return records

@@ -1,4 +1,4 @@
-"""Text for people: durations, aligned tables, names of nights, lines without terminal codes."""
+"""Formatted text: durations, aligned tables, names of nights, lines without terminal codes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TERMINAL_CODES = re.compile(
 
 
 def clock(seconds: float) -> str:
-    """Return a duration for people: "4.2 s", "1:23 min", "2:05:00 h"."""
+    """Return a formatted duration: "4.2 s", "1:23 min", "2:05:00 h"."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -22,7 +22,7 @@ def clock(seconds: float) -> str:
 
 
 def aligned(rows: list[list[str]]) -> str:
-    """Return a text table: columns as wide as their widest cell."""
+    """Return a text table with aligned columns."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = (
         "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True))
@@ -43,13 +43,13 @@ def night_label(night: object, sender: int | None = 0) -> str:
 
 
 def without_terminal_codes(line: str) -> str:
-    """Return the line without colours, titles and control characters."""
+    """Return the line without escape sequences and control characters."""
     return TERMINAL_CODES.sub("", line)
 
 
 def last_line(text: str) -> str:
     """Return the last line that is not empty, without terminal codes; of a progress bar, which
-    writes over its own line, the last state. Empty without one.
+    overwrites its line, the last state. Empty if there is none.
     """
     for line in reversed(re.split(r"[\r\n]+", text)):
         if stripped := without_terminal_codes(line).strip():

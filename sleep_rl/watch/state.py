@@ -127,15 +127,16 @@ class RunState:
     @property
     def course(self) -> str:
         """Name of what the charts show; empty without charts."""
-        return f"{self._resets}-{self._charts.taken}" if self._charts.taken else ""
+        return f"{self._resets}-{self._charts.plotted}" if self._charts.plotted else ""
 
     def charts(self) -> list[Chart]:
         """Return every panel with the points of the run so far."""
         return self._charts.charts()
 
     def state(self) -> dict[str, Any]:
-        """Return everything that the page shows: plain values, which the page escapes, and `parts`,
-        XX"""
+        """Return everything that the page shows as JSON data: plain values, which the page escapes,
+        and `parts`, HTML that is escaped here.
+        """
         return {
             "name": self.folder.resolve().name,
             "facts": self._facts,

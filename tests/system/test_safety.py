@@ -350,7 +350,7 @@ def test_a_record_that_is_shorter_than_its_checkpoint_says_is_not_filled_up(life
     record = (life / "metrics.jsonl").read_bytes()[:50]
     (life / "metrics.jsonl").write_bytes(record)
     with pytest.raises(
-        RunError, match=r"expected at least the [0-9]+ bytes that its checkpoint knows of"
+        RunError, match=r"expected at least the [0-9]+ bytes that its checkpoint refers to"
     ):
         Journal(life / "metrics.jsonl", keep=newest(life).journal)
     assert (life / "metrics.jsonl").read_bytes() == record

@@ -153,12 +153,12 @@ def test_a_full_disk_ends_the_run_with_one_line_naming_the_path():
     journal = Journal("/dev/full")  # every write fails with ENOSPC
     with pytest.raises(RunError) as caught:
         journal.log("wake", step=1)
-    assert str(caught.value) == "cannot write the run's record /dev/full: No space left on device"
+    assert str(caught.value) == "cannot write the run's journal /dev/full: No space left on device"
 
 
 def test_paths_that_cannot_be_opened(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot write the run's record .*file/m.jsonl"):
+    with pytest.raises(RunError, match=r"cannot write the run's journal .*file/m.jsonl"):
         Journal(tmp_path / "file" / "m.jsonl")
     with pytest.raises(InputError, match=r"No such file or directory: .*/none"):
         read(tmp_path / "none")

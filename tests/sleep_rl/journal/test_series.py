@@ -5,7 +5,7 @@ import pytest
 from sleep_rl.journal import series
 from sleep_rl.journal.panels import AXES, MINUTES, PANELS, PHASES, Curve, Panel, phase_of
 from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, Wake
-from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, Course, Trace
+from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, StepCurves, Trace
 
 
 def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
@@ -28,27 +28,27 @@ def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
 
 
 def test_nights_stand_behind_one_another_with_a_gap_between():
-    course = Course("loss", "divergence")
+    curves = StepCurves("loss", "divergence")
     for night, done in ((1, 3), (2, 2)):
         for step in range(done):
             entry = SeedStep(t=0.0, step=step, steps=3, loss=night + step / 10)
-            course.add((night,), f"night {night}", entry)
-    assert course.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
-    assert course.begins() == [(0, "night 1"), (3, "night 2")]
-    assert course.points("divergence") == []
+            curves.add((night,), f"night {night}", entry)
+    assert curves.points("loss") == [(0, 1.0), (1, 1.1), (2, 1.2), (3, None), (3, 2.0), (4, 2.1)]
+    assert curves.nights() == [(0, "night 1"), (3, "night 2")]
+    assert curves.points("divergence") == []
 
 
 def test_many_nights_stay_small(monkeypatch):
     monkeypatch.setattr(series, "MOST", 40)
-    course = Course("loss")
+    curves = StepCurves("loss")
     for night in range(30):
         for step in range(200):
             entry = SeedStep(t=0.0, step=step, steps=200, loss=float(night))
-            course.add((night,), f"night {night}", entry)
-    points = course.points("loss")
+            curves.add((night,), f"night {night}", entry)
+    points = curves.points("loss")
     assert (
         len(points) <= 3 * 40
-        and sum(len(t._means) for p in course.parts for t in p.traces.values()) <= 6 * 40
+        and sum(len(t._means) for p in curves.segments for t in p.traces.values()) <= 6 * 40
     )
     values = [y for _, y in points if y is not None]
     assert values == sorted(values) and set(values) == set(map(float, range(30)))
@@ -61,7 +61,7 @@ def step(night, number, loss, **more):
 
 
 def test_a_step_that_was_run_again_replaces_the_first_attempt():
-    course = Course("loss")
+    curves = StepCurves("loss")
     for entry in (
         step(1, 1, 5.0),
         step(1, 2, 4.0),
@@ -69,30 +69,30 @@ def test_a_step_that_was_run_again_replaces_the_first_attempt():
         step(2, 2, 9.0),
         step(2, 1, 2.0),
     ):
-        course.add((entry.night,), f"night {entry.night}", entry)
-    assert [p for p in course.points("loss") if p[1] is not None] == [(1, 5.0), (2, 4.0), (11, 2.0)]
-    assert course.begins() == [(0, "night 1"), (10, "night 2")]
+        curves.add((entry.night,), f"night {entry.night}", entry)
+    assert [p for p in curves.points("loss") if p[1] is not None] == [(1, 5.0), (2, 4.0), (11, 2.0)]
+    assert curves.nights() == [(0, "night 1"), (10, "night 2")]
 
 
 def test_a_value_that_was_not_finite_is_a_gap_and_a_missing_one_is_none():
-    course = Course("loss", "divergence")
+    curves = StepCurves("loss", "divergence")
     for number in range(4):
         lost = number == 2
         entry = step(1, number, None if lost else 1.0, nonfinite=["loss"] if lost else [])
         entry.divergence = 0.5 if number in (0, 3) else None
-        course.add((1,), "night 1", entry)
-    assert course.points("loss") == [(0, 1.0), (1, 1.0), (2, None), (3, 1.0)]
-    assert course.points("divergence") == [(0, 0.5), (3, 0.5)]
+        curves.add((1,), "night 1", entry)
+    assert curves.points("loss") == [(0, 1.0), (1, 1.0), (2, None), (3, 1.0)]
+    assert curves.points("divergence") == [(0, 0.5), (3, 0.5)]
 
 
 def test_a_long_course_is_averaged_within_nights_only(monkeypatch):
     monkeypatch.setattr(series, "MOST", 4)
-    course = Course("loss")
+    curves = StepCurves("loss")
     for night in (1, 2):
         for number in range(4):
             entry = SeedStep(t=0.0, step=number, steps=4, loss=4.0 * (night - 1) + number)
-            course.add((night,), f"night {night}", entry)
-    points = course.points("loss")
+            curves.add((night,), f"night {night}", entry)
+    points = curves.points("loss")
     assert [p for p in points if p[1] is not None] == [
         (0.5, 0.5),
         (2.5, 2.5),
