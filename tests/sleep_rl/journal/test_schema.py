@@ -105,4 +105,4 @@ def test_fields_of_one_name_differ_by_kind():
     kinds = (Evaluation, RolledBack, Completion, Dream)
     evaluation, rolled_back, completion, dream = (METRICS[cls.kind] for cls in kinds)
     assert evaluation["after"] != rolled_back["after"] and "score" in completion
-    assert dream["kept"][0] == "whether it was tried out"
+    assert dream["kept"][0] == "whether it was selected for trials"
