@@ -1,9 +1,9 @@
-"""`sleep-rl drill CONFIG`: what happens to a run when things break, tried on real runs.
+"""`sleep-rl drill CONFIG`: inject faults into real runs and check that they recover.
 
-Each run is a real `sleep-rl run` of the config, in a process of its own, upon which faults come
-from outside while its journal shows that it is in the phase they are meant for. It has to end with
-the same bytes of memory and the same last evaluation as the run that nothing happened to, by
-itself, or after `sleep-rl resume` where it says that it ended.
+Each run is a `sleep-rl run` of the config in a process of its own. Faults are injected from outside
+while its journal shows that it is in the fault's phase. The run must end with the same bytes of
+memory and the same last evaluation as the undisturbed run: by itself, or after `sleep-rl resume`
+where it is expected to exit.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from cluster.drill.drilled_run import DrilledRun
-from cluster.drill.scenarios import PHASES, ending, scenarios
+from cluster.drill.scenarios import PHASES, failure, scenarios
 from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.text import aligned, clock
@@ -19,15 +19,15 @@ from sleep_rl.runs.run_dir import new_folder
 
 
 def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -> str:
-    """Run every scenario of the drill and return the table of what happened.
+    """Run every scenario and return the table of results; `say`: prints a line.
 
-    Raises RunError that names the rows which failed, and InputError for a config that cannot be
-    drilled.
+    Raises RunError that names the failed rows, and InputError for a config without Ray.
     """
     config = load(path, overrides)
     if config.cluster.backend != "ray":
         raise InputError(
-            f"drill: cluster.backend ray, where workers are processes, got {config.cluster.backend}"
+            f"drill: cluster.backend ray is needed, where workers are processes, got "
+            f"{config.cluster.backend}"
         )
     home = new_folder(config, suffix="-drill")
     fixed = [
@@ -36,26 +36,26 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
         f"cluster.restarts={4 * len(PHASES)}",
         "cluster.report_after_s=20",
     ]
-    say(f"{home}: what each life printed, and its run folder")
-    quiet = DrilledRun("undisturbed", path, fixed, home)
-    if (code := quiet.wait()) != 0:
-        raise RunError(f"drill: already the undisturbed life fails: {ending(quiet, code)}")
-    expected = quiet.outcome()
+    say(f"{home}: the output and the folder of each run")
+    undisturbed = DrilledRun("undisturbed", path, fixed, home)
+    if (code := undisturbed.wait()) != 0:
+        raise RunError(f"drill: the undisturbed run failed: {failure(undisturbed, code)}")
+    expected = undisturbed.outcome()
     rows = []
-    say(f"undisturbed: {len(expected[0])} nights in {clock(quiet.records()[-1]['seconds'])}")
+    seconds = undisturbed.records()[-1]["seconds"]
+    say(f"undisturbed: {len(expected[0])} nights in {clock(seconds)}")
     for scenario in scenarios(config):
         for row in scenario(path, fixed, home, expected):
             rows.append(row)
-            say(f"{row.what}, {row.where}: {row.happened}: {row.word}")
+            say(f"{row.fault}, {row.where}: {row.result}: {row.status}")
     table = aligned(
-        [["fault", "where", "what happened", ""]]
-        + [[r.what, r.where, r.happened, r.word] for r in rows]
+        [["fault", "where", "result", ""]] + [[r.fault, r.where, r.result, r.status] for r in rows]
     )
     failed = [row for row in rows if row.passed is False]
     if failed:
         say(table)
         raise RunError(
             f"drill: {len(failed)} of {len(rows)} rows failed: "
-            f"{', '.join(f'{r.what} ({r.where})' for r in failed)}"
+            f"{', '.join(f'{r.fault} ({r.where})' for r in failed)}"
         )
     return f"{table}\n{sum(row.passed is True for row in rows)} of {len(rows)} passed"

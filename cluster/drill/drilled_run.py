@@ -1,4 +1,4 @@
-"""One run of a drill in a process of its own, watched through its journal."""
+"""One run of a drill: a process, its journal, and its outcome."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from sleep_rl.journal.journal import Record, read
 
 LIMIT_S = 1800.0  # of one run
 Outcome = tuple[dict[str, bytes], dict]
-"""Bytes of each night's memory, and the last evaluation."""
+"""(night -> bytes of its memory, row of the last evaluation)."""
 
 
 class DrilledRun:
-    """One run of the drill: started, watched through its journal, and compared when it is over."""
+    """A run of the drill in a process of its own; its state is read from its journal."""
 
     def __init__(
         self,
@@ -32,14 +32,15 @@ class DrilledRun:
     ):
         """Start the run `name` in the folder `home`.
 
-        `flipped`: with a damaged push; `environment`: of its process, None for this one's.
+        `path`, `overrides`: its config; `flipped`: one byte of a push is flipped (see
+        faults.FlippedByte); `environment`: of its process; None: this one's.
         """
         self.name = name
         self.folder = home / name
         self._environment = environment
         command = ["cluster.drill.faults"] if flipped else ["sleep_rl", "run"]
         keys = [f"run.dir={home}", f"run.name={name}"]
-        self.printed = home / f"{name}.txt"
+        self.output = home / f"{name}.txt"
         self.process = self._start(["-m", *command, path, *overrides, *keys])
 
     def _start(self, arguments: list[str]) -> subprocess.Popen:
@@ -55,22 +56,22 @@ class DrilledRun:
         return process
 
     def _read(self, process: subprocess.Popen) -> None:
-        """Copy what the run prints into a file; through a pipe, because a run whose own files
-        cannot grow is still to be heard.
+        """Thread: copy the run's output from a pipe into a file. The run itself may be unable to
+        write files (faults.no_more_disk).
         """
-        with open(self.printed, "ab") as file:
+        with open(self.output, "ab") as file:
             while part := process.stdout.read1():
                 file.write(part)
                 file.flush()
 
     def records(self) -> list[Record]:
-        """Return the journal so far."""
+        """Return the journal's records so far."""
         journal = self.folder / "metrics.jsonl"
         return read(journal) if journal.is_file() else []
 
     def until(self, condition: Callable[[list[Record]], bool]) -> bool:
         """Wait until the journal fulfils a condition; return False when the run ends first. Raises
-        RunError when neither happens in time.
+        RunError after LIMIT_S.
         """
         deadline = time.monotonic() + LIMIT_S
         while not condition(self.records()):
@@ -79,14 +80,14 @@ class DrilledRun:
             if time.monotonic() > deadline:
                 self.end()
                 raise RunError(
-                    f"drill: {self.folder} did not end within {LIMIT_S:g} s; what it "
-                    f"printed: {self.printed}"
+                    f"drill: {self.folder} did not end within {LIMIT_S:g} s; its output: "
+                    f"{self.output}"
                 )
             time.sleep(0.1)
         return True
 
     def wait(self) -> int | None:
-        """Return the exit code; None for a run that did not end in time and was ended."""
+        """Return the exit code; None for a run that was ended after LIMIT_S."""
         try:
             return self.process.wait(LIMIT_S)
         except subprocess.TimeoutExpired:
@@ -94,11 +95,11 @@ class DrilledRun:
             return None
 
     def resume(self) -> None:
-        """Go on with the run in a new process."""
+        """Resume the run in a new process."""
         self.process = self._start(["-m", "sleep_rl", "resume", str(self.folder)])
 
     def end(self) -> None:
-        """End the run's process if it is still there."""
+        """End the run's process if it is alive."""
         if self.process.poll() is None:
             self.process.terminate()
             try:
@@ -108,12 +109,13 @@ class DrilledRun:
                 self.process.wait()
 
     def last_line(self) -> str:
+        """Return the last line of the run's output."""
         self._reader.join(10)
-        lines = self.printed.read_text(errors="replace").strip().splitlines()
-        return lines[-1] if lines else "nothing printed"
+        lines = self.output.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "no output"
 
-    def outcome(self) -> tuple[dict[str, bytes], dict]:
-        """Return (bytes of each night's memory, last evaluation of sleep)."""
+    def outcome(self) -> Outcome:
+        """Return (night -> bytes of its memory, row of the last evaluation of sleep)."""
         memories = {
             path.parent.name: path.read_bytes()
             for path in sorted(self.folder.glob("memory/*/memory.safetensors"))

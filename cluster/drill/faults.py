@@ -1,8 +1,8 @@
-"""Faults for `sleep-rl drill`: signals and limits upon a process from outside; and, in a driver of
-its own, one flipped byte in the weights that are published.
+"""Faults for `sleep-rl drill`: signals and limits for a process from outside, and a driver that
+flips one byte of a push.
 
-    python -m cluster.drill.faults CONFIG [section.key=value ...]      # `sleep-rl run` with that
-    flipped byte
+    # `sleep-rl run` with the flipped byte
+    python -m cluster.drill.faults CONFIG [section.key=value ...]
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT, Weights
 
-PUSH = 2  # which push of the student is damaged
+PUSH = 2  # number of the student's push that is damaged
 
 
 def worker(run_folder: Path, name: str) -> psutil.Process:
-    """Return the process of a run's worker: the one on this machine that writes
-    <run>/logs/<name>.log. Raises RunError when there is none.
+    """Return the process of the worker `name`: the one on this machine that has
+    <run_folder>/logs/<name>.log open. Raises RunError when there is none.
     """
     log = str((run_folder / "logs" / f"{name}.log").resolve())
     for process in psutil.process_iter():
@@ -42,27 +42,25 @@ def worker(run_folder: Path, name: str) -> psutil.Process:
 
 
 def kill(process: psutil.Process) -> None:
-    """End the process at once."""
+    """Send SIGKILL."""
     process.kill()
 
 
 def freeze(process: psutil.Process) -> None:
-    """Stop the process without ending it: to others it hangs."""
+    """Send SIGSTOP: the process hangs."""
     process.suspend()
 
 
 def no_more_disk(process: psutil.Process) -> None:
-    """Let no file of the process grow from now on: what a full disk does to it, without filling
-    anybody's disk.
-    """
+    """Set RLIMIT_FSIZE to 0, so that no file of the process can grow, as on a full disk."""
     _, hard = resource.prlimit(process.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, hard))
 
 
 class FlippedByte(RayBackend):
-    """Ray, except that one byte of one push changes on its way into the store."""
+    """A RayBackend that flips one byte of push number PUSH before it is stored."""
 
-    pushes = 0  # of the student so far, over all restarts of the workers in this process
+    pushes = 0  # of the student so far; restarts of the workers do not reset it
 
     def put(self, value: Any) -> Ref[Any]:
         if isinstance(value, Weights) and value.name == STUDENT and value.tensors:
@@ -78,7 +76,7 @@ class FlippedByte(RayBackend):
 
 
 def flipped(config: Config, folder: Path) -> RayBackend:
-    """Return the backend of a run whose push is damaged; see run_workers.make_backend."""
+    """Return a FlippedByte backend; for RunSetup.make_backend."""
     cluster = config.cluster
     return FlippedByte(
         cluster.address,

@@ -1,4 +1,4 @@
-"""The runs of a drill: which faults come upon them, and how each of them has to end."""
+"""The scenarios of a drill: runs, the faults that are injected into them, and how they must end."""
 
 from __future__ import annotations
 
@@ -28,53 +28,54 @@ STALL_S = 2.0  # reward.timeout_s of the run whose reward worker stalls
 
 @dataclass(frozen=True)
 class Fault:
-    """One thing that breaks: `do(run folder)` is called once the run is in `phase` of `night`, and
-    returns the name of the worker that it hit.
+    """A fault that is injected once the run is in `phase` of `night`.
+
+    `inject(run folder)` returns the name of the worker that it hit.
     """
 
-    what: str
+    name: str
     phase: str
     night: int
-    do: Callable[[Path], str]
+    inject: Callable[[Path], str]
 
 
 @dataclass(frozen=True)
 class Row:
-    """What a run did about a fault. `passed` None: it could not be tried here."""
+    """The result of one fault. `passed` None: it cannot be tested on this machine."""
 
-    what: str
+    fault: str
     where: str
-    happened: str
+    result: str
     passed: bool | None
 
     @property
-    def word(self) -> str:
-        return {True: "passed", False: "FAILED", None: "not tried"}[self.passed]
+    def status(self) -> str:
+        return {True: "passed", False: "FAILED", None: "skipped"}[self.passed]
 
 
 Rows = Iterator[Row]
 Scenario = Callable[[str, list[str], Path, Outcome], Rows]
-"""(path of the config, overrides, the drill's folder, undisturbed outcome) -> a row per fault."""
+"""(path of the config, overrides, the drill's folder, expected outcome) -> a row per fault."""
 
 
 def scenarios(config: Config) -> list[Scenario]:
-    """Return the drill's runs, each with one or more faults."""
+    """Return the drill's scenarios: each is a run with one or more faults."""
     days = config.nights or len(make_task(config).days())
     nights = [min(i, days) for i in range(1, len(PHASES) + 1)]
     kills = [
         [
-            Fault(f"kill {name}", phase, night, _upon(name, faults.kill))
+            Fault(f"kill {name}", phase, night, _on_worker(name, faults.kill))
             for phase, night in zip(PHASES, nights, strict=True)
         ]
         for name in ("rollout-0", "reward-0", "learner-0")
     ]
     hangs = [
-        Fault(f"hang {name}", "seeding", night, _upon(name, faults.freeze))
+        Fault(f"hang {name}", "seeding", night, _on_worker(name, faults.freeze))
         for name, night in (("rollout-0", nights[0]), ("learner-0", nights[1]))
     ]
     return [
-        *(_recovers(f"kill-{kill[0].what.split()[1]}", kill) for kill in kills),
-        _recovers("hang", hangs, f"cluster.call_timeout_s={HANG_S:g}"),
+        *(_recovery(f"kill-{kill[0].name.split()[1]}", kill) for kill in kills),
+        _recovery("hang", hangs, f"cluster.call_timeout_s={HANG_S:g}"),
         _stall,
         _flip,
         _disk,
@@ -82,51 +83,51 @@ def scenarios(config: Config) -> list[Scenario]:
     ]
 
 
-def _recovers(name: str, faults: list[Fault], *keys: str) -> Scenario:
-    """Return a run upon which `faults` come one after another; it has to go on by itself and end
-    like the undisturbed one. `keys`: further overrides.
+def _recovery(name: str, faults: list[Fault], *keys: str) -> Scenario:
+    """Return the scenario of the run `name` in which `faults` are injected one after another; it
+    must recover by itself and end with the expected outcome. `keys`: further overrides.
     """
 
-    def play(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
+    def scenario(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
         run = DrilledRun(name, path, [*overrides, *keys], home)
         try:
-            stories = [_strike(run, fault) for fault in faults]
-            verdict = _verdict(run, expected)
+            reactions = [_inject(run, fault) for fault in faults]
+            mismatch = _mismatch(run, expected)
         finally:
             run.end()
-        for fault, (hit, story) in zip(faults, stories, strict=True):
+        for fault, (hit, reaction) in zip(faults, reactions, strict=True):
             yield Row(
-                fault.what,
+                fault.name,
                 f"{fault.phase}, night {fault.night}",
-                f"{story}; {verdict or 'same bytes'}",
-                hit and not verdict,
+                f"{reaction}; {mismatch or 'same bytes'}",
+                hit and not mismatch,
             )
 
-    return play
+    return scenario
 
 
-def _strike(run: DrilledRun, fault: Fault) -> tuple[bool, str]:
-    """Bring a fault upon a run; return (whether it hit, what the run did about it)."""
+def _inject(run: DrilledRun, fault: Fault) -> tuple[bool, str]:
+    """Inject a fault when its phase is reached; return (whether it hit, how the run reacted)."""
     try:
         if not run.until(lambda records: reached(records, fault.phase, fault.night)):
-            return False, "the life was over before"
+            return False, "the run ended before the fault"
         began = time.time()
-        name = fault.do(run.folder)
-        run.until(lambda records: _recovery(records, began, name) is not None)
+        name = fault.inject(run.folder)
+        run.until(lambda records: _restart_of(records, began, name) is not None)
     except (RunError, psutil.Error) as error:
         return False, str(error)
-    record = _recovery(run.records(), began, name)
+    record = _restart_of(run.records(), began, name)
     if record is None:
-        return True, "was not needed any more"
+        return True, "the worker was not used again"
     return True, _description(record, began)
 
 
 def _description(record: Record, since: float) -> str:
-    return f"{record['worker']} noticed after {record['t'] - since:.0f} s and started anew"
+    return f"{record['worker']} restarted after {record['t'] - since:.0f} s"
 
 
-def _recovery(records: list[Record], since: float, name: str) -> Record | None:
-    """Return the record of the first restart after `since` that replaced worker `name`."""
+def _restart_of(records: list[Record], since: float, name: str) -> Record | None:
+    """Return the record of the first restart of worker `name` after time `since`."""
     for record in _restarts(records):
         if record["t"] > since and record["worker"] in (name, "all workers"):
             return record
@@ -138,47 +139,45 @@ def _restarts(records: list[Record]) -> list[Record]:
 
 
 def reached(records: list[Record], phase: str, night: int) -> bool:
-    """Return whether a journal shows that the run is in a phase of a night, or past it."""
+    """Return whether a journal's records show that a phase of a night has begun."""
     start = 0
     if night > 1:
         before = [
             i for i, r in enumerate(records) if r["kind"] == "night" and r["night"] == night - 1
         ]
         start = before[-1] if before else len(records)
-    begun = {
+    begins = {
         "wake": lambda r: r["kind"] == "evaluate" and r["method"] == "sleep" and r["row"],
         "writing": lambda r: r["kind"] == "push" and r["name"] == STUDENT,
         "seeding": lambda r: r["kind"] == "seed",
         "evaluation": lambda r: r["kind"] == "night" and r["night"] == night,
     }[phase]
-    return any(begun(record) for record in records[start:])
+    return any(begins(record) for record in records[start:])
 
 
-def _verdict(run: DrilledRun, expected: Outcome) -> str:
-    """Wait for the run's end; return what is wrong with it, nothing if it ended like the
-    undisturbed one.
-    """
+def _mismatch(run: DrilledRun, expected: Outcome) -> str:
+    """Wait for the run's end; return how its outcome differs from the expected one, or ""."""
     if (code := run.wait()) != 0:
-        return ending(run, code)
+        return failure(run, code)
     memories, evaluation = run.outcome()
     if memories != expected[0]:
-        return "another memory"
-    return f"another evaluation: {evaluation}" if evaluation != expected[1] else ""
+        return "different memory"
+    return f"different evaluation: {evaluation}" if evaluation != expected[1] else ""
 
 
-def ending(run: DrilledRun, code: int | None) -> str:
-    """Return how a run ended that did not end well."""
+def failure(run: DrilledRun, code: int | None) -> str:
+    """Return how a run failed: its exit code (None: it timed out) and its last line."""
     if code is None:
         return f"did not end within {LIMIT_S:g} s"
     return f"exit {code}: {run.last_line()}"
 
 
 def _stall(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
-    """Freeze a reward worker: its pairs get failures in place of rewards, and it is restarted."""
-    fault = Fault("stall reward-0", "seeding", 1, _upon("reward-0", faults.freeze))
+    """Freeze a reward worker: its pairs become failures, and it is restarted."""
+    fault = Fault("stall reward-0", "seeding", 1, _on_worker("reward-0", faults.freeze))
     run = DrilledRun("stall", path, [*overrides, f"reward.timeout_s={STALL_S:g}"], home)
     try:
-        hit, story = _strike(run, fault)
+        hit, reaction = _inject(run, fault)
         code = run.wait()
     finally:
         run.end()
@@ -186,31 +185,31 @@ def _stall(path: str, overrides: list[str], home: Path, expected: Outcome) -> Ro
         r["count"] for r in run.records() if r["kind"] == "failure" and r["where"] == "reward"
     )
     yield Row(
-        fault.what,
+        fault.name,
         "seeding, night 1",
-        f"{story}; {failed} pairs without a reward; exit {code}",
+        f"{reaction}; {failed} pairs without a reward; exit {code}",
         hit and failed > 0 and code == 0,
     )
 
 
 def _flip(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
-    """Change a byte of a push on its way: no worker samples from it."""
+    """Flip a byte of a push: it must be detected, and all workers restarted."""
     run = DrilledRun("flip", path, overrides, home, flipped=True)
     try:
-        verdict = _verdict(run, expected)
+        mismatch = _mismatch(run, expected)
     finally:
         run.end()
     refused = [r for r in _restarts(run.records()) if "damaged" in r["reason"]]
     yield Row(
         "flip a byte",
         f"push {faults.PUSH} of the student",
-        f"{'refused and made anew' if refused else 'not noticed'}; {verdict or 'same bytes'}",
-        bool(refused) and not verdict,
+        f"{'refused and repeated' if refused else 'not detected'}; {mismatch or 'same bytes'}",
+        bool(refused) and not mismatch,
     )
 
 
 def _disk(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
-    """Let no file grow any more: the run ends with one line, and goes on when there is room."""
+    """Simulate a full disk: the run must exit with one line, and end well after a resume."""
     run = DrilledRun("disk", path, overrides, home)
     try:
         hit = run.until(lambda records: reached(records, "seeding", 1))
@@ -223,32 +222,32 @@ def _disk(path: str, overrides: list[str], home: Path, expected: Outcome) -> Row
         code = run.wait()
         line = run.last_line()
         run.resume()
-        verdict = _verdict(run, expected)
+        mismatch = _mismatch(run, expected)
     finally:
         run.end()
     yield Row(
         "full disk",
         "seeding, night 1",
-        f"exit {code}: {line}; resumed: {verdict or 'same bytes'}",
-        hit and code == 1 and line.startswith("sleep-rl: ") and not verdict,
+        f"exit {code}: {line}; resumed: {mismatch or 'same bytes'}",
+        hit and code == 1 and line.startswith("sleep-rl: ") and not mismatch,
     )
 
 
 def _cut(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows:
-    """Cut off a node with a rollout worker on it; later another node takes its place."""
-    what = "cut off a node"
+    """Freeze a node with a rollout worker on it, and add another node once it is noticed."""
+    fault = "cut off a node"
     where = "seeding, night 1"
     config = load(path, overrides)
     config = replace(
         config, rollouts=replace(config.rollouts, workers=max(config.rollouts.workers, 2))
     )
     if any(actor.gpus for actor in actors_of(config)):
-        yield Row(what, where, "two nodes on one machine cannot share its GPUs", None)
+        yield Row(fault, where, "two nodes on one machine cannot share its GPUs", None)
         return
     cpus = sum(actor.count * actor.cpus for actor in actors_of(config))
-    with ExitStack() as ending:
+    with ExitStack() as stack:
         nodes = TwoNodes(cpus - config.rollouts.cpus, config.rollouts.cpus)
-        ending.callback(nodes.close)
+        stack.callback(nodes.close)
         run = DrilledRun(
             "cut",
             path,
@@ -260,26 +259,29 @@ def _cut(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows
             home,
             environment=nodes.environment,
         )
-        ending.callback(run.end)
+        stack.callback(run.end)
         hit = run.until(lambda records: reached(records, "seeding", 1))
         began = time.time()
         if hit:
             nodes.cut()
             run.until(lambda records: bool(_restarts(records)))
             nodes.join()
-        verdict = _verdict(run, expected)
+        mismatch = _mismatch(run, expected)
     restarted = _restarts(run.records())
-    story = _description(restarted[0], began) if restarted else "not noticed"
+    reaction = _description(restarted[0], began) if restarted else "not detected"
     yield Row(
-        what, where, f"{story}; {verdict or 'same bytes'}", hit and bool(restarted) and not verdict
+        fault,
+        where,
+        f"{reaction}; {mismatch or 'same bytes'}",
+        hit and bool(restarted) and not mismatch,
     )
 
 
-def _upon(name: str, harm: Callable) -> Callable[[Path], str]:
-    """Return a function that harms worker `name` of the run in a folder."""
+def _on_worker(name: str, fault: Callable) -> Callable[[Path], str]:
+    """Return a function that applies `fault` to worker `name` of the run in a folder."""
 
-    def do(folder: Path) -> str:
-        harm(faults.worker(folder, name))
+    def inject(folder: Path) -> str:
+        fault(faults.worker(folder, name))
         return name
 
-    return do
+    return inject

@@ -1,4 +1,4 @@
-"""A Ray cluster of two nodes on one machine, of which one can be cut off."""
+"""A Ray cluster of two nodes on one machine, one of which can be cut off and replaced."""
 
 from __future__ import annotations
 
@@ -28,32 +28,31 @@ HEALTH = {
     "health_check_timeout_ms": 2000,
     "health_check_failure_threshold": 3,
 }
-"""Ray's settings with which a head misses a node within about 10 s, instead of a minute."""
+"""Ray's settings with which the head detects a dead node within 10 s instead of a minute."""
 
 
 class TwoNodes:
-    """A Ray cluster of two nodes on this machine: the head, and one that can be cut off and
-    replaced.
+    """A Ray cluster on this machine: the head, and one more node that can be cut off and replaced.
 
-    `address`: of the cluster; `jobs`: of its job server, empty without one; `environment`: with the
-    token that whoever joins needs.
+    `address`: of the cluster; `jobs`: of its job server, empty without one; `environment`:
+    variables of a process that connects, with the cluster's token.
     """
 
     def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
         """Start both nodes. `jobs`: with a job server on the head."""
-        # kept until the nodes end: Ray binds them beside these, seconds later
-        self._held = [reserve_port(LOOPBACK) for _ in range(2)]
-        port, dashboard_port = (held.getsockname()[1] for held in self._held)
+        # reserved until the nodes end: Ray listens on them seconds later
+        self._reserved = [reserve_port(LOOPBACK) for _ in range(2)]
+        port, dashboard_port = (reserved.getsockname()[1] for reserved in self._reserved)
         self.address = f"{LOOPBACK}:{port}"
         self.jobs = f"http://{LOOPBACK}:{dashboard_port}" if jobs else ""
         self.environment = {
             **os.environ,
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
-            # a job's `python` is ours
+            # a job's `python` is this one
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         }
-        # Unix sockets inside: at most 107 bytes
+        # short: the paths of Unix sockets inside have at most 107 bytes
         self._folder = tempfile.mkdtemp(prefix="drill", dir="/tmp")
         self._node_cpus = node_cpus
         self._cut: list[psutil.Process] = []
@@ -75,24 +74,24 @@ class TwoNodes:
             raise
 
     def join(self) -> None:
-        """Start the second node, or one in the place of the one that was cut off."""
+        """Start the second node, or a replacement of the one that was cut off."""
         self._start(f"--address={self.address}", cpus=self._node_cpus)
 
-    def cut(self, harm: Callable[[psutil.Process], None] = freeze) -> None:
-        """Harm all processes of the second node: it answers neither the head nor the driver any
-        more. With `freeze` none of them ends.
+    def cut(self, fault: Callable[[psutil.Process], None] = freeze) -> None:
+        """Apply `fault` to all processes of the second node, so that it answers neither the head
+        nor the driver. With `freeze` they stay alive.
         """
         node = self._nodes.pop()
         self._cut = [psutil.Process(node.pid), *psutil.Process(node.pid).children(recursive=True)]
         for process in self._cut:
-            harm(process)
+            fault(process)
 
     def close(self) -> None:
-        """End both nodes and what was cut off."""
+        """End both nodes and the processes of one that was cut off."""
         for node in self._nodes:
             with suppress(psutil.NoSuchProcess):
                 self._cut += psutil.Process(node.pid).children(recursive=True)
-            node.send_signal(signal.SIGTERM)  # `ray start --block` ends what it started
+            node.send_signal(signal.SIGTERM)  # `ray start --block` ends its processes
             try:
                 node.wait(30)
             except subprocess.TimeoutExpired:
@@ -100,12 +99,14 @@ class TwoNodes:
         for process in self._cut:
             with suppress(psutil.NoSuchProcess):
                 process.kill()
-        for held in self._held:
-            held.close()
+        for reserved in self._reserved:
+            reserved.close()
         shutil.rmtree(self._folder, ignore_errors=True)
 
     def _start(self, *arguments: str, cpus: float, limit_s: float = 600.0) -> None:
-        """Start a node and wait until Ray says that it runs. Raises RunError."""
+        """Start a node and wait until it runs. Raises RunError after `limit_s`, or when it
+        exits.
+        """
         command = [
             sys.executable,
             "-m",
@@ -135,6 +136,6 @@ class TwoNodes:
             )
         while "Ray runtime started" not in (text := log.read_text(errors="replace")):
             if time.monotonic() > deadline or self._nodes[-1].poll() is not None:
-                lines = text.strip().splitlines() or ["nothing said"]
+                lines = text.strip().splitlines() or ["no output"]
                 raise RunError(f"drill: no Ray node within {limit_s:g} s: {lines[-1]}")
             time.sleep(0.2)

@@ -1,10 +1,11 @@
 """The W&B client of a run, in a process of its own: `python -m cluster.tracking.client`. The only
 module that imports wandb.
 
-`cluster.tracking.sink` starts it and writes one JSON line per message: first the options of
-`start`, then ["recall", records] and ["log", record], at last ["end", exit code]. Answers are JSON
-lines, too: {"ready": folder}, {"failed": reason}, {"ended": true}. When the lines end without an
-"end", the run was killed: what was logged is still sent, and W&B counts the run as failed.
+`cluster.tracking.sink` starts it and writes one JSON line per message to its stdin: first the
+options of `start`, then ["recall", records] and ["log", record], at last ["end", exit code].
+Responses are JSON lines on stdout: {"ready": folder}, {"failed": reason}, {"ended": true}. When
+stdin ends without an "end", the run was killed: logged records are still sent, and W&B marks the
+run as failed.
 """
 
 from __future__ import annotations
@@ -22,33 +23,35 @@ from cluster.tracking.curves import MATRIX, TABLES, Curves
 from sleep_rl.journal.panels import AXES
 from sleep_rl.journal.schema import Record
 
-# bytes that the client may hold back before its file counts as one that does not grow
+# bytes that wandb may buffer before a file that does not grow is an error
 SLACK = 128 << 10
 CHECK_S = 5.0
 
 
 class Client:
-    """One W&B run that receives a journal."""
+    """Sends the records of one journal to one W&B run."""
 
     def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
-        """`run`: wandb's; `folder`, `name`: of our run; `artifacts`: upload memories."""
+        """`run`: wandb's; `folder`, `name`: of the sleep_rl run; `artifacts`: upload each night's
+        memory.
+        """
         self._run = run
         self._folder = folder
         self._name = name
         self._artifacts = artifacts
         self._curves = Curves()
-        self._sent = 0  # bytes that were logged, a lower bound
-        self._size = 0  # bytes of the file when it was last checked
+        self._sent = 0  # lower bound of the logged bytes
+        self._size = 0  # bytes of the file at the last check
         self._checked = time.monotonic()
 
     def recall(self, records: list[Record]) -> None:
-        """Continue the curves behind these records. Rows that W&B has already got come again with
-        the same step, and W&B drops them.
+        """Continue the curves after these records of a resumed run. Rows that W&B has already are
+        logged again with the same step, and W&B drops them.
         """
         self._curves = Curves(records)
 
     def log(self, record: Record) -> None:
-        """Write one row of W&B's history per record with curves, a table or a matrix."""
+        """Log one row of W&B's history, if the record has curves, a table or a matrix."""
         import wandb
 
         curves = self._curves
@@ -71,7 +74,7 @@ class Client:
             self._check_growth(SLACK)
 
     def end(self, code: int) -> None:
-        """Finishes the W&B run. Raises OSError when its file lacks what it was update."""
+        """Finish the W&B run with an exit code. Raises OSError when its file is incomplete."""
         self._run.finish(exit_code=code)
         self._size = -1
         self._check_growth(0)
@@ -83,14 +86,14 @@ class Client:
         after = evaluations.get(f"night {night}")
         about = {"night": night, "accuracies": after.row if after else {}}
         artifact = wandb.Artifact(f"{self._name}-memory", type="memory", metadata=about)
-        # no second copy: a night's memory does not change
+        # immutable: no second copy on the disk
         artifact.add_dir(str(self._folder / path), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
 
     def _check_growth(self, slack: int) -> None:
-        """Raise OSError if W&B's file has stopped growing with more than `slack` bytes missing, or
-        at the end (size -1) lacks any. wandb drops what a full disk refuses and reports nothing;
-        offline, its file is all there is.
+        """Raise OSError if the file of an offline run has stopped growing with more than `slack`
+        bytes missing, or lacks any at the end (`_size` -1). wandb drops what it cannot write to a
+        full disk, and reports nothing.
         """
         self._checked = time.monotonic()
         if not self._run.offline:
@@ -116,9 +119,7 @@ def _picture(curves: Curves) -> Any:
 
 
 def start(options: Mapping[str, Any]) -> Any:
-    """Start a wandb run and return it, silent, with one x axis per phase. `options`: what the sink
-    writes first.
-    """
+    """Start a silent wandb run with one x axis per phase; return it. `options`: see WandbSink."""
     import wandb
 
     settings = wandb.Settings(
@@ -136,13 +137,12 @@ def start(options: Mapping[str, Any]) -> Any:
     wandb.setup(settings=wandb.Settings(silent=True))
     mode = options["mode"]
     if mode == "online" and os.environ.get("WANDB_MODE") == "offline":
-        mode = "offline"  # the environment may hold a run back, e.g. on a node without network
-    # init would ask on the terminal and wait
+        mode = "offline"  # set on a node without network
+    # otherwise wandb.init would prompt on the terminal and wait
     if mode == "online" and not wandb.login(prompt=False, verify=False):
         raise RuntimeError(
             "wandb.mode is online, but there is no API key: set WANDB_API_KEY, "
-            "run `wandb login`, or use "
-            "wandb.mode=offline"
+            "run `wandb login`, or use wandb.mode=offline"
         )
     run = wandb.init(
         mode=mode,
@@ -162,40 +162,40 @@ def start(options: Mapping[str, Any]) -> Any:
 
 
 def main() -> int:
-    """Serve one sink; return the exit code. Whatever wandb prints goes to stderr, which the sink
-    sends into a file.
+    """Handle the messages of one sink; return the exit code. wandb's own output goes to stderr,
+    which the sink redirects to a file.
     """
-    answers = os.fdopen(os.dup(1), "w")
+    responses = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
 
-    def answer(**what: Any) -> None:
-        print(json.dumps(what), file=answers, flush=True)
+    def respond(**content: Any) -> None:
+        print(json.dumps(content), file=responses, flush=True)
 
     try:
         options = json.loads(sys.stdin.readline())
         client = Client(
             start(options), Path(options["dir"]), options["name"] or "run", options["artifacts"]
         )
-    # wandb raises many types; every one means "no W&B in this run"
+    # wandb raises many types; each means that this run has no W&B
     except Exception as error:  # noqa: BLE001
-        # wandb's advice about a key that is none of ours
+        # without wandb's advice about a setting that users of sleep_rl cannot change
         text = str(error).split(" Consider increasing")[0]
-        answer(failed=f"could not start: {type(error).__name__}: {text}")
+        respond(failed=f"could not start: {type(error).__name__}: {text}")
         return 1
     try:
-        answer(ready=str(Path(client._run.dir).parent))
+        respond(ready=str(Path(client._run.dir).parent))
         for line in sys.stdin:
-            verb, content = json.loads(line)
-            getattr(client, verb)(content)
-            if verb == "end":
-                answer(ended=True)
+            method, content = json.loads(line)
+            getattr(client, method)(content)
+            if method == "end":
+                respond(ended=True)
                 return 0
         client.end(1)
-    except BrokenPipeError:  # nobody listens any more
+    except BrokenPipeError:  # the sink's process has ended
         return 1
     # as above
     except Exception as error:  # noqa: BLE001
-        answer(failed=f"{type(error).__name__}: {error}")
+        respond(failed=f"{type(error).__name__}: {error}")
         return 1
     return 0
 

@@ -1,7 +1,7 @@
-"""What W&B gets of each journal record: numbers over the axis of their phase (declared in
+"""Translate journal records into W&B updates: numbers over the x axis of their phase (declared in
 `sleep_rl.journal.panels`), tables, and the run's summary.
 
-A pure function of the records: a resumed run goes on where its kept records end.
+The state is a pure function of the records, so that a resumed run continues after its kept ones.
 """
 
 from __future__ import annotations
@@ -43,25 +43,25 @@ TABLES = {
     ),
 }
 """Table -> columns: fields of `completion`, `written` and `dream` records."""
-MOST_ROWS = 5000
-"""Of a table: a table is sent whole each time."""
+MAX_ROWS = 5000
+"""Of a table, which is sent whole each time."""
 _ROW_OF = {"completion": "samples/answers", "written": "samples/written", "dream": "samples/dreams"}
-_SHOWN_AT = {
+_SENT_AFTER = {
     "saved": "samples/answers",
     "done": "samples/answers",
     "written": "samples/written",
     "dreamed": "samples/dreams",
 }
 _NO_CURVE = {"t", "step", "steps", "round", "sender", "version", "number"}
-"""Counters that the axes stand for."""
+"""Fields without a curve: time and counters, which the x axes replace."""
 _COUNTS = ("wake", "seed", "policy", "dreamed", "baseline")
-"""Kinds that move their phase's axis on."""
+"""Kinds whose records advance the x axis of their phase by one."""
 
 
 @dataclass
 class WandbUpdate:
-    """What W&B gets of one record: curves (with their axis), tables with all their rows, and the
-    summary from here on.
+    """The W&B update of one record: numbers (with their x axis), tables with all their rows, and
+    changed summary values.
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
@@ -70,28 +70,30 @@ class WandbUpdate:
     matrix: bool = False
     """Whether the retention matrix changed."""
     memory: str = ""
-    """The stored memory after a night, from the run's folder."""
+    """Path of a night's stored memory, relative to the run's folder."""
 
 
 class Curves:
-    """The state behind W&B's curves and tables. Takes the records of a run in their order."""
+    """The state of W&B's curves and tables; `take` gets the records of a run in their order."""
 
     def __init__(self, records: Iterable[Record] = ()) -> None:
         self.retention = Retention()
         self.rows = 0
-        """Records so far of which there is something to see on an axis, in a table or a picture."""
+        """Number of records so far with a number, a table or a matrix: W&B's step."""
         self._position: Counter[str] = Counter()
-        """Phase -> where its axis stands."""
+        """Phase -> current value of its x axis."""
         self._rows: dict[str, list[list]] = {name: [] for name in TABLES}
         self._unsent: set[str] = set()
-        """Tables with rows that were not sent."""
+        """Tables with rows that have not been sent."""
         self._failures = 0
         self._start: float | None = None
         for record in records:
             self.take(record)
 
     def take(self, record: Record) -> WandbUpdate:
-        """Return what W&B gets of the next record."""
+        """Return the W&B update of the next record; an empty one for a record that does not
+        parse.
+        """
         kind = record["kind"]
         update = WandbUpdate()
         try:
@@ -107,7 +109,7 @@ class Curves:
                 update.numbers = {f"{prefix}/{name}": value for name, value in numbers.items()}
                 update.numbers[f"{phase}/{AXES[phase]}"] = self._x(phase, entry)
         self._keep_rows(record)
-        if (table := _SHOWN_AT.get(kind)) in self._unsent:
+        if (table := _SENT_AFTER.get(kind)) in self._unsent:
             update.tables[table] = self._rows[table]
             self._unsent.discard(table)
         self._summarize(entry, update)
@@ -129,7 +131,7 @@ class Curves:
         if record["kind"] == "written":
             rows = [record | {"text": text} for text in record.get("examples") or ()]
         self._rows[table] += [[row.get(column) for column in TABLES[table]] for row in rows]
-        del self._rows[table][:-MOST_ROWS]
+        del self._rows[table][:-MAX_ROWS]
         self._unsent.add(table)
 
     def _summarize(self, entry: Entry, update: WandbUpdate) -> None:
@@ -157,8 +159,8 @@ class Curves:
 
 
 def _numbers(record: Record) -> dict[str, float]:
-    """Return the numbers of a record by name, also those that the schema does not know; accuracies
-    by method (or open book) and column.
+    """Return name -> number of a record's fields, including those outside the schema; accuracies by
+    method (or open book) and column.
     """
     numbers: dict[str, float] = {}
     for name, value in record.items():

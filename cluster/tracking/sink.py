@@ -1,8 +1,8 @@
-"""Weights & Biases as one sink of the journal, behind a process of its own, `client`.
+"""Weights & Biases as a sink of the journal, through a process of its own: cluster.tracking.client.
 
-Whatever W&B does (no key, no network, no package, a full disk, a server that hangs) never stops or
-blocks a run: only `close` waits for it, and that with a deadline. What went wrong is raised once,
-and the journal records it once.
+No failure of W&B (no key, no network, no package, a full disk, a server that hangs) stops or blocks
+a run: only `close` waits for it, with a deadline. A failure is raised once, and the journal records
+it once.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from sleep_rl.config.secrets import without_secrets
 from sleep_rl.journal.journal import Record
 
 ROOT = Path(__file__).parents[2]
-LOG = "wandb.log"  # in the run's logs: what the client prints
+LOG = "wandb.log"  # in the run's logs: the client's output
 
 
 class WandbSink:
-    """Sends the journal to W&B. Mode "offline" needs no key; `wandb sync` uploads its files later.
+    """Sends journal records to W&B. Mode "offline" needs no key; `wandb sync` uploads its files
+    later.
 
-    `failed`: why the client could not be started, else empty.
+    `failed`: why the client could not be started; empty if it was.
     """
 
     name = "W&B"
@@ -54,20 +55,20 @@ class WandbSink:
     ) -> None:
         """Start the client.
 
-        `dir`: of the run; `run_id`: W&B's, to continue one; `start_seconds`: for W&B's own start;
-        `stall_seconds`: how long the client may accept nothing, its start included;
-        `close_seconds`: for the end.
+        `dir`: of the run; `config`: logged without secrets; `run_id`: W&B's, to continue a run;
+        `artifacts`: upload each night's memory. Timeouts: `start_seconds` of wandb.init,
+        `stall_seconds` of the client's next read (its start included), `close_seconds` of `close`.
         """
         self.failed = ""
         self._stall_s = stall_seconds
         self._close_s = close_seconds
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
-        self._since: float | None = None  # when the line that is being written was begun
-        self._over = threading.Event()  # the client's process has ended
-        self._reason = ""  # why it failed
-        self._ended = False  # whether it finished the W&B run
-        self._status = 1  # exit code for W&B
-        self._where = str(Path(dir) / "wandb")
+        self._write_started: float | None = None  # time of the write in progress
+        self._exited = threading.Event()  # the client's process has ended
+        self._reason = ""  # why the client failed
+        self._finished = False  # whether the client finished the W&B run
+        self._status = 1  # the W&B run's exit code
+        self._wandb_folder = str(Path(dir) / "wandb")
         options = {
             "project": project,
             "mode": mode,
@@ -92,11 +93,11 @@ class WandbSink:
             threading.Thread(target=task, name=f"wandb{task.__name__}", daemon=True).start()
 
     def recall(self, records: list[Record]) -> None:
-        """Continue the curves behind these records."""
+        """Continue the curves after these records of a resumed run."""
         self._send("recall", records)
 
     def log(self, record: Record) -> None:
-        """Send a record. Raises ConnectionError or TimeoutError for what went wrong since the last
+        """Send a record. Raises ConnectionError or TimeoutError for a failure since the last
         call.
         """
         if record["kind"] == "done":
@@ -104,53 +105,56 @@ class WandbSink:
         self._send("log", record)
 
     def close(self) -> None:
-        """Finish the W&B run. Raises TimeoutError when that takes too long; its files stay."""
+        """Finish the W&B run. Raises ConnectionError for a failure of the client, and TimeoutError
+        after `close_seconds`; W&B's files stay.
+        """
         self._send("end", self._status)
-        self._over.wait(self._close_s)
-        if self._ended:
-            self._process.wait()  # it has nothing more to do
+        self._exited.wait(self._close_s)
+        if self._finished:
+            self._process.wait()
             return
-        self._end()
+        self._kill()
         if self._reason:
             raise ConnectionError(self._reason)
         raise TimeoutError(
-            f"no end after {self._close_s:g} s; `wandb sync {self._where}` uploads the rest"
+            f"not finished after {self._close_s:g} s; `wandb sync {self._wandb_folder}` uploads "
+            "the rest"
         )
 
-    def _send(self, verb: str, content: Any) -> None:
-        since = self._since
-        waited_s = 0.0 if since is None else time.monotonic() - since
-        if not self._over.is_set() and waited_s < self._stall_s:
-            self._lines.put(json.dumps([verb, content]))
+    def _send(self, method: str, content: Any) -> None:
+        started = self._write_started
+        waited_s = 0.0 if started is None else time.monotonic() - started
+        if not self._exited.is_set() and waited_s < self._stall_s:
+            self._lines.put(json.dumps([method, content]))
             return
-        self._end()
+        self._kill()
         if not self._reason:
-            raise TimeoutError(f"its client took nothing for {waited_s:.0f} s (see {self._log})")
+            raise TimeoutError(f"its client read nothing for {waited_s:.0f} s (see {self._log})")
         raise ConnectionError(self._reason)
 
     def _write(self) -> None:
-        """Thread: write the lines to the client, one by one."""
-        with suppress(OSError, ValueError):  # the client is gone: the other thread says why
+        """Thread: write the queued lines to the client."""
+        with suppress(OSError, ValueError):  # the client has ended: the other thread finds out why
             while (line := self._lines.get()) is not None:
-                self._since = time.monotonic()
+                self._write_started = time.monotonic()
                 self._process.stdin.write(line + "\n")
                 self._process.stdin.flush()
-                self._since = None
+                self._write_started = None
 
     def _read(self) -> None:
-        """Thread: read the answers, until the client ends."""
+        """Thread: read the client's responses until it ends."""
         for line in self._process.stdout:
-            answer = json.loads(line)
-            self._where = answer.get("ready", self._where)
-            self._ended = "ended" in answer
-            self._reason = self._reason or answer.get("failed", "")
+            response = json.loads(line)
+            self._wandb_folder = response.get("ready", self._wandb_folder)
+            self._finished = "ended" in response
+            self._reason = self._reason or response.get("failed", "")
         code = self._process.wait()
-        if not self._ended and not self._reason:
+        if not self._finished and not self._reason:
             self._reason = f"its client ended with exit code {code} (see {self._log})"
-        self._over.set()
+        self._exited.set()
 
-    def _end(self) -> None:
-        """End the client and all that it started, at once."""
+    def _kill(self) -> None:
+        """Kill the client and its child processes."""
         self._lines.put(None)
         with suppress(psutil.NoSuchProcess):
             client = psutil.Process(self._process.pid)
@@ -161,10 +165,10 @@ class WandbSink:
 
 
 def _start_client(folder: Path, log: Path) -> subprocess.Popen[str]:
-    """Start the client for the run in `folder`; what it prints goes into `log`. Raises OSError."""
+    """Start the client of the run in `folder`, with its output in `log`. Raises OSError."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    (folder / "wandb").mkdir(exist_ok=True)  # wandb would quietly move to /tmp instead
-    # what tables and artifacts hold until they are sent
+    (folder / "wandb").mkdir(exist_ok=True)  # otherwise wandb writes to /tmp instead
+    # tables and artifacts until they are uploaded
     data = (folder / "wandb" / "data").absolute()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {
@@ -181,5 +185,5 @@ def _start_client(folder: Path, log: Path) -> subprocess.Popen[str]:
             stderr=output,
             env=environment,
             text=True,
-            start_new_session=True,  # Ctrl-C is for the run alone
+            start_new_session=True,  # Ctrl-C must end the run only
         )

@@ -1,4 +1,4 @@
-"""curves.py: what W&B gets of each record; and that one line makes a curve everywhere."""
+"""curves.py: W&B updates of records; a panel declared once is drawn everywhere."""
 
 import re
 
@@ -46,7 +46,7 @@ def test_a_field_added_to_a_panel_appears_in_report_live_page_and_wandb(run, mon
     assert points == [(1, 0.0), (2, 0.25), (3, 0.5)]
 
 
-def test_a_record_that_nobody_can_use_gives_nothing():
+def test_a_record_that_does_not_parse_gives_an_empty_update():
     curves = Curves()
     for record in (
         {"kind": "torn", "line": 1, "text": "{"},

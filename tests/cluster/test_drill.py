@@ -1,6 +1,4 @@
-"""The drill: when it strikes, what it breaks, and that it tells a run that held from one that did
-not.
-"""
+"""The drill: when faults are injected, what they do, and which results pass."""
 
 import subprocess
 import sys
@@ -44,7 +42,7 @@ def journal(nights):
     ]
 
 
-def test_each_phase_begins_where_the_journal_says_so():
+def test_reached_finds_the_begin_of_each_phase_in_the_journal():
     whole = journal(2)
     first = {
         (phase, night): next(n for n in range(len(whole) + 1) if reached(whole[:n], phase, night))
@@ -65,7 +63,7 @@ def test_each_phase_begins_where_the_journal_says_so():
     assert not reached(journal(1), "wake", 3)
 
 
-def test_one_byte_of_one_push_is_flipped(monkeypatch):
+def test_flipped_byte_changes_one_byte_of_one_push(monkeypatch):
     put = []
     monkeypatch.setattr(RayBackend, "put", lambda self, value: put.append(value))
     monkeypatch.setattr(faults.FlippedByte, "pushes", 0)
@@ -101,7 +99,7 @@ except OSError as error:
 """
 
 
-def test_a_process_without_disk_cannot_write(tmp_path):
+def test_no_more_disk_makes_writes_fail(tmp_path):
     child = subprocess.Popen(
         [sys.executable, "-c", WRITER, str(tmp_path / "file")],
         stdin=subprocess.PIPE,
@@ -116,7 +114,7 @@ def test_a_process_without_disk_cannot_write(tmp_path):
     )
 
 
-def test_a_frozen_process_hangs_until_it_is_killed():
+def test_freeze_stops_a_process_without_ending_it():
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     process = psutil.Process(child.pid)
     faults.freeze(process)
@@ -128,15 +126,15 @@ def test_a_frozen_process_hangs_until_it_is_killed():
     assert child.wait(10) == -9
 
 
-def test_a_worker_that_is_not_here_is_named(tmp_path):
+def test_a_worker_without_a_process_is_named(tmp_path):
     with pytest.raises(
         RunError, match=r"^drill: no process on this machine writes .*logs/rollout-7.log$"
     ):
         faults.worker(tmp_path, "rollout-7")
 
 
-class Played:
-    """Stands for a life: its records come one by one, and it ends as it is told."""
+class FakeRun:
+    """Replaces DrilledRun: its records come one by one, and its exit code and memory are given."""
 
     def __init__(self, records, code=0, memory=b"same"):
         self.left, self.seen, self.code, self.memory = (
@@ -150,10 +148,10 @@ class Played:
     def wait(self):
         return self.code
 
-    def until(self, there):
-        while not there(self.seen) and self.left:
+    def until(self, condition):
+        while not condition(self.seen) and self.left:
             self.seen.append(self.left.pop(0))
-        return there(self.seen)
+        return condition(self.seen)
 
     def records(self):
         return self.seen
@@ -172,77 +170,78 @@ WANT = ({"night-1": b"same"}, {"known": 1.0})
 
 
 @pytest.mark.parametrize(
-    "worker, code, memory, happened, passed",
+    "worker, code, memory, result, passed",
     [
-        ("rollout-0", 0, b"same", "rollout-0 noticed after 0 s and started anew; same bytes", True),
+        ("rollout-0", 0, b"same", "rollout-0 restarted after 0 s; same bytes", True),
         (
             "all workers",
             0,
             b"same",
-            "all workers noticed after 0 s and started anew; same bytes",
+            "all workers restarted after 0 s; same bytes",
             True,
         ),
-        ("rollout-1", 0, b"same", "was not needed any more; same bytes", True),
+        ("rollout-1", 0, b"same", "the worker was not used again; same bytes", True),
         (
             "rollout-0",
             0,
             b"other",
-            "rollout-0 noticed after 0 s and started anew; another memory",
+            "rollout-0 restarted after 0 s; different memory",
             False,
         ),
         (
             "rollout-0",
             1,
             b"same",
-            "rollout-0 noticed after 0 s and started anew; exit 1: sleep-rl: the loss is nan",
+            "rollout-0 restarted after 0 s; exit 1: sleep-rl: the loss is nan",
             False,
         ),
     ],
 )
-def test_a_row_says_what_happened_and_whether_it_was_right(
-    worker, code, memory, happened, passed, monkeypatch, tmp_path
+def test_a_row_has_the_reaction_and_whether_the_outcome_is_the_expected_one(
+    worker, code, memory, result, passed, monkeypatch, tmp_path
 ):
     hit = []
     records = [*journal(1), {"kind": "restarted", "worker": worker, "t": time.time() + 0.3}]
-    monkeypatch.setattr(scenarios, "DrilledRun", lambda *_: Played(records, code, memory))
+    monkeypatch.setattr(scenarios, "DrilledRun", lambda *_: FakeRun(records, code, memory))
     fault = Fault("kill rollout-0", "seeding", 1, lambda folder: hit.append(folder) or "rollout-0")
-    [row] = scenarios._recovers("kills", [fault])("config", [], tmp_path, WANT)
-    assert hit == [Path("runs/x")] and (row.happened, row.passed) == (happened, passed)
-    missed = Fault("kill rollout-0", "seeding", 9, fault.do)
-    [row] = scenarios._recovers("kills", [missed])("config", [], tmp_path, WANT)
-    assert not row.passed and row.happened.startswith("the life was over before") and len(hit) == 1
+    [row] = scenarios._recovery("kills", [fault])("config", [], tmp_path, WANT)
+    assert hit == [Path("runs/x")] and (row.result, row.passed) == (result, passed)
+    missed = Fault("kill rollout-0", "seeding", 9, fault.inject)
+    [row] = scenarios._recovery("kills", [missed])("config", [], tmp_path, WANT)
+    assert (
+        not row.passed and row.result.startswith("the run ended before the fault") and len(hit) == 1
+    )
 
 
 @pytest.mark.parametrize("passed", [True, False])
-def test_the_table_has_every_row_and_one_that_failed_fails_the_drill(passed, monkeypatch, tmp_path):
+def test_the_table_has_every_row_and_a_failed_one_raises(passed, monkeypatch, tmp_path):
     rows = [
         Row("kill a", "wake, night 1", "fine", True),
-        Row("flip a byte", "push 2", "not noticed", passed),
+        Row("flip a byte", "push 2", "not detected", passed),
     ]
     monkeypatch.setattr(
-        drilling, "DrilledRun", lambda *_: Played([{"kind": "done", "seconds": 9.0}])
+        drilling, "DrilledRun", lambda *_: FakeRun([{"kind": "done", "seconds": 9.0}])
     )
     monkeypatch.setattr(drilling, "scenarios", lambda config: [lambda *_: iter(rows)])
-    said = []
+    printed = []
     if passed:
-        table = drill(DRILL, [f"run.dir={tmp_path}"], said.append)
+        table = drill(DRILL, [f"run.dir={tmp_path}"], printed.append)
         assert table.splitlines()[0].split() == [
             "fault",
             "where",
-            "what",
-            "happened",
+            "result",
         ] and table.endswith("2 of 2 passed")
     else:
         with pytest.raises(RunError, match=r"^drill: 1 of 2 rows failed: flip a byte \(push 2\)$"):
-            drill(DRILL, [f"run.dir={tmp_path}"], said.append)
-        assert any(line.startswith("fault") for line in said)
+            drill(DRILL, [f"run.dir={tmp_path}"], printed.append)
+        assert any(line.startswith("fault") for line in printed)
     assert (tmp_path / "drill-drill").is_dir()
 
 
-def test_a_drill_needs_processes(tmp_path):
+def test_a_drill_needs_the_ray_backend(tmp_path):
     with pytest.raises(
         InputError,
-        match=r"^drill: cluster.backend ray, where workers are processes, got local$",
+        match=r"^drill: cluster.backend ray is needed, where workers are processes, got local$",
     ):
         drill(DRILL, ["cluster.backend=local", f"run.dir={tmp_path}"])
     assert list(tmp_path.iterdir()) == []
@@ -250,7 +249,7 @@ def test_a_drill_needs_processes(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_flipped_byte_and_a_full_disk(tmp_path, monkeypatch):
+def test_a_run_recovers_from_a_flipped_byte_and_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(drilling, "scenarios", lambda config: [scenarios._flip, scenarios._disk])
     monkeypatch.chdir(Path(__file__).parents[2])
     table = drill(DRILL, [f"run.dir={tmp_path}", "task.world.days=2"])

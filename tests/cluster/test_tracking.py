@@ -1,6 +1,4 @@
-"""W&B with its real client in offline mode: what it wrote is read back from its files; and every
-way in which it fails.
-"""
+"""The W&B sink with the real client in offline mode, checked in wandb's files; and its failures."""
 
 import json
 import os
@@ -182,13 +180,11 @@ def second_night(journal: Journal) -> None:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """One life: a night and the beginning of the next, then the process is gone; a second process
-    goes on behind the first night.
-    """
+    """A run that is killed in its second night and resumed after the first one."""
     folder = tmp_path_factory.mktemp("tracking")
     (folder / "memory" / "night-1").mkdir(parents=True)
     (folder / "memory" / "night-1" / "memory.safetensors").write_bytes(b"weights")
-    how = {
+    options = {
         "config": CONFIG,
         "name": "n1",
         "group": "g1",
@@ -198,29 +194,31 @@ def run(tmp_path_factory):
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WANDB_MODE", "offline")
-        killed = sink_of(folder, "online", **how)
+        killed = sink_of(folder, "online", **options)
         journal = Journal(folder / "metrics.jsonl", [killed])
         first_night(journal)
         keep = journal.size()
         second_night(journal)
-        killed._lines.put(None)  # the client loses its driver, as when that is killed
+        killed._lines.put(None)  # as when the driver is killed
         while killed._lines.qsize():
             time.sleep(0.05)
         killed._process.stdin.close()
-        assert killed._over.wait(300)
-        journal = Journal(folder / "metrics.jsonl", [sink_of(folder, "online", **how)], keep=keep)
+        assert killed._exited.wait(300)
+        journal = Journal(
+            folder / "metrics.jsonl", [sink_of(folder, "online", **options)], keep=keep
+        )
         second_night(journal)
         journal.log("done", seconds=12.5, status="ok", reason="")
         journal.close()
     return folder
 
 
-def test_curves_have_one_axis_per_phase(run):
+def test_numbers_are_logged_over_the_axis_of_their_phase(run):
     first, _ = folders(run)
     assert curve(first, "consolidate/step", "consolidate/seed/loss")[:2] == [(1, 1.5), (2, 1.25)]
     assert curve(first, "dream/step", "dream/dreamed/gain") == [(1, 0.5)]
     assert curve(first, "dream/step", "dream/seed/loss") == [(2, 0.75)], (
-        "what is learned of dreams is no consolidation"
+        "training on dreams is not part of consolidation"
     )
     assert curve(first, "wake/day", "wake/loss") == [(1, 2.5), (2, 2.0)]
     assert curve(first, "evaluate/night", "evaluate/sleep/known") == [(0, 0.99), (1, 0.9), (2, 0.8)]
@@ -232,7 +230,7 @@ def test_curves_have_one_axis_per_phase(run):
     assert steps == sorted(set(steps))
 
 
-def test_every_curve_is_drawn_over_the_axis_of_its_phase(run):
+def test_every_phase_declares_its_x_axis(run):
     records = records_of(folders(run)[0])
     globs = {
         r.metric.glob_name: r.metric.step_metric
@@ -250,7 +248,7 @@ def test_every_curve_is_drawn_over_the_axis_of_its_phase(run):
     }
 
 
-def test_a_resumed_run_goes_on_where_its_kept_records_end(run):
+def test_a_resumed_run_continues_after_its_kept_records(run):
     first, second = folders(run)
     assert {r.run.run_id for f in (first, second) for r in records_of(f) if r.HasField("run")} == {
         "abc123"
@@ -258,16 +256,14 @@ def test_a_resumed_run_goes_on_where_its_kept_records_end(run):
     assert curve(second, "consolidate/step", "consolidate/seed/loss") == [(3, 0.5)]
     assert curve(second, "wake/day", "wake/loss") == [(2, 2.0)]
     assert curve(first, "consolidate/step", "consolidate/seed/loss")[2:] == [(3, 0.5)], (
-        "done again: the same point"
+        "the repeated step has the same point"
     )
     again = {row["_step"] for row in rows(second)} & {row["_step"] for row in rows(first)}
-    assert len(again) == 3, (
-        "what is done again has the step that it had, so that W&B knows it again"
-    )
+    assert len(again) == 3, "repeated records have the same W&B step, so that W&B drops them"
     assert summary(second)["retention/sleep/day 2"] == 0.95
 
 
-def test_both_processes_of_a_run_are_found_by_wandb_sync(run):
+def test_wandb_sync_finds_both_processes_of_a_run(run):
     found = subprocess.run(
         [sys.executable, "-m", "wandb", "sync", "--dry-run", str(run / "wandb")],
         capture_output=True,
@@ -277,10 +273,10 @@ def test_both_processes_of_a_run_are_found_by_wandb_sync(run):
     )
     assert "Would sync 2 run(s)" in found.stderr + found.stdout
     codes = [r.exit.exit_code for f in folders(run) for r in records_of(f) if r.HasField("exit")]
-    assert codes == [1, 0], "the killed one failed, the other did not"
+    assert codes == [1, 0], "the killed process failed, the resumed one did not"
 
 
-def test_the_retention_matrix_is_a_picture_per_night(run):
+def test_the_retention_matrix_is_an_image_per_night(run):
     first, second = folders(run)
     pictures = [
         {name.removeprefix("retention/matrix/"): value for name, value in row.items()}
@@ -299,7 +295,7 @@ def test_the_retention_matrix_is_a_picture_per_night(run):
     assert pictures[1]["sha256"] == pictures[2]["sha256"] != pictures[0]["sha256"]
 
 
-def test_samples_and_dreams_are_tables(run):
+def test_samples_and_dreams_are_logged_as_tables(run):
     first, second = folders(run)
 
     def table(folder, name):
@@ -319,11 +315,11 @@ def test_samples_and_dreams_are_tables(run):
     assert (dream["text"], dream["importance"], dream["reward"]) == ("I dreamed", 0.5, 1)
     assert (dream["gain"], dream["held_out"]) == (0.5, 0.25)
     assert [r["completion"] for r in table(second, "samples/answers")] == ["b", "a", "c"], (
-        "earlier ones stay"
+        "earlier rows stay"
     )
 
 
-def test_the_memory_of_a_night_is_an_artifact_when_asked(run):
+def test_the_memory_of_a_night_is_an_artifact_if_configured(run):
     [artifact] = [
         r.artifact
         for r in records_of(folders(run)[0])
@@ -341,14 +337,14 @@ def test_the_memory_of_a_night_is_an_artifact_when_asked(run):
     )
 
 
-def test_the_summary_holds_retention_failures_and_the_end(run):
+def test_the_summary_has_retention_failures_and_status(run):
     first, second = map(summary, folders(run))
     assert first["failures"] == 3 and first["retention/sleep/day 1"] == 0.9
     assert second["retention/sleep/after"] == "night 2"
     assert second["done/status"] == "ok" and second["done/seconds"] == 12.5
 
 
-def test_identity_configuration_and_commit_without_secrets(run):
+def test_config_and_commit_are_logged_without_secrets(run):
     (start, *_) = [r.run for r in records_of(folders(run)[0]) if r.HasField("run")]
     assert (start.run_id, start.project, start.display_name, start.run_group) == (
         "abc123",
@@ -373,13 +369,13 @@ def test_identity_configuration_and_commit_without_secrets(run):
     )
 
 
-def test_the_journal_has_no_complaint_about_a_healthy_sink(run):
+def test_a_sink_without_failures_records_none(run):
     assert not [r for r in read(run / "metrics.jsonl") if r["kind"] == "sink_failed"]
 
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_curves_of_a_killed_and_resumed_run_go_on(tmp_path):
+def test_the_curves_of_a_killed_and_resumed_run_are_continuous(tmp_path):
     life, folder = start(tmp_path, "life", "local"), tmp_path / "life"
     life["args"].append("wandb.mode=offline")
     kill_after(subprocess.Popen(**life), folder / "metrics.jsonl", 45)
@@ -403,12 +399,12 @@ def test_curves_of_a_killed_and_resumed_run_go_on(tmp_path):
 # ---- failures
 
 
-def told(folder: Path, sink: WandbSink, wait: bool = True) -> str:
-    """What the journal says of a sink that fails: once, between records that are all there."""
+def recorded_failure(folder: Path, sink: WandbSink, wait: bool = True) -> str:
+    """Return the reason of the one sink_failed record; the other records must be complete."""
     journal = Journal(folder / "m.jsonl", [sink])
     journal.log("wake", step=1)
     if wait:
-        assert sink._over.wait(300)
+        assert sink._exited.wait(300)
     for step in (2, 3):
         journal.log("wake", step=step)
     journal.close()
@@ -419,25 +415,27 @@ def told(folder: Path, sink: WandbSink, wait: bool = True) -> str:
     return failed["reason"]
 
 
-def test_without_a_key_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_missing_key_is_recorded_once(tmp_path, monkeypatch):
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
-    assert "there is no API key: set WANDB_API_KEY" in told(tmp_path, sink_of(tmp_path, "online"))
+    assert "there is no API key: set WANDB_API_KEY" in recorded_failure(
+        tmp_path, sink_of(tmp_path, "online")
+    )
 
 
-def test_without_the_package_the_run_goes_on(tmp_path, monkeypatch):
+def test_a_missing_package_is_recorded_once(tmp_path, monkeypatch):
     (tmp_path / "wandb.py").write_text("raise ModuleNotFoundError('No module named wandb')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    assert "could not start: ModuleNotFoundError: No module named wandb" in told(
+    assert "could not start: ModuleNotFoundError: No module named wandb" in recorded_failure(
         tmp_path, sink_of(tmp_path / "run")
     )
 
 
-def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
+def test_an_unwritable_folder_is_recorded_at_the_start(tmp_path):
     (tmp_path / "file").write_text("")
-    assert "could not start: Not a directory" in told(
+    assert "could not start: Not a directory" in recorded_failure(
         tmp_path, sink_of(tmp_path / "file"), wait=False
     )
 
@@ -445,7 +443,7 @@ def test_a_folder_that_cannot_be_written_is_said_at_once(tmp_path):
 @pytest.mark.parametrize(
     "listens", [False, True], ids=["no network", "a server that never answers"]
 )
-def test_without_an_answer_the_run_goes_on(tmp_path, monkeypatch, listens):
+def test_a_server_without_response_is_recorded_once(tmp_path, monkeypatch, listens):
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         if listens:
@@ -456,15 +454,13 @@ def test_without_an_answer_the_run_goes_on(tmp_path, monkeypatch, listens):
         monkeypatch.setenv("WANDB_CONFIG_DIR", str(tmp_path))
         began = time.monotonic()
         sink = sink_of(tmp_path, "online", start_seconds=2)
-        assert time.monotonic() - began < 2, "the start of a run does not wait for W&B"
-        assert "could not start" in told(tmp_path, sink)
+        assert time.monotonic() - began < 2, "the constructor must not wait for W&B"
+        assert "could not start" in recorded_failure(tmp_path, sink)
     assert "0" * 40 not in (tmp_path / "m.jsonl").read_text()
 
 
-def test_a_full_disk_is_said_once(tmp_path):
-    """No file of the client can grow beyond 64 KiB: its own writer drops what it is told, without a
-    word.
-    """
+def test_a_full_disk_is_recorded_once(tmp_path):
+    """No file of the client can grow beyond 64 KiB; wandb drops the rest and reports nothing."""
     hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
     sink = sink_of(tmp_path)
     resource.prlimit(sink._process.pid, resource.RLIMIT_FSIZE, (1 << 16, hard))
@@ -481,7 +477,7 @@ def test_a_full_disk_is_said_once(tmp_path):
 
 
 def core_of(sink: WandbSink) -> psutil.Process:
-    """The client's own helper process, which does all writing and sending."""
+    """The client's process wandb-core, which writes and uploads."""
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:
         for child in psutil.Process(sink._process.pid).children():
@@ -489,11 +485,11 @@ def core_of(sink: WandbSink) -> psutil.Process:
                 if "wandb-core" in " ".join(child.cmdline()) and folders(sink._log.parents[1]):
                     return child
         time.sleep(0.05)
-    raise AssertionError("the client never started")
+    raise AssertionError("wandb-core did not start")
 
 
-@pytest.mark.parametrize("who", ["client", pytest.param("its helper", marks=pytest.mark.slow)])
-def test_a_client_that_hangs_neither_stops_nor_delays_a_run_and_is_gone_afterwards(tmp_path, who):
+@pytest.mark.parametrize("who", ["client", pytest.param("wandb-core", marks=pytest.mark.slow)])
+def test_a_client_that_hangs_does_not_delay_the_run_and_is_killed(tmp_path, who):
     sink = sink_of(tmp_path, stall_seconds=1, close_seconds=1)
     journal = Journal(tmp_path / "m.jsonl", [sink])
     core = core_of(sink)
@@ -507,16 +503,16 @@ def test_a_client_that_hangs_neither_stops_nor_delays_a_run_and_is_gone_afterwar
     journal.close()
     assert time.monotonic() - began < 20
     [failed] = [r["reason"] for r in read(tmp_path / "m.jsonl") if r["kind"] == "sink_failed"]
-    assert "its client took nothing for" in failed or (
-        who == "its helper" and "uploads the rest" in failed
+    assert "its client read nothing for" in failed or (
+        who == "wandb-core" and "uploads the rest" in failed
     )
     assert sink._process.poll() is not None
-    # its parent is gone: nobody may have heard of it
+    # a zombie: its parent has ended
     assert not core.is_running() or core.status() == psutil.STATUS_ZOMBIE
 
 
-def test_a_client_that_dies_is_said_once(tmp_path):
+def test_a_client_that_dies_is_recorded_once(tmp_path):
     sink = sink_of(tmp_path)
     core_of(sink)
     sink._process.kill()
-    assert "its client ended with exit code -9" in told(tmp_path, sink)
+    assert "its client ended with exit code -9" in recorded_failure(tmp_path, sink)
