@@ -17,7 +17,8 @@ from transformers import PreTrainedModel
 
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
-from sleep_rl.model.shape import POINTER, check_levels
+from sleep_rl.model.pointer import POINTER, base_of, pointer_to
+from sleep_rl.model.shape import check_levels
 
 MEMORY = "memory.safetensors"
 
@@ -36,7 +37,7 @@ def save_memory(model: PreTrainedModel, path: str, base: str) -> None:
     with atomic_checkpoint(path) as folder:
         save_file(tensors, folder / MEMORY)
         pointer = {
-            "base": os.path.abspath(base) if os.path.isdir(base) else base,
+            **pointer_to(base, path),
             "vocab_size": model.config.vocab_size,
             "memory_levels": model.config.memory_levels,
         }
@@ -71,7 +72,11 @@ def read_pointer(folder: Path) -> dict:
             raise ValueError(
                 f"a base and its levels are needed, got {str(base)[:60]!r} and {levels}"
             )
-        return {"base": base, "vocab_size": pointer["vocab_size"], "memory_levels": list(levels)}
+        return {
+            "base": base_of(folder, pointer),
+            "vocab_size": pointer["vocab_size"],
+            "memory_levels": list(levels),
+        }
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"memory {folder}: cannot be read ({one_line(error)})") from error
 
@@ -86,6 +91,10 @@ def root(path: str) -> str:
         if path in passed:
             raise InputError(f"memory {path}: the pointers to its base form a cycle")
         passed.append(path)
+    if len(passed) > 1 and os.path.isabs(path) and not os.path.isdir(path):
+        raise InputError(
+            f"memory {passed[-2]}: expected its base at {path} ({POINTER}), got no such folder"
+        )
     return os.path.abspath(path) if os.path.isdir(path) else path
 
 

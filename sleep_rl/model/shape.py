@@ -20,11 +20,11 @@ from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, content, parse
 from sleep_rl.model import packaged_base
 from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
+from sleep_rl.model.pointer import POINTER, base_of
 
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
 LEVEL = {"experts", "d_low", "top_k"}
-POINTER = "memory.json"  # file of a memory folder that names its base
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,7 @@ def _from_folder(folder: Path) -> Shape:
         levels = pointer.get("memory_levels")
         if not isinstance(base, str):
             raise InputError(f"{folder / POINTER}: expected a base, got {base!r}")
+        base = base_of(folder, pointer)
         target = local_folder(base, f"{folder / POINTER}: base")
         if target is not None and os.path.isfile(target / POINTER):
             raise InputError(

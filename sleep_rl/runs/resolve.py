@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.files import spelled
 from sleep_rl.model.packaged_base import is_packaged
-from sleep_rl.model.shape import HUB_NAME, POINTER
+from sleep_rl.model.pointer import POINTER, has_dead_links
+from sleep_rl.model.shape import HUB_NAME
 
 NIGHT = re.compile(r"night-(\d+)")
 WEIGHTS = "memory.safetensors"  # of a memory folder; model.memory_folder imports torch
@@ -39,7 +41,7 @@ def resolve_model(path: str) -> ResolvedModel:
 
     Raises InputError if it names no model, and for a run without a night.
     """
-    folder = Path(path)
+    folder = Path(spelled(path))
     if is_packaged(path):
         raise InputError(
             f"{path}: a model that has slept is needed here, got a plain base; sleep-rl run CONFIG "
@@ -80,12 +82,18 @@ def _memory_folder(folder: Path) -> ResolvedModel:
 
 def _full_checkpoint(folder: Path) -> ResolvedModel:
     """Resolve a full checkpoint; `<run>/checkpoint` is from before the first night, `<run>/model`
-    from after the last.
+    from after the last. Where the links of the latter are dead, since the base was moved, the
+    memory of the last night is the same model.
     """
     run = folder.parent
     if folder.name not in ("model", "checkpoint") or not is_run(run):
         return ResolvedModel(str(folder))
-    night = max(nights(run), default=None) if folder.name == "model" else 0
+    if folder.name == "checkpoint":
+        return ResolvedModel(str(folder), run, 0)
+    folders = nights(run)
+    night = max(folders, default=None)
+    if night is not None and has_dead_links(folder):
+        folder = folders[night]
     return ResolvedModel(str(folder), run, night)
 
 

@@ -26,7 +26,6 @@ MOST_NUMBERED = 10_000  # folders of one name
 GROWING = (
     "task.documents.path",
     "task.documents.questions",
-    "run.dir",
 )
 """Keys that may change with the next day of task documents, whose earlier days are in its
 record.
@@ -44,6 +43,8 @@ OUTPUTS = (
 )
 """Names that a run writes in its folder, besides the lock."""
 MUTABLE = (
+    "run.dir",
+    "run.cache",
     "cluster.",
     "wandb.",
     "reward.timeout_s",

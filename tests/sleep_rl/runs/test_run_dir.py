@@ -38,6 +38,8 @@ def test_an_unchanged_run_comes_back_with_its_config_and_wandb_id(folder):
         "rollouts.workers=3",
         "learners.threads=2",
         "reward.timeout_s=2",
+        "run.dir=/moved/runs",
+        "run.cache=/moved/cache",
     ],
 )
 def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
