@@ -20,12 +20,11 @@ from pathlib import Path
 from sleep_rl.journal.journal import read
 
 COMMON = (
-    "task.world.days=1",
+    "task.days=1",
     "rollouts.workers=1",
     "baselines.run=[]",
     "evaluate.open_book=false",
     "learners.threads=1",
-    "rollouts.threads=1",
 )
 
 

@@ -9,7 +9,7 @@ from actors.environment import cpu_environment
 from cluster.runtime.backend import Backend
 from cluster.runtime.handle import Handle
 from cluster.runtime.resources import ResourceRequest
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import Config, threads_on
 from sleep_rl.model.packaged_base import resolve
 from sleep_rl.plan.actors import actors_of
 
@@ -97,7 +97,7 @@ def spawn_rollout(backend: Backend, config: Config, checkpoint: str, name: str) 
         name=name,
         cpus=rollouts.cpus,
         gpus=rollouts.gpus,
-        env={} if rollouts.gpus else cpu_environment(rollouts.threads),
+        env={} if rollouts.gpus else cpu_environment(threads_on(rollouts.cpus)),
     )
 
 
@@ -114,7 +114,7 @@ def _spawn_critics(backend: Backend, spec: CrewSpec) -> list[Handle]:
         "copies_per_pass": critics.copies_per_pass,
         "device": "cuda" if critics.gpus else "cpu",
         "probe_tolerance": config.probe_tolerance,
-        "threads": critics.threads,
+        "threads": threads_on(critics.cpus),
     }
     return [
         backend.spawn(
@@ -123,7 +123,7 @@ def _spawn_critics(backend: Backend, spec: CrewSpec) -> list[Handle]:
             name=f"critic-{i}",
             cpus=critics.cpus,
             gpus=critics.gpus,
-            env={} if critics.gpus else cpu_environment(critics.threads),
+            env={} if critics.gpus else cpu_environment(threads_on(critics.cpus)),
         )
         for i in range(critics.workers)
     ]
@@ -191,9 +191,8 @@ def _spawn_semantic(backend: Backend, config: Config, base: str) -> list[Handle]
 def _spawn_rewards(
     backend: Backend, config: Config, role: str, cls: str, kwargs: dict[str, Any], gpus: float
 ) -> list[Handle]:
-    reward = config.reward
     env = {} if gpus else cpu_environment(1)
     return [
-        backend.spawn(cls, kwargs, name=f"{role}-{i}", cpus=reward.cpus, gpus=gpus, env=env)
-        for i in range(reward.workers)
+        backend.spawn(cls, kwargs, name=f"{role}-{i}", cpus=0.0, gpus=gpus, env=env)
+        for i in range(config.reward.workers)
     ]

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from learners.engine import Engine
 from learners.seeding import Seeding
+from sleep_rl.config.schema import LOGIT_CHUNK
 from sleep_rl.contracts.records import STUDENT, Weights
 from sleep_rl.model.memory import memory_levels, tensors_of
 from sleep_rl.model.packing import PaddedRows
@@ -71,9 +72,10 @@ class StateExporter:
         if len(self.probe_T) < 2:
             return ()
         rows = PaddedRows.of([self.probe_T[:1]], [self.probe_T[1:]], self.module.pad, self.device)
-        chunk = self.module.config.learners.logit_chunk
         hidden_PD = self.module.hidden(rows, view)
-        return tuple(token_logprobs(self.model.lm_head, hidden_PD, rows.token_P, chunk).tolist())
+        return tuple(
+            token_logprobs(self.model.lm_head, hidden_PD, rows.token_P, LOGIT_CHUNK).tolist()
+        )
 
 
 def _module(key: str) -> str:

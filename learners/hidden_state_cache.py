@@ -10,6 +10,11 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+CACHE_BYTES = 512 << 20
+"""Host memory of a rank's cache: little beside the weights that a host loads. It holds all
+sequences of a small model's night, and about a thousand of fifty tokens of an 8B model's.
+"""
+
 
 class Reading(NamedTuple):
     """What a teacher reads of one row."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.memory import Expert, memory_levels, view_of
 from sleep_rl.model.packing import PaddedRows
@@ -84,8 +84,7 @@ class Seeding(nn.Module):
         return loss, _sums(batch, divergence_P.detach(), policy_P.detach(), logp_P.detach())
 
     def _logprobs(self, student_PD: Tensor, token_P: Tensor) -> Tensor:
-        chunk = self.config.learners.logit_chunk
-        return token_logprobs(self.model.lm_head, student_PD, token_P, chunk)
+        return token_logprobs(self.model.lm_head, student_PD, token_P, LOGIT_CHUNK)
 
     def _divergence(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """Return ([P] divergence from the teacher of each position, [P] student log-probability of
@@ -123,7 +122,7 @@ class Seeding(nn.Module):
             batch.token_P[rows.position_P],
             kind=self.config.objective.divergence,
             beta=self.config.objective.beta,
-            chunk=self.config.learners.logit_chunk,
+            chunk=LOGIT_CHUNK,
             temperature_P=None if temperature_P is None else temperature_P[rows.position_P],
             teacher_head=model.lm_head,
         )

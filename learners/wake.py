@@ -14,6 +14,7 @@ from torch import Tensor
 
 from learners.engine import reduce_sum
 from learners.seeding import Seeding
+from sleep_rl.config.schema import LOGIT_CHUNK
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.memory import (
@@ -82,9 +83,10 @@ class Chunks:
     def _loss(self, document: tuple[int, ...]) -> Tensor:
         """Return the mean cross entropy of a document behind its first token."""
         rows = PaddedRows.of([document[:1]], [document[1:]], self.module.pad, self.device)
-        chunk = self.module.config.learners.logit_chunk
         hidden_PD = self.module.hidden(rows, STUDENT)
-        return -token_logprobs(self.module.model.lm_head, hidden_PD, rows.token_P, chunk).mean()
+        return -token_logprobs(
+            self.module.model.lm_head, hidden_PD, rows.token_P, LOGIT_CHUNK
+        ).mean()
 
     def _add_gradients(self, base_experts: dict[str, Expert]) -> None:
         """Add lr times the gradients, summed, not averaged, over the steps of a chunk and over the

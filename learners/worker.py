@@ -15,14 +15,14 @@ from learners.engine import Engine, deepspeed_config, join_group
 from learners.expert_slots import SlotAllocator
 from learners.export import StateExporter
 from learners.gradient_gram import gram_matrix
-from learners.hidden_state_cache import HiddenStateCache
+from learners.hidden_state_cache import CACHE_BYTES, HiddenStateCache
 from learners.lifecycle import LearnerState, allowed_in
 from learners.optimization import BatchOptimizer, learning_rate
 from learners.seeding import Seeding
 from learners.states import MemoryStates
 from learners.teacher import Teacher
 from learners.wake import Chunks
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import STUDENT, Metrics, StepResult, TrainingRow, Weights
 from sleep_rl.contracts.roles import SlotChoice
@@ -215,7 +215,7 @@ class LearnerWorker:
                 self.pad,
                 whole=whole,
                 budget=self.config.learners.pass_tokens,
-                chunk=self.config.learners.logit_chunk,
+                chunk=LOGIT_CHUNK,
             ).tolist()
         except ValueError as error:
             raise RunError(f"learner: {error}") from error
@@ -330,8 +330,7 @@ def _cache(config: Config) -> HiddenStateCache:
     """The teacher's cache. Under ZeRO-3, which gathers the base in each pass, it holds nothing:
     every rank must make the same passes there.
     """
-    learners = config.learners
-    return HiddenStateCache(0 if learners.zero_stage == 3 else learners.recall_mib << 20)
+    return HiddenStateCache(0 if config.learners.zero_stage == 3 else CACHE_BYTES)
 
 
 def _engine(module: Seeding, config: Config) -> Engine:

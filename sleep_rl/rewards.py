@@ -38,9 +38,8 @@ def mixture(r_sem: float | Failure, r_abs: float, gamma: float) -> float | Failu
     return r_sem if isinstance(r_sem, Failure) else gamma * r_sem + (1 - gamma) * r_abs
 
 
-def group_advantage(rewards_G: Sequence[float | Failure], scale: bool) -> list[float | None]:
-    """Return reward - mean of each member of a group; with `scale` divided by the standard
-    deviation (n - 1), as in GRPO.
+def group_advantage(rewards_G: Sequence[float | Failure]) -> list[float | None]:
+    """Return (reward - mean) / standard deviation (n - 1) of each member of a group, as in GRPO.
 
     A Failure gets None and is excluded from mean and deviation. With fewer than two scored members
     all are None. Equal rewards give zeros.
@@ -50,5 +49,4 @@ def group_advantage(rewards_G: Sequence[float | Failure], scale: bool) -> list[f
         return [None] * len(rewards_G)
     mean = math.fsum(scored) / len(scored)
     deviation = math.sqrt(math.fsum((r - mean) ** 2 for r in scored) / (len(scored) - 1))
-    divisor = deviation + 1e-6 if scale else 1.0
-    return [None if isinstance(r, Failure) else (r - mean) / divisor for r in rewards_G]
+    return [None if isinstance(r, Failure) else (r - mean) / (deviation + 1e-6) for r in rewards_G]

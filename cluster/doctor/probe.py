@@ -20,7 +20,7 @@ from cluster.runtime.backend import Backend
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
 from cluster.worker_specs import CrewSpec
-from sleep_rl.config.loader import dump, reload
+from sleep_rl.config.loader import reload
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Pair, Request, Sampling, TrainingRow
@@ -37,11 +37,11 @@ def config_of(gpu: bool, folder: Path) -> Config:
     """Return the probe's config. With `gpu`, one rollout worker and one learner share a GPU."""
     share = "0.4" if gpu else "0"
     return reload(
-        dump(Config()),
+        {},
         "doctor",
         [
             f"model.base={folder / 'base'}",
-            "task.world.days=1",
+            "task.days=1",
             "model.experts=2",
             "model.top_k=2",
             "model.d_low=16",

@@ -30,12 +30,7 @@ def drill(path: str, overrides: list[str], say: Callable[[str], None] = print) -
             f"{config.cluster.backend}"
         )
     home = new_folder(config, suffix="-drill")
-    fixed = [
-        *overrides,
-        "sleep.lag=0",
-        f"cluster.restarts={4 * len(PHASES)}",
-        "cluster.report_after_s=20",
-    ]
+    fixed = [*overrides, "sleep.lag=0", f"cluster.restarts={4 * len(PHASES)}"]
     say(f"{home}: the output and the folder of each run")
     undisturbed = DrilledRun("undisturbed", path, fixed, home)
     if (code := undisturbed.wait()) != 0:

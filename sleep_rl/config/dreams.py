@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sleep_rl.config.tasks import key
+from sleep_rl.config.tasks import DREAM_TOKENS, key, listed
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,14 @@ class Dream:
         "only if model.top_k is below the number of unlocked experts.",
     )
     temperature: float = key(1.0, "Sampling temperature of dreams.", above=0)
-    accept: str = key(
-        "all_positive",
-        "Rewarded dreams that are learned: all of them, or the best one per task.",
-        choices=("all_positive", "best_of_k"),
+    max_tokens: int | None = key(
+        None,
+        f"Longest dream, in tokens. null: the task's own ({listed(DREAM_TOKENS)}). Tasks world and "
+        "custom have one of their own only.",
+        low=1,
     )
     steps: int = key(
-        200, "Optimizer steps in which the model learns a night's accepted dreams.", low=1
+        200, "Optimizer steps in which the model learns a night's rewarded dreams.", low=1
     )
-    replay_share: float = key(0.5, "Share of self-replay in these steps.", low=0, high=1)
     copies: Copies = field(default_factory=Copies)
     policy: Policy = field(default_factory=Policy)

@@ -22,6 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from sleep_rl.config.engine_options import engine_fault
 from sleep_rl.config.schema import Config
+from sleep_rl.config.tasks import TaskConfig
 from sleep_rl.config.validation import check
 from sleep_rl.config.yaml_reader import parse
 from sleep_rl.contracts.errors import InputError
@@ -29,6 +30,7 @@ from sleep_rl.files import CONFIG_BYTES, content
 
 COMMAND_LINE = "command line"
 MOST_FILES = 100  # with all includes
+WORDS = re.compile(r"[._]")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -50,7 +52,7 @@ def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
 
 
 def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: str) -> Config:
-    tree = dump(Config())
+    tree = every_key(Config())
     for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
         _merge(tree, _validated(Config, layer, "", where))
     config = _built(Config, tree)
@@ -61,14 +63,25 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
     return config
 
 
-def dump(config: Any) -> dict[str, Any]:
-    """Return a Config, or a section, as a plain nested dict; `load` reads it back as an equal
-    Config.
+def dump(config: Config) -> dict[str, Any]:
+    """Return a Config as a plain nested dict that `load` reads back as an equal Config.
+
+    Of the tasks' sections it has the chosen task's, and another's only where a key of it is set.
     """
+    tree = every_key(config)
+    for name, default in every_key(TaskConfig()).items():
+        is_section = isinstance(default, dict)
+        if is_section and name != config.task.name and tree["task"][name] == default:
+            del tree["task"][name]
+    return tree
+
+
+def every_key(config: Any) -> dict[str, Any]:
+    """Return a Config, or a section, with all its keys as a plain nested dict."""
 
     def plain(value: Any) -> Any:
         if is_dataclass(value):
-            return dump(value)
+            return every_key(value)
         return {k: plain(v) for k, v in value.items()} if isinstance(value, dict) else value
 
     return {f.name: plain(getattr(config, f.name)) for f in fields(config)}
@@ -243,11 +256,15 @@ def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
 
 
 def _nearest(prefix: str, name: str) -> str:
-    """Return the key that was probably meant: a sibling of a similar name, else a key of such a
-    name elsewhere, else the most similar sibling.
+    """Return the key that was probably meant: one of the same words elsewhere (replay_share and
+    replay.share), else a sibling of a similar name, else a key of such a name elsewhere, else the
+    most similar sibling.
     """
     name = name[:80]
     everything = [*keys(), *(f.name for f in fields(Config))]
+    for known in everything:
+        if "_" in name and sorted(WORDS.split(known)) == sorted(WORDS.split(name)):
+            return known
     siblings = [k for k in everything if k.startswith(prefix) and "." not in k[len(prefix) :]]
     for pool in (siblings, everything):
         by_last = {k.rpartition(".")[2]: k for k in reversed(pool)}

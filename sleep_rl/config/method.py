@@ -97,7 +97,12 @@ class Generation:
 class Replay:
     """Self-replay: sequences that the teacher generates without a document."""
 
-    share: float = key(0.5, "Share of self-replay among the sequences of a batch.", low=0, high=1)
+    share: float = key(
+        0.5,
+        "Share of self-replay among the sequences of a batch, also where dreams are learned.",
+        low=0,
+        high=1,
+    )
     samples: int = key(2000, "Unconditional sequences per night.", low=1)
 
 
@@ -166,22 +171,15 @@ class Imitation:
     """
 
     group_size: int = key(
-        4, "Student completions per prefix, the group of the group-relative advantage.", low=2
+        4,
+        "Student completions per prefix, the group of the group-relative advantage (reward minus "
+        "the group's mean, over its standard deviation).",
+        low=2,
     )
-    prefix_min: float = key(
-        0.1,
-        "Shortest prefix that the student continues, as a share of the teacher's sequence.",
-        low=0,
-        high=1,
-    )
-    prefix_max: float = key(
-        0.7,
-        "Longest prefix that the student continues, as a share of the teacher's sequence.",
-        low=0,
-        high=1,
-    )
-    scale_advantage: bool = key(
-        True, "Divide the advantage by the group's standard deviation, as GRPO does."
+    prefix: list = key(
+        [0.1, 0.7],
+        "Shortest and longest prefix that the student continues, as shares of the teacher's "
+        "sequence; the lengths between are equally likely.",
     )
     importance_cap: float = key(
         2.0,
@@ -293,5 +291,4 @@ class RewardConfig:
         above=0,
     )
     workers: int = key(1, "Reward workers.", low=1)
-    cpus: float = key(0.0, "CPUs reserved per reward worker. 0: it shares the node's cores.", low=0)
     gpus: float = key(0.0, "GPUs per reward worker.", low=0)

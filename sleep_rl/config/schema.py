@@ -24,8 +24,18 @@ from sleep_rl.config.method import (
     Sleep,
     Wake,
 )
-from sleep_rl.config.tasks import TaskConfig, key
+from sleep_rl.config.tasks import DAYS, TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
+
+LOGIT_CHUNK = 1024
+"""Tokens whose teacher and student logits are in a learner's memory at the same time. With a
+vocabulary of 150,000 they take 1.2 GB in fp32; a GPU multiplies smaller matrices less well.
+"""
+
+
+def threads_on(cpus: float) -> int:
+    """Return the threads of a worker that reserves `cpus` CPUs and has no GPU."""
+    return max(1, int(cpus))
 
 
 @dataclass(frozen=True)
@@ -105,14 +115,13 @@ class Critics:
     )
     cpus: float = key(
         0.0,
-        "CPUs reserved per critic. 0: it shares the node's cores with workers that are idle"
-        " meanwhile.",
+        "CPUs reserved per critic; without a GPU it has a thread on each. 0: one thread on the "
+        "cores of workers that are idle meanwhile.",
         low=0,
     )
     gpus: float = key(
         0.0, "GPUs per critic, or the share of one. 0: it runs on the CPU.", low=0, high=1
     )
-    threads: int = key(1, "Threads per critic on the CPU.", low=1)
     copies_per_pass: int = key(
         16,
         "Isolated copies that are trained in one forward pass and held by the engine at the"
@@ -127,14 +136,17 @@ class Rollouts:
     """Workers that sample."""
 
     workers: int = key(1, "Rollout workers, each with a vLLM engine.", low=1)
-    cpus: float = key(1.0, "CPUs reserved per rollout worker.", low=0)
+    cpus: float = key(
+        1.0,
+        "CPUs reserved per rollout worker; without a GPU it has a thread on each.",
+        low=0,
+    )
     gpus: float = key(
         0.0, "GPUs per rollout worker, or the share of one. 0: it runs on the CPU.", low=0
     )
     tensor_parallel: int = key(
         1, "Tensor-parallel size of an engine; equal to rollouts.gpus if either is above 1.", low=1
     )
-    threads: int = key(1, "OpenMP threads per rollout worker on the CPU.", low=1)
     engine: dict = key(
         {},
         "Options of the vLLM engines, by vLLM's names. An unset option, or null, is left to"
@@ -163,16 +175,7 @@ class Learners:
         "Tokens per forward pass and rank, with padding. A longer sequence is a pass of its own.",
         low=1,
     )
-    recall_mib: int = key(
-        512,
-        "Host memory per rank in MiB for a cache of the teacher's hidden states of its own "
-        "sequences, which recur within a night. 0, or ZeRO stage 3: no cache.",
-        low=0,
-    )
     grad_clip: float = key(1.0, "Largest gradient norm.", above=0)
-    logit_chunk: int = key(
-        1024, "Tokens whose teacher and student logits are in memory at the same time.", low=1
-    )
 
 
 @dataclass(frozen=True)
@@ -191,9 +194,6 @@ class Cluster:
         300.0, "Deadline for the start of all workers, in seconds.", above=0
     )
     call_timeout_s: float = key(600.0, "Deadline of a call to a worker, in seconds.", above=0)
-    report_after_s: float = key(
-        60.0, "Seconds after which the console reports the workers that a call waits for.", above=0
-    )
     wait_for_nodes_s: float = key(
         0.0,
         "Seconds that a run waits at its start for missing nodes. 0: missing resources end "
@@ -229,9 +229,6 @@ class Evaluate:
         "a night with a larger one is rolled back. null: none is.",
         low=0,
         high=1,
-    )
-    examples: int = key(
-        6, "Answers per day that the report shows, before and after the night.", low=0
     )
 
 
@@ -320,8 +317,8 @@ class Config:
 
     @property
     def nights(self) -> int | None:
-        """Days, and nights, that the task's section asks for; None: the task itself says."""
-        return getattr(getattr(self.task, self.task.name), "days", None)
+        """Days, and nights, as used; None: the task itself says how many."""
+        return self.task.days or DAYS.get(self.task.name)
 
     def schedule(self, nights: int) -> list[ScheduledConsolidation]:
         """Return all consolidations of a life of `nights` nights, in order."""

@@ -6,6 +6,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 MOST_DAYS = 10_000  # of a life; chunks of memory levels are counted in nights, too
+DAYS = {"world": 3, "classify": 3, "squad": 2, "arc": 1}
+"""Task -> days of its life where task.days is null. Other tasks say themselves how long it is."""
+DREAM_TOKENS = {"squad": 192, "arc": 128}
+"""Task -> its longest dream where dream.max_tokens is null. In the world a dream has one form, of a
+fixed length.
+"""
+ORDERED = ("classify", "squad")
+"""Tasks that draw their days from a dataset, and train their small base on the rest of it."""
+
+
+def listed(values: dict[str, int]) -> str:
+    """Return "world 3, classify 3" for the documentation of a key."""
+    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def key(
@@ -31,7 +44,6 @@ def key(
 class World:
     """A fictional world of people."""
 
-    days: int = key(3, "Days, and nights, of the life.", low=1, high=MOST_DAYS)
     people_per_day: int = key(12, "New people per day.", low=1)
     known_people: int = key(100, "People that the base model knows by heart.", low=1)
     deep: bool = key(
@@ -48,7 +60,6 @@ class Classify:
     path: str = key(
         "clinc/clinc_oos", "Local CLINC150 json, a folder saved by `datasets`, or a hub name."
     )
-    days: int = key(3, "Days, and nights, of the life.", low=1, high=MOST_DAYS)
     classes_per_day: int = key(15, "New classes per day.", low=1)
     examples_per_document: int = key(6, "Labelled examples per document.", low=1)
     pages_per_example: int = key(
@@ -57,15 +68,7 @@ class Classify:
         " that writes mostly about one place of a page.",
         low=1,
     )
-    order_seed: int | None = key(
-        None, "Seed of the order of the classes. null: order of first appearance."
-    )
     test_per_class: int | None = key(None, "Test questions per class. null: all.", low=1)
-    base_text: str | None = key(
-        None,
-        "Dataset that the small base is trained on. null: the classes of `path` that no day"
-        " contains.",
-    )
 
 
 @dataclass(frozen=True)
@@ -77,10 +80,7 @@ class Squad:
         "Passages with questions: json in SEAL's form, a folder saved by `datasets`, or a "
         "hub name.",
     )
-    days: int = key(2, "Days, and nights, of the life.", low=1, high=MOST_DAYS)
     passages_per_day: int = key(10, "New passages per day.", low=1)
-    order_seed: int = key(42, "Seed of the order of the passages; SEAL uses 42.")
-    max_dream_tokens: int = key(192, "Longest dream, in tokens.", low=1)
     grader: str = key(
         "recall",
         "Grader of answers: recall of the gold tokens of at least 0.67, or a language model.",
@@ -92,10 +92,6 @@ class Squad:
         " read from SLEEP_RL_JUDGE_KEY.",
     )
     judge_model: str | None = key(None, "Name of the judge's model at that endpoint.")
-    base_text: str | None = key(
-        None,
-        "Passages that the small base is trained on. null: those of `path` that no day contains.",
-    )
 
 
 @dataclass(frozen=True)
@@ -104,15 +100,7 @@ class Arc:
 
     challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles.")
     solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions.")
-    days: int = key(1, "Days, and nights, of the life.", low=1, high=MOST_DAYS)
     puzzles_per_day: int = key(11, "New puzzles per day.", low=1)
-    views: int = key(
-        2,
-        "Additional transformed views (rotated, recoloured) of a test; the answers to all "
-        "views vote.",
-        low=0,
-    )
-    max_dream_tokens: int = key(128, "Longest recipe, in tokens.", low=1)
 
 
 @dataclass(frozen=True)
@@ -137,8 +125,12 @@ class Documents:
     piece_tokens: int = key(
         512, "Longest piece of a document, in tokens; longer documents are split.", low=8
     )
-    max_new_tokens: int = key(96, "Longest generated question with its answer, in tokens.", low=4)
-    max_answer_tokens: int = key(48, "Longest answer in evaluation, in tokens.", low=1)
+    max_new_tokens: int = key(
+        96,
+        "Longest generated question with its answer, in tokens. An answer in evaluation has at "
+        "most half of them.",
+        low=4,
+    )
 
 
 @dataclass(frozen=True)
@@ -155,12 +147,31 @@ class Custom:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the model lives through; only the section named by `name` is used."""
+    """What the model lives through: keys of several tasks, and a section per task, of which the one
+    named by `name` is used.
+    """
 
     name: str = key(
         "world",
         "The task whose days the model lives through.",
         choices=("world", "documents", "classify", "squad", "arc", "custom"),
+    )
+    days: int | None = key(
+        None,
+        f"Days, and nights, of the life. null: the task's own ({listed(DAYS)}). Tasks documents "
+        "and custom say themselves how many.",
+        low=1,
+        high=MOST_DAYS,
+    )
+    order_seed: int | None = key(
+        None,
+        "classify and squad: seed of the order of classes or passages. null: the task's own "
+        "(classes in order of first appearance, passages by seed 42, as SEAL).",
+    )
+    base_text: str | None = key(
+        None,
+        "classify and squad: dataset that the small base is trained on. null: what no day "
+        "contains of the task's `path`.",
     )
     world: World = field(default_factory=World)
     documents: Documents = field(default_factory=Documents)

@@ -12,7 +12,7 @@ from string import Formatter
 
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import found_in
-from sleep_rl.config.tasks import MOST_DAYS
+from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.divergences import DIVERGENCES, jsd
 
@@ -80,10 +80,12 @@ def _capacity(config: Config, nights: int) -> Iterator[str]:
 def _loss(config: Config) -> Iterator[str]:
     imitation = config.imitation
     objective = config.objective
-    if imitation.prefix_min > imitation.prefix_max:
+    prefix = imitation.prefix
+    are_shares = len(prefix) == 2 and all(type(share) in (int, float) for share in prefix)
+    if not are_shares or not 0 <= prefix[0] <= prefix[1] <= 1:
         yield (
-            f"imitation.prefix_min: at most imitation.prefix_max = {imitation.prefix_max}, "
-            f"got {imitation.prefix_min}"
+            "imitation.prefix: two shares from 0 to 1, the shortest and the longest, got "
+            f"{str(prefix)[:100]}"
         )
     if DIVERGENCES[objective.divergence] is jsd and not 0 < objective.beta < 1:
         yield (
@@ -107,6 +109,22 @@ def _reward(config: Config) -> Iterator[str]:
             "reward.template: {student} and {teacher} are its fields, both needed, got "
             f"{reward.template!r}"
         )
+
+
+def _keys_of_tasks(config: Config) -> Iterator[str]:
+    """A key of some tasks is not for others."""
+    task = config.task
+    for name, value, tasks in (
+        ("task.days", task.days, DAYS),
+        ("task.order_seed", task.order_seed, ORDERED),
+        ("task.base_text", task.base_text, ORDERED),
+        ("dream.max_tokens", config.dream.max_tokens, DREAM_TOKENS),
+    ):
+        if value is not None and task.name not in tasks:
+            yield (
+                f"{name}: null with task {task.name} (only {', '.join(tasks)} take a value), got "
+                f"{value}"
+            )
 
 
 def _custom_task(config: Config) -> Iterator[str]:
@@ -146,8 +164,8 @@ def _dreams(config: Config) -> Iterator[str]:
         yield f"dream.rounds: 0 with task {task.name}, which has no tau, got {dream.rounds}"
     if task.name == "world" and not task.world.deep:
         yield "task.world.deep: true for dreaming, got false"
-    if dream.replay_share == 1:
-        yield "dream.replay_share: below 1, or no dream is learned, got 1"
+    if config.replay.share == 1:
+        yield "replay.share: below 1 with dream.rounds, or no dream is learned, got 1"
     if config.objective.alpha == 0:
         yield "objective.alpha: above 0 with dream.rounds, or no dream is learned, got 0"
     if learners.zero_stage == 3 and learners.world_size > 1:
@@ -194,6 +212,7 @@ RULES: tuple[Rule, ...] = (
     _experts,
     _loss,
     _reward,
+    _keys_of_tasks,
     _custom_task,
     _selection,
     _dreams,

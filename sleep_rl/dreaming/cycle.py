@@ -14,7 +14,7 @@ from sleep_rl.dreaming.generation import generate_dreams
 from sleep_rl.dreaming.lessons import lesson_of, lesson_sequence, tasks_by_id
 from sleep_rl.dreaming.policy import train_policy
 from sleep_rl.dreaming.selection import draw_tasks, select
-from sleep_rl.dreaming.trials import accepted, try_out
+from sleep_rl.dreaming.trials import try_out
 from sleep_rl.night.consolidation import Consolidation
 from sleep_rl.night.plan import plan_dreams
 from sleep_rl.session.context import RunContext
@@ -35,9 +35,9 @@ def dream(run: RunContext, night: int, row: dict[str, float], policy: bool) -> b
         generated = generate_dreams(run, night, number, tasks, policy)
         selected = select(run, night, number, tasks, generated)
         tried = try_out(run, night, number, tasks, selected)
-        rewarded = accepted(from_plain(tried), options.accept)
-        policy = train_policy(run, night, number, rewarded, policy)
-        accepted_dreams += rewarded
+        accepted = [dream for dream in from_plain(tried) if dream.reward]
+        policy = train_policy(run, night, number, accepted, policy)
+        accepted_dreams += accepted
     if accepted_dreams:
         learn(run, night, accepted_dreams)
     return policy

@@ -79,20 +79,6 @@ def judged(
     return before, tuple(taus), reward, held_out_gain
 
 
-def accepted(dreams: Sequence[Dream], rule: str) -> list[Dream]:
-    """Return the accepted dreams: all rewarded ones (`rule` "all_positive"), or the rewarded one
-    with the largest gain per task ("best_of_k").
-    """
-    rewarded = [d for d in dreams if d.reward]
-    if rule == "all_positive":
-        return rewarded
-    best: dict[str, Dream] = {}
-    for dream in rewarded:
-        if dream.task not in best or dream.gain > best[dream.task].gain:
-            best[dream.task] = dream
-    return list(best.values())
-
-
 def _questions(run: RunContext, task: DreamTask) -> tuple[tuple[int, ...], ...]:
     return tuple(run.codec.context(None) + run.codec.question(q) for q in task.questions)
 

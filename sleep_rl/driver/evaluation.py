@@ -11,6 +11,9 @@ from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
+# answers per day, before and after its night, that the report shows: they fit on a screen
+EXAMPLES = 6
+
 
 @stage("evaluate/{after}/{method}", switch="the number of days")
 def evaluate(
@@ -130,7 +133,7 @@ def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:
 
     `when`: "before" or "after" its night.
     """
-    questions = list(day.questions[: run.config.evaluate.examples])
+    questions = list(day.questions[:EXAMPLES])
     for question, text in zip(questions, answer(run, questions, weights, {}), strict=True):
         if isinstance(text, Failure):
             continue

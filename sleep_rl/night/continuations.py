@@ -43,13 +43,14 @@ class Prefix:
 def cut(
     codec: PromptCodec, sequence: TeacherSequence, config: Config, rng: random.Random
 ) -> Prefix:
-    """Draw the prefix of a sequence: its share is uniform in [prefix_min, prefix_max], and both
-    sides have at least one token.
+    """Draw the prefix of a sequence: its share is uniform between those of imitation.prefix, and
+    both sides have at least one token.
 
     In a form in which the student does not write prompts the prefix holds all of x.
     """
     length = len(sequence.sequence_T)
-    share = rng.uniform(config.imitation.prefix_min, config.imitation.prefix_max)
+    shortest, longest = config.imitation.prefix
+    share = rng.uniform(shortest, longest)
     least = 1 if codec.form.within_prompt else max(sequence.x_length, 1)
     return Prefix(sequence, min(max(int(share * length), least), length - 1))
 
@@ -101,7 +102,7 @@ def student_rows(
         members = slice(i * size, (i + 1) * size)
         advantages: list[float | None] = [None] * size
         if rewards_N is not None:
-            advantages = group_advantage(rewards_N[members], config.imitation.scale_advantage)
+            advantages = group_advantage(rewards_N[members])
         rows = [
             _student_row(codec, prefix, sample, advantage)
             for sample, advantage in zip(samples_N[members], advantages, strict=True)

@@ -92,7 +92,6 @@ def plan_dreams(config: Config, night: int) -> ConsolidationPlan:
         "dreams",
         steps=config.dream.steps,
         steps_per_round=config.dream.steps,
-        replay_share=config.dream.replay_share,
         reading_rows=0,
         on_policy=0.0,
     )

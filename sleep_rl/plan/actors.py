@@ -28,9 +28,10 @@ def actors_of(config: Config) -> tuple[Actor, ...]:
     if teachers:  # in night 0 only
         workers.append(Actor("peer", teachers, rollouts.cpus, rollouts.gpus))
     workers.append(Actor("learner", learners.world_size, learners.cpus, learners.gpus))
-    workers.append(Actor("reward", reward.workers, reward.cpus, 0.0))
+    # reward workers reserve no CPU: they share the cores of their node
+    workers.append(Actor("reward", reward.workers, 0.0, 0.0))
     if reward.semantic != "none":
-        workers.append(Actor("semantic", reward.workers, reward.cpus, reward.gpus))
+        workers.append(Actor("semantic", reward.workers, 0.0, reward.gpus))
     if config.dream.rounds:
         workers.append(Actor("critic", critics.workers, critics.cpus, critics.gpus))
     return tuple(workers)

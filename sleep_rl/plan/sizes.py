@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import LOGIT_CHUNK, Config, threads_on
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model.shape import Shape
 
@@ -85,7 +85,7 @@ def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     layer = (17 * shape.hidden + 3 * shape.intermediate) * width
     saved = pass_tokens(config, tokens) * shape.layers * layer
     # fp32 of a chunk: logits of teacher and student, their log-softmax, gradients
-    logits = 6 * 4 * config.learners.logit_chunk * shape.vocab
+    logits = 6 * 4 * LOGIT_CHUNK * shape.vocab
     return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, saved + logits)
 
 
@@ -134,7 +134,7 @@ def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> fl
     learners = config.learners
     rollouts = config.rollouts
     learn = learners.world_size * _flops(LEARN_FLOPS, learners.gpus, learners.threads)
-    sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, rollouts.threads)
+    sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, threads_on(rollouts.cpus))
     learned = config.sleep.batch * config.sleep.steps
     return shape.parameters * tokens * (6 * learned / learn + 2 * sampled / sample)
 

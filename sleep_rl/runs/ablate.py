@@ -40,10 +40,9 @@ ROWS: dict[str, tuple[str, ...]] = {
     "no-selection": ("dream.importance=random",),
     "no-random-expert": ("dream.novelty=false",),
     "one-seed": ("dream.copies.seeds=1",),
-    "no-dream-replay": ("dream.replay_share=0",),
 }
 """Row -> overrides that switch the part off. A row that does not change the config is skipped."""
-DREAM_ROWS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed", "no-dream-replay")
+DREAM_ROWS = ("no-dreaming", "no-selection", "no-random-expert", "one-seed")
 """Rows that need dream.rounds above 0."""
 
 

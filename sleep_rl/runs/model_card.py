@@ -11,7 +11,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
-from sleep_rl.config.loader import dump
+from sleep_rl.config.loader import every_key
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.journal.journal import read_entries
@@ -151,7 +151,7 @@ def _configuration(config: dict | None) -> str:
         return ""
     lines = [
         f"{key}: {json.dumps(_published(value), ensure_ascii=False)}"
-        for key, value in _changed(dump(Config()), without_secrets(config))
+        for key, value in _changed(every_key(Config()), without_secrets(config))
         if not key.startswith(LOCATION_KEYS)
     ]
     return "\n".join(

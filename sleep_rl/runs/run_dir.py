@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from sleep_rl.config.loader import dump, reload
+from sleep_rl.config.loader import dump, every_key, reload
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.roles import Task
@@ -110,7 +110,7 @@ def read(folder: Path, overrides: Sequence[str], accept: Sequence[str]) -> tuple
         task = make_task(config, str(folder), days)
     else:
         task = make_task(config)
-    changed = [key for key in _changed(dump(before), dump(config)) if not key.startswith(MUTABLE)]
+    changed = [key for key in _changed_keys(before, config) if not key.startswith(MUTABLE)]
     if data_digest(task) != data:
         changed.append("data")
     refused = [key for key in changed if key not in accept]
@@ -128,7 +128,7 @@ def check_same(folder: Path, config: Config) -> str:
     Raises InputError if a key has changed that the days so far depend on.
     """
     tree, _, _, wandb = _stored(folder)
-    changed = _changed(dump(reload(tree, str(folder / FILE))), dump(config))
+    changed = _changed_keys(reload(tree, str(folder / FILE)), config)
     refused = sorted(key for key in changed if not key.startswith((*MUTABLE, *GROWING)))
     if refused:
         raise InputError(
@@ -176,6 +176,11 @@ def data_digest(task: Task) -> str:
     """Return a digest of a task's days, known questions, opener and marker."""
     content = repr([task.days(), task.known(), task.opener, task.marker])
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _changed_keys(before: Config, after: Config) -> Iterator[str]:
+    """Yield the keys of which two configs have different values, those of unused tasks included."""
+    yield from _changed(every_key(before), every_key(after))
 
 
 def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:

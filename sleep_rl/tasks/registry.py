@@ -19,7 +19,9 @@ CLASSES = {
     "squad": "sleep_rl.tasks.squad.task:Squad",
     "arc": "sleep_rl.tasks.arc.task:Arc",
 }
-"""Task -> class, which takes the keys of the section task.<name>; imported when it is used."""
+"""Task -> class, which takes the keys of the section task.<name> and those that `_common` names;
+imported when it is used.
+"""
 TASK_MEMBERS = (
     *Task.__annotations__,
     *(name for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"),
@@ -51,13 +53,24 @@ def _task(config: Config, record: str | None, days: int | None) -> Task:
         return _custom(config)
     module, _, class_name = CLASSES[name].partition(":")
     cls = getattr(importlib.import_module(module), class_name)
-    return cls(**asdict(getattr(config.task, name)))
+    return cls(**asdict(getattr(config.task, name)), **_common(config))
+
+
+def _common(config: Config) -> dict[str, Any]:
+    """Return the keys of several tasks that have a value; for the others a class has its own."""
+    values = {
+        "days": config.nights,
+        "order_seed": config.task.order_seed,
+        "base_text": config.task.base_text,
+        "max_dream_tokens": config.dream.max_tokens,
+    }
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _world(config: Config) -> Any:
     from sleep_rl.tasks.world.task import World
 
-    return World(config.run.seed, **asdict(config.task.world))
+    return World(config.run.seed, **_common(config), **asdict(config.task.world))
 
 
 def _documents(config: Config, record: str | None, days: int | None) -> Task:

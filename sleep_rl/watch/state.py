@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from sleep_rl.config.tasks import DAYS
 from sleep_rl.journal.retention import Retention
 from sleep_rl.journal.schema import (
     Completion,
@@ -218,6 +219,7 @@ def _dream(dream: Dream) -> dict[str, Any]:
 def _nights(run: Run) -> int | None:
     """Return how many nights the run's config asks for; None where it does not say."""
     task = (run.config or {}).get("task")
-    section = task.get(str(task.get("name"))) if isinstance(task, dict) else None
-    days = section.get("days") if isinstance(section, dict) else None
+    if not isinstance(task, dict):
+        return None
+    days = task.get("days") or DAYS.get(str(task.get("name")))
     return days if isinstance(days, int) else None

@@ -75,11 +75,11 @@ def test_mixture_by_hand():
     assert mixture(failure, 0.5, 0.0) == 0.5  # what has no weight cannot fail
 
 
-def slow_advantage(rewards, scale: bool) -> list[float | None]:
+def slow_advantage(rewards) -> list[float | None]:
     scored = torch.tensor([r for r in rewards if not isinstance(r, Failure)], dtype=torch.float64)
     if len(scored) < 2:
         return [None for _ in rewards]
-    divisor = scored.std().item() + 1e-6 if scale else 1
+    divisor = scored.std().item() + 1e-6
     return [
         None if isinstance(r, Failure) else (r - scored.mean().item()) / divisor for r in rewards
     ]
@@ -92,24 +92,20 @@ def test_group_advantage_equals_its_slow_twin():
             Failure("x") if random_state.random() < 0.3 else random_state.random()
             for _ in range(random_state.randrange(1, 7))
         ]
-        for scale in (False, True):
-            for got, expected in zip(
-                group_advantage(rewards, scale), slow_advantage(rewards, scale), strict=True
-            ):
-                assert (
-                    got == expected
-                    if expected is None
-                    else math.isclose(got, expected, abs_tol=1e-9)
-                )
+        for got, expected in zip(group_advantage(rewards), slow_advantage(rewards), strict=True):
+            assert (
+                got == expected if expected is None else math.isclose(got, expected, abs_tol=1e-9)
+            )
 
 
 def test_group_advantage_by_hand():
-    assert group_advantage([0.0, 1.0], scale=False) == [-0.5, 0.5]
-    assert group_advantage([0.0, 1.0, Failure("late")], scale=False) == [-0.5, 0.5, None]
-    assert group_advantage([0.5, 0.5, 0.5], scale=True) == [0.0, 0.0, 0.0]
-    assert max(map(abs, group_advantage([0.1] * 3 + [0.7] * 0, scale=True))) < 1e-9
-    assert group_advantage([Failure("a"), 1.0], scale=True) == [None, None]
-    assert group_advantage([], scale=True) == []
+    assert group_advantage([0.0, 1.0, 2.0]) == pytest.approx([-1.0, 0.0, 1.0], abs=1e-5)
+    late = group_advantage([0.0, Failure("late"), 1.0])
+    assert late[1] is None and late[::2] == pytest.approx([-(0.5**0.5), 0.5**0.5], abs=1e-5)
+    assert group_advantage([0.5, 0.5, 0.5]) == [0.0, 0.0, 0.0]
+    assert max(map(abs, group_advantage([0.1] * 3))) < 1e-9
+    assert group_advantage([Failure("a"), 1.0]) == [None, None]
+    assert group_advantage([]) == []
 
 
 # ---- semantic rewards

@@ -252,5 +252,5 @@ def test_a_drill_needs_the_ray_backend(tmp_path):
 def test_a_run_recovers_from_a_flipped_byte_and_a_full_disk(tmp_path, monkeypatch):
     monkeypatch.setattr(drilling, "scenarios", lambda config: [scenarios._flip, scenarios._disk])
     monkeypatch.chdir(Path(__file__).parents[2])
-    table = drill(DRILL, [f"run.dir={tmp_path}", "task.world.days=2"])
+    table = drill(DRILL, [f"run.dir={tmp_path}", "task.days=2"])
     assert table.endswith("2 of 2 passed")

@@ -22,12 +22,11 @@ ROOT = Path(__file__).parents[2]
 LIFE = (
     "configs/debug.yaml",
     "run.cache=cache",
-    "task.world.days=4",
+    "task.days=4",
     "sleep.steps=6",
     "rollouts.workers=2",
     "learners.cpus=1",
     "cluster.start_timeout_s=1200",
-    "cluster.report_after_s=10",
 )  # 3 CPUs: workers on both nodes
 LIMIT_S = 1500
 

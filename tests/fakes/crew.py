@@ -25,7 +25,7 @@ from tests.fakes.configs import changed, toy
 from tests.fakes.texts import DAYS, Diary, StableWords, Words
 
 CONFIG = toy(
-    task={"world": {"days": DAYS}},
+    task={"days": DAYS},
     model={"chunks": [1, 2], "experts": 2},
     sleep={"steps": 2, "steps_per_round": 1, "batch": 8},
     generation={"samples": 2},

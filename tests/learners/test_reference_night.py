@@ -127,7 +127,7 @@ def test_the_night_makes_the_reference_rows_rewards_and_advantages():
         reward(y, prefix.teacher_continuation_T, config.reward.z0, 0.0, 0.0) for y in continuations
     ]
     assert real == pytest.approx(slow) and real[0] == 1 and 0 <= min(real) < 1
-    assert group_advantage(real, True) == pytest.approx(advantages(slow))
+    assert group_advantage(real) == pytest.approx(advantages(slow))
     [rows] = student_rows(codec, [prefix], samples, real, config)
     for row, y, a in zip(rows, continuations, advantages(slow), strict=True):
         assert row.prompt_T == codec.bare + prefix.tokens_T

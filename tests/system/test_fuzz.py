@@ -198,14 +198,14 @@ def task_data(folder):
         "clinc.json": [
             "task.name=classify",
             f"task.classify.path={folder}/clinc.json",
-            "task.classify.days=1",
+            "task.days=1",
             "task.classify.classes_per_day=2",
             "dream.rounds=0",
         ],
         "squad.json": [
             "task.name=squad",
             f"task.squad.path={folder}/squad.json",
-            "task.squad.days=1",
+            "task.days=1",
             "task.squad.passages_per_day=2",
         ],
         "challenges.json": [

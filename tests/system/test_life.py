@@ -265,7 +265,7 @@ def test_a_smaller_model_is_seeded_into_a_grown_one(tmp_path):
         f"model.base={large}",
         f"model.teachers=[{ROOT / base}]",
         "rollouts.cpus=0.5",
-        "task.world.days=1",
+        "task.days=1",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     records = read(tmp_path / "life" / "metrics.jsonl")

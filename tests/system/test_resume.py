@@ -118,7 +118,7 @@ def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
 DREAMING = (
     "run.cache=cache",
     "task.world.deep=true",
-    "task.world.days=1",
+    "task.days=1",
     "rollouts.workers=1",
     "dream.rounds=1",
     "dream.tasks=2",

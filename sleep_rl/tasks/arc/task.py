@@ -11,6 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from sleep_rl.config.tasks import DAYS, DREAM_TOKENS
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.arc.grids import TURNS, View, fits, parse, random_view, render
@@ -29,12 +30,13 @@ WHERE = "task.arc"
 DREAM = "\nA training recipe for this puzzle, as JSON:\n"
 MOST_STEPS = 375  # as SEAL: longer training is refused
 ATTEMPTS = 2
+# in which a test is asked beside the plain one: three answers vote for two attempts
+RANDOM_VIEWS = 2
 
 
 class Arc:
-    """Implements `Task` and `Dreamer`. Raises InputError on unreadable data or impossible counts.
-
-    `views`: random views in which a test is asked beside the plain one; the answers vote.
+    """Implements `Task` and `Dreamer`. Raises InputError on unreadable data or impossible
+    counts.
     """
 
     name = "arc"
@@ -48,13 +50,11 @@ class Arc:
         self,
         challenges: str,
         solutions: str,
-        days: int = 1,
+        days: int = DAYS["arc"],
         puzzles_per_day: int = 11,
-        views: int = 2,
-        max_dream_tokens: int = 128,
+        max_dream_tokens: int = DREAM_TOKENS["arc"],
     ):
         self.max_dream_tokens = max_dream_tokens
-        self._random_views = views
         puzzles = [
             puzzle
             for puzzle in read_puzzles(challenges, solutions)
@@ -63,7 +63,7 @@ class Arc:
         count = days * puzzles_per_day
         if count > len(puzzles):
             raise InputError(
-                f"{WHERE}: days * puzzles_per_day is at most {len(puzzles)}, the puzzles with "
+                f"task.days * {WHERE}.puzzles_per_day is at most {len(puzzles)}, the puzzles with "
                 f"solutions in {challenges}, got {count}"
             )
         self._of_day = {
@@ -121,7 +121,7 @@ class Arc:
         rng = random.Random(f"views {puzzle.id}")
         count = len(puzzle.train)
         views = [View("", tuple(range(10)), tuple(range(count)))]
-        for _ in range(self._random_views):
+        for _ in range(RANDOM_VIEWS):
             views.append(random_view(count, rng, rng.choice(sorted(TURNS))))
         return views
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import random
 
+from sleep_rl.config.tasks import DAYS
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.tasks.classify.base_model import (
@@ -51,7 +52,7 @@ class Classify:
     def __init__(
         self,
         path: str,
-        days: int = 3,
+        days: int = DAYS["classify"],
         classes_per_day: int = 15,
         examples_per_document: int = 6,
         pages_per_example: int = 1,
@@ -61,15 +62,15 @@ class Classify:
         recipe: Recipe | None = None,
     ):
         counts = {
-            "days": days,
-            "classes_per_day": classes_per_day,
-            "examples_per_document": examples_per_document,
-            "pages_per_example": pages_per_example,
-            "test_per_class": test_per_class,
+            "task.days": days,
+            f"{WHERE}.classes_per_day": classes_per_day,
+            f"{WHERE}.examples_per_document": examples_per_document,
+            f"{WHERE}.pages_per_example": pages_per_example,
+            f"{WHERE}.test_per_class": test_per_class,
         }
         for key, value in counts.items():
             if value is not None and value < 1:
-                raise InputError(f"{WHERE}.{key}: at least 1, got {value}")
+                raise InputError(f"{key}: at least 1, got {value}")
         self._per_document = examples_per_document
         self._pages_per_example = pages_per_example
         self._test_per_class = test_per_class
@@ -79,7 +80,7 @@ class Classify:
         count = days * classes_per_day
         if count > len(classes):
             raise InputError(
-                f"{WHERE}: days * classes_per_day is at most {len(classes)}, the classes with "
+                f"task.days * {WHERE}.classes_per_day is at most {len(classes)}, the classes with "
                 f"train and test examples in {path}, got {count}"
             )
         if order_seed is not None:
@@ -93,7 +94,7 @@ class Classify:
             self._base = {label: self._train[label] for label in classes[count:]}
             self._base_test = {label: self._test[label] for label in classes[count:]}
         else:
-            self._base, self._base_test = read_dataset(base_text, f"{WHERE}.base_text")
+            self._base, self._base_test = read_dataset(base_text, "task.base_text")
 
     def _day(self, name: str, labels: list[str]) -> Day:
         """Return a day's pages and test questions; each question names a page with its class."""
@@ -168,7 +169,7 @@ class Classify:
         """
         if not self._base:
             raise InputError(
-                f"{WHERE}.base_text: a dataset to train the base on, as the days bring all "
+                "task.base_text: a dataset to train the base on, as the days bring all "
                 "classes, got none"
             )
         recipe = self._recipe

@@ -44,7 +44,6 @@ class Documents:
         known: str | None = None,
         piece_tokens: int = 512,
         max_new_tokens: int = 96,
-        max_answer_tokens: int = 48,
         days: int | None = None,
         record: str | None = None,
         small: World | None = None,
@@ -52,7 +51,7 @@ class Documents:
         self.small = small
         self.piece_tokens = min(piece_tokens, SMALL_PIECE_TOKENS) if small else piece_tokens
         self.max_new_tokens = small.max_new_tokens if small else max_new_tokens
-        self.max_answer_tokens = small.max_answer_tokens if small else max_answer_tokens
+        self.max_answer_tokens = small.max_answer_tokens if small else max_new_tokens // 2
         self.opener, self.marker = (people.OPENER, people.MARKER) if small else ("", "")
         if record:
             ingested = ingestion.read(record)

@@ -13,6 +13,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
+from sleep_rl.config.tasks import DAYS, DREAM_TOKENS
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader
@@ -45,10 +46,10 @@ class Squad:
     def __init__(
         self,
         path: str,
-        days: int = 2,
+        days: int = DAYS["squad"],
         passages_per_day: int = 10,
         order_seed: int = 42,
-        max_dream_tokens: int = 192,
+        max_dream_tokens: int = DREAM_TOKENS["squad"],
         grader: str = "recall",
         judge_endpoint: str | None = None,
         judge_model: str | None = None,
@@ -63,7 +64,7 @@ class Squad:
         count = days * passages_per_day
         if count > len(passages):
             raise InputError(
-                f"{WHERE}: days * passages_per_day is at most {len(passages)}, the passages in "
+                f"task.days * {WHERE}.passages_per_day is at most {len(passages)}, the passages in "
                 f"{path}, got {count}"
             )
         self._passages = {
@@ -72,7 +73,7 @@ class Squad:
         }
         self._base = passages[count:]
         if base_text:
-            self._base = read_passages(base_text, f"{WHERE}.base_text")
+            self._base = read_passages(base_text, "task.base_text")
         self._days = tuple(_day(name, passages) for name, passages in self._passages.items())
         known: list[Question] = []
         for i, passage in enumerate(self._base[:KNOWN_PASSAGES]):
@@ -137,7 +138,7 @@ class Squad:
         """Return the base's folder in `cache`; train it first if it is not there."""
         if not self._base:
             raise InputError(
-                f"{WHERE}.base_text: passages to train the base on, as the days bring all, got none"
+                "task.base_text: passages to train the base on, as the days bring all, got none"
             )
         recipe = self._recipe
         out = cache_folder(cache, "squad", repr([self._base, recipe, OPENER, MARKER, DREAM, seed]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 
+from sleep_rl.config.tasks import DAYS
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.small_base import (
@@ -49,17 +50,21 @@ class World:
     def __init__(
         self,
         seed: int,
-        days: int = 3,
+        days: int = DAYS["world"],
         people_per_day: int = 12,
         known_people: int = 100,
         deep: bool = False,
         *,
         recipe: Recipe | None = None,
     ) -> None:
-        counts = {"days": days, "people_per_day": people_per_day, "known_people": known_people}
+        counts = {
+            "task.days": days,
+            "task.world.people_per_day": people_per_day,
+            "task.world.known_people": known_people,
+        }
         for key, value in counts.items():
             if value < 1:
-                raise InputError(f"world.{key}: at least 1, got {value}")
+                raise InputError(f"{key}: at least 1, got {value}")
         self.max_answer_tokens = 3 if deep else 2  # the answer (a name has two words) and <eos>
         rng = random.Random(f"world/{seed}")
         everyone = _population(rng, known_people + days * people_per_day)
@@ -169,7 +174,8 @@ def _population(rng: random.Random, count: int) -> list[Person]:
     names = [f"{first} {last}" for first in FIRST_NAMES for last in LAST_NAMES]
     if count > len(names):
         raise InputError(
-            f"world: known_people + days * people_per_day is at most {len(names)}, got {count}"
+            "task.world.known_people + task.days * task.world.people_per_day is at most "
+            f"{len(names)}, got {count}"
         )
     rng.shuffle(names)
     return [random_person(rng, name) for name in names[:count]]

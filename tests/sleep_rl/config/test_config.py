@@ -11,7 +11,7 @@ import yaml
 
 from sleep_rl.config.engine_options import CPU_ENGINE
 from sleep_rl.config.loader import describe, dump, keys, load
-from sleep_rl.config.schema import Config
+from sleep_rl.config.schema import Config, threads_on
 from sleep_rl.config.validation import check
 from sleep_rl.contracts.errors import InputError
 from tests.fakes.configs import changed, toy
@@ -20,14 +20,12 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 KEYS = """
 run: name dir cache seed checkpoint_steps
-task: name
-task.world: days people_per_day known_people deep
-task.documents: path questions known piece_tokens max_new_tokens max_answer_tokens
-task.classify: path days classes_per_day examples_per_document pages_per_example order_seed
-task.classify: test_per_class base_text
-task.squad: path days passages_per_day order_seed max_dream_tokens grader judge_endpoint judge_model
-task.squad: base_text
-task.arc: challenges solutions days puzzles_per_day views max_dream_tokens
+task: name days order_seed base_text
+task.world: people_per_day known_people deep
+task.documents: path questions known piece_tokens max_new_tokens
+task.classify: path classes_per_day examples_per_document pages_per_example test_per_class
+task.squad: path passages_per_day grader judge_endpoint judge_model
+task.arc: challenges solutions puzzles_per_day
 task.custom: target options
 model: base teachers format dtype chunks experts d_low top_k
 wake: lr
@@ -36,20 +34,19 @@ generation: samples temperature min_p min_confidence
 replay: share samples
 rehearsal: share samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents
-imitation: group_size prefix_min prefix_max scale_advantage importance_cap
+imitation: group_size prefix importance_cap
 objective: on_policy alpha divergence beta prompt_weight
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
-dream: accept steps replay_share
+dream: max_tokens steps
 dream.copies: lr epochs rank alpha seeds margin
 dream.policy: init lr epochs batch
 checks: logprob_gap probe
-reward: gamma z0 semantic target options model threshold template timeout_s workers cpus gpus
-rollouts: workers cpus gpus tensor_parallel threads engine
-learners: world_size cpus gpus threads zero_stage pass_tokens recall_mib grad_clip logit_chunk
-critics: workers cpus gpus threads copies_per_pass engine
-cluster: backend address start_timeout_s call_timeout_s report_after_s wait_for_nodes_s gpu_gb
-cluster: restarts
-evaluate: questions open_book max_drop examples
+reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
+rollouts: workers cpus gpus tensor_parallel engine
+learners: world_size cpus gpus threads zero_stage pass_tokens grad_clip
+critics: workers cpus gpus copies_per_pass engine
+cluster: backend address start_timeout_s call_timeout_s wait_for_nodes_s gpu_gb restarts
+evaluate: questions open_book max_drop
 baselines: run steps lr
 wandb: mode project group artifacts
 """
@@ -88,8 +85,8 @@ def test_every_key_is_described_with_default_and_meaning():
     text = describe()
     assert all(f"{key} = " in text for key in keys())
     assert (
-        "replay.share = 0.5\n    Share of self-replay among the sequences of a batch. "
-        "Allowed: a number from 0 to 1." in text
+        "replay.share = 0.5\n    Share of self-replay among the sequences of a batch, also where "
+        "dreams are learned. Allowed: a number from 0 to 1." in text
     )
     assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage. Allowed: one of 0, 1, 2, 3." in text
 
@@ -200,7 +197,14 @@ VALUES = [
     ("slep.steps=3", "unknown key slep; did you mean sleep?"),
     ("steps=3", "unknown key steps; did you mean sleep.steps?"),
     ("sleep.z0=3", "unknown key sleep.z0; did you mean reward.z0?"),
-    ("task.world.dys=3", "unknown key task.world.dys; did you mean task.world.days?"),
+    ("task.world.dys=3", "unknown key task.world.dys; did you mean task.days?"),
+    ("task.world.days=3", "unknown key task.world.days; did you mean task.days?"),
+    (
+        "task.squad.max_dream_tokens=9",
+        "unknown key task.squad.max_dream_tokens; did you mean dream.max_tokens?",
+    ),
+    ("dream.replay_share=0", "unknown key dream.replay_share; did you mean replay.share?"),
+    ("reward.cpus=1", "unknown key reward.cpus; did you mean reward.gpus?"),
     ("rollouts.engine=3", "rollouts.engine: expected a mapping, got 3"),
     (
         "rollouts.engine.model=x",
@@ -264,8 +268,9 @@ FILES = [
     (b"a: " + b"[" * 800, "c.yaml: line 1: not valid YAML: nested too deeply"),
     (b"sleep: {stepps: 3}", "c.yaml: unknown key sleep.stepps; did you mean sleep.steps?"),
     (
-        b"imitation: {prefix_min: 0.9}",
-        "c.yaml: imitation.prefix_min: at most imitation.prefix_max = 0.7, got 0.9",
+        b"imitation: {prefix: [0.9, 0.7]}",
+        "c.yaml: imitation.prefix: two shares from 0 to 1, the shortest and the longest, got "
+        "[0.9, 0.7]",
     ),
     (b"include: other.yaml", "c.yaml: include: expected a list of file names, got 'other.yaml'"),
     (b"include: [none.yaml]", "c.yaml: include: cannot read none.yaml: No such file or directory"),
@@ -312,7 +317,7 @@ def test_overrides_are_yaml_of_the_core_schema(write):
         [
             "sleep.lr=1e-3",
             "reward.gamma=0",
-            "task.world.days=2",
+            "task.days=2",
             "wandb.mode=off",
             "model.base=",
             "run.name=2026-11-22",
@@ -320,7 +325,7 @@ def test_overrides_are_yaml_of_the_core_schema(write):
             "sleep={steps: 7}",
         ],
     )
-    assert (config.sleep.lr, config.task.world.days, config.nights) == (1e-3, 2, 2)
+    assert (config.sleep.lr, config.task.days, config.nights) == (1e-3, 2, 2)
     assert type(config.reward.gamma) is float, "an integer is a number"
     assert (config.wandb.mode, config.model.base, config.run.name) == ("off", None, "2026-11-22")
     assert (config.sleep.reset, config.sleep.steps) == (False, 7)
@@ -349,6 +354,63 @@ def test_a_dump_loads_to_the_same_config(write):
         ],
     )
     assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_a_dump_has_the_section_of_the_chosen_task_only(write, path):
+    config = load(str(path))
+    task = dump(config)["task"]
+    sections = [name for name, value in task.items() if isinstance(value, dict)]
+    assert sections == [config.task.name]
+    assert {"name", "days", "order_seed", "base_text"} == task.keys() - set(sections)
+    assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
+
+
+def test_a_dump_keeps_what_was_set_for_another_task(write):
+    config = load(write(), ["task.squad.path=mine.json", "task.arc.puzzles_per_day=11"])
+    assert dump(config)["task"].keys() >= {"world", "squad"}
+    assert not {"arc", "classify", "documents", "custom"} & dump(config)["task"].keys()
+    assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
+
+
+def test_days_are_the_tasks_own_where_none_are_given(write):
+    def nights(name):
+        return load(write(), [f"task.name={name}"]).nights
+
+    own = {name: nights(name) for name in ("world", "classify", "squad", "arc", "documents")}
+    assert own == {"world": 3, "classify": 3, "squad": 2, "arc": 1, "documents": None}
+    assert load(write(), ["task.name=squad", "task.days=5", "model.experts=6"]).nights == 5
+
+
+@pytest.mark.parametrize(
+    "overrides,line",
+    [
+        (
+            ["task.name=documents", "task.days=3"],
+            "task.days: null with task documents (only world, classify, squad, arc take a value), "
+            "got 3",
+        ),
+        (["task.order_seed=3"], "task.order_seed: null with task world (only classify, squad"),
+        (["task.name=arc", "task.base_text=x"], "task.base_text: null with task arc (only "),
+        (["dream.max_tokens=64"], "dream.max_tokens: null with task world (only squad, arc take"),
+    ],
+)
+def test_a_key_of_other_tasks_is_refused(write, overrides, line):
+    assert line in refusal(write(), *overrides)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["[]", "[0.1]", "[0.1, 0.2, 0.3]", "[-0.1, 0.5]", "[0.5, 1.1]", "[a, b]", "[false, 1]"],
+)
+def test_a_prefix_is_two_shares(write, prefix):
+    line = "imitation.prefix: two shares from 0 to 1, the shortest and the longest, got "
+    assert line in refusal(write(), f"imitation.prefix={prefix}")
+    assert load(write(), ["imitation.prefix=[0, 1]"]).imitation.prefix == [0, 1]
+
+
+def test_a_worker_on_the_cpu_has_a_thread_on_each_cpu_that_it_reserves():
+    assert [threads_on(cpus) for cpus in (0, 0.5, 1, 1.9, 4)] == [1, 1, 1, 1, 4]
 
 
 JUNK = (
@@ -398,7 +460,7 @@ def test_random_mutations_load_or_fail_with_one_line(write):
 
 
 def life(days, **model):
-    return toy(model=model, task={"world": {"days": days}})
+    return toy(model=model, task={"days": days})
 
 
 def test_a_level_has_room_for_what_comes_into_it():
@@ -430,8 +492,8 @@ def test_chunk_lengths_are_growing_multiples(chunks):
         (["task.name=classify"], "dream.rounds: 0 with task classify, which has no tau, got 1"),
         ([], "task.world.deep: true for dreaming, got false"),
         (
-            ["task.world.deep=true", "dream.replay_share=1"],
-            "dream.replay_share: below 1, or no dream is learned, got 1",
+            ["task.world.deep=true", "replay.share=1"],
+            "replay.share: below 1 with dream.rounds, or no dream is learned, got 1",
         ),
         (
             ["task.world.deep=true", "objective.alpha=0"],

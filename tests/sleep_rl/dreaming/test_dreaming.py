@@ -198,7 +198,7 @@ class Dreaming(Crew):
 
 LIVED = changed(
     CONFIG,
-    task={"world": {"days": 3}},
+    task={"days": 3},
     model={"chunks": [1], "experts": 6},
     dream={
         "rounds": 2,
@@ -207,7 +207,6 @@ LIVED = changed(
         "keep_top": 2,
         "keep_random": 1,
         "steps": 3,
-        "replay_share": 0.5,
         "policy": {"lr": 0.01, "batch": 2},
     },
 )

@@ -12,7 +12,7 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
 from sleep_rl.dreaming.dream import Dream
 from sleep_rl.dreaming.selection import draw_tasks, dream_importance, greedy, keep
-from sleep_rl.dreaming.trials import accepted, judged
+from sleep_rl.dreaming.trials import judged
 
 TASKS = [
     DreamTask(f"day{d}/{i}", f"day{d}", Document(f"{d}{i}", "c"), (Question("q", "p", "a"),))
@@ -141,25 +141,9 @@ def test_what_failed_has_no_reward_and_no_zero():
     assert judged(0.5, (0.7,), bad, 0.0) == (0.5, (0.7,), 1, None)  # only the seed beside it failed
 
 
-def test_all_positive_ones_or_the_best_of_each_task():
-    def scored(task, number, tau, reward):
-        return dream(task, number, tau_before=0.2, taus=(tau, tau), reward=reward)
-
-    dreams = [
-        scored("a", 0, 0.3, 1),
-        scored("a", 1, 0.5, 1),
-        scored("a", 2, 0.9, 0),
-        scored("b", 0, 0.1, 0),
-        dream("b", 1),
-        scored("c", 0, 0.4, 1),
-    ]
-    assert [(d.task, d.number) for d in accepted(dreams, "all_positive")] == [
-        ("a", 0),
-        ("a", 1),
-        ("c", 0),
-    ]
-    assert [(d.task, d.number) for d in accepted(dreams, "best_of_k")] == [("a", 1), ("c", 0)]
-    assert dreams[1].gain == pytest.approx(0.3) and dream().gain is None
+def test_the_gain_is_the_mean_tau_less_the_one_before():
+    tried = dream("a", 1, tau_before=0.2, taus=(0.4, 0.6), reward=1)
+    assert tried.gain == pytest.approx(0.3) and dream().gain is None
 
 
 def test_the_curriculum_draws_what_is_weakest_or_newest():

@@ -146,7 +146,7 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
 
 
 def test_prefixes_follow_their_law(texts):
-    config = toy(imitation={"prefix_min": 0.1, "prefix_max": 0.7})
+    config = toy(imitation={"prefix": [0.1, 0.7]})
     written, rng = TeacherSequence(Origin.DOCUMENT, (), (), tuple(range(20))), random.Random(1)
     lengths = Counter(cut(texts, written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
@@ -156,7 +156,7 @@ def test_prefixes_follow_their_law(texts):
 
 
 def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
-    config = toy(imitation={"group_size": 2, "scale_advantage": False})
+    config = toy(imitation={"group_size": 2})
     bare = texts.bare
     document = texts.context(Document("a", "one")) + texts.opener
     prefixes = [
@@ -182,9 +182,8 @@ def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
         *texts.opener,
         20,
     ) and first.teacher_T == (*document, 20)
-    assert [r.advantage for r in groups[0]] == [0.5, -0.5] and first.behaviour_T == samples[
-        0
-    ].logprobs_T
+    assert [r.advantage for r in groups[0]] == pytest.approx([0.5**0.5, -(0.5**0.5)], abs=1e-5)
+    assert first.behaviour_T == samples[0].logprobs_T
     # one reward has no group
     assert groups[1][0].advantage is None and groups[1][0].replay and not first.replay
     assert [r.advantage for r in student_rows(texts, prefixes, samples, None, config)[0]] == [

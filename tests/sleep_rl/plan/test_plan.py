@@ -364,7 +364,7 @@ def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
     mine = (
         "task.name=classify",
         f"task.classify.path={data}",
-        "task.classify.days=2",
+        "task.days=2",
         "task.classify.classes_per_day=1",
     )
     assert plan(config(*mine)).notes[0].startswith("reward.gamma")

@@ -49,9 +49,8 @@ def make_run(
         fill_memory(models[-1], seed=night)
         memory_folder.save_memory(models[-1], str(folder / "memory" / f"night-{night}"), base)
     journal = Journal(folder / "metrics.jsonl")
-    config = dump(toy())
+    config = dump(toy(task={"classify": {"path": "/home/somebody/clinc"}}))
     config["sleep"]["steps"] = 7
-    config["task"]["classify"]["path"] = "/home/somebody/clinc"
     config["wandb"]["api_key"] = config["task"]["hf_token"] = "hush"
     journal.log(
         "run", config=config, task="world", model=base, started=0.0, commit="abc123", seeds=[3]

@@ -1,6 +1,7 @@
 """identity.py: what may change when a run goes on, and that only one process lives in a run."""
 
 import fcntl
+import json
 import subprocess
 import sys
 import threading
@@ -14,7 +15,7 @@ from sleep_rl.runs import run_dir
 from sleep_rl.tasks.registry import make_task
 from tests.fakes.configs import toy
 
-CONFIG = toy(task={"world": {"days": 1, "people_per_day": 2, "known_people": 4}})
+CONFIG = toy(task={"days": 1, "world": {"people_per_day": 2, "known_people": 4}})
 
 
 @pytest.fixture
@@ -56,6 +57,23 @@ def test_a_key_that_results_depend_on_must_be_named(folder):
     assert run_dir.read(folder, ["sleep.steps=5"], ["sleep.steps"])[0].sleep.steps == 5
     with pytest.raises(InputError, match=r"unknown key sleep.stepps; did you mean sleep.steps"):
         run_dir.read(folder, ["sleep.stepps=5"], [])
+
+
+def test_a_record_has_the_chosen_tasks_section_and_goes_on_as_ever(folder):
+    """What is not in the record is compared as well: the defaults of the other tasks."""
+    stored = json.loads((folder / run_dir.FILE).read_text())["config"]["task"]
+    assert stored.keys() == {"name", "days", "order_seed", "base_text", "world"}
+    assert stored["days"] == 1 and stored["world"]["people_per_day"] == 2
+    for override, changed in (
+        ("task.days=2", "data, task.days"),
+        ("task.world.people_per_day=3", "data, task.world.people_per_day"),
+        ("task.squad.path=mine.json", "task.squad.path"),
+    ):
+        with pytest.raises(InputError, match="changed since the run began; --accept ") as caught:
+            run_dir.read(folder, [override], [])
+        named = str(caught.value).partition("--accept ")[2].partition(" goes on")[0]
+        assert sorted(named.split(",")) == changed.split(", ")
+        run_dir.read(folder, [override], named.split(","))
 
 
 def test_changed_data_must_be_named(folder):

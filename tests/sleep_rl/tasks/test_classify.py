@@ -237,10 +237,13 @@ def test_a_folder_with_other_columns_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("counts", "says"),
     [
-        ({"days": 0}, "task.classify.days: at least 1, got 0"),
+        ({"days": 0}, "task.days: at least 1, got 0"),
         ({"examples_per_document": 0}, "task.classify.examples_per_document: at least 1, got 0"),
         ({"test_per_class": -1}, "task.classify.test_per_class: at least 1, got -1"),
-        ({"days": 3, "classes_per_day": 3}, "task.classify: days * classes_per_day is at most 6, "),
+        (
+            {"days": 3, "classes_per_day": 3},
+            "task.days * task.classify.classes_per_day is at most 6, ",
+        ),
     ],
 )
 def test_counts_that_cannot_be_served_are_refused(counts, says, path):
@@ -252,9 +255,9 @@ def test_counts_that_cannot_be_served_are_refused(counts, says, path):
 def test_a_base_needs_classes_that_no_day_brings_or_a_text_of_its_own(path, tmp_path):
     task = Classify(path, days=3, classes_per_day=2)
     assert task.known() == ()
-    with pytest.raises(InputError, match=r"^task.classify.base_text: "):
+    with pytest.raises(InputError, match=r"^task.base_text: "):
         task.base_checkpoint(str(tmp_path), 0, None)
-    with pytest.raises(InputError, match=r"^task.classify.base_text: .*no such file$"):
+    with pytest.raises(InputError, match=r"^task.base_text: .*no such file$"):
         Classify(path, days=3, classes_per_day=2, base_text=str(tmp_path / "none.json"))
     other = write(
         tmp_path / "other.json",

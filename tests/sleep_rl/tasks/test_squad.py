@@ -143,7 +143,9 @@ def test_bad_files_are_one_line(tmp_path, content, line):
 
 
 def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
-    with pytest.raises(InputError, match=r"days \* passages_per_day is at most 8, .* got 10"):
+    with pytest.raises(
+        InputError, match=r"task.days \* task.squad.passages_per_day is at most 8, .* got 10"
+    ):
         Squad(path, days=2, passages_per_day=5)
     with pytest.raises(
         InputError, match=r"task.squad.grader: judge needs task.squad.judge_endpoint"
@@ -171,7 +173,7 @@ def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
             judge_endpoint="localhost 80",
             judge_model="m",
         )
-    with pytest.raises(InputError, match=r"task.squad.base_text: passages to train the base on"):
+    with pytest.raises(InputError, match=r"task.base_text: passages to train the base on"):
         Squad(path, days=1, passages_per_day=8).base_checkpoint(".", 0, None)
 
 

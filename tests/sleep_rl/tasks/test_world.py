@@ -154,10 +154,12 @@ def test_baseline_texts(world):
     assert set(joint) == expected and len(joint) == len(expected)
 
 
-@pytest.mark.parametrize("key", ["days", "people_per_day", "known_people"])
+@pytest.mark.parametrize(
+    "key", ["task.days", "task.world.people_per_day", "task.world.known_people"]
+)
 def test_empty_worlds_are_refused(key):
-    with pytest.raises(InputError, match=f"world.{key}: at least 1, got 0"):
-        World(seed=0, **{key: 0})
+    with pytest.raises(InputError, match=f"^{key}: at least 1, got 0"):
+        World(seed=0, **{key.rpartition(".")[2]: 0})
 
 
 def test_more_people_than_names_are_refused():

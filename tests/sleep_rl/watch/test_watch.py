@@ -37,7 +37,7 @@ CHROME = next(
 )
 EVIL = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 CONFIG = {
-    "task": {"name": "world", "world": {"days": 2}},
+    "task": {"name": "world", "days": 2},
     "rollouts": {"workers": 2},
     "learners": {"world_size": 1},
     "reward": {"workers": 1, "semantic": "none"},
