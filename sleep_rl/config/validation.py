@@ -111,6 +111,20 @@ def _reward(config: Config) -> Iterator[str]:
         )
 
 
+def _custom_task(config: Config) -> Iterator[str]:
+    task = config.task
+    if (task.name == "custom") != (task.custom.target is not None):
+        yield (
+            "task.custom.target: with task.name custom, and only with it, got "
+            f"{task.custom.target or 'null'} with {task.name}"
+        )
+    if task.name == "custom" and config.model.base is None:
+        yield (
+            "model.base: a language model is needed for task custom, which has no small base, "
+            "got null"
+        )
+
+
 def _keys_of_tasks(config: Config) -> Iterator[str]:
     """A key of some tasks is not for others."""
     task = config.task
@@ -125,20 +139,6 @@ def _keys_of_tasks(config: Config) -> Iterator[str]:
                 f"{name}: null with task {task.name} (only {', '.join(tasks)} take a value), got "
                 f"{value}"
             )
-
-
-def _custom_task(config: Config) -> Iterator[str]:
-    task = config.task
-    if (task.name == "custom") != (task.custom.target is not None):
-        yield (
-            "task.custom.target: with task.name custom, and only with it, got "
-            f"{task.custom.target or 'null'} with {task.name}"
-        )
-    if task.name == "custom" and config.model.base is None:
-        yield (
-            "model.base: a language model is needed for task custom, which has no small base, "
-            "got null"
-        )
 
 
 def _selection(config: Config) -> Iterator[str]:
@@ -212,8 +212,8 @@ RULES: tuple[Rule, ...] = (
     _experts,
     _loss,
     _reward,
-    _keys_of_tasks,
     _custom_task,
+    _keys_of_tasks,
     _selection,
     _dreams,
     _workers,

@@ -202,6 +202,7 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         "run.name=moves",
         f"model.base={base}",
         "task.name=custom",
+        "task.days=null",
         f"task.custom.target={folder}/moves.py:Moves",
         "task.custom.options={moves: {ada olsen: oslo, mira berg: lima}}",
         "reward.semantic=custom",

@@ -347,7 +347,7 @@ def test_counts_and_bytes_are_those_of_the_real_modules():
 
 
 def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
-    assert "world: known_people + days * people_per_day is at most" in refusal(
+    assert "task.world.known_people + task.days * task.world.people_per_day is at most" in refusal(
         "task.world.people_per_day=2000"
     )
     data = tmp_path / "data.json"
