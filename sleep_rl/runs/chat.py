@@ -34,8 +34,7 @@ def chat(
     """
     if max_tokens < 1 or temperature < 0:
         raise InputError(
-            "chat: --max-tokens >= 1 and --temperature >= 0, got "
-            f"{max_tokens} and {temperature:g}"
+            f"chat: --max-tokens >= 1 and --temperature >= 0, got {max_tokens} and {temperature:g}"
         )
     comparison = Comparison(checkpoint, max_tokens, temperature, seed)
     typed = prompts is None and sys.stdin.isatty()
