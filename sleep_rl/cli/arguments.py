@@ -1,7 +1,7 @@
-"""Arguments and conventions that several commands share.
+"""Arguments and options that several commands share.
 
-The body of a command imports what it needs, so that `--help` stays fast. It returns an exit code,
-or None for success.
+The body of a command imports the modules that it needs, so that `--help` stays fast. It returns an
+exit code, or None for success.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ Decorator = Callable[[Any], Any]
 
 
 class CommandGroup(click.Group):
-    """Lists its commands in the order in which they were added."""
+    """A group whose help lists the commands in the order of definition."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names of all commands, in order."""
         return list(self.commands)
 
 
 def command(name: str, text: str, arguments: str = "") -> Decorator:
-    """Declare a command with its one-line description; `arguments` explains its arguments."""
+    """Declare a command with its one-line description `text`; `arguments` describes arguments."""
     return click.command(name, help=f"{text}\n\n{arguments}", short_help=text)
 
 
@@ -38,7 +39,7 @@ def usage_line(error: click.UsageError) -> str:
 
 
 def assignments(metavar: str = OVERRIDES) -> Decorator:
-    """Declare the argument `overrides`: any number of assignments, a list."""
+    """Declare the argument `overrides`, a list of any number of assignments."""
 
     def check(_: click.Context, __: click.Parameter, words: Sequence[str]) -> list[str]:
         for word in words:

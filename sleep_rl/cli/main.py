@@ -1,7 +1,7 @@
 """The command line: `sleep-rl COMMAND ...`; `sleep-rl --help` lists the commands.
 
-Exit codes: 0 success, 1 the run could not go on, 2 the input cannot work, 130 interrupted. Each
-failure is one line on stderr; a traceback means a bug.
+Exit codes: 0 success, 1 a failed run, 2 invalid input, 130 interrupted. Each failure is one line on
+stderr; a traceback is a bug.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         failure = (f"cannot write {error.filename or 'a file'}: {error.strerror}", FAILED)
     except MemoryError:
-        failure = ("this machine's memory does not suffice for what was asked", FAILED)
+        failure = ("out of memory", FAILED)
     except KeyboardInterrupt:
         failure = ("interrupted", INTERRUPTED)
     return _fail(*failure)
@@ -69,20 +69,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(reason: str, code: int) -> int:
     """Print why a command failed, as one line without secrets, and return its exit code."""
     text = masked(" ".join(reason.split()))
-    if len(text) > MOST_CHARACTERS:  # say, a name of thousands of letters
+    if len(text) > MOST_CHARACTERS:  # e.g. a name of thousands of letters
         text = f"{text[: MOST_CHARACTERS // 2]} ... {text[-MOST_CHARACTERS // 2 :]}"
     printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     print(f"sleep-rl: {printable}", file=sys.stderr)
     return code
 
 
-@command("run", "Live through the days and nights of a config, and write the report.", CONFIG)
+@command("run", "Run a config: all its days and nights, then the report.", CONFIG)
 @config_and_overrides
 def run(config: str, overrides: list[str]) -> int:
     from sleep_rl.plan.plan import plan
 
     loaded = load(config, overrides)
-    plan(loaded)  # refuses now what would fail after minutes
+    plan(loaded)  # refuses at once a config that would fail after minutes
     from cluster.launch import run
 
     return run(loaded)
@@ -148,7 +148,7 @@ def submit(
 
 
 def _split_config(words: Sequence[str]) -> tuple[str | None, list[str]]:
-    """Split into the config, if the first word is one, and the overrides."""
+    """Split into (config or None, overrides)."""
     if words and "=" not in words[0]:
         return words[0], list(words[1:])
     return None, list(words)
@@ -163,24 +163,24 @@ def scale(run: str, request: str) -> None:
     from cluster import scale as scaling
 
     count = scaling.request(Path(run), request)
-    print_answer(f"{run}: asked for {count} rollout workers; they come and go between two rounds")
+    print_answer(f"{run}: {count} rollout workers requested; they join or leave between two rounds")
 
 
 @command(
     "doctor",
-    "Check what a run needs of this machine: each line is ok or says what to do.",
-    "CONFIG is a YAML file that is to run here; it is planned, too.",
+    "Check this machine for a run: each line is ok, or says what to do.",
+    "CONFIG is a YAML file to check and plan as well.",
 )
 @click.argument("config", required=False)
 @assignments()
-@click.option("--quick", is_flag=True, help="Omit the tiny life at the end (half a minute).")
+@click.option("--quick", is_flag=True, help="Omit the tiny run at the end (half a minute).")
 def doctor(config: str | None, overrides: list[str], quick: bool) -> int:
     from cluster.doctor.doctor import doctor
 
     return doctor(config, overrides, quick, print_answer)
 
 
-@command("plan", "Check a config and print what it asks for; starts nothing.", CONFIG)
+@command("plan", "Check a config and print its workers, memory and steps; starts nothing.", CONFIG)
 @config_and_overrides
 def plan(config: str, overrides: list[str]) -> None:
     from sleep_rl.plan.plan import plan
@@ -189,7 +189,7 @@ def plan(config: str, overrides: list[str]) -> None:
     print_answer(render(plan(load(config, overrides))))
 
 
-@command("eval", "Ask a checkpoint every question of a config's task.", f"{CHECKPOINT} {CONFIG}")
+@command("eval", "Evaluate a checkpoint on all questions of a config.", f"{CHECKPOINT} {CONFIG}")
 @checkpoint
 @config_and_overrides
 def evaluate(checkpoint: str, config: str, overrides: list[str]) -> int:
@@ -199,7 +199,7 @@ def evaluate(checkpoint: str, config: str, overrides: list[str]) -> int:
     return evaluate(checkpoint, loaded)
 
 
-@command("pretrain", "Train the task's own small base model into the cache.", CONFIG)
+@command("pretrain", "Train the task's small base model into the cache.", CONFIG)
 @config_and_overrides
 def pretrain(config: str, overrides: list[str]) -> int:
     loaded = load(config, overrides)
@@ -208,9 +208,7 @@ def pretrain(config: str, overrides: list[str]) -> int:
     return pretrain(loaded)
 
 
-@command(
-    "ablate", "Repeat a config's life with one part switched off at a time: one table.", CONFIG
-)
+@command("ablate", "Run a config with one part switched off at a time; print one table.", CONFIG)
 @click.option(
     "--seeds",
     type=int,
@@ -222,7 +220,7 @@ def pretrain(config: str, overrides: list[str]) -> int:
     "--rows",
     default="",
     metavar="A,B",
-    help="Rows beside `whole` (default: all that change anything).",
+    help="Rows besides `whole` (default: all that change the config).",
 )
 @config_and_overrides
 def ablate(seeds: int, rows: str, config: str, overrides: list[str]) -> None:
@@ -233,7 +231,7 @@ def ablate(seeds: int, rows: str, config: str, overrides: list[str]) -> None:
     print_answer(ablate(config, overrides, names(rows), seeds))
 
 
-@command("drill", "Inject faults into a config's real runs: one table of what happened.", CONFIG)
+@command("drill", "Inject faults into real runs of a config; print one table of results.", CONFIG)
 @config_and_overrides
 def drill(config: str, overrides: list[str]) -> None:
     from sleep_rl.plan.plan import plan
@@ -246,9 +244,9 @@ def drill(config: str, overrides: list[str]) -> None:
 
 @command("logs", "List the workers of a run with their logs, or print one of them.", RUN)
 @run_folder
-@click.option("--actor", metavar="NAME", help="Whose log, e.g. rollout-0 (default: list all).")
+@click.option("--actor", metavar="NAME", help="Worker, e.g. rollout-0 (default: list all).")
 @click.option(
-    "--lines", "count", type=int, default=50, metavar="N", help="How many lines (default 50)."
+    "--lines", "count", type=int, default=50, metavar="N", help="Number of lines (default 50)."
 )
 @click.option("--follow", is_flag=True, help="Keep printing until the run ends or ctrl-C.")
 def logs(run: str, actor: str | None, count: int, follow: bool) -> None:
@@ -263,29 +261,29 @@ def logs(run: str, actor: str | None, count: int, follow: bool) -> None:
     print_answer(listing(run))
 
 
-@command("serve", "Serve a model, or the newest night of a run, OpenAI-compatibly.", CHECKPOINT)
+@command("serve", "Serve a model, or the newest night of a run, by the OpenAI API.", CHECKPOINT)
 @checkpoint
 @assignments("OPTION=VALUE")
 @click.option(
     "--host", default="127.0.0.1", help="Address to listen on (default: this machine only)."
 )
 @click.option("--port", type=int, default=8000, help="Default 8000; 0: any free one.")
-@click.option("--follow", is_flag=True, help="Take each new night of the run without a restart.")
+@click.option("--follow", is_flag=True, help="Load each new night of the run without a restart.")
 def serve(checkpoint: str, overrides: list[str], host: str, port: int, follow: bool) -> int:
     from cluster.serve import serve
 
     return serve(checkpoint, host, port, overrides, follow)
 
 
-@command("config", "Print every key with its default, what it allows and what it means.")
+@command("config", "Print every key with its default, meaning and allowed values.")
 def config() -> None:
     print_answer(describe())
 
 
 cli = CommandGroup(
     "sleep-rl",
-    help="A language model that keeps learning after deployment: it lives through days, sleeps, "
-    "and remembers.",
+    help="Continual learning of a language model by Knowledge Seeding: each night consolidates the "
+    "documents of a day into its memory.",
     no_args_is_help=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     commands=[

@@ -9,26 +9,26 @@ from sleep_rl.cli.output import print_answer
 from sleep_rl.config.schema import Config
 
 
-@command("chat", "Ask a checkpoint before and after its nights, side by side.", CHECKPOINT)
+@command("chat", "Chat with a checkpoint without and with its memory, side by side.", CHECKPOINT)
 @checkpoint
 @click.option(
     "--prompt",
     "prompts",
     multiple=True,
     metavar="TEXT",
-    help="Ask this and end; repeatable (default: every line of the standard input).",
+    help="Prompt; repeatable (default: every line of standard input).",
 )
 @click.option(
-    "--max-tokens", type=int, default=128, metavar="N", help="Of an answer (default 128)."
+    "--max-tokens", type=int, default=128, metavar="N", help="Longest answer (default 128)."
 )
 @click.option(
     "--temperature",
     type=float,
     default=0.0,
     metavar="T",
-    help="Of sampling (default 0: the most likely token).",
+    help="Sampling temperature (default 0: greedy).",
 )
-@click.option("--seed", type=int, default=0, help="Of sampling at a temperature above 0.")
+@click.option("--seed", type=int, default=0, help="Seed of sampling.")
 def chat(
     checkpoint: str, prompts: tuple[str, ...], max_tokens: int, temperature: float, seed: int
 ) -> None:
@@ -67,9 +67,9 @@ def export(checkpoint: str, out: str) -> None:
     type=int,
     default=0,
     metavar="I",
-    help="MLP units in all (default: unchanged).",
+    help="MLP units in total (default: unchanged).",
 )
-@click.option("--seed", type=int, default=0, help="Of the new parameters.")
+@click.option("--seed", type=int, default=0, help="Seed of the new parameters.")
 def grow(checkpoint: str, out: str, layers: int, width: int, intermediate: int, seed: int) -> None:
     from sleep_rl.model.grow import grow
     from sleep_rl.model.packaged_base import resolve

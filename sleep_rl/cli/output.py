@@ -1,4 +1,4 @@
-"""Printing what commands answer."""
+"""Print the results of commands."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from collections.abc import Iterable
 
 
 def print_answer(text: object) -> None:
-    """Print a command's answer."""
+    """Print the result of a command."""
     print_lines([text])
 
 
 def print_lines(texts: Iterable[object]) -> None:
-    """Print texts as they come; stop silently when the reader, such as `head`, closes the pipe."""
+    """Print texts one by one; stop silently if the reader, such as `head`, closes the pipe."""
     try:
         for text in texts:
             try:
                 print(text, flush=True)
             except UnicodeEncodeError:
-                # an unpaired surrogate in a record, or a terminal that shows ASCII only
+                # an unpaired surrogate in a record, or an ASCII-only terminal
                 encoding = sys.stdout.encoding
                 print(str(text).encode(encoding, "replace").decode(encoding), flush=True)
     except BrokenPipeError:

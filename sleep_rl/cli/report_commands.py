@@ -1,4 +1,4 @@
-"""Commands that show runs."""
+"""Commands on the results of runs."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sleep_rl.cli.arguments import RUN, command, run_folder
 from sleep_rl.cli.output import print_answer
 
 
-@command("report", "Write the HTML report of a run, also of an unfinished one.", RUN)
+@command("report", "Write the HTML report of a run, finished or not.", RUN)
 @run_folder
 def report(run: str) -> None:
     from sleep_rl.report.page import write_report
@@ -23,23 +23,25 @@ def report(run: str) -> None:
 @click.option(
     "--only",
     default="",
-    metavar="WHAT",
-    help="Only the rewarded, unrewarded, rejected or failed ones.",
+    metavar="OUTCOME",
+    help="Only dreams with this outcome: rewarded, unrewarded, rejected or failed.",
 )
 @click.option(
     "--sort",
     default="gain",
     metavar="FIELD",
-    help="gain, held_out, importance, tau_before or logprob (default gain).",
+    help="Field to sort by: gain, held_out, importance, tau_before or logprob (default gain).",
 )
-@click.option("--most", type=int, default=20, metavar="N", help="How many (default 20).")
+@click.option(
+    "--most", type=int, default=20, metavar="N", help="Largest number of dreams (default 20)."
+)
 def dreams(run: str, task: str, night: int | None, only: str, sort: str, most: int) -> None:
     from sleep_rl.report.dreams import listing
 
     print_answer(listing(run, task=task, night=night, only=only, sort=sort, most=most))
 
 
-@command("summary", "Print mean and range over runs that differ in their seed.")
+@command("summary", "Print mean and range over runs, e.g. of several seeds.")
 @click.argument("runs", nargs=-1, required=True, metavar="RUN...")
 def summary(runs: tuple[str, ...]) -> None:
     from sleep_rl.report.summary import summarize
@@ -62,8 +64,8 @@ def watch(run: str, host: str, port: int) -> None:
     from sleep_rl.watch.server import Server
 
     with Server(run, host, port, held) as server:
-        line = f"{server.url} shows {run}; ctrl-C ends it"
+        line = f"{server.url} shows {run}; stop with ctrl-C"
         if not server.loopback:
-            line += "; WARNING: whoever reaches this address can read the run's texts"
+            line += "; WARNING: anybody who can reach this address can read the run's texts"
         print_answer(line)
         server.serve_forever()

@@ -1,4 +1,4 @@
-"""Colours and the matplotlib style of every picture."""
+"""Colours and matplotlib style of all figures."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ INK = "#1d2330"
 MUTED = "#7b8494"
 FAINT = "#a2a9b6"
 FUTURE = "#f0f1f3"
-"""Of a day that was not lived yet."""
+"""Colour of a cell whose day is after the evaluation."""
 
 COLOURS = {"sleep": BLUE, "sft": "#c4661f", "joint": "#3d8b6b"}
-"""One colour per method, everywhere; what is no method is drawn in CURVES."""
+"""Method -> its colour in all figures; other curves have those of CURVES."""
 CURVES = (BLUE, PURPLE, CYAN, "#c4661f", "#3d8b6b", MUTED)
 
 PLOT = {
@@ -35,19 +35,19 @@ PLOT = {
     "legend.frameon": False,
     "legend.fontsize": 8.5,
 }
-"""Settings of matplotlib."""
+"""rcParams of matplotlib."""
 
 LOW = (244, 246, 243)
 HIGH = (23, 92, 105)
 
 
 def shade(value: float) -> str:
-    """Return the colour of an accuracy in a heat map: 0 to 1 is white to deep blue-green."""
+    """Return the colour of an accuracy in a heat map: white at 0, dark blue-green at 1."""
     share = min(max(value, 0.0), 1.0)
     channels = (round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
     return "#" + "".join(f"{channel:02x}" for channel in channels)
 
 
 def ink_on(value: float) -> str:
-    """Return the colour of a number that stands on `shade(value)`."""
+    """Return the text colour for the background `shade(value)`."""
     return "#fff" if value > 0.55 else INK

@@ -1,4 +1,4 @@
-"""Dreams as people read them: `sleep-rl dreams RUN` as text, and the report's section on them."""
+"""The dreams of a run: `sleep-rl dreams RUN` as text, and the report's section on dreams."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ HEAD = (
     "task",
     "dream",
     "omega",
-    "tau",
-    "with it",
+    "tau before",
+    "taus",
     "gain",
     "held out",
-    "what became of it",
+    "outcome",
 )
 SHORT = 12
-"""Characters below which a column of the report's tables is not wrapped."""
+"""A column of the report's tables whose cells have fewer characters is not wrapped."""
 
 Table = tuple[str, list[str], list[list[object]]]
-"""Title, names of the columns, rows."""
+"""Title, column names, rows."""
 
 
 def state(dream: Dream) -> str:
-    """Return what became of a dream: rewarded or unrewarded (both were tried out), rejected by
-    selection, or failed.
+    """Return the outcome of a dream, one of STATES: rewarded or unrewarded (after trials), rejected
+    by selection, or failed.
     """
     if dream.reason:
         return "failed"
@@ -46,14 +46,12 @@ def state(dream: Dream) -> str:
 
 
 def dreams_of(run_dir: str | Path) -> list[Dream]:
-    """Return a run's dreams, in the order in which they were written. Raises InputError when it
-    has none.
-    """
+    """Return a run's dreams, in order of generation. Raises InputError if it has none."""
     entries = read_entries(Path(run_dir) / "metrics.jsonl")
     dreams = [entry for entry in entries if isinstance(entry, Dream)]
     if not dreams:
         raise InputError(
-            f"{run_dir}: no dreams; dream.rounds above 0 makes some, after the first night"
+            f"{run_dir}: no dreams; a run with dream.rounds above 0 has some, after its first night"
         )
     return dreams
 
@@ -67,10 +65,11 @@ def listing(
     sort: str = "gain",
     most: int = 20,
 ) -> str:
-    """Return the chosen dreams of a run, best first, one line of figures and one of text each.
+    """Return a text table of a run's dreams, best first: a line of figures and a line of text each.
 
-    `task`: part of the task's name; `only`: one of STATES; `sort`: one of SORTS. Raises InputError
-    for another choice, and for a run without dreams.
+    `task`: part of the task's name; `night`: None for all; `only`: one of STATES, empty for all;
+    `sort`: one of SORTS; `most`: largest number of dreams. Raises InputError for another choice,
+    and for a run without dreams.
     """
     if only and only not in STATES:
         raise InputError(f"--only: one of {', '.join(STATES)}, got {only}")
@@ -87,7 +86,7 @@ def listing(
     lines = [head]
     for line, dream in zip(figures, shown, strict=True):
         lines += [line, f"    {_one_line(dream)}"]
-    return "\n".join([*lines, f"{len(shown)} of {len(chosen)} chosen, {len(dreams)} in all"])
+    return "\n".join([*lines, f"{len(shown)} of {len(chosen)} selected, {len(dreams)} in total"])
 
 
 def _descending(value: float | None) -> float:
@@ -120,8 +119,8 @@ def _one_line(dream: Dream) -> str:
 
 
 def section(entries: Sequence[Entry], most: int = 6) -> Markup:
-    """Return the report's part on dreams: every round in figures, then the best, the worst and
-    some that were rejected, `most` of each. Empty without a finished round.
+    """Return the report's section on dreams: a table of rounds, then the best, the worst and some
+    rejected dreams, `most` of each. Empty without a finished round.
     """
     rounds = [entry for entry in entries if isinstance(entry, DreamSummary)]
     if not rounds:
@@ -142,15 +141,15 @@ def section(entries: Sequence[Entry], most: int = 6) -> Markup:
 
 
 def _cells(rows: list[list[object]]) -> list[list[tuple[object, bool]]]:
-    """Return the rows with, per cell, whether its whole column is short."""
+    """Return rows of (cell, whether all cells of its column are short)."""
     columns = zip(*rows, strict=True)
     short = [all(len(str(cell)) < SHORT for cell in column) for column in columns]
     return [list(zip(row, short, strict=True)) for row in rows]
 
 
 def _rounds(rounds: list[DreamSummary]) -> Table:
-    head = ["night", "round", "written", "kept", "rewarded", "failed"]
-    head += ["tau before", "gain", "gain of the rewarded", "held out"]
+    head = ["night", "round", "dreams", "kept", "rewarded", "failed"]
+    head += ["tau before", "gain", "gain of rewarded", "held out"]
     rows: list[list[object]] = [
         [
             r.night,
@@ -170,7 +169,7 @@ def _rounds(rounds: list[DreamSummary]) -> Table:
 
 
 def _forms(entries: Sequence[Entry]) -> Table:
-    """Return the accuracy on the newest day's deeper questions after each night."""
+    """Return the accuracies on the newest day's deeper questions after each night."""
     evaluations = {
         (entry.after, entry.method): entry.forms
         for entry in entries
@@ -181,7 +180,7 @@ def _forms(entries: Sequence[Entry]) -> Table:
         [after, METHODS.get(method, method), *(_number(forms.get(name)) for name in names)]
         for (after, method), forms in evaluations.items()
     ]
-    title = "The newest day, asked otherwise than its documents say it"
+    title = "Deeper questions about the newest day"
     return title, ["after", "method", *names], rows
 
 

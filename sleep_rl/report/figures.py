@@ -1,7 +1,6 @@
-"""Charts as SVG elements that may stand inside HTML.
+"""Draw charts as SVG elements for HTML pages.
 
-matplotlib is imported where curves are drawn, because its import is slow and most processes never
-draw.
+matplotlib is imported inside the functions that draw, because its import is slow.
 """
 
 from __future__ import annotations
@@ -25,28 +24,28 @@ WIDTH = 5.4
 HEIGHT = 2.7
 """Inches."""
 CHARACTER = 0.0135
-"""Width of a night's label per character, as a share of the axes."""
+"""Width of a character of a night's label, as a share of the axes."""
 
 
 def figure(chart: Chart) -> Markup:
-    """Return the chart as an SVG element. Its texts are escaped."""
+    """Return the chart as an SVG element with escaped texts."""
     import matplotlib
     from matplotlib.figure import Figure
 
     title = chart.panel.title
-    # ids that differ between the figures of a page, and not between runs
+    # element ids that differ between the figures of a page, and are the same in every run
     with matplotlib.rc_context(PLOT | {"svg.hashsalt": title}):
         figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
         _draw(figure.add_subplot(), chart)
         figure.savefig(buffer := io.StringIO(), format="svg", transparent=True)
-    # without the XML prolog and, below, without addresses
+    # without the XML prolog, metadata and namespaces
     svg = buffer.getvalue().partition("<svg")[2]
     svg = re.sub(r"<metadata>.*?</metadata>|\sxmlns(:\w+)?=\"[^\"]*\"", "", svg, flags=re.DOTALL)
     return Markup(f'<svg role="img" aria-label="{escape(title)}"{svg}')
 
 
 def label_of(series: Series) -> str:
-    """Return how a curve is called in the legend."""
+    """Return the label of a curve in the legend."""
     return METHODS.get(series.label, series.label)[:40]
 
 
@@ -57,7 +56,7 @@ def _draw(axes: Axes, chart: Chart) -> None:
     axes.autoscale_view()
     values = [y for series in chart.series for _, y in series.points if y is not None]
     low = min(0, *values)
-    # from zero, with room for the labels of the nights
+    # from zero, with space for the labels of the nights
     axes.set_ylim(low, low + 1.18 * (max(0, *values) - low or 1))
     _mark_nights(axes, chart)
     axes.set(xlabel=chart.panel.x, ylabel=chart.panel.unit)
@@ -90,13 +89,13 @@ def _plot(axes: Axes, series: Series, colour: str, dots: bool) -> None:
 
 
 def _isolated(points: Points) -> list[int]:
-    """Return the positions of points between two gaps: a line would not show them."""
+    """Return the positions of points between two gaps, which a line does not show."""
     finite = [False, *(y is not None for _, y in points), False]
     return [i for i in range(len(points)) if finite[i + 1] and not finite[i] and not finite[i + 2]]
 
 
 def _mark_nights(axes: Axes, chart: Chart) -> None:
-    """Draw where each night begins; its label only where there is room for it."""
+    """Mark the first step of each night, with a label if there is space for it."""
     left, right = axes.get_xlim()
     room = left
     for x, label in chart.nights:

@@ -1,5 +1,5 @@
-"""The retention matrix as a picture for W&B: one row per night, one column for the known and per
-day, one panel per method.
+"""The retention matrix as an image for W&B: one row per night, a column for the known and per day,
+one panel per method.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 MOST_NUMBERED = 20
-"""Columns up to which each cell says its number."""
+"""Largest number of columns for which the cells show their values."""
 
 
 def png(retention: Retention) -> bytes:
-    """Return the matrices of all methods beside each other. Needs at least one evaluation after a
-    night.
+    """Return a PNG with the matrices of all methods side by side. There must be an evaluation after
+    a night.
     """
     import matplotlib
     from matplotlib.figure import Figure

@@ -1,6 +1,4 @@
-"""The report of a run: `metrics.jsonl` in, one HTML file out that opens offline, without scripts or
-links.
-"""
+"""The report of a run: one HTML file from `metrics.jsonl`, without scripts or external links."""
 
 from __future__ import annotations
 
@@ -24,9 +22,9 @@ from sleep_rl.report.templates import render, static
 
 
 def write_report(run_dir: str | Path) -> Path:
-    """Write `run_dir/report.html` from `run_dir/metrics.jsonl` alone; also for a run that did not
-    end. Raises InputError for a journal that cannot be read, RunError for a file that cannot be
-    written.
+    """Write `run_dir/report.html` from `run_dir/metrics.jsonl`, also for an unfinished run.
+
+    Raises InputError for a journal that cannot be read, RunError if the report cannot be written.
     """
     html = page(Path(run_dir) / "metrics.jsonl")
     target = Path(run_dir) / "report.html"
@@ -38,8 +36,8 @@ def write_report(run_dir: str | Path) -> Path:
 
 
 def page(source: Path) -> str:
-    """Return the report of the journal `source` as HTML. Raises InputError when it cannot be read
-    or holds no record.
+    """Return the report of the journal `source` as HTML. Raises InputError if it cannot be read or
+    has no record.
     """
     lines = read_entries(source)
     torn = [line.line for line in lines if isinstance(line, Torn)]
@@ -60,7 +58,7 @@ def page(source: Path) -> str:
         torn=torn,
         headline=sections.headline(retention),
         heatmaps=sections.heatmaps(retention),
-        course=_course(entries),
+        curves=_curves(entries),
         dreams=section(entries),
         answers=sections.answers(entries),
         failures=sections.failures(sections.count_failures(entries)),
@@ -72,7 +70,7 @@ def page(source: Path) -> str:
 def _facts(run: Run) -> dict[str, str]:
     started = run.t if run.started is None else run.started
     if isinstance(started, (int, float)):
-        # no date of any calendar: shown as it is
+        # a number that is not a date is shown unchanged
         with suppress(ValueError, OverflowError, OSError):
             started = datetime.fromtimestamp(started, UTC).strftime("%Y-%m-%d %H:%M UTC")
     facts = {
@@ -86,7 +84,7 @@ def _facts(run: Run) -> dict[str, str]:
 
 
 def _status(done: Done | None, last: Entry) -> tuple[str, str]:
-    """Return the class of the status line, and how the run ended."""
+    """Return (CSS class, text) of the line on how the run ended."""
     if done is None:
         where = [f"“{last.kind}”"]
         where += [
@@ -95,7 +93,9 @@ def _status(done: Done | None, last: Entry) -> tuple[str, str]:
             if getattr(last, name, None) is not None
         ]
         return "bad", (
-            "Unfinished: no end of the run is recorded; the last entry is " + ", ".join(where) + "."
+            "Unfinished: the journal has no end of the run; its last entry is "
+            + ", ".join(where)
+            + "."
         )
     duration = clock(done.seconds or 0)
     if done.status == "ok":
@@ -103,7 +103,7 @@ def _status(done: Done | None, last: Entry) -> tuple[str, str]:
     return "bad", f"Failed after {duration}: {done.reason}"
 
 
-def _course(entries: list[Entry]) -> Markup:
+def _curves(entries: list[Entry]) -> Markup:
     charts = Charts()
     for entry in entries:
         charts.add(entry)
@@ -111,4 +111,4 @@ def _course(entries: list[Entry]) -> Markup:
     missing = [chart.panel.title.lower() for chart in panels if not chart.series]
     if len(missing) == len(panels):
         return Markup()
-    return render("course.html", figures=sections.figures(panels), missing=", ".join(missing))
+    return render("curves.html", figures=sections.figures(panels), missing=", ".join(missing))

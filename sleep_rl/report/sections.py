@@ -1,4 +1,4 @@
-"""Parts of the report that the live page shows, too, as HTML."""
+"""Sections of the report and the live page, as HTML."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from sleep_rl.report.templates import render
 OPEN_BOOK = "#5d6675"
 
 Failures = Counter[tuple[str, str]]
-"""(where, reason) -> how often."""
+"""(where, reason) -> count."""
 
 
 def headline(retention: Retention) -> Markup:
-    """Return the newest evaluation of every method in figures."""
+    """Return a table of the newest accuracies of every method."""
     rows = retention.newest_rows()
     if rows:
         rows += retention.base_rows() + retention.open_book_rows()
@@ -41,7 +41,9 @@ def _colour(row: Row) -> str:
 
 
 def heatmaps(retention: Retention) -> Markup:
-    """Return the retention matrix of every method that has one; empty before the first night."""
+    """Return the retention matrix of every method with several nights; empty before the first
+    night.
+    """
     methods = [
         m for m in retention.methods if m in ("sleep", "sft") or len(retention.evaluations[m]) > 1
     ]
@@ -58,8 +60,9 @@ def figures(
     draw: Callable[[Chart], Markup] | None = None,
     newest: bool = False,
 ) -> Markup:
-    """Return the charts that have points as figures. `draw`: None for `figure`; `newest`: with the
-    newest value of each curve.
+    """Return the figures of all charts with points.
+
+    `draw`: draws a chart, None for `figure`; `newest`: with the newest value of each curve.
     """
     draw = draw or figure
     drawn = [
@@ -79,14 +82,14 @@ def _newest(chart: Chart) -> list[tuple[str, str]]:
 
 
 def answers(entries: Iterable[Entry], most: int = 8) -> Markup:
-    """Return the answers to the same questions before and after, `most` per day; empty without
-    any.
+    """Return a table of answers to the same questions before and after the night, at most `most`
+    per day; empty without any.
     """
     pairs: dict[tuple[str, str], dict[str, Completion]] = {}
     for entry in entries:
         if isinstance(entry, Completion):
             pair = pairs.setdefault((entry.day, entry.question), {})
-            # the first before, the newest after
+            # the first answer before, the newest one after
             if entry.when != "before" or "before" not in pair:
                 pair[entry.when] = entry
     if not pairs:
@@ -99,12 +102,12 @@ def answers(entries: Iterable[Entry], most: int = 8) -> Markup:
         for of_day in days.values()
         for pair in of_day[:most]
     ]
-    left_out = max(map(len, days.values())) > most
-    return render("answers.html", rows=rows, most=most if left_out else 0)
+    is_limited = max(map(len, days.values())) > most
+    return render("answers.html", rows=rows, most=most if is_limited else 0)
 
 
 def failures_of(entry: Entry) -> Iterator[tuple[str, str, float]]:
-    """Return what an entry says has failed: (where, reason, how often)."""
+    """Yield (where, reason, count) of the failures in an entry."""
     if isinstance(entry, Failed):
         yield str(entry.where), str(entry.reason), entry.count or 1
     elif isinstance(entry, SinkFailed):
@@ -114,13 +117,13 @@ def failures_of(entry: Entry) -> Iterator[tuple[str, str, float]]:
 
 
 def failures(counts: Failures) -> Markup:
-    """Return what failed and how often; empty when nothing did."""
+    """Return a table of failures; empty without any."""
     rows = [(where, reason, count) for (where, reason), count in counts.items()]
     return render("failures.html", rows=rows) if rows else Markup()
 
 
 def count_failures(entries: Iterable[Entry]) -> Failures:
-    """Return what failed in a run."""
+    """Return the failures of a run."""
     counts: Failures = Counter()
     for entry in entries:
         for where, reason, count in failures_of(entry):

@@ -16,9 +16,11 @@ JOINT = "joint"
 
 
 def summarize(run_dirs: Iterable[str | Path]) -> str:
-    """Return mean and range (min..max) over runs, for each method and column of the last
-    evaluation; with the accuracy over the questions of all days together, and its share of the
-    joint upper bound of the same run. Raises InputError when no run was evaluated after a night.
+    """Return a table of mean and range (min..max) over runs, for each method and column of the last
+    evaluation.
+
+    Two more columns: the accuracy over the pooled questions of all days, and its ratio to the joint
+    upper bound of the same run. Raises InputError if no run was evaluated after a night.
     """
     runs = [Retention.of(read_entries(Path(run_dir) / "metrics.jsonl")) for run_dir in run_dirs]
     evaluated = [run for run in runs if run.methods]
@@ -36,9 +38,8 @@ def summarize(run_dirs: Iterable[str | Path]) -> str:
         after = " | ".join(dict.fromkeys(run.last(method).after for run in with_method))
         cells = [_mean_and_range([v.get(c) for v in values], len(runs)) for c in columns]
         lines.append([METHODS.get(method, method), after, *cells])
-    return (
-        f"mean (min..max) over {len(runs)} runs; [k] where only k of them have a value\n"
-        + aligned(lines)
+    return f"mean (min..max) over {len(runs)} runs; [k]: only k of them have a value\n" + aligned(
+        lines
     )
 
 

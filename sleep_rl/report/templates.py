@@ -1,5 +1,5 @@
-"""Templates and static files of the pages, read from their packages. What a template inserts is
-escaped, unless it is Markup.
+"""Templates and static files of the pages, from package data. Values inserted into a template are
+escaped, unless they are Markup.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ def render(template: str, package: str = REPORT, **values: object) -> Markup:
 
 
 def static(name: str, package: str = REPORT) -> Markup:
-    """Return the text of `package/static/<name>`, to stand in a page as it is."""
+    """Return the text of `package/static/<name>`, to be inserted without escaping."""
     return Markup((files(package) / "static" / name).read_text(encoding="utf-8"))
 
 
@@ -39,6 +39,6 @@ def _environment(package: str) -> Environment:
 
 
 def shorten(value: object, most: int = 300) -> str:
-    """Return the text without white space around it, at most `most` characters of it."""
+    """Strip the text and cut it to `most` characters."""
     text = str(value).strip()
     return text if len(text) <= most else text[:most] + " …"

@@ -1,9 +1,8 @@
-"""The live page: one HTML file whose script asks for the run's state again and again and shows it.
-No external resources.
+"""The live page: one HTML file without external resources, whose script polls the run's state.
 
-The script sets whatever comes from a run as text; only `parts` and the figures, which the server
-has escaped, are set as HTML. The page's Content-Security-Policy knows its one script by digest, so
-that nothing else on it ever runs.
+The script inserts values of the run as text; only `parts` and the figures, which the server has
+escaped, are inserted as HTML. The page's Content-Security-Policy allows its one script by digest,
+so that no other script runs.
 """
 
 from __future__ import annotations

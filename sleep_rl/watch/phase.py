@@ -1,4 +1,4 @@
-"""Where a life stands, in words: the newest thing that was done, and its step of how many."""
+"""The current phase of a run as text, with its step and the estimated time left."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from sleep_rl.journal.schema import (
 from sleep_rl.journal.text import clock, night_label
 
 PACE_STEPS = 50
-"""Last steps whose pace counts."""
+"""Number of the newest steps that the estimated time is based on."""
 
 
 class Phase:
-    """The phase of a life, and the time that its steps still take at the pace of the last ones."""
+    """The current phase, and the time left at the pace of its newest steps."""
 
     def __init__(self) -> None:
         self.nights: int | None = None
@@ -38,10 +38,10 @@ class Phase:
         self._time: float | None = None
         self._steps = 0
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
-        """Time and number of the last steps."""
+        """Time and number of the newest steps."""
 
     def add(self, entry: Entry) -> None:
-        """Take the next entry. Those of kinds that only concern workers change nothing."""
+        """Process the next entry; one that only concerns workers is ignored."""
         text = _describe(entry)
         if not text:
             return
@@ -60,12 +60,12 @@ class Phase:
             self._steps = 0
 
     def state(self) -> dict[str, Any]:
-        """Return `said` in words and `t` of the newest entry; of a phase of steps also `step`,
-        `steps` and, with a pace, `left`.
+        """Return the description `text` and the time `t` of the newest entry; for a phase of
+        optimizer steps also `step`, `steps` and, after two steps, the time `left`.
         """
         if not self._text:
             return {}
-        state: dict[str, Any] = {"said": self._text, "t": self._time}
+        state: dict[str, Any] = {"text": self._text, "t": self._time}
         if self._steps:
             (t0, step0) = self._pace[0]
             (t1, step1) = self._pace[-1]
@@ -77,13 +77,13 @@ class Phase:
 
 
 def _describe(entry: Entry) -> str:
-    """Return what was done; empty for entries that say nothing about where the life stands."""
+    """Return a description of the phase; empty for an entry that belongs to none."""
     if isinstance(entry, Run):
         return "Started: workers and base model"
     if isinstance(entry, Done):
         return "Ended"
     if isinstance(entry, Wake):
-        return f"{entry.day}: awake, {entry.step} documents taken in"
+        return f"{entry.day}: wake, {entry.step} documents"
     if isinstance(entry, BaselineStep):
         return f"Baseline: {METHODS.get(entry.method, entry.method)}, {entry.day}"
     if isinstance(entry, Evaluation):
@@ -98,8 +98,8 @@ def _describe_night(entry: Entry) -> str:
     match entry:
         case Written():
             text = (
-                f"the teacher wrote {entry.new or 0:,} sequences about documents, "
-                f"{entry.replay or 0:,} from nothing"
+                f"teacher generated {entry.new or 0:,} new sequences, "
+                f"{entry.replay or 0:,} unconditional"
             )
         case SeedStep():
             text = "consolidation"
@@ -114,7 +114,7 @@ def _describe_night(entry: Entry) -> str:
         case PolicyStep():
             text = "dreaming policy"
         case RolledBack():
-            text = f"rolled back, {entry.column} had lost too much"
+            text = f"rolled back, accuracy of {entry.column} dropped too much"
         case _:
             return ""
     return f"{label}: {text}"

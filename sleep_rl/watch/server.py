@@ -1,9 +1,8 @@
-"""`sleep-rl watch`: a local web server that shows one run while it goes on. It reads the run's
-folder and changes nothing.
+"""`sleep-rl watch`: a local web server that shows a run, also while it is running.
 
-Four addresses: the page, its state as JSON, its figures, the report. No other file is served, only
-GET is answered, and on a loopback address only to those who asked for a local name: a page of
-someone else whose name was pointed at this machine (DNS rebinding) gets nothing.
+It only reads the run's folder, and serves the page, its state as JSON, its figures and the report,
+by GET. On a loopback address it refuses requests for any other than a local host name (DNS
+rebinding).
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from urllib.parse import urlsplit
 
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.report.page import page
-from sleep_rl.watch.course import CourseFigures
+from sleep_rl.watch.figures import LiveFigures
 from sleep_rl.watch.page import PAGE, SCRIPT_DIGEST
 from sleep_rl.watch.state import RunState
 
 HOLD_S = 2.0
-"""Seconds for which it counts whether a process lives in the run."""
+"""Seconds for which the result of `held` is cached."""
 POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; "
     "form-action 'none'; "
@@ -40,10 +39,10 @@ TEXT = "text/plain; charset=utf-8"
 
 
 class Server(ThreadingHTTPServer):
-    """Shows the run in `run_dir` at `url`, until it is shut down. `held(folder)`: whether a process
-    lives in the run.
+    """The web server of the run in `run_dir`, at `url`.
 
-    Raises InputError when there is no such run, and when the address cannot be listened at.
+    `held(folder)`: whether a process holds the run's lock. Raises InputError if there is no such
+    run, or the address is not available.
     """
 
     daemon_threads = True
@@ -67,26 +66,27 @@ class Server(ThreadingHTTPServer):
                 "free port"
             ) from error
         self.folder = folder
-        self.run_state = RunState(folder, self._lives)
-        self._figures = CourseFigures()
+        self.run_state = RunState(folder, self._is_held)
+        self._figures = LiveFigures()
         self._lock = threading.Lock()
-        """Of the state."""
+        """Guards the state."""
         self._drawing = threading.Lock()
-        """Of matplotlib, whose settings are the process's."""
+        """Guards matplotlib, whose settings are global."""
         self._held = held
-        self._asked = -HOLD_S
-        self._answer = False
+        self._held_time = -HOLD_S
+        self._held_result = False
         self.loopback = ipaddress.ip_address(self.server_address[0].partition("%")[0]).is_loopback
         self.names = {"localhost", "127.0.0.1", "::1", host.lower()}
 
     @property
     def url(self) -> str:
+        """Address of the page."""
         host, port = self.server_address[:2]
         return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
     def server_bind(self) -> None:
-        """Without HTTPServer's look-up of the host's full name, which may take long and is not
-        used.
+        """Bind the socket without HTTPServer's look-up of the host's full name, which may be slow
+        and is not used.
         """
         if self.allow_reuse_address:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -94,7 +94,7 @@ class Server(ThreadingHTTPServer):
         self.server_address = self.socket.getsockname()
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """A browser that goes away is no news; anything else is one line."""
+        """Print the error of a request as one line, unless the connection was closed."""
         error = sys.exc_info()[1]
         if not isinstance(error, (ConnectionError, TimeoutError)):
             print(
@@ -104,17 +104,17 @@ class Server(ThreadingHTTPServer):
             )
 
     def state(self) -> bytes:
-        """Return the run's state as JSON, without the time."""
+        """Return the run's state as JSON, without the current time."""
         with self._lock:
-            return json.dumps(self.run_state.look(), allow_nan=False).encode()
+            return json.dumps(self.run_state.update(), allow_nan=False).encode()
 
-    def course(self) -> tuple[str, bytes]:
-        """Return the figures of the run's charts as HTML, and the version that they show; that may
-        be an older one than the state's, because drawing is slow.
+    def curves(self) -> tuple[str, bytes]:
+        """Return (version, HTML) of the run's figures; the version may be older than the state's,
+        since drawing is rate-limited.
         """
         with self._drawing:
             with self._lock:
-                version = self.run_state.course
+                version = self.run_state.curves
                 due = self._figures.is_due(version)
                 charts = self.run_state.charts() if due else []
             if due:
@@ -126,11 +126,11 @@ class Server(ThreadingHTTPServer):
         with self._drawing:
             return page(self.folder / "metrics.jsonl").encode("utf-8", "replace")
 
-    def _lives(self, folder: Path) -> bool:
-        if time.monotonic() - self._asked >= HOLD_S:
-            self._asked = time.monotonic()
-            self._answer = self._held(folder)
-        return self._answer
+    def _is_held(self, folder: Path) -> bool:
+        if time.monotonic() - self._held_time >= HOLD_S:
+            self._held_time = time.monotonic()
+            self._held_result = self._held(folder)
+        return self._held_result
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -139,12 +139,13 @@ class _Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
+        """Answer a request; called by BaseHTTPRequestHandler."""
         if self.server.loopback and not self._local():
-            return self._send(403, TEXT, b"asked for by a name that is not this machine's\n")
+            return self._send(403, TEXT, b"not a local host name\n")
         answers = {
             "/": self._page,
             "/state.json": self._state,
-            "/course": self._course,
+            "/curves": self._curves,
             "/report": self._report,
         }
         answer = answers.get(urlsplit(self.path).path)
@@ -156,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(503, TEXT, f"{error}\n".encode("utf-8", "replace"))
         except ConnectionError:
             raise
-        # any: the page says what is wrong, and goes on asking
+        # Boundary: the page shows the error, and continues to poll.
         except Exception as error:
             self._send(
                 500,
@@ -168,7 +169,9 @@ class _Handler(BaseHTTPRequestHandler):
             raise
 
     def _local(self) -> bool:
-        """Whether the request was made to a local name; ports may differ, as behind `ssh -L`."""
+        """Return whether the request is for a local host name; any port, since `ssh -L` changes
+        it.
+        """
         host = (self.headers.get("Host") or "").lower()
         name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
         return name in self.server.names
@@ -183,15 +186,15 @@ class _Handler(BaseHTTPRequestHandler):
             return self._send(304, JSON, b"", tag=tag)
         self._send(200, JSON, b'{"now": %.3f, %b' % (time.time(), body[1:]), tag=tag)
 
-    def _course(self) -> None:
-        version, body = self.server.course()
+    def _curves(self) -> None:
+        version, body = self.server.curves()
         self._send(200, HTML, body, tag=f'"{version}"')
 
     def _report(self) -> None:
         self._send(200, HTML, self.server.report())
 
     def _refuse(self) -> None:
-        self.close_connection = True  # a body that nobody reads may follow
+        self.close_connection = True  # the request may have a body, which is not read
         self._send(405, TEXT, b"only GET\n")
 
     do_HEAD = do_POST = do_PUT = do_DELETE = do_PATCH = do_OPTIONS = do_TRACE = do_CONNECT = _refuse
@@ -221,4 +224,4 @@ class _Handler(BaseHTTPRequestHandler):
         return "sleep-rl"
 
     def log_message(self, format: str, *args: object) -> None:
-        """Nothing: a line a second would bury what a person reads."""
+        """Print nothing for a request, since the page polls every second."""

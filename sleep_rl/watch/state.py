@@ -1,8 +1,6 @@
-"""The state of a run that goes on, from its journal and its workers' logs alone: what `sleep-rl
-watch` shows.
+"""The state of a run as `sleep-rl watch` shows it, from its journal and its workers' logs.
 
-Entries are taken in one by one and kept as curves and newest texts of bounded size, however long
-the run.
+Entries are processed one by one into curves and newest texts, in bounded memory.
 """
 
 from __future__ import annotations
@@ -35,13 +33,13 @@ from sleep_rl.watch.phase import Phase
 from sleep_rl.watch.workers import WorkerActivity
 
 QUIET_S = 120.0
-"""Seconds without a record after which the page says so, because it may be a hang."""
+"""Seconds without a record after which the status is `quiet`, since the run may hang."""
 NEWEST_DREAMS = 8
 NEWEST_DAYS = 2
 
 
 class RunState:
-    """A run's folder as it looks now. `held(folder)` says whether a process lives in it."""
+    """The state of a run's folder. `held(folder)`: whether a process holds its lock."""
 
     def __init__(self, folder: Path, held: Callable[[Path], bool]) -> None:
         self.folder = folder
@@ -62,14 +60,14 @@ class RunState:
         """Time of the newest entry."""
         self._written: dict[str, Any] = {"night": None, "texts": []}
         self._answers: dict[str, list[Completion]] = {}
-        """Of the newest days."""
+        """Newest days -> their answers."""
         self._dreams: deque[Dream] = deque(maxlen=NEWEST_DREAMS)
         self._failures: sections.Failures = Counter()
         self._left_out = 0
 
-    def look(self) -> dict[str, Any]:
-        """Take in what is new and return the state, as JSON knows it. Raises InputError for an
-        unreadable journal.
+    def update(self) -> dict[str, Any]:
+        """Process new records and return the state as JSON data. Raises InputError for a journal
+        that cannot be read.
         """
         changed, records = self._follower.more()
         if changed:
@@ -79,7 +77,7 @@ class RunState:
         return self.state()
 
     def add(self, record: Record) -> None:
-        """Take one record in. One that is none is counted and left out."""
+        """Process one record; an invalid one is counted and skipped."""
         try:
             entry = parse(record)
             if isinstance(entry, Evaluation):
@@ -126,12 +124,12 @@ class RunState:
     # ---- the state
 
     @property
-    def course(self) -> str:
-        """Name of what the charts show; empty without charts."""
+    def curves(self) -> str:
+        """Version of the charts; empty without charts."""
         return f"{self._resets}-{self._charts.plotted}" if self._charts.plotted else ""
 
     def charts(self) -> list[Chart]:
-        """Return every panel with the points of the run so far."""
+        """Return one chart per panel."""
         return self._charts.charts()
 
     def state(self) -> dict[str, Any]:
@@ -143,7 +141,7 @@ class RunState:
             "facts": self._facts,
             **self._status(),
             "phase": self._phase.state(),
-            "course": self.course,
+            "curves": self.curves,
             "workers": self._workers.state(self.folder / "logs"),
             "read": self._follower.offset,
             "size": self._follower.size,
@@ -154,34 +152,33 @@ class RunState:
         }
 
     def _status(self) -> dict[str, Any]:
-        """Return how the run is: `status` for its colour, `said` in words, `t` of the newest
-        entry.
+        """Return `status` (a CSS class), its description `text`, the time `t` of the newest entry,
+        and whether a process is `alive`.
         """
         alive = self._held(self.folder)
         if self._done:
             status, text = _ending(self._done)
         elif alive:
-            status, text = self._liveliness()
+            status, text = self._activity()
         elif (self.folder / "run.json").is_file():
             status = "failed"
             text = (
-                f"Stopped: no process lives in this run; sleep-rl resume {self.folder} "
-                "goes on with it"
+                f"Stopped: no process works in this run; sleep-rl resume {self.folder} continues it"
             )
         else:
             status = "idle"
-            text = "No process holds this folder"
-        return {"status": status, "said": text, "t": self._last, "alive": alive}
+            text = "No process works in this folder"
+        return {"status": status, "text": text, "t": self._last, "alive": alive}
 
-    def _liveliness(self) -> tuple[str, str]:
+    def _activity(self) -> tuple[str, str]:
         if self._last is None:
-            return "alive", "Nothing is recorded yet"
+            return "alive", "No record yet"
         if time.time() - self._last > QUIET_S:
-            return "quiet", "Quiet for a while"
-        return "alive", "Goes on"
+            return "quiet", f"No record for more than {clock(QUIET_S)}"
+        return "alive", "Running"
 
     def _parts(self) -> dict[str, str]:
-        """Return the parts of the report that a running life has already, as HTML."""
+        """Return parts of the report as HTML."""
         matrices = sections.heatmaps(self._retention)
         answers = [entry for entries in self._answers.values() for entry in entries]
         return {
@@ -192,7 +189,7 @@ class RunState:
 
 
 def _check_shares(evaluation: Evaluation) -> None:
-    """Raise InvalidRecord for an accuracy that is no share."""
+    """Raise InvalidRecord for an accuracy outside [0, 1]."""
     for name in ("row", "open_book"):
         scores = getattr(evaluation, name) or {}
         if any(value is not None and not 0 <= value <= 1 for value in scores.values()):
@@ -212,12 +209,12 @@ def _dream(dream: Dream) -> dict[str, Any]:
         "text": dream.text,
         "night": str(dream.night),
         "gain": dream.gain,
-        "became": dream.reason or dreams.state(dream),
+        "outcome": dream.reason or dreams.state(dream),
     }
 
 
 def _nights(run: Run) -> int | None:
-    """Return how many nights the run's config asks for; None where it does not say."""
+    """Return the number of nights in the run's config, None if it is not there."""
     task = (run.config or {}).get("task")
     if not isinstance(task, dict):
         return None

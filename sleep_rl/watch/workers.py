@@ -1,6 +1,4 @@
-"""The workers of a run as its journal and their logs show them: what each role did last, restarts,
-last lines.
-"""
+"""The workers of a run from its journal and their logs: newest activities, restarts, last lines."""
 
 from __future__ import annotations
 
@@ -29,29 +27,27 @@ from sleep_rl.journal.text import last_line
 ROLES = ("rollout", "learner", "reward", "semantic", "critic", "peer")
 """Roles of workers, in the order of the page; `peer`: models of model.teachers."""
 ALL = "all workers"
-"""Name under which a restart of the whole crew is recorded."""
+"""Name of the worker in the record of a restart of the whole crew."""
 TAIL_BYTES = 4096
 TAIL_CHARACTERS = 240
 MOST_WORKERS = 1000
-"""Of one role that are listed."""
+"""Largest number of workers of one role that are listed."""
 
 
 class WorkerActivity:
-    """What the workers of a run do. Entries speak of all workers of a role together, logs of each
-    one.
-    """
+    """The activities of a run's workers: entries give those of a role, logs those of a worker."""
 
     def __init__(self) -> None:
         self._left: dict[str, bool] = {}
         """Worker -> whether it left."""
         self._restarts: Counter[str] = Counter()
         self._newest: dict[str, dict[str, tuple[str, float]]] = {role: {} for role in ROLES}
-        """Role -> kind of work -> words, time."""
+        """Role -> kind of work -> text, time."""
         self._tails: dict[str, tuple[tuple[int, int], str]] = {}
         """Log -> (size, time of change), last line."""
 
     def add(self, entry: Entry) -> None:
-        """Take the next entry."""
+        """Process the next entry."""
         match entry:
             case Run():
                 self._left |= dict.fromkeys(_planned(entry.config or {}), False)
@@ -67,7 +63,7 @@ class WorkerActivity:
             case SeedStep() | BaselineStep() | PolicyStep():
                 self._note("learner", "step", _step(entry), entry.t)
             case Wake():
-                self._note("learner", "step", f"took in {entry.step} documents", entry.t)
+                self._note("learner", "step", f"wake on {entry.step} documents", entry.t)
             case Trial():
                 text = f"trained {entry.copies} copies on {entry.dreams} dreams"
                 self._note("critic", "tried", text, entry.t)
@@ -78,8 +74,8 @@ class WorkerActivity:
         self._newest[role][work] = (text, t)
 
     def state(self, logs: Path) -> list[dict[str, Any]]:
-        """Return per role what it did last, and its workers with restarts and the end of their
-        logs.
+        """Return one entry per role: its newest activities, and its workers with their restarts
+        and the last lines of their logs.
         """
         tails = self._read(logs)
         names = sorted({*self._left, *tails, *self._restarts} - {ALL}, key=_order)
@@ -98,9 +94,9 @@ class WorkerActivity:
             {
                 "role": role,
                 "workers": workers,
-                "did": [
-                    {"said": said, "t": t}
-                    for said, t in sorted(self._newest.get(role, {}).values(), key=lambda d: -d[1])
+                "activities": [
+                    {"text": text, "t": t}
+                    for text, t in sorted(self._newest.get(role, {}).values(), key=lambda d: -d[1])
                 ],
                 "restarts": self._restarts[ALL] if role == "learner" else 0,
             }
@@ -108,8 +104,8 @@ class WorkerActivity:
         ]
 
     def _read(self, logs: Path) -> dict[str, tuple[tuple[int, int], str]]:
-        """Return of every log: name -> (bytes, nanoseconds of the last change), last line. One that
-        cannot be read says why.
+        """Return name -> ((bytes, time of change in ns), last line) of every log; if it cannot be
+        read, the reason in place of the line.
         """
         try:
             files = [

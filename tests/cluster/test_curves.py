@@ -34,7 +34,7 @@ def test_a_field_added_to_a_panel_appears_in_report_live_page_and_wandb(run, mon
     server = Server(run, "127.0.0.1", 0, lambda folder: True)
     try:
         server.state()
-        live = server.course()[1].decode()
+        live = server.curves()[1].decode()
     finally:
         server.server_close()
     [svg] = re.findall(r"<svg role=\"img\" aria-label=\"Learning rate\".*?</svg>", live, re.DOTALL)

@@ -1,9 +1,9 @@
 'use strict';
 const $ = id => document.getElementById(id);
-const EVERY = 1000, COURSE_EVERY = 5000;  // milliseconds
+const EVERY = 1000, CURVES_EVERY = 5000;  // milliseconds
 const shown = {};  // id -> what an element shows
 let tag = '', skew = 0, data = null, failing = 0;
-let drawn = '', asked = -COURSE_EVERY, loading = false;  // of the figures
+let drawn = '', asked = -CURVES_EVERY, loading = false;  // of the figures
 
 function make(name, attributes, ...inside) {
   const made = document.createElement(name);
@@ -11,7 +11,7 @@ function make(name, attributes, ...inside) {
   made.append(...inside.filter(part => part !== null && part !== undefined));
   return made;
 }
-// What stays the same is not set again, and keeps its selection and its scroll position.
+// An unchanged value is not set again, so that it keeps its selection and its scroll position.
 function changed(id, value) {
   const text = JSON.stringify(value);
   if (shown[id] === text) return false;
@@ -41,49 +41,47 @@ function head(s) {
   $('facts').replaceChildren(...Object.entries(s.facts).map(
     ([name, value]) => make('span', {}, make('i', {}, name), ' ' + value)));
   $('status').className = 'status ' + s.status;
-  $('status').replaceChildren(make('span', {'class': 'dot'}), make('b', {}, s.said),
+  $('status').replaceChildren(make('span', {'class': 'dot'}), make('b', {}, s.text),
     make('i', {}, s.t ? 'last record ' : ''), age(s.t) || '');
   const p = s.phase;
   const running = s.status === 'alive' || s.status === 'quiet';
   const count = n => n.toLocaleString('en');
   const of = p.steps ? ', step ' + count(p.step) + ' of ' + count(p.steps) : '';
   const left = p.left && running ? ', about ' + p.left + ' left' : '';
-  const phase = p.said ? (running ? '' : 'Last: ') + p.said + of + left : '';
+  const phase = p.text ? (running ? '' : 'Last: ') + p.text + of + left : '';
   $('phase').textContent = s.status === 'ok' ? '' : phase;
   $('bar').parentElement.hidden = !(p.steps && running);
   $('bar').style.width = p.steps ? 100 * p.step / p.steps + '%' : 0;
   const notes = [];
   const share = Math.floor(100 * s.read / s.size);
-  if (s.read < s.size) notes.push('still reading: ' + share + ' % of the record');
-  if (s.left_out) {
-    notes.push(s.left_out + ' lines of the record could not be read and are left out');
-  }
+  if (s.read < s.size) notes.push('reading the journal: ' + share + ' %');
+  if (s.left_out) notes.push(s.left_out + ' invalid lines of the journal are skipped');
   $('notes').textContent = notes.join('; ');
 }
 
-// The figures are drawn by the server, which does so every few seconds at most.
-async function course(s) {
-  $('course').hidden = !s.course;
-  if (!s.course) $('curves').replaceChildren();
-  if (!s.course || loading || s.course === drawn) return;
-  if (performance.now() - asked < COURSE_EVERY) return;
+// The figures are drawn by the server, at a limited rate.
+async function curves(s) {
+  $('curves').hidden = !s.curves;
+  if (!s.curves) $('figures').replaceChildren();
+  if (!s.curves || loading || s.curves === drawn) return;
+  if (performance.now() - asked < CURVES_EVERY) return;
   loading = true;
   asked = performance.now();
   try {
-    const answer = await fetch('course', {cache: 'no-store'});
+    const answer = await fetch('curves', {cache: 'no-store'});
     if (answer.status === 200) {
-      $('curves').innerHTML = await answer.text();
+      $('figures').innerHTML = await answer.text();
       drawn = (answer.headers.get('ETag') || '').replaceAll('"', '');
-    } else $('curves').textContent = (await answer.text()).trim();
+    } else $('figures').textContent = (await answer.text()).trim();
   } catch (error) {
-    // no answer: the next poll of the state says so
+    // no answer: the next poll of the state reports it
   } finally {
     loading = false;
   }
 }
 
 const NAMES = {rollout: 'Rollouts', learner: 'Learners', reward: 'Rewards',
-  semantic: 'Semantic reward', critic: 'Critics', other: 'Other models', files: 'Other logs'};
+  semantic: 'Semantic reward', critic: 'Critics', peer: 'Peers', files: 'Other logs'};
 
 function workers(s) {
   $('workers').hidden = !s.workers.length;
@@ -93,33 +91,34 @@ function workers(s) {
   [...document.querySelectorAll('.workers')].forEach((e, i) => { e.scrollTop = scrolled[i] || 0; });
 }
 function role(r) {
-  const did = r.did.map((d, i) => make('span', {}, (i ? '; ' : '') + d.said, age(d.t)));
+  const activities = r.activities.map(
+    (a, i) => make('span', {}, (i ? '; ' : '') + a.text, age(a.t)));
   if (r.restarts) {
-    const text = '; the crew was started anew ' + r.restarts + ' times';
-    did.push(make('span', {'class': 'bad'}, text));
+    const text = '; all workers were restarted ' + r.restarts + ' times';
+    activities.push(make('span', {'class': 'bad'}, text));
   }
-  if (!r.did.length && r.role !== 'files') {
-    did.push(make('span', {'class': 'none'}, 'nothing recorded yet'));
+  if (!r.activities.length && r.role !== 'files') {
+    activities.push(make('span', {'class': 'none'}, 'no record yet'));
   }
   const table = make('table', {}, make('tbody', {}, ...r.workers.map(worker)));
-  return make('div', {'class': 'role'}, make('h3', {}, NAMES[r.role]), ...did,
+  return make('div', {'class': 'role'}, make('h3', {}, NAMES[r.role]), ...activities,
     make('div', {'class': 'workers'}, table));
 }
 function worker(w) {
   let state = w.restarts ? 'restarted ' + w.restarts + ' ×' : '';
-  if (w.left) state = 'has left';
+  if (w.left) state = 'left';
   return make('tr', w.left ? {'class': 'gone'} : {},
     make('th', {}, w.name),
     make('td', {'class': w.restarts ? 'n again' : 'n'}, state),
     make('td', {'class': 'n'}, w.log && w.log.bytes ? age(w.log.t) : ''),
-    make('td', {'class': 'log'}, w.log ? w.log.line || 'nothing in its log' : 'no log'));
+    make('td', {'class': 'log'}, w.log ? w.log.line || 'empty log' : 'no log'));
 }
 
 function texts(s) {
   $('newest').hidden = !s.written.texts.length && !s.dreams.length;
   if (changed('written', s.written)) {
     const night = s.written.night === null ? '' : ' in night ' + s.written.night;
-    list('written', 'What the teacher wrote' + night, s.written.texts.map(t => make('li', {}, t)));
+    list('written', 'Teacher sequences' + night, s.written.texts.map(t => make('li', {}, t)));
   }
   if (changed('dreams', s.dreams)) list('dreams', 'Newest dreams', s.dreams.map(dream));
 }
@@ -129,7 +128,7 @@ function list(id, title, items) {
 }
 function dream(d) {
   const gain = d.gain === null ? '' : ', gain ' + number(d.gain);
-  const about = 'night ' + d.night + ', ' + d.task + ': ' + d.became + gain;
+  const about = 'night ' + d.night + ', ' + d.task + ': ' + d.outcome + gain;
   return make('li', {}, make('small', {}, about), d.text);
 }
 
@@ -157,12 +156,12 @@ async function poll() {
       show(data);
       if (data.read < data.size) soon = 50;
     } else if (answer.status !== 304) throw new Error((await answer.text()).trim());
-    if (data) course(data);
+    if (data) curves(data);
     problem('');
     failing = 0;
   } catch (error) {
     failing++;
-    const gone = 'The server of this page does not answer; is sleep-rl watch still there?';
+    const gone = 'The server of this page does not answer; is sleep-rl watch still running?';
     problem(error instanceof TypeError ? gone : error.message);
   }
   tick();

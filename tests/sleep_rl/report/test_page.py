@@ -159,7 +159,7 @@ def test_the_headline_has_every_method_its_interval_and_the_mean_of_the_days(pag
         ["known", "100 questions"],
         ["day 1", "48 questions"],
         ["day 2", "48 questions"],
-        ["lived days", "mean"],
+        ["days so far", "mean"],
     ]
     assert rows[0] == [
         ["sleep", "after night 2"],
@@ -260,8 +260,8 @@ def test_an_unfinished_run_with_a_torn_line_still_gives_a_report(tmp_path):
         file.write('{"t": 17')
     text = write_report(tmp_path).read_text()
     lines = len((tmp_path / "metrics.jsonl").read_text().splitlines())
-    assert "Unfinished: no end of the run is recorded; the last entry is “completion”." in text
-    assert f"Left out: metrics.jsonl line {lines}, cut off" in text
+    assert "Unfinished: the journal has no end of the run; its last entry is “completion”." in text
+    assert f"Skipped: metrics.jsonl line {lines}, incomplete" in text
     assert Page(text).cells("result")[1][0] == ["sleep", "after night 2"]
 
 

@@ -1,6 +1,4 @@
-"""watch.py: what the live page's server says of a run, and to whom; the page itself in a real
-browser.
-"""
+"""The server of the live page: state, figures, access control; and the page in a real browser."""
 
 import base64
 import fcntl
@@ -24,10 +22,12 @@ from markupsafe import escape
 
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.contracts.records import peer_name
 from sleep_rl.journal.journal import Journal
 from sleep_rl.watch.page import PAGE
 from sleep_rl.watch.server import PAGE_POLICY, Server
 from sleep_rl.watch.state import QUIET_S
+from sleep_rl.watch.workers import ROLES
 from tests.fakes.processes import as_at_a_terminal
 
 ROOT = Path(__file__).parents[3]
@@ -106,7 +106,7 @@ class Client:
         return answer.status, dict(answer.getheaders()), body
 
     def state(self):
-        self.server._asked = -9.0  # without its memory of two seconds
+        self.server._held_time = -9.0  # expires the cached result of `held`
         status, _, body = self.ask()
         assert status == 200, body
         return json.loads(body)
@@ -145,9 +145,9 @@ def watch(tmp_path):
 def test_the_state_grows_with_the_run(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     state = client.state()
-    assert (state["name"], state["said"], state["course"], state["alive"]) == (
+    assert (state["name"], state["text"], state["curves"], state["alive"]) == (
         tmp_path.name,
-        "Goes on",
+        "Running",
         "",
         True,
     )
@@ -160,7 +160,7 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     seed(journal, 1, 0, 1)
     state = client.state()
     assert client.curve("Seeding loss", "loss") == [(0, 1.0), (1, 1.1)]
-    assert state["phase"]["said"] == "Night 1 of 2: consolidation"
+    assert state["phase"]["text"] == "Night 1 of 2: consolidation"
     assert (state["phase"]["step"], state["phase"]["steps"]) == (2, 4)
     assert re.fullmatch(r"[\d.]+ s", state["phase"]["left"])
     seed(journal, 1, 2, 3)
@@ -178,7 +178,7 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     assert client.chart("Seeding loss").nights == ((0, "night 1"), (4, "night 2"))
     assert ">0.75</td>" in state["parts"]["retention"] and state["read"] == state["size"]
     # one step has no pace
-    assert "left" not in state["phase"] and state["phase"]["said"] == "Night 2 of 2: consolidation"
+    assert "left" not in state["phase"] and state["phase"]["text"] == "Night 2 of 2: consolidation"
 
 
 def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, watch):
@@ -216,7 +216,7 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     (tmp_path / "logs" / "stolen.log").symlink_to("/etc/hostname")
     crew = {role["role"]: role for role in watch().state()["workers"]}
     assert list(crew) == ["rollout", "learner", "reward", "files"]
-    assert [did["said"] for did in crew["rollout"]["did"]] == [
+    assert [activity["text"] for activity in crew["rollout"]["activities"]] == [
         "verified version 12 of the student",
         "sampled 400 sequences (student), 7,320 tokens a second",
     ]
@@ -234,10 +234,17 @@ def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, 
     log = workers["rollout-1"]["log"]
     assert log["line"] == "loading 100% \ufffd" and abs(log["t"] - time.time()) < 60
     assert workers["learner-0"]["log"]["line"] == "" and workers["reward-0"]["log"] is None
-    assert [did["said"] for did in crew["learner"]["did"]] == [
+    assert [activity["text"] for activity in crew["learner"]["activities"]] == [
         "consolidation, step 3 of 4, loss 1.200"
     ]
-    assert crew["reward"]["did"][0]["said"] == "mean reward 0.80"
+    assert crew["reward"]["activities"][0]["text"] == "mean reward 0.80"
+
+
+def test_workers_of_model_teachers_have_role_peer(tmp_path, watch):
+    begin(tmp_path, {**CONFIG, "model": {"teachers": ["A", "B"]}})
+    [role] = [role for role in watch().state()["workers"] if role["role"] == "peer"]
+    assert [worker["name"] for worker in role["workers"]] == [peer_name(1), peer_name(2)]
+    assert all(f"{name}: '" in PAGE for name in (*ROLES, "files"))  # each has a heading
 
 
 def test_a_log_that_grows_is_read_again(tmp_path, watch):
@@ -254,28 +261,31 @@ def test_a_log_that_grows_is_read_again(tmp_path, watch):
 def test_how_a_run_stands(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0)
-    assert (client.state()["status"], client.state()["said"]) == ("alive", "Goes on")
+    assert (client.state()["status"], client.state()["text"]) == ("alive", "Running")
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write(json.dumps({"t": time.time() - QUIET_S - 1, "kind": "flow"}) + "\n")
-    assert (client.state()["status"], client.state()["said"]) == ("quiet", "Quiet for a while")
+    assert (client.state()["status"], client.state()["text"]) == (
+        "quiet",
+        "No record for more than 2:00 min",
+    )
     client.alive = False
     state = client.state()
     assert (state["status"], state["alive"]) == ("failed", False)
     # as of an evaluation, which cannot be resumed
     (tmp_path / "run.json").rename(tmp_path / "aside")
-    assert (client.state()["status"], client.state()["said"]) == (
+    assert (client.state()["status"], client.state()["text"]) == (
         "idle",
-        "No process holds this folder",
+        "No process works in this folder",
     )
     (tmp_path / "aside").rename(tmp_path / "run.json")
     assert (
-        state["said"]
-        == f"Stopped: no process lives in this run; sleep-rl resume {tmp_path} goes on with it"
+        state["text"]
+        == f"Stopped: no process works in this run; sleep-rl resume {tmp_path} continues it"
     )
     journal.log("done", seconds=75, status="failed", reason="loss is nan at step 3")
-    assert client.state()["said"] == "Failed after 1:15 min: loss is nan at step 3"
+    assert client.state()["text"] == "Failed after 1:15 min: loss is nan at step 3"
     journal.log("done", seconds=75, status="ok", reason=None)
-    assert (client.state()["status"], client.state()["said"]) == ("ok", "Finished in 1:15 min")
+    assert (client.state()["status"], client.state()["text"]) == ("ok", "Finished in 1:15 min")
     assert "left" not in client.state()["phase"]
 
 
@@ -285,7 +295,7 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
     keep = journal.size()
     seed(journal, 1, 2, 3)
     journal.log("failure", where="reward", reason="timed out", count=3)
-    before = client.state()["course"]
+    before = client.state()["curves"]
     assert len(client.curve("Seeding loss", "loss")) == 4
     journal.cut(keep)
     seed(journal, 1, 2, reward_abs=0.5)
@@ -295,7 +305,7 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
         and state["parts"]["failures"] == ""
     )
     assert client.curve("Imitation reward", "edit distance") == [(2, 0.5)]
-    assert state["course"] != before
+    assert state["curves"] != before
 
 
 def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
@@ -382,15 +392,15 @@ def test_an_unchanged_run_costs_nothing(tmp_path, watch):
 def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watch):
     (tmp_path / "run.json").write_text("{}")
     client = watch()
-    assert client.state()["said"] == "Nothing is recorded yet"
+    assert client.state()["text"] == "No record yet"
     assert client.ask("/report")[::2] == (
         503,
         f"cannot read metrics: No such file or directory: {tmp_path}/metrics.jsonl\n",
     )
     seed(begin(tmp_path), 1, 0)
-    assert client.state()["course"] and client.ask("/course")[2].count("<figure") >= 3
+    assert client.state()["curves"] and client.ask("/curves")[2].count("<figure") >= 3
     (tmp_path / "metrics.jsonl").unlink()
-    assert client.state()["course"] == ""
+    assert client.state()["curves"] == ""
     (tmp_path / "metrics.jsonl").mkdir()
     assert client.ask()[::2] == (
         503,
@@ -401,17 +411,17 @@ def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watc
 def test_figures_are_those_of_the_report_and_are_drawn_again_when_they_changed(
     tmp_path, watch, monkeypatch
 ):
-    from sleep_rl.watch import course
+    from sleep_rl.watch import figures
 
     drawn = []
-    draw = course.figure
-    monkeypatch.setattr(course, "figure", lambda chart: drawn.append(chart) or draw(chart))
-    monkeypatch.setattr(course, "REDRAW_S", 0.0)
-    monkeypatch.setattr(course, "SHARE", 1e9)
+    draw = figures.figure
+    monkeypatch.setattr(figures, "figure", lambda chart: drawn.append(chart) or draw(chart))
+    monkeypatch.setattr(figures, "REDRAW_S", 0.0)
+    monkeypatch.setattr(figures, "SHARE", 1e9)
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0, 1)
-    version = client.state()["course"]
-    status, headers, html = client.ask("/course")
+    version = client.state()["curves"]
+    status, headers, html = client.ask("/curves")
     assert status == 200 and headers["ETag"] == f'"{version}"'
     titles = re.findall(r"<figure><h3>(.*?)</h3>", html)
     assert titles[:2] == ["Seeding loss", "Divergence"] and html.count("<svg") == len(titles)
@@ -422,23 +432,23 @@ def test_figures_are_those_of_the_report_and_are_drawn_again_when_they_changed(
     # what does not change a chart is no reason to draw it
     del drawn[:]
     journal.log("flow", night=1, round=1)
-    assert client.state()["course"] == version
+    assert client.state()["curves"] == version
     journal.log("push", name="student", version=1, bytes=5, seconds=0.5)
-    assert client.state()["course"] != version
-    assert client.ask("/course")[1]["ETag"] == f'"{client.state()["course"]}"'
+    assert client.state()["curves"] != version
+    assert client.ask("/curves")[1]["ETag"] == f'"{client.state()["curves"]}"'
     assert [chart.panel.title for chart in drawn] == ["Weight push: time", "Weight push: size"]
 
 
 def test_a_run_that_writes_fast_is_not_drawn_all_the_time(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0)
-    version = client.state()["course"]
-    assert client.ask("/course")[1]["ETag"] == f'"{version}"'
+    version = client.state()["curves"]
+    assert client.ask("/curves")[1]["ETag"] == f'"{version}"'
     for step in range(1, 4):
         seed(journal, 1, step)
-        assert client.state()["course"] != version
+        assert client.state()["curves"] != version
         # the figures of before, and they say so
-        assert client.ask("/course")[1]["ETag"] == f'"{version}"'
+        assert client.ask("/curves")[1]["ETag"] == f'"{version}"'
 
 
 # ---- who gets what
@@ -496,7 +506,7 @@ def test_what_is_html_is_escaped(tmp_path, watch):
         assert "<script" not in part and "<img" not in part and str(escape(EVIL)) in part
     # set as text by the page
     assert state["written"]["texts"] == [EVIL] and state["dreams"][0]["text"] == EVIL
-    for path in ("/report", "/course"):
+    for path in ("/report", "/curves"):
         html = client.ask(path)[2]
         assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
 
@@ -504,7 +514,7 @@ def test_what_is_html_is_escaped(tmp_path, watch):
 def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
     begin(tmp_path)
     client = watch()
-    for path in ("/", "/state.json", "/course", "/report", "/none"):
+    for path in ("/", "/state.json", "/curves", "/report", "/none"):
         _, headers, _ = client.ask(path)
         policy = headers["Content-Security-Policy"]
         assert policy.startswith("default-src 'none';") and ("script-src 'sha256-" in policy) == (
@@ -584,7 +594,7 @@ def test_only_get_is_answered(tmp_path, watch, method):
 def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, status):
     begin(tmp_path)
     client = watch()
-    for path in ("/", "/state.json", "/course", "/report"):
+    for path in ("/", "/state.json", "/curves", "/report"):
         assert client.ask(path, Host=host)[0] == status
 
 
@@ -614,7 +624,7 @@ def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
 def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
-    client.server.run_state.look = lambda: {}["gone"]
+    client.server.run_state.update = lambda: {}["gone"]
     assert client.ask()[::2] == (500, "sleep-rl watch failed: KeyError: 'gone'\n")
     deadline = time.monotonic() + 5
     err = ""
@@ -668,8 +678,7 @@ def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
     try:
         said = process.stdout.readline()
         host, port = re.match(
-            r"http://(127\.0\.0\.1):(\d+) shows .*; ctrl-C ends "
-            r"it\n",
+            r"http://(127\.0\.0\.1):(\d+) shows .*; stop with ctrl-C\n",
             said,
         ).groups()
 
@@ -754,7 +763,7 @@ def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
     folder.mkdir()
     wicked(folder)
     page = dom(watch(folder).server.url, tmp_path)
-    assert "<title>run – sleep_rl</title>" in page and "Goes on" in page and "Night 1 of 2" in page
+    assert "<title>run – sleep_rl</title>" in page and "Running" in page and "Night 1 of 2" in page
     # its own script, and none of the run's
     assert page.count("<script>") == 1 and page.count("<img") == 0
     shown = unescape(re.sub(r"<script>.*?</script>", "", page, flags=re.S))

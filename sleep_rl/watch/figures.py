@@ -1,5 +1,5 @@
-"""The charts of a run that goes on, as HTML: the report's figures, drawn again when they changed,
-and no more often than is cheap.
+"""The charts of a running run as HTML: the report's figures, redrawn when they change, at a limited
+rate.
 """
 
 from __future__ import annotations
@@ -13,28 +13,28 @@ from sleep_rl.report.figures import figure
 from sleep_rl.report.sections import figures
 
 REDRAW_S = 5.0
-"""Seconds at least between two drawings."""
+"""Smallest interval between two drawings, in seconds."""
 SHARE = 0.05
-"""Of the time that may be spent on drawing."""
+"""Largest share of the time that is spent on drawing."""
 
 
-class CourseFigures:
-    """The newest drawing of the charts. Not thread-safe."""
+class LiveFigures:
+    """The newest figures of the charts. Not thread-safe."""
 
     def __init__(self) -> None:
         self._html = b""
         self._version = ""
         self._next = 0.0
-        """Monotonic time from which on it may be drawn again."""
+        """Monotonic time of the next drawing at the earliest."""
         self._drawn: dict[str, tuple[Chart, Markup]] = {}
-        """Title -> what was drawn last."""
+        """Title -> newest chart and its figure."""
 
     def is_due(self, version: str) -> bool:
-        """Return whether charts of this version should be drawn."""
+        """Return whether charts of this version must be drawn, and may be drawn now."""
         return version != self._version and time.monotonic() >= self._next
 
     def draw(self, version: str, charts: list[Chart]) -> None:
-        """Draw the charts that differ from those drawn last."""
+        """Draw the charts that have changed, and store the HTML of all."""
         start = time.monotonic()
         self._html = figures(charts, self._figure, newest=True).encode()
         end = time.monotonic()
@@ -42,7 +42,7 @@ class CourseFigures:
         self._next = end + max(REDRAW_S, (end - start) / SHARE)
 
     def newest(self) -> tuple[str, bytes]:
-        """Return the version that was drawn last, and its HTML."""
+        """Return the newest drawn version, and its HTML."""
         return self._version, self._html
 
     def _figure(self, chart: Chart) -> Markup:
