@@ -1,8 +1,8 @@
-"""Many isolated LoRA copies of one frozen model, trained in one forward pass (the inner loop of
+"""Isolated LoRA copies of one frozen model, trained together in one forward pass (the inner loop of
 paper.md section 4).
 
-Copies share nothing but the frozen base: each has its own factors, its own rows, learning rate,
-optimizer moments and gradient norm. Shapes: N copies, B sequences of a forward pass (one per copy
+Copies share only the frozen base: each has its own factors, rows, learning rate, optimizer moments
+and gradient norm. Shapes: N copies, B sequences of a forward pass (one per copy
 and step, so B = N), T tokens, R rank, I and O the inputs and outputs of a linear layer, F all
 factors of a copy, P loss positions of a batch, D hidden units.
 """
@@ -25,12 +25,12 @@ from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import token_logprobs
 
 TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-"""Last part of the names of the linear layers that get factors."""
-# AdamW and gradient clipping as SEAL's trainer has them by default
+"""Last component of the names of the linear layers with LoRA factors."""
+# AdamW and gradient clipping: defaults of SEAL's trainer
 BETAS = (0.9, 0.999)
 EPSILON = 1e-8
 CLIP = 1.0  # largest gradient norm of a copy
-LOGIT_CHUNK = 1024  # positions whose logits are held at once
+LOGIT_CHUNK = 1024  # positions whose logits are computed at once
 
 Row = tuple[Ids, Ids]
 """(prompt_T, completion_T) of a training sequence; the loss falls on the completion."""
@@ -55,9 +55,8 @@ class Copies:
         """Layer name -> [N, R, I]."""
         self.b: dict[str, Tensor] = {}
         """Layer name -> [N, O, R]."""
-        # All factors of a copy are one row, which a step of the optimizer reads and writes once.
-        # In float32 whatever the model's dtype: in bfloat16 steps of a usual learning rate would
-        # round to nothing.
+        # All factors of a copy are one row, so that an optimizer step is one tensor operation.
+        # float32 for every dtype of the model: in bfloat16 usual optimizer steps would round to 0.
         size = sum(rank * sum(layer.weight.shape) for layer in self.layers.values())
         device = next(model.parameters()).device
         self.values_NF = torch.zeros(len(seeds_N), size, device=device)
@@ -83,7 +82,7 @@ class Copies:
 
     @contextmanager
     def attached(self) -> Iterator[None]:
-        """Within the block sequence n of a forward pass goes through copy n."""
+        """Apply copy n to sequence n of each forward pass within the block."""
         handles = [
             layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()
         ]
@@ -137,15 +136,15 @@ def _initial_a(rank: int, inputs: int, generators_N: list[torch.Generator]) -> T
 def train(
     model: nn.Module, trials_N: list[Trial], rank: int, alpha: float, pad: int
 ) -> tuple[Copies, list[float]]:
-    """Fine-tune one copy per trial, all at once, and return the copies and the last loss of each.
+    """Fine-tune one copy per trial, all together; return (the copies, the last loss of each).
 
-    Batch 1 per copy, its rows in a new order every epoch, its learning rate falling linearly to
-    zero over its own steps; `pad`: token id of padding, which has no loss. Losses are in nats per
-    token, NaN and infinity included: the caller says what failed.
+    Each copy takes steps on one row, in a new order every epoch, with a learning rate that decays
+    linearly to zero over its own steps. `pad`: token id of padding, which has no loss. Losses are
+    in nats per token and may be NaN or infinite: the caller checks them.
     """
     copies = Copies(model, [trial.seed for trial in trials_N], rank, alpha)
     rows_N = [rows_by_step(trial) for trial in trials_N]
-    optimizer = StackedAdamW(copies)
+    optimizer = BatchedAdamW(copies)
     device = next(model.parameters()).device
     last_N = [math.nan] * len(trials_N)
     with copies.attached():
@@ -166,15 +165,14 @@ def train(
 
 
 def rows_by_step(trial: Trial) -> list[Row]:
-    """Return the row of each optimizer step: every epoch all rows, in a random order."""
+    """Return the row of each optimizer step: all rows in each epoch, in random order."""
     rng = random.Random(f"rows {trial.seed}")
     return [row for _ in range(trial.epochs) for row in rng.sample(trial.rows, len(trial.rows))]
 
 
 def row_losses(model: nn.Module, rows_N: list[Row], pad: int, device: torch.device) -> Tensor:
-    """Return [N] mean cross entropy of each row's completion, nats per token, in one forward pass.
-
-    Logits of LOGIT_CHUNK positions are held at once.
+    """Return [N] mean cross entropy of each row's completion, in nats per token, in one forward
+    pass. Logits are computed for LOGIT_CHUNK positions at a time.
     """
     prompts_N = [prompt for prompt, _ in rows_N]
     completions_N = [completion for _, completion in rows_N]
@@ -188,7 +186,7 @@ def row_losses(model: nn.Module, rows_N: list[Row], pad: int, device: torch.devi
     return torch.zeros(len(rows_N), device=device).index_add(0, padded.row_P, -logp_P) / counts_N
 
 
-class StackedAdamW:
+class BatchedAdamW:
     """AdamW without weight decay for N copies.
 
     Each copy has its own learning rate and its own gradient norm, clipped to CLIP.
@@ -208,8 +206,8 @@ class StackedAdamW:
 
     @torch.no_grad()
     def step(self, lr_N: list[float], trained_N: list[bool]) -> None:
-        """Update every copy that is still trained, and drop all gradients; others stay as they
-        are.
+        """Update the copies with `trained_N`, and drop all gradients; other copies do not
+        change.
         """
         torch.cat([factor.grad.flatten(1) for factor in self.factors], dim=1, out=self.grads_NF)
         norm_N = torch.linalg.vector_norm(self.grads_NF, dim=1)

@@ -1,8 +1,8 @@
-"""The critic: tries dreams out on isolated copies of the model (roles.Critic; paper.md section 4,
+"""The critic: evaluates dreams on isolated copies of the model (roles.Critic; paper.md section 4,
 step 3).
 
-Copies are trained in torch, many at once, and answer in one vLLM engine, in one batch, each under
-an adapter id that is never used again. Suffixes: `_N` trials of one call.
+Copies are LoRA adapters. A batch of them is trained together in torch, and answers in one batch of
+a vLLM engine, each under an adapter id that is never reused. Suffixes: `_N` trials of one call.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ from sleep_rl.model.memory import tensors_of, write_tensors
 from sleep_rl.model.tensor_digest import digest
 
 Answers = tuple[tuple[int, ...], ...]
-"""Token ids that one copy answers to each of its questions."""
+"""Token ids of one copy's answer to each of its questions."""
 
 
 class CriticWorker:
-    """Implements roles.Critic: an engine that takes LoRA adapters, and the same model in torch, of
-    which the copies are made.
+    """Implements roles.Critic with a vLLM engine that loads LoRA adapters, and the same model in
+    torch, on which the adapters are trained.
 
-    `rank` and `alpha` of the copies; `copies_per_pass`: copies of one forward pass, and adapters
-    that the engine holds at once; `device` and `threads` of torch; the rest as in RolloutWorker.
-    Raises InputError as RolloutWorker does, and for a rank that vLLM does not know.
+    Arguments: `rank` and `alpha`, of the copies; `copies_per_pass`, copies in one forward pass and
+    adapters that the engine holds at once; `device` and `threads`, of torch; the others as in
+    RolloutWorker. Raises InputError as RolloutWorker, and for a rank that vLLM does not support.
     """
 
     def __init__(
@@ -73,25 +73,25 @@ class CriticWorker:
     # ---- weights
 
     def load(self, weights: Weights) -> LoadReport:
-        """Take a pushed version into the engine and into the model that copies are made of
-        (roles.Critic).
-        """
+        """Load a pushed version into the engine and into the torch model (roles.Critic)."""
         report = self.states.load(weights)
         write_tensors(self._model, self.states.tensors(weights.name))
         return report
 
     def held(self) -> dict[str, int]:
-        """Return name -> version that copies can be made of now."""
+        """Return state name -> version that copies can be made of (roles.Critic)."""
         return self.states.versions()
 
     def forget(self) -> None:
-        """Drop the cached keys and values of earlier questions."""
+        """Reset the engine's prefix cache (roles.Critic)."""
         self.engine.reset_prefix_cache()
 
     def digest(self) -> str:
-        """Return a digest of every weight of the torch model and of the engine's memory.
+        """Return a digest of all weights of the torch model and of the engine's memory
+        (roles.Critic).
 
-        vLLM's own base weights are packed on CPU; a push's probe verifies them.
+        The engine's base weights are not included, because vLLM repacks them on CPU; the probe of a
+        push verifies them.
         """
         whole = hashlib.blake2b(digest_size=16)
         for name, tensor in sorted(self._model.state_dict().items()):
@@ -106,21 +106,23 @@ class CriticWorker:
     def try_out(
         self, trials_N: list[Trial], name: str, version: int, sampling: Sampling
     ) -> list[Answers | Failure]:
-        """Return what each trial's copy answers (roles.Critic).
+        """Return each trial's answers or a Failure, in order (roles.Critic).
 
-        Copies of about equal length are trained together, as a stack; all questions of a stack are
-        one batch of the engine. Raises InputError for answers that are not greedy.
+        Copies of similar length are trained together in batches of `copies_per_pass`, and all
+        questions of a batch are generated together. Raises InputError for a temperature above 0.
         """
         if sampling.temperature != 0:
             raise InputError(
                 f"critic: answers are greedy, temperature 0 is allowed, got {sampling.temperature}"
             )
         self.states.activate(name, version)
-        results: list[Answers | Failure] = [Failure("was not tried", "critic")] * len(trials_N)
+        results: list[Answers | Failure] = [Failure("the trial has no result", "critic")] * len(
+            trials_N
+        )
         untrained: list[int] = []
         trained: list[int] = []
         for n, trial in enumerate(trials_N):
-            reason = self._refusal(trial)
+            reason = self._invalid_trial(trial)
             if reason:
                 results[n] = Failure(reason, "critic")
             elif trial.rows:
@@ -129,61 +131,64 @@ class CriticWorker:
                 untrained.append(n)
 
         no_adapters: list[LoRARequest | None] = [None] * len(untrained)
-        answers_N = self._ask([trials_N[n] for n in untrained], no_adapters, sampling)
+        answers_N = self._answer([trials_N[n] for n in untrained], no_adapters, sampling)
         for n, answers in zip(untrained, answers_N, strict=True):
             results[n] = answers
 
         trained.sort(key=lambda n: (_padded_tokens(trials_N[n]), n))
         size = self._copies_per_pass
-        stacks = [trained[start : start + size] for start in range(0, len(trained), size)]
-        answered = self._train_and_ask([[trials_N[n] for n in stack] for stack in stacks], sampling)
-        for stack, answers_N in zip(stacks, answered, strict=True):
-            for n, answers in zip(stack, answers_N, strict=True):
+        batches = [trained[start : start + size] for start in range(0, len(trained), size)]
+        answered = self._train_and_answer(
+            [[trials_N[n] for n in batch] for batch in batches], sampling
+        )
+        for batch, answers_N in zip(batches, answered, strict=True):
+            for n, answers in zip(batch, answers_N, strict=True):
                 results[n] = answers
         return results
 
-    def _refusal(self, trial: Trial) -> str:
-        """Return why a trial cannot be made; empty when it can."""
+    def _invalid_trial(self, trial: Trial) -> str:
+        """Return why a trial is invalid; empty when it is valid."""
         if not trial.questions:
-            return "nothing is asked"
+            return "the trial has no questions"
         if trial.rows and (trial.epochs < 1 or not trial.lr > 0):
             return f"epochs from 1 and lr above 0 are allowed, got {trial.epochs} and {trial.lr}"
         for prompt, completion in trial.rows:
             if not prompt or not completion:
                 return "a training row without prompt or completion"
-            if reason := self.engine.refusal((prompt + completion)[:-1]):
+            if reason := self.engine.invalid_prompt((prompt + completion)[:-1]):
                 return f"a training row: {reason}"
-        refusals = (self.engine.refusal(question) for question in trial.questions)
-        return next(filter(None, refusals), "")
+        errors = (self.engine.invalid_prompt(question) for question in trial.questions)
+        return next(filter(None, errors), "")
 
-    def _train_and_ask(
-        self, stacks: list[list[Trial]], sampling: Sampling
+    def _train_and_answer(
+        self, batches: list[list[Trial]], sampling: Sampling
     ) -> Iterator[list[Answers | Failure]]:
-        """Yield the answers of each stack's copies.
+        """Yield the answers of each batch's copies.
 
-        While the engine answers for one stack, torch trains the next in a thread of its own.
+        While the engine answers for one batch, torch trains the next one in another thread.
         """
         with ThreadPoolExecutor(
             1, initializer=torch.set_num_threads, initargs=(self._threads,)
         ) as executor:
 
-            def start_training(stack: list[Trial]) -> Future:
+            def start_training(batch: list[Trial]) -> Future:
                 return executor.submit(
-                    train, self._model, stack, self._rank, self._alpha, self._pad
+                    train, self._model, batch, self._rank, self._alpha, self._pad
                 )
 
-            pending = [start_training(stack) for stack in stacks[:1]]
-            for number, stack in enumerate(stacks):
+            pending = [start_training(batch) for batch in batches[:1]]
+            for number, batch in enumerate(batches):
                 copies, loss_N = pending.pop().result()
-                pending = [start_training(coming) for coming in stacks[number + 1 : number + 2]]
-                yield self._ask_copies(stack, copies, loss_N, sampling)
+                pending = [start_training(coming) for coming in batches[number + 1 : number + 2]]
+                yield self._answer_with_copies(batch, copies, loss_N, sampling)
 
-    def _ask_copies(
+    def _answer_with_copies(
         self, trials_N: list[Trial], copies: Copies, loss_N: list[float], sampling: Sampling
     ) -> list[Answers | Failure]:
-        """Load the copies as adapters, ask them, and unload them; `loss_N`: each one's last loss.
+        """Load the copies as adapters, generate their answers, and unload them.
 
-        A copy whose loss is not finite, or whose adapter is not loaded, is a Failure.
+        `loss_N`: last loss of each copy. A copy whose loss is not finite, or whose adapter cannot
+        be loaded, is a Failure.
         """
         results: list[Answers | Failure] = [
             Failure(f"the copy's loss became {loss}", "critic") for loss in loss_N
@@ -199,8 +204,8 @@ class CriticWorker:
                         self.engine.add_adapter(adapter)
                         loaded[n] = adapter
                     except RunError as error:
-                        results[n] = Failure(f"its adapter was not loaded: {error}", "critic")
-                answers_N = self._ask(
+                        results[n] = Failure(f"its adapter could not be loaded: {error}", "critic")
+                answers_N = self._answer(
                     [trials_N[n] for n in loaded], list(loaded.values()), sampling
                 )
             finally:
@@ -217,10 +222,10 @@ class CriticWorker:
         copies.save(number, folder / name)
         return LoRARequest(name, adapter_id, str(folder / name))
 
-    def _ask(
+    def _answer(
         self, trials_N: list[Trial], adapters_N: list[LoRARequest | None], sampling: Sampling
     ) -> list[Answers | Failure]:
-        """Ask all questions of all trials in one batch, each through its copy's adapter."""
+        """Generate the answers to all questions of all trials in one batch, with their adapters."""
         prompts: list[tuple[int, ...]] = []
         adapters: list[LoRARequest | None] = []
         for trial, adapter in zip(trials_N, adapters_N, strict=True):
@@ -240,12 +245,12 @@ class CriticWorker:
         return results
 
     def close(self) -> None:
-        """Stop the engine; no weights are held afterwards."""
+        """Close the engine; no weights are held afterwards."""
         self.states.clear()
         self.engine.close()
 
 
 def _padded_tokens(trial: Trial) -> int:
-    """Return the tokens of the longest training row times the steps, which the time follows."""
+    """Return the tokens of the longest training row times the steps: an estimate of the time."""
     longest = max(len(prompt) + len(completion) for prompt, completion in trial.rows)
     return longest * len(trial.rows) * trial.epochs

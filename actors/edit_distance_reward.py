@@ -1,4 +1,4 @@
-"""The reward that needs no model: Levenshtein similarity on token ids (equation 5)."""
+"""The edit distance reward r_abs: Levenshtein similarity of token ids (equation 5)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from sleep_rl.rewards import levenshtein_reward
 class LevenshteinReward:
     """Implements roles.Reward: r_abs of equation 5.
 
-    `z0`: largest distance that is rewarded; below 1 a share of the longer sequence, else a count.
+    `z0`: largest distance with a reward above 0; below 1 a share of the longer sequence, else a
+    number of tokens.
     """
 
     def __init__(self, z0: float):

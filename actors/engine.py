@@ -1,9 +1,9 @@
-"""One vLLM engine as workers use it: token ids in, outputs out, memory tensors written in place.
+"""A vLLM engine: token ids in, outputs out, memory tensors written in place.
 
 Suffixes: `_T` tokens of one sequence, `_N` requests of one call.
 """
 
-# vLLM reads part of its environment at import, so that is set above the imports:
+# vLLM reads part of its environment at import, so it is set above the imports:
 # ruff: noqa: E402
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ class EngineShutdown:
     """Shuts the vLLM engines of one process down together.
 
     Shutting down one engine destroys torch process groups that all engines of the process share.
-    So an engine that is closed is only set aside, and all of them are shut down when the last one
-    that is open is closed. One instance per process: ENGINE_SHUTDOWN.
+    So closed engines are kept, and all are shut down when the last open one is closed. One instance
+    per process: ENGINE_SHUTDOWN.
     """
 
     def __init__(self) -> None:
         self._open: list[LLM] = []
         self._closed: list[LLM] = []
 
-    def opened(self, llm: LLM) -> None:
-        """Register an engine that has started."""
+    def register(self, llm: LLM) -> None:
+        """Add an engine that has started."""
         self._open.append(llm)
 
-    def closed(self, llm: LLM) -> None:
-        """Set an engine aside that nobody uses any more; shut all down if it was the last one."""
+    def release(self, llm: LLM) -> None:
+        """Mark an engine as closed; shut all engines down if it was the last open one."""
         self._open.remove(llm)
         self._closed.append(llm)
         if not self._open:
@@ -63,10 +63,10 @@ ENGINE_SHUTDOWN = EngineShutdown()
 class Engine:
     """A running vLLM engine: open from its construction until `close`.
 
-    Arguments: `options`, keyword arguments of vllm.LLM, over the defaults that are chosen here;
-    `seed` of the engine (requests bring their own); `tensor_parallel`, number of GPUs; `memory`,
-    whether the checkpoint has memory levels to be read and written. Raises InputError when it has
-    none, and when vLLM does not accept the checkpoint or the options.
+    Arguments: `options`, keyword arguments of vllm.LLM, which override the defaults of
+    `_llm_options`; `seed`, of the engine (requests have their own); `tensor_parallel`, number of
+    GPUs; `memory`, whether the checkpoint must have memory levels. Raises InputError when they are
+    missing, and when vLLM does not accept the checkpoint or the options.
     """
 
     def __init__(
@@ -97,30 +97,30 @@ class Engine:
                 f"rollouts.engine (critics.engine): vLLM cannot serve {checkpoint} "
                 f"with {options}: {one_line(error, limit=300)}"
             ) from error
-        ENGINE_SHUTDOWN.opened(self._llm)
+        ENGINE_SHUTDOWN.register(self._llm)
         config = self._llm.llm_engine.model_config
         self.max_model_len: int = config.max_model_len
         self.vocab_size: int = config.get_vocab_size()
         self.tensors_by_file = (
             tensor_parallel > 1 or os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] != "0"
         )
-        """Whether vLLM's workers live in other processes, so that tensors travel in a file."""
+        """Whether vLLM's workers run in other processes, so that tensors are passed in a file."""
         self.failure = ""
-        """Why vLLM failed; empty while it has not. It is not used again afterwards: half-run
-        requests would come back with later ones.
+        """Why vLLM failed; empty if it has not. A failed engine is not used again: its unfinished
+        requests would be returned with later ones.
         """
 
     @property
     def llm(self) -> LLM:
-        """vLLM's own object. Raises RunError after `close`."""
+        """Return vLLM's own object. Raises RunError after `close`."""
         if self._llm is None:
             raise RunError("the vLLM engine is closed")
         return self._llm
 
     # ---- requests
 
-    def refusal(self, ids_T: Sequence[int]) -> str:
-        """Return why these ids cannot be continued by at least one token; empty if they can."""
+    def invalid_prompt(self, ids_T: Sequence[int]) -> str:
+        """Return why no token can be sampled after these ids; empty if one can."""
         if not ids_T:
             return "the prompt is empty"
         if len(ids_T) + 1 > self.max_model_len:
@@ -134,14 +134,14 @@ class Engine:
         return ""
 
     def sampling_params(self, prompt_length: int, seed: int, sampling: Sampling) -> SamplingParams:
-        """Return vLLM's parameters for one request; max_tokens is cut to what fits."""
+        """Return vLLM's parameters for one request; max_tokens is reduced to max_model_len."""
         return SamplingParams(
             max_tokens=min(sampling.max_tokens, self.max_model_len - prompt_length),
             temperature=sampling.temperature,
             min_p=sampling.min_p,
             stop_token_ids=list(sampling.stop_T),
-            ignore_eos=True,  # what ends a completion is the caller's choice: `stop_T`
-            # costs 9 to 25 % speed; makes every sample replayable
+            ignore_eos=True,  # only `stop_T` ends a completion
+            # makes each sample reproducible, and costs 9 to 25 % of the speed
             seed=seed if sampling.temperature > 0 else None,
             logprobs=0,
             flat_logprobs=True,
@@ -154,10 +154,10 @@ class Engine:
         params_N: list[SamplingParams],
         adapters_N: list[LoRARequest | None] | None = None,
     ) -> list[RequestOutput]:
-        """Run all prompts as one batch, each through its LoRA adapter if it has one.
+        """Generate from all prompts as one batch, each with its LoRA adapter if it has one.
 
-        The caller has checked the prompts with `refusal`. Raises RunError when vLLM fails or has
-        failed before.
+        The prompts must be valid (`invalid_prompt`). Raises RunError when vLLM fails or has failed
+        before.
         """
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
         if not prompts:
@@ -167,16 +167,15 @@ class Engine:
         )
 
     def enqueue(self, prompts_N: Iterable[Iterable[int]], params_N: list[SamplingParams]) -> None:
-        """Queue prompts, checked like those of `generate`, for `step`. Raises as `generate`."""
+        """Queue valid prompts for `step`. Raises as `generate`."""
         prompts = [{"prompt_token_ids": list(ids)} for ids in prompts_N]
         if prompts:
             self._guarded(lambda: self.llm.enqueue(prompts, params_N, use_tqdm=False))
 
     def step(self) -> list[RequestOutput]:
-        """Run one step of all queued prompts, about a token for each. Raises as `generate`.
+        """Run one engine step, about one token per queued prompt; return the finished outputs.
 
-        Returns the outputs that ended in it; the numbers in `request_id` are in the order of
-        `enqueue`.
+        The integers in `request_id` are in the order of `enqueue`. Raises as `generate`.
         """
         return [output for output in self._guarded(self.llm.llm_engine.step) if output.finished]
 
@@ -204,20 +203,20 @@ class Engine:
     # ---- weights
 
     def reset_prefix_cache(self) -> None:
-        """Drop all cached keys and values, of running requests too. Raises RunError if vLLM
-        refuses.
+        """Drop all cached keys and values, also those of running requests. Raises RunError if vLLM
+        does not.
         """
         if not self.llm.llm_engine.reset_prefix_cache(reset_running_requests=True):
             raise RunError(
-                "rollout: vLLM did not reset its prefix cache, it would mix two versions"
+                "rollout: vLLM did not reset its prefix cache, which would mix two versions"
             )
 
     def set_weight_version(self, label: str) -> None:
-        """Label the tokens that are sampled from now on."""
+        """Set the version label of the tokens that are sampled next."""
         self.llm.llm_engine.set_weight_version(label)
 
     def write_memory(self, tensors: dict[str, Tensor]) -> None:
-        """Copy memory tensors into the model of every rank."""
+        """Copy memory tensors into the model of every rank, by memory key."""
         if not self.tensors_by_file:
             self.llm.collective_rpc("memory_write", args=(tensors,))
             return
@@ -226,7 +225,7 @@ class Engine:
             self.llm.collective_rpc("memory_write", kwargs={"path": path})
 
     def read_memory(self) -> dict[str, Tensor]:
-        """Return CPU copies of all memory tensors, as the first rank has them."""
+        """Return CPU copies of the first rank's memory tensors, by memory key."""
         if not self.tensors_by_file:
             return self.llm.collective_rpc("memory_read")[0]
         with shared_file() as path:
@@ -234,32 +233,32 @@ class Engine:
             return load_file(path)
 
     def memory_digests(self, keys: list[str]) -> list[dict[str, str]]:
-        """Return key -> digest of what is in the model, one dictionary per tensor parallel rank."""
+        """Return memory key -> digest of the model's tensor, one dictionary per rank."""
         return self.llm.collective_rpc("memory_digests", args=(keys,))
 
     def add_adapter(self, adapter: LoRARequest) -> None:
-        """Load a LoRA adapter. Raises RunError with vLLM's reason; the engine stays usable."""
+        """Load a LoRA adapter. Raises RunError with vLLM's reason and stays usable."""
         try:
             accepted = self.llm.llm_engine.add_lora(adapter)
         except Exception as error:  # vLLM raises whatever its loader raises
             raise RunError(one_line(error)) from error
         if not accepted:
-            raise RunError("vLLM refused it")
+            raise RunError("vLLM rejected it")
 
     def remove_adapter(self, adapter: LoRARequest) -> None:
         """Unload a LoRA adapter."""
         self.llm.llm_engine.remove_lora(adapter.lora_int_id)
 
     def close(self) -> None:
-        """Stop the engine, together with the process's other ones (EngineShutdown). Idempotent."""
+        """Close the engine (see EngineShutdown). Idempotent."""
         if self._llm is not None:
             llm = self._llm
             self._llm = None
-            ENGINE_SHUTDOWN.closed(llm)
+            ENGINE_SHUTDOWN.release(llm)
 
 
 def _llm_options(options: dict, memory: bool) -> dict:
-    """Return keyword arguments of vllm.LLM: our defaults, then `options`, then what is fixed."""
+    """Return keyword arguments of vllm.LLM: defaults, overridden by `options`, then fixed ones."""
     chosen = {
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,

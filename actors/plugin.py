@@ -8,14 +8,16 @@ from __future__ import annotations
 
 
 def architectures() -> list[str]:
-    """Return the names of our model classes: Sleep{Qwen3,Qwen2,Llama}ForCausalLM."""
+    """Return the names of the sleep model classes: Sleep{Qwen3,Qwen2,Llama}ForCausalLM."""
     from sleep_rl.model.families import FAMILIES
 
     return [f"Sleep{prefix}ForCausalLM" for prefix in FAMILIES.values()]
 
 
 def register() -> None:
-    """Register our architectures with vLLM, and their configs with transformers. Idempotent."""
+    """Register the sleep architectures with vLLM and their configs with transformers.
+    Idempotent.
+    """
     from vllm import ModelRegistry
     from vllm.platforms import current_platform
 
@@ -27,7 +29,7 @@ def register() -> None:
         if name in known:
             continue
         if current_platform.is_cpu():
-            # the class itself: a string costs a 10 s inspection process on a cold cache
+            # the class itself: for a string vLLM starts an inspection process, 10 s if not cached
             from actors import vllm_model
 
             ModelRegistry.register_model(name, getattr(vllm_model, name))

@@ -1,5 +1,5 @@
-"""Check whether vLLM finds this package: `python -m actors.plugin_check` prints the result as JSON,
-on its last line. It imports vLLM.
+"""Check whether vLLM loads the plugin: `python -m actors.plugin_check` prints the result as JSON on
+its last line. Imports vLLM.
 """
 
 from __future__ import annotations
@@ -8,8 +8,8 @@ import json
 
 
 def check_plugin() -> dict[str, object]:
-    """Return vLLM's version and platform, and which of our architectures its own loading of plugins
-    registers: all of them under "found", those that it misses under "missing".
+    """Load vLLM's plugins; return vLLM's "version" and "platform", and the names of the sleep
+    architectures: all of them under "found", the unregistered ones under "missing".
     """
     import vllm
     from vllm import ModelRegistry

@@ -19,14 +19,14 @@ from sleep_rl.contracts.records import LoadReport, Request, Sample, Sampling, We
 
 @dataclass
 class _Batch:
-    """Requests under way: all of them have begun in the state `name`."""
+    """Requests in flight; all of them sample from the state `name`."""
 
     name: str
     requests_N: list[Request]
-    refusals_N: list[str]  # why a request cannot be answered; empty where it can
-    accepted: list[int]  # indices of the requests that the engine was given, in order
-    outputs: list[RequestOutput] = field(default_factory=list)  # of those that ended
-    unprobed: Weights | None = None  # the version that was loaded meanwhile
+    errors_N: list[str]  # why a request is invalid; empty where it is valid
+    accepted: list[int]  # indices of the valid requests, in the order of `enqueue`
+    outputs: list[RequestOutput] = field(default_factory=list)  # of finished requests
+    unprobed: Weights | None = None  # a version loaded meanwhile, whose probe is still unchecked
 
     @property
     def done(self) -> bool:
@@ -34,13 +34,13 @@ class _Batch:
 
 
 class RolloutWorker:
-    """Implements roles.Rollout with an engine and the weight states that it can compute.
+    """Implements roles.Rollout with a vLLM engine and named weight states.
 
     Arguments: `checkpoint`, the folder of a sleep checkpoint; `dtype`, of weights and activations;
-    `engine`, options handed to vLLM as they are; `seed` of the engine (every request brings its
-    own); `tensor_parallel`, GPUs of the engine; `probe_tolerance`, largest log-probability
-    difference on a push's probe prompt, in nats. Raises InputError when the checkpoint has no
-    memory or vLLM does not accept it.
+    `engine`, options of vllm.LLM; `seed`, of the engine (each request has its own);
+    `tensor_parallel`, GPUs of the engine; `probe_tolerance`, largest log-probability difference on
+    a push's probe prompt, in nats. Raises InputError when the checkpoint has no memory or vLLM does
+    not accept it.
     """
 
     def __init__(
@@ -62,11 +62,11 @@ class RolloutWorker:
     # ---- weights
 
     def load(self, weights: Weights) -> LoadReport:
-        """Take a pushed version (roles.Rollout). See WeightStates.load for what is verified.
+        """Load and verify a pushed version (roles.Rollout, WeightStates.load).
 
-        A version older than the held one changes nothing. Requests under way (`begin`) are frozen
-        meanwhile, and continue with the new weights, their cached keys and values computed anew.
-        The report's seconds are those of this pause, the checks of what was sent included.
+        A version older than the held one changes nothing. Requests in flight (`begin`) are paused,
+        and continue with the new weights and recomputed keys and values. The report's `seconds` are
+        the length of this pause, including the checks.
         """
         if self.states.is_outdated(weights):
             return self.states.load(weights)
@@ -75,20 +75,20 @@ class RolloutWorker:
             self._advance(batch, math.inf)  # no request continues in another state than its own
         if batch is None or batch.done:
             return self.states.load(weights)
-        # The probe's engine step would advance these requests, too. So it is checked behind them,
-        # and their samples are held back until then.
+        # The engine step of the probe would advance these requests, too. So the probe is checked
+        # after them, and their samples are returned only if it passes.
         report = self.states.load(weights, probe=False)
         batch.unprobed = weights
         return report
 
     def held(self) -> dict[str, int]:
-        """Return name -> version that can be sampled from now; `base`, the checkpoint's own memory,
-        as version 0.
+        """Return state name -> version that can be sampled from (roles.Rollout); version 0 of
+        CHECKPOINT is the checkpoint's own memory.
         """
         return self.states.versions()
 
     def forget(self) -> None:
-        """Drop the cached keys and values of earlier requests, their contexts (roles.Rollout)."""
+        """Reset the prefix cache (roles.Rollout)."""
         self.engine.reset_prefix_cache()
 
     # ---- sampling
@@ -98,9 +98,9 @@ class RolloutWorker:
     ) -> list[Sample | Failure]:
         """Return one Sample or Failure per request, in order (roles.Rollout).
 
-        The same call gives the same tokens, as long as no newer version has been loaded.
-        Completions end at `sampling.stop_T` or `sampling.max_tokens` (cut to what fits), never at
-        the checkpoint's own eos.
+        The same call returns the same tokens until a newer version is loaded. Completions end at
+        `sampling.stop_T` or after `sampling.max_tokens` (reduced to max_model_len), never at the
+        checkpoint's own eos.
         """
         self.begin(requests_N, name, version, sampling)
         return self.more(math.inf)
@@ -108,89 +108,88 @@ class RolloutWorker:
     def logprobs(
         self, requests_N: list[Request], name: str, version: int
     ) -> list[tuple[float, ...] | Failure]:
-        """Return the log-probabilities of each request's prompt_T (roles.Rollout). Raises RunError
-        while samples are under way.
+        """Return the log-probabilities of each request's prompt_T, in nats, or a Failure
+        (roles.Rollout). Raises RunError while requests are in flight.
         """
-        self._refuse_if_busy()
+        self._check_idle()
         self.states.activate(name, version)
         results: list[tuple[float, ...] | Failure] = []
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
-        refusals_N = [self._unscorable(request) for request in requests_N]
+        errors_N = [self._invalid_scoring(request) for request in requests_N]
         scored = self.engine.prompt_logprobs(
-            [ids for ids, refusal in zip(ids_N, refusals_N, strict=True) if not refusal]
+            [ids for ids, error in zip(ids_N, errors_N, strict=True) if not error]
         )
-        for request, refusal in zip(requests_N, refusals_N, strict=True):
-            if refusal:
-                results.append(Failure(refusal, "rollout"))
+        for request, error in zip(requests_N, errors_N, strict=True):
+            if error:
+                results.append(Failure(error, "rollout"))
             else:
                 results.append(tuple(scored.pop(0)[len(request.context_T) - 1 :]))
         return results
 
-    def _unscorable(self, request: Request) -> str:
+    def _invalid_scoring(self, request: Request) -> str:
+        """Return why `logprobs` cannot score a request; empty if it can."""
         if not request.context_T or not request.prompt_T:
             return "log-probabilities need a context and a prompt of at least one token each"
-        return self.engine.refusal(request.context_T + request.prompt_T)
+        return self.engine.invalid_prompt(request.context_T + request.prompt_T)
 
-    def _refuse_if_busy(self) -> None:
+    def _check_idle(self) -> None:
+        """Raise RunError while requests are in flight."""
         if self._batch:
             raise RunError(
                 f"rollout: {len(self._batch.requests_N)} requests to "
-                f"{self._batch.name} are under way"
+                f"{self._batch.name} are in flight"
             )
 
     def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
-        """Queue requests for `more` (roles.Rollout). Raises RunError while others are under way."""
+        """Queue requests for `more` (roles.Rollout). Raises RunError while others are in flight."""
         if sampling.max_tokens < 1 or sampling.temperature < 0 or not 0 <= sampling.min_p <= 1:
             raise InputError(
                 "sampling: max_tokens from 1, temperature from 0 and min_p in [0, "
                 f"1] are allowed, got {sampling}"
             )
-        self._refuse_if_busy()
+        self._check_idle()
         self.states.activate(name, version)
         ids_N = [request.context_T + request.prompt_T for request in requests_N]
-        refusals_N = [self.engine.refusal(ids) for ids in ids_N]
-        accepted = [n for n, refusal in enumerate(refusals_N) if not refusal]
+        errors_N = [self.engine.invalid_prompt(ids) for ids in ids_N]
+        accepted = [n for n, error in enumerate(errors_N) if not error]
         params = [
             self.engine.sampling_params(len(ids_N[n]), requests_N[n].seed, sampling)
             for n in accepted
         ]
         self.engine.enqueue((ids_N[n] for n in accepted), params)
-        self._batch = _Batch(name, requests_N, refusals_N, accepted)
+        self._batch = _Batch(name, requests_N, errors_N, accepted)
 
     def more(self, seconds: float) -> list[Sample | Failure] | None:
-        """Sample for so long; return the results once all requests are done, None before
+        """Sample for `seconds`; return the results once all requests are done, before that None
         (roles.Rollout).
 
-        Raises RunError, and gives up the batch, when a version that was loaded meanwhile does not
-        pass its probe.
+        Raises RunError, and drops the batch, when a version that was loaded meanwhile fails its
+        probe.
         """
         batch = self._batch
         if batch is None:
-            raise RunError("rollout: no requests are under way")
+            raise RunError("rollout: no requests are in flight")
         self._advance(batch, seconds)
         if not batch.done:
             return None
         self._batch = None
         if batch.unprobed:
             try:
-                self.states.activate(batch.name)  # another state may have been loaded since
+                self.states.activate(batch.name)  # another state may be active
                 self.states.check_probe(batch.unprobed)
             except RunError:
                 self.states.discard(batch.name)
                 raise
-        results: list[Sample | Failure] = [
-            Failure(refusal, "rollout") for refusal in batch.refusals_N
-        ]
+        results: list[Sample | Failure] = [Failure(error, "rollout") for error in batch.errors_N]
         in_order = sorted(batch.outputs, key=lambda output: int(output.request_id))
         for n, output in zip(batch.accepted, in_order, strict=True):
             results[n] = _sample(batch.requests_N[n], output, batch.name)
         return results
 
     def _advance(self, batch: _Batch, seconds: float) -> None:
-        """Step the engine until the batch is done, or for so long.
+        """Step the engine until the batch is done, or for `seconds`.
 
-        In a held version of the batch's state, whatever a load that did not pass has left in the
-        model.
+        Activates the batch's state first: a failed load may have left other weights in the model.
         """
         deadline = time.perf_counter() + seconds
         try:
@@ -203,8 +202,7 @@ class RolloutWorker:
             raise
 
     def close(self) -> None:
-        """Stop the engine behind the requests under way, which `more` still answers.
-
+        """Finish the requests in flight, whose results `more` still returns, and stop the engine.
         No weights are held afterwards.
         """
         if self._batch:
@@ -214,7 +212,7 @@ class RolloutWorker:
 
 
 def _sample(request: Request, output: RequestOutput, name: str) -> Sample | Failure:
-    """Return vLLM's output of one request as a Sample of the state `name`."""
+    """Return vLLM's output of one request as a Sample of state `name`, or a Failure."""
     completion = output.outputs[0]
     ids_T = tuple(completion.token_ids)
     logprobs_T = tuple(completion.logprobs.logprobs)
@@ -231,7 +229,7 @@ def _sample(request: Request, output: RequestOutput, name: str) -> Sample | Fail
         counts = (
             f"{len(ids_T)} tokens, {len(logprobs_T)} log-probabilities, {len(versions_T)} versions"
         )
-        return Failure(f"vLLM's answer does not fit together: {counts}", "rollout")
+        return Failure(f"vLLM's output is inconsistent: {counts}", "rollout")
     return Sample(
         request.prompt_T,
         request.context_T,

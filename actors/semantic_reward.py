@@ -1,7 +1,7 @@
-"""Semantic rewards r_sem of equation 4: a frozen model decides whether two continuations mean the
-same (1) or not (0).
+"""Semantic rewards r_sem of equation 4: a frozen model decides whether two continuations have the
+same meaning (1) or not (0).
 
-Both implement roles.Reward. A pair that cannot be scored is a Failure and does not affect the
+Both classes implement roles.Reward. A pair that cannot be scored is a Failure and does not affect
 others. Suffixes: `_T` tokens of one text, `_B` texts of a batch, `_D` hidden units, `_N` pairs of
 one call.
 """
@@ -24,27 +24,27 @@ ENCODER_BATCH = 32  # texts per forward pass
 
 
 def _from_pretrained(auto_class: Any, path: str, role: str, **options: Any) -> Any:
-    """Return what `auto_class` of transformers reads at `path`; `role` names it in the InputError
-    that is raised otherwise.
+    """Return auto_class.from_pretrained(path). Raises InputError in which `role` names the
+    object.
     """
     try:
         return auto_class.from_pretrained(path, trust_remote_code=False, **options)
-    except Exception as error:  # transformers raises many types for what a folder or a hub can lack
+    except Exception as error:  # transformers raises many types
         raise InputError(
             f"reward.model: {role} {path} cannot be read ({one_line(error)})"
         ) from error
 
 
 class PolicyText:
-    """Decodes a pair's token ids with the policy's tokenizer. Raises InputError without one."""
+    """Decodes token ids with the policy's tokenizer. Raises InputError when it cannot be read."""
 
     def __init__(self, tokenizer_path: str):
         self._tokenizer = _from_pretrained(AutoTokenizer, tokenizer_path, "the policy's tokenizer")
 
     def decode(self, pair: Pair) -> tuple[str, str] | Failure:
-        """Return the texts of student and teacher, without special tokens.
+        """Return (student's text, teacher's text) without special tokens.
 
-        A Failure when one has ids outside the vocabulary, or no text.
+        A Failure when one contains ids outside the vocabulary, or is empty.
         """
         student = self._decode("student", pair.student_T)
         if isinstance(student, Failure):
@@ -64,11 +64,11 @@ class PolicyText:
 
 
 class EncoderReward:
-    """1 where the cosine of both texts' mean hidden states reaches `threshold`, else 0.
+    """Rewards 1 if the cosine of both texts' mean hidden states is at least `threshold`, else 0.
 
     `model`: a Hugging Face encoder or decoder, or a sleep checkpoint; `tokenizer_path`: the
-    policy's tokenizer; `device`: where torch runs the model. Raises InputError for a model or
-    tokenizer that cannot be read.
+    policy's tokenizer; `device`: of the model. Raises InputError for a model or tokenizer that
+    cannot be read.
     """
 
     def __init__(self, model: str, tokenizer_path: str, threshold: float, device: str = "cpu"):
@@ -101,7 +101,9 @@ class EncoderReward:
         ]
 
     def _embeddings(self, texts: list[str]) -> dict[str, Tensor]:
-        """Return text -> [D] embedding of each text that fits into the encoder."""
+        """Return text -> embedding [D]; texts that are empty or too long for the encoder have
+        none.
+        """
         ids = {text: self._tokenizer(text)["input_ids"] for text in dict.fromkeys(texts)}
         fitting = [text for text in ids if 0 < len(ids[text]) <= self._max_tokens]
         embeddings: dict[str, Tensor] = {}
@@ -124,9 +126,8 @@ class EncoderReward:
 
     @torch.inference_mode()
     def _embed(self, texts_B: list[list[int]]) -> Tensor:
-        """Return [B, D], the mean of the hidden states over each text's token ids, without padding.
-
-        In double: equal texts must reach a threshold of 1.
+        """Return the mean hidden state [B, D] of each text's tokens, in float64 so that equal texts
+        reach a threshold of 1.
         """
         ids_BT, mask_BT = pad_right(texts_B, 0, self._device)
         hidden_BTD = self._model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
@@ -139,13 +140,13 @@ class EncoderReward:
 
 
 class JudgeReward:
-    """1 where a frozen language model, prompted with `template`, gives "yes" as the next token more
-    probability than "no", else 0.
+    """Rewards 1 if a frozen language model, prompted with `template`, gives the next token "yes" a
+    higher probability than "no", else 0.
 
-    `template` holds {student} and {teacher}. `model` is anything vLLM serves, with a tokenizer;
-    `tokenizer_path` is the policy's; `dtype`, `engine`, `seed` and `tensor_parallel` are those of
-    the vLLM engine. Raises InputError for a template without both fields, a model that cannot be
-    served, and a tokenizer that cannot tell yes from no.
+    `template`: contains {student} and {teacher}; `model`: a checkpoint that vLLM can serve, with a
+    tokenizer; `tokenizer_path`: the policy's tokenizer; `dtype`, `engine`, `seed`,
+    `tensor_parallel`: of the vLLM engine. Raises InputError for a template without both fields, a
+    model that cannot be served, and a tokenizer whose first tokens of yes and no are the same.
     """
 
     def __init__(
@@ -168,12 +169,12 @@ class JudgeReward:
         self._tokenizer = _from_pretrained(AutoTokenizer, model, "tokenizer")
         yes = self._first_ids("yes")
         no = self._first_ids("no")
-        # A token that begins both words (a lone space) does not distinguish them.
+        # without tokens that begin both words, such as a single space
         self._yes_ids = sorted(yes - no)
         self._no_ids = sorted(no - yes)
         if not self._yes_ids or not self._no_ids:
             raise InputError(f"reward: the tokenizer of judge {model} has no tokens for yes and no")
-        # here, so that an encoder's process does not load vLLM (10 s, 500 MB)
+        # imported here, so that the process of an encoder does not load vLLM (10 s, 500 MB)
         from vllm import SamplingParams
 
         from actors.engine import Engine
@@ -212,7 +213,7 @@ class JudgeReward:
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
         """Return one value in {0, 1} or Failure per pair, in order."""
-        results: list[float | Failure] = [Failure("was not asked", "judge")] * len(pairs_N)
+        results: list[float | Failure] = [Failure("the pair has no result", "judge")] * len(pairs_N)
         prompts: dict[int, list[int]] = {}  # index of the pair -> token ids
         for n, pair in enumerate(pairs_N):
             prompt_T = self._prompt_ids(pair)
@@ -231,13 +232,13 @@ class JudgeReward:
         if isinstance(texts, Failure):
             return texts
         ids_T = self._tokenizer(self._prompt(*texts))["input_ids"]
-        reason = self._engine.refusal(ids_T)
+        reason = self._engine.invalid_prompt(ids_T)
         if reason:
             return Failure(f"the judge's prompt cannot be used: {reason}", "judge")
         return ids_T
 
     def _verdict(self, logprobs: dict[int, float]) -> float | Failure:
-        """Return whether yes outweighs no, given token id -> log-probability (nats)."""
+        """Return 1 if yes is more probable than no, else 0; `logprobs`: token id -> nats."""
         yes, no = (
             torch.tensor([logprobs[i] for i in ids]).logsumexp(0).item()
             for ids in (self._yes_ids, self._no_ids)
@@ -247,5 +248,5 @@ class JudgeReward:
         return float(yes > no)
 
     def close(self) -> None:
-        """Stop the engine."""
+        """Close the engine."""
         self._engine.close()

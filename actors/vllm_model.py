@@ -1,9 +1,10 @@
-"""The expanded model in vLLM: each family's own class plus the memory of `sleep_rl.model.memory`.
+"""The expanded model in vLLM: the classes of each family with the memory of
+`sleep_rl.model.memory`.
 
-Base parameter names stay as they are (the MLP's class is swapped, not wrapped), so weight loading,
-quantisation, LoRA and tensor parallelism of the base work unchanged. Memory tensors are plain
-parameters: every tensor parallel rank holds all of them and computes the same residual, which needs
-no communication.
+Parameter names of the base do not change (the class of the MLP is replaced, the MLP is not
+wrapped), so weight loading, quantisation, LoRA and tensor parallelism of the base work unchanged.
+Memory tensors are plain parameters: every tensor parallel rank holds all of them and computes the
+same residual without communication.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from sleep_rl.model.memory import attach_memory, memory_levels
 
 
 def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
-    """Return the class Sleep{prefix}ForCausalLM over vLLM's own class of a family."""
+    """Return the class Sleep{prefix}ForCausalLM, a subclass of vLLM's class of the family."""
     module = importlib.import_module(f"vllm.model_executor.models.{family}")
     base = getattr(module, f"{prefix}ForCausalLM")
 
@@ -27,17 +28,17 @@ def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
         def __init__(self, *, vllm_config: VllmConfig, prefix: str = ""):
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             config = vllm_config.model_config.hf_config
-            # Other layers belong to other pipeline stages and are placeholders here.
+            # the other layers are placeholders of other pipeline stages
             for layer in self.model.layers[self.model.start_layer : self.model.end_layer]:
                 attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
             for level in memory_levels(self).values():
                 level.fixed_shape = not vllm_config.model_config.enforce_eager
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
-            """Load the base's and the memory's weights; return the names that were loaded."""
+            """Load the weights of base and memory; return their names."""
             loaded = super().load_weights(weights)
             for level in memory_levels(self).values():
-                # vLLM's loader wrote into the tensor itself; the level has to know of it
+                # vLLM wrote into the tensor directly: update what the level derives from it
                 level.set_state(level.state)
             return loaded
 
@@ -48,5 +49,5 @@ def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
 
 
 for _family, _prefix in FAMILIES.items():
-    # as module attributes, where vLLM and pickle find them by name
+    # module attributes, so that vLLM and pickle find the classes by name
     globals()[f"Sleep{_prefix}ForCausalLM"] = _sleep_class(_family, _prefix)

@@ -1,7 +1,7 @@
-"""Named weight states of one engine: take a push, verify it, switch between states, roll back.
+"""Named weight states of one engine: load a push, verify it, switch between states.
 
-A state is a manifest (memory key -> digest) beside a host cache of tensors by digest. The model
-holds one state at a time; switching copies only the tensors that differ.
+A state is a manifest (memory key -> digest); its tensors are in a host cache by digest. The model
+contains one state at a time, and switching copies only the tensors that differ.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from actors.engine import Engine
-from actors.memory_access import not_arrived
+from actors.memory_access import write_mismatch
 from sleep_rl.contracts.errors import RunError, one_line
 from sleep_rl.contracts.records import CHECKPOINT, LoadReport, Weights
 from sleep_rl.model.tensor_digest import as_tensor, digest
@@ -28,7 +28,7 @@ class State:
 
     @property
     def label(self) -> str:
-        """How error messages name it."""
+        """Return the state's name in error messages."""
         return f"weights {self.name} v{self.version}"
 
 
@@ -44,7 +44,7 @@ class WeightStates:
         self._tolerance = probe_tolerance
         model_tensors = engine.read_memory()
         self._shapes = {key: (tuple(t.shape), t.dtype) for key, t in model_tensors.items()}
-        # digests of what is in the model; "" where that is not known
+        # key -> digest of the tensor in the model; "" where it is unknown
         self._in_model = {key: digest(t) for key, t in model_tensors.items()}
         # digest -> CPU tensor
         self._cache = {self._in_model[key]: t for key, t in model_tensors.items()}
@@ -63,9 +63,9 @@ class WeightStates:
         return {key: self._cache[d] for key, d in self._states[name].manifest.items()}
 
     def is_outdated(self, weights: Weights) -> bool:
-        """Return whether a newer version of this state is held: the push changes nothing then.
+        """Return whether a newer version of this state is held, so that the push changes nothing.
 
-        That is a delta from before this worker was filled anew.
+        It is a delta that was published before this worker was refilled.
         """
         held = self._states.get(weights.name)
         return held is not None and held.version > weights.version
@@ -73,11 +73,11 @@ class WeightStates:
     # ---- changes
 
     def load(self, weights: Weights, probe: bool = True) -> LoadReport:
-        """Take a pushed version: check it whole, copy what differs, verify the bytes and the probe.
+        """Load a pushed version: check it, copy the tensors that differ, verify bytes and probe.
 
-        Without `probe` the report's probe_gap is None and the caller must call `check_probe`
-        later. `seconds` of the report is the time of this call. After a RunError the states that
-        were held before are still held, and the failed version is not.
+        Without `probe` the report's `probe_gap` is None and the caller must call `check_probe`
+        later. The report's `seconds` are the time of this call. After a RunError the previous
+        states are still held, and the failed version is not.
         """
         start = time.perf_counter()
         if self.is_outdated(weights):
@@ -89,7 +89,7 @@ class WeightStates:
             copied = self._activate(state)
             gap = self.check_probe(weights) if probe else None
         except RunError:
-            self._roll_back()
+            self._invalidate()
             raise
         self._states[weights.name] = state
         self._drop_unnamed_tensors()
@@ -101,8 +101,8 @@ class WeightStates:
     def activate(self, name: str, least_version: int | None = None) -> None:
         """Make the model compute the held state `name`.
 
-        Raises RunError when it is not held, or in an older version than `least_version`, and when
-        its tensors did not arrive in the model.
+        Raises RunError when it is not held, when its version is older than `least_version`, and
+        when the write into the model fails.
         """
         state = self._states.get(name)
         if state is None or (least_version is not None and state.version < least_version):
@@ -112,16 +112,16 @@ class WeightStates:
         self._activate(state)
 
     def check_probe(self, weights: Weights) -> float:
-        """Return the largest difference, in nats, between the engine's log-probabilities of the
-        probe prompt and the sender's. Its state must be active.
+        """Return the largest difference, in nats, between the engine's and the learner's
+        log-probabilities of the probe prompt. The version must be active.
 
-        Raises RunError when that exceeds the tolerance, or cannot be computed.
+        Raises RunError when it exceeds the tolerance, or cannot be computed.
         """
         if not weights.probe_T:
             return 0.0
         label = f"weights {weights.name} v{weights.version}"
         expected = weights.probe_logprobs_T
-        reason = self._engine.refusal(weights.probe_T)
+        reason = self._engine.invalid_prompt(weights.probe_T)
         if not reason and len(expected) != len(weights.probe_T) - 1:
             reason = f"{len(expected)} log-probabilities for {len(weights.probe_T)} tokens"
         if reason:
@@ -130,16 +130,15 @@ class WeightStates:
         gaps = [abs(a - b) for a, b in zip(logprobs, expected, strict=True)]
         if not all(gap <= self._tolerance for gap in gaps):  # also catches NaN
             raise RunError(
-                f"{label}: log-probabilities of the probe prompt differ by "
-                f"{max(gaps):.2e} nats from the "
-                f"sender's, checks.probe is {self._tolerance:.0e}"
+                f"{label}: log-probabilities of the probe prompt differ by {max(gaps):.2e} nats "
+                f"from the learner's, checks.probe is {self._tolerance:.0e}"
             )
         return max(gaps, default=0.0)
 
     def discard(self, name: str) -> None:
         """Drop a state whose probe failed after it was loaded."""
         self._states.pop(name, None)
-        self._roll_back()
+        self._invalidate()
 
     def clear(self) -> None:
         """Drop every state; nothing can be activated any more."""
@@ -149,10 +148,10 @@ class WeightStates:
     # ---- checks
 
     def _staged(self, weights: Weights) -> dict[str, Tensor]:
-        """Return the new tensors by digest, after checks that leave model and cache untouched.
+        """Check a push and return its new tensors by digest; model and cache are not changed.
 
-        The manifest must name every memory tensor of the model: so a slot's router, w_in and w_out
-        always come from one manifest, and half a module cannot be loaded. Raises RunError.
+        The manifest must name every memory tensor of the model, so that a slot's router, w_in and
+        w_out are always of one version. Raises RunError.
         """
         manifest = weights.manifest
         model_keys = self._shapes.keys()
@@ -168,14 +167,14 @@ class WeightStates:
             if received != manifest[key]:
                 _refuse(weights, {key}, f"has digest {received}, the manifest says {manifest[key]}")
             if received not in self._cache:
-                staged[received] = tensor.clone()  # the sender may go on writing into its own
+                staged[received] = tensor.clone()  # the sender may overwrite its own
         known = self._cache | staged
         _refuse(
             weights,
             {key for key, d in manifest.items() if d not in known},
             "was not sent and is not held here",
         )
-        # also a held tensor may be of another kind than this key
+        # the digest may be that of a held tensor with another shape or dtype
         for key, d in manifest.items():
             shape, dtype = self._shapes[key]
             if tuple(known[d].shape) != shape or known[d].dtype != dtype:
@@ -188,9 +187,9 @@ class WeightStates:
         return staged
 
     def _activate(self, state: State) -> list[str]:
-        """Make the model compute `state` and return the keys that were copied.
+        """Make the model compute `state`; return the keys of the copied tensors.
 
-        Raises RunError if some did not arrive; no state is active then.
+        Raises RunError if the write fails; no state is active then.
         """
         if self._active == (state.name, state.version) and self._in_model == state.manifest:
             return []
@@ -198,7 +197,7 @@ class WeightStates:
         self._active = None
         if changed:
             self._write(state, changed)
-            self._engine.reset_prefix_cache()  # cached keys and values are of other weights
+            self._engine.reset_prefix_cache()  # its keys and values are of other weights
         self._engine.set_weight_version(str(state.version))
         if changed:
             self._verify(state, changed)
@@ -216,14 +215,14 @@ class WeightStates:
             ) from error
 
     def _verify(self, state: State, keys: list[str]) -> None:
-        """Compare the model's own bytes, on every rank, with the manifest. Raises RunError."""
+        """Compare the digests in the model, on every rank, with the manifest. Raises RunError."""
         expected = {key: state.manifest[key] for key in keys}
-        reason = not_arrived(expected, self._engine.memory_digests(keys))
+        reason = write_mismatch(expected, self._engine.memory_digests(keys))
         if reason:
             raise RunError(f"{state.label}: {reason}")
 
-    def _roll_back(self) -> None:
-        """Forget what is in the model: the next `activate` writes a held version over it."""
+    def _invalidate(self) -> None:
+        """Mark no state as active, so that the next `activate` writes a held version."""
         self._active = None
         self._drop_unnamed_tensors()
 

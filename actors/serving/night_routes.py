@@ -1,9 +1,9 @@
 """What `sleep-rl serve` adds to vLLM's HTTP interface: a route to read and set the night, and a
-header on every answer.
+response header.
 
-`GET /v1/night` returns {"night": n, "nights": [...]}: the night that answers, and those available.
-`POST /v1/night {"night": 2}` swaps another one in. Every answer of the model carries the night that
-wrote it, whole, in the header `x-sleep-rl-night`.
+`GET /v1/night` returns {"night": n, "nights": [...]}: the served night and the available ones.
+`POST /v1/night {"night": 2}` swaps another one in. Each response of the model names the one night
+that generated it in the header `x-sleep-rl-night`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class SetNightRequest(BaseModel):
 
 
 class NightMiddleware:
-    """ASGI middleware: requests to the model share the swapper's gate, and their answers get the
+    """ASGI middleware: requests to the model share the swapper's gate, and their responses get the
     header.
     """
 
@@ -41,7 +41,7 @@ class NightMiddleware:
             return await self.app(scope, receive, send)
         swapper: NightSwapper = scope["app"].state.swapper
         async with swapper.gate.shared():
-            label = swapper.label  # it cannot change before this answer has ended
+            label = swapper.label  # it cannot change before this response has ended
 
             async def send_with_header(message: Message) -> None:
                 if message["type"] == "http.response.start":
@@ -52,7 +52,7 @@ class NightMiddleware:
 
 
 def night_routes(swapper: NightSwapper) -> APIRouter:
-    """Return the routes that read and set the night of `swapper`."""
+    """Return the routes that read and set the swapper's night."""
     router = APIRouter()
 
     @router.get(ROUTE)
@@ -75,6 +75,6 @@ def night_routes(swapper: NightSwapper) -> APIRouter:
 
 
 def _error(error: Exception, code: int) -> JSONResponse:
-    """Return an error as vLLM's other routes do."""
+    """Return an error in the format of vLLM's other routes."""
     body = {"message": str(error), "type": type(error).__name__, "code": code}
     return JSONResponse({"error": body}, code)

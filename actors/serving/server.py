@@ -45,11 +45,12 @@ def serve(
 ) -> None:
     """Serve `model` until SIGINT or SIGTERM.
 
-    `options`: vLLM's own, as name=value; `follow`: swap in every night that the run adds. The
-    caller has set actors.environment before vLLM is imported. Raises InputError for a checkpoint,
-    an option or an address that cannot work, RunError when the engine dies or its memory is lost.
+    `options`: of vLLM, as name=value; `follow`: swap in each new night of the run; `log`: prints a
+    line. The variables of actors.environment must be set before this module is imported. Raises
+    InputError for a checkpoint, an option or an address that vLLM rejects, RunError when the engine
+    dies or its memory cannot be restored.
     """
-    # until the server installs its own handlers; asyncio's would wait for vLLM
+    # until the server installs its own handlers: asyncio's would wait for vLLM
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
     register()
@@ -73,10 +74,10 @@ def _interrupt(*_: object) -> None:
 async def run_server(
     arguments: Namespace, listener: socket.socket, model: ResolvedModel, follow: bool, log: Log
 ) -> None:
-    """Start the engine, answer until a signal or a failure, and stop the engine.
+    """Start the engine, serve until a signal or a failure, and stop the engine.
 
-    `arguments`: of `parse_options`; `listener`: the bound socket. Raises InputError when vLLM does
-    not accept the checkpoint or its options, RunError as `serve`.
+    `arguments`: of `parse_options`; `listener`: a bound socket; the others as in `serve`. Raises
+    InputError when vLLM does not accept the checkpoint or its options, RunError as `serve`.
     """
     async with AsyncExitStack() as stack:
         try:
@@ -87,8 +88,8 @@ async def run_server(
             ) from error
         client.shutdown = _without_log(client.shutdown)
         app, swapper = await _build_app(client, arguments, model)
-        shutdown = await _answer(app, swapper, arguments, listener, follow, log)
-        # vLLM returns this coroutine when a signal ended the server, and another one otherwise
+        shutdown = await _serve_requests(app, swapper, arguments, listener, follow, log)
+        # vLLM returns this coroutine if a signal ended the server, otherwise another one
         ended_by_signal = shutdown.__name__ == "shutdown"
     await shutdown
     if not ended_by_signal:
@@ -99,7 +100,7 @@ async def run_server(
 async def _build_app(
     client: EngineClient, arguments: Namespace, model: ResolvedModel
 ) -> tuple[FastAPI, NightSwapper]:
-    """Return vLLM's web application with our routes, and the swapper behind them."""
+    """Return vLLM's web application with the night routes, and the swapper that they use."""
     tasks = await client.get_supported_tasks()
     app = build_app(arguments, tasks, client.model_config)
     await init_app_state(client, app.state, arguments, tasks)
@@ -114,7 +115,7 @@ async def _build_app(
     return app, swapper
 
 
-async def _answer(
+async def _serve_requests(
     app: FastAPI,
     swapper: NightSwapper,
     arguments: Namespace,
@@ -122,13 +123,13 @@ async def _answer(
     follow: bool,
     log: Log,
 ) -> Coroutine[Any, Any, None]:
-    """Answer until a signal or a failure; return what to await when the engine has ended."""
+    """Serve until a signal or a failure; return the coroutine to await after the engine's end."""
     host, port = listener.getsockname()[:2]
     try:
         listener.listen(2048)
-    except OSError as error:  # another server has begun to listen while this one was loading
+    except OSError as error:  # another server has taken the port while this one was loading
         raise InputError(
-            f"serve: {host}:{port} cannot be listened on ({error.strerror or error})"
+            f"serve: cannot listen on {host}:{port} ({error.strerror or error})"
         ) from error
     log(_greeting(swapper, arguments, host, port, follow))
     async with _following(swapper, follow, log):
@@ -152,13 +153,13 @@ def _greeting(
     follows = ", and follows its run" if follow else ""
     return (
         f"{name} ({swapper.label}) answers at {scheme}://{address}:{port}/v1{follows}; "
-        "ctrl-C ends it"
+        "Ctrl-C ends it"
     )
 
 
 @asynccontextmanager
 async def _following(swapper: NightSwapper, follow: bool, log: Log) -> AsyncIterator[None]:
-    """Within the block the swapper follows its run, if `follow`."""
+    """Let the swapper follow its run within the block, if `follow`."""
     if not follow:
         yield
         return
@@ -172,9 +173,8 @@ async def _following(swapper: NightSwapper, follow: bool, log: Log) -> AsyncIter
 
 
 def _without_log(shutdown: Callable[..., None]) -> Callable[..., None]:
-    """Return vLLM's `shutdown` without its log.
-
-    vLLM's client logs as an error that the engine is gone, though it was stopped on purpose.
+    """Return vLLM's `shutdown` with logging disabled: vLLM's client logs an intended shutdown as an
+    error.
     """
 
     def quiet_shutdown(*args: object, **kwargs: object) -> None:

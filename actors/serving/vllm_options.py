@@ -1,4 +1,4 @@
-"""vLLM's server options from what the user gives as name=value."""
+"""Parse the user's options of vLLM's server, given as name=value."""
 
 from __future__ import annotations
 
@@ -32,23 +32,25 @@ RESERVED = (
     "skip_tokenizer_init",
     "root_path",
 )
-"""vLLM options that the program sets itself; nor can any data_parallel one be set: a night is
-written into one engine.
+"""Options of vLLM that users cannot set, nor any data_parallel one: a swap writes into one
+engine.
 """
 CPU_MAX_MODEL_LEN = 4096
-"""Longest sequence of a server on CPU, in tokens, unless the user gives another one."""
+"""Default of max_model_len on CPU, in tokens."""
 CPU_SEQUENCES = 8
-"""Sequences of that length for which the key-value cache on CPU has room, within CPU_CACHE_MIB."""
+"""Sequences of max_model_len tokens for which the default key-value cache on CPU has space."""
 CPU_CACHE_MIB = (64, 2048)
+"""Bounds of the default key-value cache on CPU."""
 
 
 def parse_options(
     checkpoint: str, host: str, port: int, name: str, options: Sequence[str]
 ) -> Namespace:
-    """Return what vLLM's own parser makes of `options`, each name=value, over our defaults.
+    """Return the arguments of vLLM's parser for `options`, each name=value, which override the
+    defaults chosen here.
 
-    `name`: the model's name in the API. The values true and false stand for a bare --name and
-    --no-name. Raises InputError for a reserved option and for what vLLM refuses.
+    `name`: the model's name in the API. The values true and false become the flags --name and
+    --no-name. Raises InputError for a reserved option, and for what vLLM rejects.
     """
     chosen = {}
     for option in options:
@@ -56,13 +58,13 @@ def parse_options(
         chosen[key.replace("-", "_")] = value
     for key in chosen:
         if key.partition(".")[0] in RESERVED or key.startswith("data_parallel"):
-            raise InputError(f"serve: {key} is no option to set here, the program sets it itself")
+            raise InputError(f"serve: {key} cannot be set, the program sets it itself")
     defaults = {
         "served_model_name": name,
         "uvicorn_log_level": "warning",
         "disable_uvicorn_access_log": "true",
         "use_tqdm_on_load": "false",
-        # a web page must not ask a server on the loopback address
+        # no web page may send requests to a server on the loopback address
         "allowed_origins": "[]",
     }
     if current_platform.is_cpu():
@@ -80,14 +82,14 @@ def parse_options(
         validate_parsed_serve_args(arguments)
     except (ValueError, TypeError) as error:
         raise InputError(
-            f"serve: vLLM refuses its options: {one_line(error, limit=300)}"
+            f"serve: vLLM rejects its options: {one_line(error, limit=300)}"
         ) from error
     configure_logging_from_args(arguments)
     return arguments
 
 
 class _Parser(FlexibleArgumentParser):
-    """Raises ValueError where argparse would print and exit."""
+    """Raises ValueError instead of printing the error and exiting."""
 
     def error(self, message: str) -> None:
         raise ValueError(message)
@@ -103,17 +105,17 @@ def _flag(key: str, value: str) -> str:
 
 
 def _cpu_defaults(checkpoint: str) -> dict[str, str]:
-    """Return options with which a server on CPU starts in seconds and takes little memory."""
+    """Return default options on CPU: a start within seconds, and little memory."""
     shape = parse_shape(checkpoints.read_config(checkpoint).to_dict(), checkpoint)
     max_model_len = min(shape.positions or CPU_MAX_MODEL_LEN, CPU_MAX_MODEL_LEN)
-    wanted_bytes = CPU_SEQUENCES * max_model_len * shape.cached_values * 4
-    least_mib, most_mib = CPU_CACHE_MIB
-    cache_bytes = min(max(wanted_bytes, least_mib << 20), most_mib << 20)
+    needed_bytes = CPU_SEQUENCES * max_model_len * shape.cached_values * 4
+    min_mib, max_mib = CPU_CACHE_MIB
+    cache_bytes = min(max(needed_bytes, min_mib << 20), max_mib << 20)
     return {
         "dtype": "float32",
         "enforce_eager": "true",
         "max_model_len": str(max_model_len),
         "kv_cache_memory_bytes": str(cache_bytes),
-        # see actors.engine: with it, seeds would kill the engine
+        # with it, seeds would kill the engine: see actors.engine
         "enable_chunked_prefill": "false",
     }

@@ -1,6 +1,4 @@
-"""Isolated copies: trained together as they would be alone, answering together as they would alone,
-leaving no trace.
-"""
+"""Isolated copies: batched training and answering against one copy at a time; no weight changes."""
 
 import copy
 import math
@@ -10,7 +8,7 @@ import pytest
 import torch
 
 from actors import batched_lora
-from actors.batched_lora import TARGETS, Copies, StackedAdamW, train
+from actors.batched_lora import TARGETS, BatchedAdamW, Copies, train
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Sampling, Trial
 from sleep_rl.contracts.roles import Critic
@@ -35,8 +33,8 @@ def checkpoint(sleep_checkpoint):
     return sleep_checkpoint("qwen3", "dense")
 
 
-class Recorded(StackedAdamW):
-    """Notes the factors before and after each optimizer step, and the gradients that it got."""
+class Recorded(BatchedAdamW):
+    """Records the gradients of each optimizer step, and the factors before and after it."""
 
     def __init__(self, copies):
         super().__init__(copies)
@@ -50,8 +48,8 @@ class Recorded(StackedAdamW):
 
 
 def slow_gradients(model, factors, row):
-    """(loss, gradients) of one copy, alone: its factors (A, B of each layer in turn) stand in the
-    weights W + alpha/r B A.
+    """Return (loss, gradients) of a single copy with the weights W + alpha/r B A; `factors`: A, B
+    of each layer in turn.
     """
     layers = {
         n: m
@@ -73,7 +71,7 @@ def slow_gradients(model, factors, row):
 
 
 def merged(model, factors):
-    """A model of its own with the factors added to its weights."""
+    """Return a copy of the model with the factors added to its weights."""
     other = copy.deepcopy(model)
     for name, (a, b) in factors.items():
         other.get_submodule(name).weight.data += ALPHA / RANK * b @ a
@@ -89,19 +87,19 @@ def greedy(model, question):
     return tuple(ids[len(question) :])
 
 
-def test_copies_that_are_trained_together_are_those_that_are_trained_alone(checkpoint, monkeypatch):
-    """At every step a copy has the loss and the gradients that it would have alone at this point,
-    and moves as torch's own AdamW moves by these gradients, clipped to norm 1, with linear decay.
+def test_batched_training_equals_training_each_copy_alone(checkpoint, monkeypatch):
+    """At each step a copy has the loss and gradients of a single copy with the same factors, and
+    its update is that of torch's AdamW for these gradients, clipped to norm 1, with linear decay.
 
-    Weights behind several steps of their own are not compared: Adam divides each gradient by its
-    size, so where it is all but zero the last bit, which differs between processors, decides.
+    Weights after several independent steps are not compared: Adam divides a gradient by its size,
+    so near zero the last bit decides, which differs between processors.
     """
     model = checkpoints.load(checkpoint)
     before = {k: v.clone() for k, v in model.state_dict().items()}
     recorders = []
     monkeypatch.setattr(
         batched_lora,
-        "StackedAdamW",
+        "BatchedAdamW",
         lambda copies: recorders.append(Recorded(copies)) or recorders[0],
     )
     copies, losses = train(model, TRIALS, RANK, ALPHA, pad=0)
@@ -129,17 +127,15 @@ def test_copies_that_are_trained_together_are_those_that_are_trained_alone(check
             optimizer.step()
             assert all(torch.allclose(f, m, atol=1e-6) for f, m in zip(factors, moved, strict=True))
         assert losses[n] == pytest.approx(loss, abs=1e-4)
-        # it stays as it is while others are still trained, and that is what is returned
+        # a finished copy does not change while others are trained
         for factor, final in zip(moved, copies.factors(), strict=True):
             assert torch.equal(factor, final[n])
         assert max(float(b.abs().max()) for b in moved[1::2]) > 1e-3
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
 
 
-def test_in_bfloat16_copies_keep_their_own_precision(checkpoint):
-    """Steps of 1e-4 on weights near 0.02 are below bfloat16's resolution; the factors learn all the
-    same.
-    """
+def test_factors_are_float32_for_a_bfloat16_model(checkpoint):
+    """Steps of 1e-4 on weights near 0.02 are below bfloat16's resolution."""
     model = checkpoints.load(checkpoint, dtype=torch.bfloat16)
     trial = replace(TRIALS[0], lr=1e-4, epochs=20)
     copies, [loss] = train(model, [trial], RANK, ALPHA, pad=0)
@@ -149,7 +145,7 @@ def test_in_bfloat16_copies_keep_their_own_precision(checkpoint):
         not torch.equal(copies.a[n], start.a[n]) and copies.b[n].abs().max() > 1e-4
         for n in copies.layers
     )
-    assert copies.b[next(iter(copies.b))].abs().max() < 40 * 1e-4  # no more than its steps
+    assert copies.b[next(iter(copies.b))].abs().max() < 40 * 1e-4  # at most the sum of its steps
 
 
 @pytest.fixture(scope="module")
@@ -170,7 +166,7 @@ def critic(checkpoint):
 
 
 @pytest.mark.stack
-def test_copies_answer_in_one_batch_what_each_would_alone_and_leave_no_trace(critic, checkpoint):
+def test_batched_answers_equal_those_of_single_copies_and_change_no_weight(critic, checkpoint):
     assert isinstance(critic, Critic)
     model = checkpoints.load(checkpoint)
     digest = critic.digest()
@@ -189,13 +185,13 @@ def test_copies_answer_in_one_batch_what_each_would_alone_and_leave_no_trace(cri
         assert together[n] == tuple(greedy(merged_model, question) for question in trial.questions)
         assert critic.try_out([trial], "base", 0, GREEDY) == [together[n]]
     assert together[-1] == first[0] == tuple(greedy(model, question) for question in QUESTIONS)
-    # learning changed what is said
+    # training changed the answers
     assert len({together[0], together[1], together[3], first[0]}) > 1
     assert critic.digest() == digest and critic.engine.llm.llm_engine.list_loras() == set()
 
 
 @pytest.mark.stack
-def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
+def test_invalid_trials_are_failures_with_a_reason(critic):
     long = tuple(range(5, 105)) * 2
     bad = [
         replace(TRIALS[0], questions=()),
@@ -209,7 +205,7 @@ def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
     *failed, good = critic.try_out([*bad, TRIALS[2]], "base", 0, GREEDY)
     assert all(isinstance(f, Failure) and f.where == "critic" for f in failed)
     assert [f.reason.split(",")[0].split(":")[0] for f in failed] == [
-        "nothing is asked",
+        "the trial has no questions",
         "epochs from 1 and lr above 0 are allowed",
         "epochs from 1 and lr above 0 are allowed",
         "a training row without prompt or completion",
@@ -224,7 +220,7 @@ def test_what_cannot_be_tried_is_a_failure_with_its_reason(critic):
 
 
 @pytest.mark.stack
-def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monkeypatch):
+def test_an_adapter_that_cannot_be_loaded_fails_its_own_trial_only(critic, monkeypatch):
     wanted = critic.try_out(TRIALS, "base", 0, GREEDY)
     save = Copies.save
 
@@ -237,7 +233,9 @@ def test_an_adapter_that_cannot_be_loaded_fails_its_own_dream_only(critic, monke
     digest = critic.digest()
     got = critic.try_out(TRIALS[:3], "base", 0, GREEDY)
     failed = [n for n, answers in enumerate(got) if isinstance(answers, Failure)]
-    assert len(failed) == 1 and got[failed[0]].reason.startswith("its adapter was not loaded: ")
+    assert len(failed) == 1 and got[failed[0]].reason.startswith(
+        "its adapter could not be loaded: "
+    )
     assert [a for n, a in enumerate(got) if n not in failed] == [
         a for n, a in enumerate(wanted[:3]) if n not in failed
     ]

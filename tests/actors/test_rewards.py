@@ -1,5 +1,5 @@
-"""Rewards: equations 4 and 5, the group-relative advantage, and both semantic rewards with real
-tiny models.
+"""Rewards: equations 4 and 5, the group-relative advantage, and the semantic rewards with tiny
+models.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def slow_reward(student, teacher, z0: float) -> float:
     return 1 - distance / longest if distance <= threshold else 0.0
 
 
-def test_levenshtein_reward_equals_its_slow_twin():
+def test_levenshtein_reward_equals_equation_5():
     random_state = random.Random(0)
     for _ in range(200):
         student, teacher = (
@@ -72,7 +72,7 @@ def test_mixture_by_hand():
     assert mixture(1.0, 0.5, 1.0) == 1.0 and mixture(0.0, 0.5, 0.0) == 0.5
     failure = Failure("late")
     assert mixture(failure, 0.5, 0.25) is failure
-    assert mixture(failure, 0.5, 0.0) == 0.5  # what has no weight cannot fail
+    assert mixture(failure, 0.5, 0.0) == 0.5  # a part with weight 0 cannot fail
 
 
 def slow_advantage(rewards) -> list[float | None]:
@@ -85,7 +85,7 @@ def slow_advantage(rewards) -> list[float | None]:
     ]
 
 
-def test_group_advantage_equals_its_slow_twin():
+def test_group_advantage_equals_its_definition():
     random_state = random.Random(1)
     for _ in range(200):
         rewards = [
@@ -152,7 +152,7 @@ def encoder_checkpoint(tmp_path_factory) -> str:
 
 @torch.no_grad()
 def slow_cosine(model, student: str, teacher: str) -> float:
-    """One text at a time, without padding."""
+    """Return the cosine of mean hidden states, one text at a time without padding."""
     means = [
         model(torch.tensor([ids(text)])).last_hidden_state[0].double().mean(0)
         for text in (student, teacher)
@@ -164,8 +164,8 @@ def slow_cosine(model, student: str, teacher: str) -> float:
 def test_encoder_equals_one_text_at_a_time(
     kind, encoder_checkpoint, base_checkpoint, sleep_checkpoint
 ):
-    """An encoder, a decoder and our own checkpoint; padding changes nothing; both sides of the
-    threshold are found.
+    """For an encoder, a decoder and a sleep checkpoint: padding changes nothing, and both values
+    occur.
     """
     from actors.semantic_reward import EncoderReward
 
@@ -188,7 +188,7 @@ def test_encoder_equals_one_text_at_a_time(
     reward.close()
 
 
-def test_encoder_finds_equal_texts_equal(encoder_checkpoint, base_checkpoint):
+def test_encoder_rewards_equal_texts_with_1(encoder_checkpoint, base_checkpoint):
     from actors.semantic_reward import EncoderReward
 
     reward = EncoderReward(encoder_checkpoint, base_checkpoint(), 1 - 1e-9)
@@ -196,7 +196,7 @@ def test_encoder_finds_equal_texts_equal(encoder_checkpoint, base_checkpoint):
     assert reward.score([pair(TEXTS[0], TEXTS[2])]) == [0.0] and reward.score([]) == []
 
 
-def test_encoder_failures_spoil_nothing(encoder_checkpoint, base_checkpoint, tmp_path):
+def test_encoder_failures_do_not_affect_other_pairs(encoder_checkpoint, base_checkpoint, tmp_path):
     from actors.semantic_reward import EncoderReward
 
     reward = EncoderReward(encoder_checkpoint, base_checkpoint(), 0.99)
@@ -221,9 +221,9 @@ TEMPLATE = "{student} or {teacher}:"
 
 @pytest.mark.stack
 def test_judge_equals_transformers(sleep_checkpoint):
-    """Its verdict is the comparison of next-token log-probabilities; unfit pairs fail alone. The
-    judge is a sleep
-    checkpoint: another architecture would cost vLLM's inspection of it in a process of its own (10
+    """The reward compares next-token log-probabilities; invalid pairs are failures.
+
+    The judge is a sleep checkpoint: another architecture would cost vLLM's inspection process (10
     to 60 s).
     """
     from actors.semantic_reward import JudgeReward
@@ -242,7 +242,7 @@ def test_judge_equals_transformers(sleep_checkpoint):
             for a, b in pairs
         ]
     margins = [(v[words[0]].logsumexp(0) - v[words[1]].logsumexp(0)).item() for v in logits]
-    # both verdicts occur, none by a hair
+    # both values occur, none by a small margin
     assert min(map(abs, margins)) > 1e-4 and min(margins) < 0 < max(margins)
     reward = JudgeReward(path, path, TEMPLATE, dtype="float32", engine=ENGINE)
     try:
@@ -260,7 +260,7 @@ def test_judge_equals_transformers(sleep_checkpoint):
         reward.close()
 
 
-def test_what_cannot_work_is_refused_in_one_line(base_checkpoint, encoder_checkpoint, tmp_path):
+def test_invalid_models_and_templates_are_one_line(base_checkpoint, encoder_checkpoint, tmp_path):
     from actors.semantic_reward import EncoderReward, JudgeReward
 
     base = base_checkpoint()

@@ -1,4 +1,4 @@
-"""The rollout worker: loading named versions into a live engine, and sampling from them."""
+"""The rollout worker: loading pushed versions into a running engine, and sampling from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def hf_logprobs(model, ids_T) -> list[float]:
 
 
 def changed_model(path: str, seed: int) -> torch.nn.Module:
-    """The checkpoint with other weights in slot 4 of every layer: what a night changes."""
+    """Return the checkpoint with random weights in slot 4 of every layer, as after a night."""
     model = checkpoints.load(path)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -40,7 +40,7 @@ def changed_model(path: str, seed: int) -> torch.nn.Module:
 
 
 def weights_of(model, name: str, version: int, have: dict[str, str] | None = None) -> Weights:
-    """What a learner exports: complete manifest, tensors that `have` lacks, and a probe."""
+    """Return a learner's export: complete manifest, the tensors that `have` lacks, and a probe."""
     tensors = tensors_of(model)
     manifest = {k: digest(t) for k, t in tensors.items()}
     sent = {k: t.clone() for k, t in tensors.items() if (have or {}).get(k) != manifest[k]}
@@ -48,8 +48,8 @@ def weights_of(model, name: str, version: int, have: dict[str, str] | None = Non
 
 
 def gap(model, worker, name: str, version: int) -> float:
-    """Largest difference between sampled log-probabilities and the model's in transformers, in
-    nats.
+    """Return the largest difference, in nats, between log-probabilities of samples and those of the
+    model in transformers.
     """
     gaps = [0.0]
     for sample in worker.sample(REQUESTS, name, version, SAMPLING):
@@ -66,7 +66,7 @@ def path(sleep_checkpoint) -> str:
 
 @pytest.fixture(scope="module")
 def start(path):
-    """The checkpoint itself in transformers: what the worker holds as `base`."""
+    """The checkpoint in transformers: the worker's state CHECKPOINT."""
     return checkpoints.load(path)
 
 
@@ -77,7 +77,7 @@ def have(start) -> dict[str, str]:
 
 @pytest.fixture
 def worker(rollout, path, start):
-    """The live worker, holding teacher v1 (= base) and student v1 (slot 4 changed), both pushed as
+    """A worker with teacher v1 (the checkpoint) and student v1 (slot 4 changed), pushed as
     deltas.
     """
     worker = rollout(path)
@@ -87,13 +87,13 @@ def worker(rollout, path, start):
     return worker
 
 
-def test_it_is_a_rollout(worker):
+def test_it_implements_rollout(worker):
     assert isinstance(worker, Rollout)
     assert worker.held() == {"base": 0, "teacher": 1, "student": 1}
 
 
-def test_a_first_push_is_a_delta(rollout, path, have):
-    """The checkpoint's own memory is known, so only what a night changed travels and is copied."""
+def test_the_first_push_is_a_delta_of_the_checkpoint(rollout, path, have):
+    """Only the tensors that a night changed are sent and copied."""
     weights = weights_of(changed_model(path, 7), "sft", 3, have)
     loaded = rollout(path).load(weights)
     assert len(weights.tensors) == 2 * 2  # router and w_out of one slot in two layers
@@ -103,10 +103,8 @@ def test_a_first_push_is_a_delta(rollout, path, have):
     assert (again.tensors, again.bytes) == (4, 2 * (64 + 16 * 64) * 4)
 
 
-def test_pushed_states_alternate(worker, start, path):
-    """Each state samples what its model in transformers says, whatever was computed and cached
-    before.
-    """
+def test_switching_states_gives_each_its_own_log_probabilities(worker, start, path):
+    """The log-probabilities are those of transformers, whatever was cached before."""
     student = changed_model(path, 1)
     for _ in range(2):
         assert gap(start, worker, "teacher", 1) < 1e-4
@@ -114,8 +112,8 @@ def test_pushed_states_alternate(worker, start, path):
     assert gap(start, worker, "student", 1) > 1e-2  # the states do differ
 
 
-def test_new_slot_states_arrive(worker, path, have):
-    """Unlocking and locking are pushes too: `state` is a tensor like the others."""
+def test_a_push_changes_slot_states(worker, path, have):
+    """The tensor `state` is pushed like the others."""
     model = checkpoints.load(path)
     for level in memory_levels(model).values():
         level.set_state([0, 1, 0, 1, 0])
@@ -123,9 +121,9 @@ def test_new_slot_states_arrive(worker, path, have):
     assert gap(model, worker, "joint", 1) < 1e-4
 
 
-def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
-    """Without the reset cached keys of the old version give wrong log-probabilities; a reset that
-    is refused raises.
+def test_the_prefix_cache_is_reset_when_weights_change(worker, path, monkeypatch):
+    """Without the reset, cached keys of the old version give wrong log-probabilities; a reset that
+    vLLM refuses raises.
     """
     engine = worker.engine.llm.llm_engine
     student = changed_model(path, 1)
@@ -144,8 +142,8 @@ def test_stale_prefix_cache_is_caught(worker, path, monkeypatch):
     assert gap(student, worker, "student", 1) < 1e-4
 
 
-def test_forget_drops_cached_contexts(worker):
-    """After it no earlier context is read again, and samples stay what they were."""
+def test_forget_resets_the_prefix_cache(worker):
+    """No token of an earlier context is read from the cache afterwards."""
     worker.sample(REQUESTS, "teacher", 1, SAMPLING)
     cached = []
     for forget in (False, True):
@@ -169,7 +167,7 @@ HELD = f"{NIGHT}.router#3"
 
 
 def replaced(w: Weights, tensor: torch.Tensor) -> Weights:
-    """Another tensor under an honest digest."""
+    """Replace a tensor and its digest."""
     return damaged(
         w, tensors=w.tensors | {W_OUT: tensor}, manifest=w.manifest | {W_OUT: digest(tensor)}
     )
@@ -224,32 +222,32 @@ DAMAGE = {
     ),
     "long probe": (lambda w: damaged(w, probe_T=PROBE * 10), "cannot be checked"),
 }
-"""What is wrong -> (how a good push gets it, what the error says)."""
+"""Name -> (function that damages a valid push, text of the error)."""
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_damaged_push_is_refused(damage, worker, start, path, have):
-    """One line that names it; the version is not held, and what was held before is still right."""
+    """The error is one line, the version is not held, and the previous states are intact."""
     good = weights_of(changed_model(path, 2), "student", 2, have)
-    spoil, message = DAMAGE[damage]
+    damage_push, message = DAMAGE[damage]
     with pytest.raises(RunError, match=message) as error:
-        worker.load(spoil(good))
+        worker.load(damage_push(good))
     assert "student v2" in str(error.value) and "\n" not in str(error.value)
     assert worker.held()["student"] == 1
     with pytest.raises(RunError, match="not loaded here"):
         worker.sample(REQUESTS, "student", 2, SAMPLING)
     assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
     assert gap(start, worker, "teacher", 1) < 1e-4
-    for tensor in spoil(good).tensors.values():  # nothing of the refused version stays in the cache
+    for tensor in damage_push(
+        good
+    ).tensors.values():  # no tensor of the refused version is in the cache
         unsent = Weights("student", 2, have | {W_OUT: digest(tensor)}, {})
         with pytest.raises(RunError, match=f"{W_OUT} was not sent and is not held here"):
             worker.load(unsent)
 
 
-def test_bytes_that_do_not_arrive_are_noticed(worker, start, path, have, monkeypatch):
-    """The model's own bytes are read back: a write that loses a tensor never counts as a
-    version.
-    """
+def test_a_write_that_loses_a_tensor_is_refused(worker, start, path, have, monkeypatch):
+    """The digests in the model are compared after each write."""
     engine = worker.engine
     real = engine.write_memory
     with monkeypatch.context() as patch:
@@ -258,13 +256,13 @@ def test_bytes_that_do_not_arrive_are_noticed(worker, start, path, have, monkeyp
             "write_memory",
             lambda t: real({k: v for k, v in t.items() if not k.endswith("w_out#4")}),
         )
-        with pytest.raises(RunError, match="did not arrive"):
+        with pytest.raises(RunError, match="differs from what was written"):
             worker.load(weights_of(changed_model(path, 2), "student", 2, have))
     assert gap(changed_model(path, 1), worker, "student", 1) < 1e-4
     assert gap(start, worker, "teacher", 1) < 1e-4
 
 
-def test_a_good_push_follows_a_refused_one(worker, path, have):
+def test_a_valid_push_is_loaded_after_a_refused_one(worker, path, have):
     model = changed_model(path, 2)
     good = weights_of(model, "student", 2, have)
     with pytest.raises(RunError):
@@ -273,10 +271,8 @@ def test_a_good_push_follows_a_refused_one(worker, path, have):
     assert worker.held()["student"] == 2 and gap(model, worker, "student", 2) < 1e-4
 
 
-def test_a_push_may_build_on_what_is_held(worker, path):
-    """A delta against the student's previous version; the sender may reuse its buffers
-    afterwards.
-    """
+def test_a_push_may_be_a_delta_of_a_held_version(worker, path):
+    """A delta of the student's previous version; the sender may overwrite its tensors then."""
     before = changed_model(path, 1)
     after = changed_model(path, 3)
     weights = weights_of(after, "student", 2, {k: digest(t) for k, t in tensors_of(before).items()})
@@ -287,10 +283,8 @@ def test_a_push_may_build_on_what_is_held(worker, path):
     assert gap(after, worker, "student", 2) < 1e-4
 
 
-def test_read_only_arrays_and_files_carry_tensors(worker, path, have, monkeypatch):
-    """Ray hands out read-only numpy arrays; an engine of several processes reads a file in shared
-    memory.
-    """
+def test_read_only_arrays_are_loaded_through_a_file(worker, path, have, monkeypatch):
+    """Ray passes read-only numpy arrays; an engine with several processes reads a shared file."""
     model = changed_model(path, 4)
     weights = weights_of(model, "student", 2, have)
     arrays = {k: t.numpy() for k, t in weights.tensors.items()}
@@ -304,8 +298,8 @@ def test_read_only_arrays_and_files_carry_tensors(worker, path, have, monkeypatc
     assert gap(model, worker, "student", 2) < 1e-4
 
 
-def test_seeds_reproduce(worker):
-    """The same call gives the same tokens; another seed gives others."""
+def test_equal_seeds_give_equal_samples(worker):
+    """The same call returns the same tokens; other seeds give other tokens."""
     first, again = (worker.sample(REQUESTS, "student", 1, SAMPLING) for _ in range(2))
     assert [s.completion_T for s in first] == [s.completion_T for s in again]
     other = worker.sample(
@@ -315,8 +309,8 @@ def test_seeds_reproduce(worker):
     assert [s.seed for s in first] == [r.seed for r in REQUESTS]
 
 
-def test_seeds_survive_more_prompts_than_one_step_takes(worker):
-    """vLLM's partial prefills would fail here: it cannot rewind the random generators of a CPU."""
+def test_seeds_work_with_more_prompts_than_one_step_takes(worker):
+    """With chunked prefill vLLM would fail: it cannot rewind random generators on CPU."""
     requests = [Request(tuple(range(n, n + 100)), seed=n) for n in range(5, 25)]
     batch = worker.sample(requests, "teacher", 1, SAMPLING)
     [alone] = worker.sample(requests[13:14], "teacher", 1, SAMPLING)
@@ -325,14 +319,14 @@ def test_seeds_survive_more_prompts_than_one_step_takes(worker):
 
 
 def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
-    """Half-run requests stay in vLLM: their outputs must not come back as those of later ones."""
+    """Unfinished requests stay in vLLM; their outputs must not be returned for later ones."""
 
     def fails(*_, **__):
         raise RuntimeError("out of memory\nat line 3")
 
     engine = worker.engine
     with monkeypatch.context() as failed:
-        failed.setattr(engine, "failure", "")  # taken back at the end: nothing is left behind here
+        failed.setattr(engine, "failure", "")  # restored at the end of the test
         with monkeypatch.context() as failing:
             failing.setattr(engine.llm.llm_engine, "step", fails)
             with pytest.raises(RunError, match=r"vLLM failed: out of memory at line 3$"):
@@ -343,26 +337,24 @@ def test_a_failed_engine_is_not_used_again(worker, monkeypatch):
     assert len(worker.sample(REQUESTS, "teacher", 1, SAMPLING)) == len(REQUESTS)
 
 
-LONG = Sampling(60, 1.0)  # so many tokens that a batch is still under way after some of them
+LONG = Sampling(60, 1.0)  # long enough that a batch is in flight after a few steps
 
 
-def begun(worker, model, name):
-    """A batch to version 1 of a state of the test's own, of which some tokens are sampled, and not
-    all.
-    """
+def bring_in_flight(worker, model, name):
+    """Load version 1 of a new state and bring requests to it in flight."""
     worker.load(weights_of(model, name, 1))
     worker.begin(REQUESTS, name, 1, LONG)
     for _ in range(8):
         assert worker.engine.step() == []
 
 
-def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
-    """Keep mode: the tokens before are of the old version and those behind of the new one, which
-    reads what it would have computed itself for the tokens before.
+def test_requests_in_flight_continue_with_newer_weights(worker, path, have):
+    """Tokens before the load are of the old version and those after it of the new one, with keys
+    and values that are recomputed with the new weights.
     """
     old = changed_model(path, 1)
     new = changed_model(path, 5)
-    begun(worker, old, "ahead")
+    bring_in_flight(worker, old, "ahead")
     loaded = worker.load(weights_of(new, "ahead", 2, have))
     assert loaded.version == 2 and loaded.probe_gap is None and loaded.seconds < 0.3
     assert worker.more(0.0) is None
@@ -373,23 +365,23 @@ def test_requests_under_way_go_on_with_newer_weights(worker, path, have):
             sample.versions_T
         )
         ids_T = sample.context_T + sample.prompt_T + sample.completion_T
-        before, behind = (
+        old_logprobs, new_logprobs = (
             hf_logprobs(model, ids_T)[-len(sample.completion_T) :] for model in (old, new)
         )
         for version, logprob, a, b in zip(
-            sample.versions_T, sample.logprobs_T, before, behind, strict=True
+            sample.versions_T, sample.logprobs_T, old_logprobs, new_logprobs, strict=True
         ):
             assert logprob == pytest.approx(a if version == 1 else b, abs=1e-4)
     assert gap(new, worker, "ahead", 2) < 1e-4
 
 
-def test_another_state_waits_for_requests_under_way(worker, path, have):
+def test_loading_another_state_finishes_the_requests_in_flight(worker, path, have):
     student = changed_model(path, 1)
     other = changed_model(path, 6)
-    begun(worker, student, "alone")
+    bring_in_flight(worker, student, "alone")
     loaded = worker.load(weights_of(other, "other", 1, have))
     assert loaded.probe_gap < 1e-4
-    for sample in worker.more(0.0):  # all of it was done before
+    for sample in worker.more(0.0):  # they are finished
         assert set(sample.versions_T) == {1} and sample.weights == "alone"
         expected = hf_logprobs(student, sample.context_T + sample.prompt_T + sample.completion_T)[
             -len(sample.completion_T) :
@@ -398,11 +390,11 @@ def test_another_state_waits_for_requests_under_way(worker, path, have):
     assert gap(other, worker, "other", 1) < 1e-4
 
 
-def test_a_probe_that_waits_is_checked_in_its_own_state(worker, path, have):
-    """Another state that is loaded between a version and its probe does not answer for it."""
+def test_a_deferred_probe_is_checked_in_its_own_state(worker, path, have):
+    """Another state may be loaded between a version and its probe."""
     new = changed_model(path, 5)
     other = changed_model(path, 6)
-    begun(worker, changed_model(path, 1), "waiting")
+    bring_in_flight(worker, changed_model(path, 1), "waiting")
     assert worker.load(weights_of(new, "waiting", 2, have)).probe_gap is None
     assert worker.load(weights_of(other, "between", 1, have)).probe_gap < 1e-4
     samples = worker.more(0.0)
@@ -410,25 +402,25 @@ def test_a_probe_that_waits_is_checked_in_its_own_state(worker, path, have):
     assert worker.held()["waiting"] == 2 and gap(new, worker, "waiting", 2) < 1e-4
 
 
-def test_samples_that_went_on_with_a_version_that_fails_its_probe_are_held_back(worker, path, have):
+def test_samples_of_a_version_that_fails_its_deferred_probe_are_dropped(worker, path, have):
     weights = weights_of(changed_model(path, 5), "failing", 2, have)
-    begun(worker, changed_model(path, 1), "failing")
+    bring_in_flight(worker, changed_model(path, 1), "failing")
     worker.load(replace(weights, probe_logprobs_T=tuple(p - 1.0 for p in weights.probe_logprobs_T)))
     with pytest.raises(RunError, match="failing v2: log-probabilities of the probe prompt differ"):
         worker.more(60.0)
     assert "failing" not in worker.held()
-    with pytest.raises(RunError, match="no requests are under way"):
+    with pytest.raises(RunError, match="no requests are in flight"):
         worker.more(1.0)
     assert len(worker.sample(REQUESTS, "teacher", 1, SAMPLING)) == len(REQUESTS)
 
 
-def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
+def test_a_failed_load_is_undone_before_requests_in_flight_continue(
     worker, path, have, monkeypatch
 ):
-    """Wrong bytes lie in the model when `load` raises; not one token comes from them."""
+    """The model contains wrong bytes when `load` raises; no token is sampled from them."""
     old = changed_model(path, 1)
     new = changed_model(path, 5)
-    begun(worker, old, "undone")
+    bring_in_flight(worker, old, "undone")
     write = worker.engine.write_memory
     with monkeypatch.context() as patch:
         patch.setattr(
@@ -438,7 +430,7 @@ def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
                 {k: t + 1 if t.is_floating_point() else t for k, t in tensors.items()}
             ),
         )
-        with pytest.raises(RunError, match="did not arrive in the model"):
+        with pytest.raises(RunError, match="in the model differs from what was written"):
             worker.load(weights_of(new, "undone", 2, have))
     for sample in worker.more(60.0):
         assert set(sample.versions_T) == {1}
@@ -448,11 +440,11 @@ def test_a_load_that_does_not_arrive_is_undone_before_requests_under_way_go_on(
         assert sample.logprobs_T == pytest.approx(expected, abs=1e-4)
 
 
-def test_one_batch_at_a_time(worker, path):
-    begun(worker, changed_model(path, 1), "first")
-    with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
+def test_a_second_batch_in_flight_is_refused(worker, path):
+    bring_in_flight(worker, changed_model(path, 1), "first")
+    with pytest.raises(RunError, match="rollout: 4 requests to first are in flight"):
         worker.begin(REQUESTS, "teacher", 1, SAMPLING)
-    with pytest.raises(RunError, match="rollout: 4 requests to first are under way"):
+    with pytest.raises(RunError, match="rollout: 4 requests to first are in flight"):
         worker.logprobs(REQUESTS, "teacher", 1)
     assert len(worker.more(60.0)) == len(REQUESTS)
 
@@ -470,7 +462,7 @@ def test_logprobs_are_those_of_the_prompt_behind_its_context(worker, path, have)
         worker.logprobs(requests, "scored", 2)
 
 
-def test_every_token_has_its_version(worker, path, have):
+def test_every_token_has_the_version_that_sampled_it(worker, path, have):
     worker.load(weights_of(changed_model(path, 5), "student", 41, have))
     for name, version in (("student", 41), ("teacher", 1), ("base", 0)):
         for sample in worker.sample(REQUESTS, name, version, SAMPLING):
@@ -480,14 +472,16 @@ def test_every_token_has_its_version(worker, path, have):
             )
     with pytest.raises(RunError, match="student v42 is not loaded"):
         worker.sample(REQUESTS, "student", 42, SAMPLING)
-    newer = worker.sample(REQUESTS, "student", 1, SAMPLING)  # asked for before version 41 arrived
+    newer = worker.sample(
+        REQUESTS, "student", 1, SAMPLING
+    )  # requested before version 41 was loaded
     assert {version for sample in newer for version in sample.versions_T} == {41}
     late = worker.load(weights_of(changed_model(path, 2), "student", 40))
-    # nothing goes back in time
+    # an older version changes nothing
     assert (late.version, late.tensors) == (41, 0) and worker.held()["student"] == 41
 
 
-def test_bad_requests_fail_alone(worker):
+def test_invalid_requests_are_failures_and_do_not_affect_others(worker):
     good = REQUESTS[0]
     requests = [
         Request((5,) * 128),
@@ -499,7 +493,7 @@ def test_bad_requests_fail_alone(worker):
         good,
     ]
     results = worker.sample(requests, "teacher", 1, SAMPLING)
-    # the same request at two places of a batch: kernels may differ in the last bit
+    # the same request twice in a batch: kernels may differ in the last bit
     twins = results[1], results[6]
     assert twins[0].completion_T == twins[1].completion_T and len(twins[0].completion_T) == 12
     assert twins[0].logprobs_T == pytest.approx(twins[1].logprobs_T, abs=1e-5)
@@ -516,8 +510,8 @@ def test_bad_requests_fail_alone(worker):
         worker.sample([good], "teacher", 1, Sampling(0))
 
 
-def test_completions_end_where_they_should(worker):
-    """The stop token stays as the last one; max_tokens is cut to what fits; the checkpoint's own
+def test_completions_end_at_stop_token_max_tokens_or_max_model_len(worker):
+    """The stop token is the last one; max_tokens is reduced to max_model_len; the checkpoint's own
     eos does not stop.
     """
     [unstopped] = worker.sample([Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0))
@@ -529,7 +523,7 @@ def test_completions_end_where_they_should(worker):
         1,
         Sampling(6, 1.0, min_p=1.0),
     )
-    # only the likeliest token is left, at any seed
+    # min_p=1 leaves only the most likely token, for every seed
     assert {s.completion_T for s in often} == {unstopped.completion_T[:6]}
     [stopped] = worker.sample(
         [Request(tuple(range(5, 10)))], "teacher", 1, Sampling(30, 0.0, (stop,))
@@ -541,8 +535,8 @@ def test_completions_end_where_they_should(worker):
     assert (cut.finish_reason, len(cut.completion_T)) == ("length", 8)
 
 
-def test_context_stands_in_front_of_the_prompt(worker):
-    """Nothing is added (no bos) and nothing lost: context and prompt are one sequence of ids."""
+def test_context_and_prompt_are_one_sequence(worker):
+    """The engine reads context_T + prompt_T, without a further bos."""
     context = tuple(range(30, 60))
     prompt = tuple(range(5, 9))
     [split] = worker.sample([Request(prompt, context)], "teacher", 1, Sampling(8, 0.0))
@@ -552,10 +546,8 @@ def test_context_stands_in_front_of_the_prompt(worker):
 
 
 @pytest.mark.slow
-def test_tensor_parallel_workers_get_every_push(path, have):
-    """Two worker processes: tensors travel through a file, both ranks report their digests, both
-    are right.
-    """
+def test_a_push_is_loaded_on_every_tensor_parallel_rank(path, have):
+    """Two worker processes: tensors are passed in a file, and both ranks report the digests."""
     from actors.rollout import RolloutWorker
     from tests.fakes.models import ENGINE
 

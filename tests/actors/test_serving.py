@@ -1,4 +1,4 @@
-"""`sleep-rl serve`: a running server takes a night in, whole, and no answer mixes two."""
+"""`sleep-rl serve`: options, swaps of nights in a running server, errors."""
 
 import asyncio
 import json
@@ -32,7 +32,7 @@ PROMPT = list(range(20, 40))
 
 
 def sleep_once(run: Path, base: str, night: int) -> torch.nn.Module:
-    """The model after a night of the run, whose memory is its own."""
+    """Write the memory of a night with random weights; return its model."""
     model = checkpoints.load(base, LEVELS["dense"])
     fill_memory(model, seed=night)
     memory_folder.save_memory(model, str(run / "memory" / f"night-{night}"), base)
@@ -50,7 +50,7 @@ def run(base_checkpoint, tmp_path) -> Path:
 # ---- finding, refusing
 
 
-def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
+def test_a_run_resolves_to_its_newest_complete_night(run, base_checkpoint):
     assert resolve_model(str(run)) == ResolvedModel(str(run / "memory" / "night-1"), run, 1)
     for night in (10, 9):
         sleep_once(run, base_checkpoint(), night)
@@ -72,7 +72,7 @@ def test_a_run_is_its_newest_complete_night(run, base_checkpoint):
         assert resolve_model(str(run / part)) == ResolvedModel(str(run / part), run, night)
 
 
-def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
+def test_invalid_arguments_are_one_line_before_vllm_is_imported(
     run, base_checkpoint, tmp_path, capsys
 ):
     (tmp_path / "empty").mkdir()
@@ -99,7 +99,7 @@ def test_what_cannot_be_served_is_one_line_before_vllm_is_there(
             assert message in error and error.count("\n") == 1, error
 
 
-def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoint):
+def test_options_override_the_defaults_on_cpu(sleep_checkpoint):
     from actors.serving.vllm_options import parse_options
 
     def arguments(*options):
@@ -138,12 +138,12 @@ def test_options_go_to_vllm_and_win_over_what_is_chosen_for_a_cpu(sleep_checkpoi
     [
         ("no_such=1", "unrecognized arguments: --no-such=1"),
         ("max_model_len=x", "max-model-len"),
-        ("worker_cls=a.b", "worker_cls is no option to set here"),
-        ("data_parallel_size=2", "data_parallel_size is no option"),
+        ("worker_cls=a.b", "worker_cls cannot be set"),
+        ("data_parallel_size=2", "data_parallel_size cannot be set"),
         ("max_model_len=100000", "max_model_len (100000) is greater"),
     ],
 )
-def test_options_that_cannot_be_are_one_line(option, message, sleep_checkpoint):
+def test_invalid_options_are_one_line(option, message, sleep_checkpoint):
     from actors.serving.server import run_server
     from actors.serving.vllm_options import parse_options
 
@@ -157,15 +157,15 @@ def test_options_that_cannot_be_are_one_line(option, message, sleep_checkpoint):
 
 
 class FakeClient:
-    """An engine of one rank: checks that it is only written to while nobody asks it anything.
-    `break_at` writes are damaged, counted from 0.
+    """An engine of one rank, which asserts that no request is in flight during a write. The writes
+    with a number in `break_at`, from 0, are damaged.
     """
 
     def __init__(self, model: torch.nn.Module, break_at: tuple[int, ...] = ()):
         self.tensors = {k: t.clone() for k, t in tensors_of(model).items()}
         self.break_at = break_at
         self.paused = False
-        self.asked = 0  # requests in flight, as the test counts them
+        self.in_flight = 0  # requests, counted by the test
         self.version = ""
         self.writes = 0
         self.cached = True
@@ -176,7 +176,7 @@ class FakeClient:
             return [save_file(self.tensors, kwargs["path"])]
         if method == "memory_digests":
             return [{key: digest(self.tensors[key]) for key in args[0]}]
-        assert method == "memory_write" and self.paused and not self.asked and not self.cached
+        assert method == "memory_write" and self.paused and not self.in_flight and not self.cached
         for key, tensor in load_file(kwargs["path"]).items():
             assert (
                 tensor.dtype == self.tensors[key].dtype and tensor.shape == self.tensors[key].shape
@@ -228,19 +228,17 @@ class Swapping:
         return asyncio.run(all_of_it())
 
 
-def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
-    run, base_checkpoint
-):
+def test_a_swap_waits_for_requests_in_flight_and_blocks_new_ones(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint())
     order = []
 
     async def ask(name, seconds):
         async with swap.swapper.gate.shared():
-            swap.client.asked += 1
+            swap.client.in_flight += 1
             began = swap.swapper.label
             await asyncio.sleep(seconds)
             order.append((name, began, swap.swapper.label))
-            swap.client.asked -= 1
+            swap.client.in_flight -= 1
 
     async def body():
         slow = asyncio.create_task(ask("slow", 0.3))
@@ -259,16 +257,14 @@ def test_a_swap_waits_for_answers_that_are_being_written_and_holds_back_others(
     )
 
 
-def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_checkpoint):
+def test_a_swap_times_out_when_requests_do_not_end(run, base_checkpoint):
     from actors.serving.weight_swap import SwapTimeout
 
     swap = Swapping(run, base_checkpoint(), drain_s=0.1)
 
     async def body():
         async with swap.swapper.gate.shared():
-            with pytest.raises(
-                SwapTimeout, match=r"1 answers were still being written after 0.1 s"
-            ):
+            with pytest.raises(SwapTimeout, match=r"1 requests were still in flight after 0.1 s"):
                 await swap.swapper.swap_to(2)
         async with swap.swapper.gate.shared():  # the gate is open again
             assert swap.swapper.label == "night-1" and swap.client.holds(swap.first)
@@ -278,11 +274,11 @@ def test_a_swap_that_would_hold_others_back_too_long_is_given_up(run, base_check
     assert swap.client.holds(swap.second) and swap.client.writes == 1
 
 
-def test_damaged_bytes_are_noticed_and_the_night_before_is_written_back(run, base_checkpoint):
+def test_a_damaged_write_restores_the_previous_night(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint(), break_at=(0,))
 
     async def body():
-        with pytest.raises(RunError, match="did not arrive in the model"):
+        with pytest.raises(RunError, match="in the model differs from what was written"):
             await swap.swapper.swap_to(2)
 
     swap.go(body)
@@ -294,19 +290,23 @@ def test_damaged_bytes_are_noticed_and_the_night_before_is_written_back(run, bas
     )
 
 
-def test_a_memory_that_cannot_be_written_back_ends_the_server(run, base_checkpoint):
+def test_a_memory_that_cannot_be_restored_ends_the_server(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint(), break_at=(0, 1))
 
     async def body():
-        with pytest.raises(RunError, match="night-1 could not be written back"):
+        with pytest.raises(RunError, match="night-1 could not be restored"):
             await swap.swapper.swap_to(2)
 
     swap.go(body)
-    # it answers nobody
-    assert swap.ended == [1] and "did not arrive" in swap.swapper.failure and swap.client.paused
+    # no request is answered
+    assert (
+        swap.ended == [1]
+        and "differs from what was written" in swap.swapper.failure
+        and swap.client.paused
+    )
 
 
-def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_checkpoint):
+def test_a_night_with_other_levels_is_refused_without_blocking_requests(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint())
     other = checkpoints.load(base_checkpoint(), LEVELS["two levels"])
     memory_folder.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
@@ -324,9 +324,7 @@ def test_a_night_that_does_not_fit_is_refused_before_anybody_waits(run, base_che
     assert swap.client.holds(swap.first) and swap.client.writes == 0
 
 
-def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
-    run, base_checkpoint
-):
+def test_follow_swaps_in_each_newest_night_once_and_skips_damaged_ones(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint())
 
     async def logged(text):
@@ -335,20 +333,20 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
 
     async def body():
         following = asyncio.create_task(swap.swapper.follow(swap.log.append, every_s=0.02))
-        await logged("night 2 answers from now on")  # it was there before the engine was
+        await logged("night 2 is served")  # it existed before the engine
         third = sleep_once(run, base_checkpoint(), 3)
-        await logged("night 3 answers from now on")
+        await logged("night 3 is served")
         assert swap.client.holds(third)
-        await swap.swapper.swap_to(1)  # by hand; stays until there is a newer one
+        await swap.swapper.swap_to(1)  # stays until there is a newer night
         shutil.copytree(run / "memory" / "night-1", run / "memory" / "night-4-rejected")
         (run / "memory" / "night-4").mkdir()
         (run / "memory" / "night-4" / memory_folder.MEMORY).write_bytes(b"half")
         shutil.copy(run / "memory" / "night-1" / memory_folder.POINTER, run / "memory" / "night-4")
-        await logged("warning: night 4 is not loaded, night-1 goes on answering")
+        await logged("warning: night 4 cannot be loaded, night-1 is still served")
         await asyncio.sleep(0.1)
         assert swap.client.holds(swap.first)
-        fourth = sleep_once(run, base_checkpoint(), 4)  # the run was resumed and wrote it anew
-        await logged("night 4 answers from now on")
+        fourth = sleep_once(run, base_checkpoint(), 4)  # as when a resumed run writes it again
+        await logged("night 4 is served")
         assert swap.client.holds(fourth)
         following.cancel()
 
@@ -356,11 +354,11 @@ def test_following_takes_each_newest_night_once_and_leaves_out_what_is_damaged(
     assert len(swap.log) == 4
 
 
-# ---- the real one
+# ---- the real server
 
 
 def ask(url: str, path: str, body: dict | None = None) -> tuple[str | None, dict]:
-    """(night in the header, JSON of the answer)."""
+    """Return (night in the header, JSON of the response)."""
     request = urllib.request.Request(
         url + path,
         None if body is None else json.dumps(body).encode(),
@@ -396,7 +394,7 @@ class Server:
         self.url = ""
 
     def wait_for(self, condition, name: str):
-        """The value of `condition` once it is true, while the server lives."""
+        """Return the value of `condition` once it is true; fail when the server ends first."""
         deadline = time.monotonic() + 900
         while not (value := condition()):
             output = f"{name}: {self.log.read_text()}{self.errors.read_text()}"
@@ -411,11 +409,11 @@ class Server:
         self.url = self.wait_for(lambda: greeting.search(self.log.read_text()), "start")[1]
 
     def ask(self, path: str, body: dict | None = None) -> tuple[str | None, dict]:
-        """(night in the header, JSON of the answer)."""
+        """Return (night in the header, JSON of the response)."""
         return ask(self.url, path, body)
 
     def complete(self) -> tuple[str | None, list[int]]:
-        """(night in the header, 24 greedy tokens behind PROMPT)."""
+        """Return (night in the header, 24 greedy tokens after PROMPT)."""
         body = {
             "prompt": PROMPT,
             "max_tokens": 24,
@@ -434,7 +432,7 @@ class Server:
 
 @pytest.mark.stack
 @pytest.mark.slow
-def test_a_real_server_takes_a_night_in_while_it_answers(run, base_checkpoint, tmp_path):
+def test_a_real_server_swaps_nights_and_follows_its_run(run, base_checkpoint, tmp_path):
     first = checkpoints.load(str(run / "memory" / "night-1"))
     server = Server(run, tmp_path)
     try:

