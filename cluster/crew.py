@@ -149,9 +149,13 @@ class WorkerCrew:
         `name` or a newer one. Requests are split over the workers.
         """
         if name in self._teacher_pools:
-            return self._teacher_pools[name].sample(requests_N, CHECKPOINT, 0, sampling)
-        version = 0 if name == CHECKPOINT else self.store.current(name)
-        return self.rollouts.sample(requests_N, name, version, sampling)
+            samples = self._teacher_pools[name].sample(requests_N, CHECKPOINT, 0, sampling)
+        else:
+            version = 0 if name == CHECKPOINT else self.store.current(name)
+            samples = self.rollouts.sample(requests_N, name, version, sampling)
+        if self._teacher_pools:  # what one of these models writes another one reads
+            samples = [_with_ids_below(self._spec.shared_ids, sample) for sample in samples]
+        return samples
 
     def logprobs(self, requests_N: list[Request], name: str) -> list[tuple[float, ...] | Failure]:
         """Return the log-probabilities of each request's prompt_T, see roles.Crew."""
@@ -306,3 +310,12 @@ def wait_for_resources(check: Callable[[], None], backend: Backend, limit_s: flo
 
 def _numbers(values: list[float | Failure]) -> list[float]:
     return [value for value in values if not isinstance(value, Failure)]
+
+
+def _with_ids_below(limit: int, sample: Sample | Failure) -> Sample | Failure:
+    """Return a sample, or a Failure for one with an id that only pads the vocabulary of its model:
+    a model of fewer ids cannot read it.
+    """
+    if isinstance(sample, Failure) or max(sample.completion_T, default=0) < limit:
+        return sample
+    return Failure(f"a token beyond the {limit} ids that student and teachers share", "sample")

@@ -119,14 +119,21 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         for k, name in enumerate(config.model.teachers, start=1):
             path = packaged_base.resolve(name, config.run.cache, setup.console.phase)
             out = str(setup.folder / f"teacher-{k}")
-            teachers.append(checkpoints.as_teacher(path, out, checkpoint, texts.tokenizer))
+            teachers.append(checkpoints.as_teacher(path, out, texts.tokenizer))
         documents = [document for day in setup.task.days() for document in day.documents]
         longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
         texts.check_fits(documents, longest)
     known = setup.task.known()
     probe_T = texts.context(None) + texts.question(known[0]) if known else texts.bare
+    sizes = [shape.vocab_size, *(checkpoints.read_config(path).vocab_size for path in teachers)]
     spec = CrewSpec(
-        config, checkpoint, memory_folder.root(base), probe_T, tuple(teachers), learners
+        config,
+        checkpoint,
+        memory_folder.root(base),
+        probe_T,
+        tuple(teachers),
+        learners,
+        shared_ids=min(sizes),
     )
     return spec, texts
 

@@ -21,7 +21,7 @@ class CrewSpec:
     `checkpoint`: the expanded checkpoint that learners and rollouts load; `base`: its base model,
     whose tokenizer and weights the reward workers read; `probe_T`: the probe prompt of each push;
     `teachers`: sleep checkpoints of model.teachers; `learners`: False for rollout workers only, as
-    an evaluation needs.
+    an evaluation needs; `shared_ids`: number of ids that student and teachers all have.
     """
 
     config: Config
@@ -30,6 +30,7 @@ class CrewSpec:
     probe_T: tuple[int, ...] = ()
     teachers: tuple[str, ...] = ()
     learners: bool = True
+    shared_ids: int = 0
 
     def requests(self, rollouts: int) -> list[ResourceRequest]:
         """Return the resource requests of all workers, with `rollouts` rollout workers."""

@@ -20,12 +20,16 @@ def divergence(kind: str, teacher_PV: Tensor, student_PV: Tensor, beta: float = 
     """Return Div(T||S) [P] of each position over the full vocabulary, in nats and fp32; arguments
     are logits [P, V].
 
+    If one of the models has more ids, which only pad its embedding, Div is that of the two
+    distributions given the ids that both have.
+
     kind: a name of `divergences.DIVERGENCES`; others raise ValueError. beta: of jsd.
     """
     if kind not in DIVERGENCES:
         raise ValueError(f"divergence: {', '.join(DIVERGENCES)} are allowed, got {kind}")
-    log_t_PV = F.log_softmax(teacher_PV.float(), -1)
-    log_s_PV = F.log_softmax(student_PV.float(), -1)
+    shared = min(teacher_PV.shape[-1], student_PV.shape[-1])
+    log_t_PV = F.log_softmax(teacher_PV[:, :shared].float(), -1)
+    log_s_PV = F.log_softmax(student_PV[:, :shared].float(), -1)
     return DIVERGENCES[kind](log_t_PV, log_s_PV, beta)
 
 
@@ -46,7 +50,8 @@ def seeding_terms(
 
     kind, beta: see `divergence`.
     temperature_P: of the teacher's distribution; T becomes T^(1/temperature), normalised. None: 1.
-    teacher_head: output head of a teacher that is another model, whose hidden size may differ.
+    teacher_head: output head of a teacher that is another model; its hidden size and the padding of
+    its vocabulary may differ.
 
     Logits are computed for `chunk` positions at a time, and recomputed in the backward pass, so
     that no full [P, V] tensors are in memory. Suffix c: the positions of one chunk.

@@ -65,7 +65,7 @@ class Model:
     )
     teachers: list = key(
         [],
-        "Paths or hub names of other, smaller models with the same vocabulary. In night 0, "
+        "Paths or hub names of other, smaller models with the same tokens. In night 0, "
         "before the first day, they are seeded into one expert of level 1.",
     )
     format: str = key(

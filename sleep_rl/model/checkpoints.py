@@ -219,11 +219,12 @@ def _link(folder: Path, target: Path) -> dict[str, str]:
     return index
 
 
-def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
-    """Return a sleep checkpoint of `path`, as a teacher of the checkpoint `student`.
+def as_teacher(path: str, out: str, tokenizer) -> str:
+    """Return a sleep checkpoint of `path`, as a teacher of a student with this tokenizer.
 
-    A model without memory gets a locked one, and is written to `out`. `tokenizer`: the student's.
-    Raises InputError if `path` cannot be read or has another vocabulary.
+    A model without memory gets a locked one, and is written to `out`.
+    Raises InputError if `path` cannot be read or has another vocabulary. The number of ids beyond
+    the tokens, which pad the embedding, may differ.
     """
     if is_memory_folder(path):
         levels = read_pointer(Path(path))["memory_levels"]
@@ -232,14 +233,12 @@ def as_teacher(path: str, out: str, student: str, tokenizer) -> str:
             {"experts": 1, "d_low": 1, "top_k": 1}
         ]
     expanded = expand(path, out, levels)
-    sizes = [read_config(each).vocab_size for each in (expanded, student)]
-    if (
-        sizes[0] != sizes[1]
-        or load_tokenizer(expanded, sizes[0]).get_vocab() != tokenizer.get_vocab()
-    ):
+    theirs = load_tokenizer(expanded, read_config(expanded).vocab_size).get_vocab()
+    ours = tokenizer.get_vocab()
+    if theirs != ours:
         raise InputError(
-            f"model.teachers: {path}: teacher and student need the same vocabulary, got {sizes[0]} "
-            f"ids and {sizes[1]}" + (", of other tokens" if sizes[0] == sizes[1] else "")
+            f"model.teachers: {path}: teacher and student need the same vocabulary, got "
+            f"{len(theirs)} tokens and {len(ours)}" + (", others" * (len(theirs) == len(ours)))
         )
     return expanded
 

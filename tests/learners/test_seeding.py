@@ -56,12 +56,15 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     learner = worker()
     paths = []
     for k, (family, size) in enumerate(
-        (("llama", {"hidden_size": 32, "head_dim": 16}), ("qwen3", {"num_hidden_layers": 1}))
+        (
+            ("llama", {"hidden_size": 32, "head_dim": 16, "vocab_size": 320}),
+            ("qwen3", {"num_hidden_layers": 1, "vocab_size": 280}),
+        )
     ):
         base = make_base(family, str(tmp_path / f"{k}"), seed=k + 7, **size)
         paths.append(
             checkpoints.as_teacher(
-                base, str(tmp_path / f"t{k}"), base, checkpoints.load_tokenizer(base, 300)
+                base, str(tmp_path / f"t{k}"), checkpoints.load_tokenizer(base, 320)
             )
         )
     learner.load_teachers(paths)

@@ -55,11 +55,14 @@ def slow_l_ks(
         teacher = logprobs(
             source, TEACHER, row.teacher_T or row.prompt_T, row.completion_T
         ).detach()
+        shared = min(teacher.shape[-1], student.shape[-1])  # ids beyond pad one of the embeddings
+        teacher = teacher[:, :shared].log_softmax(-1)
+        student_shared = student[:, :shared].log_softmax(-1)
         for t, token in enumerate(row.completion_T):
             share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
             raised = teacher[t].exp() ** power
             p = raised / raised.sum()  # T at the row's temperature
-            divergence = divergence + share * (p * (p.log() - student[t])).sum()
+            divergence = divergence + share * (p * (p.log() - student_shared[t])).sum()
             positions += share
             if row.advantage is not None:
                 weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)

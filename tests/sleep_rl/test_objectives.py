@@ -65,6 +65,35 @@ def test_divergence_equals_its_definition(kind, beta, logits):
     assert torch.allclose(divergence(kind, teacher, student, beta), torch.tensor(slow), atol=1e-5)
 
 
+@pytest.mark.parametrize("sizes", [(11, 8), (8, 11)])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_ids_that_pad_one_of_the_vocabularies_do_not_count(kind, sizes, logits):
+    teacher, student = (tensor[:, :size] for tensor, size in zip(logits, sizes, strict=True))
+    slow = [
+        slow_divergence(kind, t[:8], s[:8], 0.3)
+        for t, s in zip(teacher.tolist(), student.tolist(), strict=True)
+    ]
+    assert torch.allclose(divergence(kind, teacher, student, 0.3), torch.tensor(slow), atol=1e-5)
+    heads = [torch.nn.Linear(4, size, bias=False) for size in sizes]
+    teacher_PD, student_PD = torch.randn(2, 7, 4, generator=torch.Generator().manual_seed(1))
+    token_P = torch.arange(7)
+    got, logp = seeding_terms(
+        heads[1],
+        teacher_PD,
+        student_PD,
+        token_P,
+        kind=kind,
+        beta=0.3,
+        chunk=3,
+        teacher_head=heads[0],
+    )
+    with torch.no_grad():
+        want = divergence(kind, heads[0](teacher_PD), heads[1](student_PD), 0.3)
+        all_P = heads[1](student_PD).log_softmax(-1)[token_P, token_P]
+    assert torch.allclose(got, want, atol=1e-6)
+    assert torch.allclose(logp, all_P, atol=1e-6)  # of the student's own distribution
+
+
 def test_divergence_by_hand_on_three_tokens():
     teacher, student = (
         torch.tensor([[0.5, 0.25, 0.25]]).log(),

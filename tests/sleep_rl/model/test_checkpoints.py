@@ -194,30 +194,28 @@ def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkp
 def test_another_model_teaches_only_in_the_same_tokens(base_checkpoint, sleep_checkpoint, tmp_path):
     student = sleep_checkpoint("qwen3")
     tokenizer = checkpoints.load_tokenizer(student, 300)
-    out = checkpoints.as_teacher(
-        make_base("llama", str(tmp_path / "llama"), hidden_size=32, head_dim=16),
-        str(tmp_path / "teacher"),
-        student,
-        tokenizer,
-    )
-    plain, teacher = (
-        AutoModelForCausalLM.from_pretrained(str(tmp_path / "llama")),
-        checkpoints.load(out),
-    )
-    assert torch.equal(plain(IDS).logits, teacher(IDS).logits)
+    # the ids beyond the tokens pad the embedding, to any multiple
+    for family, ids in (("llama", 300), ("llama", 320), ("qwen3", len(tokenizer))):
+        plain = make_base(
+            family, str(tmp_path / f"{family} {ids}"), hidden_size=32, head_dim=16, vocab_size=ids
+        )
+        out = checkpoints.as_teacher(plain, str(tmp_path / f"teacher of {ids}"), tokenizer)
+        with torch.no_grad():
+            want = AutoModelForCausalLM.from_pretrained(plain)(IDS).logits
+            assert torch.equal(checkpoints.load(out)(IDS).logits, want)
     # with the memory that it has
-    assert checkpoints.as_teacher(student, "unused", student, tokenizer) == student
-    other = checkpoints.load_tokenizer(make_base("qwen3", str(tmp_path / "other")), 300)
-    other.add_tokens(["elsewhere"])
-    other.save_pretrained(tmp_path / "other")
-    for path, wrong in (
-        (make_base("qwen3", str(tmp_path / "more"), vocab_size=301), "got 301 ids and 300"),
-        (str(tmp_path / "other"), "got 300 ids and 300, of other tokens"),
+    assert checkpoints.as_teacher(student, "unused", tokenizer) == student
+    other = make_base("qwen3", str(tmp_path / "other"))
+    theirs, mine = (checkpoints.load_tokenizer(other, 300) for _ in range(2))
+    theirs.add_tokens(["elsewhere"])
+    theirs.save_pretrained(other)
+    mine.add_tokens(["here"])
+    for ours, wrong in (
+        (tokenizer, "got 264 tokens and 263"),
+        (mine, "got 264 tokens and 264, others"),
     ):
         with pytest.raises(InputError) as error:
-            checkpoints.as_teacher(
-                path, str(tmp_path / f"teacher of {len(wrong)}"), student, tokenizer
-            )
+            checkpoints.as_teacher(other, f"{other} as teacher", ours)
         assert one_line(error).endswith(wrong) and "need the same vocabulary" in str(error.value)
 
 
