@@ -69,7 +69,25 @@ class Sleep:
 class Generation:
     """Sequences about a document that the teacher generates."""
 
-    samples: int = key(12, "Sequences per document and night.", low=1)
+    samples: int = key(
+        12, "Sequences per document and night, of a task with a fixed form.", low=1
+    )
+    kinds: dict = key(
+        {"question": 6, "reversed": 2, "complete": 1, "rephrase": 4, "neighbour": 0.5},
+        "Natural language: kinds of writing (names of sleep_rl/writing/kinds, or paths of YAML "
+        "files) -> texts per sentence, pair of names or document.",
+    )
+    min_gain: float = key(
+        1.0,
+        "Natural language: nats by which the document must raise the log-probability of the"
+        " answer; others are dropped.",
+    )
+    other_form: float = key(
+        0.15,
+        "Share of natural-language sequences in the form that model.format is not (raw or chat).",
+        low=0,
+        high=1,
+    )
     temperature: float = key(
         1.0,
         "Sampling temperature of the teacher, except for rehearsed answers "

@@ -31,6 +31,7 @@ class Document:
 
     id: str
     text: str
+    title: str = ""  # what it is called; the first line of `text` names it, too
 
 
 @dataclass(frozen=True)

@@ -41,6 +41,33 @@ def read_template(tokenizer: Any) -> ChatTemplate:
     )
 
 
+def conversation_pieces(tokenizer: Any, turns: list[tuple[str, str]]) -> list[str]:
+    """Return the rendered turns up to the assistant's next one: template and user's text in turns.
+
+    `turns`: (role, text), the last one the user's. Raises InputError as `read_template`.
+    """
+    marks = [f"Turn{n}StandsHere" for n in range(len(turns))]
+    messages = [
+        {"role": role, "content": mark} for (role, _), mark in zip(turns, marks, strict=True)
+    ]
+    try:
+        whole = _render(tokenizer, messages, add_generation_prompt=True)
+    except (TemplateError, TypeError, ValueError, KeyError):
+        system = {"role": "system", "content": SYSTEM}
+        try:
+            whole = _render(tokenizer, [system, *messages], add_generation_prompt=True)
+        except (TemplateError, TypeError, ValueError, KeyError) as error:
+            raise InputError(
+                "model.format: the tokenizer's chat template refuses a conversation "
+                f"({one_line(error)}); allowed is raw, too"
+            ) from None
+    pieces = []
+    for (_, text), mark in zip(turns, marks, strict=True):
+        before, _, whole = whole.partition(mark)
+        pieces += [before, text]
+    return [*pieces, whole]
+
+
 def _rendered(tokenizer: Any, turns: list[dict]) -> ChatTemplate:
     asked = [*turns, {"role": "user", "content": USER}]
     question = _render(tokenizer, asked, add_generation_prompt=True)

@@ -76,6 +76,23 @@ class PromptCodec:
         """Return the number of tokens up to and with the first marker, None if there is none."""
         return self.form.x_length(sequence_T)
 
+    def complete(self, completion_T: Ids) -> tuple[Ids, str] | None:
+        """Return (answer without its end, how it ended) of a sampled answer in natural language.
+
+        It ended by itself ("stop"), or a complete answer is cut out of a text that runs on ("cut");
+        None where there is none.
+        """
+        ended = bool(completion_T) and completion_T[-1] in self.ends
+        body = completion_T[:-1] if ended else completion_T
+        text = self.tokens.text(body, special=True)
+        end = self.form.answer_end(text)
+        if ended and (end is None or self.form.name == "chat"):
+            return (body, "stop") if text.strip() else None
+        if end is None:
+            return None
+        kept = body[: self.tokens.token_at(body, len(text[:end].rstrip()))]
+        return (kept, "cut") if text[:end].strip() else None
+
     def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
         """Return (prompt_T, completion_T) of a training text; the completion ends with eos.
 

@@ -6,15 +6,18 @@ and its answer y, and which token ends y. Teacher and student read the same ids 
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Protocol
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids
-from sleep_rl.text.chat_template import read_template
+from sleep_rl.text.chat_template import conversation_pieces, read_template
 from sleep_rl.text.tokens import TextTokenizer
 
 DOCUMENTS_KEPT = 4096  # contexts whose ids are remembered
+SENTENCE = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 class Form(Protocol):
@@ -37,6 +40,16 @@ class Form(Protocol):
 
     def x_length(self, sequence_T: Ids) -> int | None:
         """Return the number of tokens up to and with the first marker, None if there is none."""
+
+
+class NaturalForm(Form, Protocol):
+    """A form of natural language."""
+
+    def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
+        """Return the prompt that asks for the answer to `text` behind answered examples."""
+
+    def answer_end(self, text: str) -> int | None:
+        """Return where a complete answer ends in a text that runs on; None: nowhere."""
 
 
 class TaskForm:
@@ -110,6 +123,16 @@ class RawForm:
             return None
         return self._tokens.token_at(sequence_T, at + len(self.marker_text))
 
+    def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
+        shown = [f"{asked}\nAnswer: {answer}\n\n" for asked, answer in examples]
+        pieces = ("", "".join(shown) + text, self.marker_text)
+        return self._bos + sum(self._tokens.parts(pieces), ())
+
+    def answer_end(self, text: str) -> int | None:
+        """An answer of a base model is one line."""
+        at = text.find("\n", len(text) - len(text.lstrip()))
+        return at if at >= 0 else None
+
 
 class ChatForm:
     """The tokenizer's chat template: document and question in the user's turn, y the assistant's.
@@ -163,6 +186,17 @@ class ChatForm:
 
     def x_length(self, sequence_T: Ids) -> int | None:
         return end_of(self.marker, sequence_T)
+
+    def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
+        turns = [(role, said) for asked, answer in examples
+                 for role, said in (("user", asked), ("assistant", answer))]
+        pieces = conversation_pieces(self._tokens.tokenizer, [*turns, ("user", text)])
+        return sum(self._tokens.parts(pieces), ())
+
+    def answer_end(self, text: str) -> int | None:
+        """The last whole sentence of an answer that was cut off."""
+        ends = [match.end() for match in SENTENCE.finditer(text)]
+        return ends[-1] if ends else None
 
 
 def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) -> Form:

@@ -1,0 +1,120 @@
+"""Kinds of writing about a document: one YAML file each, in `kinds/` or wherever a config says.
+
+A file has these keys:
+    about        what one question is about: sentence, beginning (of a sentence), names (two names
+                 of one document), document
+    instruction  prompt by which the model writes the question, with the fields of its unit
+    examples     answered examples of it: {fields, question}
+    questions    in place of both: fixed questions with fields, taken in turn
+    rename       whether the names in the question are replaced by ones that no document has
+    answer       who answers: document (the model, with the document in context), base (the model
+                 without it), given (the unit itself: the rest of the sentence)
+    short        whether the answer is a few words, asked for twice
+Fields: {title} and {text} of the document; {sentence}; {beginning}; {first} and {second}.
+"""
+
+from __future__ import annotations
+
+import string
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sleep_rl.contracts.errors import InputError, one_line
+
+FOLDER = Path(__file__).parent / "kinds"
+KEYS = {"about", "instruction", "examples", "questions", "rename", "answer", "short"}
+FIELDS = {
+    "sentence": {"title", "text", "sentence"},
+    "beginning": {"title", "text", "beginning"},
+    "names": {"title", "text", "first", "second"},
+    "document": {"title", "text"},
+}
+"""What one question may be about -> fields that its texts may use."""
+ANSWERS = ("document", "base", "given")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of writing; see the module for the fields."""
+
+    name: str
+    about: str
+    instruction: str = ""
+    examples: tuple[tuple[str, str], ...] = ()  # (instruction with its fields, question)
+    questions: tuple[str, ...] = ()
+    rename: bool = False
+    answer: str = "document"
+    short: bool = False
+
+
+@cache
+def load_kind(name: str) -> Kind:
+    """Return the kind of a name of `kinds/`, or of the path of a YAML file. Raises InputError."""
+    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+        raise InputError(
+            f"generation.kinds: one of {known}, or the path of a YAML file, got {name!r}"
+        )
+    try:
+        data = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{file}: no readable kind of writing ({one_line(error)})") from None
+    return _checked(file, data)
+
+
+def _checked(file: Path, data: Any) -> Kind:
+    if not isinstance(data, dict) or not data.keys() <= KEYS:
+        extra = sorted(map(str, data.keys() - KEYS)) if isinstance(data, dict) else data
+        raise InputError(f"{file}: keys {', '.join(sorted(KEYS))} are allowed, got {extra!r}")
+    about = data.get("about")
+    answer = data.get("answer", "document")
+    if about not in FIELDS:
+        raise InputError(f"{file}: about is one of {', '.join(FIELDS)}, got {about!r}")
+    if answer not in ANSWERS or (answer == "given") != (about == "beginning"):
+        raise InputError(
+            f"{file}: answer is document or base, and given with about: beginning only, got "
+            f"{answer!r}"
+        )
+    if bool(data.get("instruction")) == bool(data.get("questions")):
+        raise InputError(f"{file}: either instruction or questions, got both or none of them")
+    instruction = str(data.get("instruction") or "").strip()
+    examples = []
+    try:
+        for example in data.get("examples") or ():
+            asked = instruction.format(**example["fields"])
+            examples.append((asked, str(example["question"])))
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise InputError(
+            f"{file}: examples of {{fields, question}} that fit the instruction, got "
+            f"{one_line(error)}"
+        ) from None
+    questions = tuple(map(str, data.get("questions") or ()))
+    for text in (instruction, *questions):
+        _check_fields(file, text, FIELDS[about])
+    return Kind(
+        file.stem,
+        about,
+        instruction,
+        tuple(examples),
+        questions,
+        bool(data.get("rename")),
+        answer,
+        bool(data.get("short")),
+    )
+
+
+def _check_fields(file: Path, text: str, allowed: set[str]) -> None:
+    try:
+        used = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+    except ValueError as error:
+        raise InputError(f"{file}: {text!r:.60}: {error}") from None
+    if not used <= allowed:
+        raise InputError(
+            f"{file}: fields {', '.join(sorted(allowed))} are allowed, got "
+            f"{', '.join(sorted(used - allowed))}"
+        )

@@ -1,0 +1,62 @@
+"""What the model wrote as a question: read, checked, and asked about a neighbour instead."""
+
+from __future__ import annotations
+
+import random
+import re
+
+from sleep_rl.writing.units import Unit, names
+
+LABEL = re.compile(r"^\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*", re.IGNORECASE)
+FEWEST_WORDS = 3
+MOST_WORDS = 40
+SYLLABLES = (
+    ("Bor", "Cal", "Dru", "Fen", "Gal", "Hes", "Jor", "Kel", "Lun", "Mer", "Nor", "Pel", "Ras"),
+    ("da", "be", "cki", "do", "fa", "gle", "mi", "na", "ro", "sta", "tho", "va", "wi"),
+    ("burg", "dale", "ford", "gren", "holm", "lin", "mont", "nik", "quist", "sen", "stad", "wick"),
+)
+"""Of made-up names: first, middle and last."""
+
+
+def read_question(text: str, *, statement: bool = False) -> str | None:
+    """Return the first line of what was written, if it is one question; else None.
+
+    `statement`: an instruction is allowed, too.
+    """
+    lines = text.strip().split("\n")
+    line = LABEL.sub("", lines[0]).strip().strip('"')
+    ends = ("?", ".") if statement else ("?",)
+    if not line.endswith(ends) or line.count("?") > 1:
+        return None
+    if not FEWEST_WORDS <= len(line.split()) <= MOST_WORDS:
+        return None
+    return line
+
+
+def names_something(question: str, unit: Unit) -> bool:
+    """Whether a question names what it asks about: a name, number or rare word of its source.
+
+    "When was it founded?" would teach one document's answer for every document.
+    """
+    source = f"{unit.fields['title']} {unit.source}"
+    asked = set(names(f"x {question} x x x x")) | set(re.findall(r"\d{2,}", question))
+    return any(part in source for part in asked)
+
+
+def normalised(question: str) -> str:
+    """Return a question as duplicates are compared: its words in lower case."""
+    return " ".join(re.findall(r"\w+", question.lower()))
+
+
+def rename(question: str, unit: Unit, rng: random.Random) -> str | None:
+    """Return the question about made-up names in place of the unit's; None where it names none."""
+    source = f"{unit.fields['title']} {unit.fields['text']}"
+    found = [name for name in names(f"x {question} x x x x") if name in source]
+    for name in sorted(found, key=len, reverse=True):
+        made_up = " ".join(_made_up(rng) for _ in name.split())
+        question = question.replace(name, made_up)
+    return question if found else None
+
+
+def _made_up(rng: random.Random) -> str:
+    return "".join(rng.choice(part) for part in SYLLABLES)
