@@ -22,6 +22,7 @@ from sleep_rl.tasks.registry import make_task
 from sleep_rl.text.loading import load_codec
 
 MIN_PIECE_TOKENS = 8
+HEADER_TOKENS = 32  # of a piece: title and number
 
 
 def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
@@ -80,7 +81,7 @@ def _piece_size(config: Config, base: str, task: Task) -> tuple[int, Callable[[s
     shape = checkpoints.read_config(base)
     texts = load_codec(task, base, config.model.format)
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
-    free_tokens = texts.room(longest)
+    free_tokens = texts.room(longest) - (HEADER_TOKENS if texts.natural else 0)
     if free_tokens < MIN_PIECE_TOKENS:
         least = longest - free_tokens + MIN_PIECE_TOKENS
         raise InputError(

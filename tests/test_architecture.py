@@ -30,6 +30,7 @@ LAYERS = (
     ("text",),
     ("session",),
     ("tasks",),
+    ("writing",),
     ("night",),
     ("dreaming",),
     ("driver",),

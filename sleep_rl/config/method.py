@@ -69,9 +69,7 @@ class Sleep:
 class Generation:
     """Sequences about a document that the teacher generates."""
 
-    samples: int = key(
-        12, "Sequences per document and night, of a task with a fixed form.", low=1
-    )
+    samples: int = key(12, "Sequences per document and night, of a task with a fixed form.", low=1)
     kinds: dict = key(
         {"question": 6, "reversed": 2, "complete": 1, "rephrase": 4, "neighbour": 0.5},
         "Natural language: kinds of writing (names of sleep_rl/writing/kinds, or paths of YAML "

@@ -151,7 +151,8 @@ class Consolidation:
         prompts = []
         for sequence in sequences:
             length = sequence.x_length
-            if length and sequence.answer_probability >= min_confidence:
+            in_form = sequence.bare_T == self.run.codec.bare
+            if length and in_form and sequence.answer_probability >= min_confidence:
                 prompts.append(sequence.sequence_T[:length])
         self.run.index.add(self.plan.night, prompts, limit)
 

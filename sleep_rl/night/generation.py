@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
-from dataclasses import replace
+from typing import Any
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, RunError
-from sleep_rl.contracts.records import TEACHER, Day, Document, Ids, Request, Sample, peer_name
+from sleep_rl.contracts.records import Day, Document, Ids, Request, Sample, peer_name
+from sleep_rl.night.natural import in_natural_language
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
+from sleep_rl.night.rehearsal import rehearsal_requests, rehearse
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence, filter_complete
+from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
 from sleep_rl.text.codec import PromptCodec
 
@@ -30,10 +32,34 @@ def generate(
     `lessons`: texts of accepted dreams, which are added to the new sequences. Raises RunError if no
     new or no unconditional sequence is usable although the plan needs some.
     """
+    in_form = in_natural_language if run.codec.natural else _in_fixed_form
+    data, counts = in_form(run, plan, *documents_of(run.config, plan, day), rng, record)
+    data.new.extend(lessons)
+    if (plan.replay_share < 1 and not data.new) or (
+        plan.replay_share > 0 and not data.unconditional
+    ):
+        raise RunError(
+            f"{plan.title}: the teacher generated {len(data.new)} usable new sequences and "
+            f"{len(data.unconditional)} unconditional ones; dropped: {counts}"
+        )
+    _log(run, plan, data, counts)
+    return data
+
+
+def _in_fixed_form(
+    run: RunContext,
+    plan: ConsolidationPlan,
+    documents: tuple[Document, ...],
+    to_read: tuple[Document, ...],
+    rng: random.Random,
+    record: ConsolidationRecord,
+) -> tuple[NightData, dict[str, int]]:
+    """Generate prompt, marker and answer in one go behind the task's opener; return (D, counts of
+    what was dropped).
+    """
     config = run.config
     codec = run.codec
     seed = f"{plan.night} {plan.sender}"
-    documents, to_read = documents_of(config, plan, day)
     seeds = random.Random(f"write {config.run.seed} {seed}")
     about = document_requests(codec, documents, config.generation.samples, seeds)
     count = config.replay.samples if plan.replay_share > 0 else 0
@@ -53,7 +79,7 @@ def generate(
         )
         replay, more = filter_complete(codec, unconditional_samples, Origin.UNCONDITIONAL)
         dropped = _sum(dropped, more)
-        rehearsed, more = _rehearse(sample, prompts, rehearsals)
+        rehearsed, more = rehearse(sample, prompts, rehearsals)
         dropped = _sum(dropped, more)
         for peer in range(1, plan.peers + 1):
             peer_samples = sample(unconditional, name=peer_name(peer))
@@ -61,15 +87,8 @@ def generate(
             new += sequences
             dropped = _sum(dropped, more)
         synthetic = _synthetic(sample, to_read) if synthetic_count else []
-    new += lessons
-    if (plan.replay_share < 1 and not new) or (plan.replay_share > 0 and not replay):
-        raise RunError(
-            f"{plan.title}: the teacher generated {len(new)} usable new sequences and "
-            f"{len(replay)} unconditional ones; dropped: {dropped}"
-        )
-    data = NightData(new, replay, rehearsed, synthetic)
-    _log(run, plan, data, dropped)
-    return data
+    counts = {reason.replace(" ", "_"): count for reason, count in dropped.items()}
+    return NightData(new, replay, rehearsed, synthetic), counts
 
 
 def documents_of(
@@ -88,53 +107,6 @@ def documents_of(
     return () if config.reading.synthetic_documents else to_read, to_read
 
 
-class TeacherSampler:
-    """Samples from a teacher for one consolidation, and counts tokens and progress."""
-
-    def __init__(
-        self,
-        run: RunContext,
-        plan: ConsolidationPlan,
-        record: ConsolidationRecord,
-        tick: Callable[..., None],
-    ):
-        self.run = run
-        self.plan = plan
-        self.record = record
-        self.tick = tick
-
-    def __call__(
-        self,
-        requests_N: list[Request],
-        *,
-        name: str = TEACHER,
-        temperature: float | None = None,
-        min_p: float = 0.0,
-        tokens: int | None = None,
-        stop: Ids = (),
-        shown: bool = True,
-    ) -> list[Sample | Failure]:
-        """Return one Sample or Failure per request, from state `name`.
-
-        `temperature`: None for generation.temperature; `tokens`: longest completion, None for the
-        task's max_new_tokens; `stop`: tokens besides eos that end a completion; `shown`: whether
-        the samples count in the progress bar.
-        """
-        samples = self.run.sample(
-            requests_N,
-            name,
-            tokens or self.run.task.max_new_tokens,
-            temperature or self.run.config.generation.temperature,
-            min_p,
-            stop,
-            **self.plan.journal_fields,
-            round=0,
-        )
-        self.record.count_sampled(samples)
-        self.tick(len(samples) if shown else 0)
-        return samples
-
-
 def document_requests(
     codec: PromptCodec, documents: tuple[Document, ...], count: int, seeds: random.Random
 ) -> list[Request]:
@@ -147,15 +119,6 @@ def unconditional_requests(codec: PromptCodec, count: int, seeds: random.Random)
     """Return `count` requests without a document."""
     context = codec.context(None)
     return [Request(codec.opener, context, seeds.getrandbits(31)) for _ in range(count)]
-
-
-def rehearsal_requests(
-    codec: PromptCodec, prompts: list[Ids], config: Config, seed: str
-) -> list[Request]:
-    """Return one request per prompt of past nights, without a document."""
-    seeds = random.Random(f"rehearse {config.run.seed} {seed}")
-    context = codec.context(None)
-    return [Request(codec.opener + x, context, seeds.getrandbits(31)) for x in prompts]
 
 
 def synthetic_requests(codec: PromptCodec, config: Config, seed: str) -> list[Request]:
@@ -183,31 +146,6 @@ def synthetic_contexts(codec: PromptCodec, samples_N: list[Sample | Failure]) ->
         if body:
             contexts.append(codec.bos + body)
     return contexts
-
-
-def with_prompts(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sample | Failure]:
-    """Prepend each rehearsed prompt to its answer, so that the sample is a whole sequence."""
-    return [
-        sample
-        if isinstance(sample, Failure)
-        else replace(sample, completion_T=x + sample.completion_T)
-        for x, sample in zip(prompts, samples_N, strict=True)
-    ]
-
-
-def _rehearse(
-    sample: TeacherSampler, prompts: list[Ids], requests: list[Request]
-) -> tuple[list[TeacherSequence], dict[str, int]]:
-    config = sample.run.config
-    temperature = config.rehearsal.temperature
-    samples = with_prompts(prompts, sample(requests, temperature=temperature))
-    return filter_complete(
-        sample.run.codec,
-        samples,
-        Origin.REHEARSED,
-        min_confidence=config.rehearsal.min_confidence,
-        temperature=temperature,
-    )
 
 
 def _synthetic(sample: TeacherSampler, to_read: tuple[Document, ...]) -> list[TeacherSequence]:
@@ -238,9 +176,7 @@ def _synthetic(sample: TeacherSampler, to_read: tuple[Document, ...]) -> list[Te
     return sequences
 
 
-def _log(
-    run: RunContext, plan: ConsolidationPlan, data: NightData, dropped: dict[str, int]
-) -> None:
+def _log(run: RunContext, plan: ConsolidationPlan, data: NightData, counts: dict[str, Any]) -> None:
     examples = data.new[:3] + data.unconditional[:3] + data.rehearsed[:3]
     run.journal.log(
         "written",
@@ -250,7 +186,7 @@ def _log(
         rehearsed=len(data.rehearsed),
         prompts=len(run.index.prompts),
         read=len(data.synthetic),
-        **{reason.replace(" ", "_"): count for reason, count in dropped.items()},
+        **counts,
         examples=[run.codec.text(s.sequence_T) for s in examples],
     )
 

@@ -188,8 +188,11 @@ class ChatForm:
         return end_of(self.marker, sequence_T)
 
     def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
-        turns = [(role, said) for asked, answer in examples
-                 for role, said in (("user", asked), ("assistant", answer))]
+        turns = [
+            (role, said)
+            for asked, answer in examples
+            for role, said in (("user", asked), ("assistant", answer))
+        ]
         pieces = conversation_pieces(self._tokens.tokenizer, [*turns, ("user", text)])
         return sum(self._tokens.parts(pieces), ())
 

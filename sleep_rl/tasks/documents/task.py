@@ -87,12 +87,12 @@ class Documents:
         first_piece = lookup((d.name, f"{name}/{d.name}") for d in day.documents)
         for ingested in day.documents:
             for k, piece in enumerate(ingested.pieces):
-                documents.append(
-                    Document(
-                        f"{name}/{ingested.name}" + f"/{k + 1}" * (k > 0),
-                        self._checked_text(piece, ingested.name),
-                    )
-                )
+                document_id = f"{name}/{ingested.name}" + f"/{k + 1}" * (k > 0)
+                text = self._checked_text(piece, ingested.name)
+                if not self.small:
+                    documents.append(with_header(document_id, ingested, k, text))
+                else:
+                    documents.append(Document(document_id, text))
         questions = tuple(
             Question(
                 f"{name}/{i}",
@@ -161,3 +161,28 @@ class Documents:
         if not self.small:
             raise InputError("model.base: a language model is needed, got null")
         return self.small.base_checkpoint(cache, seed, progress)
+
+
+def title_of(ingested: ingestion.IngestedDocument) -> str:
+    """Return a document's title: its first heading, or its file name in words."""
+    for line in ingested.pieces[0].split("\n"):
+        if line.startswith("#"):
+            return line.strip("# \t")
+    stem = ingested.name.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+    return re.sub(r"[_\s-]+", " ", stem).strip() or ingested.name
+
+
+def with_header(
+    document_id: str, ingested: ingestion.IngestedDocument, number: int, text: str
+) -> Document:
+    """Return a piece of a document behind a header that says what it is a piece of.
+
+    `number`: of the piece, from 0. Without a header questions about a piece would name nothing.
+    """
+    title = title_of(ingested)
+    header = title
+    if len(ingested.pieces) > 1:
+        header += f", part {number + 1} of {len(ingested.pieces)}"
+    first, _, rest = text.partition("\n")
+    body = rest if first.strip("# \t") == title else text
+    return Document(document_id, f"{header}\n\n{body.strip()}".strip(), title)

@@ -30,7 +30,7 @@ task.custom: target options
 model: base teachers format dtype chunks experts d_low top_k
 wake: lr
 sleep: steps steps_per_round lag batch lr warmup on_full expansion reset
-generation: samples temperature min_p min_confidence
+generation: samples kinds min_gain other_form temperature min_p min_confidence
 replay: share samples
 rehearsal: share samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents

@@ -24,9 +24,9 @@ from sleep_rl.night.generation import (
     synthetic_contexts,
     synthetic_requests,
     unconditional_requests,
-    with_prompts,
 )
 from sleep_rl.night.plan import Shares
+from sleep_rl.night.rehearsal import with_prompts
 from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_rows
 from sleep_rl.night.samplers import EpochSampler
 from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete, pack, unpack

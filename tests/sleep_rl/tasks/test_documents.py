@@ -65,7 +65,10 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
         piece_tokens=6,
     )
     [day] = task.days()
-    assert [d.text for d in day.documents] == ["# Title", "The Kaiser had 3 dogs."]
+    assert [(d.title, d.text) for d in day.documents] == [
+        ("Title", "Title, part 1 of 2"),
+        ("Title", "Title, part 2 of 2\n\nThe Kaiser had 3 dogs."),
+    ]
     assert day.questions[0].prompt == "How many dogs?" and day.questions[0].document == ""
     assert (
         task.grade(day.questions[0], " Three dogs.\nQuestion: more?") == 1
@@ -248,7 +251,7 @@ def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
     ingestion.write(tmp_path, days)
     config = toy(model={"base": "somewhere"})
     task = make_task(changed(config, task={"name": "documents"}), record=str(tmp_path))
-    assert [d.text for d in task.days()[0].documents] == ["A fact."] and task.known() == ()
+    assert [d.text for d in task.days()[0].documents] == ["a\n\nA fact."] and task.known() == ()
     with pytest.raises(InputError, match=r"expected the record of 2 ingested days, got 1"):
         make_task(changed(config, task={"name": "documents"}), record=str(tmp_path), days=2)
 

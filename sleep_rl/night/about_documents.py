@@ -1,0 +1,242 @@
+"""Questions of several kinds about documents, with the teacher's answers, filtered."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Document, Ids, Request, Sample
+from sleep_rl.night.sequences import Origin, TeacherSequence
+from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
+from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.forms import NaturalForm
+from sleep_rl.writing.kinds import Kind, load_kind
+from sleep_rl.writing.questions import names_something, normalised, read_question, rename
+from sleep_rl.writing.units import Unit, draw, units
+
+QUESTION_TOKENS = 48
+SHORT_TOKENS = 24
+MOST_SHORT_WORDS = 12
+
+
+@dataclass
+class Counts:
+    """How many texts of each kind were asked for and kept, and why the others were dropped."""
+
+    kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [asked for, kept]
+    dropped: Counter = field(default_factory=Counter)  # reason -> texts
+
+    def journal_fields(self) -> dict[str, Any]:
+        """Return the fields of a `written` record."""
+        dropped = {reason: count for reason, count in self.dropped.items() if count}
+        return {"kinds": self.kinds, "dropped": dropped}
+
+
+@dataclass(frozen=True)
+class Item:
+    """A question about a unit, and its answer once there is one."""
+
+    kind: Kind
+    unit: Unit
+    seed: int
+    question: str = ""
+    answer_T: Ids = ()
+    probability: float = 1.0  # of the answer, under the teacher with the document
+    gain: float = 0.0  # nats by which the document raises the answer's log-probability
+
+
+def about_documents(
+    sampler: TeacherSampler, items: list[Item], rng: random.Random, counts: Counts
+) -> list[TeacherSequence]:
+    """Return the sequences of items that got a question and an answer, and passed all filters."""
+    run = sampler.run
+    for item in items:
+        counts.kinds.setdefault(item.kind.name, [0, 0])[0] += 1
+    items = _ask(sampler, items, rng, counts)
+    items = _answer(sampler, items, counts)
+    items = _ask_again(sampler, items, counts)
+    items = _gaining(sampler, items, counts)
+    for item in items:
+        counts.kinds[item.kind.name][1] += 1
+    return [_sequence(run.codec, item, run.config.generation.other_form, rng) for item in items]
+
+
+def planned_items(kinds: dict, documents: tuple[Document, ...], rng: random.Random) -> list[Item]:
+    """Return all items that are asked for, without their questions."""
+    items = []
+    for name, per_unit in kinds.items():
+        kind = load_kind(name)
+        for document in documents:
+            for unit in draw(units(kind.about, document), float(per_unit or 0), rng):
+                items.append(Item(kind, unit, rng.getrandbits(31)))
+    return items
+
+
+def _ask(
+    sampler: TeacherSampler, items: list[Item], rng: random.Random, counts: Counts
+) -> list[Item]:
+    """Give each item its question; drop those without one, and repeated ones."""
+    codec = sampler.run.codec
+    written = [item for item in items if item.kind.instruction]
+    form: NaturalForm = codec.form
+    prompts = [
+        form.conversation(item.kind.examples, item.kind.instruction.format(**item.unit.fields))
+        for item in written
+    ]
+    requests = [
+        Request(prompt, (), item.seed) for prompt, item in zip(prompts, written, strict=True)
+    ]
+    samples = iter(sampler(requests, tokens=QUESTION_TOKENS))
+    asked = []
+    seen: dict[str, set[str]] = {}
+    turns: Counter = Counter()
+    for item in items:
+        kind = item.kind
+        if kind.instruction:
+            question = _written_question(codec, item, next(samples), rng, counts)
+        else:
+            question = kind.questions[turns[kind.name] % len(kind.questions)]
+            question = question.format(**item.unit.fields)
+            turns[kind.name] += 1
+        if not question:
+            continue
+        key = normalised(question)
+        # Long answers may differ: only questions with one short answer are asked once.
+        if kind.short and key in seen.setdefault(kind.name, set()):
+            counts.dropped["duplicate"] += 1
+            continue
+        seen.setdefault(kind.name, set()).add(key)
+        asked.append(replace(item, question=question))
+    return asked
+
+
+def _written_question(
+    codec: PromptCodec, item: Item, sample: Sample | Failure, rng: random.Random, counts: Counts
+) -> str | None:
+    if isinstance(sample, Failure):
+        counts.dropped["failed"] += 1
+        return None
+    question = read_question(codec.text(sample.completion_T), statement=not item.kind.short)
+    if question is None:
+        counts.dropped["no question"] += 1
+        return None
+    if not names_something(question, item.unit):
+        counts.dropped["names nothing"] += 1
+        return None
+    return rename(question, item.unit, rng) if item.kind.rename else question
+
+
+def _answer(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Give each item its answer: greedily where it is short, sampled where it is long."""
+    codec = sampler.run.codec
+    answered = []
+    for item in items:
+        if item.kind.answer == "given":
+            answered.append(replace(item, answer_T=codec.form.answer(item.unit.rest)))
+    from_base = [item for item in items if item.kind.answer == "base"]
+    short = [item for item in items if item.kind.answer == "document" and item.kind.short]
+    long = [item for item in items if item.kind.answer == "document" and not item.kind.short]
+    for group, options in (
+        (from_base, {"name": CHECKPOINT, "tokens": SHORT_TOKENS * 2}),
+        (short, {"temperature": 0.0, "tokens": SHORT_TOKENS}),
+        (long, {}),
+    ):
+        samples = sampler([_request(codec, item) for item in group], shown=False, **options)
+        for item, sample in zip(group, samples, strict=True):
+            answer_T = kept_answer(codec, sample, counts)
+            if answer_T is None:
+                continue
+            if item.kind.short and len(codec.text(answer_T).split()) > MOST_SHORT_WORDS:
+                counts.dropped["long answer"] += 1
+                continue
+            answered.append(replace(item, answer_T=answer_T))
+    return answered
+
+
+def _ask_again(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Drop short answers that the teacher does not repeat when it samples."""
+    codec = sampler.run.codec
+    short = [item for item in items if item.kind.short]
+    requests = [replace(_request(codec, item), seed=item.seed + 1) for item in short]
+    samples = sampler(requests, tokens=SHORT_TOKENS, shown=False)
+    unstable = set()
+    for item, sample in zip(short, samples, strict=True):
+        again = "" if isinstance(sample, Failure) else codec.text(sample.completion_T)
+        if gold_recall(codec.text(item.answer_T), again) < RECALL_THRESHOLD:
+            unstable.add(id(item))
+    counts.dropped["not repeated"] += len(unstable)
+    return [item for item in items if id(item) not in unstable]
+
+
+def _gaining(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Drop answers whose log-probability the document does not raise by generation.min_gain."""
+    run = sampler.run
+    codec = run.codec
+    measured = [item for item in items if item.kind.answer != "base"]
+    gains = []
+    for document in (True, False):
+        requests = []
+        for item in measured:
+            context = codec.context(item.unit.document if document else None)
+            requests.append(
+                Request(item.answer_T + codec.eos, context + codec.form.question(item.question))
+            )
+        gains.append(run.crew.logprobs(requests, TEACHER) if requests else [])
+    kept = [item for item in items if item.kind.answer == "base"]
+    for item, with_T, without_T in zip(measured, *gains, strict=True):
+        if isinstance(with_T, Failure) or isinstance(without_T, Failure):
+            counts.dropped["failed"] += 1
+            continue
+        gain = sum(with_T) - sum(without_T)
+        if gain < run.config.generation.min_gain:
+            counts.dropped["no gain"] += 1
+            continue
+        kept.append(replace(item, gain=gain, probability=math.exp(sum(with_T))))
+    return kept
+
+
+def _request(codec: PromptCodec, item: Item) -> Request:
+    document = item.unit.document if item.kind.answer == "document" else None
+    return Request(codec.form.question(item.question), codec.context(document), item.seed)
+
+
+def kept_answer(codec: PromptCodec, sample: Sample | Failure, counts: Counts) -> Ids | None:
+    if isinstance(sample, Failure):
+        counts.dropped["failed"] += 1
+        return None
+    complete = codec.complete(sample.completion_T)
+    if complete is None:
+        counts.dropped["no end"] += 1
+        return None
+    return complete[0]
+
+
+def _sequence(
+    codec: PromptCodec, item: Item, other_form: float, rng: random.Random
+) -> TeacherSequence:
+    """Return an item in the form of the run, or with probability `other_form` in the other one."""
+    form = codec.form
+    answer_T = item.answer_T
+    if codec.other is not None and rng.random() < other_form:
+        form = codec.other
+        answer_T = form.answer(codec.text(item.answer_T))
+    x_T = form.question(item.question)
+    bare_T = form.context(None)
+    context_T = bare_T
+    origin = Origin.UNCONDITIONAL
+    if item.kind.answer != "base":
+        context_T = form.context(item.unit.document)
+        origin = Origin.DOCUMENT
+    return TeacherSequence(
+        origin,
+        context_T,
+        bare_T,
+        x_T + answer_T + (form.end,),
+        len(x_T),
+        answer_probability=item.probability,
+    )

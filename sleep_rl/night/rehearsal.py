@@ -1,0 +1,47 @@
+"""Rehearsed self-replay: the teacher answers prompts of past nights."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.records import Ids, Request, Sample
+from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete
+from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.text.codec import PromptCodec
+
+
+def rehearsal_requests(
+    codec: PromptCodec, prompts: list[Ids], config: Config, seed: str
+) -> list[Request]:
+    """Return one request per prompt of past nights, without a document."""
+    seeds = random.Random(f"rehearse {config.run.seed} {seed}")
+    context = codec.context(None)
+    return [Request(codec.opener + x, context, seeds.getrandbits(31)) for x in prompts]
+
+
+def with_prompts(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[Sample | Failure]:
+    """Prepend each rehearsed prompt to its answer, so that the sample is a whole sequence."""
+    return [
+        sample
+        if isinstance(sample, Failure)
+        else replace(sample, completion_T=x + sample.completion_T)
+        for x, sample in zip(prompts, samples_N, strict=True)
+    ]
+
+
+def rehearse(
+    sample: TeacherSampler, prompts: list[Ids], requests: list[Request]
+) -> tuple[list[TeacherSequence], dict[str, int]]:
+    config = sample.run.config
+    temperature = config.rehearsal.temperature
+    samples = with_prompts(prompts, sample(requests, temperature=temperature))
+    return filter_complete(
+        sample.run.codec,
+        samples,
+        Origin.REHEARSED,
+        min_confidence=config.rehearsal.min_confidence,
+        temperature=temperature,
+    )
