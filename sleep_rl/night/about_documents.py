@@ -12,6 +12,7 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Document, Ids, Request, Sample
 from sleep_rl.night.sequences import Origin, TeacherSequence
 from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
@@ -46,8 +47,7 @@ class Item:
     seed: int
     question: str = ""
     answer_T: Ids = ()
-    probability: float = 1.0  # of the answer, under the teacher with the document
-    gain: float = 0.0  # nats by which the document raises the answer's log-probability
+    logprob: float = 0.0  # of the answer under the teacher with the document, in nats
 
 
 def about_documents(
@@ -154,7 +154,8 @@ def _answer(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[
             if item.kind.short and len(codec.text(answer_T).split()) > MOST_SHORT_WORDS:
                 counts.dropped["long answer"] += 1
                 continue
-            answered.append(replace(item, answer_T=answer_T))
+            logprob = math.fsum(sample.logprobs_T[: len(answer_T)])
+            answered.append(replace(item, answer_T=answer_T, logprob=logprob))
     return answered
 
 
@@ -174,30 +175,42 @@ def _ask_again(sampler: TeacherSampler, items: list[Item], counts: Counts) -> li
 
 
 def _gaining(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
-    """Drop answers whose log-probability the document does not raise by generation.min_gain."""
+    """Drop answers whose log-probability the document does not raise by generation.min_gain.
+
+    With the document it is known from sampling; only given answers are read once more.
+    """
     run = sampler.run
-    codec = run.codec
+    given = [item for item in items if item.kind.answer == "given"]
+    read = iter(_logprobs(run, given, document=True))
     measured = [item for item in items if item.kind.answer != "base"]
-    gains = []
-    for document in (True, False):
-        requests = []
-        for item in measured:
-            context = codec.context(item.unit.document if document else None)
-            requests.append(
-                Request(item.answer_T + codec.eos, context + codec.form.question(item.question))
-            )
-        gains.append(run.crew.logprobs(requests, TEACHER) if requests else [])
-    kept = [item for item in items if item.kind.answer == "base"]
-    for item, with_T, without_T in zip(measured, *gains, strict=True):
-        if isinstance(with_T, Failure) or isinstance(without_T, Failure):
+    without = iter(_logprobs(run, measured, document=False))
+    kept = []
+    for item in items:
+        if item.kind.answer == "base":
+            kept.append(item)
+            continue
+        with_document = next(read) if item.kind.answer == "given" else item.logprob
+        without_document = next(without)
+        if isinstance(with_document, Failure) or isinstance(without_document, Failure):
             counts.dropped["failed"] += 1
-            continue
-        gain = sum(with_T) - sum(without_T)
-        if gain < run.config.generation.min_gain:
+        elif with_document - without_document < run.config.generation.min_gain:
             counts.dropped["no gain"] += 1
-            continue
-        kept.append(replace(item, gain=gain, probability=math.exp(sum(with_T))))
+        else:
+            kept.append(replace(item, logprob=with_document))
     return kept
+
+
+def _logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[float | Failure]:
+    """Return the log-probability of each item's answer, with or without its document."""
+    codec = run.codec
+    requests = []
+    for item in items:
+        context = codec.context(item.unit.document if document else None)
+        requests.append(Request(item.answer_T, context + codec.form.question(item.question)))
+    if not requests:
+        return []
+    results = run.crew.logprobs(requests, TEACHER)
+    return [result if isinstance(result, Failure) else math.fsum(result) for result in results]
 
 
 def _request(codec: PromptCodec, item: Item) -> Request:
@@ -238,5 +251,5 @@ def _sequence(
         bare_T,
         x_T + answer_T + (form.end,),
         len(x_T),
-        answer_probability=item.probability,
+        answer_probability=math.exp(item.logprob),
     )
