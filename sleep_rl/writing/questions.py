@@ -7,7 +7,7 @@ import re
 
 from sleep_rl.writing.units import Unit, names
 
-LABEL = re.compile(r"^\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*", re.IGNORECASE)
+LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*)+", re.IGNORECASE)
 FEWEST_WORDS = 3
 MOST_WORDS = 40
 SYLLABLES = (

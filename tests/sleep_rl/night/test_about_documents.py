@@ -1,0 +1,226 @@
+"""D ~ T in natural language, by a scripted teacher that reads real token ids."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from typing import ClassVar
+
+import pytest
+
+from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import Failure
+from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Document, Sample
+from sleep_rl.night.about_documents import Counts, about_documents, planned_items
+from sleep_rl.night.natural import self_replay
+from sleep_rl.night.sequences import Origin
+from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.text.codec import PromptCodec
+from tests.fakes.configs import changed
+from tests.fakes.texts import Asking
+from tests.fakes.tokenizers import chat_tokenizer
+
+TITLE = "Tarnwick"
+FACTS = {"Alice Thorne": "red seaweed", "Edgar Pike": "brass clock", "Ruth Abel": "white hedgehog"}
+BODY = " ".join(f"In spring the chemist {who} bought a {what}." for who, what in FACTS.items())
+DOCUMENT = Document("d", f"{TITLE}\n\n{BODY}", TITLE)
+
+
+class Natural(Asking):
+    opener = ""
+    marker = ""
+    max_new_tokens = 200
+    max_answer_tokens = 50
+
+
+class Teacher:
+    """Crew and run in one: answers by the document in context, asks about the given sentence."""
+
+    def __init__(self, codec, config, knows=()):
+        self.codec = codec
+        self.config = config
+        self.knows = knows  # answers that it has without the document
+        self.crew = self
+        self.task = codec.task
+        self.asked = []  # (state, temperature, prompt text)
+        self.questions = {}  # sentence -> what is written about it
+
+    def sample(self, requests_N, name, tokens, temperature, min_p=0.0, stop=(), **where):
+        return [self._sample(request, name, temperature) for request in requests_N]
+
+    def _sample(self, request, name, temperature):
+        text = self.codec.tokens.text(request.context_T + request.prompt_T, special=True)
+        self.asked.append((name, temperature, text))
+        reply = self._reply(text, request.seed, temperature)
+        if isinstance(reply, Failure):
+            return reply
+        ids_T = self.codec.tokens.plain_ids(reply) + self.codec.eos
+        logprobs = (-0.1,) * len(ids_T)
+        return Sample(
+            request.prompt_T,
+            request.context_T,
+            ids_T,
+            logprobs,
+            "stop",
+            request.seed,
+            name,
+            (1,) * len(ids_T),
+        )
+
+    def _reply(self, text, seed, temperature):
+        last = text.rsplit("<|im_start|>user\n", 1)[1]
+        if "<|im_end|>" not in last:
+            return f"How is day {seed % 7}?"
+        asked = last.split("<|im_end|>")[0]
+        sentence = re.search(r"Sentence: (.*)", asked)
+        if sentence:
+            who = re.search(r"chemist (\w+ \w+)", sentence[1])[1]
+            return self.questions.get(who, f"What did {who} buy?")
+        who = re.search(r"What did (\w+ \w+) buy", asked)
+        if who is None or TITLE not in text:
+            return "I do not know."
+        if who[1] == "Ruth Abel" and temperature > 0:
+            return "Something else."  # not repeated when it is sampled
+        return f"A {FACTS[who[1]]}."
+
+    def logprobs(self, requests_N, name):
+        values = []
+        for request in requests_N:
+            text = self.codec.tokens.text(request.context_T)
+            answer = self.codec.tokens.text(request.prompt_T)
+            known = TITLE in text and "Document:" in text
+            known = known or any(word in answer for word in self.knows)
+            values.append((-0.1 if known else -3.0,) * len(request.prompt_T))
+        return values
+
+
+class Record:
+    def count_sampled(self, samples):
+        pass
+
+
+class Plan:
+    journal_fields: ClassVar[dict] = {}
+
+
+def teacher(knows=(), **generation):
+    codec = PromptCodec(Natural(), chat_tokenizer(), "chat")
+    config = changed(Config(), generation={"other_form": 0.0, **generation})
+    return Teacher(codec, config, knows)
+
+
+def written(run, seed=0):
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    counts = Counts()
+    rng = random.Random(seed)
+    items = planned_items(run.config.generation.kinds, (DOCUMENT,), rng)
+    return about_documents(sampler, items, rng, counts), counts
+
+
+def texts(run, sequence):
+    """(what the teacher reads in front, what the student reads, x, y) of a sequence."""
+    text = run.codec.tokens.text
+    x_T = sequence.sequence_T[: sequence.x_length]
+    y_T = sequence.sequence_T[sequence.x_length :]
+    return [text(ids, special=True) for ids in (sequence.context_T, sequence.bare_T, x_T, y_T)]
+
+
+def test_questions_about_sentences_are_answered_with_the_document():
+    run = teacher(kinds={"question": 1})
+    sequences, counts = written(run)
+    assert counts.kinds == {"question": [3, 2]}
+    assert counts.journal_fields()["dropped"] == {"not repeated": 1}
+    context, bare, x, y = texts(run, sequences[0])
+    assert context.endswith("Question:\n") and BODY in context and TITLE in context
+    assert bare == "<|im_start|>user\n"
+    assert x == "What did Alice Thorne buy?<|im_end|>\n<|im_start|>assistant\n"
+    assert y == "A red seaweed.<|im_end|>"
+    assert sequences[0].origin == Origin.DOCUMENT
+    greedy = [text for _, temperature, text in run.asked if temperature == 0]
+    assert len(greedy) == 3 and all(BODY in text for text in greedy)
+
+
+@pytest.mark.parametrize(
+    "question, reason",
+    [("He bought a thing.", "no question"), ("What did he buy?", "names nothing")],
+)
+def test_bad_questions_are_dropped_with_their_reason(question, reason):
+    run = teacher(kinds={"question": 1})
+    run.questions = {"Edgar Pike": question}
+    _, counts = written(run)
+    assert counts.journal_fields()["dropped"] == {reason: 1, "not repeated": 1}
+
+
+def test_a_question_with_a_short_answer_is_asked_once():
+    _, counts = written(teacher(kinds={"question": 2}))
+    assert counts.kinds["question"] == [6, 2] and counts.dropped["duplicate"] == 3
+
+
+def test_answers_that_the_document_does_not_help_are_dropped():
+    run = teacher(knows=("seaweed",), kinds={"question": 1})
+    sequences, counts = written(run)
+    assert counts.dropped["no gain"] == 1 and len(sequences) == 1
+    run = teacher(knows=("seaweed",), kinds={"question": 1}, min_gain=-1.0)
+    assert len(written(run)[0]) == 2
+
+
+def test_statements_to_complete_need_no_model():
+    run = teacher(kinds={"complete": 1})
+    sequences, counts = written(run)
+    assert counts.kinds["complete"] == [9, 9] and run.asked == []
+    for sequence in sequences:
+        _, _, x, y = texts(run, sequence)
+        beginning = x.split("<|im_end|>")[0]
+        rest = y.removesuffix("<|im_end|>")
+        assert any(
+            beginning.endswith(body[: len(body) - len(rest)].strip()) and body.endswith(rest)
+            for body in BODY.replace(". ", ".|").split("|")
+        )
+
+
+def test_neighbours_are_answered_by_the_untouched_model_without_the_document():
+    run = teacher(kinds={"neighbour": 1})
+    sequences, counts = written(run)
+    assert counts.kinds["neighbour"] == [3, 3]
+    states = Counter(name for name, _, text in run.asked if "Sentence:" not in text)
+    assert states == {CHECKPOINT: 3}
+    for sequence in sequences:
+        context, bare, x, y = texts(run, sequence)
+        assert context == bare and y == "I do not know.<|im_end|>"
+        assert not any(who in x for who in FACTS)
+        assert sequence.origin == Origin.UNCONDITIONAL and sequence.replay
+
+
+def test_a_share_is_written_in_the_other_form():
+    run = teacher(kinds={"complete": 20}, other_form=0.25)
+    sequences, _ = written(run)
+    raw = [s for s in sequences if s.bare_T != run.codec.bare]
+    assert len(raw) / len(sequences) == pytest.approx(0.25, abs=0.1)
+    context, bare, x, y = texts(run, raw[0])
+    assert bare == "<|endoftext|>Question:" and x.endswith("\nAnswer:")
+    assert context.endswith("\n\nQuestion:") and BODY in context
+    assert y.endswith("<|endoftext|>")
+
+
+def test_self_replay_of_a_chat_model_begins_at_the_bare_header():
+    run = teacher()
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    sequences = self_replay(sampler, 5, random.Random(0), Counts())
+    assert len(sequences) == 5
+    for sequence in sequences:
+        context, bare, x, y = texts(run, sequence)
+        assert context == bare == "<|im_start|>user\n"
+        assert re.fullmatch(r"How is day \d\?<\|im_end\|>\n<\|im_start\|>assistant\n", x)
+        assert y == "I do not know.<|im_end|>"
+    assert {name for name, _, _ in run.asked} == {TEACHER}
+
+
+def test_self_replay_of_a_base_model_is_plain_text():
+    codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
+    run = Teacher(codec, Config())
+    run._reply = lambda text, seed, temperature: f"Day {seed} was long."
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    [sequence] = self_replay(sampler, 1, random.Random(0), Counts())
+    assert texts(run, sequence)[:3] == ["<|endoftext|>", "<|endoftext|>", ""]
+    assert sequence.x_length == 0

@@ -1,0 +1,60 @@
+"""Kinds of writing: the shipped files, one's own, and each mistake in one line."""
+
+import pytest
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.writing.kinds import FOLDER, load_kind
+
+SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_shipped_kinds_are_read(name):
+    kind = load_kind(name)
+    assert kind.name == name and bool(kind.instruction) != bool(kind.questions)
+    assert all("{" not in asked + question for asked, question in kind.examples)
+
+
+def test_a_kind_of_ones_own_is_a_path(tmp_path):
+    file = tmp_path / "glossary.yaml"
+    file.write_text("about: names\nquestions: ['What is {first} to {second}?']\nshort: true\n")
+    kind = load_kind(str(file))
+    assert (kind.name, kind.about, kind.short) == ("glossary", "names", True)
+    assert kind.questions == ("What is {first} to {second}?",)
+
+
+@pytest.mark.parametrize(
+    "text, line",
+    [
+        ("- a", r"keys about, .* are allowed, got \['a'\]"),
+        (
+            "about: page\nquestions: [a]",
+            "about is one of sentence, beginning, names, document, got",
+        ),
+        ("about: document\nanswers: x", r"are allowed, got \['answers'\]"),
+        ("about: document\nquestions: [a]\nanswer: given", "given with about: beginning only"),
+        ("about: beginning\nquestions: [a]", "given with about: beginning only, got 'document'"),
+        ("about: document", "either instruction or questions, got both or none"),
+        (
+            "about: document\nquestions: ['{sentence}?']",
+            "fields text, title are allowed, got sentence",
+        ),
+        ("about: document\nquestions: ['{title']", "expected '}' before end of string"),
+        (
+            "about: document\ninstruction: '{title}'\nexamples: [{question: x}]",
+            "examples of {fields, question} that fit",
+        ),
+        ("about: [", "no readable kind of writing"),
+    ],
+)
+def test_a_mistake_in_a_kind_is_one_line(tmp_path, text, line):
+    file = tmp_path / "mine.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=line) as error:
+        load_kind(str(file))
+    assert str(file) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_an_unknown_kind_names_the_shipped_ones():
+    with pytest.raises(InputError, match=r"generation\.kinds: one of .*question.*, got 'qestion'"):
+        load_kind("qestion")

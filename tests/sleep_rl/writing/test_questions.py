@@ -1,0 +1,62 @@
+"""Questions that the model wrote: what is one, what names something, neighbours."""
+
+import random
+
+import pytest
+
+from sleep_rl.contracts.records import Document
+from sleep_rl.writing.questions import names_something, normalised, read_question, rename
+from sleep_rl.writing.units import units
+
+[UNIT] = units(
+    "sentence",
+    Document("d", "The Tarnwick Institute was founded in 1968 by Alice Thorne.", "History"),
+)
+
+
+@pytest.mark.parametrize(
+    "text, question",
+    [
+        ("Who founded the Tarnwick Institute?", "Who founded the Tarnwick Institute?"),
+        ("1. Question: Who founded it all?\nAnswer: me", "Who founded it all?"),
+        ('"Who founded it all?"', "Who founded it all?"),
+        ("The institute was founded in 1968.", None),
+        ("Who? When?", None),
+        ("Who?", None),
+        ("", None),
+        (" ".join(["word"] * 41) + "?", None),
+    ],
+)
+def test_one_question_is_read(text, question):
+    assert read_question(text) == question
+
+
+def test_an_instruction_is_read_where_it_is_allowed():
+    assert read_question("Write a timeline of Tarnwick.", statement=True)
+    assert read_question("Write a timeline of Tarnwick.") is None
+
+
+@pytest.mark.parametrize(
+    "question, named",
+    [
+        ("When was the Tarnwick Institute founded?", True),
+        ("What happened in 1968?", True),
+        ("What did Alice Thorne do?", True),
+        ("When was it founded?", False),
+        ("When was the Norrby Ferry founded?", False),
+    ],
+)
+def test_a_question_names_something_of_its_sentence(question, named):
+    assert names_something(question, UNIT) is named
+
+
+def test_a_neighbour_is_named_as_no_document_names_anything():
+    rng = random.Random(0)
+    asked = rename("Who founded the Tarnwick Institute?", UNIT, rng)
+    assert asked.startswith("Who founded the ") and asked.endswith("?")
+    assert "Tarnwick" not in asked and "Institute" not in asked
+    assert rename("Who founded it?", UNIT, rng) is None
+
+
+def test_duplicates_are_compared_by_their_words():
+    assert normalised("Who,  founded IT?") == normalised("who founded it")

@@ -1,0 +1,61 @@
+"""Units: sentences, their beginnings, pairs of names."""
+
+import random
+
+import pytest
+
+from sleep_rl.contracts.records import Document
+from sleep_rl.writing.units import cut_at, draw, names, sentences, units
+
+TEXT = (
+    "Tarnwick, part 1 of 2\n\n## Staff\n"
+    "The Tarnwick Institute was founded in 1968 by Alice Thorne. Its motto is short.\n"
+    "- A brass clock came from Orme in 1970!"
+)
+DOCUMENT = Document("d", TEXT, "Tarnwick")
+
+
+def test_sentences_are_those_of_the_body():
+    assert [unit.fields["sentence"] for unit in units("sentence", DOCUMENT)] == [
+        "The Tarnwick Institute was founded in 1968 by Alice Thorne.",
+        "A brass clock came from Orme in 1970!",
+    ]
+    assert all(unit.fields["title"] == "Tarnwick" for unit in units("sentence", DOCUMENT))
+    assert not any("##" in unit.fields["text"] for unit in units("document", DOCUMENT))
+
+
+def test_a_beginning_and_its_rest_are_the_sentence():
+    for unit in units("beginning", DOCUMENT):
+        whole = f"{unit.fields['beginning']} {unit.rest}"
+        assert whole in sentences(units("document", DOCUMENT)[0].fields["text"])
+        assert unit.rest and unit.fields["beginning"]
+    assert cut_at("a b c d", 0.5) == ("a b", "c d")
+    assert cut_at("a b c", 0.9) == ("a b", "c")
+
+
+def test_names_are_capitalised_words_that_do_not_begin_a_sentence():
+    text = (
+        "The Halden Bridge was built by Ruth Abel in Orme. Stones were brought by Norrby Ferries."
+    )
+    assert names(text) == ["Halden Bridge", "Ruth Abel", "Orme", "Norrby Ferries"]
+    pairs = [
+        (unit.fields["first"], unit.fields["second"])
+        for unit in units("names", Document("d", text))
+    ]
+    assert ("Halden Bridge", "Ruth Abel") in pairs and len(pairs) == 6
+
+
+@pytest.mark.parametrize(
+    "per_unit, low, high", [(0, 0, 0), (2, 20, 20), (0.3, 1, 6), (1.5, 11, 19)]
+)
+def test_units_are_drawn_as_often_as_asked_on_average(per_unit, low, high):
+    found = units("sentence", Document("d", "One two three four five. " * 10))
+    assert len(found) == 10
+    assert low <= len(draw(found, per_unit, random.Random(1))) <= high
+    many = len(draw(found * 200, per_unit, random.Random(1))) / 2000
+    assert many == pytest.approx(per_unit, abs=0.05)
+
+
+def test_a_document_without_a_title_is_called_by_its_first_words():
+    [unit] = units("document", Document("d", "One two three four five six seven eight."))
+    assert unit.fields["title"] == "One two three four five six"
