@@ -1,4 +1,4 @@
-"""Exceptions of bad input and of failed runs, and failures that are values."""
+"""Exceptions for invalid input and failed runs, and failures as values."""
 
 from __future__ import annotations
 
@@ -6,30 +6,27 @@ from dataclasses import dataclass
 
 
 class InputError(ValueError):
-    """The user's input cannot work. One line: what, allowed, got, where. The command line exits
-    with 2.
-    """
+    """Invalid user input. The message is one line: what, allowed, got, where. Exit code 2."""
 
 
 class RunError(RuntimeError):
-    """The run cannot go on (NaN loss, full disk, dead workers). One line. The command line exits
-    with 1.
+    """The run cannot continue (NaN loss, full disk, dead workers). The message is one line. Exit
+    code 1.
     """
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A result that could not be produced. It is counted and named, and never becomes a reward of
-    zero.
-    """
+    """A missing result as a value: it is counted and journaled, and never becomes a reward of 0."""
 
     reason: str  # one line, e.g. "reward timed out after 5.0 s"
     where: str = ""  # the worker or call that failed
 
 
 def one_line(error: object, limit: int | None = 200) -> str:
-    """Return the text of an error on one line, cut at `limit` characters (None: not at all); the
-    name of its type where it has no text.
+    """Return the text of an error on one line, or the name of its type if it has no text.
+
+    It is cut at `limit` characters; None: not at all.
     """
     text = " ".join(str(error).split()) or type(error).__name__
     return text[:limit]

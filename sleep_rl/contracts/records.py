@@ -1,4 +1,4 @@
-"""Records that cross processes. Pure data: no torch, no Ray, picklable.
+"""Records that are sent between processes: pure data without torch or Ray, picklable.
 
 Shape suffixes: `_T` tokens of one sequence, `_N` items of one call, `_G` completions of one prompt.
 """
@@ -13,21 +13,19 @@ Ids = tuple[int, ...]
 
 TEACHER = "teacher"
 STUDENT = "student"
-"""The two memory states of a night (paper.md section 3): before and after what the night
-changes.
-"""
+"""The two memory states of a night (paper.md section 3): without and with the night's changes."""
 CHECKPOINT = "base"
 """The memory state that a worker's own checkpoint holds; every worker has it, as version 0."""
 
 
 def peer_name(number: int) -> str:
-    """Return the state name under which the k-th of model.teachers is sampled from."""
+    """Return the state name of the k-th of model.teachers, from 1."""
     return f"peer-{number}"
 
 
 @dataclass(frozen=True)
 class Document:
-    """One piece of new material, which is in the context window while the model is awake."""
+    """A document of a day, which is in the context window until the end of its night."""
 
     id: str
     text: str
@@ -36,14 +34,12 @@ class Document:
 
 @dataclass(frozen=True)
 class Question:
-    """One evaluation item. `prompt` is what the model continues; `document` is the id it can be
-    answered from.
-    """
+    """One evaluation question."""
 
     id: str
-    prompt: str
-    answer: str
-    document: str = ""
+    prompt: str  # that the model continues with an answer
+    answer: str  # gold answer
+    document: str = ""  # id of the document that answers it, if any
 
 
 @dataclass(frozen=True)
@@ -57,9 +53,7 @@ class Day:
 
 @dataclass(frozen=True)
 class TrainingText:
-    """A training sequence of a baseline: loss falls on `completion` only (all of it when `prompt`
-    is empty).
-    """
+    """A text for cross-entropy training. The loss covers `completion` only."""
 
     prompt: str
     completion: str
@@ -67,35 +61,30 @@ class TrainingText:
 
 @dataclass(frozen=True)
 class Request:
-    """One prompt to sample from: the model reads context_T + prompt_T (context: bos, and a document
-    if there is one).
-    """
+    """One request for a sample: the model reads context_T + prompt_T."""
 
     prompt_T: tuple[int, ...]
-    context_T: tuple[int, ...] = ()
+    context_T: tuple[int, ...] = ()  # bos, and a document if there is one
     seed: int = 0
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How to sample. Temperature 0 is greedy. `stop_T` ends a completion and is kept as its last
-    token. Tokens less likely than `min_p` times the likeliest one are never sampled;
-    log-probabilities stay those of the raw model.
-    """
+    """Sampling parameters. Log-probabilities are always those of the raw model."""
 
-    max_tokens: int
-    temperature: float = 1.0
-    stop_T: tuple[int, ...] = ()
-    min_p: float = 0.0
+    max_tokens: int  # of a completion
+    temperature: float = 1.0  # 0: greedy
+    stop_T: tuple[int, ...] = ()  # tokens that end a completion; it includes the stop token
+    min_p: float = 0.0  # tokens below this share of the largest probability are not sampled
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One completion, with everything needed to train on it and to produce it again."""
+    """One completion, with the data to train on it and to reproduce it."""
 
     prompt_T: tuple[int, ...]
     context_T: tuple[int, ...]
-    completion_T: tuple[int, ...]  # with the stop token where one was reached
+    completion_T: tuple[int, ...]  # with the stop token, if one was reached
     logprobs_T: tuple[float, ...]  # nats, of the raw (temperature 1) distribution
     finish_reason: str  # "stop" | "length"
     seed: int
@@ -105,45 +94,41 @@ class Sample:
 
 @dataclass(frozen=True)
 class Weights:
-    """A version of a named memory state, as a delta of whole modules.
+    """A pushed version of a named memory state: a manifest of all tensors, and the changed ones.
 
-    `manifest` names every memory tensor of the state with its digest; `tensors` holds (at least)
-    those whose digest the reader does not have. Keys:
-    `model.layers.<i>.mlp.memory.<l>.<router|w_in|w_out>#<expert>`, `....state`. `probe_T` and
-    `probe_logprobs_T`: a prompt and the log-probabilities that the sender computes for it from this
-    state; the reader must agree within its tolerance after loading.
+    Keys are `model.layers.<i>.mlp.memory.<l>.<router|w_in|w_out>#<slot>` and `....state`. After
+    loading, a worker must compute the probe's log-probabilities within its tolerance.
     """
 
     name: str
     version: int
-    manifest: dict[str, str]
-    tensors: dict[str, Any] = field(repr=False)  # CPU numpy arrays or torch tensors
+    manifest: dict[str, str]  # key of every memory tensor -> digest
+    tensors: dict[str, Any] = field(repr=False)  # at least those that the worker lacks, on the CPU
     probe_T: tuple[int, ...] = ()
-    probe_logprobs_T: tuple[float, ...] = ()  # of probe_T[1:], nats
+    probe_logprobs_T: tuple[float, ...] = ()  # of probe_T[1:] under the learner, nats
 
     @property
     def nbytes(self) -> int:
+        """Size of the tensors in bytes."""
         return sum(t.nbytes for t in self.tensors.values())
 
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What a reader reports after a load: only a verified version is ever reported."""
+    """The report of a worker on a loaded and verified version."""
 
     name: str
     version: int
-    tensors: int  # copied
-    bytes: int  # copied
-    seconds: float  # in which nothing was sampled
+    tensors: int  # number copied
+    bytes: int  # number copied
+    seconds: float  # duration of the load, in which nothing was sampled
     # largest |log-probability difference| on the probe prompt, nats; None: see Rollout.begin
     probe_gap: float | None
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A student continuation d^ and the teacher's continuation d of the same prefix, prefix
-    excluded.
-    """
+    """A student continuation d^ and the teacher's continuation d of the same prefix."""
 
     student_T: tuple[int, ...]
     teacher_T: tuple[int, ...]
@@ -154,30 +139,27 @@ class Pair:
 class TrainingRow:
     """One row of a seeding batch: the student reads prompt_T + completion_T, the teacher teacher_T
     + completion_T.
-
-    `advantage` is None for rows without a reward (teacher-written rows); then only the divergence
-    counts.
     """
 
     prompt_T: tuple[int, ...]
     completion_T: tuple[int, ...]
-    # Privileged prompt, with the document; empty: the same as prompt_T.
+    # Prompt of the teacher, with the document; empty: the same as prompt_T.
     teacher_T: tuple[int, ...] = ()
-    advantage: float | None = None
+    advantage: float | None = None  # None: no reward, the loss is the divergence only
     # Log-probabilities under the sampler, nats, for the importance weight; empty: not sampled.
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # belongs to self-replay; for the metrics
-    # Whose distribution is the target: 0 the smaller self, k the k-th of model.teachers,
-    # HARD_TARGET the text itself.
+    # The teacher of the divergence: 0 the model itself before the night, k the k-th of
+    # model.teachers, HARD_TARGET the text itself.
     teacher: int = 0
-    # Leading tokens of completion_T that belong to the self-made prompt x, up to the marker.
+    # Leading tokens of completion_T that belong to the generated prompt x, with its marker.
     x_length: int = 0
-    temperature: float = 1.0  # of the teacher's distribution on what follows x
+    temperature: float = 1.0  # of the teacher's distribution on the tokens after x
 
 
 HARD_TARGET = -1
-"""In place of a teacher: all probability is on the token of the text, so KL(T||S) is cross
-entropy.
+"""In place of a teacher: the target has all probability on the token of the text, so that KL(T||S)
+is cross entropy.
 """
 
 Metrics = dict[str, float]
@@ -185,27 +167,25 @@ Metrics = dict[str, float]
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one optimizer step on L_KS gave."""
+    """The result of one optimizer step on L_KS."""
 
     metrics: Metrics
-    divergence_N: list[float]  # of each row's answer y, in the order of the batch, nats per token
+    divergence_N: list[float]  # of each row's answer y, in batch order, nats per token
 
 
 @dataclass(frozen=True)
 class DreamTask:
-    """A task (C, tau) of paper.md section 4: what is dreamed about, and what is asked afterwards,
-    without it.
-    """
+    """A task (C, tau) of paper.md section 4: a context C and questions, asked without C."""
 
     id: str
-    day: str  # the day that it belongs to: a column of the retention matrix
+    day: str  # name of its day, a column of the retention matrix
     context: Document  # C
     questions: tuple[Question, ...]  # tau is the mean grade of their answers
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What a dream teaches: texts, and how an isolated copy is trained on them."""
+    """The training data of a dream: texts, and how an isolated copy is trained on them."""
 
     texts: tuple[TrainingText, ...]
     lr: float | None = None  # None: dream.copies.lr
@@ -214,13 +194,14 @@ class Lesson:
 
 @dataclass(frozen=True)
 class Trial:
-    """One isolated copy of the model: what it is trained on (loss on the completions), and what it
-    is asked then. Without rows it is the un-updated model.
+    """One isolated copy of the model: its training rows, and the questions that it answers then.
+
+    Without rows it is the un-updated model.
     """
 
-    # (prompt_T, completion_T) of each training sequence
+    # (prompt_T, completion_T) of each training sequence; the loss covers the completion
     rows: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
     questions: tuple[tuple[int, ...], ...]  # prompt_T of each
-    seed: int = 0  # of the copy's first weights and of the order of its rows
+    seed: int = 0  # of the initial LoRA weights and the order of the rows
     lr: float = 1e-3
     epochs: int = 10

@@ -1,5 +1,5 @@
-"""Grade a model's answer against the gold one: by its tokens, or by a language model behind an
-OpenAI-compatible endpoint. The grader's name is journaled beside each number that it gives.
+"""Grade answers against gold answers: by token recall, or by a language model behind an
+OpenAI-compatible endpoint.
 
 Shape suffix: `_N` answers of one call.
 """
@@ -23,7 +23,7 @@ TEMPLATE = (
 
 
 def tokens(text: str) -> list[str]:
-    """Return the words as SQuAD compares them: lower case, no punctuation, no articles."""
+    """Return the normalised words, as SQuAD: lower case, without punctuation and articles."""
     return ARTICLES.sub(" ", text.lower().translate(PUNCTUATION)).split()
 
 
@@ -35,9 +35,9 @@ def gold_recall(gold: str, answer: str) -> float:
 
 
 class RecallGrader:
-    """`recall`: 1 where the answer contains at least 0.67 of the gold tokens, else 0.
+    """Grade 1 if the answer contains at least 0.67 of the gold tokens, else 0.
 
-    It agrees with GPT-4.1's verdicts on answers of SQuAD at kappa 0.7, and is stricter.
+    Agreement with GPT-4.1 on answers to SQuAD questions is kappa 0.7; this grader is stricter.
     """
 
     name = "recall"
@@ -51,13 +51,13 @@ class RecallGrader:
 
 
 class JudgeGrader:
-    """`judge:<model>`: the verdict of a language model, asked at temperature 0 through an
-    OpenAI-compatible endpoint.
+    """Grade by the verdict of a language model at temperature 0, through an OpenAI-compatible
+    endpoint.
 
-    A reply with yes and without no is 1, the reverse is 0. Any other reply, a timeout, or an
-    endpoint that is down is a Failure with its reason, never a zero. An empty answer is wrong
-    without a call. `timeout_s`: per request; `retries`: of requests that time out, are refused or
-    end in a server error. Raises InputError for an endpoint that is no address.
+    A reply with yes and without no gives 1, the reverse 0. Any other reply, a timeout or an
+    unreachable endpoint gives a Failure. An empty answer gets 0 without a request. `timeout_s`: per
+    request; `retries`: of requests that time out, are refused or end in a server error. Raises
+    InputError for an invalid endpoint.
     """
 
     def __init__(
@@ -68,11 +68,11 @@ class JudgeGrader:
         self.name = f"judge:{model}"
         self._model = model
         try:
-            # the client insists on a key; a server without keys ignores it
+            # the client requires a key; a server without keys ignores it
             self._client = openai.OpenAI(
                 base_url=endpoint, api_key=key or "EMPTY", timeout=timeout_s, max_retries=retries
             )
-        # Boundary: httpx, below the client, has exceptions of its own for addresses.
+        # Boundary: httpx, which the client uses, has its own exceptions for invalid addresses.
         except Exception as error:
             raise InputError(f"judge: an address, got {endpoint!r}: {one_line(error)}") from error
 
@@ -100,7 +100,7 @@ class JudgeGrader:
         except openai.APIConnectionError as error:
             reason = f"the judge cannot be reached ({one_line(error.__cause__ or error)})"
         except (openai.APIError, ValueError, IndexError, TypeError, AttributeError):
-            reason = "the judge's answer is not that of a chat completion"
+            reason = "the judge's reply is not a chat completion"
         return Failure(reason, self.name)
 
 

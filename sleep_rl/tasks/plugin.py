@@ -1,4 +1,4 @@
-"""Load a user's class by its explicit import path; no other code of the user's is imported."""
+"""Load a user's class by its import path; no other user code is imported."""
 
 from __future__ import annotations
 

@@ -1,6 +1,5 @@
-"""Train a task's own small base decoder from random weights.
+"""Train a task's small base decoder from random weights, in pure torch and transformers.
 
-Pure torch and transformers: the base must exist before any engine, learner or cluster does.
 Shapes: `_B` sequences of a batch, `_T` tokens of a sequence, `_V` the vocabulary.
 """
 
@@ -35,14 +34,14 @@ UNK = "<unk>"
 SPECIAL = (PAD, BOS, EOS, UNK)
 
 Batches = Callable[[int], tuple[Tensor, Tensor]]
-"""step -> (ids_BT padded on the right, weight_BT of predicting each token; 0 for padding)"""
+"""step -> (ids_BT padded on the right, weight_BT of each token in the loss; 0 for padding)"""
 Progress = Callable[[int, int, float], None]
 """Called with (finished steps, all steps, loss in nats) after each step."""
 
 
 def cache_folder(cache: str, prefix: str, depends_on: str) -> Path:
-    """Return the folder in `cache` of a base; its name ends in the digest of `depends_on`, the text
-    of everything that its weights depend on.
+    """Return the folder in `cache` of a base; its name ends with the digest of `depends_on`, which
+    describes everything that the weights depend on.
     """
     digest = hashlib.sha256(depends_on.encode()).hexdigest()
     return Path(cache) / f"{prefix}-{digest[:16]}"
@@ -51,9 +50,9 @@ def cache_folder(cache: str, prefix: str, depends_on: str) -> Path:
 def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
     """Return a tokenizer with one token per word: special tokens first, then `vocabulary` in order.
 
-    Text is split at white space only, so that texts joined by a space can be tokenized piece by
-    piece. No tokens are added (no <bos>), and decoding joins the words by spaces. Raises ValueError
-    on a word that repeats, is empty or contains white space, since it could not be decoded.
+    Text is split at white space only, so that parts of a text can be tokenized separately. No
+    tokens are added (no <bos>), and decoding joins the words by spaces. Raises ValueError for a
+    word that repeats, is empty or contains white space.
     """
     words = [*SPECIAL, *vocabulary]
     bad = [word for word in words if word.split() != [word]]
@@ -69,7 +68,7 @@ def word_tokenizer(vocabulary: Sequence[str]) -> PreTrainedTokenizerFast:
         bos_token=BOS,
         eos_token=EOS,
         unk_token=UNK,
-        # otherwise "live ?" is decoded as "live?", which is another word
+        # otherwise "live ?" is decoded as "live?", which is not in the vocabulary
         clean_up_tokenization_spaces=False,
     )
 
@@ -87,7 +86,7 @@ def byte_tokenizer(
     trainer = trainers.BpeTrainer(
         vocab_size=size,
         special_tokens=[PAD, BOS, EOS],
-        # sorted: in the order of a set the ids would be random
+        # sorted, since the order of a set is random
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -105,9 +104,9 @@ def byte_tokenizer(
 def qwen3_config(
     tokenizer: PreTrainedTokenizerFast, hidden: int, layers: int, positions: int
 ) -> Qwen3Config:
-    """Return the shape of a small base that reads text: about 0.9M parameters at hidden 128.
+    """Return the config of a small base for text: about 0.9M parameters at hidden 128.
 
-    Heads have 32 dimensions, the smallest size that vLLM's CPU attention takes.
+    head_dim is 32, the smallest that vLLM's CPU attention supports.
     """
     return Qwen3Config(
         vocab_size=len(tokenizer),
@@ -118,10 +117,10 @@ def qwen3_config(
         num_key_value_heads=hidden // 32,
         head_dim=32,
         max_position_embeddings=positions,
-        # small, as for few positions: the model learns to copy sooner
+        # small, for few positions: the model learns to copy faster
         rope_parameters={"rope_type": "default", "rope_theta": 1000.0},
         tie_word_embeddings=True,
-        # the default is meant for wide models and trains more slowly
+        # the default is for wide models and trains more slowly
         initializer_range=hidden**-0.5,
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
@@ -141,9 +140,8 @@ def padded_batch(rows: Iterable[tuple[list[int], list[float]]]) -> tuple[Tensor,
 
 
 def weighted_loss(logits_BTV: Tensor, ids_BT: Tensor, weight_BT: Tensor) -> Tensor:
-    """Return the weighted mean of next-token cross entropies, in nats.
-
-    Nothing predicts the first token, so its weight is ignored.
+    """Return the weighted mean of next-token cross entropies, in nats; the weight of the first
+    token is not used.
     """
     losses_BT = F.cross_entropy(
         logits_BTV[:, :-1].flatten(0, 1), ids_BT[:, 1:].flatten(), reduction="none"
@@ -162,12 +160,12 @@ def train_base(
     seed: int,
     progress: Progress | None = None,
 ) -> Path:
-    """Train a decoder of shape `config`; save it with its tokenizer to `out`, which is returned.
+    """Train a decoder with `config`, save it with its tokenizer to `out`, and return `out`.
 
-    AdamW in fp32, warm-up then cosine, gradients clipped to norm 1; `lr` is the peak. The same call
-    gives the same bytes on the same machine with the same number of threads; the caller's random
-    state is left unchanged. `out` is renamed into place when it is complete; where two processes
-    train the same base, the first folder stays. Raises RunError on a loss that is not finite.
+    AdamW in fp32, linear warm-up, then cosine decay, gradients clipped to norm 1; `lr` is the peak.
+    The result is deterministic on the same machine with the same number of threads; the caller's
+    random state is unchanged. The folder is written atomically; if two processes train the same
+    base, the first one's stays. Raises RunError if the loss is not finite.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -201,7 +199,7 @@ def train_base(
 
 
 def _parameter_groups(model: torch.nn.Module) -> list[dict[str, Any]]:
-    """Apply weight decay to matrices only: shrinking a norm's gain would work against the loss."""
+    """Return the optimizer's groups: weight decay for matrices, none for the gains of norms."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
     gains = [p for p in model.parameters() if p.ndim <= 1]
     return [{"params": matrices, "weight_decay": 0.01}, {"params": gains, "weight_decay": 0.0}]
@@ -216,9 +214,9 @@ def _lr_factor(step: int, steps: int) -> float:
 
 
 def _save(model: torch.nn.Module, tokenizer: Any, out: Path) -> None:
-    """Save a model and its tokenizer to `out`, unless another process has saved them meanwhile.
+    """Save a model and its tokenizer to `out`, unless another process already has.
 
-    Raises RunError when the disk refuses.
+    Raises RunError if it cannot be written.
     """
     try:
         with atomic_folder(out, replace=False) as folder:

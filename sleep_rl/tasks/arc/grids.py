@@ -17,7 +17,7 @@ def render(grid: Grid) -> str:
 
 
 def parse(text: str) -> Grid | None:
-    """Return the grid that a text begins with, up to an empty line; None when there is none."""
+    """Return the grid that a text begins with, up to an empty line; None if there is none."""
     rows = []
     for line in text.strip().split("\n"):
         if not line.strip():
@@ -37,16 +37,17 @@ def rotate(grid: Grid) -> Grid:
 
 
 def transpose(grid: Grid) -> Grid:
+    """Transpose rows and columns."""
     return tuple(zip(*grid, strict=True))
 
 
 def flip(grid: Grid) -> Grid:
-    """Exchange top and bottom."""
+    """Flip vertically."""
     return grid[::-1]
 
 
 def mirror(grid: Grid) -> Grid:
-    """Exchange left and right."""
+    """Flip horizontally."""
     return tuple(row[::-1] for row in grid)
 
 
@@ -60,8 +61,8 @@ def _chain(*steps: Callable[[Grid], Grid]) -> Callable[[Grid], Grid]:
 
 
 def _reflect(across: str, first: bool) -> Callable[[Grid], Grid]:
-    """Return the transformation to a grid with its mirror image, which is `first` or last: side by
-    side across "x", one above the other across "y".
+    """Return the transformation that joins a grid with its mirror image, which is `first` or last;
+    `across` "x": horizontally, "y": vertically.
     """
 
     def apply(grid: Grid) -> Grid:
@@ -111,7 +112,7 @@ TURNS = {
 
 def augmentations(rng: random.Random) -> dict[str, dict[str, Callable[[Grid], Grid]]]:
     """Return family -> name -> augmentation: 11 basic, 3 of size, 6 chained, 3 repeats. A recipe
-    switches them on by family.
+    enables families.
     """
     reflections = {
         f"reflect {across} {'first' if first else 'last'}": _reflect(across, first)
@@ -131,10 +132,11 @@ class View:
     """An invertible view of a puzzle: a turn, a permutation of colours, an order of examples."""
 
     turn: str  # of TURNS, or "" for none
-    colours: tuple[int, ...]  # colour c is shown as colours[c]
-    order: tuple[int, ...]
+    colours: tuple[int, ...]  # colour c becomes colours[c]
+    order: tuple[int, ...]  # positions of the examples
 
     def show(self, grid: Grid) -> Grid:
+        """Apply the turn and the permutation of colours."""
         turned = TURNS[self.turn](grid) if self.turn else grid
         return tuple(tuple(self.colours[cell] for cell in row) for row in turned)
 

@@ -1,4 +1,4 @@
-"""Puzzles of ARC: reading its two json files, and puzzles as text."""
+"""Puzzles of ARC, from its two json files, and their text form."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MARKER = "\nOutput:\n"
 
 @dataclass(frozen=True)
 class Puzzle:
-    """A puzzle: examples that show its rule, and tests with their solutions."""
+    """A puzzle: examples of its rule, and tests with their solutions."""
 
     id: str
     train: tuple[Example, ...]
@@ -39,7 +39,7 @@ def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
             if name in solved
         ]
     except Exception as error:
-        # unreadable files, other json, other shapes: all of it is about this input
+        # Boundary: unreadable files, invalid json, other forms; all concern this input.
         raise InputError(
             f"task.arc: ARC's challenges and solutions as json, got {challenges} and {solutions}: "
             f"{one_line(error)}"
@@ -84,5 +84,5 @@ def examples_text(examples: Sequence[Example]) -> str:
 
 
 def puzzle_prompt(examples: Sequence[Example], question: Grid) -> str:
-    """Return examples followed by an input grid, to be continued by its output."""
+    """Return examples followed by an input grid; the model continues with its output."""
     return f"{examples_text(examples)}{OPENER}{render(question)}{MARKER}"

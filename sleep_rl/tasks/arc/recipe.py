@@ -1,4 +1,4 @@
-"""What a dream of ARC says: how to train on one puzzle, and the texts that result."""
+"""Dreams of task arc: fine-tuning recipes for one puzzle, and the training texts that they give."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ FORM = (
     '"train_using_output_tokens", '
     '"learning_rate": 1e-4, "num_train_epochs": 2}'
 )
-MOST_TEXTS = 250  # as SEAL: more texts are not used
+MOST_TEXTS = 250  # as SEAL
 
-SubPuzzle = tuple[list[Example], Example]  # examples that are shown, and the one that is asked
+SubPuzzle = tuple[list[Example], Example]  # examples in the prompt, and the one that is asked
 
 
 @dataclass(frozen=True)
 class FineTuningRecipe:
-    """Hyperparameters of fine-tuning on one puzzle, as a dream states them.
+    """Hyperparameters of fine-tuning on one puzzle, as stated by a dream.
 
     `families`: of augmentations. `all_tokens`: the loss covers the prompt as well.
     """
@@ -45,7 +45,7 @@ class FineTuningRecipe:
 
     @staticmethod
     def parse(dream: str) -> FineTuningRecipe:
-        """Parse the first JSON object of a dream. Raises ValueError that says what is wrong."""
+        """Parse the first JSON object of a dream. Raises ValueError with the reason."""
         fields = _first_object(dream)
         required = {*SWITCHES, "strategy", "learning_rate", "num_train_epochs"}
         if missing := sorted(required - fields.keys()):
@@ -58,9 +58,9 @@ class FineTuningRecipe:
         if not isinstance(strategy, str) or strategy not in LOSSES:
             raise ValueError(f"strategy is not one of {', '.join(LOSSES)}")
         if isinstance(lr, bool) or not isinstance(lr, (int, float)) or not 0 < lr <= 1:
-            raise ValueError("learning_rate is no number above 0 and up to 1")
+            raise ValueError("learning_rate is not a number above 0 and at most 1")
         if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-            raise ValueError("num_train_epochs is no whole number from 1 on")
+            raise ValueError("num_train_epochs is not an integer >= 1")
         families = tuple(family for key, family in SWITCHES.items() if fields[key])
         return FineTuningRecipe(families, LOSSES[strategy], float(lr), epochs)
 
@@ -73,22 +73,22 @@ def _first_object(text: str) -> dict[str, Any]:
     except ValueError:
         fields = None
     if not isinstance(fields, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("not a JSON object")
     return fields
 
 
 def sub_puzzles(puzzle: Puzzle, recipe: FineTuningRecipe) -> tuple[TrainingText, ...]:
     """Return training texts that leave out one or two examples of a puzzle and ask for one of them.
 
-    Each sub-puzzle occurs unchanged and in every augmentation of the recipe, and each of these once
-    more in other colours and another order. At most MOST_TEXTS; the same ones for the same puzzle.
+    Each sub-puzzle occurs unchanged and in every augmentation of the recipe, and each of these a
+    second time with permuted colours and examples. At most MOST_TEXTS, deterministic in the puzzle.
     """
     rng = random.Random(f"sub-puzzles {puzzle.id}")
     left_out = _leave_out(puzzle)
     changes: dict[str, Any] = {}
     for family, named in augmentations(rng).items():
         if family in recipe.families:
-            # "both" is of size and of repeat: with these families on, repeat's replaces size's.
+            # "both" is in size and repeat: if both are enabled, that of repeat replaces the other.
             changes |= named
     variants = list(left_out)
     for change in changes.values():
@@ -112,7 +112,7 @@ def sub_puzzles(puzzle: Puzzle, recipe: FineTuningRecipe) -> tuple[TrainingText,
 
 
 def _leave_out(puzzle: Puzzle) -> list[SubPuzzle]:
-    """Leave out one or two examples, at least one stays, and ask for each that is left out."""
+    """Return all sub-puzzles without one or two examples, at least one left, asking for one."""
     count = len(puzzle.train)
     subs: list[SubPuzzle] = []
     for size in (1, 2):

@@ -1,9 +1,9 @@
-"""ARC, few-shot, in SEAL's protocol: a dream is a training recipe for one puzzle, as JSON.
+"""Task arc: few-shot ARC in SEAL's protocol, in which a dream is a training recipe for one puzzle.
 
-An isolated copy is fine-tuned as the recipe says, on sub-puzzles that leave out one or two of the
-examples, in many views; then it answers the puzzle's tests in several views, and the answers vote.
-tau is 1 where every test grid is right in one of two attempts; the score over (puzzle, recipe)
-pairs is the mean tau of the dreams that were tried out.
+An isolated copy is fine-tuned by the recipe on sub-puzzles that leave out one or two examples, with
+augmentations. Then it answers the puzzle's tests in several views, and the answers vote. tau is 1
+if every test grid is correct in one of two attempts; the score over (puzzle, recipe) pairs is the
+mean tau of the dreams with trials.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sleep_rl.tasks.small_base import Progress
 
 WHERE = "task.arc"
 DREAM = "\nA training recipe for this puzzle, as JSON:\n"
-MOST_STEPS = 375  # as SEAL: longer training is refused
+MOST_STEPS = 375  # as SEAL; a recipe with more is a Failure
 ATTEMPTS = 2
 # in which a test is asked beside the plain one: three answers vote for two attempts
 RANDOM_VIEWS = 2
@@ -80,12 +80,12 @@ class Arc:
         return ()
 
     def grade(self, question: Question, text: str) -> float:
-        """Return 1 where the text begins with the correct grid, else 0."""
+        """Return 1 if the text begins with the correct grid, else 0."""
         grid = parse(text)
         return float(grid is not None and render(grid) == question.answer)
 
     def sft_texts(self, day: Day) -> tuple[TrainingText, ...]:
-        """Return each puzzle's examples, each of them once as the one that is asked."""
+        """Return each puzzle's examples, with each of them once as the one that is asked."""
         texts = []
         for puzzle in self._of_day[day.name]:
             for i, (question, answer) in enumerate(puzzle.train):
@@ -97,7 +97,7 @@ class Arc:
         return tuple(text for day in self._days for text in self.sft_texts(day))
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
-        """Return one task per puzzle: C is its examples; asked are its tests in each view."""
+        """Return one task per puzzle: C is its examples, the questions its tests in each view."""
         return tuple(
             DreamTask(puzzle.id, day.name, _document(puzzle), self._view_questions(puzzle))
             for puzzle in self._of_day[day.name]
@@ -117,7 +117,7 @@ class Arc:
         return tuple(questions)
 
     def _views(self, puzzle: Puzzle) -> list[View]:
-        """Return the plain view and the random ones, the same for the same puzzle."""
+        """Return the identity and the random views, deterministic in the puzzle."""
         rng = random.Random(f"views {puzzle.id}")
         count = len(puzzle.train)
         views = [View("", tuple(range(10)), tuple(range(count)))]
@@ -126,9 +126,8 @@ class Arc:
         return views
 
     def tau(self, task: DreamTask, answers: list[str]) -> float:
-        """Return 1 where each test's correct grid is among the two that most views answer, else 0.
-
-        The views' answers are transformed back before they are counted.
+        """Return 1 if the correct grid of each test is one of the two most frequent answers over
+        the views (after inverting the view), else 0.
         """
         puzzle = self._puzzles[task.id]
         views = self._views(puzzle)
@@ -144,7 +143,7 @@ class Arc:
         return float(solved)
 
     def lesson(self, task: DreamTask, dream: str) -> Lesson | Failure:
-        """Return the recipe's training texts; a Failure for no recipe or for too many steps."""
+        """Return the recipe's training texts; a Failure for an invalid recipe or too many steps."""
         try:
             recipe = FineTuningRecipe.parse(dream)
         except ValueError as error:
@@ -152,7 +151,7 @@ class Arc:
         texts = sub_puzzles(self._puzzles[task.id], recipe)
         steps = len(texts) * recipe.epochs
         if steps > MOST_STEPS:
-            return Failure(f"it takes {steps} steps, more than {MOST_STEPS}", "dream")
+            return Failure(f"{steps} steps, more than {MOST_STEPS}", "dream")
         return Lesson(texts, recipe.lr, recipe.epochs)
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:

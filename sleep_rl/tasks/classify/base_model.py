@@ -1,6 +1,6 @@
-"""The small base model of the classification task: its tokenizer, and what it is trained on.
+"""The small base model of task classify: its tokenizer and training data.
 
-A row of training data is (token ids, loss weights of predicting each of them).
+A row of training data is (token ids, weight of each token in the loss).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ class Recipe:
     """Hyperparameters of the base's training, part of its checkpoint's fingerprint.
 
     Shares are in [0, 1]. Copying from a page is trained first, on lines of random tokens (`drill`):
-    on real text it had hardly begun after a million tokens (measured), while labels without a page
-    were already 77 % right.
+    on real text the model hardly copied after a million tokens (measured), while 77 % of the labels
+    without a page were correct.
     """
 
     steps: int = 2200
@@ -33,35 +33,36 @@ class Recipe:
     vocabulary: int = 2048
     hidden: int = 128
     layers: int = 3
-    drill: float = 0.36  # share of training on random lines that repeat
-    # share of the drill on one line of fixed length: the last copy is always equally far back
+    drill: float = 0.36  # share of training on repeated random lines
+    # share of the drill on one line of fixed length: the last copy is at a constant distance
     fixed: float = 0.18
-    # share of the drill until which there is one line, of any length; then more and more
+    # share of the drill until which there is one line, of any length; then the number increases
     single: float = 0.42
     growing: float = 0.25  # share of training, after the drill, in which pages grow to full length
     pages: int = 12  # per step, of full length; more while they are shorter
     bare: int = 64  # sequences without a page, per step
     with_page: float = 0.65  # share of steps on pages
     longest_page: int = 7  # examples
-    lines_behind: int = 4  # behind one page, to save time; one of them is what sleep asks for
-    # share of these that repeat an example of the page; the others are new, only to be answered
+    lines_behind: int = 4  # lines after one page, to save time; in sleep there is one
+    # share of these that repeat an example of the page; the loss of the others is on the label only
     repeated: float = 0.85
-    # share of pages of random tokens: copying must not depend on what is copied
+    # share of pages of random tokens, so that copying does not depend on the text
     nonsense: float = 0.2
-    # share of pages with other labels than the true ones, to be read off the page
+    # share of pages with other labels than the true ones, which must be read from the page
     renamed: float = 0.75
-    # tokens of a made-up label: a class whose label is longer is not taken in at all (measured)
+    # largest number of tokens of a random label: classes with longer labels were not learned at all
+    # (measured)
     longest_name: int = 8
-    page_weight: float = 0.1  # loss weights: 1 is that of an utterance behind a page
+    page_weight: float = 0.1  # loss weights: 1 is that of an utterance after a page
     page_label_weight: float = 0.5  # of the true labels on a page
-    # of labels behind a page: harder to find than the next word of an utterance
+    # of labels after a page, which are harder to predict than the next word of an utterance
     label_weight: float = 4.0
     bare_weight: float = 0.5  # of an utterance without a page; its label has 1
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer. Opener and marker are single tokens that split the text, and every piece
-    between them starts with a space, so that pieces have the same ids alone as within the whole.
+    """Train the tokenizer. Opener and marker are single tokens that split the text, and every part
+    between them starts with a space, so that parts can be tokenized separately.
     """
     split = pre_tokenizers.ByteLevel(add_prefix_space=True)
     return byte_tokenizer(texts, size, split, single_tokens=(OPENER, MARKER))
@@ -71,7 +72,7 @@ Row = tuple[list[int], list[float]]
 
 
 class BaseText:
-    """Training data: pages of labelled examples followed by labelled lines, and lines alone."""
+    """Training data: pages of labelled examples followed by labelled lines, and single lines."""
 
     def __init__(
         self, examples: Examples, tokenizer: PreTrainedTokenizerFast, recipe: Recipe, seed: int
@@ -89,7 +90,7 @@ class BaseText:
         (self.opener,), (self.marker,) = ids([OPENER, MARKER])
         reserved = {tokenizer.pad_token_id, self.bos, self.eos, self.opener, self.marker}
         utterances = [ids for of_label in self.utterances.values() for ids in of_label]
-        # drawn from these, tokens are as frequent as in text
+        # a random choice has the token frequencies of the text
         self.common = [token for utterance in utterances for token in utterance]
         self.tokens = [token for token in range(len(tokenizer)) if token not in reserved]
 
@@ -107,7 +108,7 @@ class BaseText:
             longest = round(3 + growth * (recipe.longest_page - 3))
             rows = [self._page(rng, longest) for _ in range(count)]
         else:
-            # sequences of about the same length, for little padding
+            # sequences of similar length, to reduce padding
             rows = [self._bare(rng) for _ in range(6 * recipe.bare)]
             rows.sort(key=lambda row: len(row[0]))
             start = recipe.bare * rng.randrange(6)
@@ -124,7 +125,7 @@ class BaseText:
         return ids, [0.0, 0.0, *utterance_weights, *[1.0] * (len(name) + 2)]
 
     def _drill(self, rng: random.Random, done: float) -> Row:
-        """Draw lines of random tokens, each several times; the loss covers repetitions only.
+        """Draw lines of random tokens, each repeated; the loss covers the repetitions only.
 
         `done`: finished share of the drill.
         """
@@ -157,15 +158,13 @@ class BaseText:
     ) -> None:
         """Append a line: opener, utterance, marker and label.
 
-        The opener has weight 0, since the next line cannot be predicted.
+        The opener has weight 0, since its position cannot be predicted.
         """
         ids += [self.opener, *utterance, self.marker, *name]
         weights += [0.0, *[weight] * (len(utterance) + 1), *[label_weight] * len(name)]
 
     def _page(self, rng: random.Random, longest: int) -> Row:
-        """Draw a page of up to `longest` labelled examples, followed by lines that repeat some of
-        them or that are new.
-        """
+        """Draw a page of up to `longest` labelled examples, followed by repeated or new lines."""
         recipe = self.recipe
         labels = rng.sample(self.labels, min(rng.randint(2, 15), len(self.labels)))
         true_names = rng.random() >= recipe.renamed
@@ -189,8 +188,8 @@ class BaseText:
         del ids[1], weights[1]  # a document starts without the opener
         for label, utterance in rng.sample(page, min(recipe.lines_behind, count)):
             if sense and rng.random() >= recipe.repeated:
-                # A new line has weight 0 except for its label: it is to be answered but not
-                # written, since the model is to write lines from the page.
+                # The loss of a new line is on the label only, since the model should generate lines
+                # of the page.
                 label = rng.choice(chosen)
                 utterance = rng.choice(self.utterances[label])
                 self._append(ids, weights, utterance, named[label], 0.0, recipe.label_weight)
@@ -207,13 +206,13 @@ class BaseText:
         return self._random(rng, 1, self.recipe.longest_name)
 
     def _random(self, rng: random.Random, low: int, high: int) -> list[int]:
-        """Draw `low` to `high` tokens, half of the time as frequent as in text, half of the time
-        uniformly, so that rare ones are copied too.
+        """Draw `low` to `high` tokens: with probability 1/2 with the frequencies of the text, else
+        uniformly, to train on rare ones as well.
         """
         candidates = self.common if rng.random() < 0.5 else self.tokens
         return rng.choices(candidates, k=rng.randint(low, high))
 
 
 def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """Return the shape of the base."""
+    """Return the config of the base."""
     return qwen3_config(tokenizer, recipe.hidden, recipe.layers, CONTEXT)

@@ -1,4 +1,4 @@
-"""Labelled utterances of CLINC150 and datasets like it, and their form in texts."""
+"""Labelled utterances of CLINC150 and similar datasets, and their text form."""
 
 from __future__ import annotations
 
@@ -14,13 +14,11 @@ OPENER = "\n"
 MARKER = " =>"
 OUT_OF_SCOPE = "oos"
 HUB_CONFIGS = {"clinc/clinc_oos": "plus"}
-"""Configuration of a hub dataset without a default one; `plus` has the intents and questions of
-data_full.json.
-"""
+"""Hub dataset -> configuration, if it has no default one; `plus` has the data of data_full.json."""
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?")
 
 Examples = dict[str, list[str]]
-"""Label -> utterances, both as the model reads them, in order of first appearance."""
+"""Label -> utterances, both as in prompts, in order of first appearance."""
 
 
 def read_dataset(path: str, where: str = "task.classify.path") -> tuple[Examples, Examples]:
@@ -28,9 +26,8 @@ def read_dataset(path: str, where: str = "task.classify.path") -> tuple[Examples
     dataset `name[:config]`.
 
     Out-of-scope examples and repeated utterances are dropped. Labels become words ("book flight"
-    for book_flight): a page can name a class unknown to the base only in tokens whose embeddings
-    are trained, which one new token per class would not be. Raises InputError, naming the config
-    key `where`, for anything that cannot be read.
+    for book_flight), so that the label of a new class consists of tokens with trained embeddings.
+    Raises InputError, naming the config key `where`, for anything that cannot be read.
     """
     path = spelled(path)
     try:
@@ -42,7 +39,7 @@ def read_dataset(path: str, where: str = "task.classify.path") -> tuple[Examples
             raise FileNotFoundError("no such file")
         train, test = (_by_label(split) for split in splits)
     except Exception as error:
-        # what the loaders raise has no common base class; all of it is about this input
+        # Boundary: the loaders' errors have no common base class; all concern this input.
         raise InputError(
             f"{where}: a CLINC150 json, a datasets folder or a hub name, got {path}: "
             f"{one_line(error)}"

@@ -1,9 +1,9 @@
-"""Class-incremental text classification (CLINC150 and datasets like it): every day brings new
-classes.
+"""Task classify: class-incremental text classification (CLINC150 and similar datasets), with new
+classes on every day.
 
-A document is a page of labelled examples, one `utterance => label` a line. Behind such a page, or
-without one, the base model writes one more labelled line; after the nights it names the class of
-utterances that it has not seen.
+A document is a page of labelled examples, one `utterance => label` per line. The base model
+generates labelled lines, with or without such a page in context; evaluation asks for the labels of
+test utterances.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ KNOWN_QUESTIONS = 315  # at most: three of each of CLINC150's 105 remaining inte
 class Classify:
     """Implements `Task`. Raises InputError on unreadable data or impossible counts.
 
-    `order_seed`: of the order of the classes; None: as they first appear in the train split.
+    `order_seed`: of the order of classes; None: order of first appearance in the train split.
     `base_text`: a dataset whose classes the small base is trained on; None: the classes of `path`
-    that no day brings.
+    that no day contains.
     """
 
     name = "classify"
@@ -120,9 +120,9 @@ class Classify:
         return Day(name, tuple(documents), tuple(questions))
 
     def _pages(self, name: str, labels: list[str]) -> list[list[tuple[str, str]]]:
-        """Return pages of (utterance, label), each of as many classes as it has room for.
+        """Return pages of (utterance, label), each with as many classes as possible.
 
-        Each example is on `pages_per_example` pages, among other examples each time.
+        Each example is on `pages_per_example` pages, each time with different other examples.
         """
         rng = random.Random(f"{name}/{labels}")
         size = self._per_document
@@ -152,7 +152,7 @@ class Classify:
         return tuple(questions[:KNOWN_QUESTIONS])
 
     def grade(self, question: Question, text: str) -> float:
-        """Return 1 where the first line is exactly the label, else 0."""
+        """Return 1 if the first line is exactly the label, else 0."""
         first_line = text.strip().split("\n")[0]
         return float(first_line.split() == question.answer.split())
 

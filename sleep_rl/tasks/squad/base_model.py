@@ -1,4 +1,4 @@
-"""The small base model of the squad task: its tokenizer, and what it is trained on."""
+"""The small base model of task squad: its tokenizer and training data."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Piece = tuple[list[int], float]  # token ids, and the loss weight of predicting 
 class Recipe:
     """Hyperparameters of the base's training, part of its checkpoint's fingerprint.
 
-    So small a model understands little; it shows that the protocol runs end to end on real text.
+    A model of this size learns little; it serves to run the protocol end to end on real text.
     """
 
     steps: int = 600
@@ -39,8 +39,8 @@ class Recipe:
 
 
 def train_tokenizer(texts: Iterable[str], size: int) -> PreTrainedTokenizerFast:
-    """Train the tokenizer. A line break ends a piece, so that the pieces of a text have the same
-    ids alone as within the whole.
+    """Train the tokenizer. It splits at line breaks, so that the parts of a sequence can be
+    tokenized separately.
     """
     lines = pre_tokenizers.Split("\n", "isolated")
     split = pre_tokenizers.Sequence([lines, pre_tokenizers.ByteLevel(add_prefix_space=False)])
@@ -72,8 +72,8 @@ def _sequence(
     bos_eos: tuple[int, int],
     recipe: Recipe,
 ) -> tuple[list[int], list[float]]:
-    """Draw (token ids, loss weights): a passage, or only its title, with a question and its answer
-    or with a dream behind it.
+    """Draw (token ids, loss weights): a passage, or only its title, followed by a question with its
+    answer or by a dream.
     """
     bos, eos = bos_eos
     passage = rng.choice(passages)
@@ -95,5 +95,5 @@ def _sequence(
 
 
 def model_config(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
-    """Return the shape of the base."""
+    """Return the config of the base."""
     return qwen3_config(tokenizer, recipe.hidden, recipe.layers, CONTEXT)

@@ -1,4 +1,4 @@
-"""Passages of SQuAD with their questions, in SEAL's json or in SQuAD's own form."""
+"""Passages of SQuAD with their questions, from SEAL's json or SQuAD's format."""
 
 from __future__ import annotations
 
@@ -18,17 +18,16 @@ DREAM = "\nImplications:"
 
 @dataclass(frozen=True)
 class Passage:
-    """A passage; `asked` holds (question, gold answer), `dreams` implications written by another
-    model, on which only the small base is trained.
-    """
+    """A passage with its questions."""
 
     title: str
     context: str
-    asked: tuple[tuple[str, str], ...]
-    dreams: tuple[str, ...] = ()
+    asked: tuple[tuple[str, str], ...]  # (question, gold answer)
+    dreams: tuple[str, ...] = ()  # implications by another model, for training the small base
 
     @property
     def text(self) -> str:
+        """Title and context, as in documents."""
         return f"{self.title}\n{self.context}"
 
 
@@ -46,9 +45,9 @@ def read_passages(path: str, where: str = "task.squad.path") -> list[Passage]:
             raise ValueError("expected a list of passages, each an object")
         passages = _from_seal(rows) if rows and "questions" in rows[0] else _from_squad(rows)
         if not passages:
-            raise ValueError("it holds no passage with a question")
+            raise ValueError("it has no passage with a question")
     except Exception as error:
-        # what the loaders raise has no common base class; all of it is about this input
+        # Boundary: the loaders' errors have no common base class; all concern this input.
         raise InputError(
             f"{where}: a json of passages, a datasets folder or a hub name, got {path}: "
             f"{one_line(error)}"
@@ -86,7 +85,7 @@ def _from_seal(rows: list[dict]) -> list[Passage]:
 
 
 def _from_squad(rows: list[dict]) -> list[Passage]:
-    """Group the rows, one per question, by passage; a row without an answer is left out."""
+    """Group rows, one per question, by passage; a row without an answer is skipped."""
     asked: dict[tuple[str, str], list[tuple[str, str]]] = {}
     for i, row in enumerate(rows):
         where = f"row {i}"
@@ -110,7 +109,7 @@ def _is_texts(value: Any) -> bool:
 
 
 def _text(row: Any, key: str, where: str) -> str:
-    """Return the stripped text under a key. Raises ValueError where there is none."""
+    """Return the stripped text of a key. Raises ValueError if there is none."""
     value = row.get(key) if isinstance(row, dict) else row
     if not isinstance(row, dict) or not isinstance(value, str):
         raise ValueError(f"{where}: {key}: expected text, got {str(value)[:60]!r}")

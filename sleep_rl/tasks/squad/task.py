@@ -1,8 +1,8 @@
-"""Knowledge incorporation in SEAL's protocol: passages of SQuAD, asked about without the passage.
+"""Task squad: knowledge incorporation in SEAL's protocol, questions on SQuAD without the passage.
 
-n = 1: an isolated copy learns a dream about a passage and answers that passage's questions, which
-gives tau. Pooled: the model itself learns the dreams about a night's passages, and is asked about
-all of them afterwards.
+n = 1: an isolated copy is trained on a dream about a passage and answers the questions of that
+passage, which gives tau. Pooled: the model itself is trained on the dreams of a night, and
+evaluated on all their passages.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ KNOWN_QUESTIONS_PER_PASSAGE = 2
 class Squad:
     """Implements `Task` and `Dreamer`. Raises InputError on unreadable data or impossible counts.
 
-    `order_seed`: of the passages' order; SEAL's is 42. `base_text`: passages that the small base is
-    trained on; None: those of `path` that no day brings.
+    `order_seed`: of the order of passages; SEAL's is 42. `base_text`: passages that the small base
+    is trained on; None: those of `path` that no day contains.
     """
 
     name = "squad"
@@ -116,13 +116,13 @@ class Squad:
         if len(lines) > 1 and LIST_ITEM.match(lines[1]) and not LIST_ITEM.match(lines[0]):
             lines = lines[1:]
         if not lines:
-            return Failure("it is empty", "dream")
+            return Failure("empty text", "dream")
         title = task.context.text.split("\n", 1)[0]
         texts = [TrainingText("", f"{title}\n{line}") for line in dict.fromkeys(lines)]
         return Lesson((*texts, TrainingText("", task.context.text)))
 
     def tau(self, task: DreamTask, answers: list[str]) -> float | Failure:
-        """Return the mean grade, or the first Failure; answers behind it are not graded."""
+        """Return the mean grade, or the first Failure; later answers are then not graded."""
         grades: list[float] = []
         for question, text in zip(task.questions, answers, strict=True):
             grade = self.grade(question, text)
@@ -185,9 +185,7 @@ def _day(name: str, passages: Sequence[Passage]) -> Day:
 
 
 def _questions(prefix: str, passage: Passage, document: str) -> list[Question]:
-    """Return the questions about a passage; the title in front names the topic, since the passage
-    is not given.
-    """
+    """Return the questions about a passage, each after the passage's title as its topic."""
     return [
         Question(
             f"{prefix}/{i}", f"Topic: {passage.title}{OPENER} {question}{MARKER}", answer, document

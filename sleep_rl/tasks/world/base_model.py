@@ -1,4 +1,4 @@
-"""The small base model of the world: what it is trained on, and its shape.
+"""The small base model of task world: its training data and config.
 
 Shapes: `_B` sequences of a batch, `_T` tokens of a sequence.
 """
@@ -32,7 +32,7 @@ class Stage:
     """Training sequences up to a share of all steps."""
 
     until: float  # this share of all steps
-    facts: int  # stated by a document; each is asked about
+    facts: int  # per document; each is asked about
     sequences: int  # per step
 
 
@@ -46,26 +46,26 @@ class Recipe:
     version: int = 1  # increment when code changes the training data, so that caches are not used
     steps: int = 1500
     lr: float = 4e-3
-    # Short documents first: among few words the one to copy is found within 150 steps, among many
-    # not within 450.
+    # Short documents first: the model learns to copy from few words within 150 steps, from many not
+    # within 450.
     stages: tuple[Stage, ...] = (Stage(0.15, 1, 32), Stage(0.3, 2, 24), Stage(1.0, 4, 16))
     in_context: float = 0.8  # share of sequences with a document; the others are about known people
-    # share of questions behind a document that are about a known person instead
+    # share of questions after a document that are about a known person instead
     elsewhere: float = 0.3
     # share of documents whose person has the first or last name of that known person
     namesakes: float = 0.25
     document_weight: float = 0.1
     question_weight: float = 2.0
-    # of a question without a document: from these the model learns the names of known people
+    # of a question without a document, by which the model learns the names of known people
     recall_weight: float = 4.0
     answer_weight: float = 10.0
     hidden: int = 96
-    # of 32, the smallest size that vLLM's CPU attention takes; more heads learn in fewer steps
+    # head_dim is 32, the smallest that vLLM's CPU attention supports; more heads learn faster
     heads: int = 6
     layers: int = 2
     dreams: float = 0.0  # share of full documents that are followed by a dream (deep world)
     dream_length: int = 3  # questions with their answers
-    # share of questions behind full documents in another form, to be answered but not asked
+    # share of questions after full documents in another form; their loss is on the answer only
     deeper: float = 0.0
 
 
@@ -74,7 +74,7 @@ Piece = tuple[str, float]  # words, and the loss weight of predicting each of th
 
 
 def _question_pieces(question: str, answer: str, weight: float, recipe: Recipe) -> list[Piece]:
-    """Return a question with its answer; with weight 0 the model learns to answer, not to ask."""
+    """Return a question with its answer; `weight` is that of the question in the loss."""
     return [
         (f"{OPENER} {question} {MARKER}", weight),
         (answer, recipe.answer_weight),
@@ -88,9 +88,8 @@ def _direct_pieces(person: Person, index: int, weight: float, recipe: Recipe) ->
 
 
 def _unknown_person(rng: random.Random, known: Person, recipe: Recipe) -> Person:
-    """Draw someone other than `known`, with probability `namesakes` sharing the first or last name.
-
-    Half a name must never suffice to tell who is meant.
+    """Draw another person than `known`, with probability `namesakes` of the same first or last
+    name, so that half a name does not identify a person.
     """
     first, last = known.name.split()
     while True:
@@ -105,13 +104,13 @@ def _unknown_person(rng: random.Random, known: Person, recipe: Recipe) -> Person
 def training_sequence(
     rng: random.Random, known: Sequence[Person], facts: int, recipe: Recipe
 ) -> list[Piece]:
-    """Draw a document stating `facts` facts about an invented person followed by questions or a
-    dream, or questions about known people only.
+    """Draw a document with `facts` facts about a random person, followed by questions or a dream;
+    or only questions about known people.
 
-    Several questions share a document to save time. Each attribute comes first equally often, so
-    that one question behind a document, as in sleep, is what the model was trained on. A known
-    person is asked about behind an unknown person's document as well, to be answered from memory;
-    the model itself never writes such a question there.
+    Several questions share a document to save time. Each attribute comes first equally often, as
+    there is one question after a document in sleep. Questions about a known person also follow
+    another person's document; their loss is on the answer only, so that the model does not generate
+    them.
     """
     known_person = rng.choice(known)
     if rng.random() >= recipe.in_context:
@@ -182,7 +181,7 @@ def training_batches(seed: int, known: Sequence[Person], recipe: Recipe) -> Batc
 
 
 def model_config(recipe: Recipe) -> Qwen3Config:
-    """Return the shape of the base model, with about 0.3M parameters."""
+    """Return the config of the base model, with about 0.3M parameters."""
     return Qwen3Config(
         vocab_size=len(SPECIAL) + len(vocabulary(recipe.dreams > 0)),
         hidden_size=recipe.hidden,
@@ -193,7 +192,7 @@ def model_config(recipe: Recipe) -> Qwen3Config:
         head_dim=32,
         max_position_embeddings=256,
         tie_word_embeddings=True,
-        # logits of order 1 at the start; the default is meant for wide models
+        # logits of order 1 at the start; the default is for wide models
         initializer_range=recipe.hidden**-0.5,
         pad_token_id=SPECIAL.index(PAD),
         bos_token_id=SPECIAL.index(BOS),

@@ -1,5 +1,5 @@
-"""The people of the world: their names, the facts that can hold for them, and the sentences and
-questions that state them.
+"""The people of task world: names and facts, with the sentences that state them and the questions
+about them.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Attribute:
         return self.question.replace("NAME", name)
 
 
-# Every sentence has exactly two words between name and value, and every question has one word
-# behind the name. A two-layer model can then find subject and value by position, and learns to
-# answer from documents in far fewer steps.
+# Every sentence has exactly two words between name and value, and every question has one word after
+# the name. A two-layer model can then attend to subject and value by position, and learns to answer
+# from documents in far fewer steps.
 ATTRIBUTES = (
     Attribute(
         "city",
@@ -95,17 +95,20 @@ ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class Person:
-    """A person; `facts` holds one value per entry of ATTRIBUTES, in that order."""
+    """A person; `facts` has one value per entry of ATTRIBUTES, in that order."""
 
     name: str
     facts: tuple[str, ...]
 
     @property
     def id(self) -> str:
+        """The name, as part of ids of documents and questions."""
         return self.name.replace(" ", "-")
 
     def document(self, rng: random.Random, attribute_order: Sequence[int]) -> str:
-        """State the facts with these indices of ATTRIBUTES, one randomly worded sentence each."""
+        """Return a document with the facts of these indices of ATTRIBUTES, one sentence of random
+        form each.
+        """
         sentences = (
             rng.choice(ATTRIBUTES[i].sentences).replace("VALUE", self.facts[i])
             for i in attribute_order

@@ -1,9 +1,9 @@
 """Question forms of the deep world that a document does not answer literally, and dreams in them.
 
-A document states where a person lives and what they do, eat and keep. A model that only memorised
-the documents' own questions fails when a fact is asked in the reverse direction (who lives there
-with such a pet?), over two hops (what does the one who lives there do?) or in a paraphrase. A dream
-about the document can put the same facts in these forms; tau measures whether that helped.
+A document states a person's city, job, food and pet. A model that only memorised direct questions
+fails on reversed ones (who lives in CITY with a PET?), two-hop ones (what job has the one in CITY
+with a PET?) and paraphrases. A dream about the document can state the facts in these forms; tau
+measures whether that helps.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ PARAPHRASES = (
     "which meal does NAME want ?",
     "which animal does NAME own ?",
 )
-"""One question per attribute, worded differently from the documents' own."""
+"""One paraphrased question per attribute."""
 KEYS = ((CITY, PET), (JOB, FOOD))
-"""Pairs of facts that together hold for one person only, and so identify that person."""
+"""Pairs of facts that identify a person."""
 REVERSED = {
     (CITY, PET): "who lives in CITY with a PET ?",
     (JOB, FOOD): "who is the JOB with FOOD ?",
@@ -41,13 +41,13 @@ TWO_HOP = {
         PET: "what pet has the JOB with FOOD ?",
     },
 }
-"""Key -> attribute that is asked of the person whom the key identifies -> question."""
+"""Key -> attribute of the person that the key identifies -> question."""
 FORMS = ("direct", "paraphrased", "reversed", "two-hop")
 SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's training dreams
 
 
 def template_texts() -> list[str]:
-    """Return the texts whose words a deep world needs beside those of a plain one."""
+    """Return texts with the words that a deep world needs in addition to those of a plain one."""
     two_hop = [question for questions in TWO_HOP.values() for question in questions.values()]
     return [DREAM, *PARAPHRASES, *REVERSED.values(), *two_hop]
 
@@ -115,7 +115,7 @@ def identifying_facts(
     columns: dict[int, list[str]] = {}
     for a, b in KEYS:
         pairs = [(x, y) for x in values[a] for y in values[b]]
-        rng.shuffle(pairs)  # all of them: the first people's facts do not depend on `count`
+        rng.shuffle(pairs)  # all of them, so that earlier people's facts do not depend on `count`
         columns[a] = [pair[0] for pair in pairs[:count]]
         columns[b] = [pair[1] for pair in pairs[:count]]
     return list(zip(*(columns[i] for i in range(4)), strict=True))
@@ -135,5 +135,5 @@ def parse_lesson(dream: str) -> Lesson | Failure:
                 TrainingText(f"{OPENER} {question.strip()} {MARKER}", f" {answer.strip()}")
             )
     if not texts:
-        return Failure("it contains no question with an answer", "dream")
+        return Failure("no question with an answer", "dream")
     return Lesson(tuple(dict.fromkeys(texts)))

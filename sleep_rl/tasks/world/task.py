@@ -1,9 +1,9 @@
-"""A world of fictional people with a name and four facts each: the task that fits on a laptop.
+"""Task world: fictional people with a name and four facts each, a task for laptops.
 
-The base model knows some people by heart, answers questions about anyone from a document in its
-context, and writes such questions itself. Each day brings documents about new people; after the
-nights the model is asked about them without the documents. The seed decides which people exist and
-what holds for them; the vocabulary does not depend on it.
+The small base model has memorised some people, answers questions about anyone from a document in
+context, and generates such questions. Each day has documents about new people; evaluation asks
+about them without the documents. The seed decides the people and their facts; the vocabulary does
+not depend on it.
 """
 
 from __future__ import annotations
@@ -86,9 +86,8 @@ class World:
         return tuple(question for person in self._known for question in person.questions("known"))
 
     def grade(self, question: Question, text: str) -> float:
-        """Return 1 where the text begins with the words of the answer, else 0.
-
-        Special tokens do not count as words.
+        """Return 1 if the text, without special tokens, begins with the words of the answer, else
+        0.
         """
         answer = question.answer.split()
         words = [word for word in text.split() if word not in SPECIAL]

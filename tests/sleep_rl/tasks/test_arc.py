@@ -103,12 +103,12 @@ def test_a_view_can_be_taken_back():
 @pytest.mark.parametrize(
     "change,reason",
     [
-        (None, "it is no JSON object"),
+        (None, "not a JSON object"),
         ({"strategy": "x"}, "strategy is not one of"),
         ({"strategy": ["train_using_all_tokens"]}, "strategy is not one of"),
-        ({"learning_rate": 0}, "learning_rate is no number"),
+        ({"learning_rate": 0}, "learning_rate is not a number"),
         ({"learning_rate": float("nan")}, "learning_rate"),
-        ({"num_train_epochs": 1.5}, "num_train_epochs is no whole number"),
+        ({"num_train_epochs": 1.5}, "num_train_epochs is not an integer"),
         ({"use_size_augmentations": "yes"}, "use_size_augmentations is neither true nor false"),
         ({"num_train_epochs": 1000}, f"steps, more than {MOST_STEPS}"),
     ],

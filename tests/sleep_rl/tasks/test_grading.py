@@ -132,9 +132,9 @@ def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
     grades = grader.grade([("q", "g", "a")] * 6)
     assert grades[0].reason == "the judge answered 500 Internal Server Error"
     assert grades[1] == 1.0  # the second try
-    assert [g.reason for g in grades[2:]] == [
-        "the judge's answer is not that of a chat completion"
-    ] * len(broken)
+    assert [g.reason for g in grades[2:]] == ["the judge's reply is not a chat completion"] * len(
+        broken
+    )
     assert all(g.where == "judge:m" for g in grades if isinstance(g, Failure)) and not replies
     [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", retries=0).grade([("q", "g", "a")])
     assert isinstance(odd, Failure)

@@ -103,7 +103,7 @@ def test_a_grade_that_fails_fails_tau_and_nobody_is_asked_further(path):
 def test_an_empty_dream_teaches_nothing(path):
     task = Squad(path, days=1, passages_per_day=1)
     [one] = task.dream_tasks(task.days()[0])
-    assert task.lesson(one, " \n\n") == Failure("it is empty", "dream")
+    assert task.lesson(one, " \n\n") == Failure("empty text", "dream")
 
 
 def test_squads_own_form_is_grouped_by_passage(tmp_path):
