@@ -43,7 +43,7 @@ class DreamRound(Entry):
 class Run(Entry):
     """The start of a process of the run."""
 
-    config: dict[str, Any] | None = metric("the configuration, without secrets and without unused tasks")
+    config: dict[str, Any] | None = metric("the configuration, without secrets or unused tasks")
     task: Text = metric("name of the task")
     model: Text = metric("base checkpoint")
     started: Any = metric("start of the run", "unix seconds")

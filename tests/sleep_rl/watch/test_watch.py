@@ -181,12 +181,12 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
     assert "left" not in state["phase"] and state["phase"]["text"] == "Night 2 of 2: consolidation"
 
 
-@pytest.mark.parametrize(("task", "said"), [("world", "Night 1 of 3"), ("documents", "Night 1")])
-def test_nights_are_the_tasks_own_where_the_config_has_no_days(tmp_path, watch, task, said):
+@pytest.mark.parametrize(("task", "text"), [("world", "Night 1 of 3"), ("documents", "Night 1")])
+def test_nights_are_the_tasks_own_where_the_config_has_no_days(tmp_path, watch, task, text):
     config = CONFIG | {"task": {"name": task, "days": None}}
     journal, client = begin(tmp_path, config), watch()
     seed(journal, 1, 0, 1)
-    assert client.state()["phase"]["said"] == f"{said}: consolidation"
+    assert client.state()["phase"]["text"] == f"{text}: consolidation"
 
 
 def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, watch):
