@@ -15,15 +15,19 @@ endif
 demo: $(BIN)/.ready
 	$(BIN)/sleep-rl run configs/demo.yaml
 
+# Two processes, each with whole files (tests/distribution.py says which files stay together). More processes would
+# not fit beside the engines that tests start. `python -m pytest` runs the same tests one after the other.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 # what needs no Ray, no vLLM engine and no DeepSpeed process
 quick: $(BIN)/.ready
-	$(BIN)/python -m pytest -m "not stack and not slow and not gpu"
+	$(PYTEST) -m "not stack and not slow and not gpu"
 
 test: $(BIN)/.ready
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 test-all: $(BIN)/.ready
-	$(BIN)/python -m pytest -m "not gpu"
+	$(PYTEST) -m "not gpu"
 
 lint: $(BIN)/.ready
 	$(BIN)/ruff check .

@@ -1,7 +1,8 @@
 """Shared fixtures: tiny checkpoints of the three families, one live engine per checkpoint, and what
 keeps a test away from the hub. Functions and fakes that tests import stand in tests/fakes.
 
-The environment is set before anything imports torch or vLLM: they read it once.
+The environment is set before anything imports torch or vLLM: they read it once. Both are imported
+in the fixtures only: the process that hands the tests to pytest-xdist's workers needs neither.
 """
 
 from __future__ import annotations
@@ -14,25 +15,45 @@ os.environ.update(cpu_environment(1), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM
 
 import pytest
 
-from sleep_rl.model import checkpoints
-from tests.fakes.models import ENGINE, LEVELS, fill_memory, make_base, make_tokenizer
+from tests import distribution
 
 STARTS_PROCESSES = {"rollout", "worker"}
 """Fixtures with a vLLM engine, and with a learner on DeepSpeed."""
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Hand out the units of tests/distribution.py."""
+    return distribution.scheduler(config, log) if config.option.dist == "loadfile" else None
+
+
 @pytest.hookimpl(tryfirst=True)  # before tests are selected by their marks
 def pytest_collection_modifyitems(items):
-    """Mark `stack` what starts Ray (a parameter `ray`), an engine or a learner."""
+    """Put the longest first, and mark `stack` what starts Ray (a parameter `ray`), an engine or a
+    learner.
+    """
+    items[:] = distribution.in_order(items)
     for item in items:
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
         if "ray" in parameters or STARTS_PROCESSES & set(item.fixturenames):
             item.add_marker(pytest.mark.stack)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """Let `os.fsync` check its descriptor without waiting for the disk: what one process reads back
+    does not depend on it, and the tests of syncing replace it themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", os.fstat)
+        yield
+
+
 @pytest.fixture(scope="session")
 def base_checkpoint(tmp_path_factory):
     """family -> path of a tiny base checkpoint with a tokenizer."""
+    from tests.fakes.models import make_base
+
     made: dict[str, str] = {}
 
     def path(family: str = "qwen3") -> str:
@@ -46,6 +67,9 @@ def base_checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def sleep_checkpoint(base_checkpoint, tmp_path_factory):
     """(family, kind) -> path of a sleep checkpoint; kind: one of LEVELS."""
+    from sleep_rl.model import checkpoints
+    from tests.fakes.models import LEVELS, fill_memory, make_tokenizer
+
     made: dict[tuple[str, str], str] = {}
 
     def path(family: str = "qwen3", kind: str = "dense") -> str:
@@ -67,6 +91,7 @@ def rollout():
     process share process groups, so none may be shut down while another is used.
     """
     from actors.rollout import RolloutWorker  # 10 s: only where a test needs an engine
+    from tests.fakes.models import ENGINE
 
     live: dict[str, RolloutWorker] = {}
 

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -26,7 +25,7 @@ from sleep_rl.model.memory import tensors_of
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import ResolvedModel, nights, resolve_model
 from tests.fakes.models import LEVELS, fill_memory
-from tests.fakes.processes import as_at_a_terminal
+from tests.fakes.processes import LIMIT_S, as_at_a_terminal, until
 
 PROMPT = list(range(20, 40))
 
@@ -223,7 +222,7 @@ class Swapping:
     def go(self, body):
         async def all_of_it():
             await self.swapper.read_memory()
-            return await asyncio.wait_for(body(), 60)
+            return await asyncio.wait_for(body(), LIMIT_S)
 
         return asyncio.run(all_of_it())
 
@@ -364,7 +363,7 @@ def ask(url: str, path: str, body: dict | None = None) -> tuple[str | None, dict
         None if body is None else json.dumps(body).encode(),
         {"Content-Type": "application/json"},
     )
-    with urllib.request.urlopen(request, timeout=300) as answer:
+    with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
         return answer.headers.get("x-sleep-rl-night"), json.load(answer)
 
 
@@ -395,12 +394,10 @@ class Server:
 
     def wait_for(self, condition, name: str):
         """Return the value of `condition` once it is true; fail when the server ends first."""
-        deadline = time.monotonic() + 900
-        while not (value := condition()):
-            output = f"{name}: {self.log.read_text()}{self.errors.read_text()}"
-            assert self.process.poll() is None and time.monotonic() < deadline, output
-            time.sleep(0.2)
-        return value
+        try:
+            return until(condition, self.process)
+        except AssertionError:
+            pytest.fail(f"{name}: {self.log.read_text()}{self.errors.read_text()}")
 
     def wait_until_it_answers(self) -> None:
         greeting = re.compile(
@@ -453,7 +450,7 @@ def test_a_real_server_swaps_nights_and_follows_its_run(run, base_checkpoint, tm
         error = json.load(refused.value)["error"]
         assert "(1, 2)" in error["message"] and error["type"] == "InputError"
         server.process.send_signal(signal.SIGINT)
-        assert server.process.wait(timeout=300) == 0
+        assert server.process.wait(timeout=LIMIT_S) == 0
     finally:
         server.kill()
     assert server.log.read_text().splitlines()[-1] == "ended"

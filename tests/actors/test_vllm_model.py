@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from sleep_rl.contracts.records import Request, Sampling
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import memory_levels
 from tests.fakes.models import ENGINE
+from tests.fakes.processes import LIMIT_S, until
 
 pytestmark = pytest.mark.stack
 
@@ -151,6 +151,14 @@ def test_refuses_invalid_engine_options(sleep_checkpoint):
         assert "\n" not in str(error.value)
 
 
+def answers(url: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{url}/health", timeout=LIMIT_S).close()
+    except OSError:
+        return False
+    return True
+
+
 @contextmanager
 def vllm_server(path: str, log: Path) -> Iterator[str]:
     """Run vLLM's own server of a checkpoint, named "sleep"; yield its URL once it answers.
@@ -169,20 +177,13 @@ def vllm_server(path: str, log: Path) -> Iterator[str]:
         server = subprocess.Popen(command, stdout=sink, stderr=subprocess.STDOUT)
     try:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 300
-        while True:
-            try:
-                urllib.request.urlopen(f"{url}/health", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()[-3000:]
-                assert time.monotonic() < deadline, "the server did not start"
-                time.sleep(1)
+        until(lambda: answers(url) or server.poll() is not None)
+        assert server.poll() is None, log.read_text()[-3000:]
         yield url
     finally:
         server.terminate()
         try:
-            server.wait(timeout=60)
+            server.wait(timeout=LIMIT_S)
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
@@ -205,7 +206,7 @@ def test_vllms_own_server_loads_the_plugin(sleep_checkpoint, tmp_path):
         request = urllib.request.Request(
             f"{url}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
         )
-        with urllib.request.urlopen(request, timeout=120) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT_S) as answer:
             tokens = tuple(json.load(answer)["choices"][0]["token_ids"])
     assert len(tokens) == 24
     assert list(tokens) == reference(checkpoints.load(path), PROMPTS[1], tokens)[0]

@@ -16,6 +16,7 @@ from cluster.drill.scenarios import PHASES, Fault, Row, reached
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Weights
+from tests.fakes.processes import LIMIT_S, until
 
 DRILL = str(Path(__file__).parents[2] / "configs" / "drill.yaml")
 NIGHT = [
@@ -109,21 +110,19 @@ def test_no_more_disk_makes_writes_fail(tmp_path):
     assert child.stdout.readline() == "ready\n"
     faults.no_more_disk(psutil.Process(child.pid))
     assert (
-        child.communicate("\n", timeout=20)[0] == "File too large\n"
+        child.communicate("\n", timeout=LIMIT_S)[0] == "File too large\n"
         and (tmp_path / "file").read_bytes() == b""
     )
 
 
 def test_freeze_stops_a_process_without_ending_it():
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(3600)"])
     process = psutil.Process(child.pid)
     faults.freeze(process)
-    deadline = time.monotonic() + 10
-    while process.status() != psutil.STATUS_STOPPED and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert process.status() == psutil.STATUS_STOPPED and child.poll() is None
+    until(lambda: process.status() == psutil.STATUS_STOPPED, child)
+    assert child.poll() is None
     faults.kill(process)
-    assert child.wait(10) == -9
+    assert child.wait(LIMIT_S) == -9
 
 
 def test_a_worker_without_a_process_is_named(tmp_path):

@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,8 @@ import pytest
 from cluster import logs
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.runs.run_dir import alone
-from tests.fakes.processes import as_at_a_terminal
+from sleep_rl.runs.run_dir import alone, held
+from tests.fakes.processes import LIMIT_S, as_at_a_terminal, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -95,26 +94,34 @@ def test_a_folder_that_is_no_run_and_a_run_without_logs(tmp_path, run):
         logs.listing(str(run))
 
 
-def test_following_tells_what_comes_until_the_run_ends(run):
-    log, heard = run / "logs" / "rollout-0.log", []
+def test_following_tells_what_comes_until_the_run_ends(run, monkeypatch):
+    log, heard, looks = run / "logs" / "rollout-0.log", [], []
     log.write_text("one\nha")
+    monkeypatch.setattr(logs, "POLL_S", 0.02)
+    monkeypatch.setattr(logs, "held", lambda run: looks.append(run) or held(run))
 
     def follow():
-        heard.extend(logs.lines(str(run), "rollout-0", 5, follow=True))
+        for line in logs.lines(str(run), "rollout-0", 5, follow=True):
+            heard.append(line)
+
+    def looked_twice():
+        """It has read what is in the log at this moment."""
+        enough = len(looks) + 2
+        until(lambda: len(looks) >= enough)
 
     with alone(run):
         thread = threading.Thread(target=follow)
         thread.start()
-        time.sleep(2.5 * logs.POLL_S)
+        looked_twice()
         with open(log, "a") as file:
             file.write("lf\nthree\n")
-        time.sleep(2.5 * logs.POLL_S)
+        looked_twice()
         assert thread.is_alive(), "the run lives"
         log.write_text("anew\n")
-        time.sleep(2.5 * logs.POLL_S)
+        looked_twice()
         with open(log, "a") as file:
             file.write("the end")  # without a line's end: its process died
-    thread.join(20)
+    thread.join(LIMIT_S)
     assert heard == ["one", "half", "three", "anew", "the end"]
 
 
@@ -151,5 +158,5 @@ def test_following_stops_when_nobody_looks_any_more(run, how):
             process.stdout.close()
             with open(run / "logs" / "rollout-0.log", "a") as file:
                 file.write("more\n")
-        assert process.wait(60) == 0 and process.stderr.read() == b""
+        assert process.wait(LIMIT_S) == 0 and process.stderr.read() == b""
         process.stderr.close()

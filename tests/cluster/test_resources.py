@@ -20,6 +20,7 @@ from cluster.runtime.node_versions import (
 )
 from cluster.runtime.resources import ResourceRequest, bundles, check, inventory
 from sleep_rl.contracts.errors import InputError
+from tests.fakes.processes import LIMIT_S
 
 ROOT = Path(__file__).parents[2]
 HERE = {
@@ -177,7 +178,7 @@ def test_preflight_warns_of_a_node_with_another_version(tmp_path):
                 env={**nodes.environment, "PYTHONPATH": str(ROOT)},
                 capture_output=True,
                 text=True,
-                timeout=300,
+                timeout=LIMIT_S,
             )
             assert done.returncode == 0, done.stderr
             return done.stdout.splitlines()

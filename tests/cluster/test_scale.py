@@ -1,7 +1,6 @@
 """Scaling: rollout workers join and leave a pool that stays in use."""
 
 import json
-import time
 
 import pytest
 
@@ -15,6 +14,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.runs.run_dir import FILE, alone
 from tests.fakes.exports import KEYS, export, state
+from tests.fakes.processes import LIMIT_S, until
 from tests.fakes.undocumented import undocumented
 
 
@@ -39,18 +39,14 @@ class ScaledPool:
 
         handles = [spawn(i) for i in range(count)]
         backend.ready(handles)
-        self.pool = Pool("rollouts", handles, 60)
+        self.pool = Pool("rollouts", handles, LIMIT_S)
         self.store = WeightStore(backend, self.pool)
         self.journal = Journal(tmp_path / "metrics.jsonl")
         self.scaler = Scaler(backend, self.pool, self.store, self.journal, spawn, check)
         self.path = tmp_path / "metrics.jsonl"
 
     def until(self, requested, count):
-        deadline = time.monotonic() + 60
-        while len(self.pool.workers) != count:
-            self.scaler.step(requested)
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: self.scaler.step(requested) or len(self.pool.workers) == count)
 
     def names(self):
         return [handle.name for handle in self.pool.workers]

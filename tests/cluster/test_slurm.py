@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ import pytest
 from sleep_rl.config.loader import load
 from sleep_rl.plan.plan import plan
 from tests.fakes.command_lines import check_command
+from tests.fakes.processes import LIMIT_S, until
 
 pytestmark = pytest.mark.stack  # real processes with deadlines
 
@@ -36,6 +36,8 @@ def note(**more):
 
 def until_ended(code=143):
     signal.signal(signal.SIGTERM, lambda *_: (note(ended=True), sys.exit(code)))
+    if name == "sleep-rl":
+        (here / "alive").touch()
     parent = os.getppid()
     while os.getppid() == parent:  # nothing outlives a test
         time.sleep(0.05)
@@ -61,7 +63,7 @@ if name == "ray":
             port = next(w for w in words if w.startswith("--port="))
             server = socket.create_server(("127.0.0.1", int(port.partition("=")[2])))
     until_ended()
-deadline = time.monotonic() + 60  # a run waits for its nodes
+deadline = time.monotonic() + 3600  # a run waits for its nodes
 while (here / "calls.jsonl").read_text().count('"name": "ray"') < len(os.environ["NODES"].split()):
     time.sleep(0.05)
     assert time.monotonic() < deadline
@@ -70,9 +72,9 @@ if words[0] == "run":  # sleep-rl begins its folder, as the real one does
     folder = Path(given["run.dir"], given["run.name"])
     folder.mkdir(parents=True)
     (folder / "run.json").write_text("{}")
-(here / "alive").touch()
 if os.environ.get("LIFE", "").startswith("long"):
     until_ended(0 if os.environ["LIFE"] == "long enough" else 143)
+(here / "alive").touch()
 sys.exit(int(os.environ.get("LIFE", "0")))
 """
 
@@ -140,17 +142,14 @@ def free(port):
 
 
 def ended(script):
-    _, said = script.communicate(timeout=120)
+    _, said = script.communicate(timeout=LIMIT_S)
     return script.returncode, said.strip()
 
 
 def until_alive(job, script):
     """The moment from which the run goes on."""
-    while not (job.folder / "alive").exists():
-        assert script.poll() is None
-        time.sleep(0.05)
+    until((job.folder / "alive").exists, script)
     (job.folder / "alive").unlink()
-    time.sleep(0.3)  # its handler of signals
 
 
 def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_ends(job):
@@ -293,7 +292,7 @@ def test_live_says_what_it_needs():
             [ROOT / "cluster" / "deploy" / "live.sh", *words],
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=LIMIT_S,
             env={"PATH": os.environ["PATH"], "SLEEP_RL_SHARED": shared},
         )
         assert (done.returncode, done.stderr) == (
@@ -310,6 +309,9 @@ def test_the_scripts_are_sound_shell(name):
     tools = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
     for tool in tools:
         done = subprocess.run(
-            [*tool, ROOT / "cluster" / "deploy" / name], capture_output=True, text=True, timeout=120
+            [*tool, ROOT / "cluster" / "deploy" / name],
+            capture_output=True,
+            text=True,
+            timeout=LIMIT_S,
         )
         assert (done.returncode, done.stdout + done.stderr) == (0, "")

@@ -22,7 +22,7 @@ from cluster.jobs import client, follow, package, submit
 from sleep_rl.cli.main import main
 from sleep_rl.config.loader import dump, load
 from sleep_rl.contracts.errors import InputError
-from tests.fakes.processes import as_at_a_terminal
+from tests.fakes.processes import LIMIT_S, as_at_a_terminal
 
 pytestmark = pytest.mark.stack  # real commands in processes of their own
 
@@ -49,7 +49,9 @@ class Server(ThreadingHTTPServer):
         self.version, self.redirect = b'{"version": "4", "ray_version": "2.60.0"}', ""
         self.history = [("SUCCEEDED", "whole log\n", 0)]
         self.packages, self.jobs, self.requests, self.stopped = {}, {}, [], []
-        self.hangs_up, self.pause_s = False, 0.0
+        self.hangs_up = False
+        self.answers = threading.Event()  # what waits for an answer waits until it is set
+        self.answers.set()
         self.lock = threading.Lock()
 
     def answer(self, method, path, headers, body):
@@ -120,7 +122,7 @@ class Server(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     def handle_any(self):
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        time.sleep(self.server.pause_s)
+        self.server.answers.wait()
         with self.server.lock:
             code, answer, headers = self.server.answer(self.command, self.path, self.headers, body)
         self.send_response(code)
@@ -160,11 +162,6 @@ def job(server):
     """The id of a job that exists."""
     server.jobs["life-1"] = {"metadata": {"run": "/shared/runs/life-1"}}
     return "life-1"
-
-
-def code_of(root):
-    packages = ("sleep_rl", "actors", "learners", "cluster", "tests")
-    return [file for package in packages for file in (root / package).rglob("*.py")]
 
 
 def cli(server, *argv):
@@ -207,9 +204,7 @@ def test_submit_sends_code_config_and_absolute_paths(server, capsys, tmp_path, m
         "configs/demo.yaml",
         "pyproject.toml",
     } <= set(names)
-    assert not [n for n in names if re.match(r"(cache|runs|\.|build)/|.*(__pycache__|/\.)", n)]
-    # all of the code, whatever its folders are called: sleep_rl/runs is a package
-    assert {str(file.relative_to(ROOT)) for file in code_of(ROOT)} <= set(names)
+    assert not [n for n in names if re.match(r"(cache|runs|\.|build)|.*(__pycache__|/\.)", n)]
     assert sent["metadata"]["config"] == DEBUG and sent["metadata"]["run"] == str(
         tmp_path / "lives" / name
     )
@@ -450,10 +445,9 @@ def test_an_upload_without_a_response_submits_nothing(server, capsys):
 
 def test_a_request_times_out(server, capsys, monkeypatch):
     monkeypatch.setitem(client.TIMEOUTS_S, "GET", 0.2)
-    server.pause_s = 5.0
-    began = time.monotonic()
+    server.answers.clear()  # a request without a deadline would wait for ever
     assert cli(server, "--follow", "x") == 2
-    assert time.monotonic() - began < 4
+    server.answers.set()
     assert "timed out" in capsys.readouterr().err
 
 
@@ -569,7 +563,7 @@ def test_sigint_and_sighup_end_the_following_and_not_the_job(server, job, number
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(number)
-    out, err = process.communicate(timeout=20)
+    out, err = process.communicate(timeout=LIMIT_S)
     assert process.returncode == 130 and out == ""
     assert err.strip() == (
         f"{job}: keeps running on the cluster; sleep-rl submit --follow {job} "
@@ -601,7 +595,7 @@ def test_sighup_is_ignored_under_nohup(server, job):
     )
     assert process.stdout.readline() == "begun\n"
     process.send_signal(signal.SIGHUP)
-    assert process.communicate(timeout=30) == ("ended\n", "") and process.returncode == 0
+    assert process.communicate(timeout=LIMIT_S) == ("ended\n", "") and process.returncode == 0
 
 
 def test_a_closed_pipe_ends_the_following_and_not_the_job(server, job):
@@ -616,7 +610,7 @@ def test_a_closed_pipe_ends_the_following_and_not_the_job(server, job):
     process.stdout.close()
     err = process.stderr.read()
     assert (
-        process.wait(20) == 130
+        process.wait(LIMIT_S) == 130
         and "keeps running on the cluster" in err
         and "Traceback" not in err
         and "Exception" not in err
@@ -634,85 +628,26 @@ class TestPackage:
             "runs/a/log",
             "sleep_rl/__pycache__/cli.pyc",
             "cache/base",
-            "wandb/run-1/files/code/main.py",
-            "build/lib/sleep_rl/x.py",
-            "sleep_rl/runs/run_dir.py",
-            "mine/build/cache/wandb/rules.txt",
-            "mine/.hidden/x.py",
+            "sleep_rl/runs/kept_out",
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(name)
         return folder
 
     def test_it_contains_the_sources_and_no_hidden_files(self, tmp_path):
-        packed = package.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"})
-        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+        with zipfile.ZipFile(
+            io.BytesIO(package.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"}))
+        ) as archive:
             assert archive.namelist() == [
                 "a/b.yaml",
-                "mine/build/cache/wandb/rules.txt",
                 "pyproject.toml",
                 "sleep_rl/cli/main.py",
-                "sleep_rl/runs/run_dir.py",
                 "x.egg-info/PKG-INFO",
             ]
             assert (
                 archive.read("sleep_rl/cli/main.py") == b"sleep_rl/cli/main.py"
                 and archive.read("a/b.yaml") == b"x: 1"
             )
-
-    def test_what_is_left_out_is_named(self, tmp_path, server, monkeypatch, capsys):
-        self.tree(tmp_path)
-        (tmp_path / "data").symlink_to(tmp_path / "cache")
-        (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
-        (tmp_path / "same.py").symlink_to(tmp_path / "sleep_rl" / "cli" / "main.py")
-        os.mkfifo(tmp_path / "mine" / "pipe")
-        packed = package.package(tmp_path, {})
-        assert packed.left_out == (
-            ".env",
-            ".git",
-            "build",
-            "cache",
-            "data (a link to a folder)",
-            "gone.py (no regular file)",
-            "mine/.hidden",
-            "mine/pipe (no regular file)",
-            "runs",
-            "wandb",
-        )
-        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
-            assert archive.read("same.py") == b"sleep_rl/cli/main.py"
-        monkeypatch.setattr(submit, "ROOT", tmp_path)
-        monkeypatch.setattr(submit, "MOST_NAMED", 2)
-        assert cli(server, DEBUG) == 0
-        assert re.search(
-            r"^debug-\S+: the code is sent without \.env, \.git and 8 more$",
-            capsys.readouterr().out,
-            re.M,
-        )
-
-    def test_a_folder_of_code_is_sent_whatever_it_is_called(self, tmp_path):
-        (self.tree(tmp_path) / "build" / "__init__.py").write_text("")
-        packed = package.package(tmp_path, {})
-        assert "build" not in packed.left_out and "cache" in packed.left_out
-        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
-            assert {"build/__init__.py", "build/lib/sleep_rl/x.py"} <= set(archive.namelist())
-
-    def test_git_and_ray_leave_out_the_same_folders_in_the_root_only(self):
-        """Ray packs a working directory by .gitignore."""
-        lines = (ROOT / ".gitignore").read_text().split()
-        written = {line.strip("/") for line in lines if line.startswith("/")}
-        assert written == package.DATA_FOLDERS
-        assert not package.DATA_FOLDERS & {line.rstrip("/") for line in lines}
-
-    def test_a_file_that_cannot_be_read_is_one_line(self, tmp_path, monkeypatch):
-        self.tree(tmp_path)
-
-        def locked(path):
-            raise PermissionError(13, "Permission denied", str(path))
-
-        monkeypatch.setattr(Path, "read_bytes", locked)
-        with pytest.raises(InputError, match=r"^submit: cannot read .*: Permission denied$"):
-            package.package(tmp_path, {})
 
     def test_equal_contents_give_equal_bytes(self, tmp_path):
         first = package.package(self.tree(tmp_path), {})

@@ -12,6 +12,7 @@ from cluster.weights import WeightsDamaged, WeightStore
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.model.tensor_digest import digest
 from tests.fakes.exports import KEYS, export, state
+from tests.fakes.processes import LIMIT_S
 from tests.fakes.workers import CheckingRollout
 
 
@@ -37,7 +38,7 @@ def handles(backend):
 def pool(handles):
     for handle in handles:
         handle.forget()
-    return Pool("rollouts", handles, timeout_s=60)
+    return Pool("rollouts", handles, timeout_s=LIMIT_S)
 
 
 @pytest.fixture
@@ -157,7 +158,7 @@ class TestRefill:
 class TestErrors:
     def test_a_worker_that_reports_another_version(self, backend):
         handle = backend.spawn("tests.fakes.workers:CheckingRollout", {"lies": True}, name="liar")
-        store = WeightStore(backend, Pool("rollouts", [handle], 60))
+        store = WeightStore(backend, Pool("rollouts", [handle], LIMIT_S))
         with pytest.raises(
             RunError,
             match=r"^worker liar: requested was teacher version 2, loaded was teacher version 1$",
@@ -194,7 +195,7 @@ class TestErrors:
 
 class TestHeld:
     def test_only_tensors_of_the_newest_versions_are_held(self, backend):
-        store = WeightStore(backend, Pool("rollouts", [], 60))  # publishing needs no worker
+        store = WeightStore(backend, Pool("rollouts", [], LIMIT_S))  # publishing needs no worker
         first = state(1.0)
         store.publish(export("teacher", 1, first, {}))
         for version in range(1, 5):
@@ -207,7 +208,7 @@ class TestHeld:
         assert len(refs(store)) == 1
 
     def test_a_full_state_is_assembled_from_deltas(self, backend):
-        store = WeightStore(backend, Pool("rollouts", [], 60))
+        store = WeightStore(backend, Pool("rollouts", [], LIMIT_S))
         first = state(1.0)
         store.publish(export("teacher", 1, first, {}))
         second = state(9.0, like=first, changed=KEYS[2:])

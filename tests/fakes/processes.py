@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
+LIMIT_S = 3600
+"""Seconds that a test waits for anything: so many that no load on the machine can use them up, and
+only what would wait for ever does.
+"""
 DIFFERENT = (
     "t",
     "commit",
@@ -69,13 +73,24 @@ def start(folder, name, backend):
     )
 
 
+def until(condition, process=None):
+    """Return the value of `condition` once it is true, while `process` lives."""
+    deadline = time.monotonic() + LIMIT_S
+    while not (value := condition()):
+        ended = process is not None and process.poll() is not None
+        assert not ended or condition(), process.stdout and process.stdout.read()
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+    return value
+
+
+def has_lines(journal, count):
+    return journal.is_file() and journal.read_bytes().count(b"\n") >= count
+
+
 def kill_after(process, journal, count):
     """SIGKILL to the driver once its record has `count` lines."""
-    deadline = time.monotonic() + 600
-    while not (journal.is_file() and journal.read_bytes().count(b"\n") >= count):
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{journal} never had {count} lines"
-        time.sleep(0.02)
+    until(lambda: has_lines(journal, count), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
 

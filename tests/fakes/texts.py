@@ -15,6 +15,7 @@ class Words:
 
     bos_token_id, eos_token_id = 1, 2
     chat_template = None
+    _words: tuple[dict[str, int], dict[int, str]] = ({}, {})  # `ids`, and its inverse
 
     def __init__(self) -> None:
         self.ids = {"<bos>": 1, "<eos>": 2}
@@ -31,8 +32,11 @@ class Words:
     def decode(
         self, ids, skip_special_tokens: bool, clean_up_tokenization_spaces: bool = False
     ) -> str:
-        names = {i: word for word, i in self.ids.items()}
-        return " ".join(names[i] for i in ids if i > 2 or not skip_special_tokens)
+        of, words = self._words
+        if of is not self.ids or len(words) != len(self.ids):
+            words = {i: word for word, i in self.ids.items()}
+            self._words = self.ids, words
+        return " ".join(words[i] for i in ids if i > 2 or not skip_special_tokens)
 
 
 class StableWords(Words):
@@ -58,15 +62,6 @@ class Asking:
     marker = "A :"
     max_new_tokens = 12
     max_answer_tokens = 3
-
-
-class Natural(Asking):
-    """A task in natural language, whose form is the model's choice."""
-
-    opener = ""
-    marker = ""
-    max_new_tokens = 200
-    max_answer_tokens = 50
 
 
 class Diary(Asking):

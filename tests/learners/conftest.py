@@ -1,4 +1,4 @@
-"""Learners with DeepSpeed in the test's process."""
+"""Learners on real DeepSpeed, in this process."""
 
 import os
 
@@ -10,9 +10,7 @@ from tests.learners.twins import CONFIG
 
 @pytest.fixture(scope="session")
 def worker(sleep_checkpoint):
-    """Return a function config -> LearnerWorker on a tiny random model; all share one process
-    group.
-    """
+    """config -> LearnerWorker on the untrained tiny sleep model; one process group for all."""
     from learners.worker import LearnerWorker
 
     with reserve_port("127.0.0.1") as held:

@@ -1,4 +1,4 @@
-"""The dreaming student, and the expert of the dreaming policy."""
+"""The state that dreams, and the expert of the dreaming policy."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
 from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED, PARTS, view_of
 
 
-def test_the_dreaming_student_activates_one_more_expert_and_changes_no_weight(worker):
+def test_a_dreaming_state_activates_one_random_expert_more_and_leaves_no_trace(worker):
     learner = worker(kind="sparse")  # two of three ACTIVE experts per token, and a FRESH one
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     seen = set()
@@ -44,11 +44,15 @@ def test_the_dreaming_student_activates_one_more_expert_and_changes_no_weight(wo
         learner.discard_night()
     assert len(seen) > len(learner.levels)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
-    assert worker().activate_random_expert(0) == {}  # no expert is unlocked
+    assert (
+        worker().activate_random_expert(0) == {}
+    )  # before any expert is unlocked there is nothing to activate
 
 
 @pytest.mark.stack
-def test_a_dream_is_reproduced_from_its_recorded_seeds(worker, rollout, sleep_checkpoint):
+def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
+    worker, rollout, sleep_checkpoint
+):
     from sleep_rl.contracts.records import Request, Sampling
 
     engine = rollout(sleep_checkpoint("qwen3", "sparser"))
@@ -56,7 +60,7 @@ def test_a_dream_is_reproduced_from_its_recorded_seeds(worker, rollout, sleep_ch
     versions = iter(range(1, 9))
 
     def dream(learner, expert_seed):
-        """Return (experts, tokens) as `sleep_rl.dreaming.cycle.write` does."""
+        """(experts, tokens) as `sleep_rl.dreaming.cycle.write` gets them."""
         experts = learner.activate_random_expert(expert_seed)
         version = next(versions)
         engine.load(learner.export("dreamer", version, {}, STUDENT))
@@ -68,30 +72,30 @@ def test_a_dream_is_reproduced_from_its_recorded_seeds(worker, rollout, sleep_ch
 
     dreams = {expert_seed: dream(learner, expert_seed) for expert_seed in (1, 4, 6)}
     experts = [str(chosen) for chosen, _ in dreams.values()]
-    # the additional expert changes the tokens
+    # whom a router also hears is heard
     assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})
-    # with another learner, from the recorded seed only
+    # another learner, later, from what was recorded alone
     assert dream(worker(kind="sparser"), 1) == dreams[1]
 
 
-def test_the_policy_trains_its_newest_expert_further(worker):
+def test_the_policy_trains_its_own_expert_on(worker):
     learner = worker()
     assert learner.open_night(1, slot="next_or_newest") == 1
     learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 1e-2)
     learner.commit_night()
     kept = [level.w_out[1].clone() for level in learner.levels.values()]
-    assert learner.open_night(1, slot="reuse_newest") == 1  # although other slots are free
+    assert learner.open_night(1, slot="reuse_newest") == 1  # though others are free
     assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [
         True
     ] * len(kept)
-    # the given learning rate, not that of the baselines
+    # its own learning rate, not that of the baselines
     learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 0.0)
     assert all(
         torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True)
     )
 
 
-def test_rebase_adds_the_policys_expert_to_the_current_memory(worker):
+def test_a_rebased_policy_is_the_current_memory_with_its_expert(worker):
     learner = worker()
 
     def night(token):
@@ -108,7 +112,7 @@ def test_rebase_adds_the_policys_expert_to_the_current_memory(worker):
         for name, level in learner.levels.items()
     }
     learner.load_state("self")
-    night(30)  # the model's next night, also in slot 2
+    night(30)  # what the model learned since, in slot 2, too
     learner.save_state("self")
     current = {k: v.clone() for k, v in learner.model.state_dict().items()}
     learner.rebase_policy_expert("dreamer")
@@ -121,7 +125,7 @@ def test_rebase_adds_the_policys_expert_to_the_current_memory(worker):
     learner.load_state("self")
     assert all(torch.equal(v, current[k]) for k, v in learner.model.state_dict().items())
     learner.load_state("dreamer")
-    assert learner.open_night(1, slot="reuse_newest") == 3  # the policy's expert is the newest
+    assert learner.open_night(1, slot="reuse_newest") == 3  # it is what the policy trains on
     learner.discard_night()
     learner.save_state("spare", of="self")
     learner.load_state("spare")

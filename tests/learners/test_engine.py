@@ -1,4 +1,4 @@
-"""Optimizer steps with each ZeRO stage, and saved progress of a night."""
+"""Optimizer steps under every ZeRO stage, and nights that go on from what was saved in them."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ def plastic_of(learner):
 
 
 def plain_adamw(learner, steps):
-    """Return (initial, final) value of each plastic parameter for torch's AdamW on the slow loss,
-    with gradient clipping.
+    """(start, end) of each plastic parameter after AdamW steps on the slow loss, with gradient
+    clipping.
     """
     learner.open_night(1)
     plastic = list(learner.module.plastic.parameters())
@@ -34,9 +34,9 @@ def plain_adamw(learner, steps):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_each_zero_stage_takes_the_steps_of_plain_adamw(stage, worker):
+def test_every_zero_stage_makes_the_same_first_steps_as_plain_adamw(stage, worker):
     learner = worker(replace(CONFIG, learners=replace(CONFIG.learners, zero_stage=stage)))
-    for _ in range(2):  # the second night starts with a reset optimizer
+    for _ in range(2):  # the second night must start without the first one's optimizer state
         learner.open_night(1)
         start = plastic_of(learner)
         for step in range(3):
@@ -60,10 +60,12 @@ def test_each_zero_stage_takes_the_steps_of_plain_adamw(stage, worker):
         (3, "bfloat16"),
     ],
 )
-# before and after half of the steps, at which the expert becomes ACTIVE
+# before and behind the half, from which on the expert competes for the top-k
 @pytest.mark.parametrize("cut", [2, 4])
-def test_a_night_continues_bit_for_bit_from_saved_progress(stage, dtype, cut, worker, tmp_path):
-    """Weights, moments and step count are restored."""
+def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tmp_path):
+    """Like AdamW that was never interrupted: weights, moments and step count come back, bit for
+    bit.
+    """
     config = replace(
         CONFIG,
         learners=replace(CONFIG.learners, zero_stage=stage),
@@ -78,7 +80,7 @@ def test_a_night_continues_bit_for_bit_from_saved_progress(stage, dtype, cut, wo
     other = worker(config)
     other.open_night(1)
     if cut == 4:
-        other.seed_step(list(reversed(ROWS)), 0, 6)  # its own progress is overwritten
+        other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
     other.restore_progress(str(tmp_path / "night"), cut, 6)
     assert not other.teacher.cache.bytes
     for step in range(cut, 6):
@@ -91,7 +93,7 @@ def test_a_night_continues_bit_for_bit_from_saved_progress(stage, dtype, cut, wo
     } == {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}
 
 
-def test_damaged_or_foreign_progress_is_one_line(worker, tmp_path):
+def test_a_nights_state_that_is_damaged_or_anothers_is_one_line(worker, tmp_path):
     learner = worker()
     learner.open_night(1)
     learner.seed_step(ROWS, 0, 6)

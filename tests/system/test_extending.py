@@ -20,6 +20,7 @@ from sleep_rl.tasks.plugin import instantiate, load_class
 from sleep_rl.tasks.registry import TASK_MEMBERS
 from sleep_rl.tasks.small_base import word_tokenizer
 from sleep_rl.tasks.world.task import World
+from tests.fakes.processes import LIMIT_S
 
 pytestmark = pytest.mark.stack  # processes that import the whole package
 
@@ -215,7 +216,7 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         cwd=ROOT,
         env=environment,
         text=True,
-        timeout=600,
+        timeout=LIMIT_S,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -231,7 +232,7 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         cwd=ROOT,
         env=environment,
         text=True,
-        timeout=60,
+        timeout=LIMIT_S,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
     )
@@ -295,7 +296,7 @@ def test_the_baseline_of_the_page_is_one_module(tmp_path):
         [sys.executable, "-c", BASELINE],
         cwd=tmp_path,
         text=True,
-        timeout=120,
+        timeout=LIMIT_S,
         capture_output=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
@@ -341,7 +342,7 @@ def test_a_model_family_is_one_row(tmp_path):
         [sys.executable, "-c", FAMILY.format(here=str(tmp_path))],
         cwd=tmp_path,
         text=True,
-        timeout=300,
+        timeout=LIMIT_S,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},

@@ -41,7 +41,7 @@ ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 SEED = int(os.environ.get("SLEEP_RL_FUZZ_SEED", 5))
 # by the clock, for what waits for ever; of computing, for what never comes to an end
-LIMIT_S, CPU_S = 120, 15
+LIMIT_S, CPU_S = 1800, 15
 JARGON = re.compile(
     r"object has no|object is not|not subscriptable|index out of range|codec "
     r"can't|: '\w{1,20}'$|Error\b"

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from sleep_rl.journal.journal import read
 from tests.fakes.configs import toy
+from tests.fakes.processes import LIMIT_S
 from tests.fakes.undocumented import undocumented
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def run(tmp_path, *overrides):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=LIMIT_S,
     )
     assert not built.exists(), (
         "DeepSpeed compiled an op: minutes, and a compiler that a fresh machine may not have"
@@ -163,7 +164,7 @@ def test_a_saved_memory_is_evaluated_without_learners(tmp_path):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=LIMIT_S,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     (again,) = [r for r in of(read(tmp_path / "again-eval" / "metrics.jsonl"), "evaluate")]
@@ -256,7 +257,7 @@ def test_a_smaller_model_is_seeded_into_a_grown_one(tmp_path):
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=LIMIT_S,
         check=True,
     ).stdout.split()[-1]
     large = grow(str(ROOT / base), str(tmp_path / "large"), width=2, layers=1)

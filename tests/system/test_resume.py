@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,7 +17,7 @@ from cluster import run_record
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.stage_files import newest
-from tests.fakes.processes import DIFFERENT, command, kill_after, start
+from tests.fakes.processes import DIFFERENT, LIMIT_S, command, has_lines, kill_after, start, until
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +37,7 @@ def memories(folder):
 
 
 def check(tmp_path, backend, points):
-    done = subprocess.run(**start(tmp_path, "whole", backend), timeout=900)
+    done = subprocess.run(**start(tmp_path, "whole", backend), timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
     total = len(lines(tmp_path / "whole"))
     for number, share in enumerate(points):
@@ -44,13 +45,13 @@ def check(tmp_path, backend, points):
         kill_after(
             subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at
         )
-        again = subprocess.run(**command("resume", str(folder)), timeout=900)
+        again = subprocess.run(**command("resume", str(folder)), timeout=LIMIT_S)
         assert again.returncode == 0, again.stdout
         assert lines(folder) == lines(tmp_path / "whole"), f"killed after line {at} of {total}"
         assert memories(folder) == memories(tmp_path / "whole"), (
             f"killed after line {at} of {total}"
         )
-    again = subprocess.run(**command("resume", str(folder)), timeout=120)
+    again = subprocess.run(**command("resume", str(folder)), timeout=LIMIT_S)
     assert again.returncode == 0 and "this run is complete; nothing to do" in again.stdout
 
 
@@ -70,7 +71,9 @@ def test_twenty_kills_in_process(tmp_path):
 @pytest.mark.stack
 def test_a_killed_run_on_ray_goes_on_to_the_same_bytes_and_those_of_one_process(tmp_path):
     check(tmp_path, "ray", [0.5])
-    assert subprocess.run(**start(tmp_path, "one-process", "local"), timeout=900).returncode == 0
+    assert (
+        subprocess.run(**start(tmp_path, "one-process", "local"), timeout=LIMIT_S).returncode == 0
+    )
     assert memories(tmp_path / "one-process") == memories(tmp_path / "whole")
     assert lines(tmp_path / "one-process") == lines(tmp_path / "whole")
 
@@ -93,15 +96,12 @@ def worker_of(run, name):
 @pytest.mark.stack
 def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "mortal"
-    assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=900).returncode == 0
+    assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=LIMIT_S).returncode == 0
     total, process = len(lines(whole)), subprocess.Popen(**start(tmp_path, "mortal", "ray"))
-    journal, deadline = folder / "metrics.jsonl", time.monotonic() + 600
     for name, share in (("rollout-0", 0.3), ("learner-0", 0.6)):
-        while not (journal.is_file() and journal.read_bytes().count(b"\n") >= share * total):
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.02)
+        until(partial(has_lines, folder / "metrics.jsonl", share * total), process)
         worker_of(folder, name).kill()
-    printed = process.communicate(timeout=900)[0]
+    printed = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, printed
     restarted = [r["worker"] for r in lines(folder) if r["kind"] == "restarted"]
     assert (
@@ -143,11 +143,7 @@ STEPS = {
 
 def kill_behind(process, folder, stage, wait_s):
     """SIGKILL to the driver while it does what follows a stage."""
-    deadline = time.monotonic() + 600
-    while (checkpoint := newest(folder)) is None or checkpoint.stage != stage:
-        assert process.poll() is None, process.stdout.read()
-        assert time.monotonic() < deadline, f"{folder} never came behind {stage}"
-        time.sleep(0.01)
+    until(lambda: (found := newest(folder)) and found.stage == stage, process)
     time.sleep(wait_s)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -158,7 +154,7 @@ def kill_behind(process, folder, stage, wait_s):
 @pytest.mark.stack
 def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
     arguments = ("configs/debug.yaml", f"run.dir={tmp_path}", "cluster.backend=local", *DREAMING)
-    done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=900)
+    done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
     whole, folder = lines(tmp_path / "whole"), tmp_path / "cut"
     kinds = {record["kind"] for record in whole}
@@ -169,7 +165,7 @@ def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
     for stage, wait_s in STEPS.items():
         kill_behind(process, folder, stage, wait_s)
         process = subprocess.Popen(**command("resume", str(folder)))
-    printed = process.communicate(timeout=900)[0]
+    printed = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, printed
     assert lines(folder) == whole
     assert memories(folder) == memories(tmp_path / "whole")
@@ -196,12 +192,12 @@ def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
 def test_what_changed_is_refused_unless_it_is_named(tmp_path):
     folder = tmp_path / "life"
     kill_after(subprocess.Popen(**start(tmp_path, "life", "local")), folder / "metrics.jsonl", 3)
-    refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=120)
+    refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=LIMIT_S)
     assert refused.returncode == 2
     assert refused.stdout.splitlines()[-1].endswith(
         "sleep.lr changed since the run began; --accept sleep.lr resumes it anyway"
     )
-    nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=120)
+    nowhere = subprocess.run(**command("resume", str(tmp_path / "none")), timeout=LIMIT_S)
     assert (
         nowhere.returncode == 2 and "expected the folder of a run with run.json" in nowhere.stdout
     )

@@ -12,6 +12,7 @@ import pytest
 from sleep_rl.cli.main import cli, main
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError, RunError
+from tests.fakes.processes import LIMIT_S
 
 ROOT = Path(__file__).parents[3]
 DEMO = str(ROOT / "configs" / "demo.yaml")
@@ -156,7 +157,7 @@ def test_as_a_program_a_mistake_is_one_line_and_no_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sleep_rl", "run", DEMO, "replay.share=2"],
         cwd=tmp_path,
-        timeout=60,
+        timeout=LIMIT_S,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
@@ -174,7 +175,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sleep_rl", "config"],
         cwd=tmp_path,
-        timeout=60,
+        timeout=LIMIT_S,
         stdout=writer,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         stderr=subprocess.PIPE,

@@ -403,13 +403,20 @@ class Killed(Exception):
     pass
 
 
+@pytest.fixture(scope="module")
+def whole_life(tmp_path_factory):
+    """A life that was not killed: its crew, its records and its folder. For reading only."""
+    folder = tmp_path_factory.mktemp("whole")
+    return *dreamed(folder, progress=Progress(str(folder))), folder
+
+
 @pytest.mark.parametrize("step", ["generate", "select", "try_out", "train_policy", "learn"])
 @pytest.mark.parametrize("call", [1, 3])
 def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
-    tmp_path, monkeypatch, step, call
+    tmp_path, whole_life, step, call
 ):
-    (tmp_path / "whole").mkdir(), (tmp_path / "cut").mkdir()
-    whole, want = dreamed(tmp_path / "whole", progress=Progress(str(tmp_path / "whole")))
+    whole, want, whole_folder = whole_life
+    (tmp_path / "cut").mkdir()
     method = {
         "generate": "activate_random_expert",
         "select": "gradient_gram",
@@ -468,7 +475,7 @@ def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
         return [{k: v for k, v in r.items() if k not in TIMES} for r in rows]
 
     assert timeless(read(tmp_path / "cut" / "metrics.jsonl")) == timeless(want)
-    for file in (tmp_path / "whole" / "dreams").iterdir():
+    for file in (whole_folder / "dreams").iterdir():
         assert (tmp_path / "cut" / "dreams" / file.name).read_bytes() == file.read_bytes()
 
 

@@ -9,6 +9,7 @@ import pytest
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.driver.baselines import registry
 from tests.fakes.configs import toy
+from tests.fakes.processes import LIMIT_S
 
 
 def test_every_module_of_the_folder_is_a_baseline():
@@ -49,5 +50,7 @@ def test_planning_baselines_imports_nothing_heavy():
         "sleep_rl.driver.baselines.sft;"
         "print(sorted({'torch', 'transformers', 'ray', 'vllm'} & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=LIMIT_S
+    )
     assert done.stdout == "[]\n", done.stderr

@@ -13,6 +13,7 @@ from sleep_rl.journal.journal import read
 from sleep_rl.night.pipeline import Flow, run_rounds
 from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew, live_life
+from tests.fakes.processes import LIMIT_S, until
 
 SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
@@ -26,10 +27,11 @@ class Rollouts:
         self.lag, self.fail = lag, fail
         self.sample_s, self.train_s, self.push_s = sample_s, train_s, push_s
         self.version, self.held, self.events, self.ages = 0, 0, [], []
-        self.limit_s = 40.0
+        self.limit_s = LIMIT_S
 
     def sample(self, number, steps):
         began, age = time.monotonic(), number - self.held
+        self.while_sampling(number)
         time.sleep(self.sample_s)
         if self.fail == "sample" and number == 5:
             raise RunError("the rollouts are gone")
@@ -40,7 +42,10 @@ class Rollouts:
     def trained(self, sampled, trained_s, learner_waited_s, rollouts_waited_s):
         assert min(trained_s, learner_waited_s, rollouts_waited_s) >= 0
 
-    def before_training(self, number):
+    def while_sampling(self, number):
+        pass
+
+    def while_training(self, number):
         pass
 
     def push_async(self):
@@ -76,7 +81,7 @@ class Rollouts:
         with closing(run_rounds(flow, rounds, self.lag)) as ahead:
             for number, steps in ahead:
                 began = time.monotonic()
-                self.before_training(number)
+                self.while_training(number)
                 time.sleep(self.train_s)
                 if self.fail == "learner" and number == 3:
                     raise RunError("the loss is nan")
@@ -92,10 +97,37 @@ class Rollouts:
         return [(s[1], t[1]) for s in sampled for t in trained if s[2] < t[3] and t[2] < s[3]]
 
 
+class Beside(Rollouts):
+    """With a lag, each round is trained only once the sampling of the next one has begun beside it,
+    and the second one is sampled only beside the training of the first: with turns both would wait
+    for ever.
+    """
+
+    alone = range(2, COUNT)  # rounds that are sampled without waiting for the learner
+
+    def __init__(self, lag, **moments):
+        super().__init__(lag, **moments)
+        self.sampling = [threading.Event() for _ in range(COUNT)]
+        self.training = [threading.Event() for _ in range(COUNT)]
+        self.met = 0
+
+    def while_sampling(self, number):
+        self.sampling[number].set()
+        # the first of each span has nothing beside it
+        if self.lag and number not in (0, PART, *self.alone):
+            assert self.training[number - 1].wait(LIMIT_S), f"round {number} was sampled alone"
+
+    def while_training(self, number):
+        self.training[number].set()
+        if self.lag and number not in (PART - 1, COUNT - 1):  # the last of each span
+            assert self.sampling[number + 1].wait(LIMIT_S), f"round {number} was trained alone"
+            self.met += 1
+
+
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("slow", ["sample_s", "train_s", "push_s"])
 def test_every_round_is_trained_once_in_order_on_samples_that_are_recent_enough(lag, slow):
-    flow = Rollouts(lag, **{slow: 0.03})
+    flow = Beside(lag, **{slow: 0.03})
     assert flow.live() == list(range(SIZE * COUNT))
     assert [e[1] for e in flow.events if e[0] == "sampled"] == list(range(COUNT))
     assert flow.held == COUNT and max(flow.ages) <= lag and (lag == 0 or max(flow.ages) > 0)
@@ -109,33 +141,15 @@ def before_count():
     return sum(thread.name not in ("sample", "push") for thread in threading.enumerate())
 
 
-class Waiting(Rollouts):
-    """Each side finishes a round only once the other has begun its own beside it: with turns both
-    would wait for ever.
-    """
+class Waiting(Beside):
+    """Each side finishes a round only once the other has begun its own beside it."""
 
-    def __init__(self):
-        super().__init__(1)
-        self.sampling = [threading.Event() for _ in range(COUNT)]
-        self.training = [threading.Event() for _ in range(COUNT)]
-        self.met = 0
-
-    def sample(self, number, steps):
-        self.sampling[number].set()
-        if number not in (0, PART):  # the first of each span has nothing beside it
-            assert self.training[number - 1].wait(60), f"round {number} was sampled alone"
-        return super().sample(number, steps)
-
-    def before_training(self, number):
-        self.training[number].set()
-        if number not in (PART - 1, COUNT - 1):  # the last of each span
-            assert self.sampling[number + 1].wait(60), f"round {number} was trained alone"
-            self.met += 1
+    alone = ()
 
 
 def test_sampling_and_training_of_neighbouring_rounds_run_at_the_same_time():
     """So that a night takes as long as its slower side."""
-    flow = Waiting()
+    flow = Waiting(1)
     assert flow.live() == list(range(SIZE * COUNT))
     assert flow.met == COUNT - 2
 
@@ -158,11 +172,20 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
 
 
 def test_rollouts_that_never_answer_are_given_up():
-    flow = Rollouts(1, sample_s=1.0)
+    given_up = threading.Event()
+
+    class Silent(Rollouts):
+        def sample(self, number, steps):
+            given_up.wait()
+
+    flow = Silent(1)
     flow.limit_s = 0.2
-    with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
-        flow.live()
-    time.sleep(1.0)
+    try:
+        with pytest.raises(RunError, match=r"^night 1: no samples within 0.2 s"):
+            flow.live()
+    finally:
+        given_up.set()
+    until(lambda: threading.active_count() == before_count())
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])

@@ -21,6 +21,7 @@ from sleep_rl.model import checkpoints, memory_folder
 from sleep_rl.runs.export import export
 from tests.fakes.configs import toy
 from tests.fakes.models import LEVELS, fill_memory, make_base, make_tokenizer
+from tests.fakes.processes import LIMIT_S
 
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 ALONE = """
@@ -134,7 +135,7 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
     done = subprocess.run(
         [sys.executable, "-c", ALONE, json.dumps(IDS.tolist()), *out.values()],
         text=True,
-        timeout=600,
+        timeout=LIMIT_S,
         capture_output=True,
         cwd=tmp_path,
         env={**os.environ, "HF_MODULES_CACHE": str(tmp_path / "code")},

@@ -30,11 +30,18 @@ def lines(folder):
     ]
 
 
+@pytest.fixture(scope="module")
+def whole_life(tmp_path_factory):
+    """(folder, crew) of a life that was never killed. For reading only."""
+    folder = tmp_path_factory.mktemp("whole")
+    return folder, continue_life(folder)
+
+
 @pytest.mark.stack  # a life for each of its calls: too long for `make quick`
-def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path, capsys):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    want = continue_life(whole)
+def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(
+    whole_life, tmp_path, capsys
+):
+    whole, want = whole_life
     assert want.calls > 100
     gone_on = set()
     for at in range(1, want.calls + 1):
@@ -52,10 +59,9 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(tmp_path,
     assert gone_on == {(2, 5), (4, 5)}
 
 
-def test_a_life_killed_again_and_again_still_ends(tmp_path, capsys):
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), cut.mkdir()
-    want, deaths = continue_life(whole), 0
+def test_a_life_killed_again_and_again_still_ends(whole_life, tmp_path, capsys):
+    (whole, want), cut, deaths = whole_life, tmp_path / "cut", 0
+    cut.mkdir()
     while True:
         try:
             crew = continue_life(cut, at=12)
@@ -80,8 +86,8 @@ def hurt(at, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
-    continue_life(tmp_path)
+def test_a_damaged_checkpoint_is_passed_over(damage, whole_life, tmp_path):
+    shutil.copytree(whole_life[0], tmp_path, dirs_exist_ok=True)
     states = sorted((tmp_path / "state").iterdir())
     # two are kept, nothing half-written lies about
     assert [s.name.isdigit() for s in states] == [True, True]
@@ -90,25 +96,27 @@ def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path, capsys):
     assert newest(tmp_path).folder == before
 
 
-def cut_in_a_night(folder):
-    """A life that died behind the second part of a night, which lies beside the checkpoint before
-    it.
+@pytest.fixture(scope="module")
+def cut_in_a_night(tmp_path_factory):
+    """The folder of a life that died behind the second part of a night, which lies beside the
+    checkpoint before it. For reading only.
     """
     for at in range(40, 200):
+        folder = tmp_path_factory.mktemp("cut")
         with pytest.raises(Killed):
             continue_life(folder, at)
         if (part := newest(folder).partial) and part.step == 4:
-            return part
-        shutil.rmtree(folder)
-        folder.mkdir()
+            return folder
     raise AssertionError("no death fell behind a part")
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_path, capsys):
-    whole, folder = tmp_path / "whole", tmp_path / "cut"
-    whole.mkdir(), folder.mkdir()
-    want, part = continue_life(whole), cut_in_a_night(folder)
+def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(
+    damage, whole_life, cut_in_a_night, tmp_path, capsys
+):
+    (whole, want), folder = whole_life, tmp_path / "cut"
+    shutil.copytree(cut_in_a_night, folder)
+    part = newest(folder).partial
     # the newest part alone is kept
     [at] = {path for path in (folder / "state").iterdir() if "-" in path.name}
     assert part.learner == str(at / LEARNER) and re.fullmatch(r"consolidate/\d/[01]", part.stage)
@@ -118,9 +126,9 @@ def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(damage, tmp_pat
     assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
 
 
-def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
-    part = cut_in_a_night(tmp_path)
-    at = Path(part.learner).parent
+def test_a_part_of_another_night_is_one_line(cut_in_a_night, tmp_path, capsys):
+    shutil.copytree(cut_in_a_night, tmp_path, dirs_exist_ok=True)
+    at = Path(newest(tmp_path).partial.learner).parent
     driver = json.loads((at / DRIVER).read_text())
     driver["state"]["plan"]["night"] = 77
     (at / DRIVER).write_text(json.dumps(driver))
@@ -136,8 +144,10 @@ def test_a_part_of_another_night_is_one_line(tmp_path, capsys):
     continue_life(tmp_path)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, monkeypatch, capsys):
-    continue_life(tmp_path)
+def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(
+    whole_life, tmp_path, monkeypatch
+):
+    shutil.copytree(whole_life[0], tmp_path, dirs_exist_ok=True)
     before = newest(tmp_path)
 
     def full(*_):
@@ -161,15 +171,8 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(tmp_path, mo
     assert newest(tmp_path) == before
 
 
-def stages(tmp_path, config=RESUMABLE):
-    """Names of the stages of a whole life, in order."""
-    tmp_path.mkdir()
-    continue_life(tmp_path, config=config)
-    return list(newest(tmp_path).results)
-
-
-def test_stages_have_names(tmp_path, capsys):
-    names = stages(tmp_path / "whole")
+def test_stages_have_names(whole_life):
+    names = list(newest(whole_life[0]).results)
     assert names[:7] == [
         "begin",
         "evaluate/base/sleep",

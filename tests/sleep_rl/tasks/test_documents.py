@@ -17,7 +17,7 @@ from sleep_rl.plan.plan import plan
 from sleep_rl.tasks.documents.task import Documents, ingestion
 from sleep_rl.tasks.registry import make_task
 from tests.fakes.configs import changed, toy
-from tests.fakes.processes import DIFFERENT, kill_after
+from tests.fakes.processes import DIFFERENT, LIMIT_S, kill_after
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs" / "documents"
@@ -168,7 +168,7 @@ def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
     shutil.copytree(EXAMPLE, documents)
     (documents / "scan.docx").write_bytes(b"damaged")
     left_out = {"scan.docx": "no readable docx file (File is not a zip file)"}
-    first = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
+    first = subprocess.run(**living(tmp_path / "runs", documents), timeout=LIMIT_S)
     assert f"{documents}: scan.docx was left out: {left_out['scan.docx']}" in first.stdout
     assert [day.left_out for day in ingestion.read(life)] == [left_out]
     assert (
@@ -179,23 +179,23 @@ def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
         (life / "memory/night-1/memory.safetensors").read_bytes(),
         json.loads((life / "run.json").read_text())["wandb"],
     )
-    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=120)
+    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=LIMIT_S)
     assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
 
     saved_anew = (documents / "people.md").read_text().replace("\n", "\r\n")
     (documents / "people.md").write_bytes(f"{saved_anew}\r\n".encode())
-    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=120)
+    idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=LIMIT_S)
     assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
 
     (documents / "mira-berg.txt").write_text("Mira Berg lives in Rome. Mira Berg became a pilot.")
     (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")
-    other = subprocess.run(**living(tmp_path / "runs", documents, "sleep.lr=0.1"), timeout=120)
+    other = subprocess.run(**living(tmp_path / "runs", documents, "sleep.lr=0.1"), timeout=LIMIT_S)
     assert (
         other.returncode == 2
         and "the next day needs the config of the earlier ones, but sleep.lr changed"
         in other.stdout
     )
-    second = subprocess.run(**living(tmp_path / "runs", documents), timeout=600)
+    second = subprocess.run(**living(tmp_path / "runs", documents), timeout=LIMIT_S)
     assert (
         second.returncode == 0
         and "day 2: 1 new and 1 changed documents in 2 pieces, 2 questions" in second.stdout
@@ -221,7 +221,7 @@ def test_a_next_day_that_was_cut_off_is_taken_up_where_it_stood_and_ends_the_sam
     for name in ("whole", "cut"):
         documents, life = tmp_path / name / "documents", tmp_path / name / "runs" / "documents"
         shutil.copytree(EXAMPLE, documents)
-        assert subprocess.run(**living(life.parent, documents), timeout=600).returncode == 0
+        assert subprocess.run(**living(life.parent, documents), timeout=LIMIT_S).returncode == 0
         (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")
         if name == "cut":
             kill_after(
@@ -229,7 +229,7 @@ def test_a_next_day_that_was_cut_off_is_taken_up_where_it_stood_and_ends_the_sam
                 life / "metrics.jsonl",
                 len(lines(life)) + 4,
             )
-        again = subprocess.run(**living(life.parent, documents), timeout=600)
+        again = subprocess.run(**living(life.parent, documents), timeout=LIMIT_S)
         assert again.returncode == 0, again.stdout
         lives[name] = lines(life), (life / "memory/night-2/memory.safetensors").read_bytes()
     assert lives["cut"] == lives["whole"]

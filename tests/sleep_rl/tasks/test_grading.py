@@ -12,6 +12,7 @@ import pytest
 
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, tokens, verdict
+from tests.fakes.processes import LIMIT_S
 
 VERDICTS = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
 
@@ -128,7 +129,7 @@ def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
     url, _asked, replies = endpoint
     broken = [(200, "{"), (200, "[]"), (200, '{"choices": []}'), says(None)]
     replies += [(500, "x"), (500, "x"), (503, "busy"), says("yes"), *broken]
-    grader = JudgeGrader(url, "m", timeout_s=5.0)
+    grader = JudgeGrader(url, "m", timeout_s=LIMIT_S)
     grades = grader.grade([("q", "g", "a")] * 6)
     assert grades[0].reason == "the judge answered 500 Internal Server Error"
     assert grades[1] == 1.0  # the second try
@@ -138,7 +139,7 @@ def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
     assert all(g.where == "judge:m" for g in grades if isinstance(g, Failure)) and not replies
     [odd] = JudgeGrader("http://127.0.0.1:9/a b", "m", retries=0).grade([("q", "g", "a")])
     assert isinstance(odd, Failure)
-    [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=1.0, retries=0).grade(
+    [gone] = JudgeGrader("http://127.0.0.1:9/v1", "m", timeout_s=LIMIT_S, retries=0).grade(
         [("q", "g", "a")]
     )
     assert gone.reason.startswith("the judge cannot be reached") and gone.where == "judge:m"
