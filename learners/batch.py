@@ -1,4 +1,5 @@
-"""A micro batch as tensors: what student and teachers read, and what each loss position counts.
+"""A micro batch as tensors: the student's tokens, teachers' hidden states, weights of loss
+positions.
 
 Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch: the
 completion tokens of all rows, one row after the other; D hidden size. A completion is x (the
@@ -18,10 +19,10 @@ from sleep_rl.model.packing import PaddedRows
 
 @dataclass(frozen=True)
 class TeacherRows:
-    """The loss positions of a micro batch that one teacher judges."""
+    """The loss positions of one teacher's rows in a micro batch."""
 
     hidden_PD: Tensor  # the teacher's last hidden states there
-    position_P: Tensor  # which of the P loss positions of the batch they are
+    position_P: Tensor  # their indices among the loss positions of the batch
 
 
 @dataclass(frozen=True)
@@ -30,14 +31,14 @@ class Batch:
 
     student: PaddedRows
     teachers: dict[int, TeacherRows]  # TrainingRow.teacher -> its rows
-    hard_target_P: Tensor  # positions whose target is the token itself, in place of a teacher
+    hard_target_P: Tensor  # indices of positions with a hard target: the token itself
     token_P: Tensor  # the completions' tokens
-    weight_P: Tensor  # 1; 0 for filler rows, which only keep the ranks in step
+    weight_P: Tensor  # 1; 0 for filler rows
     # of the teacher's distribution; None: 1 everywhere
     teacher_temperature_P: Tensor | None
     divergence_weight_P: Tensor  # objective.prompt_weight on x, 1 on y
     advantage_P: Tensor  # 0 for rows without a reward
-    behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is not known
+    behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is unknown
     has_reward_P: Tensor  # weight_P where the row has an advantage, else 0
     has_behaviour_P: Tensor  # weight_P where the sampler's log-probability is known, else 0
     self_replay_P: Tensor  # 1 on self-replay rows
@@ -60,11 +61,11 @@ def collate(
 ) -> Batch:
     """Return the tensors of a micro batch.
 
-    rows_B: every row needs a prompt and a completion that are not empty.
+    rows_B: rows with a non-empty prompt and a non-empty completion.
     weights_B: 1 per row, 0 for a filler row.
     teacher_B: the teacher's last hidden states [T, D] of each completion, as `Teacher.hidden`
-        returns them; None for cross entropy, where no teacher is asked.
-    prompt_weight: what x counts in the divergence.
+        returns them; None for cross entropy, which has no teacher.
+    prompt_weight: weight of the divergence on x.
     """
 
     def floats(values_P: list[float]) -> Tensor:
@@ -118,7 +119,7 @@ def _teacher_rows(
 
 
 def _positions_of(teacher: int, rows_B: list[TrainingRow], device: str | torch.device) -> Tensor:
-    """Return the loss positions of the rows with this teacher."""
+    """Return the indices of the loss positions of the rows with this teacher."""
     teacher_P = [row.teacher for row in rows_B for _ in row.completion_T]
-    positions = [p for p, who in enumerate(teacher_P) if who == teacher]
+    positions = [p for p, other in enumerate(teacher_P) if other == teacher]
     return torch.tensor(positions, dtype=torch.long, device=device)

@@ -1,8 +1,7 @@
-"""What a new learner needs to go on, as one safetensors file: tensors are read as tensors, and
-nothing in it can run.
+"""A learner's checkpoint as one safetensors file, which unlike a pickle cannot execute code.
 
-A checkpoint holds `generator`, and per saved state `<number>/memory/<key>` and
-`<number>/chunks/<key>`; its header names the tags of each number and the order of the experts.
+Tensors: `generator`, and per saved state `<number>/memory/<key>` and `<number>/chunks/<key>`. The
+header maps tags to numbers and has the order of the experts of each state.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ GENERATOR = "generator"
 
 
 class MemoryState(NamedTuple):
-    """One state of the memory between nights."""
+    """A saved state of the memory, between nights."""
 
     memory: dict[str, Tensor]  # by checkpoint key
     chunks: dict[str, Tensor]  # the open chunks, see wake.Chunks.state
@@ -32,7 +31,7 @@ class MemoryState(NamedTuple):
 
 
 def write(path: str, states: dict[str, MemoryState], generator: torch.Generator) -> None:
-    """Write `states` (by tag) and the generator, synced to the disk; a state under two tags is
+    """Write `states` (by tag) and the generator, and sync the file. A state under two tags is
     written once. Raises RunError.
     """
     numbers: dict[int, int] = {}  # identity of a state -> its number in the file
@@ -51,7 +50,7 @@ def write(path: str, states: dict[str, MemoryState], generator: torch.Generator)
 
 
 def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = None) -> None:
-    """Write tensors, synced to the disk. Raises RunError."""
+    """Write tensors and sync the file. Raises RunError."""
     try:
         save_file(tensors, path, metadata={HEADER: json.dumps(header)})
         with open(path, "rb") as file:
@@ -63,7 +62,7 @@ def write_tensors(path: str, tensors: dict[str, Tensor], header: dict | None = N
 
 
 def read_tensors(path: str) -> dict[str, Tensor]:
-    """Return what `write_tensors` wrote. Raises RunError for anything else."""
+    """Return what `write_tensors` wrote. Raises RunError for any other file."""
     try:
         return load_file(checked(path))
     except (OSError, SafetensorError, ValueError) as error:
@@ -71,8 +70,8 @@ def read_tensors(path: str) -> dict[str, Tensor]:
 
 
 def read(path: str, device: str) -> tuple[dict[str, MemoryState], Tensor]:
-    """Return (states by tag, the generator's state) as `write` got them. Raises RunError for
-    anything else.
+    """Return (states by tag, state of the generator) that `write` wrote. Raises RunError for any
+    other file.
     """
     try:
         with safe_open(checked(path), "pt", device=device) as file:

@@ -1,5 +1,5 @@
-"""Memory states of dreaming (paper.md section 4): one random expert more, and the expert of the
-dreaming policy.
+"""Memory states of dreaming (paper.md section 4): one more active expert per router, and the expert
+of the dreaming policy.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from sleep_rl.model.memory import (
 def form_dreaming_student(model: nn.Module, seed: int) -> dict[str, int]:
     """Form a student in which every router also activates one random ACTIVE expert of its level.
 
-    The expert is FRESH there: always on and outside the top-k, so each router lets it through
-    beside those that it chooses. Returns level name -> slot, without levels that have no ACTIVE
-    expert; the same for the same seed.
+    The expert is FRESH there: always on, in addition to those that the router selects. Returns
+    level name -> slot, without levels that have no ACTIVE expert; deterministic given `seed`.
     """
     levels = memory_levels(model)
     chosen = {}
@@ -42,8 +41,8 @@ def form_dreaming_student(model: nn.Module, seed: int) -> dict[str, int]:
 
 
 def newest_expert(state: MemoryState, model: nn.Module) -> list[Tensor]:
-    """Return router row, A and B of the newest expert of level 1 in a saved state, layer by
-    layer.
+    """Return the router row, A and B of the newest expert of level 1 in a saved state, for each
+    layer in order.
     """
     slot = state.slots[1][-1]
     names = [name for name in memory_levels(model) if level_number(name) == 1]

@@ -1,5 +1,5 @@
-"""The DeepSpeed engine of one learner rank: start, reset between nights, one optimizer step. No
-other module imports deepspeed.
+"""The DeepSpeed engine of one learner rank: start, reset between nights, optimizer steps. The only
+module that imports deepspeed.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 def join_group(device: str) -> None:
-    """Join the learners' process group (gloo on CPU, NCCL on GPU) that the environment describes; a
-    second call in one process does nothing.
+    """Join the learners' process group (gloo on CPU, NCCL on GPU), which the environment describes.
+    A second call in one process does nothing.
     """
     if device == "cpu":
-        # Without this DeepSpeed compiles a shared-memory all-reduce at first use: minutes, and a
-        # C++ compiler. Gloo carries the megabytes of an expert's gradients as well. It is needed
-        # for a group that vLLM began in this process, too: `deepspeed.initialize` joins that one.
+        # Otherwise DeepSpeed compiles a shared-memory all-reduce at first use, which takes minutes
+        # and a C++ compiler; gloo is fast enough for the megabytes of an expert's gradients. Also
+        # needed if vLLM has created a group in this process, which `deepspeed.initialize` joins.
         deepspeed.ops.__compatible_ops__ = {}
     if dist.is_initialized():
         return
@@ -45,10 +45,10 @@ def join_group(device: str) -> None:
 
 
 def deepspeed_config(learners: Learners, sleep: Sleep, *, bf16: bool, largest: int) -> dict:
-    """Return the engine's options; `largest`: elements of the largest plastic tensor.
+    """Return DeepSpeed's options; `largest`: number of elements of the largest plastic tensor.
 
-    The learning rate is set per step, and sums are normalised by global token counts, so DeepSpeed
-    neither schedules nor averages over micro batches.
+    The learning rate is set per step, and losses are normalised by global token counts, so
+    DeepSpeed neither schedules nor averages over micro batches.
     """
     return {
         "train_micro_batch_size_per_gpu": 1,  # passes are formed by tokens, see `passes`
@@ -75,7 +75,7 @@ def deepspeed_config(learners: Learners, sleep: Sleep, *, bf16: bool, largest: i
 
 
 class Engine:
-    """Trains the plastic experts of a `Seeding` module and nothing else."""
+    """Trains the plastic experts of a `Seeding` module with DeepSpeed's AdamW."""
 
     def __init__(self, module: nn.Module, plastic: list[nn.Parameter], options: dict):
         self.plastic = plastic
@@ -88,10 +88,12 @@ class Engine:
         return self.engine(*inputs)
 
     def reset(self, values: list[Tensor]) -> None:
-        """Begin a night: set the plastic parameters to `values`, and empty the optimizer."""
+        """Start a night: set the plastic parameters to `values`, and reset the optimizer's
+        state.
+        """
         for state in self._adam.state.values():
             for tensor in state.values():
-                # in place: ZeRO's fragments point to these tensors; Adam's step count is among them
+                # in place, since ZeRO's fragments refer to these tensors; with Adam's step count
                 tensor.zero_()
         self._set(values)
 
@@ -101,22 +103,23 @@ class Engine:
                 parameter.data.copy_(value)
         with torch.no_grad():
             for parameter, value in zip(self.plastic, values, strict=True):
-                # ZeRO's and bf16's own fp32 copy, where there is one
+                # the fp32 copy of ZeRO and bf16, if there is one
                 safe_set_full_fp32_param(parameter, value.to(parameter.device, torch.float32))
 
     @property
     def _adam(self) -> torch.optim.Optimizer:
-        """The optimizer itself, which ZeRO and bf16 wrap."""
+        """Return torch's optimizer, which ZeRO and bf16 wrap."""
         return getattr(self.engine.optimizer, "optimizer", self.engine.optimizer)
 
     def state(self) -> dict[str, Tensor]:
-        """Return fp32 values and moments of the plastic parameters, whole, and the number of steps.
+        """Return unpartitioned fp32 values and moments of the plastic parameters, and Adam's step
+        count, by name.
 
-        Only after a first step. Every rank has to call it.
+        Must be called on every rank, after the first step.
         """
         out = {STEPS: next(iter(self._adam.state.values()))["step"].detach().clone().cpu()}
         for i, parameter in enumerate(self.plastic):
-            # None: there is no copy beside the parameter
+            # None: there is no fp32 copy
             value = safe_get_full_fp32_param(parameter)
             out[f"{i}/value"] = parameter.detach() if value is None else value
             for key in MOMENTS:
@@ -127,12 +130,11 @@ class Engine:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned on any number of ranks; after `reset`.
+        """Restore what `state` returned on any number of ranks; must be called after `reset`.
 
         Raises KeyError and RuntimeError for tensors of another model.
         """
-        # before a first step there are no moments; a step of 0 makes them, and links them to the
-        # parameters
+        # the first step creates the moments; one with learning rate 0 changes no parameter
         if not self._adam.state:
             with self.whole():
                 self.backward(sum(p.sum() for p in self.plastic) * 0.0, last=True)
@@ -149,25 +151,25 @@ class Engine:
             moments["step"].copy_(state[STEPS])
 
     def whole(self) -> AbstractContextManager:
-        """Return a context in which every rank can read the plastic parameters; outside it ZeRO-3
-        may hold parts of them.
+        """Return a context in which every rank can read the whole plastic parameters, which ZeRO-3
+        may partition.
         """
         return deepspeed.zero.GatheredParameters(
             self.plastic, enabled=self.engine.zero_optimization_stage() == 3
         )
 
     def backward(self, loss: Tensor, last: bool) -> None:
-        """Add the gradient of one micro batch; `last` marks the one after which `step` follows."""
+        """Accumulate the gradient of one micro batch; `last`: whether `step` follows."""
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
     def step(self, lr: float) -> float:
-        """Take one optimizer step. Returns the gradient norm before clipping. Raises RunError when
-        it is not finite.
+        """Take one optimizer step; return the gradient norm before clipping. Raises RunError when
+        the norm is not finite.
         """
         for group in self.engine.optimizer.param_groups:
             group["lr"] = lr
-        # ZeRO and bf16 keep the norm, plain fp32 does not
+        # ZeRO and bf16 store the norm, plain fp32 does not
         wrapped = hasattr(self.engine.optimizer, "_global_grad_norm")
         norm = None if wrapped else self._norm()
         self.engine.step()
@@ -179,14 +181,14 @@ class Engine:
         return norm
 
     def _norm(self) -> float:
-        """Return the gradient norm for ZeRO stage 0 in fp32, which does not keep one."""
+        """Return the gradient norm, for ZeRO stage 0 in fp32."""
         return float(
             torch.stack([p.grad.norm() for p in self.plastic if p.grad is not None]).norm()
         )
 
 
 def reduce_sum(values: dict[str, Tensor], maxima: tuple[str, ...] = ()) -> dict[str, float]:
-    """Return each value summed over all ranks; for the names in `maxima` the largest."""
+    """Return the sum of each value over all ranks; for the names in `maxima` the maximum."""
     out = {}
     for name, value in values.items():
         value = value.detach().float().clone()

@@ -1,4 +1,4 @@
-"""Exports of a memory state: digests, the delta that a reader lacks, and the probe."""
+"""Exports of a memory state: manifest, delta, and probe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class StateExporter:
     def __init__(
         self, module: Seeding, engine: Engine, probe_T: tuple[int, ...], *, device: str, rank: int
     ):
-        """`probe_T`: prompt whose log-probabilities go with each export; shorter than 2: none."""
+        """`probe_T`: the probe prompt of each export; shorter than 2 tokens: no probe."""
         self.module = module
         self.model = module.model
         self.levels = memory_levels(module.model)
@@ -33,10 +33,10 @@ class StateExporter:
 
     @torch.no_grad()
     def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
-        """Return the state of `view` under `name`: its complete manifest, the probe, and the whole
-        modules (an expert of a level) in which anything differs from `have` (key -> digest).
+        """Return the state of `view` under `name`: the complete manifest, the probe, and the
+        tensors of every module (an expert of a level) that differs from `have` (key -> digest).
 
-        Tensors only on rank 0, whose answer is used.
+        Only rank 0 returns tensors, because only its result is used.
         """
         with self.engine.whole():
             tensors = tensors_of(self.model, view)
@@ -51,12 +51,12 @@ class StateExporter:
         return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
 
     def forget_digests(self) -> None:
-        """Call after the stored memory changed: its tensors are digested anew."""
+        """Clear the cached digests of the stored memory, which changed."""
         self._stored_digests.clear()
 
     def _digest(self, key: str, tensor: Tensor, view: str) -> str:
-        """Return a tensor's digest; those of stored tensors are computed once, those of the
-        student's own anew.
+        """Return a tensor's digest; digests of stored tensors are cached, those of the student's
+        patch are not.
         """
         path, _, part = key.rpartition(".")
         part, _, slot = part.partition("#")
@@ -68,7 +68,7 @@ class StateExporter:
         return self._stored_digests[key]
 
     def _probe(self, view: str) -> tuple[float, ...]:
-        """Return the log-probability of each probe token behind the first, in nats."""
+        """Return the log-probability of each probe token after the first, in nats."""
         if len(self.probe_T) < 2:
             return ()
         rows = PaddedRows.of([self.probe_T[:1]], [self.probe_T[1:]], self.module.pad, self.device)
@@ -79,6 +79,6 @@ class StateExporter:
 
 
 def _module(key: str) -> str:
-    """Return `<level>#<slot>` of a tensor's key, or the key itself for a level's state."""
+    """Return `<level>#<slot>` of a memory key, or the key itself for a level's state."""
     name, _, slot = key.partition("#")
     return f"{name.rsplit('.', 1)[0]}#{slot}" if slot else key

@@ -1,5 +1,4 @@
-"""Gram matrix of per-text gradients (paper.md section 4, step 2), without storing a gradient of the
-whole model per text.
+"""Gram matrix of per-text gradients (paper.md section 4, step 2), without a backward pass per text.
 
 For loss l_i of text i the matrix holds <grad l_i, grad l_j> over the low-rank parameters: the
 unlocked experts of every memory level and their router rows. Texts go through in passes over texts
@@ -34,7 +33,7 @@ class Gradients(NamedTuple):
     """Gradients of the texts of a pass."""
 
     numbers: list[int]  # of the texts
-    parts: list[Tensor]  # [N, E] per level and parameter, one row a text
+    parts: list[Tensor]  # [N, E] per level and parameter, one row per text
 
 
 def gram_matrix(
@@ -94,7 +93,7 @@ def _products(parts: list[Tensor], other_parts: list[Tensor]) -> Tensor:
 
 
 def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) -> list[Tensor]:
-    """Return [N, E] per level and parameter, one row a text."""
+    """Return the gradients [N, E] per level and parameter, one row per text."""
     parts: list[Tensor] = []
 
     def watch(level: MemoryLevel, inputs: tuple[Tensor], out_NTD: Tensor) -> None:
@@ -106,7 +105,7 @@ def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) 
 
     levels = [level for level in memory_levels(model).values() if _unlocked(level)]
     handles = [level.register_forward_hook(watch) for level in levels]
-    # no parameter has a gradient here, so it has to begin at the embeddings
+    # all parameters are frozen, so the graph must start at the embeddings
     handles.append(
         model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
     )
@@ -130,7 +129,7 @@ def level_gradients(
     level: MemoryLevel, x_NTD: Tensor, dy_NTD: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the gradients of router [N, S*D], w_in [N, S*2L*D] and w_out [N, S*L*D] of the
-    unlocked experts, one row a text.
+    unlocked experts, one row per text.
 
     x_NTD: input of the level. dy_NTD: gradient of the loss with respect to its output y.
 
@@ -146,8 +145,8 @@ def level_gradients(
         dv_s = g_s o_s * silu(u_s)
         dA_s = [du_s; dv_s] x^T
 
-    which is summed over the tokens of a text. Which slots the top-k selects counts as constant.
-    Padding has dy = 0, as no loss depends on it.
+    summed over the tokens of a text. The selection by top-k is treated as constant. Padding has
+    dy = 0, as no loss depends on it.
     """
     state = level.states()
     slots = _unlocked(level)

@@ -11,13 +11,13 @@ from typing import NamedTuple
 from torch import Tensor
 
 CACHE_BYTES = 512 << 20
-"""Host memory of a rank's cache: little beside the weights that a host loads. It holds all
-sequences of a small model's night, and about a thousand of fifty tokens of an 8B model's.
+"""Host memory of a rank's cache. It is small compared with the weights, and holds all sequences of
+a night of a small model, or about a thousand sequences of fifty tokens of an 8B model.
 """
 
 
-class Reading(NamedTuple):
-    """What a teacher reads of one row."""
+class TeacherInput(NamedTuple):
+    """The teacher's input of one row: the key of the cache."""
 
     teacher: int  # see contracts.records.TrainingRow.teacher
     prompt_T: tuple[int, ...]
@@ -25,24 +25,24 @@ class Reading(NamedTuple):
 
 
 class HiddenStateCache:
-    """Last hidden states [T, D] at the positions that predict a completion, in host memory up to
-    `limit` bytes; the least recently used entries are evicted first.
+    """LRU cache of last hidden states [T, D] at the positions that predict a completion, of at most
+    `limit` bytes in host memory.
     """
 
     def __init__(self, limit: int):
         self.limit = limit
         self.bytes = 0
-        self._entries: dict[Reading, Tensor] = {}  # least recently used first
+        self._entries: dict[TeacherInput, Tensor] = {}  # least recently used first
 
-    def get(self, key: Reading) -> Tensor | None:
-        """Return the hidden states [T, D] of a reading, None when they are not cached."""
+    def get(self, key: TeacherInput) -> Tensor | None:
+        """Return the hidden states [T, D] of an input; None when they are not cached."""
         hidden_TD = self._entries.pop(key, None)
         if hidden_TD is not None:
             self._entries[key] = hidden_TD
         return hidden_TD
 
-    def put(self, key: Reading, hidden_TD: Tensor) -> None:
-        """Cache a copy, unless it alone is larger than the limit."""
+    def put(self, key: TeacherInput, hidden_TD: Tensor) -> None:
+        """Store a copy on the CPU, unless it alone is larger than the limit."""
         size = hidden_TD.nbytes
         if size > self.limit or key in self._entries:
             return
@@ -52,6 +52,6 @@ class HiddenStateCache:
             self.bytes -= self._entries.pop(next(iter(self._entries))).nbytes
 
     def clear(self) -> None:
-        """Drop everything: the teacher changed."""
+        """Remove all entries."""
         self._entries.clear()
         self.bytes = 0

@@ -1,4 +1,4 @@
-"""The states of a learner, and the methods that each allows."""
+"""The states of a learner, and which methods are allowed in each."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Method = TypeVar("Method", bound=Callable)
 
 
 class LearnerState(Enum):
-    """What a learner is in the middle of.
+    """The state machine of a learner.
 
     IDLE -> open_night -> NIGHT_OPEN -> commit_night or discard_night -> IDLE
     IDLE -> activate_random_expert -> DREAMING -> discard_night -> IDLE
@@ -24,14 +24,16 @@ class LearnerState(Enum):
     DREAMING = "a dreaming state", "it is dreaming"
 
     def __init__(self, needed: str, current: str):
-        """How a message says that the state is needed, and that it is the current one."""
+        """Set the phrases of error messages: `needed` names the required state, `current` the
+        present one.
+        """
         self.needed = needed
         self.current = current
 
 
 def allowed_in(*states: LearnerState) -> Callable[[Method], Method]:
-    """Decorate a method of a learner: in a state (attribute `state`) that is not among `states` it
-    raises RunError and does nothing.
+    """Return a decorator for a learner's methods: when its attribute `state` is not among `states`,
+    the method raises RunError and does nothing.
     """
 
     def decorate(method: Method) -> Method:

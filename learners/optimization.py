@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learners.batch import collate, per_token
 from learners.engine import Engine, reduce_sum
-from learners.passes import FILLER, deal, micro_batches, student_length
+from learners.passes import FILLER, assign_to_ranks, micro_batches, student_length
 from learners.teacher import Teacher
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
@@ -28,8 +28,8 @@ def learning_rate(step: int, steps: int, peak: float, warmup: int) -> float:
 
 
 class BatchOptimizer:
-    """Takes optimizer steps of the plastic experts on batches; every rank gets the whole batch and
-    takes its share.
+    """Takes optimizer steps of the plastic experts. Every rank gets the whole batch and computes
+    its share of the rows.
     """
 
     def __init__(
@@ -52,9 +52,10 @@ class BatchOptimizer:
         self.world = world
 
     def step(self, batch_N: list[TrainingRow], lr: float, seeding: bool) -> StepResult:
-        """Take one step on L_KS, or without `seeding` on the cross entropy of the completions.
+        """Take one step on L_KS (equation 6), or without `seeding` on the cross entropy of the
+        completions.
 
-        Raises RunError on a loss that is not finite; nothing is applied then.
+        Raises RunError on a loss that is not finite; no parameter is changed then.
         """
         began = time.perf_counter()
         prompt_weight = self.config.objective.prompt_weight if seeding else 1.0
@@ -63,9 +64,8 @@ class BatchOptimizer:
         totals, divergence_N = self._backward(batch_N, positions, rewarded, prompt_weight, seeding)
         if not math.isfinite(totals["loss"]):
             raise RunError(
-                f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, "
-                "lower it (sleep.lr, baselines.lr, "
-                "dream.policy.lr); nothing of this night was applied"
+                f"learner: the loss is {totals['loss']} at learning rate {lr:.2g}, lower it "
+                "(sleep.lr, baselines.lr, dream.policy.lr); nothing of this night was applied"
             )
         totals.update(
             grad_norm=self.engine.step(lr),
@@ -84,13 +84,13 @@ class BatchOptimizer:
         prompt_weight: float,
         seeding: bool,
     ) -> tuple[dict[str, float], list[float]]:
-        """Accumulate the gradients of all micro batches. Returns sums over the batch (loss among
-        them), and the divergence of each row's answer in nats per token.
+        """Accumulate the gradients of all micro batches. Return (sums over the batch, including the
+        loss; divergence of each row's answer in nats per token).
         """
         counts = [torch.tensor(float(n), device=self.device) for n in (positions, rewarded)]
         sums: dict[str, Tensor] = {}
         divergence_N = torch.zeros(len(batch_N), device=self.device)
-        shares = deal([student_length(row) for row in batch_N], self.world)
+        shares = assign_to_ranks([student_length(row) for row in batch_N], self.world)
         parts = micro_batches(batch_N, shares, self.rank, self.config.learners.pass_tokens)
         teacher_N = self._teacher_hidden(batch_N, shares) if seeding else {}
         for i, part in enumerate(parts):
@@ -119,18 +119,18 @@ class BatchOptimizer:
     def _teacher_hidden(
         self, batch_N: list[TrainingRow], shares: list[list[int]]
     ) -> dict[int, Tensor | None]:
-        """Return the teacher's last hidden states of this rank's rows by row number."""
+        """Return row number -> the teacher's last hidden states [T, D] of this rank's rows."""
         rows = [[batch_N[n] for n in share] for share in shares]
-        at_least = 0
+        min_passes = 0
         if self.config.learners.zero_stage == 3:
-            # it gathers the base in each pass: every rank has to make equally many
-            at_least = max(self.teacher.pass_count(each) for each in rows)
-        hidden = self.teacher.hidden(rows[self.rank], at_least)
+            # it gathers the base in each pass, so all ranks must make equally many
+            min_passes = max(self.teacher.pass_count(each) for each in rows)
+        hidden = self.teacher.hidden(rows[self.rank], min_passes)
         return dict(zip(shares[self.rank], hidden, strict=True))
 
 
 def _metrics(totals: dict[str, float], rewarded: int) -> Metrics:
-    """Return means from the sums over all ranks, under the journal's names."""
+    """Return the means of the sums over all ranks, under their names in the journal."""
     out = {
         k: totals[k] for k in ("loss", "grad_norm", "lr", "tokens_trained", "sequences", "seconds")
     }

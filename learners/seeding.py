@@ -1,5 +1,5 @@
-"""The module that DeepSpeed trains: one frozen base, two memory states, and the losses on their
-last hidden states.
+"""The module that DeepSpeed trains: one frozen base, two memory states, and the losses of Knowledge
+Seeding on their last hidden states.
 
 Shape suffixes: B sequences, T tokens of the padded batch, P loss positions of the batch, D hidden
 size.
@@ -25,11 +25,11 @@ from sleep_rl.objectives import (
 
 
 class Seeding(nn.Module):
-    """Holds the model and the plastic experts: the only parameters with a gradient, one per layer
-    of the receiver.
+    """Holds the model and the plastic experts, one per layer of the receiver: the only parameters
+    with a gradient.
 
-    The experts are registered here and referenced by the levels' patches, so that they are no part
-    of a checkpoint and exactly what DeepSpeed's optimizer gets.
+    The experts are registered in this module and referenced by the levels' patches, so that they
+    are not in the model's checkpoint, and are the only parameters of DeepSpeed's optimizer.
     """
 
     def __init__(self, model: nn.Module, config: Config, pad: int = 0):
@@ -45,8 +45,8 @@ class Seeding(nn.Module):
         )
 
     def hidden(self, rows: PaddedRows, view: str, model: nn.Module | None = None) -> Tensor:
-        """Return the last hidden states [P, D] at the loss positions, in the named state of the
-        model (or of another one).
+        """Return the last hidden states [P, D] at the loss positions; `view`: TEACHER or STUDENT;
+        `model`: another model than the learner's own, e.g. one of model.teachers.
         """
         model = model or self.model
         with view_of(model, view):
@@ -56,9 +56,9 @@ class Seeding(nn.Module):
     def forward(
         self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return (loss of a micro batch, sums for the metrics).
+        """Return (loss of a micro batch, sums for the metrics; see `_sums`).
 
-        positions, rewarded: over the whole batch and all ranks, see `objectives.l_ks`.
+        positions, rewarded: normalisers over the whole batch and all ranks, see `objectives.l_ks`.
         seeding: False for cross entropy on the completions (baselines, dreaming policy).
         """
         student_PD = self.hidden(batch.student, STUDENT)
@@ -87,15 +87,15 @@ class Seeding(nn.Module):
         return token_logprobs(self.model.lm_head, student_PD, token_P, LOGIT_CHUNK)
 
     def _divergence(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ([P] divergence from the teacher of each position, [P] student log-probability of
-        the token).
+        """Return ([P] divergence of each position from its teacher, [P] student's log-probability
+        of the token).
         """
         parts: list[tuple[Tensor, Tensor]] = []
         positions: list[Tensor] = []
         for teacher, rows in batch.teachers.items():
             parts.append(self._divergence_from(teacher, rows, batch, student_PD))
             positions.append(rows.position_P)
-        # a hard target: all of T lies on the token, and KL(T||S) is -log S(token)
+        # a hard target: T has all probability on the token, so KL(T||S) is -log S(token)
         if len(batch.hard_target_P):
             logp_P = self._logprobs(
                 student_PD[batch.hard_target_P], batch.token_P[batch.hard_target_P]
@@ -112,7 +112,7 @@ class Seeding(nn.Module):
     def _divergence_from(
         self, teacher: int, rows: TeacherRows, batch: Batch, student_PD: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """As `_divergence`, at the positions of one teacher's rows."""
+        """Return the same at the positions of one teacher's rows."""
         model = self.other_teachers[teacher - 1] if teacher else self.model
         temperature_P = batch.teacher_temperature_P
         return seeding_terms(
@@ -131,8 +131,8 @@ class Seeding(nn.Module):
 def _sums(
     batch: Batch, divergence_P: Tensor, policy_P: Tensor, logp_P: Tensor
 ) -> dict[str, Tensor]:
-    """Return what the metrics are made of, by name; `rows`: divergence per token of each row's
-    answer [B].
+    """Return sums over the micro batch, by name, for `optimization._metrics`; `rows` [B]:
+    divergence of each row's answer in nats per token.
     """
     new_P = batch.weight_P * (1 - batch.self_replay_P)
     self_replay_P = batch.weight_P * batch.self_replay_P

@@ -1,4 +1,4 @@
-"""Memory states of a learner by tag, and the checkpoint that holds them all."""
+"""Saved memory states of a learner by tag, and its checkpoint, which contains all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CURRENT = "now"  # tag of the stored memory in a checkpoint
 
 
 class MemoryStates:
-    """Saved states of a model's memory, each with its open chunks and the order of its experts."""
+    """Saves and loads states of a model's memory, with their open chunks and order of experts."""
 
     def __init__(
         self,
@@ -36,13 +36,13 @@ class MemoryStates:
         return self._by_tag[tag]
 
     def save(self, tag: str, of: str = "") -> None:
-        """Save the stored memory under `tag`, or make `tag` another name of state `of`. A saved
-        state is never written to, so two tags may share it.
+        """Save the stored memory under `tag`, or make `tag` another name of the saved state `of`.
+        Saved states are immutable, so two tags may share one.
         """
         self._by_tag[tag] = self._by_tag[of] if of else self._stored()
 
     def load(self, tag: str) -> None:
-        """Make the state saved under `tag` the stored memory."""
+        """Replace the stored memory by the state saved under `tag`."""
         self._restore(self._by_tag[tag])
 
     def _stored(self) -> MemoryState:
@@ -63,7 +63,7 @@ class MemoryStates:
         checkpoint_io.write(path, states, self.generator)
 
     def read_checkpoint(self, path: str) -> None:
-        """Take back what `write_checkpoint` wrote. Raises RunError when it cannot be read or is of
+        """Restore what `write_checkpoint` wrote. Raises RunError when it cannot be read or is of
         another model.
         """
         states, generator = checkpoint_io.read(path, self.device)

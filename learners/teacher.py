@@ -1,5 +1,5 @@
-"""The teacher's last hidden states of a step's rows, computed once and kept for the night: within a
-night the teacher does not change (paper.md section 3).
+"""The teacher's last hidden states of a step's rows, cached for the night: within a night the
+teacher does not change (paper.md section 3).
 
 Shape suffixes: N rows, T tokens of a completion, D hidden size.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learners.hidden_state_cache import HiddenStateCache, Reading
+from learners.hidden_state_cache import HiddenStateCache, TeacherInput
 from learners.passes import split_into_passes
 from learners.seeding import Seeding
 from sleep_rl.contracts.records import HARD_TARGET, TEACHER, TrainingRow
@@ -17,7 +17,7 @@ from sleep_rl.model.packing import PaddedRows
 
 
 class Teacher:
-    """Reads rows as the smaller self, or as a model of model.teachers."""
+    """Computes hidden states with the memory's TEACHER state (teacher 0) or model.teachers (k)."""
 
     def __init__(self, module: Seeding, cache: HiddenStateCache, *, budget: int, device: str):
         """`budget`: padded tokens of a pass."""
@@ -26,64 +26,64 @@ class Teacher:
         self.budget = budget
         self.device = device
 
-    def forget(self) -> None:
-        """Drop what is kept: the teacher changed."""
+    def clear_cache(self) -> None:
+        """Empty the cache, because the teacher changed."""
         self.cache.clear()
 
     @torch.no_grad()
-    def hidden(self, rows_N: list[TrainingRow], at_least: int = 0) -> list[Tensor | None]:
+    def hidden(self, rows_N: list[TrainingRow], min_passes: int = 0) -> list[Tensor | None]:
         """Return the last hidden states [T, D] that predict each row's completion; None for a row
         with a hard target.
 
-        at_least: passes of the smaller self to make, needed or not.
+        min_passes: smallest number of passes of teacher 0; padding passes are added.
         """
-        readings = [reading_of(row) for row in rows_N]
-        # the teacher's own sequences are drawn many times, a sample of the student once
-        recurs = {r: not row.behaviour_T for r, row in zip(readings, rows_N, strict=True)}
-        known = {reading: self.cache.get(reading) for reading in recurs if reading}
-        missing = [reading for reading, hidden_TD in known.items() if hidden_TD is None]
-        known |= self._compute(missing, at_least)
-        for reading in missing:
-            if recurs[reading]:
-                self.cache.put(reading, known[reading])
-        return [known[r].to(self.device) if r else None for r in readings]
+        inputs = [teacher_input(row) for row in rows_N]
+        # the teacher's own sequences are drawn many times, a sample of the student only once
+        recurs = {r: not row.behaviour_T for r, row in zip(inputs, rows_N, strict=True)}
+        cached = {key: self.cache.get(key) for key in recurs if key}
+        missing = [key for key, hidden_TD in cached.items() if hidden_TD is None]
+        cached |= self._compute(missing, min_passes)
+        for key in missing:
+            if recurs[key]:
+                self.cache.put(key, cached[key])
+        return [cached[r].to(self.device) if r else None for r in inputs]
 
     def pass_count(self, rows_N: list[TrainingRow]) -> int:
-        """Return how many passes of the smaller self these rows take where none are kept."""
-        readings = {reading_of(row) for row in rows_N} - {None}
-        return len(self._passes([r for r in readings if r.teacher == 0]))
+        """Return the number of passes of teacher 0 for these rows with an empty cache."""
+        inputs = {teacher_input(row) for row in rows_N} - {None}
+        return len(self._passes([r for r in inputs if r.teacher == 0]))
 
-    def _compute(self, readings: list[Reading], at_least: int) -> dict[Reading, Tensor]:
-        """Return the hidden states of readings in passes over readings of like length."""
+    def _compute(self, inputs: list[TeacherInput], min_passes: int) -> dict[TeacherInput, Tensor]:
+        """Return the hidden states [T, D] of inputs, computed in passes of similar lengths."""
         out = {}
-        for teacher in sorted({reading.teacher for reading in readings} | {0}):
-            own = [reading for reading in readings if reading.teacher == teacher]
-            passes = self._passes(own, 0 if teacher else at_least)
+        for teacher in sorted({key.teacher for key in inputs} | {0}):
+            own_inputs = [key for key in inputs if key.teacher == teacher]
+            passes = self._passes(own_inputs, 0 if teacher else min_passes)
             for part in passes:
                 out |= self._one_pass(teacher, part)
             if teacher == 0:
-                filler = Reading(0, (self.module.pad,), (self.module.pad,))
-                for _ in range(at_least - len(passes)):
+                filler = TeacherInput(0, (self.module.pad,), (self.module.pad,))
+                for _ in range(min_passes - len(passes)):
                     self._one_pass(0, [filler])
         return out
 
-    def _passes(self, readings: list[Reading], at_least: int = 0) -> list[list[Reading]]:
-        lengths = [len(r.prompt_T) + len(r.completion_T) for r in readings]
-        passes = split_into_passes(lengths, self.budget, at_least)
-        return [[readings[n] for n in numbers] for numbers in passes]
+    def _passes(self, inputs: list[TeacherInput], min_passes: int = 0) -> list[list[TeacherInput]]:
+        lengths = [len(r.prompt_T) + len(r.completion_T) for r in inputs]
+        passes = split_into_passes(lengths, self.budget, min_passes)
+        return [[inputs[n] for n in numbers] for numbers in passes]
 
-    def _one_pass(self, teacher: int, readings: list[Reading]) -> dict[Reading, Tensor]:
+    def _one_pass(self, teacher: int, inputs: list[TeacherInput]) -> dict[TeacherInput, Tensor]:
         model = self.module.other_teachers[teacher - 1] if teacher else self.module.model
-        completions = [reading.completion_T for reading in readings]
+        completions = [key.completion_T for key in inputs]
         packed = PaddedRows.of(
-            [reading.prompt_T for reading in readings], completions, self.module.pad, self.device
+            [key.prompt_T for key in inputs], completions, self.module.pad, self.device
         )
         pieces = self.module.hidden(packed, TEACHER, model).split([len(c) for c in completions])
-        return dict(zip(readings, pieces, strict=True))
+        return dict(zip(inputs, pieces, strict=True))
 
 
-def reading_of(row: TrainingRow) -> Reading | None:
-    """Return what the teacher reads of a row; None where its target is the text itself."""
+def teacher_input(row: TrainingRow) -> TeacherInput | None:
+    """Return the teacher's input of a row; None for a hard target."""
     if row.teacher == HARD_TARGET:
         return None
-    return Reading(row.teacher, row.teacher_T or row.prompt_T, row.completion_T)
+    return TeacherInput(row.teacher, row.teacher_T or row.prompt_T, row.completion_T)

@@ -1,5 +1,5 @@
-"""Wake updates (equation 2): every memory level takes the stream into its own weights, its base
-expert, each with its chunk length.
+"""Wake updates (equation 2): gradients of the day's documents update the base expert of each memory
+level at the end of its chunk.
 
 Shape suffixes: N documents, P loss positions, D hidden size.
 """
@@ -31,10 +31,10 @@ from sleep_rl.objectives import token_logprobs
 
 
 class Chunks:
-    """The open chunk of every level: the sum of eta_t f(theta_l; x_t) since the level last moved.
+    """The open chunk of every level: the sum of eta_t f(theta_l; x_t) since its last update.
 
-    Within a chunk theta_l does not change, so its gradients may be summed day by day. The weights a
-    level would have are `prospective`; whoever applies them calls `drop`.
+    Within a chunk theta_l does not change, so the gradients are summed day by day. `prospective`
+    returns the updated weights; after they are applied, `clear` starts a new chunk.
     """
 
     def __init__(self, module: Seeding, *, lr: float, rank: int, world: int, device: str):
@@ -46,10 +46,8 @@ class Chunks:
         self.sums: dict[str, dict[str, Tensor]] = {}  # level name -> part -> sum
 
     def add(self, documents_N: list[tuple[int, ...]]) -> float:
-        """Take one wake step per document: add its gradients to every level's chunk. Returns the
-        mean loss in nats per token.
-
-        Raises RunError when the loss is not finite.
+        """Add lr times the gradients of each document's loss to every level's chunk; return the
+        mean loss in nats per token. Raises RunError when the loss is not finite.
         """
         model = self.module.model
         base_experts = {
@@ -69,19 +67,19 @@ class Chunks:
         return loss / max(len(documents_N), 1)
 
     def _backward(self, documents_N: list[tuple[int, ...]]) -> Tensor:
-        """Accumulate the gradients of this rank's documents. Returns their summed loss."""
+        """Accumulate the gradients of this rank's documents; return their summed loss."""
         total = torch.zeros((), device=self.device)
         rounds = math.ceil(len(documents_N) / self.world)
         for number in range(self.rank, rounds * self.world, self.world):
-            # every rank takes equally many passes, since ZeRO-3 gathers in each; a filler counts 0
-            counts = number < len(documents_N)
-            loss = self._loss(documents_N[number if counts else 0]) * counts
+            # all ranks make equally many passes, since ZeRO-3 gathers in each; fillers weigh 0
+            is_document = number < len(documents_N)
+            loss = self._loss(documents_N[number if is_document else 0]) * is_document
             loss.backward()
             total += loss.detach()
         return total
 
     def _loss(self, document: tuple[int, ...]) -> Tensor:
-        """Return the mean cross entropy of a document behind its first token."""
+        """Return the mean cross entropy of a document's tokens after the first."""
         rows = PaddedRows.of([document[:1]], [document[1:]], self.module.pad, self.device)
         hidden_PD = self.module.hidden(rows, STUDENT)
         return -token_logprobs(
@@ -89,9 +87,8 @@ class Chunks:
         ).mean()
 
     def _add_gradients(self, base_experts: dict[str, Expert]) -> None:
-        """Add lr times the gradients, summed, not averaged, over the steps of a chunk and over the
-        ranks.
-        """
+        """Add lr times the gradients to the chunks: a sum, not a mean, over steps and ranks."""
+
         for name, expert in base_experts.items():
             sums = self.sums.setdefault(name, {})
             for part, parameter in expert.named_parameters():
@@ -102,8 +99,8 @@ class Chunks:
                 sums[part] = sums[part] + step if part in sums else step
 
     def prospective(self, numbers: Collection[int]) -> dict[str, Expert]:
-        """Return theta_new of the base experts of these levels by level name, not applied (paper.md
-        section 3 a).
+        """Return level name -> theta_new of the base expert, for these level numbers, without
+        applying it (paper.md section 3 a).
         """
         levels = memory_levels(self.module.model)
         experts = {}
@@ -115,14 +112,14 @@ class Chunks:
                 experts[name] = expert.requires_grad_(False)
         return experts
 
-    def drop(self, numbers: Collection[int]) -> None:
-        """Begin a new chunk in these levels."""
+    def clear(self, numbers: Collection[int]) -> None:
+        """Start a new chunk in the levels with these numbers."""
         self.sums = {
             name: sums for name, sums in self.sums.items() if level_number(name) not in numbers
         }
 
     def state(self) -> dict[str, Tensor]:
-        """Return copies of the sums by `<level>.<part>`, for saved states and checkpoints."""
+        """Return `<level>.<part>` -> copy of the sum, for saved states and checkpoints."""
         return {
             f"{name}.{part}": tensor.clone()
             for name, sums in self.sums.items()
@@ -130,7 +127,7 @@ class Chunks:
         }
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Take back what `state` returned."""
+        """Restore what `state` returned."""
         self.sums = {}
         for key, tensor in state.items():
             name, part = key.rsplit(".", 1)

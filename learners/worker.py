@@ -1,5 +1,5 @@
-"""A learner: changes weights. One rank of a DeepSpeed group; it holds the frozen base once, and
-teacher and student as two memory states of it (paper.md section 3).
+"""The learner: one rank of a DeepSpeed group, with one frozen base, and teacher and student as two
+memory states of it (paper.md section 3).
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ from sleep_rl.model.memory import (
 
 
 class LearnerWorker:
-    """`sleep_rl.contracts.roles.Learner` on DeepSpeed.
+    """Implements roles.Learner with DeepSpeed.
 
-    Every rank is constructed and called with the same arguments; which rank it is stands in the
-    environment (RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT). `state` says which calls are allowed:
-    see `lifecycle`.
+    Every rank is constructed and called with the same arguments; RANK, WORLD_SIZE, MASTER_ADDR and
+    MASTER_PORT in the environment identify it. `state` determines which methods are allowed, see
+    `lifecycle`.
     """
 
     def __init__(
         self, checkpoint: str, config: Config, probe_T: tuple[int, ...] = (), base: str = ""
     ):
-        """
-        checkpoint: a sleep checkpoint.
-        probe_T: prompt whose log-probabilities go with each export.
-        base: what a saved memory points to, if not `checkpoint`.
+        """Load the model, join the process group and start DeepSpeed.
+
+        checkpoint: a sleep checkpoint; probe_T: the probe prompt of each export; base: the model
+        that a saved memory refers to, if it is not `checkpoint`.
         """
         self.config = config
         self.rank = int(os.environ["RANK"])
@@ -74,28 +74,28 @@ class LearnerWorker:
             _keep_memory_whole(self.levels)
         self.module = Seeding(self.model, config, self.pad)
         self.engine = _engine(self.module, config)
-        place = {"device": self.device, "rank": self.rank}
-        self.chunks = Chunks(self.module, lr=config.wake.lr, world=self.world, **place)
+        placement = {"device": self.device, "rank": self.rank}
+        self.chunks = Chunks(self.module, lr=config.wake.lr, world=self.world, **placement)
         self.teacher = Teacher(
             self.module, _cache(config), budget=config.learners.pass_tokens, device=self.device
         )
         self.optimizer = BatchOptimizer(
-            self.engine, self.teacher, config, pad=self.pad, world=self.world, **place
+            self.engine, self.teacher, config, pad=self.pad, world=self.world, **placement
         )
-        self.exporter = StateExporter(self.module, self.engine, probe_T, **place)
+        self.exporter = StateExporter(self.module, self.engine, probe_T, **placement)
         self.slots = SlotAllocator()
-        # of the first weights of experts in slots that are used again
+        # for the initial weights of experts in reused slots
         self.generator = torch.Generator().manual_seed(config.run.seed)
         self.states = MemoryStates(self.model, self.chunks, self.slots, self.generator, self.device)
-        # of the open night: the new expert's slot, the levels whose base experts move, and level
-        # name -> slots that begin anew when it is committed
+        # of the open night: the new expert's slot, the levels whose base experts are updated, and
+        # level name -> slots that are reset when it is committed
         self.slot: int | None = None
         self.due: tuple[int, ...] = ()
-        self.emptied: dict[str, list[int]] = {}
+        self.slots_to_reset: dict[str, list[int]] = {}
 
     @property
     def levels(self) -> dict[str, MemoryLevel]:
-        """Name -> level, over all layers."""
+        """Return level name -> level, over all layers."""
         return memory_levels(self.model)
 
     # ---- Trainer
@@ -111,9 +111,8 @@ class LearnerWorker:
     ) -> int:
         """Form the student of the consolidation into level `receiver` (paper.md section 3 a).
 
-        It has the prospective base experts of the levels in `due`, the sender's experts already
-        reset (level receiver - 1; the context window sends into level 1), and one more expert of
-        the receiver.
+        In it the base experts of the levels in `due` are updated, the sender's experts (of level
+        receiver - 1, if any) are locked, and the receiver has one more expert. Returns its slot.
         """
         receivers = self._of_level(receiver)
         senders = self._of_level(receiver - 1) if self.config.sleep.reset else {}
@@ -127,22 +126,22 @@ class LearnerWorker:
             values += assignment.first_values(level, self.generator)
             rows.setdefault(name, {})[assignment.slot] = expert
         self.engine.reset(values)
-        self.teacher.forget()
+        self.teacher.clear_cache()
         patch(self.model, rows, emptied=senders)
         self.slot = assignment.slot
         self.due = due
-        self.emptied = {name: list(range(1, level.slots)) for name, level in senders.items()}
+        self.slots_to_reset = {name: list(range(1, level.slots)) for name, level in senders.items()}
         if assignment.absorbed:
             for name, level in receivers.items():
                 level.set_slot_state(assignment.absorbed, LOCKED, view=STUDENT)
-                self.emptied[name] = [assignment.absorbed]
+                self.slots_to_reset[name] = [assignment.absorbed]
         self.state = LearnerState.NIGHT_OPEN
         return assignment.slot
 
     @allowed_in(LearnerState.NIGHT_OPEN)
     def seed_step(self, batch_N: list[TrainingRow], step: int, steps: int) -> StepResult:
         """Take one optimizer step on L_KS over `batch_N` (equations 3 to 6)."""
-        self._compete_from_half(step, steps)
+        self._activate_at_half(step, steps)
         lr = learning_rate(step, steps, self.config.sleep.lr, self.config.sleep.warmup)
         return self.optimizer.step(batch_N, lr, seeding=True)
 
@@ -151,39 +150,39 @@ class LearnerWorker:
         self, batch_N: list[TrainingRow], step: int, steps: int, peak: float | None = None
     ) -> Metrics:
         """Take one optimizer step of cross entropy on the completions."""
-        self._compete_from_half(step, steps)
+        self._activate_at_half(step, steps)
         peak = self.config.baselines.lr if peak is None else peak
         lr = learning_rate(step, steps, peak, self.config.sleep.warmup)
         return self.optimizer.step(batch_N, lr, seeding=False).metrics
 
     @allowed_in(LearnerState.NIGHT_OPEN)
     def commit_night(self) -> None:
-        """Update (paper.md section 3 c): the student becomes the stored memory."""
+        """Make the student the stored memory (paper.md section 3 c)."""
         with self.engine.whole():
             commit(self.model)
-        # unlocked again, these slots begin as the identity
-        for name, slots in self.emptied.items():
+        # experts in these slots start as the identity
+        for name, slots in self.slots_to_reset.items():
             init_slots(self.levels[name], slots, self.generator)
-        self.chunks.drop(self.due)
+        self.chunks.clear(self.due)
         self.slots.commit()
         self._become_idle()
 
     @allowed_in(LearnerState.NIGHT_OPEN, LearnerState.DREAMING)
     def discard_night(self) -> None:
-        """Drop the student: everything is as it was before the night or the dream."""
+        """Drop the student; the stored memory is unchanged."""
         discard(self.model)
         self._become_idle()
 
     def _become_idle(self) -> None:
         self.slot = None
         self.due = ()
-        self.emptied = {}
+        self.slots_to_reset = {}
         self.exporter.forget_digests()
         self.state = LearnerState.IDLE
 
-    def _compete_from_half(self, step: int, steps: int) -> None:
-        """From half of the steps on let the new expert compete for the top-k, so that it is trained
-        as it will be used. With top_k at least the number of unlocked experts nothing changes.
+    def _activate_at_half(self, step: int, steps: int) -> None:
+        """At half of the steps make the new expert ACTIVE, so that it competes for the top-k as it
+        will after the night. Without effect if top_k is at least the number of unlocked experts.
         """
         if step != steps // 2:
             return
@@ -198,7 +197,7 @@ class LearnerWorker:
 
     @allowed_in(LearnerState.IDLE)
     def activate_random_expert(self, seed: int) -> dict[str, int]:
-        """Form the student that dreams; see `form_dreaming_student`."""
+        """Form the dreaming student; see `form_dreaming_student`."""
         chosen = form_dreaming_student(self.model, seed)
         self.state = LearnerState.DREAMING
         return chosen
@@ -207,7 +206,7 @@ class LearnerWorker:
     def gradient_gram(
         self, texts_N: list[tuple[tuple[int, ...], tuple[int, ...]]], whole: bool
     ) -> list[list[float]]:
-        """Return the inner products of the texts' gradients; see `gram_matrix`."""
+        """Return the inner products [N, N] of the texts' gradients; see `gram_matrix`."""
         try:
             return gram_matrix(
                 self.model,
@@ -241,19 +240,21 @@ class LearnerWorker:
         )
 
     def unload_teachers(self) -> None:
-        """Drop the models of `load_teachers`."""
+        """Delete the models of `load_teachers`."""
         self.module.other_teachers = ()
 
     # ---- StateStore
 
     @allowed_in(LearnerState.IDLE)
     def save_state(self, tag: str, of: str = "") -> None:
-        """Save the memory, its open chunks and the order of its experts under `tag`."""
+        """Save the memory, its open chunks and the order of its experts under `tag`, or make `tag`
+        another name of state `of`.
+        """
         self.states.save(tag, of)
 
     @allowed_in(LearnerState.IDLE)
     def load_state(self, tag: str) -> None:
-        """Put the state saved under `tag` back."""
+        """Replace the memory by the state saved under `tag`."""
         self.states.load(tag)
         self.exporter.forget_digests()
 
@@ -261,9 +262,10 @@ class LearnerWorker:
 
     @allowed_in(LearnerState.NIGHT_OPEN)
     def save_progress(self, path: str) -> None:
-        """Write expert and optimizer of the open night; the teacher's cache is emptied."""
-        # a row's hidden states depend, in the last bit, on the rows beside it in their pass
-        self.teacher.forget()
+        """Write expert and optimizer state of the open night, and clear the teacher's cache."""
+        # a resumed learner has an empty cache too: hidden states depend, in the last bit, on the
+        # other rows of their pass
+        self.teacher.clear_cache()
         tensors = self.engine.state()
         if self.rank == 0:
             tensors[checkpoint_io.GENERATOR] = self.generator.get_state()
@@ -271,10 +273,10 @@ class LearnerWorker:
 
     @allowed_in(LearnerState.NIGHT_OPEN)
     def restore_progress(self, path: str, step: int, steps: int) -> None:
-        """Take back what `save_progress` wrote. Raises RunError when it cannot be read or is of
-        another model.
+        """Restore what `save_progress` wrote after `step` of `steps` steps. Raises RunError when it
+        cannot be read or is of another model.
         """
-        self.teacher.forget()
+        self.teacher.clear_cache()
         tensors = checkpoint_io.read_tensors(path)
         try:
             self.generator.set_state(tensors.pop(checkpoint_io.GENERATOR))
@@ -284,22 +286,22 @@ class LearnerWorker:
                 f"{path}: the night's state cannot be read ({one_line(error)})"
             ) from error
         if step > steps // 2:
-            self._compete_from_half(steps // 2, steps)
+            self._activate_at_half(steps // 2, steps)
 
     @allowed_in(LearnerState.IDLE)
     def save_checkpoint(self, path: str) -> None:
-        """Write everything that a new learner needs to go on between two nights."""
+        """Write the states, chunks and generator from which a new learner can continue."""
         if self.rank == 0:
             self.states.write_checkpoint(path)
 
     @allowed_in(LearnerState.IDLE)
     def load_checkpoint(self, path: str) -> None:
-        """Take back what `save_checkpoint` wrote."""
+        """Restore what `save_checkpoint` wrote."""
         self.states.read_checkpoint(path)
         self.exporter.forget_digests()
 
     def save_memory(self, path: str) -> None:
-        """Write the stored memory as a memory folder; all or nothing."""
+        """Write the stored memory as a memory folder, atomically."""
         if self.rank == 0:
             memory_folder.save_memory(self.model, path, self.base)
 
@@ -310,14 +312,14 @@ class LearnerWorker:
         return self.exporter.export(name, version, have, view)
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Destroy the process group."""
         if self.world > 1 and torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()
 
 
 def _keep_memory_whole(levels: Mapping[str, MemoryLevel]) -> None:
-    """Make the memory buffers: ZeRO-3 partitions parameters, and the memory is small and read slot
-    by slot.
+    """Turn the memory's parameters into buffers, which ZeRO-3 does not partition: the memory is
+    small and read slot by slot.
     """
     for level in levels.values():
         for part in PARTS:
@@ -327,8 +329,8 @@ def _keep_memory_whole(levels: Mapping[str, MemoryLevel]) -> None:
 
 
 def _cache(config: Config) -> HiddenStateCache:
-    """The teacher's cache. Under ZeRO-3, which gathers the base in each pass, it holds nothing:
-    every rank must make the same passes there.
+    """Return the teacher's cache; of size 0 under ZeRO-3, which gathers the base in each pass, so
+    that all ranks must make the same passes.
     """
     return HiddenStateCache(0 if config.learners.zero_stage == 3 else CACHE_BYTES)
 

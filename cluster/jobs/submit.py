@@ -19,7 +19,7 @@ import yaml
 
 from cluster.jobs.client import JobServer, MaybeSubmitted
 from cluster.jobs.follow import follow_job, hints, resume_hint
-from cluster.jobs.package import package
+from cluster.jobs.package import Package, package
 from sleep_rl.config.loader import dump, load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
@@ -45,6 +45,7 @@ STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90
 STOP_MARGIN_S = 60  # added to STOP_S, until the server reports the end
 POLL_S = 1.0
+MOST_NAMED = 12  # files and folders that are not sent
 
 
 def submit(
@@ -83,7 +84,7 @@ def resume(
     job = new_id(STAMP.sub("", Path(run).name))
     command = ["python", "-m", "sleep_rl", "resume", run, *overrides, "cluster.address=auto"]
     command += ["--accept", accept] if accept else []
-    code = b"" if installed else package(ROOT, {})
+    code = Package() if installed else package(ROOT, {})
     return _start(server, job, command, code, {"config": "resume", "run": run})
 
 
@@ -120,9 +121,9 @@ def new_id(name: str) -> str:
 
 
 def _start(
-    server: JobServer, job: str, command: list[str], code: bytes, metadata: dict[str, str]
+    server: JobServer, job: str, command: list[str], code: Package, metadata: dict[str, str]
 ) -> int:
-    """Submit a command and follow the job; `code`: its working directory as a zip file."""
+    """Submit a command and follow the job; `code`: its working directory."""
     revision = commit()
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_S)}
     if revision:
@@ -133,7 +134,7 @@ def _start(
             f"exec {shlex.join(command)}",
             {"env_vars": variables},
             metadata | {"commit": revision or "unknown"},
-            code,
+            code.content,
         )
     except MaybeSubmitted as error:
         raise RunError(
@@ -143,7 +144,16 @@ def _start(
         f"{job}: submitted to {server.address}; its run folder, which all nodes must share: "
         f"{metadata['run']}\n{job}: {hints(server, job)}\n"
     )
-    return follow_job(server, job, greeting)
+    return follow_job(server, job, _sent_without(job, code) + greeting)
+
+
+def _sent_without(job: str, code: Package) -> str:
+    """Return the line that says what of the repository the job does not have; empty for none."""
+    if not code.left_out:
+        return ""
+    named = ", ".join(code.left_out[:MOST_NAMED])
+    more = len(code.left_out) - MOST_NAMED
+    return f"{job}: the code is sent without {named}{f' and {more} more' if more > 0 else ''}\n"
 
 
 def _absolute(config: Config) -> list[str]:

@@ -16,6 +16,8 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import LOCKED, memory_levels
 from sleep_rl.runs.resolve import resolve_model
+from sleep_rl.text.forms import ChatForm
+from sleep_rl.text.tokens import TextTokenizer
 
 
 def chat(
@@ -115,14 +117,11 @@ class Comparison:
         """Return the prompt's token ids: in the tokenizer's chat template if it has one, otherwise
         after the bos token, as in a run.
         """
-        tokenizer = self.tokenizer
-        if tokenizer.chat_template:
-            text = tokenizer.apply_chat_template(
-                [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-            )
-            return tokenizer(text, add_special_tokens=False)["input_ids"]
-        ids = tokenizer(prompt)["input_ids"]
-        bos = tokenizer.bos_token_id
+        if self.tokenizer.chat_template:
+            form = ChatForm(TextTokenizer(self.tokenizer))
+            return list(form.context(None) + form.question(prompt))
+        ids = self.tokenizer(prompt)["input_ids"]
+        bos = self.tokenizer.bos_token_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def ask(self, prompt: str) -> tuple[str, str]:

@@ -9,16 +9,21 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory_folder import root
 from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.probe import check_round_trip
 
 
 def load_codec(task: Task, checkpoint: str, format: str) -> PromptCodec:
     """Return the codec for a base model, a sleep checkpoint, or a memory folder.
 
-    `format`: model.format. Raises InputError.
+    `format`: model.format. Raises InputError, also for a tokenizer that does not give probe texts
+    back in that form.
     """
     vocab_size = checkpoints.read_config(root(checkpoint)).vocab_size
     tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
-    return PromptCodec(task, tokenizer, format, end_tokens(checkpoint))
+    codec = PromptCodec(task, tokenizer, format, end_tokens(checkpoint))
+    if codec.natural:
+        check_round_trip(codec)
+    return codec
 
 
 def end_tokens(checkpoint: str) -> Ids:

@@ -164,6 +164,11 @@ def job(server):
     return "life-1"
 
 
+def code_of(root):
+    packages = ("sleep_rl", "actors", "learners", "cluster", "tests")
+    return [file for package in packages for file in (root / package).rglob("*.py")]
+
+
 def cli(server, *argv):
     return main(["submit", *argv, "--address", server.address])
 
@@ -204,7 +209,9 @@ def test_submit_sends_code_config_and_absolute_paths(server, capsys, tmp_path, m
         "configs/demo.yaml",
         "pyproject.toml",
     } <= set(names)
-    assert not [n for n in names if re.match(r"(cache|runs|\.|build)|.*(__pycache__|/\.)", n)]
+    assert not [n for n in names if re.match(r"(cache|runs|\.|build)/|.*(__pycache__|/\.)", n)]
+    # all of the code, whatever its folders are called: sleep_rl/runs is a package
+    assert {str(file.relative_to(ROOT)) for file in code_of(ROOT)} <= set(names)
     assert sent["metadata"]["config"] == DEBUG and sent["metadata"]["run"] == str(
         tmp_path / "lives" / name
     )
@@ -628,26 +635,85 @@ class TestPackage:
             "runs/a/log",
             "sleep_rl/__pycache__/cli.pyc",
             "cache/base",
-            "sleep_rl/runs/kept_out",
+            "wandb/run-1/files/code/main.py",
+            "build/lib/sleep_rl/x.py",
+            "sleep_rl/runs/run_dir.py",
+            "mine/build/cache/wandb/rules.txt",
+            "mine/.hidden/x.py",
         ):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             (folder / name).write_text(name)
         return folder
 
     def test_it_contains_the_sources_and_no_hidden_files(self, tmp_path):
-        with zipfile.ZipFile(
-            io.BytesIO(package.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"}))
-        ) as archive:
+        packed = package.package(self.tree(tmp_path), {"a/b.yaml": "x: 1"})
+        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
             assert archive.namelist() == [
                 "a/b.yaml",
+                "mine/build/cache/wandb/rules.txt",
                 "pyproject.toml",
                 "sleep_rl/cli/main.py",
+                "sleep_rl/runs/run_dir.py",
                 "x.egg-info/PKG-INFO",
             ]
             assert (
                 archive.read("sleep_rl/cli/main.py") == b"sleep_rl/cli/main.py"
                 and archive.read("a/b.yaml") == b"x: 1"
             )
+
+    def test_what_is_left_out_is_named(self, tmp_path, server, monkeypatch, capsys):
+        self.tree(tmp_path)
+        (tmp_path / "data").symlink_to(tmp_path / "cache")
+        (tmp_path / "gone.py").symlink_to(tmp_path / "nowhere")
+        (tmp_path / "same.py").symlink_to(tmp_path / "sleep_rl" / "cli" / "main.py")
+        os.mkfifo(tmp_path / "mine" / "pipe")
+        packed = package.package(tmp_path, {})
+        assert packed.left_out == (
+            ".env",
+            ".git",
+            "build",
+            "cache",
+            "data (a link to a folder)",
+            "gone.py (no regular file)",
+            "mine/.hidden",
+            "mine/pipe (no regular file)",
+            "runs",
+            "wandb",
+        )
+        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+            assert archive.read("same.py") == b"sleep_rl/cli/main.py"
+        monkeypatch.setattr(submit, "ROOT", tmp_path)
+        monkeypatch.setattr(submit, "MOST_NAMED", 2)
+        assert cli(server, DEBUG) == 0
+        assert re.search(
+            r"^debug-\S+: the code is sent without \.env, \.git and 8 more$",
+            capsys.readouterr().out,
+            re.M,
+        )
+
+    def test_a_folder_of_code_is_sent_whatever_it_is_called(self, tmp_path):
+        (self.tree(tmp_path) / "build" / "__init__.py").write_text("")
+        packed = package.package(tmp_path, {})
+        assert "build" not in packed.left_out and "cache" in packed.left_out
+        with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
+            assert {"build/__init__.py", "build/lib/sleep_rl/x.py"} <= set(archive.namelist())
+
+    def test_git_and_ray_leave_out_the_same_folders_in_the_root_only(self):
+        """Ray packs a working directory by .gitignore."""
+        lines = (ROOT / ".gitignore").read_text().split()
+        written = {line.strip("/") for line in lines if line.startswith("/")}
+        assert written == package.DATA_FOLDERS
+        assert not package.DATA_FOLDERS & {line.rstrip("/") for line in lines}
+
+    def test_a_file_that_cannot_be_read_is_one_line(self, tmp_path, monkeypatch):
+        self.tree(tmp_path)
+
+        def locked(path):
+            raise PermissionError(13, "Permission denied", str(path))
+
+        monkeypatch.setattr(Path, "read_bytes", locked)
+        with pytest.raises(InputError, match=r"^submit: cannot read .*: Permission denied$"):
+            package.package(tmp_path, {})
 
     def test_equal_contents_give_equal_bytes(self, tmp_path):
         first = package.package(self.tree(tmp_path), {})

@@ -64,6 +64,15 @@ class Asking:
     max_answer_tokens = 3
 
 
+class Natural(Asking):
+    """A task in natural language, whose form is the model's choice."""
+
+    opener = ""
+    marker = ""
+    max_new_tokens = 200
+    max_answer_tokens = 50
+
+
 class Diary(Asking):
     """One document a day; who reads it knows its word."""
 

@@ -1,4 +1,4 @@
-"""Learners on real DeepSpeed, in this process."""
+"""Learners with DeepSpeed in the test's process."""
 
 import os
 
@@ -10,7 +10,9 @@ from tests.learners.twins import CONFIG
 
 @pytest.fixture(scope="session")
 def worker(sleep_checkpoint):
-    """config -> LearnerWorker on the untrained tiny sleep model; one process group for all."""
+    """Return a function config -> LearnerWorker on a tiny random model; all share one process
+    group.
+    """
     from learners.worker import LearnerWorker
 
     with reserve_port("127.0.0.1") as held:

@@ -1,4 +1,4 @@
-"""The state that dreams, and the expert of the dreaming policy."""
+"""The dreaming student, and the expert of the dreaming policy."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
 from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED, PARTS, view_of
 
 
-def test_a_dreaming_state_activates_one_random_expert_more_and_leaves_no_trace(worker):
+def test_the_dreaming_student_activates_one_more_expert_and_changes_no_weight(worker):
     learner = worker(kind="sparse")  # two of three ACTIVE experts per token, and a FRESH one
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     seen = set()
@@ -44,15 +44,11 @@ def test_a_dreaming_state_activates_one_random_expert_more_and_leaves_no_trace(w
         learner.discard_night()
     assert len(seen) > len(learner.levels)
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
-    assert (
-        worker().activate_random_expert(0) == {}
-    )  # before any expert is unlocked there is nothing to activate
+    assert worker().activate_random_expert(0) == {}  # no expert is unlocked
 
 
 @pytest.mark.stack
-def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
-    worker, rollout, sleep_checkpoint
-):
+def test_a_dream_is_reproduced_from_its_recorded_seeds(worker, rollout, sleep_checkpoint):
     from sleep_rl.contracts.records import Request, Sampling
 
     engine = rollout(sleep_checkpoint("qwen3", "sparser"))
@@ -60,7 +56,7 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
     versions = iter(range(1, 9))
 
     def dream(learner, expert_seed):
-        """(experts, tokens) as `sleep_rl.dreaming.cycle.write` gets them."""
+        """Return (experts, tokens) as `sleep_rl.dreaming.cycle.write` does."""
         experts = learner.activate_random_expert(expert_seed)
         version = next(versions)
         engine.load(learner.export("dreamer", version, {}, STUDENT))
@@ -72,30 +68,30 @@ def test_the_recorded_experts_and_seed_of_a_dream_give_its_tokens_again(
 
     dreams = {expert_seed: dream(learner, expert_seed) for expert_seed in (1, 4, 6)}
     experts = [str(chosen) for chosen, _ in dreams.values()]
-    # whom a router also hears is heard
+    # the additional expert changes the tokens
     assert len(set(experts)) == 3 == len({str(tokens) for _, tokens in dreams.values()})
-    # another learner, later, from what was recorded alone
+    # with another learner, from the recorded seed only
     assert dream(worker(kind="sparser"), 1) == dreams[1]
 
 
-def test_the_policy_trains_its_own_expert_on(worker):
+def test_the_policy_trains_its_newest_expert_further(worker):
     learner = worker()
     assert learner.open_night(1, slot="next_or_newest") == 1
     learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 1e-2)
     learner.commit_night()
     kept = [level.w_out[1].clone() for level in learner.levels.values()]
-    assert learner.open_night(1, slot="reuse_newest") == 1  # though others are free
+    assert learner.open_night(1, slot="reuse_newest") == 1  # although other slots are free
     assert [torch.equal(e.w_out, k) for e, k in zip(learner.module.plastic, kept, strict=True)] == [
         True
     ] * len(kept)
-    # its own learning rate, not that of the baselines
+    # the given learning rate, not that of the baselines
     learner.sft_step([TrainingRow((5, 6), (7, 8, 1))], 0, 1, 0.0)
     assert all(
         torch.equal(e.w_out.detach(), k) for e, k in zip(learner.module.plastic, kept, strict=True)
     )
 
 
-def test_a_rebased_policy_is_the_current_memory_with_its_expert(worker):
+def test_rebase_adds_the_policys_expert_to_the_current_memory(worker):
     learner = worker()
 
     def night(token):
@@ -112,7 +108,7 @@ def test_a_rebased_policy_is_the_current_memory_with_its_expert(worker):
         for name, level in learner.levels.items()
     }
     learner.load_state("self")
-    night(30)  # what the model learned since, in slot 2, too
+    night(30)  # the model's next night, also in slot 2
     learner.save_state("self")
     current = {k: v.clone() for k, v in learner.model.state_dict().items()}
     learner.rebase_policy_expert("dreamer")
@@ -125,7 +121,7 @@ def test_a_rebased_policy_is_the_current_memory_with_its_expert(worker):
     learner.load_state("self")
     assert all(torch.equal(v, current[k]) for k, v in learner.model.state_dict().items())
     learner.load_state("dreamer")
-    assert learner.open_night(1, slot="reuse_newest") == 3  # it is what the policy trains on
+    assert learner.open_night(1, slot="reuse_newest") == 3  # the policy's expert is the newest
     learner.discard_night()
     learner.save_state("spare", of="self")
     learner.load_state("spare")

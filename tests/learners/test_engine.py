@@ -1,4 +1,4 @@
-"""Optimizer steps under every ZeRO stage, and nights that go on from what was saved in them."""
+"""Optimizer steps with each ZeRO stage, and saved progress of a night."""
 
 from dataclasses import replace
 
@@ -16,8 +16,8 @@ def plastic_of(learner):
 
 
 def plain_adamw(learner, steps):
-    """(start, end) of each plastic parameter after AdamW steps on the slow loss, with gradient
-    clipping.
+    """Return (initial, final) value of each plastic parameter for torch's AdamW on the slow loss,
+    with gradient clipping.
     """
     learner.open_night(1)
     plastic = list(learner.module.plastic.parameters())
@@ -34,9 +34,9 @@ def plain_adamw(learner, steps):
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_every_zero_stage_makes_the_same_first_steps_as_plain_adamw(stage, worker):
+def test_each_zero_stage_takes_the_steps_of_plain_adamw(stage, worker):
     learner = worker(replace(CONFIG, learners=replace(CONFIG.learners, zero_stage=stage)))
-    for _ in range(2):  # the second night must start without the first one's optimizer state
+    for _ in range(2):  # the second night starts with a reset optimizer
         learner.open_night(1)
         start = plastic_of(learner)
         for step in range(3):
@@ -60,12 +60,10 @@ def test_every_zero_stage_makes_the_same_first_steps_as_plain_adamw(stage, worke
         (3, "bfloat16"),
     ],
 )
-# before and behind the half, from which on the expert competes for the top-k
+# before and after half of the steps, at which the expert becomes ACTIVE
 @pytest.mark.parametrize("cut", [2, 4])
-def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tmp_path):
-    """Like AdamW that was never interrupted: weights, moments and step count come back, bit for
-    bit.
-    """
+def test_a_night_continues_bit_for_bit_from_saved_progress(stage, dtype, cut, worker, tmp_path):
+    """Weights, moments and step count are restored."""
     config = replace(
         CONFIG,
         learners=replace(CONFIG.learners, zero_stage=stage),
@@ -80,7 +78,7 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     other = worker(config)
     other.open_night(1)
     if cut == 4:
-        other.seed_step(list(reversed(ROWS)), 0, 6)  # what it has come to itself is forgotten
+        other.seed_step(list(reversed(ROWS)), 0, 6)  # its own progress is overwritten
     other.restore_progress(str(tmp_path / "night"), cut, 6)
     assert not other.teacher.cache.bytes
     for step in range(cut, 6):
@@ -93,7 +91,7 @@ def test_a_night_goes_on_from_what_was_saved_in_it(stage, dtype, cut, worker, tm
     } == {name: level.patch.state_S.tolist() for name, level in whole.levels.items() if level.patch}
 
 
-def test_a_nights_state_that_is_damaged_or_anothers_is_one_line(worker, tmp_path):
+def test_damaged_or_foreign_progress_is_one_line(worker, tmp_path):
     learner = worker()
     learner.open_night(1)
     learner.seed_step(ROWS, 0, 6)

@@ -1,4 +1,4 @@
-"""Which expert a night writes into, and what becomes of the others."""
+"""Allocation of expert slots: which expert a night trains, and which are reset or merged."""
 
 from dataclasses import replace
 
@@ -12,12 +12,12 @@ from tests.learners.twins import CONFIG, ROWS
 
 
 def unlocked(learner, number):
-    """Unlocked consolidation experts of a level."""
+    """Return the number of unlocked consolidation experts of a level."""
     names = [name for name in learner.levels if level_number(name) == number]
     return sum(state != LOCKED for state in learner.levels[names[0]].state.tolist()[1:])
 
 
-def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(worker):
+def test_the_sender_is_locked_in_the_student_and_reset_after_the_night(worker):
     learner = worker(kind="two levels")
     for _ in range(2):
         learner.open_night(1)
@@ -28,7 +28,7 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
     assert learner.open_night(2) == 1
     for name, level in learner.levels.items():
         sender = level_number(name) == 1
-        # the teacher
+        # in the teacher the sender is unchanged
         assert level.state.tolist()[1:] == (
             [ACTIVE, ACTIVE, LOCKED, LOCKED] if sender else [LOCKED] * 4
         )
@@ -40,7 +40,7 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
     assert (unlocked(learner, 1), unlocked(learner, 2)) == (0, 1)
     for name, level in learner.levels.items():
         if level_number(name) == 1:
-            assert float(level.w_out[1:].abs().max()) == 0.0  # unlocked again they are the identity
+            assert float(level.w_out[1:].abs().max()) == 0.0  # reset: the identity
 
 
 @pytest.mark.parametrize(
@@ -53,9 +53,9 @@ def test_the_sender_is_empty_in_the_student_and_begins_anew_after_the_night(work
         ("error", "reuse_newest", [(4, 0), (4, 0), (4, 0)]),
     ],
 )
-def test_a_full_level_makes_room_as_configured(on_full, choice, wanted, worker):
-    """(slot written, slot taken over) of the nights after the level was full; 1 is the oldest
-    expert. A merge frees a slot, which the next night takes.
+def test_on_full_decides_which_slots_a_full_level_assigns(on_full, choice, wanted, worker):
+    """`wanted`: (assigned slot, merged slot) of the nights after the level was full; 1 is the
+    oldest expert. A merge frees a slot, which the next night is assigned.
     """
     learner = worker(replace(CONFIG, sleep=replace(CONFIG.sleep, on_full=on_full)))
     for slot in (1, 2, 3, 4):
@@ -80,7 +80,7 @@ def test_a_full_level_makes_room_as_configured(on_full, choice, wanted, worker):
     assert assignments == wanted
 
 
-def test_more_nights_than_experts_is_refused_and_without_expansion_the_newest_is_trained_on(worker):
+def test_a_full_level_is_an_error_and_without_expansion_the_newest_is_trained_further(worker):
     learner = worker()
     for night in range(1, 5):
         assert learner.open_night(1) == night

@@ -1,4 +1,4 @@
-"""Gradients of many texts in one pass, against one backward pass per text."""
+"""The Gram matrix of gradients against one backward pass per text."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def slow_gram(model, texts):
 
 
 @pytest.mark.parametrize("kind", ["dense", "sparse"])
-def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint, kind):
+def test_the_gram_matrix_equals_that_of_single_backward_passes(sleep_checkpoint, kind):
     model = checkpoints.load(sleep_checkpoint("qwen3", kind))
     want, got = slow_gram(model, TEXTS), gram_matrix(model, TEXTS, pad=0)
     assert got.shape == (4, 4) and want.abs().min() > 0
@@ -51,7 +51,7 @@ def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint,
     assert all(
         not parameter.requires_grad and parameter.grad is None for parameter in model.parameters()
     )
-    assert torch.equal(got, gram_matrix(model, TEXTS, pad=0))  # no hook is left behind
+    assert torch.equal(got, gram_matrix(model, TEXTS, pad=0))  # no hook is left
     for budget in (1, 10, 20):  # in passes of one, two and three texts, the logits in pieces
         assert torch.allclose(
             gram_matrix(model, TEXTS, pad=0, budget=budget, chunk=2), got, rtol=1e-4, atol=1e-7
@@ -65,7 +65,7 @@ def test_the_gram_matrix_is_that_of_gradients_taken_one_by_one(sleep_checkpoint,
         )
 
 
-def test_a_batch_gives_each_text_what_it_gets_alone(sleep_checkpoint):
+def test_the_diagonal_equals_that_of_single_texts(sleep_checkpoint):
     model = checkpoints.load(sleep_checkpoint("llama", "dense"))
     whole = gram_matrix(model, TEXTS, pad=0)
     for i, text in enumerate(TEXTS):
@@ -74,6 +74,6 @@ def test_a_batch_gives_each_text_what_it_gets_alone(sleep_checkpoint):
         )
 
 
-def test_before_any_expert_there_is_nothing_to_take_gradients_of(sleep_checkpoint):
+def test_without_an_unlocked_expert_it_raises(sleep_checkpoint):
     with pytest.raises(ValueError, match="no expert is unlocked"):
         gram_matrix(checkpoints.load(sleep_checkpoint("qwen3", "locked")), TEXTS, pad=0)

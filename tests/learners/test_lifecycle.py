@@ -1,4 +1,4 @@
-"""Which calls a learner takes in which state, on the worker itself."""
+"""Which methods of the learner are allowed in which state."""
 
 import re
 
@@ -61,7 +61,7 @@ def learner(worker):
         )
     ],
 )
-def test_a_call_in_the_wrong_state_says_so_and_changes_nothing(
+def test_a_call_in_the_wrong_state_raises_and_changes_nothing(
     name, call, state, needed, learner, tmp_path
 ):
     enter(learner, state)
@@ -76,7 +76,7 @@ def test_a_call_in_the_wrong_state_says_so_and_changes_nothing(
 
 
 @pytest.mark.parametrize("state", [IDLE, NIGHT, DREAM])
-def test_what_changes_no_state_is_allowed_in_each(state, learner, tmp_path):
+def test_methods_without_a_state_are_allowed_in_each(state, learner, tmp_path):
     enter(learner, state)
     learner.load_teachers([])
     learner.unload_teachers()
@@ -87,7 +87,7 @@ def test_what_changes_no_state_is_allowed_in_each(state, learner, tmp_path):
         learner.discard_night()
 
 
-def test_every_method_of_the_contract_is_sorted_into_its_states(learner):
+def test_every_method_of_the_contract_is_tested_here(learner):
     from sleep_rl.contracts.roles import Learner
 
     anywhere = {"load_teachers", "unload_teachers", "save_memory", "export", "close"}
@@ -95,7 +95,7 @@ def test_every_method_of_the_contract_is_sorted_into_its_states(learner):
     assert contract == {*NEEDS_IDLE, *NEEDS_NIGHT, *anywhere, "discard_night"}
 
 
-def test_a_night_that_cannot_be_opened_leaves_an_idle_learner(worker):
+def test_the_learner_stays_idle_when_a_night_cannot_be_opened(worker):
     from sleep_rl.contracts.errors import InputError
 
     learner = worker()

@@ -1,6 +1,4 @@
-"""Passes by tokens: little padding, ranks that are equally busy, and the same step however they are
-formed.
-"""
+"""Passes: padding, balance of the ranks, and that an optimizer step does not depend on them."""
 
 import random
 from dataclasses import replace
@@ -9,8 +7,8 @@ import pytest
 
 from learners.passes import (
     FILLER,
-    MOST_PADDING,
-    deal,
+    MAX_PADDING,
+    assign_to_ranks,
     micro_batches,
     split_into_passes,
     student_length,
@@ -22,12 +20,12 @@ SLOWEST = 1.15  # a step's slowest rank over the mean, in padded tokens
 
 
 def short(rng):
-    """A sequence of the toy and of labelled utterances."""
+    """Length of a sequence of the toy task, or of a labelled utterance."""
     return rng.randint(8, 30)
 
 
 def document(rng):
-    """A sequence behind its document."""
+    """Length of a sequence after its document."""
     return rng.randint(100, 800)
 
 
@@ -36,7 +34,7 @@ def long_tail(rng):
 
 
 def with_reading(rng):
-    """Utterances, and one row in twelve behind its page."""
+    """Lengths of utterances; one row in twelve is after a page."""
     page = max(20, int(rng.gauss(110, 40))) if rng.random() < 1 / 12 else 0
     return max(5, int(rng.gauss(20, 5))) + page
 
@@ -50,14 +48,14 @@ def padded_tokens(lengths, passes):
 
 @pytest.mark.parametrize("length_of", LENGTHS)
 @pytest.mark.parametrize("world", [1, 2, 3, 4, 8, 16])
-def test_padding_is_at_most_a_quarter_and_no_rank_is_much_busier_than_the_mean(world, length_of):
-    """Wherever rows suffice: 20 for each rank, the longest half of a rank's mean at most."""
+def test_padding_is_bounded_and_ranks_are_balanced(world, length_of):
+    """With 20 rows per rank, none longer than half of a rank's mean."""
     rng = random.Random(f"{world} {length_of.__name__}")
     checked = 0
     for budget in (256, 1024, 4096):
         for rows in (20, 40):
             lengths = [length_of(rng) for _ in range(rows * world)]
-            shares = deal(lengths, world)
+            shares = assign_to_ranks(lengths, world)
             assert sorted(n for share in shares for n in share) == list(range(len(lengths)))
             batch = [TrainingRow((5,), (7,) * (length - 1)) for length in lengths]
             per_rank = [
@@ -65,7 +63,7 @@ def test_padding_is_at_most_a_quarter_and_no_rank_is_much_busier_than_the_mean(w
                 for rank in range(world)
             ]
             tokens = [sum(padded_tokens(lengths, passes)) for passes in per_rank]
-            assert sum(tokens) <= MOST_PADDING * sum(lengths)
+            assert sum(tokens) <= MAX_PADDING * sum(lengths)
             if max(lengths) <= sum(lengths) / world / 2:
                 assert max(tokens) <= SLOWEST * sum(tokens) / world
                 checked += 1
@@ -73,7 +71,7 @@ def test_padding_is_at_most_a_quarter_and_no_rank_is_much_busier_than_the_mean(w
 
 
 @pytest.mark.parametrize("length_of", LENGTHS)
-def test_passes_keep_the_budget_and_are_as_few_as_do(length_of):
+def test_passes_are_the_fewest_within_the_budget(length_of):
     rng = random.Random(length_of.__name__)
     for count in (1, 2, 5, 9):
         lengths = [length_of(rng) for _ in range(count)]
@@ -84,12 +82,12 @@ def test_passes_keep_the_budget_and_are_as_few_as_do(length_of):
             assert (len(passes), sum(padded_tokens(lengths, passes))) == best
             for numbers, tokens in zip(passes, padded_tokens(lengths, passes), strict=True):
                 assert tokens <= budget or len(numbers) == 1
-            more = split_into_passes(lengths, budget, at_least=count - 1)
+            more = split_into_passes(lengths, budget, min_passes=count - 1)
             assert len(more) == max(len(passes), count - 1)
 
 
 def slow_split(lengths, budget):
-    """(fewest passes, their padded tokens) over every way to cut the rows, sorted by length."""
+    """Return (fewest passes, their padded tokens) over all partitions of the sorted rows."""
     lengths = sorted(lengths)
 
     def cuts(rest):
@@ -101,12 +99,12 @@ def slow_split(lengths, budget):
                 for passes, others in cuts(rest[size:]):
                     yield passes + 1, tokens + others
 
-    return min(c for c in cuts(lengths) if c[1] <= MOST_PADDING * sum(lengths))
+    return min(c for c in cuts(lengths) if c[1] <= MAX_PADDING * sum(lengths))
 
 
-def test_every_rank_makes_equally_many_passes_and_what_fills_up_counts_nothing():
+def test_ranks_make_equally_many_passes_and_fillers_have_weight_0():
     rows = [TrainingRow((5,), (7,) * n) for n in (3, 4, 50, 4)]
-    shares = deal([student_length(row) for row in rows], 3)
+    shares = assign_to_ranks([student_length(row) for row in rows], 3)
     parts = [micro_batches(rows, shares, rank, 9) for rank in range(3)]
     assert [[part.numbers for part in mine] for mine in parts] == [
         [[2], [FILLER]],
@@ -116,12 +114,12 @@ def test_every_rank_makes_equally_many_passes_and_what_fills_up_counts_nothing()
     filler = parts[0][1]
     assert filler.weights == [0.0] and filler.rows == [replace(rows[0], teacher=HARD_TARGET)]
     assert split_into_passes([], 10) == []
-    fewer = deal([4], 3)
+    fewer = assign_to_ranks([4], 3)
     assert [len(micro_batches(rows[:1], fewer, rank, 10)) for rank in range(3)] == [1, 1, 1]
 
 
-def test_a_step_does_not_depend_on_how_its_passes_are_formed(worker):
-    """Loss, gradient and what each row reports, from one row a pass to all rows in one."""
+def test_an_optimizer_step_does_not_depend_on_its_passes(worker):
+    """Loss, gradient norm and divergences, from one row per pass to all rows in one pass."""
     rows = [*ROWS, replace(ROWS[0], teacher=HARD_TARGET), replace(ROWS[1], temperature=0.5)]
     results = []
     for budget in (1, 12, 20, 4096):

@@ -1,6 +1,4 @@
-"""A learner group of two ranks on Ray makes the steps of a single one, whatever the batch leaves
-over for the last rank.
-"""
+"""A learner group of two ranks on Ray against a single rank, with fillers on the second rank."""
 
 from dataclasses import replace
 
@@ -15,9 +13,9 @@ from tests.fakes.processes import LIMIT_S
 from tests.learners.twins import CONFIG, DOCUMENTS, ROWS
 
 
-def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False):
-    """Three documents and rows: of two ranks the second has a filler in both. Writes what the night
-    has come to behind its first step, or goes on from there.
+def night(backend, checkpoint, world_size, rows, zero_stage, part, resumed=False):
+    """Run a night with three documents and rows, of which the second of two ranks has one each and
+    a filler. It saves its progress after the first step to the file `part`, or resumes from it.
     """
     config = replace(
         CONFIG,
@@ -36,8 +34,8 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, goes_on=False
     learn = LearnerGroup(handles, LIMIT_S)
     wake = learn.wake(DOCUMENTS[:3])
     learn.open_night(1)
-    metrics = [] if goes_on else [learn.seed_step(rows, 0, 6).metrics]
-    learn.restore_progress(part, 1, 6) if goes_on else learn.save_progress(part)
+    metrics = [] if resumed else [learn.seed_step(rows, 0, 6).metrics]
+    learn.restore_progress(part, 1, 6) if resumed else learn.save_progress(part)
     metrics += [learn.seed_step(rows, step, 6).metrics for step in range(1, 3)]
     weights = learn.export(STUDENT, 1, {}, STUDENT)
     learn.commit_night()
@@ -53,13 +51,13 @@ def test_two_ranks_equal_one(zero_stage, sleep_checkpoint, tmp_path):
         one = night(local, path, 1, rows, 1, str(tmp_path / "one"))
     with RayBackend() as ray:
         two = night(ray, path, 2, rows, zero_stage, str(tmp_path / "two"))
-    with LocalBackend() as local:  # what two ranks wrote one can go on from
-        gone_on = night(local, path, 1, rows, 1, str(tmp_path / "two"), goes_on=True)
+    with LocalBackend() as local:  # one rank resumes the progress of two
+        continued = night(local, path, 1, rows, 1, str(tmp_path / "two"), resumed=True)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
     for single, pair in zip(one[1], two[1], strict=True):
         assert single.pop("seconds") > 0 < pair.pop("seconds")
         assert {k: pytest.approx(v, abs=2e-4) for k, v in single.items()} == pair
-    assert set(one[2]) == set(two[2]) == set(gone_on[2])
+    assert set(one[2]) == set(two[2]) == set(continued[2])
     for key, tensor in one[2].items():
         assert np.allclose(tensor, two[2][key], atol=5e-5), key
-        assert np.allclose(tensor, gone_on[2][key], atol=5e-5), key
+        assert np.allclose(tensor, continued[2][key], atol=5e-5), key

@@ -1,4 +1,4 @@
-"""The real learner and the real rows and rewards beside `tests/reference_night.py`."""
+"""The learner, rows and rewards against `tests/reference_night.py`."""
 
 import math
 import random
@@ -21,12 +21,12 @@ STEPS = 4
 
 
 def key_of(name):
-    """(layer, level) of a level's name."""
+    """Return (layer, level) of a level's name."""
     return int(name.split(".")[2]), level_number(name)
 
 
 def slots_of(learner, wanted):
-    """(i, l) -> slot -> expert, copies, for the slots whose state is wanted."""
+    """Return (layer, level) -> slot -> copy of the expert, for slots with wanted(slot, state)."""
     return {
         key_of(name): {
             slot: {part: getattr(level, part)[slot].detach().clone() for part in PARTS}
@@ -51,7 +51,7 @@ def reference(rows):
     ]
 
 
-def test_the_learner_computes_the_reference_night(worker):
+def test_a_night_of_the_learner_equals_the_reference_night(worker):
     """Two levels, C = (1, 1): wake, a whole night of some steps into level 1, commit."""
     config = changed(CONFIG, learners={"grad_clip": 1e6}, sleep={"lr": 1e-2, "warmup": 1})
     learner = worker(config, kind="two levels")
@@ -90,7 +90,7 @@ def test_the_learner_computes_the_reference_night(worker):
                 assert difference.mean() < 1e-4 and difference.max() < 1e-2, (name, slot, part)
 
 
-def test_the_night_makes_the_reference_rows_rewards_and_advantages():
+def test_rows_rewards_and_advantages_equal_those_of_the_reference_night():
     from sleep_rl.text.codec import PromptCodec
     from tests.fakes.texts import Asking, Words
 

@@ -1,4 +1,4 @@
-"""Losses and gradients of the learner against slow twins (equations 3 and 6)."""
+"""Losses and gradients of the learner against slow versions (equations 3 and 6)."""
 
 from dataclasses import replace
 
@@ -27,10 +27,8 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
 
 
-def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
-    """On the answer only: x is drawn from the teacher's own distribution, and is to be drawn from
-    it again.
-    """
+def test_the_teachers_temperature_applies_to_the_answer_only(worker):
+    """The prompt x is learned at temperature 1, at which it was sampled."""
     learner = worker()
     learner.open_night(1)
     for expert in learner.module.plastic:
@@ -52,7 +50,7 @@ def test_a_row_may_be_learned_from_the_teacher_at_another_temperature(worker):
     assert metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
 
 
-def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path):
+def test_each_row_is_compared_with_its_own_teacher(worker, tmp_path):
     learner = worker()
     paths = []
     for k, (family, size) in enumerate(
@@ -103,9 +101,9 @@ def test_rows_of_several_teachers_each_count_against_their_own(worker, tmp_path)
     )
 
 
-def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
-    """All of T lies on the token: KL(T||S) is -log S(token), beside rows of a real teacher in the
-    same batch.
+def test_a_hard_target_gives_cross_entropy(worker):
+    """KL(T||S) is -log S(token) if T has all probability on the token; in one batch with rows of a
+    teacher.
     """
     learner = worker()
     learner.open_night(1)
@@ -138,7 +136,7 @@ def test_a_text_that_stands_for_a_teacher_counts_its_cross_entropy(worker):
     assert only["loss"] > 0 and only["divergence"] > 0
 
 
-def test_fine_tuning_loss_is_the_mean_cross_entropy_of_the_completions(worker):
+def test_the_sft_loss_is_the_mean_cross_entropy_of_the_completions(worker):
     learner = worker()
     learner.open_night(1)
     logp = [
@@ -152,7 +150,7 @@ def test_fine_tuning_loss_is_the_mean_cross_entropy_of_the_completions(worker):
     )
 
 
-def test_a_loss_that_is_not_finite_is_one_line_and_nothing_is_applied(worker):
+def test_a_loss_that_is_not_finite_raises_one_line_and_changes_nothing(worker):
     learner = worker()
     before = learner.export(TEACHER, 1, {}, TEACHER).manifest
     learner.open_night(1)

@@ -1,4 +1,4 @@
-"""The teacher's hidden states are computed once for each sequence of a night."""
+"""The teacher's hidden states: values, cache, number of passes."""
 
 from dataclasses import replace
 
@@ -11,7 +11,7 @@ from tests.learners.twins import ROWS
 
 
 def slow_hidden(model, row):
-    """Last hidden states [T, D] that predict the completion, one sequence at a time."""
+    """Return the last hidden states [T, D] that predict the completion, one sequence at a time."""
     prompt = row.teacher_T or row.prompt_T
     with view_of(model, TEACHER), torch.no_grad():
         hidden = model.model(torch.tensor([prompt + row.completion_T])).last_hidden_state[0]
@@ -20,7 +20,7 @@ def slow_hidden(model, row):
 
 @pytest.fixture
 def counted(worker):
-    """(learner, list that gets the number of rows of every pass)."""
+    """Return (learner, list to which the number of rows of each pass is appended)."""
     learner = worker(kind="dense")
     passes = []
     learner.model.model.embed_tokens.register_forward_hook(
@@ -29,7 +29,7 @@ def counted(worker):
     return learner, passes
 
 
-def test_each_row_gets_what_its_teacher_computes_alone(counted):
+def test_batched_hidden_states_equal_those_of_single_rows(counted):
     learner, _ = counted
     rows = [*ROWS, replace(ROWS[0], teacher=HARD_TARGET)]
     hidden = learner.teacher.hidden(rows)
@@ -38,31 +38,31 @@ def test_each_row_gets_what_its_teacher_computes_alone(counted):
         assert torch.allclose(got, slow_hidden(learner.model, row), atol=1e-5)
 
 
-def test_what_the_teacher_wrote_is_computed_once_a_night_and_a_sample_of_the_student_each_time(
+def test_teacher_sequences_are_cached_and_student_samples_are_not(
     counted,
 ):
     learner, passes = counted
     sampled = [row for row in ROWS if row.behaviour_T]
     first = learner.teacher.hidden([*ROWS, ROWS[0], *sampled])
-    assert sum(passes) == len(ROWS)  # a row that comes twice is computed once
+    assert sum(passes) == len(ROWS)  # a repeated row is computed once
     del passes[:]
     again = learner.teacher.hidden([*ROWS, ROWS[0], *sampled])
     assert sum(passes) == len(sampled)
     assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(first, again, strict=True))
     del passes[:]
-    learner.teacher.forget()
+    learner.teacher.clear_cache()
     learner.teacher.hidden(ROWS)
     assert sum(passes) == len(ROWS)
 
 
-def test_a_rank_makes_as_many_passes_as_it_is_told_to(counted):
+def test_min_passes_adds_padding_passes(counted):
     learner, passes = counted
     learner.teacher.budget = 4096
-    for at_least in (1, 3, 9):
-        learner.teacher.forget()
+    for min_passes in (1, 3, 9):
+        learner.teacher.clear_cache()
         del passes[:]
-        learner.teacher.hidden(ROWS, at_least)
-        assert len(passes) == max(learner.teacher.pass_count(ROWS), at_least)
+        learner.teacher.hidden(ROWS, min_passes)
+        assert len(passes) == max(learner.teacher.pass_count(ROWS), min_passes)
     del passes[:]
     learner.teacher.hidden([], 2)
     assert passes == [1, 1]

@@ -1,4 +1,4 @@
-"""Wake updates against equation 2 with plain loops."""
+"""Wake updates against equation 2, computed with loops."""
 
 import torch
 
@@ -9,8 +9,8 @@ from tests.learners.twins import CONFIG, DOCUMENTS
 
 
 def slow_wake(model, documents, lr):
-    """Equation 2 with plain loops: level name -> sum over the chunk of eta f(theta; x_t), one
-    document at a time.
+    """Return level name -> sum over the chunk of eta f(theta; x_t) (equation 2), one document at a
+    time.
     """
     levels = memory_levels(model)
     total = {
@@ -31,7 +31,7 @@ def slow_wake(model, documents, lr):
 
 
 def base_expert(learner, name, view=TEACHER):
-    """A level's base expert (router row, A, B) in a state, as an export carries it."""
+    """Return a level's base expert (router row, A, B) of an export."""
     tensors = learner.export(view, 1, {}, view).tensors
     return [tensors[f"{name}.{part}#{BASE_SLOT}"] for part in PARTS]
 
@@ -40,9 +40,9 @@ def close(values, wanted):
     return all(torch.allclose(v, w, atol=1e-6) for v, w in zip(values, wanted, strict=True))
 
 
-def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
-    """Two levels, C = (1, 2) days: level 1 moves every night, level 2 by the sum of both days'
-    gradients.
+def test_each_level_is_updated_by_equation_2_at_the_end_of_its_chunk(worker):
+    """Two levels with C = (1, 2): level 1 is updated every night, level 2 by the gradients of both
+    days.
     """
     learner = worker(kind="two levels")
     names = {n: sorted(name for name in learner.levels if level_number(name) == n) for n in (1, 2)}
@@ -52,7 +52,7 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     learner.open_night(1, due=(1,))
     for name in names[1]:
         want = [a - g for a, g in zip(start[name], first[name], strict=True)]
-        # (a): not applied
+        # section 3 a: the stored memory is unchanged
         assert close(base_expert(learner, name), start[name]) and close(
             base_expert(learner, name, STUDENT), want
         )
@@ -65,7 +65,9 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
     for name in names[2]:
         assert close(base_expert(learner, name), start[name])
     model = checkpoints.load(learner.base)
-    for name, level in memory_levels(model).items():  # what the second day's gradients are taken at
+    for name, level in memory_levels(
+        model
+    ).items():  # the point at which the second day's gradients are computed
         for part in PARTS:
             getattr(level, part).data.copy_(getattr(learner.levels[name], part))
         level.set_state(learner.levels[name].state)
@@ -86,7 +88,7 @@ def test_each_level_moves_by_equation_2_when_its_chunk_ends(worker):
         )
 
 
-def test_a_night_that_is_not_kept_leaves_the_open_chunk(worker):
+def test_a_discarded_night_keeps_the_open_chunk(worker):
     learner = worker()
     learner.wake(DOCUMENTS[:2])
     held = learner.chunks.state()

@@ -1,4 +1,4 @@
-"""A night of the learner: what it changes and what it must leave alone; what it gives away."""
+"""A night of the learner: which weights it changes; exports; saved states."""
 
 import inspect
 from dataclasses import replace
@@ -13,7 +13,7 @@ from sleep_rl.model.memory import ACTIVE, FRESH, LOCKED
 from tests.learners.twins import CONFIG, DOCUMENTS, ROWS, logprobs
 
 
-def test_a_learner_has_every_method_of_the_contract_with_its_parameters():
+def test_the_learner_has_the_signatures_of_the_contract():
     from learners.worker import LearnerWorker
 
     for name in (name for name in dir(Learner) if not name.startswith("_")):
@@ -21,15 +21,15 @@ def test_a_learner_has_every_method_of_the_contract_with_its_parameters():
         assert inspect.signature(getattr(LearnerWorker, name)) == wanted, name
 
 
-def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(worker):
-    learner = worker(kind="dense")  # experts 1..3 ACTIVE, 4 FRESH: make room first
+def test_a_night_changes_only_the_new_expert_and_its_router_row(worker):
+    learner = worker(kind="dense")  # experts 1..3 ACTIVE, 4 FRESH: free slot 4
     for level in learner.levels.values():
         level.set_slot_state(4, LOCKED)
     before = {k: v.clone() for k, v in learner.model.state_dict().items()}
     assert learner.open_night(1) == 4
     for step in range(2):
         learner.seed_step(ROWS, step, 4)
-    # (b) changes no stored weight
+    # section 3 b: stored weights are unchanged
     assert all(torch.equal(v, before[k]) for k, v in learner.model.state_dict().items())
     learner.commit_night()
     for key, after in learner.model.state_dict().items():
@@ -43,7 +43,7 @@ def test_a_night_changes_the_new_expert_and_its_router_row_and_nothing_else(work
             ), key
 
 
-def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothing(worker):
+def test_the_student_equals_the_teacher_at_learning_rate_0(worker):
     config = replace(CONFIG, sleep=replace(CONFIG.sleep, lr=0.0), wake=Wake(lr=0.0))
     learner = worker(config)
     learner.wake(DOCUMENTS)
@@ -56,7 +56,7 @@ def test_the_student_starts_as_the_teacher_and_learning_rate_zero_changes_nothin
     assert all(float(e.w_out.detach().abs().max()) == 0.0 for e in learner.module.plastic)
 
 
-def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
+def test_the_new_expert_becomes_active_at_half_of_the_steps(worker):
     learner = worker()
     learner.open_night(1)
     states = []
@@ -66,12 +66,12 @@ def test_a_sparse_level_trains_the_second_half_as_it_will_be_used(worker):
     assert states == [FRESH, FRESH, ACTIVE, ACTIVE]
 
 
-def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):
+def test_an_export_is_a_delta_of_the_view_with_its_probe(worker):
     learner = worker()
     full = learner.export(TEACHER, 1, {}, TEACHER)
     assert set(full.tensors) == set(full.manifest) and len(full.manifest) == 2 * (3 * 5 + 1)
     learner.open_night(1)
-    # with B = 0 the first step moves B only, but whole modules are sent
+    # with B = 0 the first step changes B only, but whole modules are exported
     learner.seed_step(ROWS, 0, 4)
     delta = learner.export(STUDENT, 2, full.manifest, STUDENT)
     names = {key.split("memory.0.")[1] for key in delta.tensors}
@@ -84,7 +84,7 @@ def test_an_export_is_a_delta_of_the_asked_state_with_its_probe(worker):
     assert learner.export(TEACHER, 3, full.manifest, TEACHER).tensors == {}
 
 
-def test_lives_are_kept_apart(worker):
+def test_saved_states_are_independent(worker):
     learner = worker()
     learner.save_state("start")
     learner.open_night(1)

@@ -1,4 +1,4 @@
-"""The learner's small inputs, and slow twins of its losses in the paper's indices."""
+"""Small inputs of the learner tests, and slow versions of its losses in the paper's indices."""
 
 import torch
 
@@ -35,7 +35,7 @@ DOCUMENTS = [tuple(range(start, start + 6 + start % 3)) for start in (10, 30, 50
 
 
 def logprobs(model, view, prompt, completion):
-    """[T, V] log-probabilities that predict the completion, one sequence at a time."""
+    """Return the log-probabilities [T, V] that predict the completion, one sequence at a time."""
     with view_of(model, view):
         logits = model(torch.tensor([prompt + completion])).logits[0]
     return logits[len(prompt) - 1 : -1].log_softmax(-1)
@@ -44,8 +44,8 @@ def logprobs(model, view, prompt, completion):
 def slow_l_ks(
     model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, teachers=()
 ):
-    """-J_KS of equation 6 with the mixture of equation 3, in the paper's indices: sequence by
-    sequence, token by token; T is the smaller self or, where a row names it, one of `teachers`.
+    """Return -J_KS of equation 6 with the mixture of equation 3, token by token; T is the memory's
+    TEACHER state, or the one of `teachers` that a row names.
     """
     divergence = policy = 0.0
     positions = rewarded = 0

@@ -18,20 +18,13 @@ from sleep_rl.night.sequences import Origin
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
-from tests.fakes.texts import Asking
+from tests.fakes.texts import Natural
 from tests.fakes.tokenizers import chat_tokenizer
 
 TITLE = "Tarnwick"
 FACTS = {"Alice Thorne": "red seaweed", "Edgar Pike": "brass clock", "Ruth Abel": "white hedgehog"}
 BODY = " ".join(f"In spring the chemist {who} bought a {what}." for who, what in FACTS.items())
 DOCUMENT = Document("d", f"{TITLE}\n\n{BODY}", TITLE)
-
-
-class Natural(Asking):
-    opener = ""
-    marker = ""
-    max_new_tokens = 200
-    max_answer_tokens = 50
 
 
 class Teacher:

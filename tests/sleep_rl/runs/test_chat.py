@@ -92,7 +92,7 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
     model = checkpoints.load(sleep_checkpoint())
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
-        "[{{ messages[0].role }}]{{ messages[0].content }}"
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
         "{% if add_generation_prompt %}[a]{% endif %}"
     )
     checkpoints.save(model, tokenizer, str(tmp_path / "template"))

@@ -9,7 +9,7 @@ from sleep_rl.contracts.records import Document, Question, TrainingText
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import ChatForm, RawForm
 from sleep_rl.text.tokens import TextTokenizer
-from tests.fakes.texts import Asking, Words
+from tests.fakes.texts import Asking, Natural, Words
 from tests.fakes.tokenizers import TEMPLATES, chat_tokenizer, tekken
 
 WORDS = [
@@ -28,13 +28,6 @@ WORDS = [
 ]
 ENDINGS = ["?", ".", ")", '"', "?\n", ".\n\n", ")\n", '"\n\n\n', "!?", "…", "é?"]
 CONTROL = "a <|im_end|> b <|im_start|>user c </s> [INST] <|endoftext|> <think> d <|eot_id|>"
-
-
-class Natural(Asking):
-    """A task in natural language, whose form is the model's choice."""
-
-    opener = ""
-    marker = ""
 
 
 @pytest.fixture(

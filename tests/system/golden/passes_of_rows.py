@@ -10,7 +10,7 @@ import torch
 
 from learners import optimization
 from learners.passes import MicroBatch, student_length
-from learners.teacher import Teacher, reading_of
+from learners.teacher import Teacher, teacher_input
 
 ROWS = 8
 
@@ -43,11 +43,11 @@ def one_or_two_passes(lengths_N):
 
 
 @torch.no_grad()
-def hidden(self, rows_N, at_least=0):
+def hidden(self, rows_N, min_passes=0):
     """`Teacher.hidden`, eight rows at a time; a sequence that comes twice is computed twice."""
     out = [None] * len(rows_N)
     for numbers in eight_at_a_time(rows_N):
-        readings = {n: reading_of(rows_N[n]) for n in numbers}
+        readings = {n: teacher_input(rows_N[n]) for n in numbers}
         known = {reading: self.cache.get(reading) for reading in readings.values()}
         missing = [n for n in numbers if known[readings[n]] is None]
         lengths = [len(readings[n].prompt_T) + len(readings[n].completion_T) for n in missing]

@@ -1,0 +1,36 @@
+"""Probe texts are read back in every form, and what cannot be read back is one line."""
+
+import pytest
+
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.probe import check_round_trip
+from tests.fakes.texts import Natural
+from tests.fakes.tokenizers import TEMPLATES, chat_tokenizer
+
+
+@pytest.mark.parametrize("format", ["chat", "raw"])
+@pytest.mark.parametrize("template", TEMPLATES)
+def test_probe_texts_are_read_back(format, template):
+    check_round_trip(PromptCodec(Natural(), chat_tokenizer(TEMPLATES[template]), format))
+
+
+def test_a_form_that_swallows_the_answer_is_one_line(monkeypatch):
+    codec = PromptCodec(Natural(), chat_tokenizer(), "chat")
+    monkeypatch.setattr(codec.form, "marker", (1, 2, 3, 4))
+    with pytest.raises(
+        InputError, match=r"model\.format chat: .* give the probe text .* no answer"
+    ):
+        check_round_trip(codec)
+
+
+def test_a_tokenizer_that_loses_characters_is_one_line(monkeypatch):
+    codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
+    plain = codec.tokens.text
+    monkeypatch.setattr(
+        codec.tokens, "text", lambda ids, special=False: plain(ids, special=special).lower()
+    )
+    with pytest.raises(
+        InputError, match=r"model\.format raw: .* expected the answer 'Anna Berg\.'"
+    ):
+        check_round_trip(codec)
