@@ -214,6 +214,13 @@ class Objective:
         low=0,
         high=1,
     )
+    off_policy_first: float = key(
+        0.0,
+        "Share of a consolidation's steps, from its first, without student samples: off-policy rows"
+        " converge faster, on-policy rows get further.",
+        low=0,
+        high=1,
+    )
     alpha: float = key(
         0.5,
         "alpha of equation 6: weight of the divergence, 1 - alpha that of the imitation "

@@ -62,6 +62,8 @@ class BatchComposer:
         self.rng = rng
         self.sample = sample
         self.shares = Shares.of(run.config, plan.replay_share, plan.on_policy)
+        self.off_policy = Shares.of(run.config, plan.replay_share, 0.0)
+        self.off_policy_steps = round(run.config.objective.off_policy_first * plan.steps)
         self.new = EpochSampler(data.new, rng)
         self.unconditional = EpochSampler(data.unconditional, rng)
         self.synthetic = EpochSampler(data.synthetic, rng)
@@ -73,8 +75,9 @@ class BatchComposer:
         """
         config = self.run.config
         codec = self.run.codec
-        groups_new = self.shares.groups_new * len(steps)
-        groups_replay = self.shares.groups_replay * len(steps)
+        shares = self.off_policy if steps.start < self.off_policy_steps else self.shares
+        groups_new = shares.groups_new * len(steps)
+        groups_replay = shares.groups_replay * len(steps)
         sequences = self.new.take(groups_new) + self._replay(groups_replay)
         prefixes = [cut(codec, sequence, config, self.rng) for sequence in sequences]
         requests = continuation_requests(prefixes, config, self.rng)
@@ -83,7 +86,7 @@ class BatchComposer:
         groups = student_rows(codec, prefixes, samples, rewards, config)
         new = groups[:groups_new]
         replay = groups[groups_new:]
-        batches = tuple(self._batch(new, replay) for _ in steps)
+        batches = tuple(self._batch(shares, new, replay) for _ in steps)
         done = [sample for sample in samples if not isinstance(sample, Failure)]
         versions = [version for sample in done for version in sample.versions_T]
         oldest = min(versions, default=0)
@@ -102,9 +105,10 @@ class BatchComposer:
         self.run.count_failures("reward", rewards)
         return rewards, metrics, time.monotonic() - began
 
-    def _batch(self, new: list[list[TrainingRow]], replay: list[list[TrainingRow]]) -> Batch:
+    def _batch(
+        self, shares: Shares, new: list[list[TrainingRow]], replay: list[list[TrainingRow]]
+    ) -> Batch:
         """Compose the rows of one step; pops its groups from `new` and `replay`."""
-        shares = self.shares
         rows = _take_groups(new, shares.groups_new) + _take_groups(replay, shares.groups_replay)
         sequences = self.new.take(shares.teacher_new) + self._replay(shares.teacher_replay)
         count = self.plan.reading_rows

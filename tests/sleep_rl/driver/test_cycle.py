@@ -318,3 +318,22 @@ def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
             for r in records
             if r["kind"] == "written"
         )
+
+
+def test_student_samples_begin_behind_the_off_policy_share_of_the_steps(tmp_path):
+    """Of four steps in rounds of one, the first two train on the teacher's sequences only."""
+    sampled = {}
+
+    class Counting(Crew):
+        def check_batch(self, batch_N, step, steps):
+            super().check_batch(batch_N, step, steps)
+            sampled.setdefault(step, set()).add(any(row.behaviour_T for row in batch_N))
+
+    config = changed(
+        CONFIG,
+        sleep={"steps": 4, "steps_per_round": 1},
+        model={"chunks": [1], "experts": 4},
+        objective={"off_policy_first": 0.5},
+    )
+    live_life(config, tmp_path, Counting)
+    assert sampled == {0: {False}, 1: {False}, 2: {True}, 3: {True}}
