@@ -1,4 +1,4 @@
-"""Options of vLLM's engines in a config: which the program sets itself, and what `plan` reads."""
+"""Checks of the vLLM engine options in a config."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CPU_ENGINE = {
 }
 """Engine options that only a CPU needs."""
 
-DEEPEST = 8  # lists and mappings inside an option
+DEEPEST = 8  # nested lists and mappings of an option
 OWNED = {
     "model": "model.base",
     "tokenizer": "model.base",
@@ -35,7 +35,7 @@ OWNED = {
     "runner": None,
     "skip_tokenizer_init": None,
 }
-"""vLLM options that the program sets itself -> the key to use instead, if there is one."""
+"""vLLM option that the program sets itself -> the config key to use instead, if any."""
 
 
 def _is_count(value: Any) -> bool:
@@ -56,25 +56,23 @@ CHECKED: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "kv_cache_memory_bytes": ("an integer >= 1 or null", _is_count_or_null),
     "gpu_memory_utilization": ("a number above 0 and at most 1, or null", _is_share_or_null),
 }
-"""Options that `plan` reads -> (what they allow, whether a value is allowed)."""
+"""Option that `plan` reads -> (description of allowed values, predicate)."""
 
 
 def engine_fault(options: dict) -> tuple[str, Any, str] | None:
-    """Return (option, value, what is wrong) of the first wrong option; None if all may go to vLLM.
+    """Return (option, value, message) of the first invalid option; None if all are valid.
 
-    What is wrong ends where "got" and the value follow.
-
-    Wrong are options that the program sets itself, values that are not plain data, and wrong values
-    of options that `plan` reads.
+    Invalid are options of OWNED, values that are not plain data, and invalid values of options of
+    CHECKED. The message is to be followed by "got" and the value.
     """
     for name, value in options.items():
         if name in OWNED:
-            instead = f"use {OWNED[name]}" if OWNED[name] else "the program needs its own value"
-            return name, value, f"not an option to set here, {instead};"
+            instead = f"use {OWNED[name]}" if OWNED[name] else "the program sets it itself"
+            return name, value, f"cannot be set here, {instead};"
         if not _is_plain(value):
             what = (
-                "expected finite numbers, text, and lists and mappings of them, at most "
-                f"{DEEPEST} in one another,"
+                "expected finite numbers, text, and lists and mappings of them, nested at most "
+                f"{DEEPEST} times,"
             )
             return name, value, what
         if name in CHECKED and not CHECKED[name][1](value):

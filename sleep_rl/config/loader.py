@@ -1,4 +1,4 @@
-"""Load YAML files and command-line overrides into a frozen Config; a mistake is one line.
+"""Load YAML files and command-line overrides into a frozen Config; an error is one line.
 
     # presets, relative to this file: later ones win, and this file wins over all of them
     include: [gkd_mixed.yaml, debug.yaml]
@@ -29,25 +29,21 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.files import CONFIG_BYTES, content
 
 COMMAND_LINE = "command line"
-MOST_FILES = 100  # with all includes
+MOST_FILES = 100  # of a config, with all includes
 WORDS = re.compile(r"[._]")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 def load(path: str, overrides: Sequence[str] = ()) -> Config:
-    """Load a file with its includes, then `section.key=value` overrides, of which the last wins.
+    """Load a file with its includes, then `section.key=value` overrides; the last value wins.
 
-    Each layer is validated by itself, so that a message names the file with the mistake. Raises
-    InputError.
+    Each layer is validated by itself, so that an error names its file. Raises InputError.
     """
     return _config(_layers(Path(path), (), []), overrides, path)
 
 
 def reload(tree: dict, where: str, overrides: Sequence[str] = ()) -> Config:
-    """Load a dumped config with overrides; `where` it was read from stands in messages.
-
-    Raises InputError.
-    """
+    """Load a dumped config with overrides. Raises InputError, which names its origin `where`."""
     return _config([(where, tree)], overrides, where)
 
 
@@ -217,8 +213,7 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
     if dotted == "run.name" and not RUN_NAME.fullmatch(value):
         raise _refusal(
             where,
-            "run.name: expected at most 100 letters, digits, '.', '_', '-', a "
-            "letter or digit "
+            "run.name: expected at most 100 letters, digits, '.', '_', '-', a letter or digit "
             f"first, got {_show(value)}",
         )
     if dotted in ("rollouts.engine", "critics.engine"):
@@ -233,7 +228,7 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
 
 
 def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
-    """Return what a key allows, in words: "an integer >= 1 or null"."""
+    """Return a description of allowed values: "an integer >= 1 or null"."""
     meta = field.metadata
     if meta["choices"] is not None:
         text = f"one of {', '.join(map(str, meta['choices']))}"
@@ -277,7 +272,7 @@ def _nearest(prefix: str, name: str) -> str:
 
 
 def _refusal(where: str, what: str) -> InputError:
-    """Return the error as one line, whatever characters a user's value or file name holds."""
+    """Return the error as one line, also if a value or file name has line breaks."""
     return InputError(" ".join(f"{where}: {what}".split() if where else what.split()))
 
 
@@ -296,7 +291,7 @@ def _show(value: Any, limit: int = 60) -> str:
 
 @cache
 def _kinds(cls: type) -> dict[str, tuple[type, ...]]:
-    """Return field name -> allowed types, the main one first; (int, NoneType) for `int | None`."""
+    """Return field name -> allowed types, e.g. (int, NoneType) for `int | None`."""
     return {name: get_args(hint) or (hint,) for name, hint in get_type_hints(cls).items()}
 
 

@@ -1,9 +1,9 @@
-"""The frozen configuration of a run: every key, its default, its meaning and what it allows.
+"""The frozen configuration of a run: every key with its default, meaning and allowed values.
 
 Each key is declared once, by `key(default, doc, ...)`: here, in `method` (wake and sleep), `dreams`
-and `tasks`. `loader` reads YAML and overrides into it and rejects what is not declared;
-`validation` has the rules that involve several keys. The defaults are the paper's or the field's;
-the values of the small model that the demo trains are in configs/toy.yaml.
+and `tasks`. `loader` reads YAML and overrides and refuses unknown keys; `validation` has the rules
+that involve several keys. The defaults are the paper's or usual values; those of the demo's small
+model are in configs/toy.yaml.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def threads_on(cpus: float) -> int:
 
 @dataclass(frozen=True)
 class Run:
-    """Identity of a run and where it lies."""
+    """Name, folders, seed and checkpoints of a run."""
 
     name: str = key("world", "Name of the run; its folder is <run.dir>/<run.name>.")
     dir: str = key("runs", "Folder that holds the run folders.")
@@ -105,7 +105,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Critics:
-    """Workers that train and ask isolated copies."""
+    """Workers that train isolated copies and let them answer."""
 
     workers: int = key(
         1,
@@ -180,7 +180,7 @@ class Learners:
 
 @dataclass(frozen=True)
 class Cluster:
-    """Where workers run, and how long they are waited for."""
+    """The backend of the workers, and deadlines."""
 
     backend: str = key(
         "ray",
@@ -196,8 +196,8 @@ class Cluster:
     call_timeout_s: float = key(600.0, "Deadline of a call to a worker, in seconds.", above=0)
     wait_for_nodes_s: float = key(
         0.0,
-        "Seconds that a run waits at its start for missing nodes. 0: missing resources end "
-        "it at once.",
+        "Seconds that a run waits at its start for missing nodes. 0: it fails at once if "
+        "resources are missing.",
         low=0,
     )
     gpu_gb: float | None = key(
@@ -234,7 +234,7 @@ class Evaluate:
 
 @dataclass(frozen=True)
 class Baselines:
-    """Baselines that are trained on the same days."""
+    """Baselines on the same days."""
 
     run: list = key(
         ["sft", "joint"],
@@ -290,34 +290,37 @@ class Config:
 
     @property
     def gamma(self) -> float:
-        """gamma of equation 4, as used."""
+        """gamma of equation 4, with its default resolved."""
         if self.reward.gamma is not None:
             return self.reward.gamma
         return 0.0 if self.reward.semantic == "none" else 0.5
 
     @property
     def probe_tolerance(self) -> float:
-        """In nats, as used. One rounding of a bfloat16 logit between 8 and 16 is 0.06."""
+        """checks.probe in nats, with its default resolved.
+
+        One rounding of a bfloat16 logit between 8 and 16 is 0.06.
+        """
         return self.checks.probe or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
 
     @property
     def rollout_engine(self) -> dict:
-        """Options of the rollout engines, as used."""
+        """Options of the rollout engines, with defaults."""
         return engine_options(self.rollouts.engine, self.rollouts.gpus)
 
     @property
     def critic_engine(self) -> dict:
-        """Options of the critics' engines, as used."""
+        """Options of the critics' engines, with defaults."""
         return engine_options({**self.rollouts.engine, **self.critics.engine}, self.critics.gpus)
 
     @property
     def judge_engine(self) -> dict:
-        """Options of a judge's engine, as used."""
+        """Options of a judge's engine, with defaults."""
         return engine_options(self.rollouts.engine, self.reward.gpus)
 
     @property
     def nights(self) -> int | None:
-        """Days, and nights, as used; None: the task itself says how many."""
+        """Days, and nights, with the default resolved; None: the task decides."""
         return self.task.days or DAYS.get(self.task.name)
 
     def schedule(self, nights: int) -> list[ScheduledConsolidation]:

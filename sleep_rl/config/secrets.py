@@ -1,5 +1,5 @@
-"""What must not be written down: keys and passwords, found by the names that they have or by the
-environment's values.
+"""Secrets (keys and passwords), recognised by their names or by values of the environment: they are
+refused in configs and masked in output.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ NAMES = {
     "secrets",
     "credentials",
 }
-PLACES = {"path", "file", "dir"}  # HF_TOKEN_PATH says where a secret lies, and is none
-SHORTEST = 8  # characters: what is shorter stands in ordinary text, too
+PLACES = {"path", "file", "dir"}  # HF_TOKEN_PATH is the location of a secret, not a secret
+SHORTEST = 8  # characters of a secret value: a shorter one would match ordinary text
 HIDDEN = "***"
 LOGIN = re.compile(r"(?<=://)(?!\*\*\*@)[^/\s@\"']*@")
 QUERY = re.compile(r"(?<=[?&;])([\w.-]+)=([^&;\s\"']+)")
@@ -31,13 +31,13 @@ QUERY = re.compile(r"(?<=[?&;])([\w.-]+)=([^&;\s\"']+)")
 
 @cache
 def is_secret(name: str) -> bool:
-    """Whether something of this name is a secret: `api_key`, `hfToken`; not `max_tokens`."""
+    """Return whether a name is that of a secret: `api_key`, `hfToken`; not `max_tokens`."""
     words = re.split(r"[^a-z0-9]+", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower())
     return not NAMES.isdisjoint(words)
 
 
 def without_secrets(config: Any) -> Any:
-    """A copy of a configuration without entries whose key names a secret."""
+    """Return a copy of a configuration without entries whose key is the name of a secret."""
     if isinstance(config, Mapping):
         return {
             key: without_secrets(value) for key, value in config.items() if not is_secret(str(key))
@@ -48,8 +48,8 @@ def without_secrets(config: Any) -> Any:
 
 
 def masked(text: str) -> str:
-    """The text with *** in place of logins and keys in addresses, and of what the environment holds
-    as a secret.
+    """Return the text with *** in place of logins and keys in addresses, and of secret values of
+    the environment.
     """
     text = LOGIN.sub(f"{HIDDEN}@", text)
     text = QUERY.sub(
@@ -61,7 +61,7 @@ def masked(text: str) -> str:
 
 
 def found_in(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """(dotted key, what it holds) of every text in a configuration that holds a secret."""
+    """Yield (dotted key, kind of secret) for every secret in a configuration."""
     for key, value in tree.items():
         dotted = f"{prefix}{key}"
         if is_secret(str(key)):
@@ -79,7 +79,9 @@ def found_in(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, s
 
 
 def _environment() -> list[tuple[str, str]]:
-    """(name, value) of the environment's secrets, the longest first: one may begin like another."""
+    """Return (name, value) of the environment's secrets, longest value first, since one may be a
+    prefix of another.
+    """
     found = [
         (name, value)
         for name, value in os.environ.items()

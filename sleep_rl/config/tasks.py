@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-MOST_DAYS = 10_000  # of a life; chunks of memory levels are counted in nights, too
+MOST_DAYS = 10_000  # of a life, and nights of a chunk
 DAYS = {"world": 3, "classify": 3, "squad": 2, "arc": 1}
-"""Task -> days of its life where task.days is null. Other tasks say themselves how long it is."""
+"""Task -> default of task.days. The other tasks decide the number of days themselves."""
 DREAM_TOKENS = {"squad": 192, "arc": 128}
-"""Task -> its longest dream where dream.max_tokens is null. In the world a dream has one form, of a
-fixed length.
-"""
+"""Task -> default of dream.max_tokens. Dreams of task world have one form of fixed length."""
 ORDERED = ("classify", "squad")
-"""Tasks that draw their days from a dataset, and train their small base on the rest of it."""
+"""Tasks that take their days from a dataset, and train their small base on the rest of it."""
 
 
 def listed(values: dict[str, int]) -> str:
@@ -30,9 +28,9 @@ def key(
     high: float | None = None,
     above: float | None = None,
 ) -> Any:
-    """Declare a documented key: a dataclass field with its meaning and what it allows.
+    """Declare a documented key: a dataclass field with its meaning and allowed values.
 
-    `low` and `high` are inclusive, `above` is exclusive; units belong in `doc`.
+    `low` and `high` are inclusive, `above` is exclusive; `doc` names the unit.
     """
     meta = {"doc": doc, "choices": choices, "low": low, "high": high, "above": above}
     if isinstance(default, (list, dict)):
@@ -42,10 +40,10 @@ def key(
 
 @dataclass(frozen=True)
 class World:
-    """A fictional world of people."""
+    """Task world: fictional people."""
 
     people_per_day: int = key(12, "New people per day.", low=1)
-    known_people: int = key(100, "People that the base model knows by heart.", low=1)
+    known_people: int = key(100, "People that the small base model memorises.", low=1)
     deep: bool = key(
         False,
         "Also ask questions that the documents do not answer directly (reversed, two-hop, "
@@ -55,7 +53,7 @@ class World:
 
 @dataclass(frozen=True)
 class Classify:
-    """CLINC150 in class increments."""
+    """Task classify: CLINC150 in class increments."""
 
     path: str = key(
         "clinc/clinc_oos", "Local CLINC150 json, a folder saved by `datasets`, or a hub name."
@@ -64,8 +62,8 @@ class Classify:
     examples_per_document: int = key(6, "Labelled examples per document.", low=1)
     pages_per_example: int = key(
         1,
-        "Documents that contain an example, next to different ones each time. Helps a model"
-        " that writes mostly about one place of a page.",
+        "Documents that contain an example, each time with different other examples. Helps a "
+        "model that generates mostly about one position of a page.",
         low=1,
     )
     test_per_class: int | None = key(None, "Test questions per class. null: all.", low=1)
@@ -73,7 +71,7 @@ class Classify:
 
 @dataclass(frozen=True)
 class Squad:
-    """SQuAD passages in SEAL's protocol."""
+    """Task squad: SQuAD passages in SEAL's protocol."""
 
     path: str = key(
         "rajpurkar/squad",
@@ -96,7 +94,7 @@ class Squad:
 
 @dataclass(frozen=True)
 class Arc:
-    """ARC puzzles in SEAL's protocol."""
+    """Task arc: ARC puzzles in SEAL's protocol."""
 
     challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles.")
     solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions.")
@@ -105,14 +103,14 @@ class Arc:
 
 @dataclass(frozen=True)
 class Documents:
-    """A person's own documents; each run is the next day."""
+    """Task documents: the user's own documents; each run is the next day."""
 
     path: str = key(
         "configs/documents",
         "Folder or file of txt, md, rst, jsonl or parquet (with the extra `formats` also html, "
         "csv, pdf, docx and pptx), a folder saved by `datasets`, or a hub name; rows have "
-        "`text`, `messages`, or `prompt` and `completion`. Each run of the same run.name takes "
-        "in what is new.",
+        "`text`, `messages`, or `prompt` and `completion`. Each run of the same run.name ingests "
+        "what is new.",
     )
     questions: str | None = key(
         None,
@@ -135,11 +133,11 @@ class Documents:
 
 @dataclass(frozen=True)
 class Custom:
-    """A task of your own."""
+    """Task custom: a class of your own."""
 
     target: str | None = key(
         None,
-        "A task of your own (sleep_rl.contracts.roles.Task): module:Class or "
+        "The class, which implements sleep_rl.contracts.roles.Task: module:Class or "
         "path/to/file.py:Class.",
     )
     options: dict = key({}, "Keyword arguments of the class.")
@@ -147,19 +145,19 @@ class Custom:
 
 @dataclass(frozen=True)
 class TaskConfig:
-    """What the model lives through: keys of several tasks, and a section per task, of which the one
-    named by `name` is used.
+    """The task: keys of several tasks, and a section per task, of which the one named by `name` is
+    used.
     """
 
     name: str = key(
         "world",
-        "The task whose days the model lives through.",
+        "The task: the data of the life.",
         choices=("world", "documents", "classify", "squad", "arc", "custom"),
     )
     days: int | None = key(
         None,
         f"Days, and nights, of the life. null: the task's own ({listed(DAYS)}). Tasks documents "
-        "and custom say themselves how many.",
+        "and custom decide it themselves.",
         low=1,
         high=MOST_DAYS,
     )
@@ -170,8 +168,8 @@ class TaskConfig:
     )
     base_text: str | None = key(
         None,
-        "classify and squad: dataset that the small base is trained on. null: what no day "
-        "contains of the task's `path`.",
+        "classify and squad: dataset that the small base is trained on. null: the part of the "
+        "task's `path` that no day contains.",
     )
     world: World = field(default_factory=World)
     documents: Documents = field(default_factory=Documents)

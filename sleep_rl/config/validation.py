@@ -1,6 +1,6 @@
-"""Rules that involve several keys of a config, checked once when it is loaded.
+"""Rules that involve several keys of a config, checked when it is loaded.
 
-A rule yields one line for each mistake: key, what is allowed, what it got. The first one is raised.
+A rule yields one line per violation: key, allowed, got. The first one is raised.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ Rule = Callable[[Config], Iterator[str]]
 
 
 def check(config: Config) -> None:
-    """Raise InputError with the first mistake, as one line."""
+    """Raise InputError for the first violated rule."""
     for rule in RULES:
         for mistake in rule(config):
             raise InputError(mistake)
 
 
 def check_experts(config: Config, nights: int) -> None:
-    """Raise InputError where a level takes in more experts than it has in a life of `nights`."""
+    """Raise InputError if a level needs more experts than it has in a life of `nights` nights."""
     for mistake in _capacity(config, nights):
         raise InputError(mistake)
 
@@ -38,7 +38,7 @@ def check_experts(config: Config, nights: int) -> None:
 def _no_secrets(config: Config) -> Iterator[str]:
     for name, what in found_in(asdict(config)):
         yield (
-            f"{name}: no secret stands in a config, since it is written down with every run; "
+            f"{name}: a config must not contain a secret, since it is saved with every run; "
             "SLEEP_RL_JUDGE_KEY, HF_TOKEN and WANDB_API_KEY are read from the environment; got "
             f"{what}"
         )
@@ -58,7 +58,7 @@ def _memory(config: Config) -> Iterator[str]:
 
 
 def _experts(config: Config) -> Iterator[str]:
-    """Where the config says how long the life is; else `check_experts` is called with the task."""
+    """Check the capacity if the config has the number of nights; else see `check_experts`."""
     if config.nights:
         yield from _capacity(config, config.nights)
 
@@ -71,9 +71,9 @@ def _capacity(config: Config, nights: int) -> Iterator[str]:
     for level, most in enumerate(config.most_experts(nights), start=1):
         if most > model.experts:
             yield (
-                f"model.experts: level {level} takes in {most} experts until it is reset "
-                f"(sleep.reset, model.chunks = {model.chunks}, {nights} nights), or choose another "
-                f"sleep.on_full; got {model.experts}"
+                f"model.experts: at least {most}, which level {level} needs until it is reset "
+                f"(sleep.reset, model.chunks = {model.chunks}, {nights} nights), or another "
+                f"sleep.on_full, got {model.experts}"
             )
 
 
@@ -126,7 +126,7 @@ def _custom_task(config: Config) -> Iterator[str]:
 
 
 def _keys_of_tasks(config: Config) -> Iterator[str]:
-    """A key of some tasks is not for others."""
+    """Check that keys of some tasks are null with other tasks."""
     task = config.task
     for name, value, tasks in (
         ("task.days", task.days, DAYS),
@@ -154,7 +154,7 @@ def _selection(config: Config) -> Iterator[str]:
 
 
 def _dreams(config: Config) -> Iterator[str]:
-    """What dreaming needs of the other sections."""
+    """Check the requirements of dreaming on other sections."""
     dream = config.dream
     task = config.task
     learners = config.learners
@@ -170,13 +170,13 @@ def _dreams(config: Config) -> Iterator[str]:
         yield "objective.alpha: above 0 with dream.rounds, or no dream is learned, got 0"
     if learners.zero_stage == 3 and learners.world_size > 1:
         yield (
-            "learners.zero_stage: at most 2 on several ranks with dream.rounds (their passes "
-            "differ in number), got 3"
+            "learners.zero_stage: at most 2 on several ranks with dream.rounds (their numbers of "
+            "forward passes differ), got 3"
         )
     if config.critics.gpus > 0 and not config.critic_engine.get("kv_cache_memory_bytes"):
         yield (
             "critics.engine.kv_cache_memory_bytes: a number of bytes where critics have GPUs, or "
-            "their engine takes what their copies need, got null"
+            "the engine uses the memory of the copies, got null"
         )
 
 
@@ -221,7 +221,7 @@ RULES: tuple[Rule, ...] = (
 
 
 def _template_fields(template: str) -> set[str | None]:
-    """Return the names of the fields of a format string; none when it is not one."""
+    """Return the field names of a format string; empty if it is not one."""
     try:
         return {name for _, name, _, _ in Formatter().parse(template) if name is not None}
     except ValueError:

@@ -1,8 +1,6 @@
-"""YAML as people expect it: `1e-3` is a number, `off` is a word, and a key may stand only once.
+"""A YAML reader with the core schema of YAML 1.2 that refuses duplicate keys, anchors and tags.
 
-PyYAML follows YAML 1.1, where `1e-3` is text, `off` is false, `010` is 8 and `1:30` is 90. This
-reader follows the core schema of YAML 1.2 and leaves out anchors and tags, which a configuration
-does not need.
+PyYAML follows YAML 1.1, where `1e-3` is text, `off` is false, `010` is 8 and `1:30` is 90.
 """
 
 from __future__ import annotations
@@ -33,15 +31,16 @@ def parse(text: str, where: str) -> Any:
     raise InputError(" ".join(f"{where}: {line}not valid YAML: {problem}".split()))
 
 
-DEEPEST = 32  # of lists and mappings in one another
+DEEPEST = 32  # nested lists and mappings
 
 
 class _Loader(yaml.SafeLoader):
-    depth = 0  # of the node that is being read
+    depth = 0  # of the current node
     yaml_implicit_resolvers: ClassVar[dict] = {}  # none of YAML 1.1; those of 1.2 are added below
     yaml_constructors: ClassVar[dict] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose a node; refuse anchors, tags and deep nesting. Called by PyYAML."""
         event = self.peek_event()
         if getattr(event, "anchor", None):
             raise yaml.MarkedYAMLError(
@@ -52,7 +51,7 @@ class _Loader(yaml.SafeLoader):
                 problem="tags are not supported", problem_mark=event.start_mark
             )
         self.depth += 1
-        # counted here: Python's own limit comes after seconds, and gigabytes
+        # Python's recursion limit would be reached only after seconds and gigabytes
         if self.depth > DEEPEST:
             raise yaml.MarkedYAMLError(problem="nested too deeply", problem_mark=event.start_mark)
         node = super().compose_node(parent, index)
@@ -60,8 +59,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def mapping(self, node: yaml.MappingNode) -> dict:
-        """A dict with text keys. Unlike PyYAML's it refuses a key that stands twice, where the last
-        one would win.
+        """Return a mapping as a dict; refuse keys that are not text, and duplicate keys, of which
+        PyYAML would use the last one.
         """
         out: dict = {}
         for key_node, value_node in node.value:
@@ -76,12 +75,13 @@ class _Loader(yaml.SafeLoader):
                 )
             if key in out:
                 raise yaml.MarkedYAMLError(
-                    problem=f"key {key} stands twice", problem_mark=key_node.start_mark
+                    problem=f"duplicate key {key}", problem_mark=key_node.start_mark
                 )
             out[key] = self.construct_object(value_node, deep=True)
         return out
 
     def sequence(self, node: yaml.SequenceNode) -> list:
+        """Return a sequence as a list."""
         return self.construct_sequence(node, deep=True)
 
 

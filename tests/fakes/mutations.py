@@ -172,7 +172,7 @@ def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[st
     section, _, leaf = key.partition(".")
     yield "unknown section", text + "\nslep: {steps: 1}\n"
     yield f"unknown key {key}x", f"{text}\n{section}x: {{{leaf}: 1}}\n"
-    yield "a section that stands twice", text + "\nrun: {name: a}\nrun: {name: b}\n"
+    yield "a duplicate section", text + "\nrun: {name: a}\nrun: {name: b}\n"
     yield "a section that is a list", "sleep: [1, 2]\n"
     yield "keys that are no text", "1: 2\n[a, b]: c\n"
     yield "the merge key", "<<: {run: {name: a}}\n"

@@ -237,7 +237,7 @@ def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
         stderr=subprocess.STDOUT,
     )
     assert wrong.returncode == 2
-    assert "model.experts: level 1 takes in 2 experts until it is reset" in wrong.stdout
+    assert "model.experts: at least 2, which level 1 needs until it is reset" in wrong.stdout
 
 
 def block(name):

@@ -208,19 +208,16 @@ VALUES = [
     ("rollouts.engine=3", "rollouts.engine: expected a mapping, got 3"),
     (
         "rollouts.engine.model=x",
-        "rollouts.engine.model: not an option to set here, use model.base; got 'x'",
+        "rollouts.engine.model: cannot be set here, use model.base; got 'x'",
     ),
     (
         "rollouts.engine.logprobs_mode=x",
-        "rollouts.engine.logprobs_mode: not an option to set here, the program needs its own "
-        "value; "
-        "got 'x'",
+        "rollouts.engine.logprobs_mode: cannot be set here, the program sets it itself; got 'x'",
     ),
     (
         "rollouts.engine.a.b=[.inf]",
         "rollouts.engine.a: expected finite numbers, text, and lists "
-        "and mappings of them, at most 8 in "
-        "one another, got {'b': [inf]}",
+        "and mappings of them, nested at most 8 times, got {'b': [inf]}",
     ),
     (
         "rollouts.engine.max_model_len=1e3",
@@ -255,8 +252,8 @@ FILES = [
     (b"# only a comment", "c.yaml: expected a mapping of sections to keys, got an empty file"),
     (b"[1, 2]", "c.yaml: expected a mapping of sections to keys, got [1, 2]"),
     (b"run: {name: \xff}", "c.yaml: expected UTF-8 text, got another encoding at byte 12"),
-    (b"sleep:\n  steps: 1\n  steps: 2", "c.yaml: line 3: not valid YAML: key steps stands twice"),
-    (b"sleep: {}\nsleep: {}", "c.yaml: line 2: not valid YAML: key sleep stands twice"),
+    (b"sleep:\n  steps: 1\n  steps: 2", "c.yaml: line 3: not valid YAML: duplicate key steps"),
+    (b"sleep: {}\nsleep: {}", "c.yaml: line 2: not valid YAML: duplicate key sleep"),
     (
         b"sleep: {steps: 3",
         "c.yaml: line 1: not valid YAML: expected ',' or '}', but got '<stream end>'",
@@ -467,14 +464,14 @@ def test_a_level_has_room_for_what_comes_into_it():
     config = life(27, chunks=[1, 3, 9], experts=3)
     with pytest.raises(
         InputError,
-        match=r"model.experts: level 3 takes in 9 experts until it is "
+        match=r"model.experts: at least 9, which level 3 needs until it is "
         r"reset .* got 3",
     ):
         check(config)
     check(life(10, chunks=[1, 3, 9], experts=3))
     check(changed(config, sleep={"on_full": "merge"}))
     kept = changed(life(10, chunks=[1, 3, 9], experts=3), sleep={"reset": False})
-    with pytest.raises(InputError, match=r"model.experts: level 1 takes in 10 experts"):
+    with pytest.raises(InputError, match=r"model.experts: at least 10, which level 1 needs"):
         check(kept)
 
 
@@ -515,7 +512,7 @@ def test_chunk_lengths_are_growing_multiples(chunks):
             ],
             "critics.engine.kv_cache_memory_bytes: a",
         ),
-        (["critics.engine.model=x"], "critics.engine.model: not an option to set here"),
+        (["critics.engine.model=x"], "critics.engine.model: cannot be set here"),
     ],
 )
 def test_what_dreaming_needs_of_the_rest(write, overrides, line):

@@ -269,5 +269,7 @@ def test_a_life_without_a_last_day_is_checked_for_the_days_so_far(tmp_path):
         task={"name": "documents"},
     )
     assert len(make_task(config, record=str(tmp_path), days=1).days()) == 1
-    with pytest.raises(InputError, match=r"model.experts: level 1 takes in 2 experts .* 2 nights"):
+    with pytest.raises(
+        InputError, match=r"model.experts: at least 2, which level 1 needs .* 2 nights"
+    ):
         make_task(config, record=str(tmp_path))
