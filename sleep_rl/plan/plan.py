@@ -16,7 +16,6 @@ from sleep_rl.plan.gpu_fit import check_fit, check_shares
 from sleep_rl.plan.sizes import (
     bytes_per_parameter,
     critic_bytes,
-    documents_per_day,
     expert_bytes,
     learner_bytes,
     longest_sequence,
@@ -24,6 +23,7 @@ from sleep_rl.plan.sizes import (
     night_seconds,
     pass_tokens,
     rollout_bytes,
+    written_per_day,
 )
 from sleep_rl.plan.types import Plan
 from sleep_rl.tasks import plugin
@@ -52,7 +52,7 @@ def plan(config: Config) -> Plan:
     replay = config.replay
     rehearsal = config.rehearsal
     reading = config.reading
-    written = documents_per_day(config, task) * config.generation.samples if replay.share < 1 else 0
+    written = written_per_day(config, task) if replay.share < 1 else 0
     answered = rehearsal.samples if rehearsal.share else 0
     replayed = replay.samples + answered if replay.share > 0 else 0
     # the synthetic documents, and at most one question about each

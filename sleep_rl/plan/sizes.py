@@ -6,11 +6,14 @@ Bytes and tokens are exact where they follow from shapes; activations and times 
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass, fields
 
 from sleep_rl.config.schema import LOGIT_CHUNK, Config, threads_on
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model.shape import Shape
+from sleep_rl.writing.kinds import load_kind
+from sleep_rl.writing.units import draw, units
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 TASK_TOKENS = {
@@ -185,6 +188,23 @@ def documents_per_day(config: Config, task: Task | None) -> int:
     classify = config.task.classify
     pages = math.ceil(100 * classify.classes_per_day / classify.examples_per_document)
     return pages * classify.pages_per_example
+
+
+def written_per_day(config: Config, task: Task | None) -> int:
+    """Return how many texts the teacher writes about the newest day's documents.
+
+    In natural language those of generation.kinds before any is dropped, else generation.samples per
+    document.
+    """
+    if task is not None and not task.opener:
+        documents = task.days()[-1].documents
+        rng = random.Random(config.run.seed)
+        return sum(
+            len(draw(units(load_kind(name).about, document), float(count or 0), rng))
+            for name, count in config.generation.kinds.items()
+            for document in documents
+        )
+    return documents_per_day(config, task) * config.generation.samples
 
 
 def longest_sequence(config: Config, task: Task | None) -> int:

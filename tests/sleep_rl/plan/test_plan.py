@@ -67,7 +67,7 @@ def refusal(*overrides: str) -> str:
 
 
 def test_a_small_shape_by_hand(checkpoint):
-    small = (f"model.base={checkpoint()}", *SMALL_ARGS, "sleep.batch=6")
+    small = (f"model.base={checkpoint(max_position_embeddings=512)}", *SMALL_ARGS, "sleep.batch=6")
     p = plan(config(*small, "learners.pass_tokens=256"))
     # layer: q 64, o 64, k 32, v 32, MLP 3 * 8 * 16, two norms 16, q and k norms 8; then the last
     # norm, the embedding
@@ -153,7 +153,7 @@ def test_render_is_one_line_per_row(checkpoint):
     for p in (
         plan(config()),
         plan(config(name="gpu1")),
-        plan(config(f"model.base={checkpoint()}", *SMALL_ARGS)),
+        plan(config(f"model.base={checkpoint(max_position_embeddings=512)}", *SMALL_ARGS)),
     ):
         lines = render(p).splitlines()
         assert all(re.fullmatch(r"[a-z][a-z ]{15} \S.*", line) for line in lines)
@@ -414,3 +414,22 @@ def test_a_critics_copies_are_counted_tensor_by_tensor():
     # factor, gradient, two moments
     assert size.optimizer == 4 * sum(t.nbytes for t in copies.factors())
     assert (size.base, size.cache) == (200, 12345)
+
+
+def test_texts_about_documents_are_counted_by_kind_of_writing(tmp_path, checkpoint):
+    """Two documents of two sentences each; the kinds that are not named keep their defaults of 0
+    here.
+    """
+    for name in ("a", "b"):
+        text = "One two three four five six. Seven eight nine ten eleven."
+        (tmp_path / f"{name}.txt").write_text(f"{name} {text}")
+    mine = (
+        "task.name=documents",
+        f"task.documents.path={tmp_path}",
+        f"model.base={checkpoint(max_position_embeddings=512)}",
+        "generation.kinds={question: 3, reversed: 0, complete: 1, rephrase: 2, neighbour: 0}",
+    )
+    # 3 a sentence, 1 for each of three cuts of a sentence, 2 a document
+    assert plan(config(*mine)).written == 3 * 4 + 3 * 4 + 2 * 2
+    line = refusal(*mine, "generation.kinds={qestion: 1}")
+    assert line.startswith("generation.kinds: one of complete, ") and "'qestion'" in line
