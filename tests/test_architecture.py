@@ -79,14 +79,14 @@ def homes(package: str) -> list[Path]:
     return [file for file in SOURCES if package in imports(file)]
 
 
-def test_ray_is_imported_by_its_backend_and_the_job_client_only():
+def test_ray_is_imported_by_backend_and_job_client_only():
     found = [str(file) for file in homes("ray")]
     backend = [name for name in found if name.startswith("cluster/runtime/ray_")]
     assert set(found) - set(backend) <= {"cluster/jobs/client.py"}
 
 
 @pytest.mark.parametrize(("package", "home"), [("vllm", "actors"), ("deepspeed", "learners")])
-def test_engines_stay_in_their_folder(package, home):
+def test_engines_are_imported_in_their_folder_only(package, home):
     assert [file for file in homes(package) if file.parts[0] != home] == []
 
 
@@ -94,7 +94,7 @@ def test_wandb_is_imported_by_tracking_only():
     assert [str(file) for file in homes("wandb")] in ([], ["cluster/tracking/client.py"])
 
 
-def test_the_science_knows_no_machinery():
+def test_sleep_rl_imports_no_engines():
     machinery = {"ray", "vllm", "deepspeed", "wandb", "actors", "learners", "cluster"}
     science = [file for file in SOURCES if file.parts[0] == "sleep_rl"]
     found = {str(file): imports(file) & machinery for file in science if imports(file) & machinery}
@@ -110,7 +110,7 @@ def test_the_command_line_imports_cluster_inside_functions_only():
     assert not any("cluster" in ast.unparse(node) for node in top)
 
 
-def test_producers_and_learners_do_not_know_each_other_or_where_they_run():
+def test_actors_and_learners_do_not_import_each_other_or_cluster():
     for file in SOURCES:
         if file.parts[0] in ("actors", "learners"):
             assert not imports(file) & ({"actors", "learners", "cluster"} - {file.parts[0]}), file
@@ -137,7 +137,7 @@ def test_package_inits_import_nothing_heavy():
 
 
 @pytest.mark.parametrize("modules", ["sleep_rl.cli.main", "sleep_rl.cli.main, sleep_rl.plan.plan"])
-def test_a_fresh_process_reads_configs_and_plans_without_heavy_imports(modules, tmp_path):
+def test_configs_and_plans_need_no_heavy_imports(modules, tmp_path):
     heavy = "{'torch', 'transformers', 'ray', 'vllm', 'deepspeed', 'wandb', 'matplotlib'}"
     done = subprocess.run(
         [sys.executable, "-c", f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"],
@@ -151,7 +151,7 @@ def test_a_fresh_process_reads_configs_and_plans_without_heavy_imports(modules, 
 
 
 @pytest.mark.slow  # it imports torch, transformers and datasets in a process of their own
-def test_importing_all_of_sleep_rl_starts_no_machinery(tmp_path):
+def test_importing_sleep_rl_starts_no_processes(tmp_path):
     names = [
         ".".join(f.with_suffix("").parts)
         for f in SOURCES
@@ -188,7 +188,7 @@ def imported_modules(file: Path) -> set[str]:
     return (found & set(MODULES)) - {module_of(file)}
 
 
-def test_no_import_goes_round_in_a_circle():
+def test_no_import_cycles():
     """Also none that only typing or a function follows."""
     graph = {module: imported_modules(file) for module, file in MODULES.items()}
     left = dict(graph)
@@ -199,7 +199,7 @@ def test_no_import_goes_round_in_a_circle():
             del left[module]
 
 
-def test_each_room_imports_only_what_stands_below_it():
+def test_packages_import_only_lower_layers():
     height = {room: i for i, layer in enumerate(LAYERS) for room in layer}
     rooms = {file.parts[1].removesuffix(".py") for file in SOURCES if file.parts[0] == "sleep_rl"}
     assert rooms - {"__init__"} == set(height), "a room without a place in LAYERS"
@@ -216,7 +216,7 @@ def test_each_room_imports_only_what_stands_below_it():
 
 
 @pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
-def test_files_and_functions_stay_short(file):
+def test_lengths_of_files_and_functions(file):
     lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     assert len(lines) < MOST_LINES and max(map(len, lines), default=0) <= MOST_COLUMNS
     assert len(file.parts) - 1 <= MOST_FOLDERS
@@ -234,7 +234,7 @@ def is_tuple(node: ast.AST) -> bool:
 
 
 @pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
-def test_there_is_one_thought_a_line(file):
+def test_one_statement_per_line(file):
     """No conditional expression in another, and no assignment of unrelated values side by side."""
     wrong = []
     for node in ast.walk(tree(file)):

@@ -35,7 +35,7 @@ def imported(*folders):
     return {canonicalize_name(name) for top in tops for name in homes.get(top, [top])}
 
 
-def test_what_the_packages_import_is_declared_and_nothing_else_is():
+def test_imports_of_packages_equal_declared_dependencies():
     declared = names(PROJECT["dependencies"])
     found = imported(*PACKAGES)
     optional = names(PROJECT["optional-dependencies"][FORMATS])
@@ -44,7 +44,7 @@ def test_what_the_packages_import_is_declared_and_nothing_else_is():
     assert optional <= found
 
 
-def test_what_tests_and_benchmarks_import_is_declared():
+def test_imports_of_tests_and_benchmarks_are_declared():
     extras = PROJECT["optional-dependencies"]
     declared = names(PROJECT["dependencies"]) | ENGINES
     assert imported("tests") <= declared | names(extras["test"])

@@ -271,7 +271,7 @@ def check_width(page_text):
 
 
 @pytest.mark.parametrize("page", ALL_PAGES)
-def test_every_path_function_key_module_command_and_link_exists(page):
+def test_paths_names_keys_commands_and_links_exist(page):
     text = text_of(page)
     check_paths(text)
     check_functions(text)
@@ -287,7 +287,7 @@ def test_no_line_is_too_long(page):
     check_width(text_of(page))
 
 
-def test_the_readme_names_every_command_every_folder_and_every_page():
+def test_readme_names_every_command_folder_and_page():
     text = text_of(README)
     assert set(check_commands(text)) == set(cli.commands)
     check_tree(text)
@@ -295,7 +295,7 @@ def test_the_readme_names_every_command_every_folder_and_every_page():
     assert {page for page in PAGES if page != README} <= set(links)
 
 
-def test_the_glossary_is_in_order_and_each_word_has_its_file():
+def test_glossary_is_sorted_with_a_file_per_word():
     rows = re.findall(r"^\| ([^|]+) \| (.+) \| (`[^|]+) \|$", text_of(GLOSSARY), re.M)
     words = [word.strip() for word, _, _ in rows]
     assert len(words) >= 40 and words == sorted(words, key=str.lower)
@@ -303,7 +303,7 @@ def test_the_glossary_is_in_order_and_each_word_has_its_file():
     assert all(re.fullmatch(r"(`[\w/.]+`(, )?)+", files) for _, _, files in rows)
 
 
-def test_the_messages_of_troubleshooting_are_those_that_are_printed():
+def test_quoted_messages_exist_in_the_source():
     assert len(check_messages(text_of(TROUBLESHOOTING))) >= 7
 
 
@@ -337,7 +337,7 @@ MISTAKES = [
     MISTAKES,
     ids=[f"{page}: {wrong}"[:60] for page, _, _, wrong in MISTAKES],
 )
-def test_a_mistake_is_found(page, check, right, wrong):
+def test_checks_find_errors(page, check, right, wrong):
     text = text_of(page)
     assert right in text
     with pytest.raises((AssertionError, InputError)):

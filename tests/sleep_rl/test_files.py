@@ -40,14 +40,14 @@ def refuses_rename(monkeypatch):
     return install
 
 
-def test_a_file_is_written_and_replaced(tmp_path):
+def test_write_atomically_writes_and_replaces(tmp_path):
     write_atomically(tmp_path / "a", b"one")
     write_atomically(str(tmp_path / "a"), b"two")
     assert (tmp_path / "a").read_bytes() == b"two"
     assert names(tmp_path) == ["a"]
 
 
-def test_content_is_synced_before_the_rename_and_the_folder_behind_it(tmp_path, monkeypatch):
+def test_file_is_synced_before_rename_and_folder_after(tmp_path, monkeypatch):
     steps = []
     sync, replace = os.fsync, os.replace
     monkeypatch.setattr(
@@ -65,7 +65,7 @@ def test_content_is_synced_before_the_rename_and_the_folder_behind_it(tmp_path, 
     assert steps == [temporary("a", os.getpid()), "rename", tmp_path.name]
 
 
-def test_a_refused_rename_leaves_the_old_file_and_nothing_else(tmp_path, refuses_rename):
+def test_failed_rename_keeps_the_old_file(tmp_path, refuses_rename):
     write_atomically(tmp_path / "a", b"one")
     refuses_rename()
     with pytest.raises(OSError, match="No space left"):
@@ -74,7 +74,7 @@ def test_a_refused_rename_leaves_the_old_file_and_nothing_else(tmp_path, refuses
     assert names(tmp_path) == ["a"]
 
 
-def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
+def test_link_of_the_temporary_name_is_not_followed(tmp_path):
     outside = tmp_path / "outside"
     outside.write_bytes(b"stays")
     (tmp_path / temporary("a", os.getpid())).symlink_to(outside)
@@ -83,7 +83,7 @@ def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
     assert names(tmp_path) == ["a", "outside"]
 
 
-def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
+def test_link_at_the_target_is_replaced(tmp_path):
     outside = tmp_path / "outside"
     outside.write_bytes(b"stays")
     (tmp_path / "a").symlink_to(outside)
@@ -91,7 +91,7 @@ def test_a_link_at_the_target_is_replaced_and_not_followed(tmp_path):
     assert (outside.read_bytes(), (tmp_path / "a").read_bytes()) == (b"stays", b"one")
 
 
-def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path):
+def test_leftovers_of_dead_processes_are_removed(tmp_path):
     dead = dead_pid()
     for name in (
         temporary("a", dead),
@@ -107,7 +107,7 @@ def test_leftovers_of_killed_processes_go_and_those_of_living_ones_stay(tmp_path
     )
 
 
-def test_a_folder_appears_when_its_block_ends_and_replaces_the_one_before(tmp_path):
+def test_atomic_folder_replaces_at_the_end_of_the_block(tmp_path):
     target = tmp_path / "deep" / "folder"
     for text in ("one", "two"):
         with atomic_folder(target) as folder:
@@ -119,7 +119,7 @@ def test_a_folder_appears_when_its_block_ends_and_replaces_the_one_before(tmp_pa
     assert names(target.parent) == ["folder"]
 
 
-def test_a_failed_block_leaves_the_folder_before_and_nothing_else(tmp_path):
+def test_failed_block_keeps_the_old_folder(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
     with pytest.raises(KeyError), atomic_folder(tmp_path / "folder") as folder:
@@ -129,7 +129,7 @@ def test_a_failed_block_leaves_the_folder_before_and_nothing_else(tmp_path):
     assert names(tmp_path / "folder") == ["old"]
 
 
-def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
+def test_folder_is_not_replaced_without_replace(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
     with pytest.raises(OSError), atomic_folder(tmp_path / "folder", replace=False) as folder:
@@ -138,7 +138,7 @@ def test_a_folder_that_is_not_to_be_replaced_stays(tmp_path):
     assert names(tmp_path / "folder") == ["old"]
 
 
-def test_a_file_at_the_place_of_a_folder_stays(tmp_path):
+def test_file_at_the_target_of_a_folder_is_kept(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(OSError), atomic_folder(tmp_path / "folder"):
         pass
@@ -146,7 +146,7 @@ def test_a_file_at_the_place_of_a_folder_stays(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
-def test_a_refused_second_rename_brings_the_old_folder_back(tmp_path, monkeypatch):
+def test_failed_second_rename_restores_the_old_folder(tmp_path, monkeypatch):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "old").write_text("old")
     rename = os.rename
@@ -163,7 +163,7 @@ def test_a_refused_second_rename_brings_the_old_folder_back(tmp_path, monkeypatc
     assert names(tmp_path / "folder") == ["old"]
 
 
-def test_every_file_of_a_folder_is_synced_before_it_is_renamed(tmp_path, monkeypatch):
+def test_folder_is_synced_before_rename(tmp_path, monkeypatch):
     steps = []
     rename = os.rename
     monkeypatch.setattr(files, "_sync", lambda path: steps.append(path.name))
@@ -174,7 +174,7 @@ def test_every_file_of_a_folder_is_synced_before_it_is_renamed(tmp_path, monkeyp
     assert steps == ["a", folder.name, "rename", tmp_path.name]
 
 
-def test_a_path_is_found_in_each_unicode_form(tmp_path, monkeypatch):
+def test_path_is_found_in_any_unicode_form(tmp_path, monkeypatch):
     composed, decomposed = "Ä\u00f6.txt", "A\u0308o\u0308.txt"
     (tmp_path / decomposed).mkdir()
     (tmp_path / decomposed / decomposed).write_text("found")
@@ -202,7 +202,7 @@ READERS = {
 
 
 @pytest.mark.parametrize("task", READERS)
-def test_each_task_finds_its_file_in_each_unicode_form(tmp_path, task):
+def test_tasks_find_files_in_any_unicode_form(tmp_path, task):
     read, content = READERS[task]
     suffix = ".py" if task == "custom" else ".json"
     (tmp_path / f"A\u0308{suffix}").write_text(content)

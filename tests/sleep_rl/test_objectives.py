@@ -49,7 +49,7 @@ def logits():
     return [torch.randn(7, 11, generator=generator) * 3 for _ in range(2)]
 
 
-def test_every_allowed_divergence_has_a_slow_definition_here():
+def test_every_divergence_has_a_reference():
     allowed = Objective.__dataclass_fields__["divergence"].metadata["choices"]
     assert list(allowed) == list(DIVERGENCES) == list(SLOW_DIVERGENCES)
 
@@ -67,7 +67,7 @@ def test_divergence_equals_its_definition(kind, beta, logits):
 
 @pytest.mark.parametrize("sizes", [(11, 8), (8, 11)])
 @pytest.mark.parametrize("kind", DIVERGENCES)
-def test_ids_that_pad_one_of_the_vocabularies_do_not_count(kind, sizes, logits):
+def test_padded_vocabulary_ids_are_ignored(kind, sizes, logits):
     teacher, student = (tensor[:, :size] for tensor, size in zip(logits, sizes, strict=True))
     slow = [
         slow_divergence(kind, t[:8], s[:8], 0.3)
@@ -119,7 +119,7 @@ def test_forward_kl_gradient_is_student_minus_teacher(logits):
     )
 
 
-def test_jsd_tends_to_zero_at_its_end_points_so_they_are_no_limits(logits):
+def test_jsd_tends_to_zero_at_its_end_points(logits):
     teacher, student = logits
     assert (
         divergence("jsd", teacher, student, 1e-6).max()
@@ -169,7 +169,7 @@ def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk, temperature)
     assert torch.allclose(only, fast[1], atol=1e-6)
 
 
-def test_two_full_logit_tensors_never_live_at_once():
+def test_memory_is_bounded_by_the_chunk():
     seen = []
 
     class Head(torch.nn.Linear):
@@ -207,14 +207,14 @@ def test_imitation_gradient_is_the_score_function():
     assert torch.allclose(estimated, analytic, atol=1e-6)
 
 
-def test_stale_samples_get_the_truncated_importance_weight():
+def test_truncated_importance_weight():
     now, then = torch.tensor([-1.0, -1.0, -3.0]), torch.tensor([-1.0, -4.0, -1.0])
     assert torch.allclose(
         importance_weight(now, then, 2.0), torch.tensor([1.0, 2.0, math.exp(-2.0)])
     )
 
 
-def test_l_ks_weighs_both_terms_and_divides_by_the_global_counts():
+def test_l_ks_combines_both_terms_with_global_counts():
     div, policy, rewarded = (
         torch.tensor([1.0, 2.0, 3.0]),
         torch.tensor([5.0, 7.0, 11.0]),

@@ -66,7 +66,7 @@ CHUNKS = [[1], [2], [3], [1, 2], [1, 3], [2, 4], [1, 2, 4], [1, 2, 6], [1, 3, 9]
 
 
 @pytest.mark.parametrize("chunks", CHUNKS, ids=str)
-def test_the_schedule_is_that_of_the_definitions(chunks):
+def test_schedule_equals_reference(chunks):
     flags = itertools.product((True, False), repeat=3)
     for nights, (reset, teachers, endless) in itertools.product(range(21), flags):
         options = {"reset": reset, "teachers": teachers, "endless": endless}
@@ -78,7 +78,7 @@ def test_the_schedule_is_that_of_the_definitions(chunks):
             assert most == experts_of(pairs, len(chunks), reset, dreams), (nights, options)
 
 
-def test_slow_levels_send_first_at_the_end_of_each_chunk():
+def test_slow_levels_send_first():
     """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds
     something.
     """
@@ -99,14 +99,14 @@ def test_slow_levels_send_first_at_the_end_of_each_chunk():
     assert all(c.receiver == c.sender + 1 for c in schedule([1, 2, 4], 5))
 
 
-def test_open_chunks_are_flushed_in_the_last_night():
+def test_open_chunks_end_with_the_last_night():
     last = by_night(schedule([1, 2, 4], 5))
     due = [sorted(level for c in last[night] for level in c.due) for night in range(1, 6)]
     assert due == [[1], [1, 2], [1], [1, 2, 3], [1, 2, 3]]
     assert [c.due for c in last[4]] == [(2, 3), (1,), ()]
 
 
-def test_a_life_without_a_last_day_follows_its_chunks():
+def test_endless_life():
     """What is known of it today does not change with what comes tomorrow."""
     life = schedule([1, 2, 4], 50, endless=True)
     for nights in range(1, 50):
@@ -122,14 +122,14 @@ def test_a_life_without_a_last_day_follows_its_chunks():
     ]
 
 
-def test_other_models_come_in_night_0_and_move_nothing():
+def test_night_0():
     first, second, *_ = schedule([1], 2, steps=5, teachers=True)
     assert first == ScheduledConsolidation(0, 0, 1, (), 5) and second == ScheduledConsolidation(
         1, 0, 1, (1,), 5
     )
 
 
-def test_what_moves_decides_how_many_steps_a_consolidation_takes():
+def test_steps_are_multiplied_by_received_consolidations():
     """Level 2 has taken in one night when it first moves on, and three each time after that."""
     for reset in (True, False):  # what stayed there is not moved a second time
         found = schedule([1, 3, 9], 10, steps=7, reset=reset)
@@ -138,11 +138,11 @@ def test_what_moves_decides_how_many_steps_a_consolidation_takes():
         assert (3, 2) in [(c.night, c.sender) for c in found]
 
 
-def test_capacity_is_the_ratio_of_chunk_lengths():
+def test_most_experts():
     assert most_experts(schedule([1, 3, 9], 27), 3)[:2] == [1, 3]  # C(l) / C(l-1)
 
 
-def test_ten_thousand_nights_are_no_work():
+def test_schedule_of_ten_thousand_nights_is_fast():
     began = time.process_time()
     life = schedule([1, 2, 4, 8, 16], 10_000, reset=False)
     most = most_experts(life, 5, reset=False)

@@ -91,7 +91,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
+def test_load_class_by_module_or_file(folder, monkeypatch):
     assert load_class(f"{folder}/moves.py:Moves", "key").__name__ == "Moves"
     monkeypatch.syspath_prepend(str(folder))
     assert load_class("shared:SharedWords", "key").__name__ == "SharedWords"
@@ -128,13 +128,13 @@ def test_a_class_is_named_by_module_or_by_file(folder, monkeypatch):
         ),
     ],
 )
-def test_what_cannot_be_used_is_one_line(folder, target, options, line):
+def test_invalid_class_gives_one_line_error(folder, target, options, line):
     with pytest.raises(InputError) as error:
         instantiate(target.format(folder=folder), options, "key", ("days", "score"))
     assert str(error.value).startswith(line.format(folder=folder)) and "\n" not in str(error.value)
 
 
-def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, tmp_path):
+def test_custom_reward_gets_texts_and_returns_numbers(folder, tmp_path):
     tokenizer = word_tokenizer(["we", "live", "here", "there"])
     tokenizer.save_pretrained(tmp_path / "words")
 
@@ -185,14 +185,14 @@ def test_a_reward_of_ones_own_sees_texts_and_gives_numbers_from_0_to_1(folder, t
         ),
     ],
 )
-def test_a_config_that_cannot_work_is_one_line(capsys, keys, line):
+def test_invalid_config_gives_one_line_error(capsys, keys, line):
     assert main(["plan", str(ROOT / "configs" / "debug.yaml"), *keys]) == 2
     assert line in capsys.readouterr().err
 
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_life_on_a_task_and_with_a_reward_of_ones_own(folder):
+def test_run_with_custom_task_and_reward(folder):
     base = World(0).base_checkpoint(str(ROOT / "cache"), 0, None)
     environment = {
         k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
@@ -247,7 +247,7 @@ def block(name):
     return code
 
 
-def test_the_task_and_the_reward_of_the_page_run(tmp_path):
+def test_task_and_reward_of_the_documentation_run(tmp_path):
     for name in ("moves.py", "shared.py"):
         (tmp_path / name).write_text(block(name))
     options = {"moves": {"Ada": "Oslo", "Mira": "Lima"}}
@@ -260,7 +260,7 @@ def test_the_task_and_the_reward_of_the_page_run(tmp_path):
     assert reward.score([("a b", "b c")]) == [0.5]
 
 
-def test_a_custom_task_needs_every_member_of_the_contract():
+def test_custom_task_needs_every_member():
     assert {"name", "opener", "marker", "max_new_tokens", "max_answer_tokens"} < set(TASK_MEMBERS)
     assert {"days", "known", "grade", "sft_texts", "joint_texts"} < set(TASK_MEMBERS)
     assert len(TASK_MEMBERS) == 11 and "base_checkpoint" in TASK_MEMBERS
@@ -285,7 +285,7 @@ print(calls)
 """
 
 
-def test_the_baseline_of_the_page_is_one_module(tmp_path):
+def test_baseline_of_the_documentation_is_one_module(tmp_path):
     for folder in ("sleep_rl", "configs"):
         shutil.copytree(
             ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__")
@@ -329,7 +329,7 @@ print(type(model).__name__, parsed.parameters == sum(p.numel() for p in base.par
 """
 
 
-def test_a_model_family_is_one_row(tmp_path):
+def test_model_family_is_one_row(tmp_path):
     for package in ("sleep_rl", "actors"):
         shutil.copytree(
             ROOT / package, tmp_path / package, ignore=shutil.ignore_patterns("__pycache__")

@@ -221,7 +221,7 @@ def task_data(folder):
 
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda p: p.stem)
-def test_configs(preset, sentinel, tmp_path, capfd):
+def test_mutated_configs_load_or_give_one_line_errors(preset, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} {preset.stem}")
     folder = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", folder)
@@ -257,7 +257,7 @@ def test_configs(preset, sentinel, tmp_path, capfd):
         ends(capfd, ["plan", str(path), *more, *overrides], what)
 
 
-def test_config_files(sentinel, tmp_path, capfd):
+def test_mutated_config_files_load_or_give_one_line_errors(sentinel, tmp_path, capfd):
     """What may lie where a config or one of its includes should."""
     for what, change in mutations.FILES.items():
         for name in ("debug.yaml", "gkd_mixed.yaml"):
@@ -293,7 +293,7 @@ def test_config_files(sentinel, tmp_path, capfd):
 
 
 @pytest.mark.parametrize("name", ["clinc.json", "squad.json", "challenges.json"])
-def test_inputs_of_tasks(name, sentinel, tmp_path, capfd):
+def test_mutated_task_inputs_load_or_give_one_line_errors(name, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} {name}")
     files, data = task_data(tmp_path / "data")
     path, command = (
@@ -314,7 +314,7 @@ def test_inputs_of_tasks(name, sentinel, tmp_path, capfd):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def test_folders_of_documents(sentinel, tmp_path, capfd):
+def test_random_document_folders_are_ingested_or_give_one_line_errors(sentinel, tmp_path, capfd):
     """A run on them reads, splits and records them, up to the start of engines; what is refused
     leaves no run behind.
     """
@@ -441,7 +441,7 @@ def saved(folder):
     }
 
 
-def test_damaged_records(finished, sentinel, tmp_path, capfd):
+def test_damaged_journals_give_reports_or_one_line_errors(finished, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} records")
     folder, commands = (
         tmp_path / "life",
@@ -469,7 +469,7 @@ def test_damaged_records(finished, sentinel, tmp_path, capfd):
         shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def test_damaged_runs_are_not_resumed_into_harm(finished, sentinel, tmp_path, capfd):
+def test_damaged_runs_are_resumed_correctly_or_refused(finished, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} resume")
     folder = tmp_path / "life"
 
@@ -526,7 +526,7 @@ def test_damaged_runs_are_not_resumed_into_harm(finished, sentinel, tmp_path, ca
         )
 
 
-def test_damaged_checkpoints(finished, sentinel, tmp_path, capfd):
+def test_damaged_checkpoints_give_one_line_errors(finished, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} checkpoints")
     night, base = tmp_path / "night", tmp_path / "base"
 
@@ -588,7 +588,7 @@ def test_damaged_checkpoints(finished, sentinel, tmp_path, capfd):
         shutil.rmtree(tmp_path / "grown", ignore_errors=True)
 
 
-def test_they_were_a_thousand():
+def test_number_of_fuzz_cases():
     """Runs last in this file; alone it has nothing to count."""
     done = next(count)
     assert done == 0 or done >= 1000, done

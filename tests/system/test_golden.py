@@ -140,7 +140,7 @@ def close(x: str, y: str) -> bool:
 
 
 @pytest.mark.parametrize("passes", ["by tokens", "of rows"])
-def test_the_golden_life_is_the_same_to_the_last_number(passes, tmp_path, monkeypatch):
+def test_golden_run_is_unchanged(passes, tmp_path, monkeypatch):
     """However passes are formed; to the last byte in the passes of the text."""
     if passes == "of rows":
         use_passes_of_rows(monkeypatch)
@@ -155,7 +155,7 @@ def test_the_golden_life_is_the_same_to_the_last_number(passes, tmp_path, monkey
     assert differ == []
 
 
-def test_the_comparison_sees_a_number_that_moved():
+def test_comparison_detects_a_changed_number():
     assert alike("seed 1 loss 0.5001", "seed 1 loss 0.5")
     assert not alike("seed 1 loss 0.52", "seed 1 loss 0.5")
     assert not alike("seed 1 loss 0.5", "seed 2 loss 0.5")

@@ -56,7 +56,7 @@ def of(records, kind):
 
 @pytest.mark.stack
 @pytest.mark.parametrize("backend", ["local", "ray"])
-def test_a_life_from_config_to_report(backend, tmp_path):
+def test_run_from_config_to_report(backend, tmp_path):
     more = (
         ["reward.semantic=encoder", "sleep.lag=1"] if backend == "ray" else ["wandb.mode=offline"]
     )
@@ -111,7 +111,7 @@ def test_a_life_from_config_to_report(backend, tmp_path):
 
 
 @pytest.mark.stack
-def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_saved(tmp_path):
+def test_nonfinite_loss_ends_the_run_and_keeps_saved_files(tmp_path):
     done = run(
         tmp_path,
         "cluster.backend=local",
@@ -132,7 +132,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_in_one_line_and_keeps_what_was_s
     ).exists()
 
 
-def test_a_run_never_writes_over_an_earlier_one(tmp_path):
+def test_second_run_gets_a_new_folder(tmp_path):
     from sleep_rl.runs.run_dir import new_folder
 
     config = toy(run={"name": "life", "dir": str(tmp_path)})
@@ -140,7 +140,7 @@ def test_a_run_never_writes_over_an_earlier_one(tmp_path):
 
 
 @pytest.mark.stack
-def test_a_saved_memory_is_evaluated_without_learners(tmp_path):
+def test_eval_of_a_saved_memory_needs_no_learner(tmp_path):
     done = run(tmp_path, "cluster.backend=local")
     assert done.returncode == 0, done.stdout + done.stderr
     last = read(tmp_path / "life" / "metrics.jsonl")
@@ -187,7 +187,7 @@ def deep_base(tmp_path):
 
 
 @pytest.mark.stack
-def test_a_life_that_dreams(deep_base, tmp_path):
+def test_run_with_dreaming(deep_base, tmp_path):
     done = run(
         tmp_path,
         f"model.base={deep_base}",
@@ -249,7 +249,7 @@ def test_a_life_that_dreams(deep_base, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_smaller_model_is_seeded_into_a_grown_one(tmp_path):
+def test_small_teacher_is_seeded_into_a_grown_model(tmp_path):
     from sleep_rl.model.grow import grow
 
     base = subprocess.run(

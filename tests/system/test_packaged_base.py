@@ -62,13 +62,13 @@ def made(cache: str = "cache") -> list[str]:
     return [os.path.abspath(folder) for folder in Path(cache).glob("*")]
 
 
-def test_plan_knows_the_shape_and_makes_nothing(tiny, keys, base_checkpoint):
+def test_plan_knows_the_shape_without_dequantising(tiny, keys, base_checkpoint):
     shape = plan(load(DOCUMENTS, [*keys, f"model.teachers=[{NAME}]"])).base
     assert shape.source == "Python package tiny-weights" and made() == []
     assert shape.parameters == checkpoint_shape(base_checkpoint("llama")).parameters
 
 
-def test_a_plan_after_the_first_run_reads_the_cache(tiny, keys):
+def test_plan_uses_the_cached_model(tiny, keys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     assert os.path.abspath(plan(load(DOCUMENTS, keys)).base.source) == folder
@@ -82,7 +82,7 @@ def refuse(*args, **kwargs):
     raise Started
 
 
-def test_a_run_and_its_teachers_get_the_folder_in_the_cache(tiny, keys, tmp_path, capsys):
+def test_run_and_teachers_use_the_cached_folder(tiny, keys, tmp_path, capsys):
     keys += ["run.cache=shared/cache", f"model.teachers=[{NAME}]"]
     with pytest.raises(Started):
         launch.run(load(DOCUMENTS, keys), refuse)
@@ -98,7 +98,7 @@ def test_a_run_and_its_teachers_get_the_folder_in_the_cache(tiny, keys, tmp_path
     assert "once: done in" in said
 
 
-def test_eval_asks_a_packaged_model_too(tiny, keys, monkeypatch, tmp_path):
+def test_eval_of_a_packaged_model(tiny, keys, monkeypatch, tmp_path):
     monkeypatch.setattr("cluster.run_workers.RayBackend", refuse)
     with pytest.raises(Started):
         launch.evaluate(NAME, load(DOCUMENTS, keys))
@@ -107,7 +107,7 @@ def test_eval_asks_a_packaged_model_too(tiny, keys, monkeypatch, tmp_path):
     assert os.path.realpath(weights) == os.path.join(folder, "model.safetensors")
 
 
-def test_a_reward_model_may_be_a_packaged_one(tiny, keys):
+def test_packaged_reward_model(tiny, keys):
     spawned = []
 
     class Backend:
@@ -119,7 +119,7 @@ def test_a_reward_model_may_be_a_packaged_one(tiny, keys):
     assert [os.path.abspath(model) for model in spawned] == made()
 
 
-def test_pretrain_prints_where_it_is_and_grow_enlarges_it(tiny, keys, capsys):
+def test_pretrain_and_grow_of_a_packaged_model(tiny, keys, capsys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     assert os.path.abspath(capsys.readouterr().out.splitlines()[-1]) == folder
@@ -128,7 +128,7 @@ def test_pretrain_prints_where_it_is_and_grow_enlarges_it(tiny, keys, capsys):
     assert checkpoint_shape("grown").layers == checkpoint_shape(folder).layers + 1
 
 
-def test_an_export_brings_licence_and_notice_along(tiny, keys):
+def test_export_includes_licence_and_notice(tiny, keys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     model = checkpoints.load(folder, LEVELS["dense"])
@@ -141,7 +141,7 @@ def test_an_export_brings_licence_and_notice_along(tiny, keys):
 @pytest.mark.parametrize(
     "command", [["chat", NAME], ["export", NAME, "out"], ["serve", NAME]], ids=lambda c: c[0]
 )
-def test_what_needs_a_model_that_has_slept_says_so(tiny, command, capsys):
+def test_commands_that_need_a_memory_refuse_a_packaged_model(tiny, command, capsys):
     assert main(command) == 2
     assert capsys.readouterr().err == (
         "sleep-rl: tiny-chat: a model that has slept is needed here, got a plain base; "
@@ -150,7 +150,7 @@ def test_what_needs_a_model_that_has_slept_says_so(tiny, command, capsys):
     assert made() == []
 
 
-def test_a_missing_package_is_one_line_everywhere(missing, keys, capsys):
+def test_missing_package_gives_one_line_error_in_every_command(missing, keys, capsys):
     commands = [["plan", DOCUMENTS, *keys], ["run", DOCUMENTS, *keys], ["grow", NAME, "grown"]]
     commands += [["pretrain", DOCUMENTS, *keys], ["eval", NAME, DOCUMENTS, *keys]]
     commands += [["submit", DOCUMENTS, *keys, "--address", "http://127.0.0.1:1"]]
@@ -162,5 +162,5 @@ def test_a_missing_package_is_one_line_everywhere(missing, keys, capsys):
     assert made() == [] and not Path("runs").exists()
 
 
-def test_the_doctor_does_not_ask_the_hub_about_it(missing, keys):
+def test_doctor_does_not_look_up_a_packaged_model_on_the_hub(missing, keys):
     assert services.hub_names(load(DOCUMENTS, keys))[0] == []

@@ -56,20 +56,20 @@ def check(tmp_path, backend, points):
 
 
 @pytest.mark.stack
-def test_a_killed_run_goes_on_to_the_same_bytes(tmp_path):
+def test_killed_run_resumes_to_the_same_bytes(tmp_path):
     check(tmp_path, "local", [0.6])
 
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_twenty_kills_in_process(tmp_path):
+def test_twenty_kills_in_one_process(tmp_path):
     rng = random.Random(20)
     check(tmp_path, "local", [rng.uniform(0.02, 0.98) for _ in range(20)])
 
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_killed_run_on_ray_goes_on_to_the_same_bytes_and_those_of_one_process(tmp_path):
+def test_killed_run_on_ray_resumes_to_the_same_bytes(tmp_path):
     check(tmp_path, "ray", [0.5])
     assert (
         subprocess.run(**start(tmp_path, "one-process", "local"), timeout=LIMIT_S).returncode == 0
@@ -94,7 +94,7 @@ def worker_of(run, name):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_run_goes_on_by_itself_when_workers_die(tmp_path):
+def test_run_continues_after_deaths_of_workers(tmp_path):
     whole, folder = tmp_path / "whole", tmp_path / "mortal"
     assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=LIMIT_S).returncode == 0
     total, process = len(lines(whole)), subprocess.Popen(**start(tmp_path, "mortal", "ray"))
@@ -152,7 +152,7 @@ def kill_behind(process, folder, stage, wait_s):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
+def test_run_killed_in_each_step_of_dreaming_resumes(tmp_path):
     arguments = ("configs/debug.yaml", f"run.dir={tmp_path}", "cluster.backend=local", *DREAMING)
     done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
@@ -171,7 +171,7 @@ def test_a_night_with_dreaming_is_killed_in_each_of_its_steps(tmp_path):
     assert memories(folder) == memories(tmp_path / "whole")
 
 
-def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
+def test_sigterm_ends_a_run_with_record_and_report(tmp_path, monkeypatch):
     before, reports = signal.getsignal(signal.SIGTERM), []
     monkeypatch.setattr(run_record, "write_report", reports.append)
     try:
@@ -189,7 +189,7 @@ def test_sigterm_ends_a_run_with_a_record_and_a_report(tmp_path, monkeypatch):
 
 
 @pytest.mark.stack
-def test_what_changed_is_refused_unless_it_is_named(tmp_path):
+def test_changed_keys_need_accept(tmp_path):
     folder = tmp_path / "life"
     kill_after(subprocess.Popen(**start(tmp_path, "life", "local")), folder / "metrics.jsonl", 3)
     refused = subprocess.run(**command("resume", str(folder), "sleep.lr=0.5"), timeout=LIMIT_S)

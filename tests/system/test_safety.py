@@ -64,7 +64,7 @@ def a_state(fill):
     )
 
 
-def test_a_learners_state_comes_back_as_it_was_and_shared_memories_are_stored_once(tmp_path):
+def test_learner_checkpoint_round_trip_stores_shared_states_once(tmp_path):
     sleep, other, generator = a_state(1.5), a_state(2.5), torch.Generator().manual_seed(3)
     path = str(tmp_path / LEARNER)
     checkpoint_io.write(path, {"sleep": sleep, "alias": sleep, "sft": other}, generator)
@@ -80,7 +80,7 @@ def test_a_learners_state_comes_back_as_it_was_and_shared_memories_are_stored_on
 
 
 @pytest.mark.parametrize("kind", ["pickle", "torch", "cut", "other", "nothing"])
-def test_a_learners_state_with_code_or_damage_is_refused_in_one_line(kind, tmp_path):
+def test_learner_checkpoint_with_code_or_damage_is_refused(kind, tmp_path):
     path = tmp_path / LEARNER
     checkpoint_io.write(str(path), {"sleep": a_state(1.0)}, torch.Generator())
     if kind == "pickle":
@@ -99,7 +99,7 @@ def test_a_learners_state_with_code_or_damage_is_refused_in_one_line(kind, tmp_p
 
 
 @pytest.mark.parametrize("keep", [True, False], ids=["beside safetensors", "alone"])
-def test_pickled_weights_are_never_read(keep, tmp_path):
+def test_pickled_weights_are_refused(keep, tmp_path):
     base = make_base("qwen3", str(tmp_path / "base"))
     with open(Path(base) / "pytorch_model.bin", "wb") as file:
         pickle.dump(Bomb(tmp_path / "pwned"), file)
@@ -116,7 +116,7 @@ def test_pickled_weights_are_never_read(keep, tmp_path):
 
 
 @pytest.mark.parametrize("model_type", ["qwen3", "their_own"])
-def test_code_that_comes_with_a_checkpoint_does_not_run(model_type, tmp_path, monkeypatch, capsys):
+def test_code_of_a_checkpoint_is_not_executed(model_type, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     # transformers would ask, and somebody says yes
     monkeypatch.setattr("builtins.input", lambda *_: "y")
@@ -167,9 +167,7 @@ def test_code_that_comes_with_a_checkpoint_does_not_run(model_type, tmp_path, mo
         "wandb.project=s3cr3t-wandb_api_key",
     ],
 )
-def test_a_secret_in_a_config_is_refused_without_being_repeated(
-    override, monkeypatch, capsys, tmp_path
-):
+def test_secret_in_a_config_is_refused_and_not_printed(override, monkeypatch, capsys, tmp_path):
     monkeypatch.chdir(tmp_path)
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
@@ -185,7 +183,7 @@ def test_a_secret_in_a_config_is_refused_without_being_repeated(
     assert not list(tmp_path.iterdir())
 
 
-def test_ordinary_addresses_and_words_are_no_secrets(monkeypatch):
+def test_ordinary_texts_are_not_secrets(monkeypatch):
     for name in [name for name in os.environ if secrets.is_secret(name)]:
         monkeypatch.delenv(name)
     config = load(
@@ -218,7 +216,7 @@ class Leaky(MortalCrew):
         return [Failure(reason, "rollout"), *found[1:]] if len(found) > 1 else found
 
 
-def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, monkeypatch, capsys):
+def test_secrets_of_the_environment_are_masked_in_all_files(tmp_path, monkeypatch, capsys):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     folder = tmp_path / "life"
@@ -270,7 +268,7 @@ def test_no_secret_of_the_environment_is_written_anywhere_in_a_run(tmp_path, mon
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_no_secret_is_written_by_a_real_run(tmp_path, monkeypatch, base_checkpoint):
+def test_real_run_writes_no_secret(tmp_path, monkeypatch, base_checkpoint):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)
     root = Path(__file__).parents[2]
@@ -310,7 +308,7 @@ def life(tmp_path):
 @pytest.mark.parametrize(
     "name", ["metrics.jsonl", "state", "memory", "dreams", "logs", "report.html", ".lock"]
 )
-def test_a_run_that_leads_out_of_its_folder_is_not_gone_on_with(name, life, tmp_path, capsys):
+def test_run_folder_with_outside_links_is_refused(name, life, tmp_path, capsys):
     away = tmp_path / "away"
     if (life / name).is_dir():
         shutil.copytree(life / name, away)
@@ -332,12 +330,12 @@ def test_a_run_that_leads_out_of_its_folder_is_not_gone_on_with(name, life, tmp_
     )
 
 
-def test_a_folder_that_is_a_link_itself_is_fine(life, tmp_path):
+def test_run_folder_may_be_a_link(life, tmp_path):
     (tmp_path / "link").symlink_to(life)
     run_dir.check_inside(tmp_path / "link")
 
 
-def test_damaged_checkpoints_do_not_begin_a_life_anew(life, capsys):
+def test_damaged_checkpoints_do_not_restart_the_run(life, capsys):
     record = (life / "metrics.jsonl").read_bytes()
     for state in (life / "state").iterdir():
         (state / "driver.json").write_text("{}")
@@ -346,7 +344,7 @@ def test_damaged_checkpoints_do_not_begin_a_life_anew(life, capsys):
     assert (life / "metrics.jsonl").read_bytes() == record
 
 
-def test_a_record_that_is_shorter_than_its_checkpoint_says_is_not_filled_up(life):
+def test_journal_shorter_than_its_checkpoint_is_refused(life):
     record = (life / "metrics.jsonl").read_bytes()[:50]
     (life / "metrics.jsonl").write_bytes(record)
     with pytest.raises(
@@ -356,7 +354,7 @@ def test_a_record_that_is_shorter_than_its_checkpoint_says_is_not_filled_up(life
     assert (life / "metrics.jsonl").read_bytes() == record
 
 
-def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
+def test_names_of_days_and_dreams_are_not_used_as_paths(tmp_path):
     class Hostile(Diary):
         def days(self):
             return tuple(replace(day, name=f"../../{day.name}/\0") for day in super().days())
@@ -388,7 +386,7 @@ def test_no_name_of_a_day_or_dream_becomes_a_path(tmp_path):
 
 
 @pytest.mark.stack
-def test_a_ray_of_our_own_listens_on_the_loopback_address_only():
+def test_own_ray_listens_on_loopback_only():
     def listening():
         me = psutil.Process()
         return {

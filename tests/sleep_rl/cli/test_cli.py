@@ -49,7 +49,7 @@ def report(monkeypatch):
     monkeypatch.setitem(sys.modules, "sleep_rl.report.summary", summary)
 
 
-def test_commands_hand_their_config_on(launch):
+def test_commands_pass_their_config(launch):
     assert main(["run", DEMO, "run.name=one"]) == 0
     assert main(["pretrain", DEMO]) == 0
     launch.outcome = 1
@@ -72,14 +72,14 @@ FAILURES = [
 @pytest.mark.parametrize(
     ("error", "code", "line"), FAILURES, ids=[type(e).__name__ for e, _, _ in FAILURES]
 )
-def test_a_failure_is_its_exit_code_and_one_line(launch, capsys, error, code, line):
+def test_failure_gives_exit_code_and_one_line(launch, capsys, error, code, line):
     launch.outcome = error
     assert main(["run", DEMO]) == code
     assert capsys.readouterr() == ("", line)
 
 
 @pytest.mark.parametrize("error", [ZeroDivisionError("a bug"), OSError(errno.ECONNRESET, "a bug")])
-def test_a_bug_keeps_its_traceback(launch, error):
+def test_unexpected_exception_is_raised(launch, error):
     launch.outcome = error
     with pytest.raises(type(error), match="a bug"):
         main(["run", DEMO])
@@ -105,13 +105,13 @@ BAD_LINES = [
 @pytest.mark.parametrize(
     ("argv", "line"), BAD_LINES, ids=[" ".join(map(os.path.basename, a)) for a, _ in BAD_LINES]
 )
-def test_a_bad_command_line_is_one_line(capsys, tmp_path, monkeypatch, argv, line):
+def test_invalid_command_line_gives_one_line_error(capsys, tmp_path, monkeypatch, argv, line):
     monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     assert capsys.readouterr() == ("", f"sleep-rl: {line}\n")
 
 
-def test_overrides_may_stand_behind_options(monkeypatch, capsys):
+def test_overrides_may_follow_options(monkeypatch, capsys):
     from sleep_rl.runs import ablate
 
     asked = []
@@ -130,7 +130,7 @@ def test_overrides_may_stand_behind_options(monkeypatch, capsys):
     )
 
 
-def test_run_is_refused_by_the_plan_before_anything_starts(launch, capsys):
+def test_run_is_refused_by_the_plan(launch, capsys):
     assert main(["run", DEMO, "model.base=./none"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert launch.calls == []
@@ -153,7 +153,7 @@ def test_answers_go_to_stdout(launch, report, capsys):
     assert err == "" and launch.calls == []
 
 
-def test_as_a_program_a_mistake_is_one_line_and_no_traceback(tmp_path):
+def test_module_prints_one_line_without_traceback(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "sleep_rl", "run", DEMO, "replay.share=2"],
         cwd=tmp_path,
@@ -169,7 +169,7 @@ def test_as_a_program_a_mistake_is_one_line_and_no_traceback(tmp_path):
     )
 
 
-def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
+def test_closed_pipe_is_no_error(tmp_path):
     reader, writer = os.pipe()
     os.close(reader)
     done = subprocess.run(
@@ -185,7 +185,7 @@ def test_a_reader_that_closes_the_pipe_is_no_error(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_help_names_every_command_and_what_each_takes(capsys):
+def test_help_names_commands_and_arguments(capsys):
     assert main(["--help"]) == 0
     out, err = capsys.readouterr()
     assert err == "" and "Usage: sleep-rl" in out

@@ -72,7 +72,7 @@ def refusal(path: str, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_every_key_is_listed_here():
+def test_list_of_keys():
     golden = [
         f"{section}.{key}"
         for section, _, names in (line.partition(": ") for line in KEYS.strip().splitlines())
@@ -81,7 +81,7 @@ def test_every_key_is_listed_here():
     assert list(keys()) == golden
 
 
-def test_every_key_is_described_with_default_and_meaning():
+def test_describe_has_every_key_with_default_and_meaning():
     text = describe()
     assert all(f"{key} = " in text for key in keys())
     assert (
@@ -92,13 +92,13 @@ def test_every_key_is_described_with_default_and_meaning():
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_shipped_configs_load_and_their_first_line_is_the_command(path):
+def test_presets_load_and_begin_with_their_command(path):
     load(str(path))
     verb = "drill" if path.stem == "drill" else "run"
     assert path.read_text().startswith(f"# sleep-rl {verb} configs/{path.name}")
 
 
-def test_presets_say_what_their_names_say():
+def test_values_of_presets():
     demo, mixed = (load(str(p)) for p in map(CONFIGS[0].with_name, ("demo.yaml", "gkd_mixed.yaml")))
     objective = Config().objective
     assert (objective.on_policy, objective.alpha, objective.divergence) == (1.0, 0.5, "forward_kl")
@@ -107,7 +107,7 @@ def test_presets_say_what_their_names_say():
         assert config == toy(run=named, objective={"on_policy": 0.5})
 
 
-def test_defaults_are_those_of_the_paper():
+def test_paper_defaults():
     sleep, model = Config().sleep, Config().model
     assert (sleep.lr, sleep.batch, sleep.steps, model.d_low) == (5e-6, 32, 100, 64)
     assert (model.experts, model.dtype, Config().rollouts.engine) == (5, "bfloat16", {})
@@ -119,7 +119,7 @@ def included(path):
     return {path.stem}.union(*(included(path.parent / name) for name in names))
 
 
-def test_no_gpu_preset_inherits_what_a_cpu_or_the_toy_needs():
+def test_gpu_presets_have_no_cpu_or_toy_values():
     on_gpu = set()
     for path in CONFIGS:
         config = load(str(path))
@@ -136,7 +136,7 @@ def test_no_gpu_preset_inherits_what_a_cpu_or_the_toy_needs():
     assert on_gpu == {p.stem for p in CONFIGS if "gpu" in p.stem} | {"arc", "squad_7b"}
 
 
-def test_options_that_a_cpu_needs_yield_to_those_of_the_config(write):
+def test_config_overrides_cpu_engine_options(write):
     on_cpu = load(write(), ["rollouts.engine.block_size=16"])
     assert on_cpu.rollout_engine == {**CPU_ENGINE, "block_size": 16}
     assert on_cpu.critic_engine == on_cpu.judge_engine == on_cpu.rollout_engine
@@ -145,7 +145,7 @@ def test_options_that_a_cpu_needs_yield_to_those_of_the_config(write):
     assert on_gpu.critic_engine == {**CPU_ENGINE, "block_size": 16}
 
 
-def test_defaults_that_depend_on_other_keys(write):
+def test_dependent_defaults(write):
     for overrides, gamma in (
         ([], 0.0),
         (["reward.semantic=encoder"], 0.5),
@@ -162,7 +162,7 @@ def test_defaults_that_depend_on_other_keys(write):
 @pytest.mark.parametrize(
     "template", ["{student} only", "{student} {teacher} {other}", "{student} {teacher} {", "{} {}"]
 )
-def test_a_judge_needs_both_fields(write, template):
+def test_judge_template_needs_both_fields(write, template):
     with pytest.raises(
         InputError,
         match=r"reward.template: {student} and {teacher} are its fields, both needed, got",
@@ -234,14 +234,14 @@ VALUES = [
 
 
 @pytest.mark.parametrize(("override", "line"), VALUES, ids=[override for override, _ in VALUES])
-def test_a_bad_value_is_one_line(write, override, line):
+def test_invalid_value_gives_one_line_error(write, override, line):
     assert refusal(write(), override) == f"command line: {line}"
 
 
 @pytest.mark.parametrize(
     "name", ["..", ".", "a/b", "a\\b", "../x", "a b", "-x", "", "x" * 101, "a\0b", "a\nb"]
 )
-def test_a_run_name_stays_inside_its_folder(write, name):
+def test_run_name_cannot_leave_its_folder(write, name):
     assert "run.name: expected" in refusal(
         write(), f"run.name={name.encode('unicode_escape').decode()!r}"
     )
@@ -276,18 +276,18 @@ FILES = [
 
 
 @pytest.mark.parametrize(("raw", "line"), FILES, ids=[line[-30:] for _, line in FILES])
-def test_a_bad_file_is_one_line(write, raw, line):
+def test_invalid_file_gives_one_line_error(write, raw, line):
     assert refusal(write(raw)) == line
 
 
-def test_a_file_that_cannot_be_read_is_one_line(write, tmp_path):
+def test_unreadable_file_gives_one_line_error(write, tmp_path):
     write()
     assert refusal("none.yaml") == "cannot read none.yaml: No such file or directory"
     assert refusal(str(tmp_path)) == f"cannot read {tmp_path}: Is a directory"
     assert refusal("a\0b") == "cannot read a\0b: embedded null byte"
 
 
-def test_presets_stack_and_the_later_wins(write):
+def test_later_include_wins(write):
     write("sleep: {steps: 1, batch: 8, lr: 0.5}", "presets/a.yaml")
     write("include: [a.yaml]\nsleep: {steps: 2, batch: 9}", "presets/b.yaml")
     config = load(
@@ -297,7 +297,7 @@ def test_presets_stack_and_the_later_wins(write):
     assert (config.sleep.steps, config.sleep.batch, config.sleep.lr) == (3, 9, 2.0)
 
 
-def test_a_mistake_is_named_in_the_included_file(write):
+def test_error_names_included_file(write):
     write("sleep: {stepps: 1}", "presets/a.yaml")
     path = write("include: [presets/a.yaml]")
     assert refusal(path) == "presets/a.yaml: unknown key sleep.stepps; did you mean sleep.steps?"
@@ -308,7 +308,7 @@ def test_a_mistake_is_named_in_the_included_file(write):
     )
 
 
-def test_overrides_are_yaml_of_the_core_schema(write):
+def test_overrides_are_yaml_1_2(write):
     config = load(
         write(),
         [
@@ -328,7 +328,7 @@ def test_overrides_are_yaml_of_the_core_schema(write):
     assert (config.sleep.reset, config.sleep.steps) == (False, 7)
 
 
-def test_engine_options_are_merged_key_by_key(write):
+def test_engine_options_are_merged_by_key(write):
     path = write("rollouts: {engine: {max_model_len: 512, kv_cache_memory_bytes: null}}")
     engine = load(path, ["rollouts.engine.compilation_config.level=0"]).rollouts.engine
     assert engine == {
@@ -340,7 +340,7 @@ def test_engine_options_are_merged_key_by_key(write):
     assert "compilation_config" not in toy().rollouts.engine, "defaults are not shared"
 
 
-def test_a_dump_loads_to_the_same_config(write):
+def test_dump_round_trip(write):
     config = load(
         write(),
         [
@@ -354,7 +354,7 @@ def test_a_dump_loads_to_the_same_config(write):
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_a_dump_has_the_section_of_the_chosen_task_only(write, path):
+def test_dump_has_only_the_section_of_the_chosen_task(write, path):
     config = load(str(path))
     task = dump(config)["task"]
     sections = [name for name, value in task.items() if isinstance(value, dict)]
@@ -363,14 +363,14 @@ def test_a_dump_has_the_section_of_the_chosen_task_only(write, path):
     assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
 
 
-def test_a_dump_keeps_what_was_set_for_another_task(write):
+def test_dump_keeps_keys_set_for_other_tasks(write):
     config = load(write(), ["task.squad.path=mine.json", "task.arc.puzzles_per_day=11"])
     assert dump(config)["task"].keys() >= {"world", "squad"}
     assert not {"arc", "classify", "documents", "custom"} & dump(config)["task"].keys()
     assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
 
 
-def test_days_are_the_tasks_own_where_none_are_given(write):
+def test_days_default_to_the_task(write):
     def nights(name):
         return load(write(), [f"task.name={name}"]).nights
 
@@ -392,7 +392,7 @@ def test_days_are_the_tasks_own_where_none_are_given(write):
         (["dream.max_tokens=64"], "dream.max_tokens: null with task world (only squad, arc take"),
     ],
 )
-def test_a_key_of_other_tasks_is_refused(write, overrides, line):
+def test_key_of_other_tasks_is_refused(write, overrides, line):
     assert line in refusal(write(), *overrides)
 
 
@@ -400,13 +400,13 @@ def test_a_key_of_other_tasks_is_refused(write, overrides, line):
     "prefix",
     ["[]", "[0.1]", "[0.1, 0.2, 0.3]", "[-0.1, 0.5]", "[0.5, 1.1]", "[a, b]", "[false, 1]"],
 )
-def test_a_prefix_is_two_shares(write, prefix):
+def test_prefix_must_be_two_shares(write, prefix):
     line = "imitation.prefix: two shares from 0 to 1, the shortest and the longest, got "
     assert line in refusal(write(), f"imitation.prefix={prefix}")
     assert load(write(), ["imitation.prefix=[0, 1]"]).imitation.prefix == [0, 1]
 
 
-def test_a_worker_on_the_cpu_has_a_thread_on_each_cpu_that_it_reserves():
+def test_cpu_worker_has_one_thread_per_reserved_cpu():
     assert [threads_on(cpus) for cpus in (0, 0.5, 1, 1.9, 4)] == [1, 1, 1, 1, 4]
 
 
@@ -437,7 +437,7 @@ JUNK = (
 )
 
 
-def test_random_mutations_load_or_fail_with_one_line(write):
+def test_random_mutations_load_or_give_one_line_errors(write):
     rng, outcomes = random.Random(0), {"loaded": 0, "refused": 0}
     for _ in range(500):
         parts = rng.choice(keys()).split(".")[: rng.randint(1, 3)]
@@ -460,7 +460,7 @@ def life(days, **model):
     return toy(model=model, task={"days": days})
 
 
-def test_a_level_has_room_for_what_comes_into_it():
+def test_levels_need_enough_experts():
     config = life(27, chunks=[1, 3, 9], experts=3)
     with pytest.raises(
         InputError,
@@ -476,7 +476,7 @@ def test_a_level_has_room_for_what_comes_into_it():
 
 
 @pytest.mark.parametrize("chunks", [[], [0], [2, 3], [2, 2], [1.5], [True], ["1"]])
-def test_chunk_lengths_are_growing_multiples(chunks):
+def test_chunk_lengths_must_be_growing_multiples(chunks):
     with pytest.raises(
         InputError, match=r"model.chunks: whole numbers of nights, each a larger multiple"
     ):
@@ -515,7 +515,7 @@ def test_chunk_lengths_are_growing_multiples(chunks):
         (["critics.engine.model=x"], "critics.engine.model: cannot be set here"),
     ],
 )
-def test_what_dreaming_needs_of_the_rest(write, overrides, line):
+def test_requirements_of_dreaming(write, overrides, line):
     assert line in refusal(write(), "dream.rounds=1", "model.experts=6", *overrides)
 
 
@@ -531,7 +531,7 @@ def test_what_dreaming_needs_of_the_rest(write, overrides, line):
         (1.5, 1, False),
     ],
 )
-def test_an_engine_has_a_gpu_for_each_part_of_its_model(write, gpus, parallel, right):
+def test_tensor_parallel_size_equals_gpus(write, gpus, parallel, right):
     keys = [f"rollouts.gpus={gpus}", f"rollouts.tensor_parallel={parallel}"]
     if right:
         assert load(write(), keys).rollouts.tensor_parallel == parallel

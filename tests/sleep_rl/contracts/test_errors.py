@@ -16,5 +16,5 @@ from sleep_rl.contracts.errors import one_line
         ("words\nof a text", 9, "words of "),
     ],
 )
-def test_an_error_is_one_line_with_its_text_or_its_type(error, limit, wanted):
+def test_one_line(error, limit, wanted):
     assert one_line(error, limit) == wanted

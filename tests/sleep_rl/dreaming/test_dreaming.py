@@ -237,11 +237,11 @@ def dreamed(tmp_path, config=LIVED, make=Dreaming, task=Three, progress=None, ke
     return crew, read(tmp_path / "metrics.jsonl")
 
 
-def test_the_stand_in_is_a_dreamer():
+def test_fake_task_implements_dreamer():
     assert isinstance(Three(), Dreamer) and not isinstance(Diary(), Dreamer)
 
 
-def test_dreams_are_written_selected_tried_and_learned(tmp_path):
+def test_dreams_are_generated_selected_tried_and_learned(tmp_path):
     crew, records = dreamed(tmp_path)
 
     def of(kind):
@@ -302,7 +302,7 @@ def test_dreams_are_written_selected_tried_and_learned(tmp_path):
     assert [r["forms"] for r in of("evaluate") if r["row"]] == [{}, *[{"back": 0.0}] * 3]
 
 
-def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_path):
+def test_policy_starts_from_the_last_round_or_the_model(tmp_path):
     (tmp_path / "a").mkdir(), (tmp_path / "b").mkdir()
     crew, _ = dreamed(tmp_path / "a")
     assert crew.policies == 6 and crew.state == "own"
@@ -323,7 +323,7 @@ def test_the_policy_goes_on_from_the_last_round_or_from_the_model_itself(tmp_pat
         ({"policy": {"epochs": 0}}, {"policy"}),
     ],
 )
-def test_each_part_can_be_switched_off(tmp_path, change, gone):
+def test_parts_can_be_switched_off(tmp_path, change, gone):
     crew, records = dreamed(tmp_path, changed(LIVED, dream=change))
     assert not gone & {r["kind"] for r in records}
     assert crew.policies == 0 and bool(crew.told) == (change != {"rounds": 0})
@@ -352,7 +352,7 @@ class Losing(Dreaming):
         return sample
 
 
-def test_a_rolled_back_night_leaves_nothing_in_the_policy(tmp_path):
+def test_rollback_restores_the_policy(tmp_path):
     crew, records = dreamed(tmp_path, replace(LIVED, evaluate=Evaluate(max_drop=0.5)), make=Losing)
     assert [r["night"] for r in records if r["kind"] == "rolled_back"] == [2]
     policy = crew.snapshots[DREAMER]
@@ -363,7 +363,7 @@ def test_a_rolled_back_night_leaves_nothing_in_the_policy(tmp_path):
     )
 
 
-def test_texts_that_do_not_fit_are_left_out(tmp_path):
+def test_too_long_texts_are_dropped(tmp_path):
     config = replace(LIVED, rollouts=Rollouts(engine={"max_model_len": 9}))
     _, records = dreamed(tmp_path, config)
     reasons = {r["reason"] for r in records if r["kind"] == "dream"}
@@ -380,7 +380,7 @@ class Judge(Dreaming):
         return [*out[:-4], Failure("an adapter failed to load", "critic"), *out[-3:]]
 
 
-def test_a_failed_copy_is_a_dream_without_a_reward(tmp_path):
+def test_failed_copy_gives_a_dream_without_reward(tmp_path):
     _, records = dreamed(tmp_path, make=Judge)
     failed = [
         r for r in records if r["kind"] == "dream" and r["reason"] == "an adapter failed to load"
@@ -394,7 +394,7 @@ class Wrong(Three):
         return float("nan")
 
 
-def test_a_tau_outside_its_range_ends_the_run_with_one_line(tmp_path):
+def test_tau_outside_its_range_raises_input_error(tmp_path):
     with pytest.raises(InputError, match=r"^task day1/t: tau lies in \[0, 1\], got nan$"):
         dreamed(tmp_path, task=Wrong)
 
@@ -412,7 +412,7 @@ def whole_life(tmp_path_factory):
 
 @pytest.mark.parametrize("step", ["generate", "select", "try_out", "train_policy", "learn"])
 @pytest.mark.parametrize("call", [1, 3])
-def test_a_life_killed_in_any_step_of_dreaming_goes_on_to_the_same_end(
+def test_run_killed_in_any_step_of_dreaming_resumes_to_the_same_result(
     tmp_path, whole_life, step, call
 ):
     whole, want, whole_folder = whole_life

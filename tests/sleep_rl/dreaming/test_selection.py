@@ -38,7 +38,7 @@ def dream(task="t", number=0, **fields):
     return Dream(task, number, 0, None, {}, (5, 1), "x", -1.0, **fields)
 
 
-def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
+def test_omega_is_inner_product_or_norm():
     *dreams, c = rows = vectors(7)
     assert dream_importance(matrix(rows), "inner") == pytest.approx([dot(g, c) for g in dreams])
     assert dream_importance(matrix(rows), "norm") == pytest.approx(
@@ -47,7 +47,7 @@ def test_omega_is_the_inner_product_with_the_gradient_of_c_or_the_norm():
 
 
 @pytest.mark.parametrize("how", ["inner", "norm"])
-def test_the_k_most_important_are_kept_and_b_others(how):
+def test_keep_top_and_random(how):
     gram, config = (
         matrix(vectors(11)),
         How(dreams_per_task=10, keep_top=3, keep_random=2, importance=how),
@@ -66,7 +66,7 @@ def test_the_k_most_important_are_kept_and_b_others(how):
     )
 
 
-def test_without_selection_every_dream_is_as_likely():
+def test_random_importance_is_uniform():
     gram = matrix(vectors(11))
     counts = Counter(
         i
@@ -82,7 +82,7 @@ def test_without_selection_every_dream_is_as_likely():
     )
 
 
-def test_fewer_dreams_than_asked_for_are_all_kept_and_nothing_finite_beats_nan():
+def test_few_dreams_are_all_kept_and_nan_ranks_last():
     assert keep(matrix(vectors(3)), How(keep_top=4, keep_random=1), random.Random(0))[1] == [0, 1]
     gram = matrix(vectors(4))
     for how in ("inner", "greedy"):
@@ -94,7 +94,7 @@ def test_fewer_dreams_than_asked_for_are_all_kept_and_nothing_finite_beats_nan()
         )
 
 
-def test_greedy_takes_off_what_the_chosen_ones_already_teach():
+def test_greedy_subtracts_overlap_with_chosen_dreams():
     """GREATS by its definition: at each turn the dream whose step, behind the steps on the chosen
     ones, still lowers the loss of C most, to first order in a quadratic whose curvature is one.
     """
@@ -131,22 +131,22 @@ def test_greedy_takes_off_what_the_chosen_ones_already_teach():
         (5 / 14, (5 / 14, 5 / 14, 6 / 14), 0.0, 1),
     ],
 )
-def test_the_reward_is_one_where_the_mean_over_seeds_beats_the_model(before, taus, margin, reward):
+def test_reward_is_one_if_the_mean_tau_exceeds_the_model(before, taus, margin, reward):
     assert judged(before, taus, 0.9, margin) == (before, taus, reward, pytest.approx(0.9 - before))
 
 
-def test_what_failed_has_no_reward_and_no_zero():
+def test_failed_tau_gives_no_reward():
     bad = Failure("the copy's loss became nan", "critic")
     assert judged(0.5, (0.7, bad, 0.9), 0.9, 0.0) is bad and judged(bad, (0.7,), 0.9, 0.0) is bad
     assert judged(0.5, (0.7,), bad, 0.0) == (0.5, (0.7,), 1, None)  # only the seed beside it failed
 
 
-def test_the_gain_is_the_mean_tau_less_the_one_before():
+def test_gain_is_mean_tau_minus_tau_before():
     tried = dream("a", 1, tau_before=0.2, taus=(0.4, 0.6), reward=1)
     assert tried.gain == pytest.approx(0.3) and dream().gain is None
 
 
-def test_the_curriculum_draws_what_is_weakest_or_newest():
+def test_curriculum_weights():
     def share(how, accuracy):
         drawn = Counter(
             t.day

@@ -12,7 +12,7 @@ from tests.fakes.configs import toy
 from tests.fakes.processes import LIMIT_S
 
 
-def test_every_module_of_the_folder_is_a_baseline():
+def test_every_module_is_a_baseline():
     assert registry.names() == ("joint", "sft")
     for name in registry.names():
         module = importlib.import_module(f"sleep_rl.driver.baselines.{name}")
@@ -33,18 +33,18 @@ def test_every_module_of_the_folder_is_a_baseline():
         ({"steps": {"ewc": 5}}, r"^baselines\.steps: .* got ewc: 5$"),
     ],
 )
-def test_a_wrong_name_or_count_is_one_line(values, says):
+def test_invalid_name_or_steps_give_one_line_error(values, says):
     with pytest.raises(InputError, match=says):
         registry.check(toy(baselines=values))
 
 
-def test_steps_are_the_modules_own_unless_the_config_names_them():
+def test_steps_default_to_the_module():
     config = toy(baselines={"run": ["sft", "joint"], "steps": {"sft": 5}})
     joint = importlib.import_module("sleep_rl.driver.baselines.joint")
     assert registry.planned_steps(config, 3) == {"sft": 15, "joint": joint.STEPS}
 
 
-def test_planning_baselines_imports_nothing_heavy():
+def test_planning_has_no_heavy_imports():
     code = (
         "import sys; from sleep_rl.driver.baselines import registry; import "
         "sleep_rl.driver.baselines.sft;"

@@ -28,7 +28,7 @@ def lived(tmp_path):
     return live_life(CONFIG, tmp_path)
 
 
-def test_a_life_with_two_levels_moves_slow_to_fast(lived):
+def test_order_of_calls_with_two_levels(lived):
     """C = (1, 2): level 1 moves into level 2 in nights 2, 3, 4, each time before it receives the
     day; level 2 has no receiver, and its own weights move every second night.
     """
@@ -58,13 +58,13 @@ def test_a_life_with_two_levels_moves_slow_to_fast(lived):
     ]
 
 
-def test_without_a_learning_rate_no_document_is_learned_from_awake(tmp_path):
+def test_wake_lr_zero_skips_wake_updates(tmp_path):
     protocol, _, records = live_life(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
     assert "wake" not in {entry[0] for entry in protocol} | {r["kind"] for r in records}
     assert "open book" in write_report(tmp_path).read_text()
 
 
-def test_the_teacher_rehearses_its_own_prompts_of_past_nights_without_documents(lived):
+def test_teacher_rehearses_prompts_of_past_nights(lived):
     _, rehearsed, records = lived
     by_teacher = {
         (receiver, word) for receiver, name, word in rehearsed if name == TEACHER and receiver
@@ -114,7 +114,7 @@ class Author(Crew):
         return super().sample(requests_N, name, how)
 
 
-def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
+def test_reading_rows_on_synthetic_documents(tmp_path):
     config = changed(CONFIG, reading={"synthetic_documents": 10}, rehearsal={"temperature": 0.5})
     _, _, records = live_life(config, tmp_path, Author)
     written = [r for r in records if r["kind"] == "written"]
@@ -124,7 +124,7 @@ def test_reading_goes_on_with_documents_of_the_teachers_own(tmp_path):
     ] * (DAYS - 1)
 
 
-def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
+def test_excessive_drop_rolls_the_night_back(tmp_path):
     config = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
     protocol, rehearsed, records = live_life(config, tmp_path, Forgetful)
     assert [entry for entry in protocol if entry[0] in ("save", "use")] == [
@@ -153,7 +153,7 @@ def test_a_night_that_costs_too_much_is_rolled_back_and_kept_aside(tmp_path):
     assert undocumented(records) == []
 
 
-def test_a_night_within_the_allowed_drop_stays(tmp_path):
+def test_allowed_drop_keeps_the_night(tmp_path):
     protocol, _, records = live_life(
         replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful
     )
@@ -203,7 +203,7 @@ class Taught(Crew):
             super().check_batch(batch_N, step, steps)
 
 
-def test_other_models_are_seeded_before_the_first_day(tmp_path):
+def test_teachers_are_seeded_in_night_0(tmp_path):
     config = changed(
         CONFIG,
         model=Model(chunks=[1], experts=5, teachers=["a", "b"]),
@@ -235,7 +235,7 @@ def test_other_models_are_seeded_before_the_first_day(tmp_path):
     assert undocumented(records) == []
 
 
-def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, capsys):
+def test_run_without_questions_writes_a_report(tmp_path, capsys):
     """As on one's own documents without questions: the retention matrix stays empty, and says
     so.
     """
@@ -272,7 +272,7 @@ def test_a_life_that_nobody_asks_about_goes_to_its_end_with_a_report(tmp_path, c
     assert "No evaluation after a night yet" in write_report(tmp_path).read_text()
 
 
-def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
+def test_unconditional_prompts_are_rehearsed(tmp_path):
     """The crew writes another prompt each time, of which the most frequent ones are kept."""
     config = changed(CONFIG, rehearsal={"unconditional_prompts": 3})
     _, _, records = live_life(config, tmp_path)
@@ -285,7 +285,7 @@ def test_prompts_written_from_nothing_are_rehearsed_too_if_asked_for(tmp_path):
     )
 
 
-def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp_path):
+def test_rehearsal_temperature(tmp_path):
     asked, learned = set(), set()
 
     class Sharp(Crew):
@@ -306,7 +306,7 @@ def test_rehearsed_prompts_are_answered_and_learned_at_their_own_temperature(tmp
     assert asked == {(False, 0.9), (True, 0.5)} and learned == {1.0, 0.5}
 
 
-def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
+def test_prompts_with_low_confidence_are_not_indexed(tmp_path):
     """The crew gives every token of its answers a log-probability of -1."""
     for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos
         folder = tmp_path / str(kept)
@@ -320,7 +320,7 @@ def test_a_prompt_that_the_teacher_cannot_answer_is_not_kept(tmp_path):
         )
 
 
-def test_student_samples_begin_behind_the_off_policy_share_of_the_steps(tmp_path):
+def test_student_samples_begin_after_the_off_policy_steps(tmp_path):
     """Of four steps in rounds of one, the first two train on the teacher's sequences only."""
     sampled = {}
 

@@ -41,7 +41,7 @@ class Listener:
             raise self.raises_on_close
 
 
-def test_every_record_is_on_disk_before_log_returns(tmp_path):
+def test_log_writes_before_it_returns(tmp_path):
     journal = Journal(tmp_path / "new" / "metrics.jsonl")
     journal.log("wake", day="day 1", step=3, loss=np.float32(0.5), seconds=0.25)
     line = (tmp_path / "new" / "metrics.jsonl").read_text()
@@ -56,7 +56,7 @@ def test_every_record_is_on_disk_before_log_returns(tmp_path):
     }
 
 
-def test_nan_and_infinity_become_null_and_are_named(tmp_path):
+def test_nonfinite_values_become_null_and_are_named(tmp_path):
     journal = Journal(tmp_path / "m.jsonl")
     journal.log("seed", step=0, loss=math.nan, lr=1e-3, grad_norm=np.float64("inf"))
     journal.log("evaluate", after="base", method="sleep", row={"known": 1.0, "day 1": -math.inf})
@@ -74,12 +74,12 @@ def test_nan_and_infinity_become_null_and_are_named(tmp_path):
     ]
 
 
-def test_a_value_that_json_cannot_hold_is_named(tmp_path):
+def test_unserialisable_value_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"'sampler'.*object"):
         Journal(tmp_path / "m.jsonl").log("seed", sampler=object())
 
 
-def test_torn_lines_become_warnings_and_a_later_run_is_not_glued_to_them(tmp_path):
+def test_torn_lines_become_records_and_do_not_damage_later_ones(tmp_path):
     path = tmp_path / "m.jsonl"
     Journal(path).log("wake", step=1)
     with open(path, "ab") as file:
@@ -92,12 +92,12 @@ def test_torn_lines_become_warnings_and_a_later_run_is_not_glued_to_them(tmp_pat
 
 
 @pytest.mark.parametrize("line", ["[1, 2]", "3", '{"t": 1}', '{"kind": 5}'])
-def test_json_that_is_no_record_is_torn_too(tmp_path, line):
+def test_json_without_kind_is_torn(tmp_path, line):
     (tmp_path / "m.jsonl").write_text(line + "\n")
     assert [r["kind"] for r in read(tmp_path / "m.jsonl")] == ["torn"]
 
 
-def test_a_sink_that_raises_is_named_once_and_dropped_while_the_others_go_on(tmp_path):
+def test_raising_sink_is_reported_once_and_dropped(tmp_path):
     broken, good = Listener("W&B", raises=OSError("no\nroute")), Listener()
     journal = Journal(tmp_path / "m.jsonl", [broken, good])
     journal.log("wake", step=1)
@@ -110,7 +110,7 @@ def test_a_sink_that_raises_is_named_once_and_dropped_while_the_others_go_on(tmp
     assert sorted(good.heard) == ["sink_failed", "wake", "wake"] and good.closed
 
 
-def test_a_sink_that_never_started_is_named_at_once_and_never_called(tmp_path):
+def test_failed_sink_is_reported_and_never_called(tmp_path):
     dead = Listener("W&B", failed="no API key")
     journal = Journal(tmp_path / "m.jsonl", [dead])
     journal.log("wake", step=1)
@@ -122,7 +122,7 @@ def test_a_sink_that_never_started_is_named_at_once_and_never_called(tmp_path):
     assert dead.heard == [] and not dead.closed
 
 
-def test_a_sink_that_fails_to_close_is_told_to_the_one_before_it(tmp_path):
+def test_failure_of_close_is_reported_to_earlier_sinks(tmp_path):
     console, slow = (
         Listener("console"),
         Listener("W&B", raises_on_close=TimeoutError("no end after 1 s")),
@@ -132,7 +132,7 @@ def test_a_sink_that_fails_to_close_is_told_to_the_one_before_it(tmp_path):
     assert read(tmp_path / "m.jsonl")[0]["reason"] == "TimeoutError: no end after 1 s"
 
 
-def test_sinks_go_on_behind_the_records_that_stand(tmp_path):
+def test_resume_resets_sinks_to_kept_records(tmp_path):
     journal = Journal(tmp_path / "m.jsonl")
     journal.log("wake", step=1)
     keep = journal.size()
@@ -149,14 +149,14 @@ def test_sinks_go_on_behind_the_records_that_stand(tmp_path):
     assert fresh.recalled is None
 
 
-def test_a_full_disk_ends_the_run_with_one_line_naming_the_path():
+def test_full_disk_raises_run_error_with_path():
     journal = Journal("/dev/full")  # every write fails with ENOSPC
     with pytest.raises(RunError) as caught:
         journal.log("wake", step=1)
     assert str(caught.value) == "cannot write the run's journal /dev/full: No space left on device"
 
 
-def test_paths_that_cannot_be_opened(tmp_path):
+def test_unusable_paths_raise_run_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(RunError, match=r"cannot write the run's journal .*file/m.jsonl"):
         Journal(tmp_path / "file" / "m.jsonl")
@@ -164,7 +164,7 @@ def test_paths_that_cannot_be_opened(tmp_path):
         read(tmp_path / "none")
 
 
-def test_the_configuration_is_written_without_secrets(tmp_path):
+def test_config_is_written_without_secrets(tmp_path):
     config = {
         "wandb": {"api_key": "s3", "project": "p"},
         "max_new_tokens": 8,
@@ -189,7 +189,7 @@ def test_the_configuration_is_written_without_secrets(tmp_path):
     }
 
 
-def test_every_metric_is_explained_and_unknown_ones_are_found():
+def test_every_field_has_a_meaning_and_unknown_ones_are_found():
     assert all(
         meaning and isinstance(unit, str)
         for fields in METRICS.values()
@@ -204,7 +204,7 @@ def test_every_metric_is_explained_and_unknown_ones_are_found():
     assert undocumented(records) == ["new.a", "wake.los"]
 
 
-def test_entries_are_the_records_with_attributes(tmp_path):
+def test_read_entries_returns_typed_records(tmp_path):
     journal = Journal(tmp_path / "m.jsonl")
     journal.log("wake", day="day 1", step=3, of_tomorrow=1)
     journal.log("seed", step=0, loss=math.nan, night=2)

@@ -19,7 +19,7 @@ def evaluation(after, row, method="sleep", t=0.0, open_book=None, **more):
     return parse(record)
 
 
-def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
+def test_newest_row_per_night_and_first_open_book_are_kept():
     retention = Retention.of(
         [
             evaluation("base", {"day 1": 0.1, "known": 0.9}, t=1, open_book={"day 1": 0.8}),
@@ -51,7 +51,7 @@ def test_retention_keeps_the_newest_row_per_night_and_the_first_open_book():
     assert [nights_lived(a) for a in ("base", "night 12", "joint")] == [0, 12, None]
 
 
-def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
+def test_open_book_does_not_replace_closed_book():
     retention = Retention.of(
         [
             evaluation("night 1", {"day 1": 0.5}, t=1),
@@ -61,7 +61,7 @@ def test_an_open_book_measurement_does_not_replace_the_closed_book_one():
     assert retention.last("sleep").row == {"day 1": 0.5} and retention.open_book == {"day 1": 0.9}
 
 
-def test_a_table_has_values_marks_intervals_and_means():
+def test_rows_have_values_marks_intervals_and_means():
     retention = Retention.of(
         [
             evaluation("base", {"known": 1.0, "day 1": 0.5, "day 2": 0.0}, t=1, n={"known": 10}),
@@ -91,7 +91,7 @@ def test_a_table_has_values_marks_intervals_and_means():
     )
 
 
-def test_all_days_pools_the_questions_of_all_days():
+def test_all_days_pools_questions():
     row, n = {"known": 0.1, "day 1": 0.5, "day 2": 1.0}, {"day 1": 30, "day 2": 10}
     assert Retention.of([evaluation("night 2", row, n=n)]).all_days("sleep") == 0.625
     assert Retention.of([evaluation("night 2", row)]).all_days("sleep") is None

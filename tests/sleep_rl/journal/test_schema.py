@@ -46,7 +46,7 @@ def evaluate(**more):
     return {"kind": "evaluate", "after": "base", "method": "sleep", "row": row, **more}
 
 
-def test_a_record_has_its_fields_as_attributes():
+def test_parse_returns_typed_entry():
     entry = parse(DREAM)
     assert isinstance(entry, Dream) and entry.kind == "dream"
     assert (entry.taus, entry.held_out, entry.logprob) == ([0.25, 0.75], None, None)
@@ -56,7 +56,7 @@ def test_a_record_has_its_fields_as_attributes():
 
 
 @pytest.mark.parametrize("name", [name for name in DREAM if name not in ("kind",)])
-def test_what_readers_cannot_do_without_must_be_there(name):
+def test_missing_required_field_is_invalid(name):
     record = {key: value for key, value in DREAM.items() if key != name}
     with pytest.raises(InvalidRecord, match=f"^{name}$"):
         parse(record)
@@ -97,11 +97,11 @@ def test_what_readers_cannot_do_without_must_be_there(name):
         ({"kind": "scaled", "worker": "rollout-1"}, "joined"),
     ],
 )
-def test_types_belong_to_the_field_of_a_kind(record, field):
+def test_field_of_wrong_type_is_invalid(record, field):
     assert at_fault(**record) == field
 
 
-def test_fields_of_one_name_differ_by_kind():
+def test_meanings_differ_by_kind():
     kinds = (Evaluation, RolledBack, Completion, Dream)
     evaluation, rolled_back, completion, dream = (METRICS[cls.kind] for cls in kinds)
     assert evaluation["after"] != rolled_back["after"] and "score" in completion

@@ -8,7 +8,7 @@ from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, Wake
 from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, StepCurves, Trace
 
 
-def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
+def test_trace_downsamples_to_means():
     trace = Trace()
     for x in range(100_000):
         trace.add(x, 2 * x + 1)
@@ -19,7 +19,7 @@ def test_a_trace_holds_means_of_all_its_values_whatever_its_length():
     assert Trace().points() == []
 
 
-def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
+def test_invalid_values_become_gaps():
     trace = Trace()
     for x, y in enumerate([1.0, None, float("nan"), "4", 3.0]):
         trace.add(x, y)
@@ -27,7 +27,7 @@ def test_values_that_are_no_numbers_make_gaps_and_spoil_no_mean():
     assert trace.points(1) == [(2.0, 2.0)]
 
 
-def test_nights_stand_behind_one_another_with_a_gap_between():
+def test_nights_share_one_axis_with_gaps():
     curves = StepCurves("loss", "divergence")
     for night, done in ((1, 3), (2, 2)):
         for step in range(done):
@@ -38,7 +38,7 @@ def test_nights_stand_behind_one_another_with_a_gap_between():
     assert curves.points("divergence") == []
 
 
-def test_many_nights_stay_small(monkeypatch):
+def test_many_nights_use_bounded_memory(monkeypatch):
     monkeypatch.setattr(series, "MOST", 40)
     curves = StepCurves("loss")
     for night in range(30):
@@ -60,7 +60,7 @@ def step(night, number, loss, **more):
     )
 
 
-def test_a_step_that_was_run_again_replaces_the_first_attempt():
+def test_repeated_step_replaces_earlier_values():
     curves = StepCurves("loss")
     for entry in (
         step(1, 1, 5.0),
@@ -74,7 +74,7 @@ def test_a_step_that_was_run_again_replaces_the_first_attempt():
     assert curves.nights() == [(0, "night 1"), (10, "night 2")]
 
 
-def test_a_value_that_was_not_finite_is_a_gap_and_a_missing_one_is_none():
+def test_nonfinite_value_is_a_gap_and_missing_value_is_no_point():
     curves = StepCurves("loss", "divergence")
     for number in range(4):
         lost = number == 2
@@ -85,7 +85,7 @@ def test_a_value_that_was_not_finite_is_a_gap_and_a_missing_one_is_none():
     assert curves.points("divergence") == [(0, 0.5), (3, 0.5)]
 
 
-def test_a_long_course_is_averaged_within_nights_only(monkeypatch):
+def test_means_do_not_span_nights(monkeypatch):
     monkeypatch.setattr(series, "MOST", 4)
     curves = StepCurves("loss")
     for night in (1, 2):
@@ -110,7 +110,7 @@ def chart(entries, title, panels=PANELS):
     return chart
 
 
-def test_levels_of_one_night_stand_behind_one_another():
+def test_consolidations_of_one_night_are_separate_segments():
     """Each consolidation of a night counts its steps from 0."""
     entries = [step(1, 0, 1.0), step(1, 1, 2.0)]
     level = SeedStep(t=200.0, night=1, sender=1, step=0, steps=10, loss=3.0)
@@ -120,7 +120,7 @@ def test_levels_of_one_night_stand_behind_one_another():
     assert loss.nights == ((0, "night 1"), (10, "night 1, level 1 to 2"))
 
 
-def test_curves_are_told_apart_by_a_field_and_rates_are_quotients():
+def test_curves_by_field_and_rates():
     pushes = [Push(t=60.0 * i, name=name, bytes=2**20) for i, name in enumerate("abab")]
     size = chart(pushes, "Weight push: size")
     assert [(s.label, s.points) for s in size.series] == [
@@ -140,14 +140,14 @@ def test_curves_are_told_apart_by_a_field_and_rates_are_quotients():
     ]
 
 
-def test_a_hostile_run_cannot_make_curves_without_number():
+def test_number_of_curves_per_field_is_bounded():
     pushes = [Push(t=0.0, name=f"state {i}", seconds=1.0) for i in range(100)]
     assert len(chart(pushes, "Weight push: time").series) == MOST_NAMES
     steps = [BaselineStep(t=0.0, method=f"m{i}", step=0, loss=1.0) for i in range(100)]
     assert len(chart(steps, "Baselines and wake").series) == MOST_NAMES
 
 
-def test_every_curve_is_declared_and_means_something():
+def test_every_curve_has_a_declared_field_with_meaning():
     for panel in PANELS:
         for curve in panel.curves:
             for name in filter(None, (curve.field, curve.by, curve.per)):
@@ -158,13 +158,13 @@ def test_every_curve_is_declared_and_means_something():
     assert PHASES.keys() <= METRICS.keys() and set(PHASES.values()) <= AXES.keys()
 
 
-def test_a_field_becomes_a_curve_by_one_line():
+def test_added_curve_appears_in_charts():
     panels = (*PANELS, Panel("Learning rate", "", (Curve("seed", "lr", "rate"),)))
     [rate] = chart([step(1, 0, 1.0, lr=0.25)], "Learning rate", panels).series
     assert rate.points == [(0, 0.25)] and panels[-1].meaning == "learning rate"
 
 
-def test_wandb_has_an_axis_for_every_kind_in_a_panel():
+def test_every_plotted_kind_has_a_wandb_axis():
     minutes = {curve.kind for panel in PANELS if panel.x == MINUTES for curve in panel.curves}
     for kind in minutes - {"seed"}:
         assert PHASES[kind] == "workers"

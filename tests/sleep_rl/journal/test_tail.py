@@ -28,7 +28,7 @@ def steps(follower):
     return anew, [r["step"] for r in records]
 
 
-def test_every_record_is_given_once_and_a_line_without_its_end_later(path):
+def test_records_are_returned_once_and_incomplete_line_later(path):
     follower = Follower(path)
     assert follower.more() == (False, [])  # not there yet
     append(path, line(0), line(1), line(2)[:9])
@@ -41,7 +41,7 @@ def test_every_record_is_given_once_and_a_line_without_its_end_later(path):
     )
 
 
-def test_only_what_was_added_is_read_again(path, monkeypatch):
+def test_only_added_bytes_are_read(path, monkeypatch):
     append(path, *(line(step) for step in range(1000)))
     follower, read = Follower(path), []
     follower.more()
@@ -53,7 +53,7 @@ def test_only_what_was_added_is_read_again(path, monkeypatch):
     assert steps(follower) == (False, [1000]) and sum(read) <= 2 * len(line(1000))
 
 
-def test_a_long_journal_is_read_piece_by_piece_and_lines_longer_than_a_piece_whole(path):
+def test_long_journal_and_long_lines_are_read_in_pieces(path):
     long = json.dumps({"t": 1, "kind": "seed", "step": 40, "x": "a" * 900}).encode() + b"\n"
     append(path, *(line(step) for step in range(40)), long)
     follower, found = Follower(path, piece=200), []
@@ -66,7 +66,7 @@ def test_a_long_journal_is_read_piece_by_piece_and_lines_longer_than_a_piece_who
 
 
 @pytest.mark.parametrize("again", [1, 3, 9], ids=["shorter", "as long", "longer"])
-def test_what_a_resumed_run_cut_off_is_forgotten(path, again):
+def test_truncated_journal_is_reported_as_changed(path, again):
     append(path, *(line(step) for step in range(5)))
     follower = Follower(path)
     assert steps(follower) == (False, [0, 1, 2, 3, 4])
@@ -75,7 +75,7 @@ def test_what_a_resumed_run_cut_off_is_forgotten(path, again):
     assert steps(follower) == (True, list(range(2 + again)))
 
 
-def test_another_file_in_its_place_is_read_from_the_start(path):
+def test_replaced_file_is_read_from_the_start(path):
     append(path, line(0), line(1))
     follower = Follower(path)
     follower.more()
@@ -87,14 +87,14 @@ def test_another_file_in_its_place_is_read_from_the_start(path):
     assert steps(follower) == (True, []) and steps(follower) == (False, [])
 
 
-def test_lines_that_are_no_records_are_counted(path):
+def test_invalid_lines_are_counted(path):
     rubbish = [b'{"t": 1, "ki', b"\xff\xfe", b"[1]", b"7", b'{"kind": "seed"}', b"", b"[" * 9000]
     append(path, line(0), *(text + b"\n" for text in rubbish), line(1))
     follower = Follower(path)
     assert steps(follower) == (False, [0, 1]) and follower.torn == 6
 
 
-def test_a_journal_that_cannot_be_read_is_one_line(path):
+def test_unreadable_journal_gives_one_line_error(path):
     path.mkdir()
     with pytest.raises(InputError, match="cannot read metrics: Is a directory"):
         Follower(path).more()

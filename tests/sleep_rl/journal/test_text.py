@@ -12,7 +12,7 @@ def test_clock():
     ]
 
 
-def test_the_names_of_consolidations():
+def test_night_label():
     assert [night_label(3, sender) for sender in (0, None, 1, -1)] == [
         "night 3",
         "night 3",
@@ -21,12 +21,12 @@ def test_the_names_of_consolidations():
     ]
 
 
-def test_terminal_codes_and_control_characters_are_left_out():
+def test_terminal_codes_and_control_characters_are_removed():
     colours, title = "\x1b[1;31mred\x1b[0m", "\x1b]0;title\x07\x1b]8;;link\x1b\\text"
     assert without_terminal_codes(f"{colours} {title}\tü\x00\x9b") == "red text\tü"
 
 
-def test_the_last_line_is_what_a_terminal_would_show_last():
+def test_last_line_of_a_progress_bar():
     assert last_line("one\ntwo 10%\rtwo \x1b[31m100%\x1b[0m \x00\n\n") == "two 100%"
     assert last_line(" \n\r") == last_line("") == ""
 

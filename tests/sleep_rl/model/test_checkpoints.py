@@ -19,7 +19,7 @@ IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
-def test_an_untouched_model_equals_its_base(family, base_checkpoint):
+def test_new_memory_keeps_base_outputs(family, base_checkpoint):
     base = AutoModelForCausalLM.from_pretrained(base_checkpoint(family)).eval()
     model = checkpoints.load(base_checkpoint(family), LEVELS["dense"])
     with torch.no_grad():
@@ -28,7 +28,7 @@ def test_an_untouched_model_equals_its_base(family, base_checkpoint):
 
 
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
-def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_checkpoint, tmp_path):
+def test_full_and_memory_checkpoints_round_trip(family, base_checkpoint, tmp_path):
     model = checkpoints.load(base_checkpoint(family), LEVELS["sparse"])
     fill_memory(model)
     checkpoints.save(model, make_tokenizer(), str(tmp_path / "full"))
@@ -48,7 +48,7 @@ def test_full_and_memory_checkpoints_give_the_same_model_again(family, base_chec
     assert all(".memory." in key for key in load_file(tmp_path / "memory" / memory_folder.MEMORY))
 
 
-def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_checkpoint, tmp_path):
+def test_expand_links_base_and_is_deterministic_in_seed(base_checkpoint, tmp_path):
     out = [
         checkpoints.expand(base_checkpoint(), str(tmp_path / str(i)), LEVELS["dense"], seed)
         for i, seed in enumerate((3, 3, 4))
@@ -64,7 +64,7 @@ def test_expanding_links_the_base_and_starts_the_same_for_the_same_seed(base_che
     assert checkpoints.expand(out[0], str(tmp_path / "again"), LEVELS["dense"]) == out[0]
 
 
-def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
+def test_memory_on_sleep_checkpoint_replaces_older_memory(
     base_checkpoint, sleep_checkpoint, tmp_path
 ):
     older = {
@@ -102,7 +102,7 @@ def test_a_memory_made_on_a_sleep_checkpoint_takes_the_place_of_the_older_one(
         )
 
 
-def test_a_hub_name_stays_a_name(base_checkpoint, tmp_path, monkeypatch):
+def test_hub_name_is_kept_in_pointer(base_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert memory_folder.root("Qwen/Qwen3-1.7B") == "Qwen/Qwen3-1.7B"
     memory_folder.save_memory(
@@ -119,7 +119,7 @@ def test_a_hub_name_stays_a_name(base_checkpoint, tmp_path, monkeypatch):
     assert memory_folder.root("here") == str(tmp_path / "here")
 
 
-def test_a_broken_write_leaves_the_earlier_checkpoint(base_checkpoint, tmp_path):
+def test_failed_write_keeps_earlier_checkpoint(base_checkpoint, tmp_path):
     model = checkpoints.load(base_checkpoint(), LEVELS["dense"])
     memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     before = (tmp_path / "memory" / memory_folder.MEMORY).read_bytes()
@@ -145,7 +145,7 @@ def one_line(error):
     return str(error.value)
 
 
-def test_missing_and_unreadable_checkpoints_are_one_line(base_checkpoint, tmp_path):
+def test_invalid_checkpoints_give_one_line_errors(base_checkpoint, tmp_path):
     with pytest.raises(InputError) as error:
         checkpoints.load(str(tmp_path / "nowhere"), LEVELS["dense"])
     assert "nowhere" in one_line(error)
@@ -161,7 +161,7 @@ def test_missing_and_unreadable_checkpoints_are_one_line(base_checkpoint, tmp_pa
     assert "qwen3, qwen2, llama" in one_line(error) and "gpt2" in one_line(error)
 
 
-def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, tmp_path):
+def test_memory_with_other_levels_is_refused(base_checkpoint, sleep_checkpoint, tmp_path):
     with pytest.raises(InputError) as error:
         checkpoints.load(sleep_checkpoint(), LEVELS["sparse"])
     assert "top_k" in one_line(error)
@@ -177,7 +177,7 @@ def test_memory_that_does_not_fit_is_refused(base_checkpoint, sleep_checkpoint, 
     one_line(error)
 
 
-def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkpoint, tmp_path):
+def test_different_vocabularies_are_refused(base_checkpoint, tmp_path):
     model = checkpoints.load(base_checkpoint(), LEVELS["dense"])
     memory_folder.save_memory(model, str(tmp_path / "memory"), base_checkpoint())
     pointer = tmp_path / "memory" / memory_folder.POINTER
@@ -191,7 +191,7 @@ def test_teacher_and_student_with_different_vocabularies_are_refused(base_checkp
     )
 
 
-def test_another_model_teaches_only_in_the_same_tokens(base_checkpoint, sleep_checkpoint, tmp_path):
+def test_other_teacher_needs_same_vocabulary(base_checkpoint, sleep_checkpoint, tmp_path):
     student = sleep_checkpoint("qwen3")
     tokenizer = checkpoints.load_tokenizer(student, 300)
     # the ids beyond the tokens pad the embedding, to any multiple
@@ -219,7 +219,7 @@ def test_another_model_teaches_only_in_the_same_tokens(base_checkpoint, sleep_ch
         assert one_line(error).endswith(wrong) and "need the same vocabulary" in str(error.value)
 
 
-def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
+def test_tokenizer_with_too_many_ids_is_refused(base_checkpoint):
     assert checkpoints.load_tokenizer(base_checkpoint(), 300).pad_token_id == PAD
     with pytest.raises(InputError) as error:
         checkpoints.load_tokenizer(base_checkpoint(), 100)
@@ -227,7 +227,7 @@ def test_a_tokenizer_with_more_ids_than_the_model_is_refused(base_checkpoint):
 
 
 @pytest.mark.parametrize("path", ["runs/none/memory/night-9", "/no/such", "./x", "a b", "../up"])
-def test_what_is_no_folder_and_no_hub_name_is_said_to_be_missing(path):
+def test_missing_folder_is_not_taken_for_hub_name(path):
     with pytest.raises(
         InputError,
         match=r"expected a checkpoint folder or a hub name, got no such folder$",

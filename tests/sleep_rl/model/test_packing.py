@@ -8,7 +8,7 @@ PROMPTS = [(5, 6), (7,), (8, 9, 10)]
 COMPLETIONS = [(20,), (21, 22, 23), (24, 25)]
 
 
-def test_each_completion_token_stands_behind_its_position():
+def test_positions_predict_completion_tokens():
     rows = PaddedRows.of(PROMPTS, COMPLETIONS, pad=3, device="cpu")
     assert rows.ids_BT.tolist() == [[5, 6, 20, 3, 3], [7, 21, 22, 23, 3], [8, 9, 10, 24, 25]]
     assert rows.mask_BT.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]

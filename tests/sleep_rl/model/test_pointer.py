@@ -40,7 +40,7 @@ def project(tmp_path):
 
 
 @pytest.mark.parametrize("moved", ["the run", "the project", "a copy of the project", "a link"])
-def test_a_moved_run_is_the_same_model(project, tmp_path, moved):
+def test_moved_run_loads_same_model(project, tmp_path, moved):
     want = logits(project / "runs" / "life" / "memory" / "night-1")
     run = tmp_path / "elsewhere" / "runs" / "life"
     if moved == "the run":
@@ -66,7 +66,7 @@ def test_a_moved_run_is_the_same_model(project, tmp_path, moved):
         assert torch.equal(logits(tmp_path / f"out-{path.name}"), want)
 
 
-def test_the_model_of_a_moved_run_is_its_last_night(project, tmp_path):
+def test_moved_run_resolves_to_last_night(project, tmp_path):
     run = project / "runs" / "life"
     assert resolve_model(str(run / "model")) == ResolvedModel(str(run / "model"), run, 1)
     shutil.move(project, tmp_path / "moved")
@@ -74,7 +74,7 @@ def test_the_model_of_a_moved_run_is_its_last_night(project, tmp_path):
     assert resolve_model(str(run / "model")).path == str(run / "memory" / "night-1")
 
 
-def test_a_base_that_is_gone_is_named(project, tmp_path):
+def test_missing_base_error_names_path(project, tmp_path):
     night = project / "runs" / "life" / "memory" / "night-1"
     shutil.rmtree(project / "cache")
     line = rf"night-1: expected its base at {project}/cache/base .memory.json., got no such folder$"
@@ -88,7 +88,7 @@ def test_a_base_that_is_gone_is_named(project, tmp_path):
         checkpoints.load(str(night))
 
 
-def test_the_absolute_path_comes_first_and_a_hub_name_is_none(tmp_path):
+def test_resolution_order_of_base(tmp_path):
     for place in ("a/base", "b/base", "a/run", "b/run"):
         (tmp_path / place).mkdir(parents=True)
     pointer = pointer_to(str(tmp_path / "a" / "base"), str(tmp_path / "a" / "run"))

@@ -8,7 +8,7 @@ import torch
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
 
-def test_digest_names_content():
+def test_digest_depends_on_dtype_shape_and_bytes():
     """Equal for tensor and array, different for another dtype, shape or byte."""
     t = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     assert digest(t) == digest(t.numpy()) == digest(t.clone()) == digest(t.T.contiguous().T)
@@ -28,7 +28,7 @@ def test_digest_names_content():
     assert digest(torch.tensor(1.0)) == digest(np.float32(1.0).reshape(()))
 
 
-def test_as_tensor_takes_read_only_arrays():
+def test_as_tensor_accepts_read_only_arrays():
     array = np.arange(6, dtype=np.float32)
     shared = as_tensor(array)
     array[0] = 7

@@ -138,19 +138,19 @@ def test_questions_about_sentences_are_answered_with_the_document():
     "question, reason",
     [("He bought a thing.", "no question"), ("What did he buy?", "names nothing")],
 )
-def test_bad_questions_are_dropped_with_their_reason(question, reason):
+def test_invalid_questions_are_dropped_with_reason(question, reason):
     run = teacher(kinds={"question": 1})
     run.questions = {"Edgar Pike": question}
     _, counts = written(run)
     assert counts.journal_fields()["dropped"] == {reason: 1, "not repeated": 1}
 
 
-def test_a_question_with_a_short_answer_is_asked_once():
+def test_question_with_short_answer_is_kept_once():
     _, counts = written(teacher(kinds={"question": 2}))
     assert counts.kinds["question"] == [6, 2] and counts.dropped["duplicate"] == 3
 
 
-def test_answers_that_the_document_does_not_help_are_dropped():
+def test_answers_without_gain_are_dropped():
     run = teacher(knows=("seaweed",), kinds={"question": 1})
     sequences, counts = written(run)
     assert counts.dropped["no gain"] == 1 and len(sequences) == 1
@@ -158,7 +158,7 @@ def test_answers_that_the_document_does_not_help_are_dropped():
     assert len(written(run)[0]) == 2
 
 
-def test_statements_to_complete_need_no_model():
+def test_statements_to_complete_need_no_samples():
     run = teacher(kinds={"complete": 1})
     sequences, counts = written(run)
     assert counts.kinds["complete"] == [9, 9] and run.asked == []
@@ -172,7 +172,7 @@ def test_statements_to_complete_need_no_model():
         )
 
 
-def test_neighbours_are_answered_by_the_untouched_model_without_the_document():
+def test_neighbours_are_answered_by_the_base_without_document():
     run = teacher(kinds={"neighbour": 1})
     sequences, counts = written(run)
     assert counts.kinds["neighbour"] == [3, 3]
@@ -185,7 +185,7 @@ def test_neighbours_are_answered_by_the_untouched_model_without_the_document():
         assert sequence.origin == Origin.UNCONDITIONAL and sequence.replay
 
 
-def test_a_share_is_written_in_the_other_form():
+def test_share_of_sequences_in_the_other_form():
     run = teacher(kinds={"complete": 20}, other_form=0.25)
     sequences, _ = written(run)
     raw = [s for s in sequences if s.bare_T != run.codec.bare]

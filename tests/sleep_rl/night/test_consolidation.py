@@ -45,7 +45,7 @@ def sample(texts, context, words, reason="stop"):
     return Sample((), context, ids, (-1.0,) * len(ids), reason, 0, "teacher", (1,) * len(ids))
 
 
-def test_contexts_split_and_baseline_rows(texts):
+def test_codec_contexts_split_and_baseline_rows(texts):
     document = Document("d", "x is y")
     assert texts.context(None) == (1,) and texts.context(document) == (1, *texts.ids("x is y"))
     assert texts.document(document) == (*texts.context(document), 2)
@@ -56,7 +56,7 @@ def test_contexts_split_and_baseline_rows(texts):
     assert texts.question(Question("q", "Q : who ? A :", "me")) == texts.ids("Q : who ? A :")
 
 
-def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
+def test_too_long_and_empty_documents_give_one_line_errors(texts):
     from sleep_rl.contracts.errors import InputError
 
     texts.check_fits([Document("ok", "a b c")], 18)
@@ -66,7 +66,7 @@ def test_a_document_that_does_not_fit_or_is_empty_is_named_in_one_line(texts):
         texts.check_fits([Document("void", " ")], 18)
 
 
-def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
+def test_requests_with_and_without_documents(texts):
     documents = (Document("a", "one"), Document("b", "two"))
 
     def requests_of(seed):
@@ -89,7 +89,7 @@ def test_the_teacher_is_asked_with_each_document_and_without_any(texts):
     assert unconditional_requests(texts, 0, random.Random(1)) == []
 
 
-def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted(texts):
+def test_filter_complete_counts_dropped_samples(texts):
     document = texts.context(Document("a", "one"))
     good = replace(sample(texts, document, "who ? A : me"), prompt_T=texts.opener)
     bad = [
@@ -116,7 +116,7 @@ def test_only_finished_sequences_with_an_answer_are_read_and_the_rest_is_counted
     assert (peer.peer, peer.replay) == (2, False)
 
 
-def test_draws_pass_over_everything_before_anything_comes_again():
+def test_epoch_sampler_draws_without_replacement():
     data = [TeacherSequence(Origin.DOCUMENT, (), (), (i,)) for i in range(7)]
     draw = EpochSampler(data, random.Random(0))
     for _ in range(3):
@@ -135,7 +135,7 @@ def test_draws_pass_over_everything_before_anything_comes_again():
         (3, 0.6, 0.5, 4),
     ],
 )
-def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, group):
+def test_shares_sum_to_the_batch(batch, replay, on_policy, group):
     config = toy(sleep={"batch": batch}, imitation={"group_size": group})
     s = Shares.of(config, replay, on_policy)
     student = (s.groups_new + s.groups_replay) * group
@@ -145,7 +145,7 @@ def test_shares_fill_the_batch_and_follow_the_config(batch, replay, on_policy, g
     assert abs(s.groups_replay * group + s.teacher_replay - replay * batch) <= group
 
 
-def test_prefixes_follow_their_law(texts):
+def test_distribution_of_prefixes(texts):
     config = toy(imitation={"prefix": [0.1, 0.7]})
     written, rng = TeacherSequence(Origin.DOCUMENT, (), (), tuple(range(20))), random.Random(1)
     lengths = Counter(cut(texts, written, config, rng).length for _ in range(6000))
@@ -155,7 +155,7 @@ def test_prefixes_follow_their_law(texts):
     assert short.tokens_T == (5,) and short.teacher_continuation_T == (6,)
 
 
-def test_student_rows_give_both_terms_of_equation_6_on_the_same_samples(texts):
+def test_student_rows(texts):
     config = toy(imitation={"group_size": 2})
     bare = texts.bare
     document = texts.context(Document("a", "one")) + texts.opener
@@ -199,7 +199,7 @@ def test_teacher_rows_hide_the_document_from_the_student(texts):
     assert row.completion_T == (20, 21, 2) and row.advantage is None and not row.behaviour_T
 
 
-def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts):
+def test_rows_have_the_temperature_of_their_sequence(texts):
     written = TeacherSequence(
         Origin.REHEARSED, texts.bare, texts.bare, (20, 21, 2), 1, (20,), temperature=0.5
     )
@@ -218,7 +218,7 @@ def test_rows_are_learned_at_the_temperature_that_what_was_written_carries(texts
     assert teacher_rows([replace(written, temperature=1.0)])[0].temperature == 1
 
 
-def test_reading_rows_show_the_document_to_both(texts):
+def test_reading_rows_have_the_document_for_both(texts):
     document = texts.context(Document("a", "one")) + texts.opener
     (row,) = reading_rows([TeacherSequence(Origin.DOCUMENT, document, texts.bare, (20, 21, 2), 1)])
     # empty: the teacher reads the same
@@ -226,7 +226,7 @@ def test_reading_rows_show_the_document_to_both(texts):
     assert row.completion_T == (20, 21, 2) and row.advantage is None and row.replay
 
 
-def test_documents_of_the_teachers_own_end_where_they_ask(texts):
+def test_synthetic_contexts_end_at_the_opener(texts):
     config = toy(reading={"synthetic_documents": 4})
     begun = synthetic_requests(texts, config, "1 0")
     assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len(
@@ -244,7 +244,7 @@ def test_documents_of_the_teachers_own_end_where_they_ask(texts):
     assert synthetic_contexts(texts, ended) == [(1, *words)] * 3
 
 
-def test_whole_rows_write_the_document_too(texts):
+def test_loss_of_synthetic_document_rows_covers_the_document(texts):
     """x of such a row is everything up to the answer; both read only what stands in front of every
     text.
     """
@@ -262,7 +262,7 @@ def test_whole_rows_write_the_document_too(texts):
     assert row.completion_T[row.x_length :] == answer and row.replay and row.teacher_T == ()
 
 
-def test_what_is_written_comes_back_from_plain_data(texts):
+def test_pack_round_trip(texts):
     data = [
         TeacherSequence(Origin.DOCUMENT, (1, 7, 8), (1,), (20, 2), 1),
         TeacherSequence(Origin.PEER, (1,), (1,), (21, 2), 1, (21,), 3, 0.1),
@@ -273,7 +273,7 @@ def test_what_is_written_comes_back_from_plain_data(texts):
     assert unpack(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 
 
-def test_answers_that_the_teacher_doubts_are_left_out(texts):
+def test_answers_with_low_confidence_are_dropped(texts):
     """By the probability of the answer, here two tokens and eos."""
     document, plain = texts.context(Document("a", "one")), texts.context(None)
     asked = texts.ids("what is x ? A :")

@@ -126,7 +126,7 @@ class Beside(Rollouts):
 
 @pytest.mark.parametrize("lag", [0, 1, 3])
 @pytest.mark.parametrize("slow", ["sample_s", "train_s", "push_s"])
-def test_every_round_is_trained_once_in_order_on_samples_that_are_recent_enough(lag, slow):
+def test_rounds_are_trained_once_in_order_within_the_lag(lag, slow):
     flow = Beside(lag, **{slow: 0.03})
     assert flow.live() == list(range(SIZE * COUNT))
     assert [e[1] for e in flow.events if e[0] == "sampled"] == list(range(COUNT))
@@ -147,7 +147,7 @@ class Waiting(Beside):
     alone = ()
 
 
-def test_sampling_and_training_of_neighbouring_rounds_run_at_the_same_time():
+def test_sampling_and_training_overlap():
     """So that a night takes as long as its slower side."""
     flow = Waiting(1)
     assert flow.live() == list(range(SIZE * COUNT))
@@ -163,7 +163,7 @@ def test_sampling_and_training_of_neighbouring_rounds_run_at_the_same_time():
         ("learner", "the loss is nan"),
     ],
 )
-def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
+def test_error_in_any_loop_ends_all(lag, fail, says):
     flow = Rollouts(lag, fail=fail)
     with pytest.raises(RunError, match=says):
         flow.live()
@@ -171,7 +171,7 @@ def test_an_error_on_any_side_ends_all_of_them(lag, fail, says):
     assert flow.held < COUNT
 
 
-def test_rollouts_that_never_answer_are_given_up():
+def test_missing_samples_raise_after_the_limit():
     given_up = threading.Event()
 
     class Silent(Rollouts):
@@ -189,7 +189,7 @@ def test_rollouts_that_never_answer_are_given_up():
 
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
-def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
+def test_run_with_lag_trains_all_nights(lag, tmp_path):
     config = changed(CONFIG, sleep={"steps": 6, "lag": lag}, run={"checkpoint_steps": 2})
     protocol, _, records = live_life(config, tmp_path, Crew)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
@@ -210,7 +210,7 @@ def test_a_life_with_rollouts_ahead_trains_the_same_nights(lag, tmp_path):
     ]
 
 
-def test_a_gap_between_sampler_and_learner_ends_the_run(tmp_path):
+def test_logprob_gap_ends_the_run(tmp_path):
     class Apart(Crew):
         step_metrics = Crew.step_metrics | {"logprob_gap": 0.3}
 

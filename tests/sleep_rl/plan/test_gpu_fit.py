@@ -29,7 +29,7 @@ def config(*overrides: str, name: str = "demo"):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_every_preset_passes_plan_without_a_hub(name, tmp_path):
+def test_every_preset_passes_plan_offline(name, tmp_path):
     """And begins with its own command."""
     words = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()[0].split()
     assert (
@@ -60,7 +60,7 @@ def test_every_preset_passes_plan_without_a_hub(name, tmp_path):
     assert render(p) and (p.config.wandb.mode, p.config.cluster.backend) == ("off", "ray")
 
 
-def test_the_presets_for_1_8_and_64_gpus_ask_for_so_many_and_fit_80_gb():
+def test_presets_for_1_8_and_64_gpus_fit_80_gb():
     assert set(SIZED) <= set(CONFIGS)
     for name, (count, base) in SIZED.items():
         c = config(name=name)
@@ -81,7 +81,7 @@ def test_the_presets_for_1_8_and_64_gpus_ask_for_so_many_and_fit_80_gb():
         assert not any("ranks" in note or "pass_tokens" in note for note in p.notes)
 
 
-def test_gpu_memory_by_hand():
+def test_gpu_loads():
     apart = plan(config("cluster.gpu_gb=80", name="gpu8_qwen3_8b"))
     rollout, learner = gpu_loads(apart)
     base, memory = 2 * 8_190_735_360, memory_bytes(apart.config, apart.base)
@@ -125,7 +125,7 @@ def test_gpu_memory_by_hand():
     assert "gpu memory" not in render(plan(config()))
 
 
-def test_gpu_memory_that_is_not_known_is_compared_with_gpus_that_there_are():
+def test_unknown_gpu_memory_is_compared_with_gpu_sizes():
     assert "; fits a GPU of 40 GB (rough)" in render(plan(config(name="gpu1")))
     assert "; fits a GPU of 80 GB (rough)" in render(
         plan(config("cluster.gpu_gb=null", name="gpu64_qwen3_8b"))
@@ -176,7 +176,7 @@ UNFIT = [
 @pytest.mark.parametrize(
     ("name", "overrides", "line"), UNFIT, ids=[f"{u[0]}-{u[1][0]}" for u in UNFIT]
 )
-def test_what_a_gpu_does_not_hold_is_one_line(name, overrides, line):
+def test_config_that_does_not_fit_a_gpu_gives_one_line_error(name, overrides, line):
     with pytest.raises(InputError) as caught:
         plan(config(*overrides, name=name))
     assert str(caught.value) == line

@@ -66,7 +66,7 @@ def refusal(*overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_small_shape_by_hand(checkpoint):
+def test_sizes_of_a_small_shape(checkpoint):
     small = (f"model.base={checkpoint(max_position_embeddings=512)}", *SMALL_ARGS, "sleep.batch=6")
     p = plan(config(*small, "learners.pass_tokens=256"))
     # layer: q 64, o 64, k 32, v 32, MLP 3 * 8 * 16, two norms 16, q and k norms 8; then the last
@@ -86,7 +86,7 @@ def test_a_small_shape_by_hand(checkpoint):
         assert plan(config(*small, f"learners.pass_tokens={budget}")).pass_tokens == tokens
 
 
-def test_zero_shards_what_its_stage_says(checkpoint):
+def test_zero_stages_shard_the_optimizer(checkpoint):
     base = f"model.base={checkpoint()}"
     sizes = [
         plan(
@@ -130,7 +130,7 @@ def test_samples_steps_and_actors_of_the_demo():
     assert p.seconds == pytest.approx(3 * seconds)
 
 
-def test_a_push_of_qwen3_8b_is_57_megabytes():
+def test_push_size_of_qwen3_8b():
     c = config(name="gpu8_qwen3_8b")
     p = plan(c)
     assert p.base.parameters == 8_190_735_360  # as on its model card
@@ -144,12 +144,12 @@ def test_a_push_of_qwen3_8b_is_57_megabytes():
     assert "published shape, as the hub is switched off" in text
 
 
-def test_published_shapes_count_as_published():
+def test_parameters_of_published_shapes():
     assert PUBLISHED["Qwen/Qwen3-1.7B"].parameters == 1_720_574_976
     assert PUBLISHED["meta-llama/Llama-3.1-8B"].parameters == 8_030_261_248
 
 
-def test_render_is_one_line_per_row(checkpoint):
+def test_render_has_one_line_per_row(checkpoint):
     for p in (
         plan(config()),
         plan(config(name="gpu1")),
@@ -160,13 +160,13 @@ def test_render_is_one_line_per_row(checkpoint):
     assert "world (the task's own small base): qwen3, 2 layers of 96" in render(plan(config()))
 
 
-def test_a_trained_base_in_the_cache_gives_the_shape(checkpoint, tmp_path):
+def test_cached_base_gives_the_shape(checkpoint, tmp_path):
     (tmp_path / "cache").mkdir()
     checkpoint("cache/world-0123", hidden_size=24)
     assert base_shape(config()).hidden == 24
 
 
-def test_a_memory_checkpoint_has_the_shape_of_its_base(checkpoint, tmp_path):
+def test_memory_folder_has_the_shape_of_its_base(checkpoint, tmp_path):
     base, memory = checkpoint(), tmp_path / "memory"
     memory.mkdir()
     levels = [{"experts": 3, "d_low": 2, "top_k": 3}]
@@ -203,12 +203,12 @@ BAD_CONFIGS = [
 @pytest.mark.parametrize(
     ("changes", "line"), BAD_CONFIGS, ids=[next(iter(c)) for c, _ in BAD_CONFIGS]
 )
-def test_a_bad_config_json_is_one_line(checkpoint, changes, line):
+def test_invalid_config_json_gives_one_line_error(checkpoint, changes, line):
     folder = checkpoint(**changes)
     assert refusal(f"model.base={folder}") == f"{folder}/{line}"
 
 
-def test_missing_and_unreadable_bases_are_one_line(checkpoint, tmp_path):
+def test_invalid_bases_give_one_line_errors(checkpoint, tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "file").touch()
     folder = checkpoint()
@@ -240,7 +240,7 @@ def test_missing_and_unreadable_bases_are_one_line(checkpoint, tmp_path):
     )
 
 
-def test_a_hub_that_is_down_is_no_traceback(monkeypatch):
+def test_unreachable_hub_gives_one_line_error(monkeypatch):
     def down(*_, **__):
         raise OSError("no route")
 
@@ -254,7 +254,7 @@ def test_a_hub_that_is_down_is_no_traceback(monkeypatch):
 @pytest.mark.parametrize(
     "vocab", [{"a": 0, "b": 11}, [[str(i), 0.0] for i in range(12)]], ids=["mapping", "unigram"]
 )
-def test_a_tokenizer_larger_than_the_base_is_refused(checkpoint, vocab):
+def test_tokenizer_larger_than_the_base_is_refused(checkpoint, vocab):
     folder = checkpoint()
     (folder / "tokenizer.json").write_text(
         json.dumps({"model": {"vocab": vocab}, "added_tokens": [{"id": 3}]})
@@ -298,11 +298,11 @@ MISFITS = [
 
 
 @pytest.mark.parametrize(("overrides", "line"), MISFITS, ids=[m[0][0] for m in MISFITS])
-def test_a_config_that_does_not_fit_the_base_is_one_line(overrides, line):
+def test_config_that_does_not_fit_the_base_gives_one_line_error(overrides, line):
     assert refusal(*overrides) == line
 
 
-def test_notes_say_what_deserves_a_look(monkeypatch):
+def test_notes(monkeypatch):
     monkeypatch.setattr(checks.os, "cpu_count", lambda: 2)
     notes = plan(
         config(
@@ -319,7 +319,7 @@ def test_notes_say_what_deserves_a_look(monkeypatch):
     )
 
 
-def test_counts_and_bytes_are_those_of_the_real_modules():
+def test_counts_and_bytes_equal_those_of_modules():
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -346,7 +346,7 @@ def test_counts_and_bytes_are_those_of_the_real_modules():
     assert own == replace(TASK_BASES["world"], memory=None)
 
 
-def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
+def test_plan_reads_the_data_and_refuses_impossible_counts(tmp_path):
     assert "task.world.known_people + task.days * task.world.people_per_day is at most" in refusal(
         "task.world.people_per_day=2000"
     )
@@ -377,7 +377,7 @@ def test_a_plan_reads_the_data_and_refuses_what_cannot_fit(tmp_path):
     )
 
 
-def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_path, checkpoint):
+def test_teachers_are_actors_and_missing_paths_are_refused(tmp_path, checkpoint):
     there = plan(config(f"model.teachers=[{checkpoint('a')},hub/name]"))
     assert [(a.role, a.count, a.cpus) for a in there.actors][1] == (
         "peer",
@@ -389,7 +389,7 @@ def test_other_teachers_are_actors_and_a_path_that_leads_nowhere_is_refused(tmp_
     )
 
 
-def test_a_critics_copies_are_counted_tensor_by_tensor():
+def test_bytes_of_critic_copies():
     torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 

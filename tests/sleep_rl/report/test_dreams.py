@@ -86,7 +86,7 @@ def numbers(text):
     ]
 
 
-def test_every_dream_has_one_state():
+def test_state_of_each_dream():
     assert [state(parse(d)) for d in DREAMS] == [
         "rewarded",
         "unrewarded",
@@ -119,7 +119,7 @@ def test_dreams_are_filtered_and_sorted(run, how, found):
     assert re.fullmatch(rf"{len(found)} of \d selected, 6 in total", text.splitlines()[-1])
 
 
-def test_a_line_holds_the_figures_and_the_next_one_the_text(run):
+def test_listing_has_a_line_of_figures_and_a_line_of_text(run):
     lines = listing(run, most=1).splitlines()
     assert lines[0].split() == [
         "night",
@@ -151,7 +151,7 @@ def test_a_line_holds_the_figures_and_the_next_one_the_text(run):
     assert "no eos token" in listing(run, only="failed")
 
 
-def test_bad_choices_are_named(run, tmp_path):
+def test_invalid_options_are_named(run, tmp_path):
     for how, line in (
         ({"only": "good"}, "--only: one of rewarded, unrewarded, rejected, failed, got good"),
         (
@@ -166,13 +166,13 @@ def test_bad_choices_are_named(run, tmp_path):
         dreams_of(tmp_path)
 
 
-def test_the_command_prints_the_list(run, capsys):
+def test_command_prints_the_listing(run, capsys):
     assert main(["dreams", str(run), "--only", "rewarded", "--most", "1"]) == 0
     assert numbers(capsys.readouterr().out) == [0]
     assert main(["dreams", str(run), "--only", "x"]) == 2
 
 
-def test_the_report_shows_the_best_the_worst_and_the_rejected(run):
+def test_report_shows_best_worst_and_rejected_dreams(run):
     html = section(entries(*DREAMS, ROUND))
     best, worst, rejected = (
         html.index("<h3>Best"),

@@ -43,7 +43,7 @@ def colours(picture):
         }, image.size
 
 
-def test_a_row_per_night_and_a_column_per_day():
+def test_rows_and_columns():
     rows = retention("sleep").history("sleep")
     assert [(row.label, [cell.value for cell in row.cells]) for row in rows] == [
         ("base", [1.0, 0.0, None]),
@@ -52,7 +52,7 @@ def test_a_row_per_night_and_a_column_per_day():
     ]
 
 
-def test_every_accuracy_has_its_colour_and_what_was_not_lived_is_grey():
+def test_colours_of_cells():
     found, _ = colours(png(retention("sleep")))
     cell = found[shade(0.75)]
     assert cell > 500
@@ -66,12 +66,12 @@ def test_every_accuracy_has_its_colour_and_what_was_not_lived_is_grey():
     assert found[FUTURE] / cell == pytest.approx(4, abs=0.5)
 
 
-def test_methods_stand_beside_each_other():
+def test_one_panel_per_method():
     one, two = colours(png(retention("sleep")))[1], colours(png(retention("sleep", "sft")))[1]
     assert two[0] == 2 * one[0] and two[1] == one[1]
 
 
-def test_a_long_life_stays_a_picture_of_sensible_size():
+def test_image_size_is_bounded():
     days = [f"day {n}" for n in range(1, 61)]
     records = [
         {

@@ -152,7 +152,7 @@ def page(tmp_path_factory):
     return text, Page(text)
 
 
-def test_the_headline_has_every_method_its_interval_and_the_mean_of_the_days(page):
+def test_headline_table(page):
     head, *rows = page[1].cells("result")
     assert head == [
         [],
@@ -180,7 +180,7 @@ def test_the_headline_has_every_method_its_interval_and_the_mean_of_the_days(pag
     assert [cell[0] for cell in rows[4][1:]] == ["–", "0.94", "0.98", "0.96"]
 
 
-def test_the_retention_matrix_greys_what_was_not_lived_yet(page):
+def test_retention_matrix_marks_later_days(page):
     sleep, sft = page[1].tables["heat"]
     look = [[(" ".join(text), kind) for kind, text in row] for row in sleep]
     assert look == [
@@ -199,7 +199,7 @@ def test_the_retention_matrix_greys_what_was_not_lived_yet(page):
     assert len(shades) == 2, "a high and a low number have different colours"
 
 
-def test_nothing_is_fetched_and_text_stays_text(page):
+def test_page_has_no_external_resources_and_escapes_texts(page):
     text, parsed = page
     assert "script" not in parsed.tags and "link" not in parsed.tags
     assert all(address.startswith("#") for address in parsed.addresses), parsed.addresses
@@ -213,7 +213,7 @@ def test_nothing_is_fetched_and_text_stays_text(page):
     )
 
 
-def test_answers_before_and_after_are_marked_right_and_wrong(page):
+def test_answers_are_marked_correct_or_wrong(page):
     answers, failures = page[1].tables["plain"]
     assert answers[1] == [
         ("", ["day 1"]),
@@ -228,7 +228,7 @@ def test_answers_before_and_after_are_marked_right_and_wrong(page):
     ]
 
 
-def test_curves_have_units_nights_and_say_what_is_missing(page):
+def test_curves_have_units_and_nights_and_missing_ones_are_named(page):
     text, _ = page
     titles = re.findall(r"<figure><h3>(.*?)</h3>", text)
     assert titles == [
@@ -254,7 +254,7 @@ def test_header_status_and_configuration(page):
     assert re.search(r"<details><summary>.*?</summary><pre>.*&#34;steps&#34;: 4", text, re.DOTALL)
 
 
-def test_an_unfinished_run_with_a_torn_line_still_gives_a_report(tmp_path):
+def test_report_of_an_unfinished_run_with_torn_line(tmp_path):
     live(tmp_path, done=False)
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"t": 17')
@@ -265,7 +265,7 @@ def test_an_unfinished_run_with_a_torn_line_still_gives_a_report(tmp_path):
     assert Page(text).cells("result")[1][0] == ["sleep", "after night 2"]
 
 
-def test_a_run_that_failed_in_its_first_seconds(tmp_path):
+def test_report_of_a_run_without_evaluations(tmp_path):
     journal = Journal(tmp_path / "metrics.jsonl")
     journal.log("run", task="world", model="tiny")
     journal.log("done", seconds=3, status="failed", reason="engine <died>")
@@ -276,7 +276,7 @@ def test_a_run_that_failed_in_its_first_seconds(tmp_path):
     )
 
 
-def test_days_ahead_do_not_count_in_the_mean(tmp_path):
+def test_mean_excludes_later_days(tmp_path):
     Journal(tmp_path / "metrics.jsonl").log(
         "evaluate", after="night 1", method="sleep", row={"known": 1, "day 1": 0.5, "day 2": 0.1}
     )
@@ -286,7 +286,7 @@ def test_days_ahead_do_not_count_in_the_mean(tmp_path):
 
 
 @pytest.mark.parametrize("content", [None, "", '{"t": 1, "ki'])
-def test_without_metrics_there_is_one_clear_line(tmp_path, content):
+def test_missing_metrics_give_one_line_error(tmp_path, content):
     if content is not None:
         (tmp_path / "metrics.jsonl").write_text(content)
     with pytest.raises(InputError) as caught:
@@ -295,7 +295,7 @@ def test_without_metrics_there_is_one_clear_line(tmp_path, content):
     assert not (tmp_path / "report.html").exists()
 
 
-def test_a_report_that_cannot_be_written_names_its_path(tmp_path):
+def test_unwritable_report_error_names_path(tmp_path):
     live(tmp_path)
     (tmp_path / "report.html").mkdir()
     with pytest.raises(RunError, match=r"cannot write the report .*report.html"):
@@ -342,7 +342,7 @@ def test_summary_shows_runs_that_stopped_early(tmp_path):
         summarize([tmp_path / "b"])
 
 
-def test_importing_the_modules_is_cheap_and_keeps_the_import_rules():
+def test_modules_have_no_heavy_imports():
     code = (
         "import sys, sleep_rl.journal.journal, sleep_rl.session.console, sleep_rl.report.page;"
         "import cluster.tracking.client;"

@@ -13,7 +13,7 @@ from sleep_rl.report.templates import render, shorten, static
 ROOT = Path(__file__).parents[3]
 
 
-def test_every_file_of_the_pages_is_package_data():
+def test_templates_and_static_files_are_package_data():
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
     folders = [*(ROOT / "sleep_rl").rglob("templates"), *(ROOT / "sleep_rl").rglob("static")]
     files = [file for folder in folders for file in folder.iterdir()]
@@ -25,7 +25,7 @@ def test_every_file_of_the_pages_is_package_data():
         assert any(fnmatch(name, pattern) for pattern in patterns), file
 
 
-def test_what_is_inserted_is_escaped_unless_it_is_markup():
+def test_values_are_escaped_unless_markup():
     rows = [("<b>", Markup("<i>"), 1)]
     html = render("failures.html", rows=rows)
     assert "&lt;b&gt;" in html and "<b>" not in html

@@ -63,7 +63,7 @@ def lives(monkeypatch, tmp_path):
     return run
 
 
-def test_every_row_changes_what_it_names_and_nothing_else():
+def test_rows_change_only_their_keys():
     rows = ablate.ablation_runs(
         DEMO,
         [
@@ -89,14 +89,14 @@ def test_every_row_changes_what_it_names_and_nothing_else():
     assert rows["no-sparsity"][0].config.model.top_k == whole["model.experts"]
 
 
-def test_rows_that_change_nothing_are_left_out_and_unknown_ones_refused():
+def test_unchanged_rows_are_skipped_and_unknown_ones_refused():
     rows = ablate.ablation_runs(DEMO, ["rehearsal.share=0"], [], 1)
     assert {"no-rehearsal", "no-sparsity", "one-level", "no-semantic-reward"} & set(rows) == set()
     with pytest.raises(InputError, match=r"--rows: allowed are whole, .* got no-sleep"):
         ablate.ablation_runs(DEMO, [], ["no-sleep"], 1)
 
 
-def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
+def test_runs_are_run_once_and_the_table_pools_answers(lives, capsys):
     command = ["ablate", "--seeds", "2", "--rows", "no-replay", DEMO, "run.name=a"]
     assert main(command) == 0
     assert lives.asked == ["a-whole-s0", "a-whole-s1", "a-no-replay-s0", "a-no-replay-s1"]
@@ -112,7 +112,7 @@ def test_runs_are_lived_once_and_the_table_pools_their_answers(lives, capsys):
     assert "runs/a-whole-s0: has a run with another configuration" in capsys.readouterr().err
 
 
-def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
+def test_failed_run_is_named_and_repeated(lives, capsys):
     lives.fail = ("b-no-replay-s1",)
     command = ["ablate", "--seeds", "2", "--rows", "no-replay", DEMO, "run.name=b"]
     assert main(command) == 0
@@ -125,7 +125,7 @@ def test_a_failed_run_is_a_named_gap_and_is_tried_again(lives, capsys):
     )
 
 
-def test_a_sweep_is_one_group_in_wandb_unless_another_is_given(lives):
+def test_wandb_group_of_an_ablation(lives):
     def groups(*more):
         return {
             run.config.wandb.group
@@ -139,12 +139,12 @@ def test_a_sweep_is_one_group_in_wandb_unless_another_is_given(lives):
     assert len(lives.asked) == 2, "what W&B is told makes no other life"
 
 
-def test_bad_counts_are_one_line(capsys):
+def test_invalid_counts_give_one_line_errors(capsys):
     assert main(["ablate", "--seeds", "0", DEMO]) == 2
     assert capsys.readouterr().err == "sleep-rl: --seeds: at least 1, got 0\n"
 
 
-def test_forms_of_deeper_questions_have_columns_of_their_own(tmp_path):
+def test_forms_of_deeper_questions_are_columns(tmp_path):
     folders = []
     for seed, reversed_ in ((0, 0.5), (1, 1.0)):
         folder = tmp_path / f"r{seed}"

@@ -26,7 +26,7 @@ def continued(model, ids, most=8):
     return make_tokenizer().decode(out[len(ids) :], skip_special_tokens=True).strip()
 
 
-def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkpoint):
+def test_answers_of_base_and_model(base_checkpoint, sleep_checkpoint):
     base = AutoModelForCausalLM.from_pretrained(base_checkpoint()).eval()
     pair, model = Comparison(sleep_checkpoint(), 8, 0.0, 0), checkpoints.load(sleep_checkpoint())
     for prompt in (PROMPT, "yes no yes"):
@@ -35,14 +35,14 @@ def test_before_is_the_base_and_after_is_the_model(base_checkpoint, sleep_checkp
         assert (before, after) == (continued(base, ids), continued(model, ids)) and before != after
 
 
-def test_a_sampled_answer_is_the_same_for_the_same_seed(sleep_checkpoint):
+def test_sampling_is_deterministic_in_seed(sleep_checkpoint):
     first, again, other = (
         Comparison(sleep_checkpoint(), 12, 1.0, seed).ask(PROMPT) for seed in (3, 3, 4)
     )
     assert first == again and first != other
 
 
-def test_prompts_and_lines_are_answered_in_two_columns(sleep_checkpoint, capsys, monkeypatch):
+def test_prompts_and_piped_lines_are_answered_in_two_columns(sleep_checkpoint, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "70")
     assert (
         main(
@@ -67,9 +67,7 @@ def test_prompts_and_lines_are_answered_in_two_columns(sleep_checkpoint, capsys,
     )
 
 
-def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_nothing(
-    sleep_checkpoint, capsys, monkeypatch
-):
+def test_typed_lines_and_too_long_prompt(sleep_checkpoint, capsys, monkeypatch):
     typed = iter(["yes " * 300, "no"])
 
     def read(_):
@@ -86,9 +84,7 @@ def test_typed_lines_end_with_the_input_and_a_prompt_that_does_not_fit_ends_noth
     )
 
 
-def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
-    sleep_checkpoint, tmp_path
-):
+def test_chat_template_or_one_bos_token(sleep_checkpoint, tmp_path):
     model = checkpoints.load(sleep_checkpoint())
     tokenizer = make_tokenizer()
     tokenizer.chat_template = (
@@ -116,23 +112,23 @@ def test_a_chat_template_is_used_and_else_a_bos_token_stands_in_front_once(
         (["--prompt", "yes" + 299 * " yes"], "a prompt of 1 to 255 tokens is needed, got 300"),
     ],
 )
-def test_what_cannot_be_asked_is_one_line(options, said, sleep_checkpoint, capsys):
+def test_invalid_arguments_give_one_line_errors(options, said, sleep_checkpoint, capsys):
     assert main(["chat", sleep_checkpoint(), *options]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") == 1
 
 
-def test_a_plain_base_has_nothing_to_compare(base_checkpoint, capsys):
+def test_plain_base_is_refused(base_checkpoint, capsys):
     assert main(["chat", base_checkpoint(), "--prompt", "no"]) == 2
     assert "a sleep checkpoint is needed" in capsys.readouterr().err
 
 
-def test_a_locked_memory_says_the_same_twice(sleep_checkpoint):
+def test_locked_memory_gives_equal_answers(sleep_checkpoint):
     pair = Comparison(sleep_checkpoint("qwen3", "locked"), 8, 0.0, 0)
     assert len(set(pair.ask(PROMPT))) == 1 and len(memory_levels(pair.model)) == 2
 
 
-def test_columns_are_as_wide_as_they_must_be():
+def test_width_of_columns():
     assert side_by_side(("a", "b"), ("one two three", ""), 23) == [
         "a       | b",
         "-       | -",

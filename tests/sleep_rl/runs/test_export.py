@@ -106,7 +106,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 
 @pytest.mark.stack  # a process that imports transformers and no package of ours
-def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path):
+def test_exported_model_is_equal_and_self_contained(tmp_path):
     """From a run (of a base in several files), a memory folder and a full checkpoint; each in
     another family.
     """
@@ -147,7 +147,7 @@ def test_what_is_exported_is_the_same_model_without_run_base_or_package(tmp_path
         assert ids == make_tokenizer()("yes and no")["input_ids"]
 
 
-def test_the_card_says_what_the_record_says_and_whose_disk_it_was_not(base_checkpoint, tmp_path):
+def test_model_card_has_results_and_no_local_paths(base_checkpoint, tmp_path):
     make_run(tmp_path / "run", base_checkpoint(), records=True)
     text = (Path(export(str(tmp_path / "run"), str(tmp_path / "mine"))) / "README.md").read_text()
     for line in (
@@ -173,7 +173,7 @@ def test_the_card_says_what_the_record_says_and_whose_disk_it_was_not(base_check
         assert secret not in text
 
 
-def test_the_card_of_an_earlier_night_does_not_tell_of_later_ones(base_checkpoint, tmp_path):
+def test_model_card_of_an_earlier_night(base_checkpoint, tmp_path):
     make_run(tmp_path / "run", base_checkpoint(), records=True)
     out = export(str(tmp_path / "run" / "memory" / "night-1"), str(tmp_path / "out"))
     text = (Path(out) / "README.md").read_text()
@@ -181,12 +181,12 @@ def test_the_card_of_an_earlier_night_does_not_tell_of_later_ones(base_checkpoin
     assert "night 2" not in text and "day2" not in text and "joint" not in text
 
 
-def test_a_checkpoint_without_a_run_has_a_card_without_figures(sleep_checkpoint, tmp_path):
+def test_model_card_without_run(sleep_checkpoint, tmp_path):
     text = (Path(export(sleep_checkpoint(), str(tmp_path / "out"))) / "README.md").read_text()
     assert "## Use" in text and "## Retention" not in text and "## Configuration" not in text
 
 
-def test_nothing_that_is_there_is_written_over(sleep_checkpoint, tmp_path, capsys):
+def test_existing_target_is_refused(sleep_checkpoint, tmp_path, capsys):
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_text("mine")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
@@ -200,7 +200,7 @@ def test_nothing_that_is_there_is_written_over(sleep_checkpoint, tmp_path, capsy
     )
 
 
-def test_a_folder_that_comes_in_between_is_left_alone(tmp_path):
+def test_target_created_meanwhile_is_kept(tmp_path):
     with (
         pytest.raises(RunError, match="cannot be written"),
         memory_folder.atomic_checkpoint(str(tmp_path / "out"), replace=False),
@@ -210,7 +210,7 @@ def test_a_folder_that_comes_in_between_is_left_alone(tmp_path):
     assert os.listdir(tmp_path) == ["out"] and os.listdir(tmp_path / "out") == ["theirs"]
 
 
-def test_a_full_disk_leaves_nothing_behind(sleep_checkpoint, tmp_path):
+def test_full_disk_leaves_no_folder(sleep_checkpoint, tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (65536, limits[1]))
     try:
@@ -221,7 +221,9 @@ def test_a_full_disk_leaves_nothing_behind(sleep_checkpoint, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_cannot_be_exported_is_one_line(base_checkpoint, sleep_checkpoint, tmp_path, capsys):
+def test_invalid_checkpoints_give_one_line_errors(
+    base_checkpoint, sleep_checkpoint, tmp_path, capsys
+):
     empty, run, damaged = tmp_path / "empty", tmp_path / "run", tmp_path / "damaged"
     empty.mkdir()
     Journal(run / "metrics.jsonl").close()

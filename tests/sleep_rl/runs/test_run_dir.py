@@ -25,7 +25,7 @@ def folder(tmp_path):
     return tmp_path
 
 
-def test_an_unchanged_run_comes_back_with_its_config_and_wandb_id(folder):
+def test_read_returns_config_and_wandb_id(folder):
     config, task, wandb = run_dir.read(folder, [], [])
     assert config == CONFIG and task.days() == make_task(CONFIG).days() and len(wandb) == 8
     assert run_dir.read(folder, [], [])[2] == wandb
@@ -44,13 +44,13 @@ def test_an_unchanged_run_comes_back_with_its_config_and_wandb_id(folder):
         "run.cache=/moved/cache",
     ],
 )
-def test_where_and_how_fast_a_run_goes_on_is_free(folder, override):
+def test_mutable_keys_may_change(folder, override):
     section, name = override.partition("=")[0].split(".")
     before, (config, _, _) = getattr(CONFIG, section), run_dir.read(folder, [override], [])
     assert getattr(getattr(config, section), name) != getattr(before, name)
 
 
-def test_a_key_that_results_depend_on_must_be_named(folder):
+def test_changed_key_needs_accept(folder):
     with pytest.raises(
         InputError, match=r"sleep.steps changed since the run began; --accept sleep.steps resumes"
     ):
@@ -60,7 +60,7 @@ def test_a_key_that_results_depend_on_must_be_named(folder):
         run_dir.read(folder, ["sleep.stepps=5"], [])
 
 
-def test_a_record_has_the_chosen_tasks_section_and_goes_on_as_ever(folder):
+def test_metadata_has_only_the_section_of_the_chosen_task(folder):
     """What is not in the record is compared as well: the defaults of the other tasks."""
     stored = json.loads((folder / run_dir.FILE).read_text())["config"]["task"]
     assert stored.keys() == {"name", "days", "order_seed", "base_text", "world"}
@@ -77,7 +77,7 @@ def test_a_record_has_the_chosen_tasks_section_and_goes_on_as_ever(folder):
         run_dir.read(folder, [override], named.split(","))
 
 
-def test_changed_data_must_be_named(folder):
+def test_changed_data_needs_accept(folder):
     other = replace(CONFIG, run=replace(CONFIG.run, seed=1))
     text = (folder / run_dir.FILE).read_text()
     (folder / run_dir.FILE).write_text(
@@ -89,7 +89,7 @@ def test_changed_data_must_be_named(folder):
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}", '{"config": {}}'])
-def test_a_folder_without_a_sound_identity_is_one_line(tmp_path, content):
+def test_invalid_metadata_gives_one_line_error(tmp_path, content):
     if content is not None:
         (tmp_path / run_dir.FILE).write_text(content)
     with pytest.raises(InputError, match=r"expected the folder of a run with run.json") as caught:
@@ -97,12 +97,12 @@ def test_a_folder_without_a_sound_identity_is_one_line(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
-def test_a_full_disk_is_one_line(tmp_path):
+def test_full_disk_gives_one_line_error(tmp_path):
     with pytest.raises(RunError, match=r"run.json: cannot be written"):
         run_dir.write(tmp_path / "none", CONFIG, make_task(CONFIG))
 
 
-def test_only_one_process_lives_in_a_run(tmp_path):
+def test_lock_excludes_other_processes(tmp_path):
     code = (
         "from pathlib import Path; from sleep_rl.runs import run_dir\n"
         f"with run_dir.alone(Path({str(tmp_path)!r})): print('in')"
@@ -122,7 +122,7 @@ def test_only_one_process_lives_in_a_run(tmp_path):
     assert other().stdout == "in\n"  # the lock went with its holder
 
 
-def test_whoever_only_asks_keeps_nobody_out(folder):
+def test_held_does_not_block_alone(folder):
     """A page that watches a run asks every two seconds, by taking the lock for an instant."""
     asking = open(folder / run_dir.LOCK, "w")  # noqa: SIM115 - closed by the timer
     fcntl.flock(asking, fcntl.LOCK_SH)

@@ -32,7 +32,7 @@ def evaluation(after, method, row, t, open_book=None):
     }
 
 
-def test_a_log_gets_few_plain_lines_without_control_characters(monkeypatch):
+def test_log_file_gets_plain_lines(monkeypatch):
     # set by some CI systems: colour codes must not reach the log all the same
     monkeypatch.setenv("FORCE_COLOR", "1")
     console, stream = plain()
@@ -47,7 +47,7 @@ def test_a_log_gets_few_plain_lines_without_control_characters(monkeypatch):
     assert not re.search(r"[\x00-\x09\x0b-\x1f]", stream.getvalue())
 
 
-def test_progress_lines_say_count_rate_time_left_and_note(monkeypatch):
+def test_progress_lines_have_count_rate_time_left_and_note(monkeypatch):
     console, stream = plain(every=0.0)
     began = console_module._Phase("seeding", 4, began=100.0, reported=100.0)
     monkeypatch.setattr(console_module, "_Phase", lambda name, total: began)
@@ -57,7 +57,7 @@ def test_progress_lines_say_count_rate_time_left_and_note(monkeypatch):
     assert stream.getvalue().splitlines()[1] == "seeding: 2/4, 8.0/s, 0.2 s left, loss 0.5"
 
 
-def test_a_wait_of_unknown_length_and_one_that_fails():
+def test_phase_without_total_and_failed_phase():
     console, stream = plain()
     with console.phase("loading the engine"):
         pass
@@ -73,7 +73,7 @@ def test_a_wait_of_unknown_length_and_one_that_fails():
     assert re.fullmatch(r"sampling: stopped in [\d.:]+ (s|min), 3/9, [\d,.]+(/s| s each)", lines[3])
 
 
-def test_the_innermost_open_phase_is_known():
+def test_current_is_the_innermost_phase():
     console = Console(io.StringIO())
     assert console.current() == ""
     with console.phase("night 1"):
@@ -83,13 +83,13 @@ def test_the_innermost_open_phase_is_known():
     assert console.current() == ""
 
 
-def test_markup_in_names_is_not_interpreted_and_long_lines_are_not_wrapped():
+def test_markup_is_not_interpreted_and_lines_are_not_wrapped():
     console, stream = plain()
     console.say("[bold]x[/bold] [/oops] " + "y" * 400)
     assert stream.getvalue() == "[bold]x[/bold] [/oops] " + "y" * 400 + "\n"
 
 
-def test_a_terminal_gets_bars_and_is_left_clean(monkeypatch):
+def test_terminal_gets_progress_bars_and_is_restored(monkeypatch):
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLUMNS", "120")
     reader, writer = pty.openpty()
@@ -113,7 +113,7 @@ def test_a_terminal_gets_bars_and_is_left_clean(monkeypatch):
     assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") >= 1  # the cursor is visible again
 
 
-def test_nights_evaluations_and_the_end_through_the_journal(tmp_path):
+def test_console_as_journal_sink(tmp_path):
     console, stream = plain()
     journal = Journal(tmp_path / "m.jsonl", [console])
     journal.log("run", task="world", model="tiny")
@@ -176,7 +176,7 @@ def test_nights_evaluations_and_the_end_through_the_journal(tmp_path):
     ) and re.search(r"open book +- +0\.97 +-", final)
 
 
-def test_the_table_shows_the_newest_row_of_each_method():
+def test_table_has_the_newest_row_of_each_method():
     console, stream = plain()
     for t, (after, method, value) in enumerate(
         [("night 1", "sft", 0.3), ("night 1", "sleep", 0.8), ("night 2", "sleep", 0.7)]
@@ -191,7 +191,7 @@ def test_the_table_shows_the_newest_row_of_each_method():
     assert table.index("sleep") < table.index("plain SFT")
 
 
-def test_the_table_of_a_resumed_run_holds_what_was_measured_before():
+def test_table_of_a_resumed_run_has_earlier_rows():
     console, stream = plain()
     console.recall(
         [
@@ -204,13 +204,13 @@ def test_the_table_of_a_resumed_run_holds_what_was_measured_before():
     assert re.search(r"sleep +night 2 +0\.75 +0\.60 +0\.50", stream.getvalue())
 
 
-def test_an_open_book_measurement_is_one_line():
+def test_open_book_evaluation_is_one_line():
     console, stream = plain()
     console.log(evaluation("night 1", "sleep", {}, 0, open_book={"day 2": 0.98}))
     assert stream.getvalue() == "open book, night 1: day 2 0.98\n"
 
 
-def test_a_failed_run_says_why():
+def test_failed_run_shows_the_reason():
     console, stream = plain()
     console.log(
         {
@@ -224,7 +224,7 @@ def test_a_failed_run_says_why():
     assert stream.getvalue() == "failed after 3.0 s: loss is NaN at step 7\n"
 
 
-def test_names_that_the_stream_cannot_encode_do_not_stop_a_run():
+def test_unencodable_names_are_replaced():
     raw = io.BytesIO()
     console = Console(io.TextIOWrapper(raw, encoding="ascii"))
     console.say("day é")

@@ -8,7 +8,7 @@ import pytest
 from sleep_rl.session.rehearsal_index import DECAY, MIN_DIVERGENCE, RehearsalIndex
 
 
-def test_the_prompts_written_most_often_are_kept_each_once():
+def test_most_frequent_prompts_are_indexed_once():
     index = RehearsalIndex()
     index.add(1, [(5, 6), (7,), (5, 6), (8,), (7,), (5, 6)], limit=2)
     assert index.prompts == {(5, 6): 1, (7,): 1}
@@ -16,7 +16,7 @@ def test_the_prompts_written_most_often_are_kept_each_once():
     assert index.prompts == {(5, 6): 1, (7,): 1, (9,): 2}  # a prompt stays with its first night
 
 
-def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
+def test_prompts_are_drawn_in_proportion_to_divergence():
     index = RehearsalIndex()
     index.add(1, [(1,), (2,), (3,), (4,)], limit=4)
     index.update((1,), 0.9)
@@ -30,14 +30,14 @@ def test_prompts_are_drawn_in_proportion_to_what_is_not_taken_over():
         assert drawn[x] / 20_000 == pytest.approx(weight / sum(want.values()), abs=0.01)
 
 
-def test_a_divergence_is_a_running_mean():
+def test_divergence_is_a_moving_average():
     index = RehearsalIndex()
     index.update((1,), 1.0)
     index.update((1,), 0.0)
     assert index.divergence[(1,)] == pytest.approx(DECAY)
 
 
-def test_rounding_below_zero_leaves_prompts_alike():
+def test_negative_rounding_gives_equal_weights():
     index = RehearsalIndex()
     index.add(1, [(1,), (2,)], limit=2)
     index.update((1,), -1e-9)
@@ -47,7 +47,7 @@ def test_rounding_below_zero_leaves_prompts_alike():
     )
 
 
-def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing():
+def test_uniform_rehearsal_and_empty_index():
     index = RehearsalIndex(by_divergence=False)
     assert index.draw(3, random.Random(0)) == []
     index.add(1, [(1,), (2,)], limit=2)
@@ -55,7 +55,7 @@ def test_uniform_rehearsal_ignores_divergence_and_an_empty_index_gives_nothing()
     assert index.weights([(1,), (2,)]) == [1.0, 1.0]
 
 
-def test_every_prompt_is_answered_once_before_any_is_drawn_again():
+def test_every_prompt_is_drawn_once_if_the_count_suffices():
     """What no answer is written to is not rehearsed, however little weight it has."""
     index = RehearsalIndex()
     index.add(1, [(n,) for n in range(20)], 20)

@@ -38,9 +38,7 @@ def whole_life(tmp_path_factory):
 
 
 @pytest.mark.stack  # a life for each of its calls: too long for `make quick`
-def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(
-    whole_life, tmp_path, capsys
-):
+def test_run_killed_at_any_call_resumes_to_the_same_result(whole_life, tmp_path, capsys):
     whole, want = whole_life
     assert want.calls > 100
     gone_on = set()
@@ -59,7 +57,7 @@ def test_a_life_killed_at_any_call_ends_like_one_that_was_never_killed(
     assert gone_on == {(2, 5), (4, 5)}
 
 
-def test_a_life_killed_again_and_again_still_ends(whole_life, tmp_path, capsys):
+def test_run_killed_repeatedly_still_ends(whole_life, tmp_path, capsys):
     (whole, want), cut, deaths = whole_life, tmp_path / "cut", 0
     cut.mkdir()
     while True:
@@ -86,7 +84,7 @@ def hurt(at, damage):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_passed_over(damage, whole_life, tmp_path):
+def test_damaged_checkpoint_is_skipped(damage, whole_life, tmp_path):
     shutil.copytree(whole_life[0], tmp_path, dirs_exist_ok=True)
     states = sorted((tmp_path / "state").iterdir())
     # two are kept, nothing half-written lies about
@@ -111,7 +109,7 @@ def cut_in_a_night(tmp_path_factory):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(
+def test_damaged_partial_checkpoint_is_skipped_and_the_night_restarts(
     damage, whole_life, cut_in_a_night, tmp_path, capsys
 ):
     (whole, want), folder = whole_life, tmp_path / "cut"
@@ -126,7 +124,7 @@ def test_a_damaged_part_is_passed_over_and_the_night_begins_anew(
     assert again.resumed == [] and again.weights == want.weights and lines(folder) == lines(whole)
 
 
-def test_a_part_of_another_night_is_one_line(cut_in_a_night, tmp_path, capsys):
+def test_partial_checkpoint_of_another_night_gives_one_line_error(cut_in_a_night, tmp_path, capsys):
     shutil.copytree(cut_in_a_night, tmp_path, dirs_exist_ok=True)
     at = Path(newest(tmp_path).partial.learner).parent
     driver = json.loads((at / DRIVER).read_text())
@@ -144,7 +142,7 @@ def test_a_part_of_another_night_is_one_line(cut_in_a_night, tmp_path, capsys):
     continue_life(tmp_path)
 
 
-def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(
+def test_full_disk_gives_one_line_error_and_keeps_earlier_checkpoints(
     whole_life, tmp_path, monkeypatch
 ):
     shutil.copytree(whole_life[0], tmp_path, dirs_exist_ok=True)
@@ -171,7 +169,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_earlier_checkpoints(
     assert newest(tmp_path) == before
 
 
-def test_stages_have_names(whole_life):
+def test_names_of_stages(whole_life):
     names = list(newest(whole_life[0]).results)
     assert names[:7] == [
         "begin",
@@ -220,7 +218,7 @@ def without_gate():
     ],
     ids=["gate on", "gate off", "baseline on", "baseline off"],
 )
-def test_a_resume_with_other_stages_is_one_line_and_skips_no_night(
+def test_resume_with_other_stages_is_refused_and_skips_no_night(
     first, then, says, tmp_path, capsys
 ):
     """However far the life was when it was cut off: either it ends as one that was never cut off

@@ -46,13 +46,13 @@ def task(files):
     return Arc(*files, days=2, puzzles_per_day=2)
 
 
-def test_grids_are_read_as_they_are_written():
+def test_grid_text_round_trip():
     assert render(GRID) == "1 2 3\n4 5 6" and parse(render(GRID)) == GRID
     assert parse("1 2 3\n4 5 6\n\nInput:\n7") == GRID
     assert [parse(text) for text in ("", "a b", "1 2\n3", "10 1\n2 3", "x 1", "² 1")] == [None] * 6
 
 
-def test_each_transformation_does_what_it_says():
+def test_transformations():
     made = {
         name: change(GRID)
         for kind in augmentations(random.Random(0)).values()
@@ -88,7 +88,7 @@ def test_each_transformation_does_what_it_says():
     assert counts == {"basic": 11, "size": 3, "chain": 6, "repeat": 3}
 
 
-def test_a_view_can_be_taken_back():
+def test_view_is_invertible():
     rng = random.Random(0)
     for turn in ("", *TURNS):
         view = random_view(3, rng, turn)
@@ -113,14 +113,14 @@ def test_a_view_can_be_taken_back():
         ({"num_train_epochs": 1000}, f"steps, more than {MOST_STEPS}"),
     ],
 )
-def test_what_is_no_recipe_is_a_failure_with_its_reason(task, change, reason):
+def test_invalid_recipe_is_a_failure_with_reason(task, change, reason):
     [one, _] = task.dream_tasks(task.days()[0])
     dream = "no idea" if change is None else json.dumps(RECIPE | change)
     failed = task.lesson(one, dream)
     assert isinstance(failed, Failure) and reason in failed.reason and failed.where == "dream"
 
 
-def test_a_recipe_trains_on_puzzles_that_leave_examples_out(task, files):
+def test_sub_puzzles_leave_examples_out(task, files):
     [one, _] = task.dream_tasks(task.days()[0])
     lesson = task.lesson(one, f"Here: {json.dumps(RECIPE)} and more")
     assert (lesson.lr, lesson.epochs) == (1e-4, 2)
@@ -141,7 +141,7 @@ def test_a_recipe_trains_on_puzzles_that_leave_examples_out(task, files):
     }
 
 
-def test_every_family_adds_its_augmentations_up_to_the_limit(files):
+def test_families_add_augmentations_up_to_the_limit(files):
     [first, *_] = read_puzzles(*files)
     sizes = {
         kind: len(sub_puzzles(first, FineTuningRecipe((kind,), False, 1e-4, 1)))
@@ -156,7 +156,7 @@ def test_every_family_adds_its_augmentations_up_to_the_limit(files):
     )
 
 
-def test_tau_is_one_where_every_test_wins_the_vote_in_two_attempts(task):
+def test_tau_requires_every_test_in_two_attempts(task):
     for one in (t for day in task.days() for t in task.dream_tasks(day)):
         right = [q.answer for q in one.questions]
         assert task.tau(one, right) == 1.0 and task.tau(one, ["0"] * len(right)) == 0.0
@@ -171,7 +171,7 @@ def test_tau_is_one_where_every_test_wins_the_vote_in_two_attempts(task):
         assert len(right) == 3 * tests
 
 
-def test_questions_grades_and_what_is_missing(task):
+def test_questions_grades_and_missing_base(task):
     assert isinstance(task, Dreamer) and task.known() == ()
     [question, *_] = task.days()[0].questions
     assert question.prompt.endswith(MARKER) and question.prompt.count(OPENER) == 4
@@ -184,7 +184,7 @@ def test_questions_grades_and_what_is_missing(task):
         task.base_checkpoint(".", 0, None)
 
 
-def test_bad_files_are_one_line(tmp_path, files):
+def test_invalid_files_give_one_line_errors(tmp_path, files):
     for content in (
         "",
         "[]",
@@ -203,7 +203,7 @@ def test_bad_files_are_one_line(tmp_path, files):
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="ARC's puzzles are not beside this checkout")
-def test_seals_training_puzzles():
+def test_seal_training_puzzles():
     names = [
         "arc-agi_training_challenges_filtered_1B_training_set.json",
         "arc-agi_training_solutions_filtered_1B_training_set.json",

@@ -61,7 +61,7 @@ def labelled(document) -> list[tuple[str, str]]:
     return [tuple(text.split(" => ")) for text in document.text.split("\n")]
 
 
-def test_days_bring_classes_in_order_of_first_appearance(task):
+def test_days_have_classes_in_order_of_first_appearance(task):
     assert [day.name for day in task.days()] == ["day1", "day2"]
     answers = [list(dict.fromkeys(q.answer for q in day.questions)) for day in task.days()]
     assert answers == [["book flight", "tire pressure"], ["w2", "credit limit"]]
@@ -70,7 +70,7 @@ def test_days_bring_classes_in_order_of_first_appearance(task):
     assert all(q.document == "" for q in task.known())
 
 
-def test_every_training_utterance_of_a_day_stands_in_exactly_one_document(task):
+def test_every_utterance_is_in_one_document(task):
     for day, labels in zip(task.days(), (LABELS[:2], LABELS[2:4]), strict=True):
         written = [example for document in day.documents for example in labelled(document)]
         expected = [(u, label.replace("_", " ")) for u, label in pairs(0, 10) if label in labels]
@@ -83,7 +83,7 @@ def test_every_training_utterance_of_a_day_stands_in_exactly_one_document(task):
         )
 
 
-def test_an_example_stands_on_as_many_pages_as_asked_each_time_beside_others(path, task):
+def test_pages_per_example(path, task):
     once, thrice = (
         task.days()[0],
         Classify(
@@ -104,7 +104,7 @@ def test_an_example_stands_on_as_many_pages_as_asked_each_time_beside_others(pat
     assert thrice.documents[: len(once.documents)] == once.documents
 
 
-def test_questions_are_test_utterances_with_a_document_that_shows_their_class(task):
+def test_questions_name_a_document_with_their_class(task):
     train = {u for u, _ in pairs(0, 10)}
     asked = [q for day in task.days() for q in day.questions]
     assert len({q.id for q in [*asked, *task.known()]}) == len(asked) + len(task.known())
@@ -119,7 +119,7 @@ def test_questions_are_test_utterances_with_a_document_that_shows_their_class(ta
             assert q.answer in {label for _, label in labelled(documents[q.document])}
 
 
-def test_order_seed_permutes_the_classes_and_nothing_else(path):
+def test_order_seed_permutes_classes_only(path):
     def order(seed):
         days = Classify(path, days=3, classes_per_day=2, order_seed=seed).days()
         return [list(dict.fromkeys(q.answer for q in day.questions)) for day in days]
@@ -135,7 +135,7 @@ def test_test_per_class_limits_the_questions(path):
     assert [len(day.questions) for day in days] == [2, 2]
 
 
-def test_baselines_train_on_labels_of_the_day_or_of_everything(task):
+def test_baseline_texts(task):
     day = task.sft_texts(task.days()[0])
     assert len(day) == 20 and {text.completion for text in day} == {
         " book flight",
@@ -145,7 +145,7 @@ def test_baselines_train_on_labels_of_the_day_or_of_everything(task):
     assert len(task.joint_texts()) == 60 and set(day) < set(task.joint_texts())
 
 
-def test_only_the_whole_label_counts(task):
+def test_grade_requires_the_whole_label(task):
     question = next(q for q in task.days()[1].questions if q.answer == "credit limit")
     graded = {
         text: task.grade(question, text)
@@ -164,7 +164,7 @@ def test_only_the_whole_label_counts(task):
     ]
 
 
-def test_a_dataset_with_class_labels_gives_the_same_task_and_drops_oos(path, tmp_path):
+def test_dataset_with_class_labels_drops_oos(path, tmp_path):
     names = ["oos", *LABELS]
     features = datasets.Features(
         {"text": datasets.Value("string"), "intent": datasets.ClassLabel(names=names)}
@@ -208,7 +208,7 @@ def test_a_dataset_with_class_labels_gives_the_same_task_and_drops_oos(path, tmp
     ],
     ids=str,
 )
-def test_a_file_that_cannot_be_used_is_refused_in_one_line(text, says, tmp_path):
+def test_invalid_file_gives_one_line_error(text, says, tmp_path):
     path = str(tmp_path / "bad.json") if text is None else write(tmp_path / "bad.json", text)
     with pytest.raises(InputError) as refused:
         Classify(path, days=1, classes_per_day=1)
@@ -219,7 +219,7 @@ def test_a_file_that_cannot_be_used_is_refused_in_one_line(text, says, tmp_path)
     assert says in message and "\n" not in message
 
 
-def test_a_folder_with_other_columns_is_refused(tmp_path):
+def test_dataset_with_other_columns_is_refused(tmp_path):
     part = datasets.Dataset.from_dict({"question": ["hi"], "reply": ["ho"]})
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "other")
     with pytest.raises(
@@ -246,13 +246,13 @@ def test_a_folder_with_other_columns_is_refused(tmp_path):
         ),
     ],
 )
-def test_counts_that_cannot_be_served_are_refused(counts, says, path):
+def test_impossible_counts_are_refused(counts, says, path):
     with pytest.raises(InputError) as refused:
         Classify(path, **counts)
     assert str(refused.value).startswith(says) and "\n" not in str(refused.value)
 
 
-def test_a_base_needs_classes_that_no_day_brings_or_a_text_of_its_own(path, tmp_path):
+def test_base_needs_remaining_classes_or_base_text(path, tmp_path):
     task = Classify(path, days=3, classes_per_day=2)
     assert task.known() == ()
     with pytest.raises(InputError, match=r"^task.base_text: "):
@@ -268,7 +268,7 @@ def test_a_base_needs_classes_that_no_day_brings_or_a_text_of_its_own(path, tmp_
     ] == ["greet"]
 
 
-def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
+def test_parts_tokenize_like_the_whole(task):
     tokenizer = train_tokenizer([u for u, _ in pairs(0, 10)], 300)
     day = task.days()[0]
 
@@ -284,7 +284,7 @@ def test_pieces_have_the_same_ids_alone_as_within_the_whole(task):
     assert tokenizer.decode(ids("never seen: ñandú № 5")).strip() == "never seen: ñandú № 5"
 
 
-def test_base_text_repeats_examples_of_its_page_and_weighs_no_padding(path):
+def test_base_text_repeats_examples_and_padding_has_weight_zero(path):
     train = {
         "book flight": ["fly me to rome", "a flight to zürich"],
         "play music": ["play jazz", "some music please"],
@@ -312,7 +312,7 @@ def test_base_text_repeats_examples_of_its_page_and_weighs_no_padding(path):
         assert all(example.strip() in lines for example in behind if example.strip())
 
 
-def test_the_base_is_trained_once_and_loads_by_the_auto_classes(task, tmp_path):
+def test_base_is_trained_once_and_loads_with_auto_classes(task, tmp_path):
     steps = []
     folder = task.base_checkpoint(
         str(tmp_path), 0, lambda step, total, loss: steps.append((step, total))
@@ -354,7 +354,7 @@ def train_tokenizer_of(task: Classify):
 
 
 @pytest.mark.skipif(not REAL.is_file(), reason="the CLINC150 file is not on this machine")
-def test_clinc150_gives_three_days_of_fifteen_intents():
+def test_clinc150():
     task = Classify(str(REAL))
     days = task.days()
     assert [len({q.answer for q in day.questions}) for day in days] == [15, 15, 15]

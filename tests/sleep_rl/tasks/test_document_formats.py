@@ -72,7 +72,7 @@ def without_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "markitdown", None)
 
 
-def test_files_of_each_format_are_documents(tmp_path):
+def test_file_formats(tmp_path):
     found = scan(filled(tmp_path, FILES), WHERE)
     texts = {source.name: source.text.strip() for source in found.sources}
     assert texts == {name: text for name, (_, text) in FILES.items()} and found.left_out == {}
@@ -81,9 +81,7 @@ def test_files_of_each_format_are_documents(tmp_path):
         assert (alone.name, alone.text.strip()) == (name, text)
 
 
-def test_without_the_extra_plain_text_is_read_and_the_others_are_named_with_what_to_install(
-    tmp_path, monkeypatch
-):
+def test_missing_extra_is_named(tmp_path, monkeypatch):
     without_the_extra(monkeypatch)
     found = scan(filled(tmp_path, FILES), WHERE)
     assert [source.name for source in found.sources] == ["notes.markdown", "notes.rst"]
@@ -97,7 +95,7 @@ def test_without_the_extra_plain_text_is_read_and_the_others_are_named_with_what
         scan(str(tmp_path / "ferry.pdf"), WHERE)
 
 
-def test_what_cannot_be_read_is_named_and_left_out_and_the_others_are_taken(tmp_path):
+def test_unreadable_files_are_named_and_left_out(tmp_path):
     filled(tmp_path, DAMAGED)
     filled(tmp_path, {"sound.docx": FILES["bees.docx"]})
     (tmp_path / "questions.jsonl").write_text("no json, and no document")
@@ -115,7 +113,7 @@ def test_what_cannot_be_read_is_named_and_left_out_and_the_others_are_taken(tmp_
         assert found.left_out[name].startswith(reason) and "\n" not in found.left_out[name], name
 
 
-def test_a_folder_in_which_nothing_can_be_read_is_an_error_that_says_why(tmp_path):
+def test_folder_without_readable_documents_is_an_error(tmp_path):
     filled(tmp_path, DAMAGED)
     with pytest.raises(InputError) as error:
         scan(str(tmp_path), WHERE)
@@ -163,7 +161,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("name", ["jsonl", "parquet", "saved"])
-def test_rows_of_each_form_are_documents(tmp_path, name):
+def test_row_formats(tmp_path, name):
     import datasets
 
     texts = {label: text for label, (_, text) in ROWS.items()}
@@ -221,7 +219,7 @@ def test_rows_of_each_form_are_documents(tmp_path, name):
         ({"text": "a\ud800b"}, "expected text, got half of a surrogate pair"),
     ],
 )
-def test_a_row_that_is_no_document_is_named(tmp_path, row, reason):
+def test_invalid_row_is_named(tmp_path, row, reason):
     (tmp_path / "rows.jsonl").write_text('{"text": "sound"}\n' + json.dumps(row))
     (tmp_path / "sound.txt").write_text("sound")
     found = scan(str(tmp_path), WHERE)
@@ -229,7 +227,7 @@ def test_a_row_that_is_no_document_is_named(tmp_path, row, reason):
     assert found.left_out["rows.jsonl"].startswith(f"row 2: {reason}")
 
 
-def test_a_row_without_an_id_of_its_own_is_named_by_its_text(tmp_path):
+def test_row_without_id_is_named_by_digest(tmp_path):
     (tmp_path / "rows.jsonl").write_text('{"id": " ", "text": "x"}\n{"id": null, "text": "y"}')
     (tmp_path / "more.jsonl").write_text('{"text": "x "}\n{"text": "z"}')
     found = scan(str(tmp_path), WHERE)

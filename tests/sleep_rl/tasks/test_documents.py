@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs" / "documents"
 
 
-def test_without_a_language_model_the_small_one_reads_words_of_its_world():
+def test_small_model_reads_documents_of_its_vocabulary():
     config = load(str(ROOT / "configs" / "documents.yaml"), [f"task.documents.path={EXAMPLE}"])
     task = make_task(config)
     [day] = task.days()
@@ -52,7 +52,7 @@ def test_without_a_language_model_the_small_one_reads_words_of_its_world():
     assert len(task.known()) == 400  # what the small model knew before
 
 
-def test_a_language_model_reads_documents_as_they_are(tmp_path):
+def test_language_model_reads_documents_unchanged(tmp_path):
     (tmp_path / "Ä.md").write_text("# Title\n\nThe Kaiser had 3 dogs.")
     (tmp_path / "questions.jsonl").write_text(
         '{"question": "How many dogs?", "answer": "three dogs"}'
@@ -104,14 +104,14 @@ def test_a_language_model_reads_documents_as_they_are(tmp_path):
         ),
     ],
 )
-def test_bad_input_is_one_line(capsys, monkeypatch, keys, line):
+def test_invalid_input_gives_one_line_error(capsys, monkeypatch, keys, line):
     monkeypatch.chdir(ROOT)
     assert main(["plan", "configs/documents.yaml", *keys]) == 2
     printed = capsys.readouterr()
     assert line in printed.err and printed.err.count("\n") == 1 and not printed.out
 
 
-def test_plan_counts_pieces_that_fit_the_context(monkeypatch, tmp_path):
+def test_plan_counts_pieces(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(ROOT)
     (tmp_path / "long.txt").write_text("word. " * 3000)
@@ -163,7 +163,7 @@ def lines(folder):
 
 
 @pytest.mark.stack
-def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
+def test_second_run_is_the_next_day(tmp_path):
     documents, life = tmp_path / "documents", tmp_path / "runs" / "documents"
     shutil.copytree(EXAMPLE, documents)
     (documents / "scan.docx").write_bytes(b"damaged")
@@ -216,7 +216,7 @@ def test_running_it_again_is_the_next_day_of_the_same_life(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.stack
-def test_a_next_day_that_was_cut_off_is_taken_up_where_it_stood_and_ends_the_same(tmp_path):
+def test_interrupted_next_day_resumes_to_the_same_result(tmp_path):
     lives = {}
     for name in ("whole", "cut"):
         documents, life = tmp_path / name / "documents", tmp_path / name / "runs" / "documents"
@@ -235,7 +235,7 @@ def test_a_next_day_that_was_cut_off_is_taken_up_where_it_stood_and_ends_the_sam
     assert lives["cut"] == lives["whole"]
 
 
-def test_a_folder_that_is_no_life_is_not_taken_over(tmp_path, capsys, monkeypatch):
+def test_folder_without_run_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "letter.txt").write_text("mine")
@@ -244,7 +244,7 @@ def test_a_folder_that_is_no_life_is_not_taken_over(tmp_path, capsys, monkeypatc
     assert [f.name for f in (tmp_path / "documents").iterdir()] == ["letter.txt"]
 
 
-def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
+def test_days_come_from_the_record(tmp_path):
     days = ingestion.next_day(
         (), [ingestion.Source("a.txt", "A fact.")], [], 9, lambda text: len(text.split())
     )
@@ -256,7 +256,7 @@ def test_days_of_the_record_are_those_that_were_taken_in(tmp_path):
         make_task(changed(config, task={"name": "documents"}), record=str(tmp_path), days=2)
 
 
-def test_a_life_without_a_last_day_is_checked_for_the_days_so_far(tmp_path):
+def test_expert_capacity_is_checked_for_the_days_so_far(tmp_path):
     days = ()
     for name in "ab":
         days = ingestion.next_day(

@@ -28,11 +28,11 @@ VERDICTS = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "gpt41
         ("x", "", 0.0),
     ],
 )
-def test_gold_recall_counts_each_token_of_the_gold_answer(gold, answer, share):
+def test_gold_recall(gold, answer, share):
     assert gold_recall(gold, answer) == pytest.approx(share)
 
 
-def test_the_threshold_and_words_without_weight():
+def test_threshold_and_normalisation():
     grader = RecallGrader()
     asked = [
         ("q", "one two three", "one two"),
@@ -70,7 +70,7 @@ def test_kappa():
 @pytest.mark.skipif(
     not VERDICTS.is_file(), reason="the GPT-4.1 verdicts are not beside this checkout"
 )
-def test_it_agrees_with_gpt_41():
+def test_agreement_with_gpt_41():
     rows = [json.loads(line) for line in VERDICTS.read_text().splitlines()]
     mine = RecallGrader().grade([(r["question"], r["gold"], r["pred"]) for r in rows])
     theirs = [float(r["yes"] > r["no"]) for r in rows]
@@ -106,7 +106,7 @@ def says(text):
     return 200, json.dumps({"choices": [{"message": {"content": text}}]})
 
 
-def test_a_judge_is_asked_as_openai_would_be(endpoint):
+def test_judge_request(endpoint):
     url, asked, replies = endpoint
     replies += [says("Yes."), says("no"), says("Yes and no"), says("maybe")]
     grader = JudgeGrader(url, "judge-1", key="k", retries=0)
@@ -125,7 +125,7 @@ def test_a_judge_is_asked_as_openai_would_be(endpoint):
     )
 
 
-def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
+def test_unreachable_or_invalid_judge_is_a_failure(endpoint):
     url, _asked, replies = endpoint
     broken = [(200, "{"), (200, "[]"), (200, '{"choices": []}'), says(None)]
     replies += [(500, "x"), (500, "x"), (503, "busy"), says("yes"), *broken]
@@ -147,7 +147,7 @@ def test_a_judge_that_is_down_or_talks_nonsense_is_a_failure(endpoint):
         JudgeGrader("http://x:y/v1", "m")
 
 
-def test_a_judge_that_is_late_is_a_failure():
+def test_judge_timeout_is_a_failure():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         [late] = JudgeGrader(url, "m", timeout_s=0.2, retries=0).grade([("q", "g", "a")])

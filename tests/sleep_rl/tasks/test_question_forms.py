@@ -22,7 +22,7 @@ def world():
     return World(seed=0, deep=True)
 
 
-def test_every_word_is_in_the_vocabulary_and_the_plain_world_keeps_its_own(world):
+def test_vocabulary_of_the_deep_world(world):
     words = set(vocabulary(True)) | set(SPECIAL)
     asked = [q for day in world.days() for form in world.deeper(day).values() for q in form]
     assert {word for q in asked for word in (q.prompt + " " + q.answer).split()} <= words
@@ -35,7 +35,7 @@ def test_every_word_is_in_the_vocabulary_and_the_plain_world_keeps_its_own(world
         World(seed=0).dream_tasks(World(seed=0).days()[0])
 
 
-def test_two_facts_name_one_person_and_every_question_has_one_answer(world):
+def test_facts_identify_people_and_questions_have_one_answer(world):
     questions = [q for day in world.days() for form in world.deeper(day).values() for q in form]
     assert len({q.prompt for q in questions}) == len(questions) == 3 * 12 * (4 + 2 + 4)
     people = [*world._known, *(p for day in world._people.values() for p in day)]
@@ -49,7 +49,7 @@ def test_two_facts_name_one_person_and_every_question_has_one_answer(world):
         World(seed=0, days=30, deep=True)
 
 
-def test_each_form_asks_what_it_says(world):
+def test_questions_of_each_form(world):
     day = world.days()[0]
     person = world._people["day1"][0]
     city, job, food, pet = person.facts
@@ -73,7 +73,7 @@ def test_each_form_asks_what_it_says(world):
     assert not stated & {prompt for qs in mine.values() for prompt in qs}
 
 
-def test_tau_is_the_share_of_right_answers_about_c(world):
+def test_tau_is_the_share_of_correct_answers(world):
     [task, *_] = tasks = world.dream_tasks(world.days()[1])
     assert len(tasks) == 12 and task.day == "day2" and task.context == world.days()[1].documents[0]
     assert len(task.questions) == 14 and all(q.document == task.context.id for q in task.questions)
@@ -82,7 +82,7 @@ def test_tau_is_the_share_of_right_answers_about_c(world):
     assert world.tau(task, [f"{a} <eos>" if i < 7 else "wrong" for i, a in enumerate(right)]) == 0.5
 
 
-def test_a_dream_is_read_as_its_questions_with_their_answers(world):
+def test_parse_lesson(world):
     dream = (
         "Q : who lives in oslo with a dog ? A : mira novak "
         "Q : what work does mira novak do ? A : baker"
@@ -103,7 +103,7 @@ def test_a_dream_is_read_as_its_questions_with_their_answers(world):
         assert isinstance(world.lesson(None, bad), Failure), bad
 
 
-def test_the_base_dreams_in_every_form_and_truly():
+def test_base_model_dreams_in_every_form():
     rng, known = random.Random(0), [random_person(random.Random(i)) for i in range(20)]
     tokenizer, seen, dreams = word_tokenizer(vocabulary(True)), Counter(), 0
     for _ in range(3000):

@@ -50,7 +50,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
-def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
+def test_training_is_deterministic_in_seed(tmp_path):
     first = contents(train(tmp_path / "a"))
     assert contents(train(tmp_path / "b")) == first
     assert (
@@ -58,7 +58,7 @@ def test_the_same_call_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
     )
 
 
-def test_the_callers_random_state_is_untouched(tmp_path):
+def test_random_state_of_caller_is_unchanged(tmp_path):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -100,18 +100,18 @@ def test_checkpoint_and_tokenizer_load_from_the_folder(tmp_path):
 
 
 @pytest.mark.parametrize("words", [["a", "a"], ["a b"], [""], ["<pad>"]])
-def test_a_vocabulary_that_cannot_be_read_back_is_refused(words):
+def test_undecodable_vocabulary_is_refused(words):
     with pytest.raises(ValueError, match="distinct words"):
         word_tokenizer(words)
 
 
-def test_a_loss_that_is_not_finite_stops_training_and_leaves_nothing(tmp_path):
+def test_nonfinite_loss_raises_and_leaves_no_folder(tmp_path):
     with pytest.raises(RunError, match=r"loss of base model .* is nan at step 1 of 3"):
         train(tmp_path / "a", batches=lambda step: (batches(step)[0], torch.full((2, 5), math.nan)))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_interrupted_training_leaves_nothing(tmp_path):
+def test_interrupted_training_leaves_no_folder(tmp_path):
     def interrupt(step: int, steps: int, loss: float) -> None:
         raise KeyboardInterrupt
 
@@ -120,13 +120,13 @@ def test_an_interrupted_training_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_tokenizer_that_cannot_be_saved_leaves_no_half_folder(tmp_path):
+def test_failed_save_leaves_no_folder(tmp_path):
     with pytest.raises(AttributeError):
         train_base(tmp_path / "a", None, tiny_config(), batches, STEPS, 1e-2, 0)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_first_of_two_trainers_wins(tmp_path):
+def test_first_of_two_concurrent_trainings_stays(tmp_path):
     out = train(tmp_path / "a")
     before = contents(out)
     assert train(out, seed=1) == out
@@ -134,7 +134,7 @@ def test_the_first_of_two_trainers_wins(tmp_path):
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_loss_equals_a_slow_reference():
+def test_loss_equals_reference():
     ids_BT, weight_BT = batches(7)
     logits_BTV = torch.randn(2, 5, 12, generator=torch.Generator().manual_seed(1))
     total = weights = 0.0
@@ -148,7 +148,7 @@ def test_loss_equals_a_slow_reference():
     )
 
 
-def test_a_token_of_weight_zero_teaches_nothing():
+def test_token_of_weight_zero_has_no_gradient():
     ids_BT, weight_BT = batches(7)
     weight_BT[:, 3] = 0
     logits_BTV = torch.randn(2, 5, 12, requires_grad=True)
@@ -158,7 +158,7 @@ def test_a_token_of_weight_zero_teaches_nothing():
     assert (logits_BTV.grad[:, 4] == 0).all()  # predicts what comes after the end
 
 
-def test_what_a_padding_token_is_makes_no_difference(tmp_path):
+def test_padding_token_does_not_matter(tmp_path):
     def padded(filler: int):
         def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
             ids_BT, weight_BT = batches(step)

@@ -25,7 +25,7 @@ def names(found):
     return [s.name for s in found.sources]
 
 
-def test_a_folder_is_read_with_everything_in_it_that_is_a_document(tmp_path):
+def test_folder_is_scanned_recursively(tmp_path):
     (tmp_path / "deep").mkdir()
     (tmp_path / ".hidden").mkdir()
     (tmp_path / ".hidden" / "x.txt").write_text("hidden")
@@ -52,7 +52,7 @@ def test_a_folder_is_read_with_everything_in_it_that_is_a_document(tmp_path):
     }
 
 
-def test_one_file_a_parquet_file_and_a_saved_dataset(tmp_path):
+def test_single_files_and_datasets(tmp_path):
     import datasets
 
     rows = datasets.Dataset.from_dict({"text": ["one", "two"], "id": ["a", "b"]})
@@ -79,7 +79,7 @@ def test_one_file_a_parquet_file_and_a_saved_dataset(tmp_path):
         ("a.png", b"\x89PNG", f"expected one of {KINDS}"),
     ],
 )
-def test_what_cannot_be_read_is_one_line(tmp_path, file, content, what):
+def test_unreadable_input_gives_one_line_error(tmp_path, file, content, what):
     path = tmp_path / file
     path.write_bytes(content)
     with pytest.raises(InputError) as error:
@@ -88,7 +88,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path, file, content, what):
     assert line.startswith(f"{WHERE}: {path}: {what}") and "\n" not in line
 
 
-def test_a_place_that_is_not_there_and_one_without_documents(tmp_path):
+def test_missing_path_and_empty_folder(tmp_path):
     with pytest.raises(InputError, match="a hub name, got /nowhere/at all: no such file"):
         scan("/nowhere/at all", WHERE)
     with pytest.raises(InputError, match=f"document that is not empty, got none in {tmp_path}$"):
@@ -98,7 +98,7 @@ def test_a_place_that_is_not_there_and_one_without_documents(tmp_path):
         scan(str(tmp_path), WHERE)
 
 
-def test_pieces_are_cut_at_the_best_places_and_hold_every_word_once():
+def test_pieces_split_at_best_separators_and_keep_all_words():
     text = "One two. Three four five.\n\nSix seven.\nEight nine ten eleven twelve thirteen.\n\nEnd."
     assert pieces(text, 50, words) == [text]
     assert pieces(text, 7, words) == [
@@ -122,7 +122,7 @@ def test_pieces_are_cut_at_the_best_places_and_hold_every_word_once():
     )
 
 
-def test_questions_stand_beside_the_documents_or_in_a_file_of_their_own(tmp_path):
+def test_questions_file(tmp_path):
     assert questions(None, str(tmp_path), "q") == ()
     (tmp_path / "questions.jsonl").write_text(
         '{"question": " Who? ", "answer": "me", "document": "a.txt"}\n'
@@ -136,7 +136,7 @@ def test_questions_stand_beside_the_documents_or_in_a_file_of_their_own(tmp_path
         questions(str(tmp_path / "none.jsonl"), str(tmp_path), "q")
 
 
-def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
+def test_next_day_has_new_and_changed_documents_with_their_questions():
     a, b = Source("a.txt", "one two three"), Source("b.txt", "four")
     asked = (
         DocumentQuestion("a?", "1", "a.txt"),
@@ -177,7 +177,7 @@ def test_the_next_day_brings_what_is_new_or_changed_and_moves_its_questions():
         ingestion.next_day((), [a], [DocumentQuestion("d?", "6", "d.txt")], 2, words)
 
 
-def test_the_record_is_replaced_whole_and_a_damaged_one_is_named(tmp_path, monkeypatch):
+def test_record_is_replaced_atomically_and_damage_is_reported(tmp_path, monkeypatch):
     assert ingestion.read(tmp_path) == ()
     days = ingestion.next_day(
         (),
@@ -212,7 +212,7 @@ SEPARATORS_IN_STRINGS = "one\u2028two\u2029three\x85four"
 
 
 @pytest.mark.parametrize("line_end", ["\n", "\r\n", "\r"])
-def test_a_json_string_may_hold_any_separator_and_the_file_any_line_end(tmp_path, line_end):
+def test_jsonl_line_ends(tmp_path, line_end):
     rows = [{"id": "a", "text": SEPARATORS_IN_STRINGS}, {"id": "b", "text": "two"}]
     lines = [json.dumps(row, ensure_ascii=False) for row in rows]
     (tmp_path / "rows.jsonl").write_bytes(line_end.join(["", *lines, ""]).encode())
@@ -244,7 +244,7 @@ SAVED_ANEW = {
 
 
 @pytest.mark.parametrize("way", SAVED_ANEW)
-def test_a_document_that_was_only_saved_anew_makes_no_day(tmp_path, way):
+def test_reformatted_document_is_not_new(tmp_path, way):
     (tmp_path / "a.txt").write_bytes("Nora lives\nin Köln.\n\nShe sings.".encode())
     first = ingestion.next_day((), scan(str(tmp_path), WHERE).sources, [], 50, words)
     (tmp_path / "a.txt").write_bytes(SAVED_ANEW[way].encode())
@@ -255,7 +255,7 @@ def test_a_document_that_was_only_saved_anew_makes_no_day(tmp_path, way):
     assert len(ingestion.next_day(first, scan(str(tmp_path), WHERE).sources, [], 50, words)) == 2
 
 
-def test_a_question_that_was_only_saved_anew_stays_with_its_day():
+def test_reformatted_question_keeps_its_day():
     asked = [DocumentQuestion("Who lives in Köln?", "Jürgen")]
     first = ingestion.next_day((), [Source("a.txt", "one")], asked, 9, words)
     again = [DocumentQuestion("Who  lives in Ko\u0308ln?", "Ju\u0308rgen")]
@@ -266,7 +266,7 @@ def test_a_question_that_was_only_saved_anew_stays_with_its_day():
 @pytest.mark.parametrize(
     "on_disk, named", [(DECOMPOSED, COMPOSED), (COMPOSED, DECOMPOSED), (COMPOSED, COMPOSED)]
 )
-def test_a_name_is_the_same_in_each_unicode_form(tmp_path, on_disk, named):
+def test_names_match_in_any_unicode_form(tmp_path, on_disk, named):
     folder = tmp_path / on_disk
     folder.mkdir()
     (folder / f"{on_disk}.txt").write_text("Nora sings.")
@@ -287,7 +287,7 @@ def test_a_name_is_the_same_in_each_unicode_form(tmp_path, on_disk, named):
     assert ingestion.summary_line(second).startswith("day 2: 0 new and 1 changed")
 
 
-def test_two_names_that_differ_in_their_unicode_form_only_are_two_documents():
+def test_names_of_different_unicode_forms_are_different_documents():
     sources = [Source(f"{name}.txt", text) for name, text in ((DECOMPOSED, "a"), (COMPOSED, "b"))]
     first = ingestion.next_day((), sources, [], 9, words)
     for name, text in ((DECOMPOSED, "c"), (COMPOSED, "d")):
@@ -298,7 +298,7 @@ def test_two_names_that_differ_in_their_unicode_form_only_are_two_documents():
         assert len(ingestion.next_day(first, other, asked, 9, words)[0].questions) == 1
 
 
-def test_a_name_that_is_no_text_is_written_with_escapes(tmp_path):
+def test_undecodable_name_is_escaped(tmp_path):
     documents = tmp_path / "documents"
     documents.mkdir()
     for name, content in ((b"\xfcber.txt", b"Nora sings."), (b"\xfc.png", b"")):

@@ -36,7 +36,7 @@ def path(tmp_path):
     return str(file)
 
 
-def test_days_bring_passages_and_ask_about_them_without_the_passage(path):
+def test_days_have_passages_and_closed_book_questions(path):
     task = Squad(path, days=2, passages_per_day=3)
     assert isinstance(task, Dreamer) and [len(d.documents) for d in task.days()] == [3, 3]
     days = task.days()
@@ -74,7 +74,7 @@ def test_tau_is_the_mean_grade_of_a_passage(path):
         ("one line", ["one line"]),
     ],
 )
-def test_each_line_of_a_dream_is_a_text_with_its_title_and_so_is_the_passage(path, dream, lines):
+def test_lesson_has_dream_lines_with_title_and_passage(path, dream, lines):
     task = Squad(path, days=1, passages_per_day=1)
     [one] = task.dream_tasks(task.days()[0])
     title = one.context.text.split("\n")[0]
@@ -84,7 +84,7 @@ def test_each_line_of_a_dream_is_a_text_with_its_title_and_so_is_the_passage(pat
     )
 
 
-def test_a_grade_that_fails_fails_tau_and_nobody_is_asked_further(path):
+def test_failed_grade_fails_tau(path):
     task, asked = Squad(path, days=1, passages_per_day=1), []
 
     class Down:
@@ -100,13 +100,13 @@ def test_a_grade_that_fails_fails_tau_and_nobody_is_asked_further(path):
     )
 
 
-def test_an_empty_dream_teaches_nothing(path):
+def test_empty_dream_is_a_failure(path):
     task = Squad(path, days=1, passages_per_day=1)
     [one] = task.dream_tasks(task.days()[0])
     assert task.lesson(one, " \n\n") == Failure("empty text", "dream")
 
 
-def test_squads_own_form_is_grouped_by_passage(tmp_path):
+def test_squad_rows_are_grouped_by_passage(tmp_path):
     rows = [
         {"title": "A_B", "context": "c1", "question": "q1", "answers": {"text": ["x", "y"]}},
         {"title": "A_B", "context": "c2", "question": "q2", "answers": {"text": ["z"]}},
@@ -132,7 +132,7 @@ def test_squads_own_form_is_grouped_by_passage(tmp_path):
         (b'[{"title": "t"}]', "answers"),
     ],
 )
-def test_bad_files_are_one_line(tmp_path, content, line):
+def test_invalid_files_give_one_line_errors(tmp_path, content, line):
     file = tmp_path / "p.json"
     file.write_bytes(content)
     with pytest.raises(InputError, match=line) as caught:
@@ -142,7 +142,7 @@ def test_bad_files_are_one_line(tmp_path, content, line):
     )
 
 
-def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
+def test_invalid_counts_and_judges_are_refused(path):
     with pytest.raises(
         InputError, match=r"task.days \* task.squad.passages_per_day is at most 8, .* got 10"
     ):
@@ -177,7 +177,7 @@ def test_bad_counts_and_a_judge_without_an_endpoint_are_refused(path):
         Squad(path, days=1, passages_per_day=8).base_checkpoint(".", 0, None)
 
 
-def test_the_base_reads_passages_with_what_stands_behind_them(path):
+def test_base_sequences_of_passages_questions_and_dreams(path):
     passages, recipe = read_passages(path), Recipe(vocabulary=300)
     tokenizer = train_tokenizer([p.text for p in passages], recipe.vocabulary)
     batches = base_batches(passages, tokenizer, recipe, 0)
@@ -207,7 +207,7 @@ def test_the_base_reads_passages_with_what_stands_behind_them(path):
 
 
 @pytest.mark.skipif(not SEAL.is_file(), reason="SEAL's passages are not beside this checkout")
-def test_seals_own_passages():
+def test_seal_passages():
     passages = read_passages(str(SEAL))
     assert (
         len(passages) == 100

@@ -51,38 +51,38 @@ def test_word_lists_are_distinct_and_long_enough():
     assert len(set(values)) == len(values)
 
 
-def test_sizes(world):
+def test_numbers_of_people_documents_and_questions(world):
     assert [day.name for day in world.days()] == ["day1", "day2", "day3"]
     assert all(len(day.documents) == 12 and len(day.questions) == 48 for day in world.days())
     assert len(world.known()) == 400
 
 
-def test_names_and_ids_are_unique_over_known_people_and_days(world):
+def test_names_and_ids_are_unique(world):
     asked = everything_asked(world)
     assert len({question.id for question in asked}) == len(asked)
     assert set(Counter(map(name_of, asked)).values()) == {len(ATTRIBUTES)}
     assert len({document.id for day in world.days() for document in day.documents}) == 36
 
 
-def test_neither_first_nor_last_name_alone_tells_who_is_meant(world):
+def test_half_names_are_ambiguous(world):
     people = {name_of(question) for question in everything_asked(world)}
     for part in (0, 1):
         shared = Counter(name.split()[part] for name in people)
         assert sum(count for count in shared.values() if count > 1) > 0.9 * len(people)
 
 
-def test_the_same_seed_gives_the_same_world_and_another_seed_another(world):
+def test_world_is_deterministic_in_seed(world):
     again, other = World(seed=0), World(seed=1)
     assert again.days() == world.days() and again.known() == world.known()
     assert {q.id for q in other.known()} != {q.id for q in world.known()}
     assert other.days()[0].documents[0].text != world.days()[0].documents[0].text
 
 
-def test_more_days_change_nothing_about_the_people_known_before(world):
+def test_more_days_keep_earlier_people(world):
     assert World(seed=0, days=5, people_per_day=3).known() == world.known()
 
 
-def test_every_word_is_in_the_vocabulary_of_the_tokenizer(world, tokenizer):
+def test_every_word_is_in_the_vocabulary(world, tokenizer):
     texts = [question.prompt + " " + question.answer for question in everything_asked(world)]
     texts += [document.text for day in world.days() for document in day.documents]
     texts += [world.opener, world.marker]
@@ -91,7 +91,7 @@ def test_every_word_is_in_the_vocabulary_of_the_tokenizer(world, tokenizer):
     }
 
 
-def test_pieces_tokenize_like_the_whole(world, tokenizer):
+def test_parts_tokenize_like_the_whole(world, tokenizer):
     day = world.days()[0]
     context, question = day.documents[0].text, day.questions[0]
     assert question.prompt.startswith(world.opener) and question.prompt.endswith(world.marker)
@@ -102,14 +102,14 @@ def test_pieces_tokenize_like_the_whole(world, tokenizer):
     assert len(together) <= model_config(Recipe()).max_position_embeddings
 
 
-def test_limits_hold_every_written_question_and_answer(world, tokenizer):
+def test_token_limits_suffice(world, tokenizer):
     for question in everything_asked(world):
         answer = tokenizer(f" {question.answer} <eos>").input_ids
         written = tokenizer(question.prompt.removeprefix(world.opener)).input_ids + answer
         assert len(written) <= world.max_new_tokens and len(answer) <= world.max_answer_tokens
 
 
-def test_every_question_of_a_day_can_be_answered_from_its_document_only(world):
+def test_documents_answer_their_questions_only(world):
     for day in world.days():
         texts = {document.id: document.text for document in day.documents}
         for question in day.questions:
@@ -120,7 +120,7 @@ def test_every_question_of_a_day_can_be_answered_from_its_document_only(world):
             assert name_of(question) in texts[question.document]
 
 
-def test_documents_vary_in_order_and_wording(world):
+def test_documents_vary_in_order_and_sentences(world):
     kinds = {value: a.name for a in ATTRIBUTES for value in a.values}
     documents = [document for day in world.days() for document in day.documents]
     # of 24
@@ -157,12 +157,12 @@ def test_baseline_texts(world):
 @pytest.mark.parametrize(
     "key", ["task.days", "task.world.people_per_day", "task.world.known_people"]
 )
-def test_empty_worlds_are_refused(key):
+def test_counts_below_one_are_refused(key):
     with pytest.raises(InputError, match=f"^{key}: at least 1, got 0"):
         World(seed=0, **{key.rpartition(".")[2]: 0})
 
 
-def test_more_people_than_names_are_refused():
+def test_too_many_people_are_refused():
     with pytest.raises(InputError, match="at most 1024, got 1700"):
         World(seed=0, days=100, people_per_day=16)
 
@@ -187,7 +187,7 @@ def asked_name(question: str) -> str:
     return " ".join(word for word in question.split() if word in FIRST_NAMES or word in LAST_NAMES)
 
 
-def test_training_asks_only_about_the_person_of_the_document_and_answers_about_others_too():
+def test_question_loss_covers_the_document_person_only():
     foreign = namesakes = 0
     for (document, _), *asked in sequences(400, in_context=True):
         name = " ".join(document.split()[:2])
@@ -204,7 +204,7 @@ def test_training_asks_only_about_the_person_of_the_document_and_answers_about_o
     assert namesakes > 0.15 * foreign
 
 
-def test_training_without_a_document_asks_about_known_people():
+def test_recall_sequences_are_about_known_people():
     people = {person.name: person for person in KNOWN}
     for row in sequences(100, in_context=False):
         for (question, weight), (answer, _), (end, _) in zip(*[iter(row)] * 3, strict=True):
@@ -212,13 +212,13 @@ def test_training_without_a_document_asks_about_known_people():
             assert answer in people[asked_name(question)].facts
 
 
-def test_first_question_behind_a_document_asks_about_each_attribute_equally_often():
+def test_first_question_is_uniform_over_attributes():
     first = [row[1] for row in sequences(4000, in_context=True)]
     asked = Counter(tuple(question.split()[2:4]) for question, weight in first if weight)
     assert len(asked) == len(ATTRIBUTES) and max(asked.values()) < 1.2 * min(asked.values())
 
 
-def test_batches_repeat_with_step_and_seed_and_weigh_no_padding():
+def test_batches_are_deterministic_and_padding_has_weight_zero():
     batches = training_batches(0, KNOWN, RECIPE)
     ids_BT, weight_BT = batches(RECIPE.steps - 1)
     assert ids_BT.shape == weight_BT.shape and ids_BT.shape[0] == RECIPE.stages[-1].sequences
@@ -230,13 +230,13 @@ def test_batches_repeat_with_step_and_seed_and_weigh_no_padding():
     assert ids_BT.max() < model_config(RECIPE).vocab_size
 
 
-def test_documents_grow_during_training():
+def test_documents_get_longer_during_training():
     middle = [int(RECIPE.steps * (a.until + b.until) / 2) for a, b in pairwise(RECIPE.stages)]
     lengths = [training_batches(0, KNOWN, RECIPE)(step)[0].shape[1] for step in (0, *middle)]
     assert lengths == sorted(set(lengths))
 
 
-def test_base_checkpoint_is_used_where_the_cache_has_it(tmp_path):
+def test_cached_base_checkpoint_is_used(tmp_path):
     tiny = replace(RECIPE, steps=2, hidden=32, heads=1)
     world = World(seed=0, known_people=2, recipe=tiny)
     calls = []
@@ -254,7 +254,7 @@ def test_base_checkpoint_is_used_where_the_cache_has_it(tmp_path):
 
 
 @pytest.mark.slow
-def test_base_model_knows_people_by_heart_and_reads_documents(world, tmp_path):
+def test_base_model_recalls_known_people_and_reads_documents(world, tmp_path):
     path = world.base_checkpoint(str(tmp_path), 0, None)
     model, tokenizer = (
         AutoModelForCausalLM.from_pretrained(path),

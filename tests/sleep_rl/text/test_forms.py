@@ -59,14 +59,14 @@ def rendered(tokenizer, question):
         return tokenizer.apply_chat_template([system, *turns], **options)
 
 
-def test_chat_questions_have_the_ids_of_the_whole_rendered_text(tokenizer):
+def test_chat_ids_equal_those_of_the_rendered_text(tokenizer):
     form = ChatForm(TextTokenizer(tokenizer))
     for sentence in sentences(1000):
         whole = tokenizer(rendered(tokenizer, sentence.strip()), add_special_tokens=False)
         assert list(form.context(None) + form.question(sentence)) == whole["input_ids"], sentence
 
 
-def test_raw_questions_have_the_ids_of_the_whole_text(tokenizer):
+def test_raw_ids_equal_those_of_the_whole_text(tokenizer):
     form = RawForm(TextTokenizer(tokenizer))
     bos = [tokenizer.bos_token_id]
     for sentence in sentences(1000):
@@ -76,7 +76,7 @@ def test_raw_questions_have_the_ids_of_the_whole_text(tokenizer):
         assert list(parts) == bos + whole, sentence
 
 
-def test_markers_are_found_in_text_whatever_tokens_they_share(tokenizer):
+def test_markers_are_found_across_token_borders(tokenizer):
     """A sampled sequence's answer begins behind the marker, also where "?\\n" is one token."""
     tokens = TextTokenizer(tokenizer)
     for form in (RawForm(tokens), ChatForm(tokens)):
@@ -89,7 +89,7 @@ def test_markers_are_found_in_text_whatever_tokens_they_share(tokenizer):
             assert form.x_length(answer) is None
 
 
-def test_documents_stand_whole_in_front_of_the_question(tokenizer):
+def test_document_ids_precede_the_question(tokenizer):
     tokens = TextTokenizer(tokenizer)
     for form in (RawForm(tokens), ChatForm(tokens)):
         for sentence in sentences(50):
@@ -101,7 +101,7 @@ def test_documents_stand_whole_in_front_of_the_question(tokenizer):
             assert form.context(None) == form.context(None)
 
 
-def test_control_strings_of_a_user_are_text_on_every_path(tokenizer):
+def test_control_strings_in_user_text_are_plain_text(tokenizer):
     codec = PromptCodec(Natural(), tokenizer, "chat")
     added = set(tokenizer.get_added_vocab().values())
     document = Document("d", CONTROL)
@@ -122,7 +122,7 @@ def test_control_strings_of_a_user_are_text_on_every_path(tokenizer):
     assert [i for i in completion if i in added] == [i for i in clean if i in added]
 
 
-def test_trained_texts_end_with_the_token_at_which_serving_stops():
+def test_end_token():
     codec = PromptCodec(Natural(), chat_tokenizer(), "auto", ends=(7, 9))
     [end] = codec.eos
     assert codec.tokens.text((end,), special=True) == "<|im_end|>"
@@ -132,12 +132,12 @@ def test_trained_texts_end_with_the_token_at_which_serving_stops():
     assert raw.eos == (raw.tokenizer.eos_token_id,)
 
 
-def test_thinking_is_off_where_the_template_has_the_switch():
+def test_thinking_is_disabled():
     form = ChatForm(TextTokenizer(chat_tokenizer(TEMPLATES["thinking"])))
     assert form.template.between.endswith("<think>\n\n</think>\n\n")
 
 
-def test_format_chooses_between_template_and_raw_text():
+def test_choose_form():
     tokenizer = chat_tokenizer()
     assert PromptCodec(Natural(), tokenizer, "auto").form.name == "chat"
     assert PromptCodec(Natural(), tokenizer, "raw").form.name == "raw"
@@ -152,7 +152,7 @@ def test_format_chooses_between_template_and_raw_text():
         PromptCodec(Natural(), tokenizer, "chat")
 
 
-def test_a_task_with_a_form_of_its_own_keeps_it():
+def test_task_form():
     codec = PromptCodec(Asking(), Words(), "chat")
     assert codec.form.name == "task" and codec.other is None
     assert codec.question(Question("q", "Q : who ? A :", "me")) == codec.ids("Q : who ? A :")

@@ -11,11 +11,11 @@ from tests.fakes.tokenizers import TEMPLATES, chat_tokenizer
 
 @pytest.mark.parametrize("format", ["chat", "raw"])
 @pytest.mark.parametrize("template", TEMPLATES)
-def test_probe_texts_are_read_back(format, template):
+def test_probe_texts_round_trip(format, template):
     check_round_trip(PromptCodec(Natural(), chat_tokenizer(TEMPLATES[template]), format))
 
 
-def test_a_form_that_swallows_the_answer_is_one_line(monkeypatch):
+def test_form_without_answer_gives_one_line_error(monkeypatch):
     codec = PromptCodec(Natural(), chat_tokenizer(), "chat")
     monkeypatch.setattr(codec.form, "marker", (1, 2, 3, 4))
     with pytest.raises(
@@ -24,7 +24,7 @@ def test_a_form_that_swallows_the_answer_is_one_line(monkeypatch):
         check_round_trip(codec)
 
 
-def test_a_tokenizer_that_loses_characters_is_one_line(monkeypatch):
+def test_lossy_tokenizer_gives_one_line_error(monkeypatch):
     codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
     plain = codec.tokens.text
     monkeypatch.setattr(

@@ -142,7 +142,7 @@ def watch(tmp_path):
 # ---- the state
 
 
-def test_the_state_grows_with_the_run(tmp_path, watch):
+def test_state_follows_the_run(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     state = client.state()
     assert (state["name"], state["text"], state["curves"], state["alive"]) == (
@@ -182,14 +182,14 @@ def test_the_state_grows_with_the_run(tmp_path, watch):
 
 
 @pytest.mark.parametrize(("task", "text"), [("world", "Night 1 of 3"), ("documents", "Night 1")])
-def test_nights_are_the_tasks_own_where_the_config_has_no_days(tmp_path, watch, task, text):
+def test_number_of_nights_defaults_to_the_task(tmp_path, watch, task, text):
     config = CONFIG | {"task": {"name": task, "days": None}}
     journal, client = begin(tmp_path, config), watch()
     seed(journal, 1, 0, 1)
     assert client.state()["phase"]["text"] == f"{text}: consolidation"
 
 
-def test_workers_say_what_they_did_restarts_and_the_end_of_their_logs(tmp_path, watch):
+def test_workers_have_activities_restarts_and_last_log_lines(tmp_path, watch):
     journal = begin(tmp_path)
     journal.log(
         "sample",
@@ -255,7 +255,7 @@ def test_workers_of_model_teachers_have_role_peer(tmp_path, watch):
     assert all(f"{name}: '" in PAGE for name in (*ROLES, "files"))  # each has a heading
 
 
-def test_a_log_that_grows_is_read_again(tmp_path, watch):
+def test_growing_log_is_read_again(tmp_path, watch):
     begin(tmp_path)
     client, log = watch(), tmp_path / "logs" / "rollout-0.log"
     log.parent.mkdir()
@@ -266,7 +266,7 @@ def test_a_log_that_grows_is_read_again(tmp_path, watch):
         assert rollouts["workers"][0]["log"]["line"] == text
 
 
-def test_how_a_run_stands(tmp_path, watch):
+def test_status_of_running_quiet_stopped_and_ended_runs(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0)
     assert (client.state()["status"], client.state()["text"]) == ("alive", "Running")
@@ -297,7 +297,7 @@ def test_how_a_run_stands(tmp_path, watch):
     assert "left" not in client.state()["phase"]
 
 
-def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
+def test_truncated_journal_resets_the_state(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0, 1)
     keep = journal.size()
@@ -316,7 +316,7 @@ def test_a_resumed_run_takes_back_what_it_does_again(tmp_path, watch):
     assert state["curves"] != before
 
 
-def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
+def test_invalid_records_are_counted_and_skipped(tmp_path, watch):
     journal = begin(tmp_path)
     journal.close()
     senseless = [
@@ -349,7 +349,7 @@ def test_torn_and_senseless_lines_are_counted_and_stop_nothing(tmp_path, watch):
     assert state["left_out"] == len(senseless) - 1 + 1
 
 
-def test_a_long_life_is_a_short_answer(tmp_path, watch):
+def test_state_of_a_long_run_is_small(tmp_path, watch):
     journal = begin(tmp_path)
     for night in range(1, 41):
         seed(journal, night, *range(100), of=100)
@@ -387,7 +387,7 @@ def test_a_long_life_is_a_short_answer(tmp_path, watch):
     assert time.monotonic() - began < max(first / 2, 0.2)  # nothing is read twice
 
 
-def test_an_unchanged_run_costs_nothing(tmp_path, watch):
+def test_unchanged_state_gives_304(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     status, headers, body = client.ask()
     assert status == 200 and abs(json.loads(body)["now"] - time.time()) < 5
@@ -397,7 +397,7 @@ def test_an_unchanged_run_costs_nothing(tmp_path, watch):
     assert status == 200 and again["ETag"] != headers["ETag"]
 
 
-def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watch):
+def test_missing_and_removed_journals(tmp_path, watch):
     (tmp_path / "run.json").write_text("{}")
     client = watch()
     assert client.state()["text"] == "No record yet"
@@ -416,9 +416,7 @@ def test_a_run_without_records_yet_and_one_whose_record_goes_away(tmp_path, watc
     )
 
 
-def test_figures_are_those_of_the_report_and_are_drawn_again_when_they_changed(
-    tmp_path, watch, monkeypatch
-):
+def test_figures_equal_the_report_and_are_redrawn_on_change(tmp_path, watch, monkeypatch):
     from sleep_rl.watch import figures
 
     drawn = []
@@ -447,7 +445,7 @@ def test_figures_are_those_of_the_report_and_are_drawn_again_when_they_changed(
     assert [chart.panel.title for chart in drawn] == ["Weight push: time", "Weight push: size"]
 
 
-def test_a_run_that_writes_fast_is_not_drawn_all_the_time(tmp_path, watch):
+def test_drawing_is_rate_limited(tmp_path, watch):
     journal, client = begin(tmp_path), watch()
     seed(journal, 1, 0)
     version = client.state()["curves"]
@@ -506,7 +504,7 @@ def wicked(folder):
     return journal
 
 
-def test_what_is_html_is_escaped(tmp_path, watch):
+def test_html_in_texts_is_escaped(tmp_path, watch):
     wicked(tmp_path)
     client = watch()
     state = client.state()
@@ -519,7 +517,7 @@ def test_what_is_html_is_escaped(tmp_path, watch):
         assert "<script" not in html and "<img" not in html and "&lt;script&gt;" in html
 
 
-def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
+def test_security_headers(tmp_path, watch):
     begin(tmp_path)
     client = watch()
     for path in ("/", "/state.json", "/curves", "/report", "/none"):
@@ -549,7 +547,7 @@ def test_headers_let_nothing_in_but_the_pages_own_script(tmp_path, watch):
     assert "http:" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
-def test_no_other_file_is_served(tmp_path, watch):
+def test_other_paths_give_404(tmp_path, watch):
     begin(tmp_path)
     client = watch()
     for path in (
@@ -574,7 +572,7 @@ def test_no_other_file_is_served(tmp_path, watch):
 @pytest.mark.parametrize(
     "method", ["POST", "HEAD", "PUT", "DELETE", "OPTIONS", "PATCH", "TRACE", "CONNECT"]
 )
-def test_only_get_is_answered(tmp_path, watch, method):
+def test_other_methods_give_405(tmp_path, watch, method):
     begin(tmp_path)
     status, headers, body = watch().ask("/" if method != "CONNECT" else "x:1", method)
     assert (status, headers["Allow"], body) == (
@@ -599,14 +597,14 @@ def test_only_get_is_answered(tmp_path, watch, method):
         ("[evil.example]", 403),
     ],
 )
-def test_a_loopback_page_answers_to_local_names_only(tmp_path, watch, host, status):
+def test_loopback_server_requires_local_host_name(tmp_path, watch, host, status):
     begin(tmp_path)
     client = watch()
     for path in ("/", "/state.json", "/curves", "/report"):
         assert client.ask(path, Host=host)[0] == status
 
 
-def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
+def test_network_server_accepts_any_host_name(tmp_path, watch):
     begin(tmp_path)
     client = watch(host="0.0.0.0")
     assert (
@@ -616,7 +614,7 @@ def test_a_page_for_the_network_answers_to_any_name(tmp_path, watch):
     assert watch().server.loopback and watch().server.server_address[0] == "127.0.0.1"
 
 
-def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
+def test_malformed_requests_do_not_stop_the_server(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
     long = b"GET " + b"a" * 70000 + b" HTTP/1.1\r\n\r\n"
@@ -629,7 +627,7 @@ def test_rubbish_requests_end_in_an_answer(tmp_path, watch, capfd):
     assert client.ask("/")[0] == 200 and capfd.readouterr() == ("", "")
 
 
-def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd):
+def test_exception_is_one_line_on_page_and_console(tmp_path, watch, capfd):
     begin(tmp_path)
     client = watch()
     client.server.run_state.update = lambda: {}["gone"]
@@ -644,7 +642,7 @@ def test_a_bug_is_one_line_on_the_page_and_on_the_console(tmp_path, watch, capfd
 # ---- the command line
 
 
-def test_bad_input_is_one_line(tmp_path, capsys):
+def test_invalid_arguments_give_one_line_errors(tmp_path, capsys):
     begin(tmp_path)
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -673,7 +671,7 @@ def test_bad_input_is_one_line(tmp_path, capsys):
             assert out == "" and said in err and err.count("\n") == 1, err
 
 
-def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
+def test_command_ends_on_ctrl_c_and_sees_the_run_lock(tmp_path):
     seed(begin(tmp_path), 1, 0)
     process = subprocess.Popen(
         [sys.executable, "-m", "sleep_rl", "watch", str(tmp_path), "--port", "0"],
@@ -709,7 +707,7 @@ def test_ctrl_c_ends_the_command_and_a_real_lock_is_seen(tmp_path):
         process.kill()
 
 
-def test_the_servers_modules_know_no_machinery(tmp_path):
+def test_server_imports_no_heavy_packages(tmp_path):
     machinery = {"ray", "vllm", "wandb", "deepspeed", "torch", "matplotlib"}
     code = f"import sys, sleep_rl.watch.server; print(sorted({machinery} & set(sys.modules)))"
     done = subprocess.run(
@@ -723,7 +721,7 @@ def test_the_servers_modules_know_no_machinery(tmp_path):
     assert (done.stdout, done.stderr) == ("[]\n", "")
 
 
-def test_a_missing_run_is_refused_before_anything_listens(tmp_path):
+def test_missing_run_is_refused(tmp_path):
     with pytest.raises(InputError, match="expected the folder of a run"):
         Server(tmp_path, "127.0.0.1", 0, lambda folder: False)
 
@@ -766,7 +764,7 @@ def dom(url, tmp_path, milliseconds=4000, width=1200):
 
 
 @browser
-def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
+def test_browser_shows_the_run_with_escaped_texts(tmp_path, watch):
     folder = tmp_path / "run"
     folder.mkdir()
     wicked(folder)
@@ -780,7 +778,7 @@ def test_a_browser_shows_the_run_and_every_text_stays_text(tmp_path, watch):
 
 
 @browser
-def test_a_browser_follows_a_run_that_grows(tmp_path, watch, monkeypatch):
+def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
     """Every time that the page asks whether a process lives in the run, the run has gone on by a
     step.
     """
@@ -803,7 +801,7 @@ def test_a_browser_follows_a_run_that_grows(tmp_path, watch, monkeypatch):
 
 
 @browser
-def test_on_a_narrow_screen_nothing_sticks_out(tmp_path, watch, monkeypatch):
+def test_page_fits_a_narrow_screen(tmp_path, watch, monkeypatch):
     """A second script on the page, allowed for this test, writes how wide the laid out page is into
     its title.
     """

@@ -9,13 +9,13 @@ SHIPPED = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_shipped_kinds_are_read(name):
+def test_shipped_kinds(name):
     kind = load_kind(name)
     assert kind.name == name and bool(kind.instruction) != bool(kind.questions)
     assert all("{" not in asked + question for asked, question in kind.examples)
 
 
-def test_a_kind_of_ones_own_is_a_path(tmp_path):
+def test_kind_from_a_path(tmp_path):
     file = tmp_path / "glossary.yaml"
     file.write_text("about: names\nquestions: ['What is {first} to {second}?']\nshort: true\n")
     kind = load_kind(str(file))
@@ -47,7 +47,7 @@ def test_a_kind_of_ones_own_is_a_path(tmp_path):
         ("about: [", "no readable kind of writing"),
     ],
 )
-def test_a_mistake_in_a_kind_is_one_line(tmp_path, text, line):
+def test_invalid_kind_gives_one_line_error(tmp_path, text, line):
     file = tmp_path / "mine.yaml"
     file.write_text(text)
     with pytest.raises(InputError, match=line) as error:
@@ -55,6 +55,6 @@ def test_a_mistake_in_a_kind_is_one_line(tmp_path, text, line):
     assert str(file) in str(error.value) and "\n" not in str(error.value)
 
 
-def test_an_unknown_kind_names_the_shipped_ones():
+def test_unknown_kind_error_names_shipped_kinds():
     with pytest.raises(InputError, match=r"generation\.kinds: one of .*question.*, got 'qestion'"):
         load_kind("qestion")

@@ -27,11 +27,11 @@ from sleep_rl.writing.units import units
         (" ".join(["word"] * 41) + "?", None),
     ],
 )
-def test_one_question_is_read(text, question):
+def test_parse_question(text, question):
     assert read_question(text) == question
 
 
-def test_an_instruction_is_read_where_it_is_allowed():
+def test_parse_instruction():
     assert read_question("Write a timeline of Tarnwick.", statement=True)
     assert read_question("Write a timeline of Tarnwick.") is None
 
@@ -46,11 +46,11 @@ def test_an_instruction_is_read_where_it_is_allowed():
         ("When was the Norrby Ferry founded?", False),
     ],
 )
-def test_a_question_names_something_of_its_sentence(question, named):
+def test_question_must_name_something_of_its_sentence(question, named):
     assert names_something(question, UNIT) is named
 
 
-def test_a_neighbour_is_named_as_no_document_names_anything():
+def test_names_of_neighbours_are_in_no_document():
     rng = random.Random(0)
     asked = rename("Who founded the Tarnwick Institute?", UNIT, rng)
     assert asked.startswith("Who founded the ") and asked.endswith("?")
@@ -58,5 +58,5 @@ def test_a_neighbour_is_named_as_no_document_names_anything():
     assert rename("Who founded it?", UNIT, rng) is None
 
 
-def test_duplicates_are_compared_by_their_words():
+def test_duplicates_are_compared_by_words():
     assert normalised("Who,  founded IT?") == normalised("who founded it")

@@ -15,7 +15,7 @@ TEXT = (
 DOCUMENT = Document("d", TEXT, "Tarnwick")
 
 
-def test_sentences_are_those_of_the_body():
+def test_sentences_of_the_body():
     assert [unit.fields["sentence"] for unit in units("sentence", DOCUMENT)] == [
         "The Tarnwick Institute was founded in 1968 by Alice Thorne.",
         "A brass clock came from Orme in 1970!",
@@ -24,7 +24,7 @@ def test_sentences_are_those_of_the_body():
     assert not any("##" in unit.fields["text"] for unit in units("document", DOCUMENT))
 
 
-def test_a_beginning_and_its_rest_are_the_sentence():
+def test_beginning_and_rest_form_the_sentence():
     for unit in units("beginning", DOCUMENT):
         whole = f"{unit.fields['beginning']} {unit.rest}"
         assert whole in sentences(units("document", DOCUMENT)[0].fields["text"])
@@ -33,7 +33,7 @@ def test_a_beginning_and_its_rest_are_the_sentence():
     assert cut_at("a b c", 0.9) == ("a b", "c")
 
 
-def test_names_are_capitalised_words_that_do_not_begin_a_sentence():
+def test_names_are_capitalised_words_inside_sentences():
     text = (
         "The Halden Bridge was built by Ruth Abel in Orme. Stones were brought by Norrby Ferries."
     )
@@ -48,7 +48,7 @@ def test_names_are_capitalised_words_that_do_not_begin_a_sentence():
 @pytest.mark.parametrize(
     "per_unit, low, high", [(0, 0, 0), (2, 20, 20), (0.3, 1, 6), (1.5, 11, 19)]
 )
-def test_units_are_drawn_as_often_as_asked_on_average(per_unit, low, high):
+def test_expected_number_of_units(per_unit, low, high):
     found = units("sentence", Document("d", "One two three four five. " * 10))
     assert len(found) == 10
     assert low <= len(draw(found, per_unit, random.Random(1))) <= high
@@ -56,6 +56,6 @@ def test_units_are_drawn_as_often_as_asked_on_average(per_unit, low, high):
     assert many == pytest.approx(per_unit, abs=0.05)
 
 
-def test_a_document_without_a_title_is_called_by_its_first_words():
+def test_title_defaults_to_first_words():
     [unit] = units("document", Document("d", "One two three four five six seven eight."))
     assert unit.fields["title"] == "One two three four five six"
