@@ -1,6 +1,4 @@
-"""Rules of the whole tree: who may import whom, how long a file may be, what must not be written
-down.
-"""
+"""Rules of the source tree: imports, lengths of files and functions, forbidden words."""
 
 import ast
 import os
@@ -56,8 +54,8 @@ def tree(file: Path) -> ast.Module:
 
 
 def imports(file: Path) -> set[str]:
-    """Top-level names that a file imports anywhere, also inside functions and by importlib with a
-    literal name.
+    """Return top-level names that a file imports anywhere, also inside functions and by importlib
+    with a literal name.
     """
     found = set()
     for node in ast.walk(tree(file)):
@@ -117,7 +115,7 @@ def test_actors_and_learners_do_not_import_each_other_or_cluster():
 
 
 def test_no_test_module_imports_another():
-    """What several of them use stands in tests/fakes."""
+    """Shared helpers are in tests/fakes."""
     for file in sorted((ROOT / "tests").rglob("*.py")):
         for node in ast.walk(tree(file.relative_to(ROOT))):
             if isinstance(node, ast.ImportFrom):
@@ -177,7 +175,9 @@ MODULES = {module_of(file): file for file in SOURCES}
 
 
 def imported_modules(file: Path) -> set[str]:
-    """Modules of this tree that a file imports anywhere: in functions and for typing, too."""
+    """Return modules of this tree that a file imports anywhere, also in functions and for
+    typing.
+    """
     found = set()
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -189,7 +189,7 @@ def imported_modules(file: Path) -> set[str]:
 
 
 def test_no_import_cycles():
-    """Also none that only typing or a function follows."""
+    """Also not through imports in functions or for typing."""
     graph = {module: imported_modules(file) for module, file in MODULES.items()}
     left = dict(graph)
     while left:
@@ -235,7 +235,7 @@ def is_tuple(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
 def test_one_statement_per_line(file):
-    """No conditional expression in another, and no assignment of unrelated values side by side."""
+    """No nested conditional expression, and no assignment of unrelated values in one statement."""
     wrong = []
     for node in ast.walk(tree(file)):
         if isinstance(node, ast.IfExp):
@@ -248,9 +248,7 @@ def test_one_statement_per_line(file):
 
 
 def test_no_package_registry_is_named():
-    """Where packages come from is the machine's own setting (PIP_INDEX_URL, PIP_FIND_LINKS), not
-    the repository's.
-    """
+    """Registries are a setting of the machine (PIP_INDEX_URL, PIP_FIND_LINKS)."""
     found = []
     for folder, folders, files in os.walk(ROOT):
         skipped = UNTRACKED | WRITTEN if Path(folder) == ROOT else UNTRACKED

@@ -21,7 +21,7 @@ def names(requirements):
 
 
 def imported(*folders):
-    """Distributions that the files below the folders import, in functions, too."""
+    """Return the distributions that files below the folders import, also in functions."""
     modules = set()
     for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

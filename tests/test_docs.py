@@ -1,5 +1,5 @@
-"""README.md and docs/ name only what exists: paths, functions, modules, config keys, commands, make
-targets, links and messages.
+"""Paths, names, config keys, commands, make targets, links and messages in README.md and docs/
+exist.
 """
 
 import ast
@@ -42,18 +42,18 @@ def text_of(page):
 
 
 def blocks(page_text):
-    """The fenced code blocks of a page that hold no program."""
+    """Return the fenced code blocks of a page without a language."""
     return re.findall(r"^```\n(.*?)^```", page_text, re.M | re.S)
 
 
 def inline(page_text):
-    """The inline code of a page, each on one line."""
+    """Return the inline code of a page, each on one line."""
     prose = re.sub(r"^```.*?^```", "", page_text, flags=re.M | re.S)
     return [" ".join(code.split()) for code in re.findall(r"`([^`]+)`", prose)]
 
 
 def tree(page_text):
-    """(path, text behind it) of each line of an indented tree."""
+    """Yield (path, description) of each line of an indented tree."""
     parents = []
     for indent, name, meaning in re.findall(
         r"^    ( *)([\w.]+/|[\w.]+\.py)\s+(.*)$", page_text, re.M
@@ -64,7 +64,7 @@ def tree(page_text):
 
 
 def check_paths(page_text):
-    """Every path, and every file name that stands alone, exists. Returns the paths."""
+    """Check that every path, and every single file name, exists; return the paths."""
     names = {path.name for folder in FOLDERS for path in (ROOT / folder).rglob("*")}
     found = []
     for code in inline(page_text):
@@ -84,7 +84,7 @@ def check_paths(page_text):
 
 @cache
 def defined_in(path):
-    """Functions, classes and constants of a file, those inside classes included."""
+    """Return functions, classes and constants of a file, also those inside classes."""
     return {
         getattr(node, "name", None) or getattr(node, "id", None)
         for node in ast.walk(ast.parse((ROOT / path).read_text()))
@@ -94,7 +94,7 @@ def defined_in(path):
 
 
 def check_functions(page_text):
-    """Names in parentheses behind a file, or in the table cell behind it, are defined there."""
+    """Check names in parentheses after a file, or in the table cell after it; return them."""
     found = []
     named = re.findall(r"`([\w/]+\.py)` \(((?:`\w+`(?:, )?)+)\)", page_text)
     named += re.findall(r"\| `([\w/]+\.py)` \| ((?:`\w+`(?:, )?)+) \|", page_text)
@@ -109,8 +109,8 @@ def check_functions(page_text):
 
 
 def check_tree(page_text):
-    """Every folder of the tree exists, every package has its line (those deeper down may have one),
-    and files named in a line lie in its folder. Returns the folders.
+    """Check that every folder of the tree exists, every package has a line (deeper ones may have
+    one), and files named in a line are in its folder; return the folders.
     """
     found = []
     for path, meaning in tree(page_text):
@@ -131,8 +131,8 @@ def check_tree(page_text):
 
 
 def check_keys(page_text):
-    """Every `section.key` is a key, a section, a key with its value, or a module. Returns the
-    keys.
+    """Check that every `section.key` is a key, a section, a key with its value, or a module; return
+    the keys.
     """
     known = keys()
     sections = {key.split(".")[0] for key in known}
@@ -154,7 +154,7 @@ def check_keys(page_text):
 
 
 def exists_as_module(name):
-    """Whether a dotted name is a module, or a member of one."""
+    """Return whether a dotted name is a module, or a member of one."""
     module, rest = name, []
     while module:
         try:
@@ -170,7 +170,7 @@ def exists_as_module(name):
 
 
 def check_modules(page_text):
-    """Every dotted name of our packages that is no config key can be imported."""
+    """Check that every dotted name of our packages that is not a config key can be imported."""
     for code in inline(page_text):
         for name in re.findall(r"(?<![\w./-])((?:sleep_rl|actors|learners)(?:\.\w+)+)", code):
             if name not in keys():
@@ -178,7 +178,7 @@ def check_modules(page_text):
 
 
 def command_lines(page_text):
-    """Every `sleep-rl` command line of a page, as words."""
+    """Yield every `sleep-rl` command line of a page, as words."""
     code = "\n".join([*blocks(page_text), *inline(page_text)]).replace("\\\n", " ")
     for line in code.splitlines():
         for part in re.split(r"(?:^|[\s;(]|bin/)(?=sleep-rl [a-z])", line):
@@ -192,8 +192,8 @@ def command_lines(page_text):
 
 
 def check_commands(page_text):
-    """Every command exists and takes these arguments; a config that exists loads with them.
-    Returns the commands.
+    """Check that every command exists and accepts the arguments, and load configs that exist;
+    return the commands.
     """
     found = []
     for name, *words in command_lines(page_text):
@@ -213,7 +213,7 @@ def check_commands(page_text):
 
 
 def check_make(page_text):
-    """Every make target exists."""
+    """Check that every make target exists."""
     targets = set(re.findall(r"^(\S+):", text_of("Makefile"), re.M))
     code = "\n".join([*blocks(page_text), *inline(page_text)])
     for target in re.findall(r"(?:^|\s)make ([a-z][\w-]*)", code, re.M):
@@ -221,7 +221,7 @@ def check_make(page_text):
 
 
 def check_links(page, page_text):
-    """Every relative link leads to a file."""
+    """Check that every relative link leads to a file; return them."""
     prose = re.sub(r"`[^`]*`", "", re.sub(r"^```.*?^```", "", page_text, flags=re.M | re.S))
     found = re.findall(r"\]\(([^)#]+)\)", prose)
     for link in found:
@@ -232,7 +232,7 @@ def check_links(page, page_text):
 
 @cache
 def printed():
-    """Every string of the source; {} stands for what an f-string fills in."""
+    """Return every string of the source, with {} for the parts that an f-string fills in."""
     strings = set()
     for package in PACKAGES:
         for path in (ROOT / package).rglob("*.py"):
@@ -249,8 +249,8 @@ def printed():
 
 
 def check_messages(page_text):
-    """Every message of the table is printed by the source; N, X, digits and ... stand for what is
-    filled in. Returns the messages.
+    """Check that every message of the table is in the source, with N, X, digits and ... for parts
+    that are filled in; return the messages.
     """
     table = page_text.partition("## Messages of this system")[2]
     found = re.findall(r"^\| `([^`]+)` \|", table, re.M)
@@ -262,7 +262,7 @@ def check_messages(page_text):
 
 
 def check_width(page_text):
-    """Lines of prose and code are not too long; rows of tables cannot be broken."""
+    """Check the width of lines of prose and code, except rows of tables."""
     for number, line in enumerate(page_text.splitlines(), start=1):
         assert len(line) <= WIDEST or line.lstrip().startswith("|"), f"line {number}: {len(line)}"
 

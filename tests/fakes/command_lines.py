@@ -1,4 +1,4 @@
-"""Command lines that scripts and pages name, as the real parsers take them."""
+"""Check command lines of scripts and pages with the real parsers."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ LIVE = "/opt/sleep_rl/cluster/deploy/live.sh"
 
 
 def check_command(words):
-    """A `sleep-rl` or `ray` command line, as the real command lines take it; with its config, if it
-    has one, planned.
+    """Parse a `sleep-rl` or `ray` command line with the real parser, and plan its config, if it has
+    one.
     """
     if words[0] == "sleep-rl":
         name, command, rest = sleep_rl_cli.resolve_command(click.Context(sleep_rl_cli), words[1:])

@@ -1,7 +1,6 @@
-"""A crew without workers or weights: it keeps a protocol of the calls and refuses what the driver
-must not ask.
+"""A fake crew without workers or weights, which records calls and refuses invalid ones.
 
-What a test needs beyond that it adds by overriding `check_batch`, `check_requests` or `answer`.
+Tests override `check_batch`, `check_requests` or `answer`.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ RESUMABLE = changed(
 
 
 class Crew:
-    """Learner and rollouts in one object."""
+    """Learner and rollout workers in one object."""
 
     step_metrics: ClassVar[dict[str, float]] = {
         "loss": 0.5,
@@ -117,7 +116,9 @@ class Crew:
         assert name in self.versions
 
     def answer(self, request, name):
-        """The Sample of a request: a made-up question, or the word of the day that is asked for."""
+        """Return the Sample of a request: a generated question, or the word of the day that is
+        asked for.
+        """
         prompt = self.texts.text(request.prompt_T)
         opener = self.texts.text(self.texts.opener)  # a continued prefix stands behind it
         document = self.texts.text(request.context_T).removesuffix(opener).split()
@@ -132,7 +133,7 @@ class Crew:
         return self.sampled(request, name, f"old {random.Random(request.seed).random()} ? A : yes")
 
     def sampled(self, request, name, words, *, reason="stop", logprob=-1.0, version=1):
-        """The Sample of these words, each token as likely as the others; with eos where it
+        """Return the Sample of these words, with equal probability per token, and with eos if it
         stopped.
         """
         ids = self.texts.ids(words) + (self.texts.eos if reason == "stop" else ())
@@ -156,7 +157,9 @@ def sampled_ids(request, name, ids_T, *, reason="stop", logprob=-1.0, version=1)
 
 
 class Forgetful(Crew):
-    """Knows the old things until the second night, and again after that night was taken back."""
+    """A crew that answers the known correctly until the second night, and again after its
+    rollback.
+    """
 
     def answer(self, request, name):
         sample = super().answer(request, name)
@@ -168,11 +171,11 @@ class Forgetful(Crew):
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nobody catches it."""
+    """An exception in place of SIGKILL, which nothing catches."""
 
 
 class MortalCrew(Forgetful):
-    """A crew whose weights are a chain of digests of everything it was ever told, and which dies at
+    """A crew whose weights are a chain of digests of all its inputs, and which raises Killed at
     call number `at`.
     """
 
@@ -253,9 +256,8 @@ class MortalCrew(Forgetful):
 
 
 def live_life(config, folder, make=Crew):
-    """A whole life of the Diary with the crew that `make(texts, rehearsed)` returns.
-
-    Returns (its protocol, its rehearsed prompts, the records).
+    """Run a whole life of the Diary with the crew that `make(texts, rehearsed)` returns; return
+    (its calls, its rehearsed prompts, the records).
     """
     texts, rehearsed = PromptCodec(Diary(), Words()), []
     crew = make(texts, rehearsed)
@@ -266,8 +268,8 @@ def live_life(config, folder, make=Crew):
 
 
 def continue_life(folder, at=None, config=RESUMABLE):
-    """One process of a life in `folder`, from its newest checkpoint on, that is killed at call
-    number `at`. Returns its MortalCrew.
+    """Run one process of a life in `folder`, from its newest checkpoint, that is killed at call
+    number `at`; return its MortalCrew.
     """
     checkpoint = newest(folder)
     texts = PromptCodec(Diary(), StableWords())

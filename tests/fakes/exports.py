@@ -1,4 +1,4 @@
-"""States of three small tensors as a learner exports them."""
+"""States of three small tensors, as exported by a learner."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KEYS = (
 
 
 def state(fill: float, *, like: dict | None = None, changed: tuple[str, ...] = KEYS) -> dict:
-    """A full state; keys outside `changed` are those of `like`."""
+    """Return a full state; keys outside `changed` are those of `like`."""
     return {
         key: torch.full((4, 8), fill + i).bfloat16() if key in changed else like[key]
         for i, key in enumerate(KEYS)
@@ -23,7 +23,7 @@ def state(fill: float, *, like: dict | None = None, changed: tuple[str, ...] = K
 
 
 def export(name: str, version: int, full: dict, have: dict[str, str]) -> Weights:
-    """As Learner.export does it."""
+    """Export as Learner.export does."""
     manifest = {key: digest(tensor) for key, tensor in full.items()}
     return Weights(
         name, version, manifest, {k: t for k, t in full.items() if have.get(k) != manifest[k]}

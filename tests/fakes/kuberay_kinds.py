@@ -2,7 +2,7 @@
 
 
 def closed(required, optional=None):
-    """A mapping with these fields and no others."""
+    """Return the schema of a mapping with these fields and no others."""
     return {
         "type": "object",
         "additionalProperties": False,

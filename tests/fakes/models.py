@@ -36,7 +36,7 @@ STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
 
 
 def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
-    """Bytes, and the words yes and no with and without a leading space."""
+    """Return a tokenizer of bytes, and the words yes and no with and without a leading space."""
     words = [
         "<pad>",
         "<eos>",
@@ -57,8 +57,8 @@ def make_tokenizer() -> transformers.PreTrainedTokenizerFast:
 
 
 def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
-    """A random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with its
-    tokenizer.
+    """Write a random base checkpoint (2 layers, hidden 64, head_dim 32; `fields` change it) with
+    its tokenizer.
     """
     prefix = checkpoints.FAMILIES[family]
     shape = {
@@ -86,8 +86,8 @@ def make_base(family: str, path: str, seed: int = 0, **fields) -> str:
 
 
 def fill_memory(model: torch.nn.Module, seed: int = 0) -> None:
-    """Three ACTIVE experts and a FRESH one with random weights that clearly change what the model
-    says.
+    """Set three ACTIVE experts and a FRESH one to random weights that clearly change the
+    outputs.
     """
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

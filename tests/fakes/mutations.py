@@ -1,6 +1,4 @@
-"""Damaged and hostile input, from a seed: bytes, YAML and JSON that went wrong, files that are
-something else.
-"""
+"""Damaged and hostile inputs from a seed: bytes, YAML and JSON, and files of other kinds."""
 
 from __future__ import annotations
 
@@ -74,7 +72,9 @@ def deep(levels: int) -> Any:
 
 
 def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
-    """(description, content) of a text file that was damaged, or saved by another program."""
+    """Return (description, content) of a text file that is damaged, or of another program's
+    format.
+    """
     text = data.decode("utf-8")
     half = rng.randrange(len(data) + 1)
     yield "empty", b""
@@ -116,7 +116,7 @@ def bytes_of(rng: random.Random, data: bytes) -> Iterator[tuple[str, bytes]]:
 
 
 def _places(value: Any, here: tuple = ()) -> Iterator[tuple]:
-    """Every place of a tree, as the keys that lead there."""
+    """Yield every position in a tree, as the keys that lead there."""
     yield here
     if isinstance(value, (dict, list)):
         for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
@@ -124,8 +124,8 @@ def _places(value: Any, here: tuple = ()) -> Iterator[tuple]:
 
 
 def data_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, Any]]:
-    """(description, tree) with one place changed: another value, gone, renamed, twice, one level
-    deeper.
+    """Return (description, tree) with one change: another value, removed, renamed, duplicated,
+    nested.
     """
     everywhere = [place for place in _places(value) if place]
     for _ in range(count):
@@ -150,9 +150,7 @@ def data_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, A
 
 
 def json_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, bytes]]:
-    """(description, content) of JSON with one place changed, and of JSON that is no JSON any
-    more.
-    """
+    """Return (description, content) of JSON with one change, and of invalid JSON."""
     for name, tree in data_of(rng, value, count):
         yield name, json.dumps(tree).encode()
     for odd in ODD:
@@ -165,8 +163,8 @@ def json_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, b
 
 
 def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[str, str]]:
-    """(description, text) of a preset with keys that are unknown, of another type, twice, too deep,
-    or bombs.
+    """Yield (description, text) of a preset with keys that are unknown, of another type, duplicate,
+    too deep, or expansion bombs.
     """
     key, other = rng.sample(keys, 2)
     section, _, leaf = key.partition(".")
@@ -222,9 +220,7 @@ def yaml_of(rng: random.Random, text: str, keys: list[str]) -> Iterator[tuple[st
 def overrides_of(
     rng: random.Random, keys: list[str], count: int
 ) -> Iterator[tuple[str, list[str]]]:
-    """(description, overrides) that give a key of the schema an odd value, as somebody's script
-    would.
-    """
+    """Return (description, overrides) with an unusual value of a key."""
     words = [
         ".nan",
         "-.inf",
@@ -332,9 +328,8 @@ FILES: dict[str, Callable[[Path], object]] = {
 
 
 def document_folders(rng: random.Random, root: Path) -> Iterator[tuple[str, Path]]:
-    """(description, folder) of folders of people's own documents (txt, md, jsonl) of which one is
-    damaged, is something else than a file, or has a name that no program expects. The folders lie
-    in `root`, each its own.
+    """Yield (description, folder) of folders of documents (txt, md, jsonl), of which one is
+    damaged, is not a file, or has an unusual name. The folders are in `root`.
     """
     text = "Nora Costa moved to Oslo in May. She keeps a parrot.\n\nThe parrot is called Rio.\n"
     rows = [{"text": f"Document {i}: {text}", "id": f"d{i}"} for i in range(3)]

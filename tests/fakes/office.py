@@ -1,4 +1,4 @@
-"""The smallest PDF, Word and PowerPoint files that hold a text."""
+"""The smallest PDF, Word and PowerPoint files with a text."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLIDES = (
 
 
 def pdf(*pages: str) -> bytes:
-    """One line of ASCII text on each page."""
+    """Return a PDF with one line of ASCII text per page."""
     kids = " ".join(f"{4 + 2 * n} 0 R" for n in range(len(pages)))
     objects = [
         "<< /Type /Catalog /Pages 2 0 R >>",
@@ -54,7 +54,7 @@ def pdf(*pages: str) -> bytes:
 
 
 def docx(*paragraphs: str) -> bytes:
-    """A Word file."""
+    """Return a Word file."""
     body = "".join(f"<w:p><w:r><w:t>{text}</w:t></w:r></w:p>" for text in paragraphs)
     main = "word/document.xml"
     return _package(
@@ -64,7 +64,7 @@ def docx(*paragraphs: str) -> bytes:
 
 
 def pptx(text: str) -> bytes:
-    """A PowerPoint file of one slide."""
+    """Return a PowerPoint file with one slide."""
     main = "ppt/presentation.xml"
     slide = "ppt/slides/slide1.xml"
     shape = (
@@ -88,7 +88,7 @@ def pptx(text: str) -> bytes:
 
 
 def _package(types: dict[str, str], parts: dict[str, str]) -> bytes:
-    """The zip file of both; the first part of `types` is the document."""
+    """Return the zip file of both formats; the first part of `types` is the document."""
     overrides = "".join(OVERRIDE.format(*each) for each in types.items())
     files = {
         "[Content_Types].xml": TYPES.format(DEFAULTS + overrides),

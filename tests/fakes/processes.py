@@ -1,4 +1,4 @@
-"""Command lines and processes that tests start, and what of their records may differ."""
+"""Command lines and processes that tests start, and the fields of records that may differ."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def start(folder, name, backend):
 
 
 def until(condition, process=None):
-    """Return the value of `condition` once it is true, while `process` lives."""
+    """Return the value of `condition` when it is true, while `process` runs."""
     deadline = time.monotonic() + LIMIT_S
     while not (value := condition()):
         ended = process is not None and process.poll() is not None
@@ -89,15 +89,15 @@ def has_lines(journal, count):
 
 
 def kill_after(process, journal, count):
-    """SIGKILL to the driver once its record has `count` lines."""
+    """Send SIGKILL to the driver when its journal has `count` lines."""
     until(lambda: has_lines(journal, count), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
 
 
 def as_at_a_terminal() -> None:
-    """For `preexec_fn`: what runs in the background of a script, or under nohup, ignores these, and
-    so do its children.
+    """Reset signal handlers, for `preexec_fn`: background processes of a script, or of nohup,
+    ignore them.
     """
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_DFL)

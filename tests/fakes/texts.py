@@ -1,4 +1,4 @@
-"""Tokenizers of whole words and the tasks of tests that need no model."""
+"""Word tokenizers and small tasks for tests without a model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ DAYS = 4
 
 
 class Words:
-    """Tokenize at spaces: a word's id is the order in which it was first seen."""
+    """A tokenizer that splits at spaces; a word's id is the order of its first use."""
 
     bos_token_id, eos_token_id = 1, 2
     chat_template = None
@@ -40,7 +40,7 @@ class Words:
 
 
 class StableWords(Words):
-    """As with a real tokenizer, a word's id does not depend on what was read before it."""
+    """A tokenizer whose ids do not depend on earlier texts, as for a real one."""
 
     # Shared by all instances, so that a second life reads the first one's words.
     ids: ClassVar[dict[str, int]] = {"<bos>": 1, "<eos>": 2}
@@ -65,7 +65,7 @@ class Asking:
 
 
 class Natural(Asking):
-    """A task in natural language, whose form is the model's choice."""
+    """A task in natural language, whose form is chosen by the model."""
 
     opener = ""
     marker = ""
@@ -74,7 +74,7 @@ class Natural(Asking):
 
 
 class Diary(Asking):
-    """One document a day; who reads it knows its word."""
+    """A task with one document per day, which has the word of the day."""
 
     name = "diary"
 

@@ -1,4 +1,4 @@
-"""Real byte-level tokenizers with chat templates: trained in a second, or shipped by a package."""
+"""Real byte-level tokenizers with chat templates: trained in a second, or of a package."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SPECIAL += ["<|end_header_id|>", "<|eot_id|>"]
 
 
 def chat_tokenizer(template: str = CHATML) -> PreTrainedTokenizerFast:
-    """Train a byte-level BPE with Qwen's pre-tokenizer, whose vocabulary holds "?\\n"."""
+    """Train a byte-level BPE with Qwen's pre-tokenizer, whose vocabulary has "?\\n"."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [

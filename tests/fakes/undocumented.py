@@ -1,10 +1,10 @@
-"""Checks of a journal that several tests make: fields that the schema does not explain."""
+"""Check journals for fields that the schema does not have."""
 
 from sleep_rl.journal.schema import METRICS
 
 
 def undocumented(records):
-    """Names `kind.field` that METRICS does not explain."""
+    """Return names `kind.field` that are not in METRICS."""
     return sorted(
         {
             f"{r['kind']}.{name}"

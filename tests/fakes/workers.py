@@ -12,7 +12,7 @@ from sleep_rl.model.tensor_digest import digest
 
 
 class Echo:
-    """Does what a test asks."""
+    """A worker whose calls do what a test asks."""
 
     def __init__(self, greeting: str = "hello", refuse: str = "") -> None:
         if refuse:
@@ -79,8 +79,8 @@ class Echo:
 
 
 class Scorer:
-    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) cannot
-    be scored, and a call with one of two tokens raises.
+    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) fails,
+    and a call with one of two tokens raises.
     """
 
     def __init__(self, slow_s: float = 0.0) -> None:
@@ -101,9 +101,7 @@ class Scorer:
 
 
 class CheckingRollout:
-    """A Rollout that checks what it is given, like the real one: every tensor of the manifest, by
-    digest.
-    """
+    """A Rollout that verifies every tensor of the manifest by digest."""
 
     def __init__(self, probe_gap: float = 0.0, lies: bool = False) -> None:
         self.states: dict[str, tuple[int, dict[str, Any]]] = {}
@@ -140,7 +138,7 @@ class CheckingRollout:
         return self.loads
 
     def forget(self) -> None:
-        """As after a restart: only the checkpoint, no pushed state."""
+        """Drop all pushed states, as after a restart."""
         self.states, self.loads = {}, []
 
     def sample(self, requests_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
@@ -154,8 +152,8 @@ class CheckingRollout:
 
 
 class CountingCritic(CheckingRollout):
-    """A Critic that answers with what it holds and was asked; the one named `victim` dies once, at
-    its first trial, and one with `drifts` changes its own weights by trying.
+    """A Critic that answers with its versions and calls; the one named `victim` dies once, at its
+    first trial, and one with `drifts` changes its own weights by a trial.
     """
 
     def __init__(
@@ -179,9 +177,7 @@ class CountingCritic(CheckingRollout):
 
 
 class Sliced:
-    """A Rollout that samples in slices only: `slices` of them, each as long as it is asked for, for
-    every batch.
-    """
+    """A Rollout that samples in `slices` slices of the requested length per batch."""
 
     def __init__(self, slices: int) -> None:
         self.slices, self.left, self.batch, self.log = slices, 0, (), []

@@ -1,4 +1,4 @@
-"""Atomic writing: what a reader, a failing disk and a killed process leave behind."""
+"""Atomic writing: readers, failing disks and killed processes."""
 
 import json
 import os

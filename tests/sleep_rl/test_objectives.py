@@ -1,4 +1,4 @@
-"""Each loss against a slow twin in the paper's indices (equations 3 and 6)."""
+"""Losses compared with slow references in the paper's indices (equations 3 and 6)."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""The schedule against a slow twin: the definitions written out night by night."""
+"""The schedule compared with a slow reference: the definitions night by night."""
 
 import itertools
 import time
@@ -11,7 +11,7 @@ from sleep_rl.schedule import ScheduledConsolidation, by_night, most_experts, sc
 
 
 def senders_of(chunks, nights, reset, teachers):
-    """[(night, sender)] of a life."""
+    """Return [(night, sender)] of a life."""
     held, out = [0] * (len(chunks) + 1), []
     if teachers:
         out.append((0, 0))
@@ -26,7 +26,7 @@ def senders_of(chunks, nights, reset, teachers):
 
 
 def steps_of(pairs, night, sender, steps):
-    """`steps` for each consolidation into the sender since it sent last."""
+    """Return `steps` times the consolidations into the sender since it last sent."""
     into = list(itertools.takewhile(lambda pair: pair != (night, sender), pairs))
     last = max((i for i, (_, s) in enumerate(into) if s == sender), default=-1)
     return steps * max(sum(s + 1 == sender for _, s in into[last + 1 :]), 1)
@@ -50,7 +50,7 @@ def twin(chunks, nights, steps, reset, teachers, endless):
 
 
 def experts_of(pairs, levels, reset, dreams):
-    """After each prefix of a life, what each level holds; the largest number per level."""
+    """Return the largest number of experts per level over all prefixes of a life."""
     most = [0] * levels
     for stop in range(1, len(pairs) + 1):
         for level in range(1, levels + 1):
@@ -79,8 +79,8 @@ def test_schedule_equals_reference(chunks):
 
 
 def test_slow_levels_send_first():
-    """C = (1, 2, 4): level l moves into l+1 when the night is a multiple of C(l) and it holds
-    something.
+    """C = (1, 2, 4): level l is consolidated into l+1 if the night is a multiple of C(l) and it has
+    something to send.
     """
     found = [(c.night, c.sender) for c in schedule([1, 2, 4], 5)]
     assert found == [
@@ -107,7 +107,7 @@ def test_open_chunks_end_with_the_last_night():
 
 
 def test_endless_life():
-    """What is known of it today does not change with what comes tomorrow."""
+    """The schedule of the nights so far does not depend on later ones."""
     life = schedule([1, 2, 4], 50, endless=True)
     for nights in range(1, 50):
         so_far = schedule([1, 2, 4], nights, endless=True)
@@ -130,7 +130,9 @@ def test_night_0():
 
 
 def test_steps_are_multiplied_by_received_consolidations():
-    """Level 2 has taken in one night when it first moves on, and three each time after that."""
+    """Level 2 has received one consolidation when it first sends, and three each time after
+    that.
+    """
     for reset in (True, False):  # what stayed there is not moved a second time
         found = schedule([1, 3, 9], 10, steps=7, reset=reset)
         more = {(c.night, c.sender): c.steps for c in found if c.steps != 7}

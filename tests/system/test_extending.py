@@ -1,6 +1,4 @@
-"""A task, a reward and a model family of one's own, each made in a temporary folder as
-docs/extending.md says.
-"""
+"""A custom task, reward and model family in a temporary folder, as in docs/extending.md."""
 
 import os
 import re

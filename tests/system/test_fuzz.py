@@ -1,8 +1,8 @@
-"""A thousand damaged and hostile inputs: each ends in one clear line or works, in time, and harms
-nothing that is saved.
+"""A thousand damaged and hostile inputs: each works or gives one line, in time, and changes no
+saved file.
 
-Commands run in this process up to the start of engines: a backend raises there, which counts as
-"would have started". A seed is fixed; SLEEP_RL_FUZZ_SEED tries another one.
+Commands run in this process up to the start of engines, where a backend raises, which counts as
+"would have started". The seed is fixed; SLEEP_RL_FUZZ_SEED sets another one.
 """
 
 import argparse
@@ -51,12 +51,12 @@ count = itertools.count()
 
 
 class Hang(BaseException):
-    """Nobody catches it."""
+    """An exception that nothing catches."""
 
 
 @pytest.fixture(autouse=True)
 def no_engines(monkeypatch, tmp_path):
-    """Whatever would start workers ends there; figures are checked instead of drawn."""
+    """Replace the start of workers by an exception, and check figures instead of drawing them."""
     from cluster import launch, run_workers
 
     def refuse(*_, **__):
@@ -82,7 +82,7 @@ def no_engines(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def little_memory():
-    """What reads without end is refused memory, before the machine ends the tests."""
+    """Limit the memory, so that an unbounded read fails."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     before = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (used + (4 << 30), before[1]))
@@ -92,7 +92,7 @@ def little_memory():
 
 @pytest.fixture
 def sentinel(tmp_path):
-    """A saved run beside: path -> content of every file, to be the same at the end."""
+    """Return path -> content of every file of another saved run, which must not change."""
     folder = tmp_path / "runs" / "sentinel"
     (folder / "memory" / "night-1").mkdir(parents=True)
     for name in ("metrics.jsonl", "run.json", "memory/night-1/memory.safetensors"):
@@ -112,7 +112,7 @@ def state_of(folder):
 
 
 def ends(capfd, argv, what):
-    """Runs a command; checks how it ends. Returns (exit code, line)."""
+    """Run a command and check how it ends; return (exit code, line)."""
     capfd.readouterr()
     next(count)
 
@@ -162,7 +162,9 @@ def ends(capfd, argv, what):
 
 
 def task_data(folder):
-    """Small sound inputs of every task that reads some, and the overrides that point to them."""
+    """Write small valid inputs of every task that reads some; return the overrides that point to
+    them.
+    """
     folder.mkdir(exist_ok=True)
     clinc = {
         split: [
@@ -258,7 +260,7 @@ def test_mutated_configs_load_or_give_one_line_errors(preset, sentinel, tmp_path
 
 
 def test_mutated_config_files_load_or_give_one_line_errors(sentinel, tmp_path, capfd):
-    """What may lie where a config or one of its includes should."""
+    """Other files in place of a config or one of its includes."""
     for what, change in mutations.FILES.items():
         for name in ("debug.yaml", "gkd_mixed.yaml"):
             shutil.rmtree(tmp_path / "configs", ignore_errors=True)
@@ -315,8 +317,8 @@ def test_mutated_task_inputs_load_or_give_one_line_errors(name, sentinel, tmp_pa
 
 
 def test_random_document_folders_are_ingested_or_give_one_line_errors(sentinel, tmp_path, capfd):
-    """A run on them reads, splits and records them, up to the start of engines; what is refused
-    leaves no run behind.
+    """A run reads, splits and records them, up to the start of engines; a refused one leaves no
+    folder.
     """
     base = make_base("qwen3", str(tmp_path / "base"))
     for number, (what, folder) in enumerate(
@@ -349,8 +351,8 @@ def test_random_document_folders_are_ingested_or_give_one_line_errors(sentinel, 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
-    """A finished run's folder: record, identity, checkpoints of the driver (fake workers), memory
-    and model of a tiny base. The last line of the record is taken away, so that resume goes on.
+    """Return a finished run's folder: journal, metadata, checkpoints of the driver (fake workers),
+    memory and model of a tiny base. The last record is removed, so that resume continues.
     """
     root = tmp_path_factory.mktemp("finished")
     base = make_base("qwen3", str(root / "base"))
@@ -435,7 +437,7 @@ def finished(tmp_path_factory):
 
 
 def saved(folder):
-    """What nobody may change: memories, checkpoints and the identity."""
+    """Return the files that must not change: memories, checkpoints and metadata."""
     return {
         k: v for k, v in state_of(folder).items() if k.startswith(("memory/", "state/", "run.json"))
     }
@@ -589,6 +591,6 @@ def test_damaged_checkpoints_give_one_line_errors(finished, sentinel, tmp_path, 
 
 
 def test_number_of_fuzz_cases():
-    """Runs last in this file; alone it has nothing to count."""
+    """It must run last in this file."""
     done = next(count)
     assert done == 0 or done >= 1000, done

@@ -1,10 +1,10 @@
-"""The oracle of refactorings: a whole small life in text, from config to memory.
+"""A golden run for refactorings: a small life as text, from config to memory.
 
 Real driver, night, learner, rewards, weight store and journal in this process; scripted rollouts.
 Numbers are compared to 1e-3, so that any processor passes; on the machine that wrote the text the
-bytes of the memory are compared, too, in the passes with which it was written.
-`python -m tests.system.test_golden` writes tests/system/golden/life.txt anew: only where the
-numbers are meant to change.
+bytes of the memory are compared as well, in the passes of that time. `python -m
+tests.system.test_golden` rewrites tests/system/golden/life.txt: only if the numbers are meant to
+change.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ SEED_FIELDS = (
 
 
 def machine() -> str:
-    """What decides the last bits of a sum: the processor's kind with its instruction sets, and
-    torch.
+    """Return what the last bits of a sum depend on: the processor's kind with its instruction sets,
+    and torch.
     """
     cpu = Path("/proc/cpuinfo")
     first = (
@@ -58,7 +58,7 @@ def machine() -> str:
 
 
 def life_text(folder: Path) -> str:
-    """Lives the golden life in `folder`; returns its text."""
+    """Run the golden life in `folder`; return its text."""
     base = make_base("qwen3", str(folder / "base"))
     root = Path(__file__).parents[2]
     target = f"task.custom.target={root / 'tests/system/golden/scripted.py'}:Skies"

@@ -1,4 +1,4 @@
-"""The whole job on the real stack: in this process' way and on Ray, from config to report."""
+"""Whole runs on the real stack, in this process and on Ray, from config to report."""
 
 import json
 import os

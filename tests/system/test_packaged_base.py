@@ -1,5 +1,5 @@
-"""`model.base: NAME` of a packaged model in every command: made where a run needs it, and only
-there.
+"""`model.base: NAME` of a packaged model in every command: dequantised where a run needs it, and
+only there.
 
 Its package is a tiny one; tests/sleep_rl/model/test_packaged_base.py reads the real one.
 """
@@ -47,7 +47,7 @@ def missing(site, base_checkpoint, monkeypatch):
 
 @pytest.fixture
 def keys(tmp_path):
-    """Overrides of configs/documents.yaml: the packaged base, and one short document."""
+    """Return overrides of configs/documents.yaml: the packaged base, and one short document."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("Ada lives in Oslo.")
     return [
@@ -58,7 +58,7 @@ def keys(tmp_path):
 
 
 def made(cache: str = "cache") -> list[str]:
-    """Return the absolute paths of what stands in the cache."""
+    """Return the absolute paths of files in the cache."""
     return [os.path.abspath(folder) for folder in Path(cache).glob("*")]
 
 
@@ -75,7 +75,7 @@ def test_plan_uses_the_cached_model(tiny, keys):
 
 
 class Started(Exception):
-    """The workers would start now."""
+    """Raised in place of the start of workers."""
 
 
 def refuse(*args, **kwargs):

@@ -1,5 +1,5 @@
-"""A real run that is killed (SIGKILL) and continued ends with the same bytes and the same record as
-one that was not.
+"""A real run that is killed (SIGKILL) and resumed gives the same bytes and records as an
+uninterrupted one.
 """
 
 import os
@@ -79,7 +79,7 @@ def test_killed_run_on_ray_resumes_to_the_same_bytes(tmp_path):
 
 
 def worker_of(run, name):
-    """The process whose output is in <run>/logs/<name>.log."""
+    """Return the process whose output is in <run>/logs/<name>.log."""
     log = str((run / "logs" / f"{name}.log").resolve())
     for process in psutil.process_iter():
         try:
@@ -142,7 +142,7 @@ STEPS = {
 
 
 def kill_behind(process, folder, stage, wait_s):
-    """SIGKILL to the driver while it does what follows a stage."""
+    """Send SIGKILL to the driver during the stage after `stage`."""
     until(lambda: (found := newest(folder)) and found.stage == stage, process)
     time.sleep(wait_s)
     process.send_signal(signal.SIGKILL)

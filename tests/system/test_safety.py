@@ -1,5 +1,5 @@
-"""What must never happen: code from a checkpoint or a config, secrets in what is written, files
-outside a run's folder.
+"""Safety: no code of a checkpoint or config runs, no secret is written, no file outside a run's
+folder.
 """
 
 import json
@@ -44,7 +44,7 @@ SECRETS = {
 
 
 class Bomb:
-    """A pickle of it runs code when it is read."""
+    """An object whose pickle runs code when it is loaded."""
 
     def __init__(self, target):
         self.target = str(target)
@@ -204,7 +204,7 @@ def test_ordinary_texts_are_not_secrets(monkeypatch):
 
 
 class Leaky(MortalCrew):
-    """Its workers' messages repeat everything that they know."""
+    """A crew whose messages contain everything that it knows."""
 
     def sample(self, requests_N, name, how):
         from sleep_rl.contracts.errors import Failure
@@ -296,7 +296,7 @@ def test_real_run_writes_no_secret(tmp_path, monkeypatch, base_checkpoint):
 
 @pytest.fixture
 def life(tmp_path):
-    """A run's folder as a process left it."""
+    """Return a run's folder as a process left it."""
     folder = tmp_path / "life"
     folder.mkdir()
     continue_life(folder)

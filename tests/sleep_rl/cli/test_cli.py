@@ -1,4 +1,4 @@
-"""The command line: exit codes, one line on stderr per failure, nothing heavy at the start."""
+"""The command line: exit codes, one line on stderr per failure, no heavy imports."""
 
 import errno
 import os
@@ -20,7 +20,7 @@ DEMO = str(ROOT / "configs" / "demo.yaml")
 
 @pytest.fixture
 def launch(monkeypatch, tmp_path):
-    """A `cluster.launch` that records its calls; `outcome` is returned, or raised."""
+    """A fake `cluster.launch` that records calls; `outcome` is returned, or raised."""
     calls, module = [], types.ModuleType("cluster.launch")
     module.outcome = 0
 

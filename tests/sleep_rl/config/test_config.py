@@ -1,6 +1,4 @@
-"""loading.py and yaml_text.py: every mistake in a config is one line that says what, allowed, got
-and where.
-"""
+"""Loading of configs: every error is one line with what, allowed, got and where."""
 
 import json
 import random
@@ -54,7 +52,7 @@ wandb: mode project group artifacts
 
 @pytest.fixture
 def write(tmp_path, monkeypatch):
-    """Files are written to, and named relative to, a folder of their own."""
+    """Write files to a temporary folder and return their names relative to it."""
     monkeypatch.chdir(tmp_path)
 
     def to(text: str | bytes = "run: {name: t}", name: str = "c.yaml") -> str:
@@ -114,7 +112,7 @@ def test_paper_defaults():
 
 
 def included(path):
-    """The preset and all presets that it includes, directly or not."""
+    """Return the preset and all presets that it includes, directly or indirectly."""
     names = yaml.safe_load(path.read_text()).get("include", [])
     return {path.stem}.union(*(included(path.parent / name) for name in names))
 

@@ -1,4 +1,4 @@
-"""The text of an error, for messages of one line."""
+"""Texts of errors for one-line messages."""
 
 import pytest
 

@@ -1,5 +1,5 @@
-"""Dreaming against a crew that writes down, and checks, everything it is asked for; killed and
-continued at any step.
+"""Dreaming with a fake crew that records and checks all calls, also killed and resumed at any
+step.
 """
 
 import json
@@ -35,7 +35,9 @@ from tests.fakes.undocumented import undocumented
 
 
 class Deep(Diary):
-    """Its dreams are questions with answers; what helps is the day's word, asked backwards."""
+    """A task whose dreams are questions with answers; a useful one has the day's word in a reversed
+    question.
+    """
 
     dream_opener, max_dream_tokens = "D :", 20
 
@@ -70,8 +72,8 @@ class Deep(Diary):
 
 
 class Dreaming(Crew):
-    """Every other dream of the model itself is right; the policy's all are. One in seven dreams
-    says nothing.
+    """A crew whose dreams are correct in every second case for the model, and always for the
+    policy; one in seven has no lesson.
     """
 
     def __init__(self, *arguments):
@@ -330,7 +332,7 @@ def test_parts_can_be_switched_off(tmp_path, change, gone):
 
 
 class Losing(Dreaming):
-    """What was known before is lost in the second night, until that night is taken back."""
+    """The accuracy on the known drops in the second night, until that night is rolled back."""
 
     lost = False
 
@@ -373,7 +375,7 @@ def test_too_long_texts_are_dropped(tmp_path):
 
 
 class Judge(Dreaming):
-    """A critic that fails one copy of each trial round."""
+    """A crew whose critic fails one copy of each round of trials."""
 
     def try_out(self, trials_N, how):
         out = super().try_out(trials_N, how)
@@ -405,7 +407,7 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def whole_life(tmp_path_factory):
-    """A life that was not killed: its crew, its records and its folder. For reading only."""
+    """Return the crew, records and folder of an uninterrupted run. Read-only."""
     folder = tmp_path_factory.mktemp("whole")
     return *dreamed(folder, progress=Progress(str(folder))), folder
 

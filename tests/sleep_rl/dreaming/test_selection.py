@@ -1,4 +1,4 @@
-"""Which tasks, which dreams, which rewards: paper.md section 4 in plain numbers."""
+"""Selection of tasks and dreams, and rewards, compared with paper.md section 4 in plain numbers."""
 
 import math
 import random
@@ -95,8 +95,8 @@ def test_few_dreams_are_all_kept_and_nan_ranks_last():
 
 
 def test_greedy_subtracts_overlap_with_chosen_dreams():
-    """GREATS by its definition: at each turn the dream whose step, behind the steps on the chosen
-    ones, still lowers the loss of C most, to first order in a quadratic whose curvature is one.
+    """GREATS by definition: each time the dream whose step, after the steps on the chosen ones,
+    lowers the loss on C most, to first order in a quadratic of curvature one.
     """
     *dreams, c = rows = vectors(9, seed=3)
     eta = 1 / max(dot(g, g) for g in dreams)

@@ -1,4 +1,4 @@
-"""Baselines are modules of a folder, chosen by name."""
+"""Baselines by name: modules of a folder."""
 
 import importlib
 import subprocess

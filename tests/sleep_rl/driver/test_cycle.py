@@ -1,4 +1,4 @@
-"""The driver against a crew that writes down, and checks, everything it is asked for."""
+"""The driver with a fake crew that records and checks all calls."""
 
 import math
 from dataclasses import replace
@@ -29,8 +29,8 @@ def lived(tmp_path):
 
 
 def test_order_of_calls_with_two_levels(lived):
-    """C = (1, 2): level 1 moves into level 2 in nights 2, 3, 4, each time before it receives the
-    day; level 2 has no receiver, and its own weights move every second night.
+    """C = (1, 2): level 1 is consolidated into level 2 in nights 2, 3 and 4, each time before it
+    receives the day; level 2 has no receiver, and its base expert is updated every second night.
     """
     protocol, _, _ = lived
     for at, entry in enumerate(protocol):
@@ -85,9 +85,7 @@ def test_teacher_rehearses_prompts_of_past_nights(lived):
 
 
 class Author(Crew):
-    """Writes documents of its own where it is given nothing, and answers about each what stands in
-    it.
-    """
+    """A crew that samples synthetic documents from bos, and answers about each with its word."""
 
     def check_batch(self, batch_N, step, steps):
         rows = [r for r in batch_N if r.prompt_T == (1,) and not r.teacher_T]
@@ -162,8 +160,8 @@ def test_allowed_drop_keeps_the_night(tmp_path):
 
 
 class Taught(Crew):
-    """Two other models are there in night 0, and only then; what each writes counts against
-    itself.
+    """A crew that checks that two teachers exist in night 0 only, and that rows on their sequences
+    name them.
     """
 
     def __init__(self, *arguments):
@@ -236,9 +234,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
 
 
 def test_run_without_questions_writes_a_report(tmp_path, capsys):
-    """As on one's own documents without questions: the retention matrix stays empty, and says
-    so.
-    """
+    """As for task documents without questions: the retention matrix is empty."""
 
     class Silent(Diary):
         def days(self):
@@ -273,7 +269,7 @@ def test_run_without_questions_writes_a_report(tmp_path, capsys):
 
 
 def test_unconditional_prompts_are_rehearsed(tmp_path):
-    """The crew writes another prompt each time, of which the most frequent ones are kept."""
+    """The crew samples a different prompt each time; the most frequent ones are indexed."""
     config = changed(CONFIG, rehearsal={"unconditional_prompts": 3})
     _, _, records = live_life(config, tmp_path)
     prompts = [r["prompts"] for r in records if r["kind"] == "written"]
@@ -307,7 +303,7 @@ def test_rehearsal_temperature(tmp_path):
 
 
 def test_prompts_with_low_confidence_are_not_indexed(tmp_path):
-    """The crew gives every token of its answers a log-probability of -1."""
+    """The crew's answers have log-probability -1 per token."""
     for least, kept in ((math.exp(-2.1), True), (math.exp(-1.9), False)):  # word and eos
         folder = tmp_path / str(kept)
         folder.mkdir()
@@ -321,7 +317,7 @@ def test_prompts_with_low_confidence_are_not_indexed(tmp_path):
 
 
 def test_student_samples_begin_after_the_off_policy_steps(tmp_path):
-    """Of four steps in rounds of one, the first two train on the teacher's sequences only."""
+    """The first two of four steps, in rounds of one, train on teacher sequences only."""
     sampled = {}
 
     class Counting(Crew):

@@ -1,6 +1,4 @@
-"""The journal is the truth of a run: what it promises on a crash, a full disk, a broken sink, a
-value that is no number.
-"""
+"""The journal: crashes, a full disk, failing sinks, values that are not finite."""
 
 import json
 import math
@@ -16,7 +14,7 @@ from tests.fakes.undocumented import undocumented
 
 
 class Listener:
-    """A sink that keeps what it is told, or raises."""
+    """A sink that stores its calls, or raises."""
 
     def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
         self.name, self.failed, self.raises, self.raises_on_close = (

@@ -1,4 +1,4 @@
-"""Retention: the accuracies of a run as one table, its marks and its intervals."""
+"""The retention matrix: rows, marks and intervals."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The schema of the journal: which records its readers can use, and which field is at fault."""
+"""The schema of the journal: valid records, and the invalid field of others."""
 
 import pytest
 
@@ -33,7 +33,7 @@ DREAM = {
 
 
 def at_fault(**record):
-    """The field for which a record is refused; empty if it is not."""
+    """Return the invalid field of a record; empty if it is valid."""
     try:
         parse({"t": 1.0, **record})
     except InvalidRecord as error:

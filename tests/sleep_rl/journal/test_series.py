@@ -1,4 +1,4 @@
-"""series.py: curves of a growing run stay small and true; the charts hold what the panels say."""
+"""Curves of a growing run in bounded memory, and the charts of the panels."""
 
 import pytest
 
@@ -111,7 +111,7 @@ def chart(entries, title, panels=PANELS):
 
 
 def test_consolidations_of_one_night_are_separate_segments():
-    """Each consolidation of a night counts its steps from 0."""
+    """The steps of each consolidation of a night begin at 0."""
     entries = [step(1, 0, 1.0), step(1, 1, 2.0)]
     level = SeedStep(t=200.0, night=1, sender=1, step=0, steps=10, loss=3.0)
     loss = chart([*entries, level], "Seeding loss")

@@ -1,4 +1,4 @@
-"""tail.py: a growing journal is read once, whatever happens to its end."""
+"""Incremental reading of a growing journal, also after truncation and replacement."""
 
 import json
 import os

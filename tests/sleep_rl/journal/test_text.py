@@ -1,4 +1,4 @@
-"""Text for people: durations, names of nights, lines without terminal codes."""
+"""Formatted durations, names of nights, lines without terminal codes."""
 
 from sleep_rl.journal.text import aligned, clock, last_line, night_label, without_terminal_codes
 

@@ -1,4 +1,4 @@
-"""Memory in Hugging Face models: untouched equals base, and what is saved is what is loaded."""
+"""Checkpoints with memory: new memory keeps the base's outputs, saving and loading round-trips."""
 
 import json
 import os

@@ -1,6 +1,4 @@
-"""A grown model computes what the small one does, and can learn what the small one cannot tell
-apart.
-"""
+"""Growth preserves the function, and gradients of copied units differ."""
 
 import pytest
 import torch

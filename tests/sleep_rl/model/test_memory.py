@@ -1,5 +1,5 @@
-"""The memory level against its equation written slowly, and what unlocking, patching and committing
-must preserve.
+"""The memory level compared with its equation, and the effects of unlocking, patching and
+committing.
 """
 
 import math
@@ -103,7 +103,7 @@ def test_untrained_slot_adds_zero():
 
 
 class Holder(torch.nn.Module):
-    """A model of one layer for the functions that walk a model."""
+    """A model with one layer, for functions over all levels of a model."""
 
     def __init__(self, level):
         super().__init__()
@@ -179,7 +179,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_forward_uses_changed_states(change):
-    """In both views, though an earlier call has noted how many slots are in use."""
+    """In both views, after an earlier call has cached the number of used slots."""
     level = make(top_k=1, states=(LOCKED, ACTIVE, LOCKED, LOCKED, LOCKED))
     model, x = Holder(level), torch.randn(6, D)
     level.set_patch(Patch(torch.tensor([LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED]), {}))

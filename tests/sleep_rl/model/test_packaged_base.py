@@ -1,6 +1,6 @@
-"""Packaged base models: found without an import, dequantised once and whole, refused in one line.
+"""Packaged base models: found without an import, dequantised once, refused in one line.
 
-A tiny distribution stands for the real one, which the last test reads.
+A tiny distribution replaces the real one, which only the last test reads.
 """
 
 import importlib.metadata
@@ -38,14 +38,14 @@ def installed(name: str) -> bool:
 
 @pytest.fixture(scope="module")
 def site(base_checkpoint, tmp_path_factory):
-    """(site-packages with the tiny distribution, its entry)."""
+    """Return (site-packages with the tiny distribution, its entry)."""
     folder = tmp_path_factory.mktemp("site")
     return folder, packaged.install(folder, base_checkpoint("llama"))
 
 
 @pytest.fixture
 def tiny(site, base_checkpoint, monkeypatch):
-    """The name of the tiny packaged model, installed."""
+    """Return the name of the tiny packaged model, which is installed."""
     folder, entry = site
     packaged.register(monkeypatch, entry, folder, base_checkpoint("llama"))
     return packaged.NAME
@@ -53,14 +53,14 @@ def tiny(site, base_checkpoint, monkeypatch):
 
 @pytest.fixture
 def missing(site, base_checkpoint, monkeypatch):
-    """The name of the tiny packaged model, whose package is not installed."""
+    """Return the name of the tiny packaged model, whose package is not installed."""
     packaged.register(monkeypatch, site[1], None, base_checkpoint("llama"))
     return packaged.NAME
 
 
 def by_hand(raw: bytes) -> list[float]:
-    """Values of Q4_1 blocks: scale d and least value m in float16, then 32 numbers of 4 bits, of
-    which the low halves of the 16 bytes come first: d * number + m.
+    """Dequantise Q4_1 blocks: scale d and minimum m in float16, then 32 numbers of 4 bits, of which
+    the low halves of the 16 bytes come first: d * number + m.
     """
     values = []
     for start in range(0, len(raw), 20):

@@ -1,4 +1,4 @@
-"""Padded rows: every token of a completion is predicted at the position before it."""
+"""Padded rows: each completion token is predicted at the position before it."""
 
 import torch
 

@@ -1,4 +1,4 @@
-"""A memory finds its base again after one of them, or both, were moved."""
+"""A memory folder finds its base after one of them, or both, were moved."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Digests name what a tensor holds."""
+"""Digests of tensors."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sleep_rl.model.tensor_digest import as_tensor, digest
 
 
 def test_digest_depends_on_dtype_shape_and_bytes():
-    """Equal for tensor and array, different for another dtype, shape or byte."""
+    """It is the same for tensor and array, and differs for another dtype, shape or byte."""
     t = torch.arange(12, dtype=torch.float32).reshape(3, 4)
     assert digest(t) == digest(t.numpy()) == digest(t.clone()) == digest(t.T.contiguous().T)
     assert digest(t.T) == digest(t.numpy().T) == digest(np.ascontiguousarray(t.numpy().T))

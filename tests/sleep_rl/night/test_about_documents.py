@@ -1,4 +1,4 @@
-"""D ~ T in natural language, by a scripted teacher that reads real token ids."""
+"""D ~ T in natural language, with a scripted teacher on real token ids."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ DOCUMENT = Document("d", f"{TITLE}\n\n{BODY}", TITLE)
 
 
 class Teacher:
-    """Crew and run in one: answers by the document in context, asks about the given sentence."""
+    """A fake crew and run that answers from the document in context, and asks about the given
+    sentence.
+    """
 
     def __init__(self, codec, config, knows=()):
         self.codec = codec
@@ -112,7 +114,7 @@ def written(run, seed=0):
 
 
 def texts(run, sequence):
-    """(what the teacher reads in front, what the student reads, x, y) of a sequence."""
+    """Return (teacher's context, student's context, x, y) of a sequence as texts."""
     text = run.codec.tokens.text
     x_T = sequence.sequence_T[: sequence.x_length]
     y_T = sequence.sequence_T[sequence.x_length :]

@@ -1,6 +1,4 @@
-"""What a night trains on: pure functions on tiny texts, and the night against a crew that checks
-what it is given.
-"""
+"""The data of a night: pure functions on tiny texts, and a night with a checking fake crew."""
 
 import json
 import math
@@ -245,8 +243,8 @@ def test_synthetic_contexts_end_at_the_opener(texts):
 
 
 def test_loss_of_synthetic_document_rows_covers_the_document(texts):
-    """x of such a row is everything up to the answer; both read only what stands in front of every
-    text.
+    """x of such a row is everything before the answer; teacher and student both read only the
+    start.
     """
     document, question, answer = (
         texts.ids("x is y ."),
@@ -274,7 +272,7 @@ def test_pack_round_trip(texts):
 
 
 def test_answers_with_low_confidence_are_dropped(texts):
-    """By the probability of the answer, here two tokens and eos."""
+    """By the probability of the answer, here of two tokens and eos."""
     document, plain = texts.context(Document("a", "one")), texts.context(None)
     asked = texts.ids("what is x ? A :")
 

@@ -1,5 +1,5 @@
-"""How far the rollouts run ahead, that nothing is lost or trained twice, and that an error on one
-side ends both.
+"""The pipeline: the lag is respected, every round is trained once, and an error in one loop ends
+all.
 """
 
 import threading
@@ -19,9 +19,7 @@ SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
 
 
 class Rollouts:
-    """Stands for crew and composer: sampling, training and pushing each take a moment, and what
-    happens is written down.
-    """
+    """A fake crew and composer: sampling, training and pushes take some time and are recorded."""
 
     def __init__(self, lag, sample_s=0.01, train_s=0.01, push_s=0.002, fail=""):
         self.lag, self.fail = lag, fail
@@ -65,9 +63,7 @@ class Rollouts:
         self.push_async()()
 
     def live(self):
-        """Two spans, of five rounds and seven. Between them nothing is under way: all that was
-        sampled is trained on, and its state is with the workers.
-        """
+        """Run two spans, of five rounds and seven; between them no round is pending."""
         flow = Flow("night 1", self.sample, self.push, self.push_async, self.trained, self.limit_s)
         rounds = [(n, range(n * SIZE, (n + 1) * SIZE)) for n in range(COUNT)]
         trained = self._train(flow, rounds[:PART])
@@ -90,7 +86,7 @@ class Rollouts:
         return trained
 
     def overlaps(self):
-        """Pairs of a sampled and a trained round that were under way at the same time."""
+        """Return the pairs of a sampled and a trained round that ran at the same time."""
         sampled, trained = (
             [e for e in self.events if e[0] == kind] for kind in ("sampled", "trained")
         )
@@ -98,9 +94,8 @@ class Rollouts:
 
 
 class Beside(Rollouts):
-    """With a lag, each round is trained only once the sampling of the next one has begun beside it,
-    and the second one is sampled only beside the training of the first: with turns both would wait
-    for ever.
+    """With a lag each round is trained only after the sampling of the next one has begun, and the
+    second one is sampled only during the training of the first; in turns both would deadlock.
     """
 
     alone = range(2, COUNT)  # rounds that are sampled without waiting for the learner
@@ -142,13 +137,13 @@ def before_count():
 
 
 class Waiting(Beside):
-    """Each side finishes a round only once the other has begun its own beside it."""
+    """Each side finishes a round only after the other has begun its own."""
 
     alone = ()
 
 
 def test_sampling_and_training_overlap():
-    """So that a night takes as long as its slower side."""
+    """Then a night takes as long as its slower side."""
     flow = Waiting(1)
     assert flow.live() == list(range(SIZE * COUNT))
     assert flow.met == COUNT - 2

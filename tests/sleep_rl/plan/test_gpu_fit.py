@@ -30,7 +30,7 @@ def config(*overrides: str, name: str = "demo"):
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_preset_passes_plan_offline(name, tmp_path):
-    """And begins with its own command."""
+    """Its first line is its command."""
     words = (ROOT / "configs" / f"{name}.yaml").read_text().splitlines()[0].split()
     assert (
         words[:2] == ["#", "sleep-rl"]

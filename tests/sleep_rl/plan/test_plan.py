@@ -43,7 +43,9 @@ pytestmark = pytest.mark.usefixtures("nowhere")
 
 @pytest.fixture
 def checkpoint(tmp_path):
-    """A checkpoint folder with the small shape; arguments change its config."""
+    """Return a function that writes a checkpoint folder with the small shape; arguments change its
+    config.
+    """
 
     def make(name: str = "base", **changes) -> Path:
         folder = tmp_path / name

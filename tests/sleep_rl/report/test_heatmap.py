@@ -1,4 +1,4 @@
-"""The retention matrix as a picture: cells have the colours and numbers of the accuracies."""
+"""The retention matrix as an image: colours and numbers of the cells."""
 
 import io
 

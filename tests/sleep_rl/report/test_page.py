@@ -1,6 +1,4 @@
-"""The report: right numbers in the right cells, one file that opens offline, honest about a run
-that did not end.
-"""
+"""The report: values and marks of all tables, no external resources, unfinished runs."""
 
 import json
 import re
@@ -20,7 +18,7 @@ COUNTS = {"known": 100, "day 1": 48, "day 2": 48}
 
 
 def live(folder, known=0.88, done=True):
-    """A small run of two nights in `folder/metrics.jsonl`."""
+    """Write the journal of a small run of two nights."""
     journal = Journal(folder / "metrics.jsonl")
     journal.log(
         "run",
@@ -101,7 +99,9 @@ def live(folder, known=0.88, done=True):
 
 
 class Page(HTMLParser):
-    """Cells of every table by its class, links, scripts, and whether every tag is closed."""
+    """A parser that collects cells of tables by class, links and scripts, and checks that tags are
+    closed.
+    """
 
     VOID = frozenset({"meta", "br", "path", "use", "rect"})
 

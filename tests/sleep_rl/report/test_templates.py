@@ -1,4 +1,4 @@
-"""Templates and static files: in the package that is installed, and escaping what they insert."""
+"""Templates and static files: package data, escaping."""
 
 import tomllib
 from fnmatch import fnmatch

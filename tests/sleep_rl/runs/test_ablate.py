@@ -1,4 +1,4 @@
-"""ablate.py: which runs it asks for, which it takes as done, and the table over them."""
+"""Ablations: which runs are started, which exist already, and the table."""
 
 import json
 from pathlib import Path
@@ -22,7 +22,7 @@ class Done:
 
 @pytest.fixture
 def lives(monkeypatch, tmp_path):
-    """Stands for `sleep-rl run`: checks its command line and writes the journal of such a run.
+    """A fake `sleep-rl run` that checks its command line and writes the journal of such a run;
     `fail` names runs.
     """
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""`sleep-rl chat`: what the base says and what the model says, in two columns."""
+"""`sleep-rl chat`: answers of base and model in two columns."""
 
 import io
 import sys
@@ -18,7 +18,7 @@ PROMPT = "Is it so?"
 
 
 def continued(model, ids, most=8):
-    """Greedy continuation, written out: nothing of transformers' generate."""
+    """Return the greedy continuation without transformers' generate."""
     out = list(ids)
     with torch.no_grad():
         while len(out) < len(ids) + most and out[-1] != EOS:

@@ -1,4 +1,4 @@
-"""An exported checkpoint stands alone, and its card says what the run's record says."""
+"""Exported checkpoints are self-contained; their model card has the results of the journal."""
 
 import json
 import os
@@ -41,8 +41,8 @@ for path in sys.argv[2:]:
 def make_run(
     folder: Path, base: str, nights: int = 2, records: bool = False
 ) -> list[torch.nn.Module]:
-    """A run's folder with memory/night-1 and on, each of other weights; returns the models after
-    each night.
+    """Write a run's folder with memory/night-1 and later ones, with different weights; return the
+    models after each night.
     """
     models = []
     for night in range(1, nights + 1):
@@ -107,7 +107,7 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.stack  # a process that imports transformers and no package of ours
 def test_exported_model_is_equal_and_self_contained(tmp_path):
-    """From a run (of a base in several files), a memory folder and a full checkpoint; each in
+    """From a run (with a base in several files), a memory folder and a full checkpoint, each of
     another family.
     """
     want, out = {}, {family: str(tmp_path / f"out-{family}") for family in checkpoints.FAMILIES}

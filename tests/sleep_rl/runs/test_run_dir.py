@@ -1,4 +1,4 @@
-"""identity.py: what may change when a run goes on, and that only one process lives in a run."""
+"""A run's folder: keys that may change on resume, and the lock."""
 
 import fcntl
 import json
@@ -61,7 +61,7 @@ def test_changed_key_needs_accept(folder):
 
 
 def test_metadata_has_only_the_section_of_the_chosen_task(folder):
-    """What is not in the record is compared as well: the defaults of the other tasks."""
+    """Keys that are not stored are compared by their defaults."""
     stored = json.loads((folder / run_dir.FILE).read_text())["config"]["task"]
     assert stored.keys() == {"name", "days", "order_seed", "base_text", "world"}
     assert stored["days"] == 1 and stored["world"]["people_per_day"] == 2
@@ -123,7 +123,7 @@ def test_lock_excludes_other_processes(tmp_path):
 
 
 def test_held_does_not_block_alone(folder):
-    """A page that watches a run asks every two seconds, by taking the lock for an instant."""
+    """The live page calls `held` every two seconds, which takes the lock for an instant."""
     asking = open(folder / run_dir.LOCK, "w")  # noqa: SIM115 - closed by the timer
     fcntl.flock(asking, fcntl.LOCK_SH)
     threading.Timer(0.03, asking.close).start()

@@ -1,6 +1,4 @@
-"""What a person reads: plain lines in a log, bars on a terminal, the newest table after each
-night.
-"""
+"""The console: plain lines in log files, progress bars on terminals, tables after each night."""
 
 import io
 import os

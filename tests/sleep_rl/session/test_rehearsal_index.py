@@ -1,4 +1,4 @@
-"""The index of self-written prompts: what is kept, and what is drawn."""
+"""The rehearsal index: indexed prompts, weights and draws."""
 
 import random
 from collections import Counter
@@ -56,7 +56,7 @@ def test_uniform_rehearsal_and_empty_index():
 
 
 def test_every_prompt_is_drawn_once_if_the_count_suffices():
-    """What no answer is written to is not rehearsed, however little weight it has."""
+    """Only prompts with an answer can be rehearsed, whatever their weight."""
     index = RehearsalIndex()
     index.add(1, [(n,) for n in range(20)], 20)
     for n in range(20):

@@ -1,4 +1,6 @@
-"""Stages: a life that is cut off anywhere and continued is the life that was never cut off."""
+"""Stages and checkpoints: an interrupted and resumed run gives the same result as an uninterrupted
+one.
+"""
 
 import json
 import os
@@ -22,7 +24,7 @@ from tests.fakes.texts import Diary, StableWords
 
 
 def lines(folder):
-    """The record without its times."""
+    """Return the records without times."""
     times = ("t", "seconds", "tokens_per_second", "learner_idle", "path", "examples")
     return [
         {k: v for k, v in r.items() if k not in times and not k.endswith("_s")}
@@ -32,7 +34,7 @@ def lines(folder):
 
 @pytest.fixture(scope="module")
 def whole_life(tmp_path_factory):
-    """(folder, crew) of a life that was never killed. For reading only."""
+    """Return (folder, crew) of an uninterrupted run. Read-only."""
     folder = tmp_path_factory.mktemp("whole")
     return folder, continue_life(folder)
 
@@ -73,7 +75,7 @@ DAMAGES = ("manifest", "driver", "learner", "partial")
 
 
 def hurt(at, damage):
-    """Makes a checkpoint or a part one that is not whole."""
+    """Damage a checkpoint or partial checkpoint."""
     if damage == "manifest":
         (at / MANIFEST).unlink()
     elif damage == "partial":
@@ -96,8 +98,8 @@ def test_damaged_checkpoint_is_skipped(damage, whole_life, tmp_path):
 
 @pytest.fixture(scope="module")
 def cut_in_a_night(tmp_path_factory):
-    """The folder of a life that died behind the second part of a night, which lies beside the
-    checkpoint before it. For reading only.
+    """Return the folder of a run that was killed after the second partial checkpoint of a night.
+    Read-only.
     """
     for at in range(40, 200):
         folder = tmp_path_factory.mktemp("cut")
@@ -221,8 +223,8 @@ def without_gate():
 def test_resume_with_other_stages_is_refused_and_skips_no_night(
     first, then, says, tmp_path, capsys
 ):
-    """However far the life was when it was cut off: either it ends as one that was never cut off
-    would, or it is refused with the key that differs. No consolidation is ever skipped.
+    """Wherever the run was killed: either it ends like an uninterrupted one, or it is refused with
+    the key that differs. No consolidation is skipped.
     """
     refused = 0
     for at in range(30, 400, 19):

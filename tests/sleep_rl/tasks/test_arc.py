@@ -1,4 +1,4 @@
-"""ARC in SEAL's protocol: grids and their augmentations, recipes, sub-puzzles, votes."""
+"""ARC in SEAL's protocol: grids, augmentations, recipes, sub-puzzles, votes."""
 
 import json
 import random

@@ -1,6 +1,4 @@
-"""The classification task: what is read, how it is split into days, its texts, its base model and
-its refusals.
-"""
+"""Task classify: datasets, days, texts, the small base and errors."""
 
 import json
 from collections import Counter
@@ -23,7 +21,7 @@ TINY = Recipe(steps=3, vocabulary=300, hidden=64, layers=1, pages=2, bare=4)
 
 
 def pairs(start: int, stop: int) -> list[list[str]]:
-    """Class after class in turn, so that the order of first appearance is that of LABELS."""
+    """Return examples of the classes in turn, so that LABELS is the order of first appearance."""
     return [
         [f"please do {label[:6]} number {i} for {THINGS[i % 10]}", label]
         for i in range(start, stop)
@@ -340,8 +338,8 @@ def test_base_is_trained_once_and_loads_with_auto_classes(task, tmp_path):
 
 
 def train_tokenizer_of(task: Classify):
-    """The tokenizer as trained, before it was stored: ids must not depend on the process or on
-    storing.
+    """Return the tokenizer as trained, before it is saved: ids must not depend on the process or on
+    saving.
     """
     texts = [
         text

@@ -1,4 +1,4 @@
-"""Files of other formats and rows of other forms as documents; what cannot be read is left out."""
+"""File formats and row forms of documents; unreadable ones are left out."""
 
 import json
 import sys

@@ -1,6 +1,4 @@
-"""Free answers against gold ones: the deterministic grader, and a judge behind a real HTTP
-endpoint.
-"""
+"""Grades of free answers: the recall grader, and a judge at a real HTTP endpoint."""
 
 import json
 import socket
@@ -44,7 +42,7 @@ def test_threshold_and_normalisation():
 
 
 def kappa(a, b):
-    """Cohen's kappa of two series of verdicts in {0, 1}."""
+    """Return Cohen's kappa of two series of verdicts in {0, 1}."""
     n = len(a)
     agreement = sum(x == y for x, y in zip(a, b, strict=True)) / n
     chance = sum(a.count(v) / n * b.count(v) / n for v in (0.0, 1.0))
@@ -52,7 +50,7 @@ def kappa(a, b):
 
 
 def slow_kappa(a, b):
-    """From the four cells of the table."""
+    """Return it from the four cells of the contingency table."""
     pairs = list(zip(a, b, strict=True))
     cells = {cell: pairs.count(cell) for cell in ((0, 0), (0, 1), (1, 0), (1, 1))}
     n = sum(cells.values())
@@ -79,7 +77,7 @@ def test_agreement_with_gpt_41():
 
 @pytest.fixture
 def endpoint():
-    """A server that answers as its `replies` say, and remembers what it was asked."""
+    """A server with scripted `replies` that stores its requests."""
     asked, replies = [], []
 
     class Answering(BaseHTTPRequestHandler):

@@ -1,6 +1,4 @@
-"""The deep world: questions in other forms have one right answer each, and dreams are read as what
-they say.
-"""
+"""The deep world: every question has one correct answer, and dreams are parsed into questions."""
 
 import random
 from collections import Counter

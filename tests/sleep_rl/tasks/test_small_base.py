@@ -1,6 +1,4 @@
-"""train_base on a decoder of a few thousand parameters: what it computes, and what it leaves on the
-disk.
-"""
+"""Training of a small base: determinism, loss, and files after failures."""
 
 import math
 from pathlib import Path

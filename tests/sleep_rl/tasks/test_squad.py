@@ -1,4 +1,4 @@
-"""SEAL's protocol on passages: what is read, asked, taught by a dream, and graded."""
+"""SEAL's protocol on passages: datasets, questions, lessons of dreams, grades."""
 
 import json
 from pathlib import Path

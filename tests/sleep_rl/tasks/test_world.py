@@ -1,5 +1,5 @@
-"""The world's facts, texts and grading, and what its base model is trained on; the base itself in
-the slow test.
+"""Task world: facts, texts, grading and training data of the small base; the base itself in the
+slow test.
 """
 
 import random
@@ -175,7 +175,7 @@ RECIPE = Recipe()
 
 
 def sequences(count: int, in_context: bool) -> list[list[tuple[str, float]]]:
-    """Training sequences: what stands behind <bos>, as (words, loss weight)."""
+    """Return training sequences without <bos>, as (words, loss weight)."""
     rng = random.Random(3)
     recipe = replace(RECIPE, in_context=float(in_context))
     rows = [training_sequence(rng, KNOWN, 4, recipe) for _ in range(count)]

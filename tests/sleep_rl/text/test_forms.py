@@ -47,7 +47,9 @@ def sentences(count):
 
 
 def rendered(tokenizer, question):
-    """The prompt of a served model, by the template itself; with a system turn where one is due."""
+    """Return the prompt of a served model, rendered by the template itself, with a system turn if
+    it requires one.
+    """
     from jinja2 import TemplateError
 
     turns = [{"role": "user", "content": question}]
@@ -77,7 +79,7 @@ def test_raw_ids_equal_those_of_the_whole_text(tokenizer):
 
 
 def test_markers_are_found_across_token_borders(tokenizer):
-    """A sampled sequence's answer begins behind the marker, also where "?\\n" is one token."""
+    """The answer of a sampled sequence begins after the marker, also if "?\\n" is one token."""
     tokens = TextTokenizer(tokenizer)
     for form in (RawForm(tokens), ChatForm(tokens)):
         for sentence in sentences(200):

@@ -1,4 +1,4 @@
-"""Probe texts are read back in every form, and what cannot be read back is one line."""
+"""Probe texts round-trip in every form; others give one-line errors."""
 
 import pytest
 

@@ -85,9 +85,7 @@ def evaluated(journal, after, **row):
 
 
 class Client:
-    """Asks a server that runs in a thread of this process; whether a process lives in its run is
-    `alive`.
-    """
+    """A client of a server in a thread of this process; `alive`: whether the run's lock is held."""
 
     def __init__(self, folder, host="127.0.0.1"):
         self.alive, self.asked = True, []
@@ -112,7 +110,7 @@ class Client:
         return json.loads(body)
 
     def chart(self, title):
-        """The chart of this title in the state that was asked for last; None without points."""
+        """Return the chart of this title in the newest state; None without points."""
         charts = {chart.panel.title: chart for chart in self.server.run_state.charts()}
         return charts[title] if charts[title].series else None
 
@@ -461,7 +459,7 @@ def test_drawing_is_rate_limited(tmp_path, watch):
 
 
 def wicked(folder):
-    """A run in which every text is a script."""
+    """Write a run in which every text is a script."""
     journal = begin(folder, {**CONFIG, "note": EVIL})
     seed(journal, 1, 0)
     evaluated(journal, "base", known=1.0)
@@ -732,8 +730,8 @@ browser = pytest.mark.skipif(not CHROME, reason="no chromium or chrome on this m
 
 
 def dom(url, tmp_path, milliseconds=4000, width=1200):
-    """The page's elements after a while, as a real browser holds them. One that hangs, as chromium
-    may on a busy machine, is ended with its children and started once more.
+    """Return the page's DOM after a while in a real browser. One that hangs, as chromium may on a
+    busy machine, is killed with its children and started again.
     """
     for last in (False, True):
         browser = subprocess.Popen(
@@ -779,9 +777,7 @@ def test_browser_shows_the_run_with_escaped_texts(tmp_path, watch):
 
 @browser
 def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
-    """Every time that the page asks whether a process lives in the run, the run has gone on by a
-    step.
-    """
+    """Each time that the server checks the lock, the run has one more step."""
     folder = tmp_path / "run"
     folder.mkdir()
     journal, steps = begin(folder), []
@@ -802,9 +798,7 @@ def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
 
 @browser
 def test_page_fits_a_narrow_screen(tmp_path, watch, monkeypatch):
-    """A second script on the page, allowed for this test, writes how wide the laid out page is into
-    its title.
-    """
+    """A second script, allowed for this test, writes the width of the page into its title."""
     folder = tmp_path / "run"
     folder.mkdir()
     wicked(folder).log(

@@ -1,4 +1,4 @@
-"""Kinds of writing: the shipped files, one's own, and each mistake in one line."""
+"""Kinds of writing: shipped and custom files, and one-line errors."""
 
 import pytest
 

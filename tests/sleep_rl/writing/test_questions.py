@@ -1,4 +1,4 @@
-"""Questions that the model wrote: what is one, what names something, neighbours."""
+"""Generated questions: parsing, names, neighbours."""
 
 import random
 

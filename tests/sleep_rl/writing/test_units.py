@@ -1,4 +1,4 @@
-"""Units: sentences, their beginnings, pairs of names."""
+"""Units of documents: sentences, their beginnings, pairs of names."""
 
 import random
 

@@ -1,7 +1,7 @@
-"""Passes of eight rows each, in place of passes by tokens: those of golden/life.txt.
+"""Passes of eight rows each, in place of passes by tokens, for golden/life.txt.
 
-Which rows go through the model together decides the order of sums, and so the last bits of the
-memory. In these passes its bytes can be compared with those that were written.
+The rows of a forward pass decide the order of sums, and so the last bits of the memory. In these
+passes its bytes can be compared with those of the golden file.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ ROWS = 8
 
 
 def eight_at_a_time(rows):
-    """Row numbers, short rows first."""
+    """Return row numbers, short rows first."""
     order = sorted(range(len(rows)), key=lambda n: student_length(rows[n]))
     return [order[i : i + ROWS] for i in range(0, len(order), ROWS)]
 
@@ -30,7 +30,7 @@ def micro_batches(batch_N, shares, rank, budget):
 
 
 def one_or_two_passes(lengths_N):
-    """One pass, or two where that saves at least a fifth of the padded tokens."""
+    """Return one pass, or two if that saves at least a fifth of the padded tokens."""
     order = sorted(range(len(lengths_N)), key=lambda n: lengths_N[n])
     if not order:
         return []
@@ -44,7 +44,7 @@ def one_or_two_passes(lengths_N):
 
 @torch.no_grad()
 def hidden(self, rows_N, min_passes=0):
-    """`Teacher.hidden`, eight rows at a time; a sequence that comes twice is computed twice."""
+    """Compute `Teacher.hidden` for eight rows at a time, without removing duplicates."""
     out = [None] * len(rows_N)
     for numbers in eight_at_a_time(rows_N):
         readings = {n: teacher_input(rows_N[n]) for n in numbers}

@@ -1,8 +1,7 @@
-"""The world, the rollout worker and the backend of the golden life (`tests/system/test_golden.py`).
+"""The task, the rollout worker and the backend of the golden life (`tests/system/test_golden.py`).
 
-What is written is scripted, a pure function of the request, so that a processor's rounding cannot
-change a token. Its log-probabilities are the model's own, computed from the weights that were
-pushed.
+Samples are scripted, a pure function of the request, so that rounding cannot change a token. Their
+log-probabilities are those of the model, from the pushed weights.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ DAYS, PER_DAY, TOWNS = 3, 2, 8
 
 
 def colour_of(place: str) -> str:
-    """The true colour of a place's sky, fixed for ever."""
+    """Return the true colour of a place's sky."""
     return random.Random(place).choice(COLOURS)
 
 
@@ -37,8 +36,8 @@ def asked(place: str) -> str:
 
 
 class Skies:
-    """Three days; on each, two documents say which colour the sky had in a place. Towns are known
-    before.
+    """A task of three days, each with two documents on the colour of the sky in a place. Towns are
+    known.
     """
 
     name, opener, marker = "skies", OPENER, MARKER
@@ -75,7 +74,7 @@ class Skies:
 
 
 class ScriptedRollout:
-    """contracts.Rollout: takes real pushes, writes by script, gives the model's own
+    """A contracts.Rollout that loads real pushes, samples by script and returns the model's
     log-probabilities.
     """
 
@@ -166,7 +165,7 @@ class ScriptedRollout:
 
 
 def script(context: str, prompt: str, seed: int, name: str) -> str:
-    """What comes next, without eos; empty: a failed sample."""
+    """Return the scripted continuation without eos; empty: a failed sample."""
     rng = random.Random(seed)
     if rng.random() < 0.02:
         return ""
@@ -186,7 +185,7 @@ def script(context: str, prompt: str, seed: int, name: str) -> str:
 
 
 class ScriptedBackend(LocalBackend):
-    """The local backend, with scripted rollout workers in place of vLLM engines."""
+    """The local backend with scripted rollout workers in place of vLLM engines."""
 
     def spawn(self, cls, kwargs, **rest):
         scripted = isinstance(cls, str) and cls.endswith(":RolloutWorker")
