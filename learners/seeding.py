@@ -7,12 +7,15 @@ size.
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
 from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.records import STUDENT
+from sleep_rl.model.decoder import run_layers
 from sleep_rl.model.memory import Expert, memory_levels, view_of
 from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import (
@@ -49,9 +52,16 @@ class Seeding(nn.Module):
         `model`: another model than the learner's own, e.g. one of model.teachers.
         """
         model = model or self.model
-        with view_of(model, view):
-            out = model.model(input_ids=rows.ids_BT, attention_mask=rows.mask_BT, use_cache=False)
-        return rows.at_positions(out.last_hidden_state)
+        decoder = model.model
+        in_view = partial(view_of, model, view)
+        with in_view():
+            hidden_BTD = run_layers(
+                decoder,
+                decoder.embed_tokens(rows.ids_BT),
+                rows.mask_BT,
+                recomputed_in=in_view if self.config.learners.gradient_checkpointing else None,
+            )
+        return rows.at_positions(decoder.norm(hidden_BTD))
 
     def forward(
         self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool

@@ -175,6 +175,11 @@ class Learners:
         "Tokens per forward pass and rank, with padding. A longer sequence is a pass of its own.",
         low=1,
     )
+    gradient_checkpointing: bool = key(
+        False,
+        "Keep only each layer's input for the backward pass, which computes the layers again: "
+        "several times the tokens in a pass, for a third more computation.",
+    )
     grad_clip: float = key(1.0, "Largest gradient norm.", above=0)
 
 

@@ -83,13 +83,23 @@ def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     trained = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
     # fp32 master copy and two moments (stage 1), gradient (stage 2), the parameters (stage 3)
     optimizer = int(trained * (12 / shards[1] + width / shards[2] + width / shards[3]))
-    # Per token and layer about 17 values of the hidden width (those in fp32 count twice) and 3 of
-    # the MLP's are saved for the backward pass.
-    layer = (17 * shape.hidden + 3 * shape.intermediate) * width
-    saved = pass_tokens(config, tokens) * shape.layers * layer
+    saved = pass_tokens(config, tokens) * saved_bytes(config, shape)
     # fp32 of a chunk: logits of teacher and student, their log-softmax, gradients
     logits = 6 * 4 * LOGIT_CHUNK * shape.vocab
     return Bytes(shape.parameters * width, memory_bytes(config, shape), optimizer, saved + logits)
+
+
+def saved_bytes(config: Config, shape: Shape) -> int:
+    """Return the bytes that a pass saves for the backward pass, per token: about 17 values of the
+    hidden width (those in fp32 count twice) and 3 of the MLP's in each layer; with gradient
+    checkpointing the layers' inputs, and all of this for one layer at a time.
+    """
+    layer = 17 * shape.hidden + 3 * shape.intermediate
+    if config.learners.gradient_checkpointing:
+        values = shape.layers * shape.hidden + layer
+    else:
+        values = shape.layers * layer
+    return values * bytes_per_parameter(config)
 
 
 def rollout_bytes(config: Config, shape: Shape) -> tuple[Bytes, int | None]:
@@ -132,14 +142,16 @@ def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> fl
 
     `tokens`: length of a sequence; `sampled`: sequences sampled in the night. A forward pass costs
     2 FLOPs per parameter and token; the base's weights have no gradient, so a backward pass costs 2
-    as well. A training step has two forward passes (teacher, student) and one backward pass: 6.
+    as well. A training step has two forward passes (teacher, student) and one backward pass: 6;
+    gradient checkpointing adds one more forward pass.
     """
     learners = config.learners
     rollouts = config.rollouts
     learn = learners.world_size * _flops(LEARN_FLOPS, learners.gpus, learners.threads)
     sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, threads_on(rollouts.cpus))
     learned = config.sleep.batch * config.sleep.steps
-    return shape.parameters * tokens * (6 * learned / learn + 2 * sampled / sample)
+    step = 8 if learners.gradient_checkpointing else 6
+    return shape.parameters * tokens * (step * learned / learn + 2 * sampled / sample)
 
 
 def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:

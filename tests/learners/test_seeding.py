@@ -9,7 +9,7 @@ from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
 from sleep_rl.model import checkpoints
 from tests.fakes.models import make_base
-from tests.learners.twins import CONFIG, ROWS, logprobs, slow_l_ks
+from tests.learners.twins import CONFIG, DOCUMENTS, ROWS, logprobs, slow_l_ks
 
 
 def test_the_loss_and_its_gradient_equal_equation_6(worker):
@@ -25,6 +25,22 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+def test_with_gradient_checkpointing_every_step_is_the_same(worker):
+    """Wake updates, too."""
+    metrics = []
+    for checkpointing in (False, True):
+        learners = replace(CONFIG.learners, gradient_checkpointing=checkpointing)
+        learner = worker(replace(CONFIG, learners=learners))
+        learner.wake(DOCUMENTS[:2])
+        learner.open_night(1, due=(1,))
+        learner.sft_step(ROWS, 0, 10)
+        metrics.append([learner.seed_step(ROWS, step, 10).metrics for step in (1, 2)])
+        for each in metrics[-1]:
+            assert each.pop("seconds") > 0 and each["grad_norm"] > 0
+    for plain, again in zip(*metrics, strict=True):
+        assert again == {name: pytest.approx(value, rel=1e-5) for name, value in plain.items()}
 
 
 def test_the_teachers_temperature_applies_to_the_answer_only(worker):

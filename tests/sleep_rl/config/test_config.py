@@ -41,7 +41,7 @@ dream.policy: init lr epochs batch
 checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
 rollouts: workers cpus gpus tensor_parallel engine
-learners: world_size cpus gpus threads zero_stage pass_tokens grad_clip
+learners: world_size cpus gpus threads zero_stage pass_tokens gradient_checkpointing grad_clip
 critics: workers cpus gpus copies_per_pass engine
 cluster: backend address start_timeout_s call_timeout_s wait_for_nodes_s gpu_gb restarts
 evaluate: questions open_book max_drop
