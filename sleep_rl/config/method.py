@@ -159,8 +159,8 @@ class Rehearsal:
     )
     priority: str = key(
         "divergence",
-        "Sampling weights of rehearsed sequences: in proportion to the last teacher-student"
-        " divergence (at rehearsal.temperature), or uniform.",
+        "Sampling weights of rehearsed sequences: in proportion to a moving average of the "
+        "teacher-student divergence (at rehearsal.temperature), or uniform.",
         choices=("divergence", "uniform"),
     )
 
@@ -250,11 +250,11 @@ class Objective:
 
 @dataclass(frozen=True)
 class Checks:
-    """Tolerances for the mismatch of sampler and learner."""
+    """Tolerances for the mismatch of rollout engine and learner."""
 
     logprob_gap: float = key(
         1.0,
-        "Largest mean log-probability difference between sampler and learner at the first "
+        "Largest mean log-probability difference between rollout engine and learner at the first "
         "step after a push, in nats per token. A larger one ends the run.",
         above=0,
     )

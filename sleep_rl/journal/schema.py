@@ -95,9 +95,11 @@ class SeedStep(Consolidation):
     reward_sem: Number = metric("semantic part of the reward")
     reward_abs: Number = metric("edit-distance part of the reward (equation 5)")
     reward_failed: Number = metric("completions that could not be scored", "count")
-    is_ratio_mean: Number = metric("mean importance ratio, learner over sampler")
+    is_ratio_mean: Number = metric("mean importance ratio, learner over rollout engine")
     is_ratio_max: Number = metric("largest importance ratio")
-    logprob_gap: Number = metric("mean |log-probability of learner - of sampler|", "nats/token")
+    logprob_gap: Number = metric(
+        "mean |log-probability of learner - of rollout engine|", "nats/token"
+    )
     grad_norm: Number = metric("gradient norm before clipping")
     lr: Number = metric("learning rate")
     tokens_trained: Number = metric("tokens of the batch", "tokens")

@@ -134,15 +134,15 @@ class Consolidation:
                 self.run.index.update(sequence.prompt_T, divergence)
 
     def _check_gap(self, sampled: Round, step: int, result: StepResult) -> None:
-        """Raise RunError if the log-probabilities of sampler and learner differ by more than
+        """Raise RunError if the log-probabilities of rollout engine and learner differ by more than
         checks.logprob_gap at the first step after a push.
         """
         gap = result.metrics.get("logprob_gap", 0.0)
         allowed = self.run.config.checks.logprob_gap
         if step == sampled.steps.start and gap > allowed:
             raise RunError(
-                f"{self.plan.title}, step {step}: sampler and learner differ by {gap:.2g} nats a "
-                f"token, allowed are checks.logprob_gap = {allowed:g}; nothing of this night was "
+                f"{self.plan.title}, step {step}: rollout engine and learner differ by {gap:.2g} "
+                f"nats a token, allowed are checks.logprob_gap = {allowed:g}; nothing of this night was "
                 "applied"
             )
 

@@ -55,7 +55,7 @@ class Shares:
         """
         batch = config.sleep.batch
         size = config.imitation.group_size
-        groups = round(on_policy * batch / size)
+        groups = min(round(on_policy * batch / size), batch // size)
         groups_replay = round(replay_share * groups)
         teacher = batch - groups * size
         replay = round(replay_share * batch) - groups_replay * size

@@ -140,20 +140,13 @@ def notes_on(
             f"learners.pass_tokens = {config.learners.pass_tokens} is less than the longest "
             f"sequence, {tokens} tokens; such sequences are computed one by one"
         )
-    rows = Shares.of(config, config.replay.share, config.objective.on_policy)
-    if rows.groups_new + rows.groups_replay == 0 and (
-        config.objective.on_policy > 0 or config.objective.alpha < 1
-    ):
-        notes.append(
-            f"objective.on_policy {config.objective.on_policy:g} of sleep.batch "
-            f"{config.sleep.batch} is less than one group of {config.imitation.group_size}: the "
-            "student samples nothing, so there is no imitation reward"
-        )
+    notes += _notes_on_rows(config)
     if config.gamma == 0 and config.objective.alpha < 1:
         notes.append("reward.gamma is 0: the imitation reward compares tokens only, not meaning")
     if config.model.dtype == "bfloat16" and config.model.top_k < config.model.experts:
         notes.append(
-            "top_k below experts in bfloat16: sampler and learner may route some tokens differently"
+            "top_k below experts in bfloat16: rollout engine and learner may route some tokens "
+            "differently"
         )
     if config.model.teachers:
         notes.append(
@@ -169,3 +162,25 @@ def notes_on(
     if shape.source.startswith("published"):
         notes.append(f"base model: {shape.source}; its own config.json was not read")
     return tuple(notes)
+
+
+def _notes_on_rows(config: Config) -> list[str]:
+    """Return notes on what the rows of a batch cannot do."""
+    rows = Shares.of(config, config.replay.share, config.objective.on_policy)
+    on_policy = f"objective.on_policy {config.objective.on_policy:g}"
+    notes = []
+    if rows.groups_new + rows.groups_replay == 0 and (
+        config.objective.on_policy > 0 or config.objective.alpha < 1
+    ):
+        notes.append(
+            f"{on_policy} of sleep.batch {config.sleep.batch} is less than one group of "
+            f"{config.imitation.group_size}: the student samples nothing, so there is no imitation "
+            "reward"
+        )
+    by_divergence = config.rehearsal.share > 0 and config.rehearsal.priority == "divergence"
+    if by_divergence and config.replay.share > 0 and rows.teacher_replay == 0:
+        notes.append(
+            f"rehearsal.priority: with {on_policy} no teacher sequence is rehearsed in a batch, so "
+            "no divergence is measured and all weights are equal"
+        )
+    return notes

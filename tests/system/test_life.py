@@ -85,7 +85,7 @@ def test_run_from_config_to_report(backend, tmp_path):
     seeds = of(records, "seed")
     assert [(r["night"], r["step"]) for r in seeds] == [(n, s) for n in (1, 2) for s in range(4)]
     assert all(r["sequences"] == 12 and r["loss"] == r["loss"] for r in seeds)
-    # sampler and learner agree before a step
+    # rollout engine and learner agree before a step
     assert max(r["logprob_gap"] for r in seeds if r["step"] == 0) < 1e-4
     flow = of(records, "flow")
     assert flow and all(r["newest"] - r["oldest"] <= 1 for r in flow)

@@ -131,6 +131,7 @@ def test_epoch_sampler_draws_without_replacement():
         (8, 0.5, 0.5, 2),
         (32, 0.25, 1.0, 8),
         (3, 0.6, 0.5, 4),
+        (32, 0.5, 1.0, 3),
     ],
 )
 def test_shares_sum_to_the_batch(batch, replay, on_policy, group):
@@ -139,7 +140,8 @@ def test_shares_sum_to_the_batch(batch, replay, on_policy, group):
     student = (s.groups_new + s.groups_replay) * group
     assert min(s.groups_new, s.groups_replay, s.teacher_new, s.teacher_replay) >= 0
     assert student + s.teacher_new + s.teacher_replay == batch or on_policy == 1.0
-    assert abs(student - on_policy * batch) <= group / 2 + 1e-9
+    nearest = abs(student - on_policy * batch) <= group / 2 + 1e-9
+    assert nearest or student + group > batch  # no group more fits
     assert abs(s.groups_replay * group + s.teacher_replay - replay * batch) <= group
 
 

@@ -211,7 +211,7 @@ def test_logprob_gap_ends_the_run(tmp_path):
 
     with pytest.raises(
         RunError,
-        match=r"^night 1, step 0: sampler and learner differ by 0.3 nats "
+        match=r"^night 1, step 0: rollout engine and learner differ by 0.3 nats "
         r"a token, allowed are "
         r"checks.logprob_gap = 0.2; nothing of this night was applied$",
     ):

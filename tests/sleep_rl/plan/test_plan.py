@@ -316,6 +316,10 @@ def test_notes(monkeypatch):
         "objective.on_policy 0 of sleep.batch 40 is less than one group of 4: the student samples "
         "nothing, so there is no imitation reward"
     )
+    assert plan(config("objective.on_policy=1")).notes[0] == (
+        "rehearsal.priority: with objective.on_policy 1 no teacher sequence is rehearsed in a "
+        "batch, so no divergence is measured and all weights are equal"
+    )
     assert (
         plan(config("reward.gamma=0.5", "reward.semantic=encoder", "rollouts.cpus=0.5")).notes == ()
     )
