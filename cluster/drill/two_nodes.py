@@ -41,8 +41,9 @@ class TwoNodes:
     def __init__(self, head_cpus: float, node_cpus: float, jobs: bool = False) -> None:
         """Start both nodes. `jobs`: with a job server on the head."""
         # reserved until the nodes end: Ray listens on them seconds later
-        self._reserved = [reserve_port(LOOPBACK) for _ in range(2)]
-        port, dashboard_port = (reserved.getsockname()[1] for reserved in self._reserved)
+        self._reserved = [reserve_port(LOOPBACK) for _ in range(3)]
+        ports = [reserved.getsockname()[1] for reserved in self._reserved]
+        port, dashboard_port, client_port = ports
         self.address = f"{LOOPBACK}:{port}"
         self.jobs = f"http://{LOOPBACK}:{dashboard_port}" if jobs else ""
         self.environment = {
@@ -64,6 +65,7 @@ class TwoNodes:
                 f"--port={port}",
                 f"--include-dashboard={str(jobs).lower()}",
                 f"--dashboard-port={dashboard_port}",
+                f"--ray-client-server-port={client_port}",
                 f"--temp-dir={self._folder}",
                 f"--system-config={json.dumps(HEALTH)}",
                 cpus=head_cpus,

@@ -95,6 +95,7 @@ def _from_squad(rows: list[dict]) -> list[Passage]:
             raise ValueError(
                 f"{where}: expected answers with a list text, got {str(answers)[:60]!r}"
             )
+        texts = [text for text in texts if not isinstance(text, str) or text.strip()]
         if not texts:
             continue
         passage = (_text(row, "title", where).replace("_", " "), _text(row, "context", where))

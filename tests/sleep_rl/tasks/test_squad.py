@@ -109,9 +109,10 @@ def test_empty_dream_is_a_failure(path):
 def test_squad_rows_are_grouped_by_passage(tmp_path):
     rows = [
         {"title": "A_B", "context": "c1", "question": "q1", "answers": {"text": ["x", "y"]}},
-        {"title": "A_B", "context": "c2", "question": "q2", "answers": {"text": ["z"]}},
+        {"title": "A_B", "context": "c2", "question": "q2", "answers": {"text": ["", "z"]}},
         {"title": "A_B", "context": "c1", "question": "q3", "answers": {"text": ["w"]}},
         {"title": "A_B", "context": "c3", "question": "q4", "answers": {"text": []}},
+        {"title": "A_B", "context": "c4", "question": "q5", "answers": {"text": [" "]}},
     ]
     file = tmp_path / "squad.json"
     file.write_text(json.dumps(rows))
