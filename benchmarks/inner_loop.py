@@ -1,11 +1,10 @@
-"""Measure dreams trained and scored per minute, all copies together and in SEAL's way.
-
-With the same model and recipe.
+"""Measure dreams trained and evaluated per minute: all copies together, and SEAL's procedure, with
+the same model and hyperparameters.
 
     .venv/bin/python benchmarks/inner_loop.py [--size embedded|20m] [--dreams 64] [--repeat 3]
 
-SEAL's way: each sequence padded to the full length, one dream after another, its adapter saved,
-loaded into the engine, asked, and removed again (padding has no loss on either side). Ours:
+SEAL's procedure: one dream after another, each sequence padded to the full length; its adapter is
+saved, loaded into the engine, queried and removed. Padding has no loss in either. Ours:
 `actors.critic.CriticWorker.try_out`.
 """
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from actors.batched_lora import Row
     from actors.critic import CriticWorker
 
-# before torch and vLLM are imported, which read it at import: so they are imported in functions
+# set before torch and vLLM are imported (in functions), because they read it at import
 os.environ.update(cpu_environment(1), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 SIZES = {
@@ -51,8 +50,8 @@ SIZES = {
         "vocab_size": 4096,
     },
 }
-PADDED_LENGTH = 256  # tokens of a sequence in SEAL's way
-# of a dream:
+PADDED_LENGTH = 256  # tokens of a sequence in SEAL's procedure
+# per dream:
 ROWS = 3
 QUESTIONS = 14
 EPOCHS = 10
@@ -60,7 +59,7 @@ EPOCHS = 10
 
 def make_checkpoint(size: str, folder: str) -> str:
     """Return the path of a random sleep checkpoint of that size with one locked memory level; speed
-    does not depend on what a model knows.
+    does not depend on the weights.
     """
     import torch
     import transformers
@@ -92,7 +91,9 @@ def make_checkpoint(size: str, folder: str) -> str:
 
 
 def make_trials(count: int, vocabulary: int) -> list[Trial]:
-    """Return dreams as the deep world has them: texts of a dozen tokens, and fourteen questions."""
+    """Return trials like those of the deep world: texts of a dozen tokens, and fourteen
+    questions.
+    """
     rng = random.Random(0)
 
     def random_ids(shortest: int, longest: int) -> tuple[int, ...]:
@@ -111,7 +112,7 @@ def make_trials(count: int, vocabulary: int) -> list[Trial]:
 
 
 def try_one_by_one(critic: CriticWorker, trials_N: list[Trial], sampling: Sampling) -> list:
-    """Return the answers of every trial, tried alone with its rows padded to PADDED_LENGTH."""
+    """Return the answers of every trial, each trained alone with rows padded to PADDED_LENGTH."""
     from actors import batched_lora
 
     def padded_losses(model, rows_N, pad, device):
@@ -122,7 +123,7 @@ def try_one_by_one(critic: CriticWorker, trials_N: list[Trial], sampling: Sampli
 
 
 def padded_loss(model: nn.Module, row: Row, pad: int) -> Tensor:
-    """Return [1], the loss of one row that is read with its padding up to PADDED_LENGTH tokens."""
+    """Return the loss [1] of one row that is padded to PADDED_LENGTH tokens."""
     import torch
     import torch.nn.functional as F
 
@@ -137,7 +138,7 @@ def padded_loss(model: nn.Module, row: Row, pad: int) -> Tensor:
 
 
 def compare(critic: CriticWorker, trials_N: list[Trial], repetitions: int) -> tuple[float, float]:
-    """Return the medians of dreams per minute, ours and SEAL's way (of an eighth of the trials)."""
+    """Return the medians of dreams per minute: (ours, SEAL's on an eighth of the trials)."""
     sampling = Sampling(3, 0.0, (1,))
     # the first call is slower
     critic.try_out([replace(trials_N[0], epochs=1)], CHECKPOINT, 0, sampling)
@@ -151,11 +152,11 @@ def compare(critic: CriticWorker, trials_N: list[Trial], repetitions: int) -> tu
         start = time.perf_counter()
         alone = try_one_by_one(critic, few, sampling)
         seals.append(60 * len(few) / (time.perf_counter() - start))
-        # `alone` are the first few only
+        # `alone` has the first few only
         equal = sum(a == b for a, b in zip(alone, together, strict=False))
         print(
-            f"together {ours[-1]:.0f} dreams/min, SEAL's way {seals[-1]:.0f}; "
-            f"{equal} of {len(few)} answer alike"
+            f"together {ours[-1]:.0f} dreams/min, SEAL's procedure {seals[-1]:.0f}; "
+            f"{equal} of {len(few)} have equal answers"
         )
     return statistics.median(ours), statistics.median(seals)
 
@@ -189,8 +190,8 @@ def main() -> None:
         ours, seals = compare(critic, trials_N, arguments.repeat)
         critic.close()
     print(
-        f"{arguments.size}: {ours / seals:.1f} x SEAL's way (medians of {arguments.repeat}; asked "
-        "are 8 x for the embedded model, 5 x for 20m)"
+        f"{arguments.size}: {ours / seals:.1f} x SEAL's procedure (medians of {arguments.repeat}; "
+        "the targets are 8 x for the embedded model, 5 x for 20m)"
     )
 
 

@@ -1,12 +1,12 @@
-"""Measure the time of an asynchronous night against that of its slower side alone.
+"""Compare the time of an asynchronous night with that of its slower side alone.
 
     # two nights of the embedded task on Ray, about three minutes
     .venv/bin/python benchmarks/overlap.py [--steps 300] [section.key=value ...]
 
-With one core for the rollouts and one for the learner. In a synchronous night (sleep.lag=0)
-rollouts and learner take turns: the seconds of all sampling and scoring, and those of all optimizer
-steps, are what each side takes alone. The same night with sleep.lag=1 is timed from its first
-sample to its last push.
+One core is for the rollouts and one for the learner. In a synchronous night (sleep.lag=0) rollouts
+and learner alternate: the total seconds of sampling and scoring, and those of optimizer steps, are
+the times of each side alone. The same night with sleep.lag=1 is timed from its first sample to its
+last push.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ COMMON = (
 
 
 def run_night(lag: int, steps: int, overrides: list[str]) -> list[dict]:
-    """Run a life of one night, and return its journal."""
+    """Run a life of one night; return its journal's records."""
     with tempfile.TemporaryDirectory() as folder:
         name = f"lag{lag}"
         command = [
@@ -68,7 +68,7 @@ def main() -> None:
     asynchronous = run_night(1, arguments.steps, arguments.overrides)
     first = student_samples(asynchronous)[0]
     pushes = [r for r in asynchronous if r["kind"] == "push" and r["name"] == "student"]
-    # records are written when their call has ended
+    # a record is written at the end of its call
     night_s = pushes[-1]["t"] - (first["t"] - first["seconds"])
     flow = [r for r in asynchronous if r["kind"] == "flow"]
     print(f"{arguments.steps} steps in {len(rounds)} rounds")

@@ -1,15 +1,14 @@
-"""Measure the time of a verified weight push to two rollout workers, against copying its bytes.
+"""Compare the time of a verified weight push to two rollout workers with copying its bytes.
 
     # the embedded model; starts Ray and two vLLM engines
     .venv/bin/python benchmarks/push.py [--repeat 30]
     # a random model of 1.2 billion parameters in bfloat16 (12 GB of memory)
     .venv/bin/python benchmarks/push.py --1b
 
-Prints, as medians over the repetitions: (a) put into Ray's shared memory and copied out by the same
-two worker processes, nothing else done; (b) the push of the product: digests checked, staged,
-copied into the engine, prefix cache reset, read back and compared, and a probe prompt scored by
-vLLM against the learner's log-probabilities; (c) for how long workers that were sampling did not,
-in a push like (b) that came while requests were under way.
+Prints medians over the repetitions of: (a) put into Ray's shared memory and copied out by two
+worker processes, nothing else; (b) the verified push: digests checked, tensors copied into the
+engine, prefix cache reset, digests in the model compared, and the probe's log-probabilities
+compared with the learner's; (c) the pause of sampling in a push like (b) with requests in flight.
 """
 
 from __future__ import annotations
@@ -41,9 +40,7 @@ from sleep_rl.tasks.registry import make_task
 
 
 class Copier:
-    """Copies what arrives into memory of its own: the least that any transport through shared
-    memory does.
-    """
+    """Copies the tensors it receives: the minimum that any transport through shared memory does."""
 
     def __init__(self) -> None:
         self.tensors: dict[str, torch.Tensor] = {}
@@ -56,7 +53,7 @@ class Copier:
 
 @dataclass
 class Seconds:
-    """What was measured, one value per repetition."""
+    """The measured seconds, one value per repetition."""
 
     copy: list[float] = field(default_factory=list)  # (a)
     push: list[float] = field(default_factory=list)  # (b) without a probe
@@ -65,8 +62,8 @@ class Seconds:
 
 
 def changed(weights: Weights, offset: float) -> Weights:
-    """Return the same modules with new numbers, as a learner would send them after a step, without
-    a probe: the weights are made up.
+    """Return the same tensors with other values, as after an optimizer step, and without a probe,
+    whose log-probabilities would be wrong.
     """
     tensors = {k: v + offset if v.is_floating_point() else v for k, v in weights.tensors.items()}
     return replace(
@@ -78,9 +75,9 @@ def changed(weights: Weights, offset: float) -> Weights:
     )
 
 
-def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
-    """Push while every rollout worker is sampling, and return the seconds that the slower of them
-    did not sample.
+def push_in_flight(crew: WorkerCrew, weights: Weights) -> float:
+    """Push while every rollout worker is sampling; return the longest pause of sampling in
+    seconds.
     """
     requests = [Request(tuple(range(4, 12)), (), seed) for seed in range(4)]
     version = crew.store.current(STUDENT)
@@ -93,19 +90,18 @@ def push_under_way(crew: WorkerCrew, weights: Weights) -> float:
     size = sum(v.nbytes for v in weights.tensors.values() if v.is_floating_point())
     if copied < size * len(crew.rollouts.workers):
         raise RunError(
-            f"a push of {weights.nbytes} bytes in which only {copied} were copied by "
-            "all workers measures nothing"
+            f"the workers copied only {copied} bytes of a push of {weights.nbytes} bytes"
         )
     samples_per_worker = crew.rollouts.call_all(Rollout.more, 600.0)
     last_versions = {s.versions_T[-1] for samples in samples_per_worker for s in samples}
     if last_versions != {weights.version}:
-        raise RunError("requests that were under way in a push did not end in the pushed version")
+        raise RunError("requests in flight during a push did not end with the pushed version")
     return pause_s
 
 
 def large_base(base: str, folder: str) -> str:
-    """Return the path of a random checkpoint of 24 layers of 2048 units with the tokenizer of
-    `base`.
+    """Return the path of a random checkpoint with 24 layers of hidden size 2048 and the tokenizer
+    of `base`.
     """
     small = checkpoints.read_config(base)
     shape = Qwen3Config(
@@ -125,7 +121,7 @@ def large_base(base: str, folder: str) -> str:
 
 
 def measure(backend: RayBackend, crew: WorkerCrew, repetitions: int) -> tuple[Seconds, Weights]:
-    """Return the times and one of the pushes that were measured."""
+    """Return (the measured times, one of the measured pushes)."""
     copiers = [
         backend.spawn(Copier, {}, name=f"copier-{i}", env={"OMP_NUM_THREADS": "1"})
         for i in range(2)
@@ -135,7 +131,7 @@ def measure(backend: RayBackend, crew: WorkerCrew, repetitions: int) -> tuple[Se
     crew.learn.open_night(1)
     crew.push(STUDENT, STUDENT)
     held = crew.store.have(STUDENT)
-    # as if the workers did not hold the expert, so that a push carries it
+    # as if the workers did not hold the expert, so that the delta contains it
     expert = {key: "" for key in held if key.split("#")[-1] == "1" or key.endswith("state")}
     seconds = Seconds()
     for i in range(repetitions):
@@ -155,8 +151,8 @@ def measure(backend: RayBackend, crew: WorkerCrew, repetitions: int) -> tuple[Se
         crew.store.push(replace(exported, version=exported.version + 1))
         seconds.probed_push.append(time.perf_counter() - start)
 
-        under_way = replace(changed(exported, 2e-3), version=exported.version + 2)
-        seconds.pause.append(push_under_way(crew, under_way))
+        third = replace(changed(exported, 2e-3), version=exported.version + 2)
+        seconds.pause.append(push_in_flight(crew, third))
     return seconds, delta
 
 

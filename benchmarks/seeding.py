@@ -1,15 +1,13 @@
-"""Measure the throughput of seeding beside that of TRL's DistillationTrainer.
-
-With the same model, batch and lengths, on this machine, one after the other.
+"""Compare the throughput of seeding with that of TRL's DistillationTrainer, with the same model,
+batch and lengths, one after the other on this machine.
 
     .venv/bin/python -m pip install trl==1.16.0    # the `bench` extra
     .venv/bin/python benchmarks/seeding.py
 
-Both distil on policy (lambda = 1) over the full vocabulary by forward KL, without a reward: each
-step samples a batch of completions from the student and trains on them against the frozen teacher.
-Both train one expert of the embedded model, preallocated alone (beside the level's own base expert,
-which is locked). Counted are completion tokens that were sampled and trained on, over wall-clock
-seconds, after warm-up.
+Both distil on policy (lambda = 1) with the forward KL over the full vocabulary, without a reward:
+each step samples a batch of completions from the student and trains on them against the frozen
+teacher. Both train the only expert of the embedded model (beside the base expert, which is locked).
+The throughput is completion tokens, sampled and trained on, per second after warm-up.
 """
 
 from __future__ import annotations
@@ -46,8 +44,8 @@ def embedded_config(*overrides: str) -> Config:
 
 
 def make_prompts() -> list[str]:
-    """Return one prompt per completion: the beginnings of questions about the known people of the
-    embedded task, of which the model writes the rest and the answer.
+    """Return one prompt per completion: the first words of questions about the known people of the
+    embedded task. The model generates the rest and the answer.
     """
     from sleep_rl.tasks.registry import make_task
 
@@ -67,8 +65,8 @@ def embedded_base() -> str:
 
 
 def measure_ours(threads: int) -> dict[str, float]:
-    """Return the tokens and seconds of two vLLM rollout workers and one DeepSpeed learner on Ray,
-    with a verified push after every sleep.steps_per_round steps.
+    """Return tokens and seconds of two vLLM rollout workers and one DeepSpeed learner on Ray, with
+    a verified push after every sleep.steps_per_round steps.
     """
     from cluster.crew import start_crew
     from cluster.run_workers import memory_of
@@ -124,7 +122,7 @@ def measure_ours(threads: int) -> dict[str, float]:
 
 
 def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
-    """Return a student with one unlocked expert, its teacher, and their tokenizer."""
+    """Return (student with one unlocked expert, its teacher, their tokenizer)."""
     from cluster.run_workers import memory_of
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory import FRESH, memory_levels
@@ -143,8 +141,8 @@ def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
 
 
 def measure_trl(threads: int) -> dict[str, float]:
-    """Return the tokens and seconds of DistillationTrainer in one process, which generates with
-    transformers (its vLLM modes need a GPU).
+    """Return tokens and seconds of DistillationTrainer in one process; it generates with
+    transformers, because its vLLM modes need a GPU.
     """
     import torch
     from datasets import Dataset
@@ -228,7 +226,7 @@ def main() -> None:
         print("RESULT " + json.dumps(measure(arguments.threads)), flush=True)
         return
     rates: dict[str, list[float]] = {"ours": [], "trl": []}
-    for _ in range(arguments.repeat):  # in turn, so that a loaded machine hurts both
+    for _ in range(arguments.repeat):  # alternating, so that load on the machine affects both
         for side, values in rates.items():
             values.append(measure_in_process(side, arguments.threads))
     for side, values in rates.items():

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # cluster/deploy/live.sh CONFIG NAME [section.key=value ...]
-# Begins the run NAME on the Ray cluster of this machine, or goes on with it where it was cut off: one command for the first
-# start and for each one after it. $SLEEP_RL_SHARED is a folder that every node sees at the same path; runs, base models and
-# checkpoints lie there. Nodes that are still missing are waited for (SLEEP_RL_WAIT_S seconds, 1800 if unset).
+# Starts the run NAME on the Ray cluster of this machine, or resumes it if it exists. $SLEEP_RL_SHARED is a folder that all
+# nodes share at the same path, for runs, base models and checkpoints. The run waits for missing nodes (SLEEP_RL_WAIT_S
+# seconds, 1800 if unset).
 set -euo pipefail
 if [ $# -lt 2 ] || [ -z "${SLEEP_RL_SHARED:-}" ]; then
   echo "live.sh: expected CONFIG NAME [section.key=value ...] and \$SLEEP_RL_SHARED, got '$*' and '${SLEEP_RL_SHARED:-}'" >&2

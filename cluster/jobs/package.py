@@ -10,8 +10,8 @@ from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
 
-# Folders of the repository's root that hold what runs and builds write; only there, since deeper
-# ones, such as sleep_rl/runs, are code.
+# Output folders of runs and builds in the repository's root; deeper folders of these names, such as
+# sleep_rl/runs, are code.
 DATA_FOLDERS = {"cache", "runs", "wandb", "build"}
 COMPILED = "__pycache__"
 # before compression: text shrinks to about a quarter, and may still fit into client.MAX_BYTES
@@ -21,8 +21,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # time of every file, so that equal contents give
 
 @dataclass(frozen=True)
 class Package:
-    """A working directory. `left_out`: what of the repository is not in it, with the reason where
-    the name does not say it; compiled files are not listed.
+    """A working directory as a zip file. `left_out`: names in the repository that it does not
+    contain, each with the reason unless the name shows it; without compiled files.
     """
 
     content: bytes = b""
@@ -57,7 +57,7 @@ def package(root: Path | None, files: dict[str, str]) -> Package:
 
 
 def _sources(root: Path) -> tuple[dict[str, bytes], list[str]]:
-    """Return (name -> content of the files below `root` that a job needs, what is left out)."""
+    """Return (name -> content of the files below `root` that a job needs, names left out)."""
     names, left_out = _listed(root)
     sizes: dict[str, int] = {}
     try:
@@ -78,7 +78,7 @@ def _sources(root: Path) -> tuple[dict[str, bytes], list[str]]:
 
 
 def _listed(root: Path) -> tuple[list[str], list[str]]:
-    """Return (names of the files that a job needs, what is left out) below `root`, sorted."""
+    """Return (names of the files that a job needs, names left out) below `root`, sorted."""
     names = []
     left_out = []
     for parent, folders, files in os.walk(root):
@@ -95,11 +95,11 @@ def _listed(root: Path) -> tuple[list[str], list[str]]:
 
 
 def _reason_to_leave_out(root: Path, path: Path) -> str | None:
-    """Return why a file or folder is not sent, "" where its name says it; None: it is sent."""
+    """Return why a file or folder is left out, "" if its name shows it; None if it is packed."""
     full = root / path
     is_data = str(path) in DATA_FOLDERS and full.is_dir() and not any(full.glob("*.py"))
     if path.name.startswith(".") or path.name == COMPILED or is_data:
         return ""
     if full.is_dir():
         return " (a link to a folder)" if full.is_symlink() else None
-    return None if full.is_file() else " (no regular file)"
+    return None if full.is_file() else " (not a regular file)"

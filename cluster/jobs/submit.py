@@ -45,7 +45,7 @@ STAMP = re.compile(r"-\d{4}-\d{6}$")
 STOP_S = 90
 STOP_MARGIN_S = 60  # added to STOP_S, until the server reports the end
 POLL_S = 1.0
-MOST_NAMED = 12  # files and folders that are not sent
+MAX_NAMED = 12  # files and folders that are not sent
 
 
 def submit(
@@ -148,11 +148,11 @@ def _start(
 
 
 def _sent_without(job: str, code: Package) -> str:
-    """Return the line that says what of the repository the job does not have; empty for none."""
+    """Return a line with the files of the repository that the job does not have; empty if none."""
     if not code.left_out:
         return ""
-    named = ", ".join(code.left_out[:MOST_NAMED])
-    more = len(code.left_out) - MOST_NAMED
+    named = ", ".join(code.left_out[:MAX_NAMED])
+    more = len(code.left_out) - MAX_NAMED
     return f"{job}: the code is sent without {named}{f' and {more} more' if more > 0 else ''}\n"
 
 

@@ -1,6 +1,5 @@
-"""A whole life of the real driver, crew, pools and weight store, in which rollout and reward
-workers die again and again: what the learner is told is, to the last token, what it is told in a
-life without deaths.
+"""A run of the real driver, crew, pools and weight store in which rollout and reward workers die
+repeatedly: the learner receives the same calls, token by token, as in a run without deaths.
 """
 
 import hashlib
@@ -27,13 +26,12 @@ from sleep_rl.text.codec import PromptCodec
 from tests.fakes.crew import CONFIG, Crew
 from tests.fakes.texts import Diary, StableWords
 
-# calls without a death after each restart: what a dead worker owed is asked once more, and not
-# twice
+# calls without a death after each restart, because a failed call is retried only once
 SAFE = 20
 
 
 class Rollout:
-    """Holds verified states only, and answers as a fake Crew does."""
+    """Holds verified states only, and samples like the fake Crew."""
 
     def __init__(self, **_):
         self.held_, self.tensors = {}, {}
@@ -49,7 +47,7 @@ class Rollout:
             weights.name, self.held_[weights.name], len(weights.tensors), weights.nbytes, 0.0, 0.0
         )
 
-    def sample(self, requests_N, name, version, how):
+    def sample(self, requests_N, name, version, sampling):
         if self.held_.get(name, -1) < version:
             raise RunError(f"{name} {version} is not held, but {self.held_}")
         crew = Crew(PromptCodec(Diary(), StableWords()), [])
@@ -66,10 +64,10 @@ class Rollout:
 
 
 class Learner:
-    """Its weights are a digest of everything that it was ever told."""
+    """Its weights are a digest of all training calls."""
 
     def __init__(self, **_):
-        self.heard = hashlib.sha256()
+        self.calls_digest = hashlib.sha256()
         self.steps = 0
 
     def wake(self, documents_N):
@@ -80,14 +78,14 @@ class Learner:
 
     def seed_step(self, batch_N, step, steps):
         self.steps += 1
-        self.heard.update(repr((batch_N, step)).encode())
+        self.calls_digest.update(repr((batch_N, step)).encode())
         return StepResult(dict(Crew.step_metrics), [0.1] * len(batch_N))
 
     def commit_night(self):
         pass
 
     def export(self, name, version, have, view):
-        number = int(self.heard.hexdigest()[:6], 16) if view == "student" else version
+        number = int(self.calls_digest.hexdigest()[:6], 16) if view == "student" else version
         tensors = {"a#1": torch.tensor([float(number)]), "b#1": torch.ones(2)}
         manifest = {key: digest(t) for key, t in tensors.items()}
         return Weights(
@@ -98,7 +96,7 @@ class Learner:
         )
 
     def digest(self):
-        return self.heard.hexdigest(), self.steps
+        return self.calls_digest.hexdigest(), self.steps
 
     def save_state(self, tag):
         pass
@@ -110,7 +108,7 @@ class Learner:
 
 
 class Died(Pending):
-    """A call to a worker that is gone; what it did before it went, nobody hears of."""
+    """The future of a call whose worker died."""
 
     def ready(self, wait_s):
         return True
@@ -130,7 +128,7 @@ class MortalChannel(LocalChannel):
         if not self.dead and mortal and self.backend.rng.random() < self.backend.share:
             self.dead, self.backend.deaths = True, self.backend.deaths + 1
             if self.backend.rng.random() < 0.5:
-                # it died after the work, before the answer
+                # it died after the work, before it returned
                 super().send(verb, label, *args, **kwargs)
         return (
             Died(self._host.name, label)
@@ -140,7 +138,7 @@ class MortalChannel(LocalChannel):
 
 
 class MortalBackend(LocalBackend):
-    """Local workers that die. Every class but the rewards' is a stand-in."""
+    """Local workers that die in a share of their calls; all but reward workers are fakes."""
 
     def __init__(self, share, seed=0):
         super().__init__()
@@ -169,8 +167,8 @@ class MortalBackend(LocalBackend):
 
 
 def life_under(share, folder, steps, seed=0):
-    """(what the learner was told, deaths, records) of a life whose workers die in this share of
-    their calls.
+    """Return (digest of the learner's calls, deaths, records) of a run whose workers die in this
+    share of their calls.
     """
     folder.mkdir()
     config = replace(
@@ -183,16 +181,16 @@ def life_under(share, folder, steps, seed=0):
     with MortalBackend(share, seed) as backend:
         crew = start_crew(backend, CrewSpec(config, "none", "none"), journal)
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
-        told = backend.learners[0].digest()
+        learned = backend.learners[0].digest()
         crew.close()
     journal.close()
-    return told, backend.deaths, read(folder / "metrics.jsonl")
+    return learned, backend.deaths, read(folder / "metrics.jsonl")
 
 
 @pytest.mark.parametrize(
     "steps, least", [(20, 40), pytest.param(400, 1000, marks=pytest.mark.slow)]
 )
-def test_deaths_change_nothing(steps, least, tmp_path, capsys):
+def test_deaths_do_not_change_what_the_learner_receives(steps, least, tmp_path, capsys):
     want, none, quiet = life_under(0.0, tmp_path / "quiet", steps)
     assert none == 0 and want[1] == 7 * steps  # consolidations
     got, deaths, records = life_under(0.7, tmp_path / "mortal", steps)
@@ -205,9 +203,7 @@ def test_deaths_change_nothing(steps, least, tmp_path, capsys):
     ]
 
 
-def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
-    tmp_path, capsys, monkeypatch
-):
+def test_with_lag_0_the_pipeline_equals_sequential_execution(tmp_path, capsys, monkeypatch):
     turns, _, records = life_under(0.0, tmp_path / "turns", 20)
     threaded = []
     monkeypatch.setattr(
@@ -231,7 +227,7 @@ def test_with_lag_0_the_threads_tell_the_learner_what_taking_turns_does(
 
 
 @pytest.mark.parametrize("restarts", [0, 5])
-def test_the_configured_number_of_restarts_is_the_last(restarts, tmp_path, capsys):
+def test_the_restart_budget_is_cluster_restarts(restarts, tmp_path, capsys):
     config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
     texts, journal = PromptCodec(Diary(), StableWords()), Journal(tmp_path / "metrics.jsonl")
     with (

@@ -1,5 +1,5 @@
-"""cluster/deploy/: what can be known of the files without AWS, Kubernetes or Docker; test_slurm.py
-runs the Slurm script.
+"""cluster/deploy/: checks of the files without AWS, Kubernetes or Docker; test_slurm.py runs the
+Slurm script.
 """
 
 import json
@@ -37,7 +37,7 @@ GIB = 1 << 30
 
 @pytest.fixture(autouse=True)
 def nowhere(tmp_path, monkeypatch):
-    """No hub, and file names as from the repository's root."""
+    """Disable the hub, and change to the repository's root."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.chdir(ROOT)
@@ -47,7 +47,7 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def commands(text):
-    """Every `sleep-rl` and `ray` command in lines of shell."""
+    """Yield every `sleep-rl` and `ray` command in lines of shell."""
     for line in text.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
@@ -61,8 +61,10 @@ def commands(text):
                 found.append(word)
 
 
-def spoken(text):
-    """Shell in a page (blocks and inline code) or in comments that begin with a command."""
+def shell_code(text):
+    """Return the shell code of a page (blocks and inline) and of comments that start with a
+    command.
+    """
     blocks = re.findall(r"```\n(.*?)```", text, re.S)
     inline = re.findall(
         r"`((?:sleep-rl|ray|sbatch) "
@@ -74,13 +76,13 @@ def spoken(text):
 
 
 def check_page(text):
-    found = list(commands(spoken(text)))
+    found = list(commands(shell_code(text)))
     for words in found:
         check_command(words)
     for nodes, config in re.findall(
         r"sbatch (?:--nodes=(\d+) )?cluster/deploy/slurm\.sh(?: "
         r"(configs/\S+))?",
-        spoken(text),
+        shell_code(text),
     ):
         asked = plan(load(config or "configs/gpu8_qwen3_8b.yaml", []))
         node = sbatch((HERE / "slurm.sh").read_text())
@@ -93,13 +95,13 @@ def check_page(text):
 
 
 def sbatch(text):
-    """The options of a script, by name."""
+    """Return the #SBATCH options of a script by name."""
     return dict(
         f"{option}=".split("=")[:2] for option in re.findall(r"^#SBATCH --(\S+)$", text, re.M)
     )
 
 
-def test_every_command_of_the_page_exists_and_its_config_fits():
+def test_every_command_of_the_readme_parses_and_its_config_is_planned():
     text = (HERE / "README.md").read_text()
     found = check_page(text)
     assert {" ".join(words[:2]) for words in found} >= {
@@ -127,7 +129,7 @@ def check_ray(text):
 
     given, schema = yaml.safe_load(text), Path(autoscaler.__file__).with_name("ray-schema.json")
     jsonschema.validate(given, json.loads(schema.read_text()))
-    config = prepare_config(given)  # defaults of the provider, and the rules that no schema says
+    config = prepare_config(given)  # the provider's defaults, and rules beyond the schema
     validate_config(config)
     p, types = (
         plan(load("configs/gpu8_qwen3_8b.yaml", ["cluster.gpu_gb=48"])),
@@ -147,7 +149,7 @@ def check_ray(text):
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     for line in [line for line in starts if "ray start" in line]:
         assert line.startswith("export RAY_AUTH_MODE=token;"), line
-    started, said = list(commands("\n".join(starts))), list(commands(spoken(text)))
+    started, said = list(commands("\n".join(starts))), list(commands(shell_code(text)))
     assert [words[1] for words in started] == ["stop", "start", "stop", "start"]
     assert ["ray", "up", "cluster/deploy/ray.yaml"] in said
     for words in (*started, *said):
@@ -161,7 +163,7 @@ def check_ray(text):
     )
 
 
-def test_the_cluster_yaml_is_one_that_ray_takes_and_fits_its_preset():
+def test_ray_yaml_is_valid_and_has_the_resources_of_its_preset():
     check_ray((HERE / "ray.yaml").read_text())
 
 
@@ -238,7 +240,7 @@ def check_kuberay(text):
     )
 
 
-def test_the_ray_job_has_the_fields_of_its_kinds_and_asks_for_what_its_preset_plans():
+def test_kuberay_yaml_is_valid_and_has_the_resources_of_its_preset():
     check_kuberay((HERE / "kuberay.yaml").read_text())
 
 
@@ -285,11 +287,11 @@ def check_image(text, extra):
 
 
 @pytest.mark.parametrize("extra", ["gpu", "cpu"])
-def test_images_pin_what_the_project_pins_and_do_not_run_as_root(extra):
+def test_images_pin_the_projects_versions_and_do_not_run_as_root(extra):
     check_image((HERE / f"Dockerfile.{extra}").read_text(), extra)
 
 
-def test_both_images_have_one_ray():
+def test_both_images_have_the_same_ray():
     assert (
         len(
             {
@@ -317,12 +319,11 @@ def check_safe(text):
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_no_file_holds_a_secret_or_opens_a_port_without_the_token(name):
+def test_no_file_contains_a_secret_or_opens_a_port_without_authentication(name):
     check_safe((HERE / name).read_text())
 
 
-# ---- the
-# checks find mistakes
+# ---- the checks find mistakes
 
 CHECKS = {
     "README.md": check_page,
@@ -375,7 +376,7 @@ MISTAKES = [
 @pytest.mark.parametrize(
     ("name", "right", "wrong"), MISTAKES, ids=[f"{m[0]}-{i}" for i, m in enumerate(MISTAKES)]
 )
-def test_a_mistake_is_noticed(name, right, wrong):
+def test_a_mistake_is_detected(name, right, wrong):
     text = (HERE / name).read_text()
     assert right in text
     with pytest.raises((Exception, SystemExit)):
@@ -394,6 +395,6 @@ def test_a_mistake_is_noticed(name, right, wrong):
         "{name: RAY_AUTH_MODE, value: disabled}",
     ],
 )
-def test_a_secret_or_an_open_port_is_noticed(line):
+def test_a_secret_or_an_open_port_is_detected(line):
     with pytest.raises(AssertionError):
         check_safe(line)

@@ -1,4 +1,4 @@
-"""`sleep-rl logs`: which logs there are, the end of one, and what comes while its run lives."""
+"""`sleep-rl logs`: the list of logs, the end of one, and following a live run."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def run(tmp_path):
-    """A run's folder with three logs; a secret lies outside of it."""
+    """A run's folder with three logs, and a secret outside of it."""
     folder = tmp_path / "life"
     (folder / "logs").mkdir(parents=True)
     (folder / "run.json").write_text("{}")
@@ -35,7 +35,7 @@ def run(tmp_path):
     return folder
 
 
-def test_without_an_actor_every_log_is_listed(run, capsys):
+def test_without_an_actor_all_logs_are_listed(run, capsys):
     assert main(["logs", str(run)]) == 0
     head, learner, rollout, stacks = capsys.readouterr().out.splitlines()
     assert head.split() == ["actor", "bytes", "last", "line"] and stacks.split() == ["stacks", "0"]
@@ -43,7 +43,7 @@ def test_without_an_actor_every_log_is_listed(run, capsys):
     assert rollout.split() == ["rollout-0", "49", "red", "\N{REPLACEMENT CHARACTER}"]
 
 
-def test_the_end_of_a_log_as_a_terminal_would_leave_it(run, capsys):
+def test_lines_are_shown_as_a_terminal_displays_them(run, capsys):
     assert main(["logs", str(run), "--actor", "rollout-0"]) == 0
     assert capsys.readouterr().out == "first\nloading: 100%\nred \N{REPLACEMENT CHARACTER}\n"
     for count in (0, 1, 2, 700, 3000, 4000):  # 64 KiB are about 650 lines
@@ -57,7 +57,7 @@ def test_the_end_of_a_log_as_a_terminal_would_leave_it(run, capsys):
     "name",
     ["../../secret", "../../etc/passwd", "/etc/passwd", "rollout-1", "", "rollout-0.log", "\0"],
 )
-def test_names_do_not_leave_the_folder_and_the_nearest_one_is_named(run, capsys, name):
+def test_an_unknown_actor_is_refused_with_the_nearest_name(run, capsys, name):
     assert main(["logs", str(run), "--actor", name]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "secret\n" not in err
@@ -77,12 +77,12 @@ def test_names_do_not_leave_the_folder_and_the_nearest_one_is_named(run, capsys,
         ),
     ],
 )
-def test_a_bad_question_is_one_line(run, capsys, arguments, line):
+def test_invalid_options_are_one_line(run, capsys, arguments, line):
     assert main(["logs", str(run), *arguments]) == 2
     assert capsys.readouterr() == ("", f"sleep-rl: {line}\n")
 
 
-def test_a_folder_that_is_no_run_and_a_run_without_logs(tmp_path, run):
+def test_a_folder_without_a_run_or_without_logs_is_refused(tmp_path, run):
     with pytest.raises(
         InputError,
         match=r"none: expected the folder of a run, with run.json or metrics.jsonl in it",
@@ -94,45 +94,45 @@ def test_a_folder_that_is_no_run_and_a_run_without_logs(tmp_path, run):
         logs.listing(str(run))
 
 
-def test_following_tells_what_comes_until_the_run_ends(run, monkeypatch):
-    log, heard, looks = run / "logs" / "rollout-0.log", [], []
+def test_follow_yields_new_lines_until_the_run_ends(run, monkeypatch):
+    log, followed, polls = run / "logs" / "rollout-0.log", [], []
     log.write_text("one\nha")
     monkeypatch.setattr(logs, "POLL_S", 0.02)
-    monkeypatch.setattr(logs, "held", lambda run: looks.append(run) or held(run))
+    monkeypatch.setattr(logs, "held", lambda run: polls.append(run) or held(run))
 
     def follow():
         for line in logs.lines(str(run), "rollout-0", 5, follow=True):
-            heard.append(line)
+            followed.append(line)
 
-    def looked_twice():
-        """It has read what is in the log at this moment."""
-        enough = len(looks) + 2
-        until(lambda: len(looks) >= enough)
+    def wait_for_two_polls():
+        """Wait until the present content of the log has been read."""
+        enough = len(polls) + 2
+        until(lambda: len(polls) >= enough)
 
     with alone(run):
         thread = threading.Thread(target=follow)
         thread.start()
-        looked_twice()
+        wait_for_two_polls()
         with open(log, "a") as file:
             file.write("lf\nthree\n")
-        looked_twice()
-        assert thread.is_alive(), "the run lives"
+        wait_for_two_polls()
+        assert thread.is_alive(), "the run is live"
         log.write_text("anew\n")
-        looked_twice()
+        wait_for_two_polls()
         with open(log, "a") as file:
-            file.write("the end")  # without a line's end: its process died
+            file.write("the end")  # an incomplete line: its process died
     thread.join(LIMIT_S)
-    assert heard == ["one", "half", "three", "anew", "the end"]
+    assert followed == ["one", "half", "three", "anew", "the end"]
 
 
-def test_following_a_run_that_is_over_ends_at_once(run):
+def test_following_an_ended_run_ends_at_once(run):
     assert list(logs.lines(str(run), "rollout-0", 1, follow=True)) == [
         "red \N{REPLACEMENT CHARACTER}"
     ]
 
 
-@pytest.mark.parametrize("how", ["Ctrl-C", "closed pipe"])
-def test_following_stops_when_nobody_looks_any_more(run, how):
+@pytest.mark.parametrize("cause", ["Ctrl-C", "closed pipe"])
+def test_following_ends_on_ctrl_c_and_on_a_closed_pipe(run, cause):
     with alone(run):
         process = subprocess.Popen(
             [
@@ -152,7 +152,7 @@ def test_following_stops_when_nobody_looks_any_more(run, how):
         )
         for _ in range(3):
             assert process.stdout.readline()
-        if how == "Ctrl-C":
+        if cause == "Ctrl-C":
             process.send_signal(signal.SIGINT)
         else:
             process.stdout.close()

@@ -1,5 +1,5 @@
-"""cluster/deploy/slurm.sh and live.sh really run here, with a srun, scontrol, getent, ray and
-sleep-rl that record their words.
+"""cluster/deploy/slurm.sh and live.sh, run with fake srun, scontrol, getent, ray and sleep-rl,
+which record their arguments.
 """
 
 import json
@@ -81,8 +81,8 @@ sys.exit(int(os.environ.get("LIFE", "0")))
 
 @pytest.fixture
 def job(tmp_path):
-    """Starts the script in a copy of what it needs, as Slurm does: a process, and what was
-    recorded.
+    """Return a function that starts the script in a copy of its files, as Slurm does; its
+    attributes give access to the recorded calls.
     """
     repository, bin_ = tmp_path / "repository", tmp_path / "venv" / "bin"
     (repository / "cluster" / "deploy").mkdir(parents=True)
@@ -98,7 +98,7 @@ def job(tmp_path):
     started = []
 
     def start(*words, nodes="n1 n2 n3", **env):
-        own = {
+        environment = {
             "PATH": "/usr/bin:/bin",
             "HOME": str(tmp_path),
             "RECORD": str(tmp_path),
@@ -114,7 +114,7 @@ def job(tmp_path):
             "RAY_AUTH_TOKEN_PATH": str(token),
             "RAY_AUTH_TOKEN": TOKEN,
         }
-        given = {key: value for key, value in {**own, **env}.items() if value is not None}
+        given = {key: value for key, value in {**environment, **env}.items() if value is not None}
         script = subprocess.Popen(
             [repository / "cluster" / "deploy" / "slurm.sh", *words],
             stderr=subprocess.PIPE,
@@ -142,20 +142,20 @@ def free(port):
 
 
 def ended(script):
-    _, said = script.communicate(timeout=LIMIT_S)
-    return script.returncode, said.strip()
+    _, errors = script.communicate(timeout=LIMIT_S)
+    return script.returncode, errors.strip()
 
 
 def until_alive(job, script):
-    """The moment from which the run goes on."""
+    """Wait until the fake run is running."""
     until((job.folder / "alive").exists, script)
     (job.folder / "alive").unlink()
 
 
-def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_ends(job):
+def test_the_script_starts_a_head_and_nodes_runs_and_ends_them(job):
     assert ended(job("configs/gpu64_qwen3_8b.yaml", "first", "sleep.steps=3")) == (0, "")
     port, (run,) = 20000 + job.number, job.calls("sleep-rl")
-    assert run["cwd"] == str(job.folder / "repository")  # where the names of configs lead
+    assert run["cwd"] == str(job.folder / "repository")  # so that relative config paths work
     assert run["words"] == [
         "run",
         "configs/gpu64_qwen3_8b.yaml",
@@ -168,7 +168,7 @@ def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_end
     ]
     sruns, rays = job.calls("srun"), job.calls("ray")
     head, *others = [next(w for w in step["words"] if w.startswith("--nodelist")) for step in sruns]
-    # these begin at once
+    # the nodes start concurrently
     assert head == "--nodelist=n1" and sorted(others) == ["--nodelist=n2", "--nodelist=n3"]
     for step in sruns:
         assert {"--nodes=1", "--ntasks=1", "--cpus-per-task=64", "--gpus-per-node=8"} <= set(
@@ -192,27 +192,27 @@ def test_a_head_and_a_node_on_each_other_machine_then_the_run_and_everything_end
         assert call["env"]["RAY_AUTH_TOKEN_PATH"] == str(job.token)
         assert call["env"]["HF_HOME"] == f"{job.folder}/shared/huggingface"
     records = (job.folder / "calls.jsonl").read_text()
-    assert TOKEN not in records and records.count('"ended": true') == 3  # every ray was told to end
+    assert TOKEN not in records and records.count('"ended": true') == 3
 
 
-def test_one_node_and_a_name_of_its_own_are_the_default(job):
+def test_the_default_is_one_node_and_a_name_with_the_job_id(job):
     assert ended(job(nodes="n1")) == (0, "")
-    (run,), asked = (
+    (run,), planned = (
         job.calls("sleep-rl"),
         plan(load(str(ROOT / "configs" / "gpu8_qwen3_8b.yaml"), [])),
     )
     assert (
         run["words"][1:3] == ["configs/gpu8_qwen3_8b.yaml", f"run.name=gpu8_qwen3_8b-{job.number}"]
-        and asked.gpus == 8
+        and planned.gpus == 8
     )
     assert len(job.calls("srun")) == 1
 
 
-def test_when_the_time_is_up_the_run_ends_is_queued_again_and_goes_on(job):
+def test_usr1_requeues_the_job_and_resumes_the_run(job):
     script = job("configs/gpu8_qwen3_8b.yaml", nodes="n1 n2", LIFE="long")
     until_alive(job, script)
     script.send_signal(signal.SIGUSR1)
-    assert ended(script) == (143, "slurm.sh: the time is up")
+    assert ended(script) == (143, "slurm.sh: time limit")
     assert [call["words"] for call in job.calls("scontrol")][1:] == [["requeue", str(job.number)]]
     records = [json.loads(line) for line in (job.folder / "calls.jsonl").read_text().splitlines()]
     order = [
@@ -234,19 +234,19 @@ def test_when_the_time_is_up_the_run_ends_is_queued_again_and_goes_on(job):
     check_command(["sleep-rl", *again["words"]])
 
 
-def test_a_run_that_ends_well_just_in_time_is_not_queued_again(job):
+def test_a_run_that_completes_after_usr1_is_not_requeued(job):
     script = job("configs/gpu8_qwen3_8b.yaml", nodes="n1", LIFE="long enough")
     until_alive(job, script)
     script.send_signal(signal.SIGUSR1)
-    assert ended(script) == (0, "slurm.sh: the time is up")
+    assert ended(script) == (0, "slurm.sh: time limit")
     assert [call["words"][0] for call in job.calls("scontrol")] == ["show"]
 
 
-def test_a_cancelled_or_failed_job_is_not_queued_again(job):
+def test_a_cancelled_or_failed_job_is_not_requeued(job):
     script = job("configs/gpu8_qwen3_8b.yaml", nodes="n1", LIFE="long")
     until_alive(job, script)
     script.send_signal(signal.SIGTERM)
-    assert ended(script) == (143, "slurm.sh: told to end")
+    assert ended(script) == (143, "slurm.sh: got SIGTERM")
     assert ended(job("configs/gpu8_qwen3_8b.yaml", "other", nodes="n1", LIFE="3")) == (3, "")
     assert [call["words"][0] for call in job.calls("scontrol")] == ["show", "show"]
     # the run, and both heads
@@ -264,10 +264,10 @@ def test_a_cancelled_or_failed_job_is_not_queued_again(job):
         ),
         (
             {"HEAD_IP": None},
-            "the name n1 leads to '127.0.1.1' here; give the node's address in HEAD_IP",
+            "the name n1 resolves to '127.0.1.1' here; set HEAD_IP to the node's address",
         ),
         ({"NODES": ""}, "scontrol names no node for n[1-3]"),
-        ({"HEAD": "dies"}, "Ray's head on n1 ended before it was up"),
+        ({"HEAD": "dies"}, "Ray's head on n1 ended before it accepted connections"),
         (
             {"HEAD": "late", "HEAD_TIMEOUT_S": "2"},
             "waited 2 s for Ray's head on n1 (127.0.0.1:PORT)",
@@ -275,9 +275,9 @@ def test_a_cancelled_or_failed_job_is_not_queued_again(job):
     ],
     ids=["token", "name", "nodes", "dead", "late"],
 )
-def test_what_cannot_work_is_one_line_and_starts_no_run(job, env, line):
-    code, said = ended(job(**{"nodes": "n1", **env} if "NODES" not in env else env))
-    assert (code, said) == (2, f"slurm.sh: {line.replace('PORT', str(20000 + job.number))}")
+def test_an_invalid_environment_is_one_line_and_starts_no_run(job, env, line):
+    code, errors = ended(job(**{"nodes": "n1", **env} if "NODES" not in env else env))
+    assert (code, errors) == (2, f"slurm.sh: {line.replace('PORT', str(20000 + job.number))}")
     assert not (job.folder / "shared").exists()
 
 
@@ -286,7 +286,7 @@ def test_a_token_that_others_can_read_is_refused(job):
     assert ended(job()) == (2, f"slurm.sh: others can read {job.token}; chmod 600 it")
 
 
-def test_live_says_what_it_needs():
+def test_live_sh_prints_its_usage():
     for words, shared in ((["configs/demo.yaml"], "/s"), (["configs/demo.yaml", "name"], "")):
         done = subprocess.run(
             [ROOT / "cluster" / "deploy" / "live.sh", *words],
@@ -305,7 +305,7 @@ def test_live_says_what_it_needs():
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "live.sh"])
-def test_the_scripts_are_sound_shell(name):
+def test_the_scripts_pass_bash_and_shellcheck(name):
     tools = [["bash", "-n"]] + ([["shellcheck"]] if shutil.which("shellcheck") else [])
     for tool in tools:
         done = subprocess.run(

@@ -674,16 +674,16 @@ class TestPackage:
             "build",
             "cache",
             "data (a link to a folder)",
-            "gone.py (no regular file)",
+            "gone.py (not a regular file)",
             "mine/.hidden",
-            "mine/pipe (no regular file)",
+            "mine/pipe (not a regular file)",
             "runs",
             "wandb",
         )
         with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
             assert archive.read("same.py") == b"sleep_rl/cli/main.py"
         monkeypatch.setattr(submit, "ROOT", tmp_path)
-        monkeypatch.setattr(submit, "MOST_NAMED", 2)
+        monkeypatch.setattr(submit, "MAX_NAMED", 2)
         assert cli(server, DEBUG) == 0
         assert re.search(
             r"^debug-\S+: the code is sent without \.env, \.git and 8 more$",

@@ -1,4 +1,4 @@
-"""Configs for tests: the toy's values, with some of them changed."""
+"""Configs for tests: configs/toy.yaml with changed keys."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def toy(**sections: dict[str, Any]) -> Config:
 
 
 def changed(config: Any, **values: Any) -> Any:
-    """Return a copy of a config (or a section) with other values; a dict changes a section's keys.
+    """Return a copy of a config (or section) with changed values; a dict changes keys of a section.
 
-    Nothing is validated, so that tests can hand wrong configs to `check`.
+    Values are not validated, so that tests can pass invalid configs to `check`.
     """
     sections = {
         name: changed(getattr(config, name), **value)

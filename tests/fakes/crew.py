@@ -38,7 +38,7 @@ RESUMABLE = changed(
     sleep={"steps": 5, "steps_per_round": 1},
     run={"checkpoint_steps": 2},
 )
-"""The config of a life that rolls one night back and writes its progress twice in each."""
+"""The config of a run that rolls one night back and saves its progress twice in each night."""
 
 
 class Crew:
@@ -82,7 +82,7 @@ class Crew:
         documents = [r for r in batch_N if r.teacher_T and r.teacher_T != r.prompt_T]
         assert bool(documents) == (self.open == 1)  # only the context window holds documents
         assert all(len(r.prompt_T) < len(r.teacher_T) for r in documents)
-        # rows that are read come in every consolidation, whoever sends
+        # every consolidation has reading rows, whatever its sender
         read = [r for r in batch_N if "day" in self.texts.text(r.prompt_T).split()]
         assert len(read) == CONFIG.reading.rows > 0
         assert all(r.replay and not r.teacher_T for r in read)
@@ -108,11 +108,11 @@ class Crew:
     def forget(self):
         self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
 
-    def sample(self, requests_N, name, how):
-        self.check_requests(requests_N, name, how)
+    def sample(self, requests_N, name, sampling):
+        self.check_requests(requests_N, name, sampling)
         return [self.answer(request, name) for request in requests_N]
 
-    def check_requests(self, requests_N, name, how):
+    def check_requests(self, requests_N, name, sampling):
         assert name in self.versions
 
     def answer(self, request, name):
@@ -212,9 +212,9 @@ class MortalCrew(Forgetful):
         self._train("close")
         super().commit_night()
 
-    def check_requests(self, requests_N, name, how):
+    def check_requests(self, requests_N, name, sampling):
         self._call()
-        super().check_requests(requests_N, name, how)
+        super().check_requests(requests_N, name, sampling)
 
     def save_state(self, tag):
         super().save_state(tag)
@@ -225,17 +225,17 @@ class MortalCrew(Forgetful):
         self.weights = self.kept[tag]
 
     def save_checkpoint(self, path):
-        self._call()  # a death while the checkpoint is being written
+        self._call()  # may be killed while it writes the checkpoint
         with open(path, "w") as file:
             json.dump([self.weights, self.kept, self.protocol], file)
 
     def save_progress(self, path):
-        self._call()  # a death while the progress is being written
+        self._call()  # may be killed while it writes the progress
         with open(path, "w") as file:
             json.dump([self.weights, self.protocol], file)
 
     def restore_progress(self, path, step, steps):
-        assert self.protocol[-1][0] == "open", "a night is continued behind its opening"
+        assert self.protocol[-1][0] == "open", "progress is restored after open_night"
         with open(path) as file:
             self.weights, protocol = json.load(file)
         self._restore_protocol(protocol)

@@ -1,4 +1,4 @@
-"""JSON schemas of the Kubernetes and KubeRay fields that cluster/deploy/kuberay.yaml uses."""
+"""JSON schemas of the Kubernetes and KubeRay fields in cluster/deploy/kuberay.yaml."""
 
 
 def closed(required, optional=None):

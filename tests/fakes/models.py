@@ -1,4 +1,4 @@
-"""Tiny models of the three families with random weights, their tokenizer and their memory."""
+"""Tiny random models of the three families, with tokenizer and memory."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ ENGINE = {
     "max_num_seqs": 64,
     "kv_cache_memory_bytes": 32 << 20,
     "enforce_eager": True,
-    "max_num_batched_tokens": 256,  # so that a few prompts already do not fit into one step
-    # vLLM's 128 on CPU would leave the prefix cache of such short prompts unused
+    "max_num_batched_tokens": 256,  # so that a few prompts exceed one step
+    # with vLLM's 128 on CPU such short prompts would not use the prefix cache
     "block_size": 32,
 }
 EOS, PAD = 1, 0
-VOCABULARY = 300  # the tokenizer has fewer ids: a model may have rows to spare
+VOCABULARY = 300  # larger than the tokenizer's: models may have unused rows
 LEVELS = {
     "dense": [{"experts": 4, "d_low": 16, "top_k": 4}],
     "sparse": [{"experts": 4, "d_low": 16, "top_k": 2}],
@@ -29,8 +29,8 @@ LEVELS |= {
     "two levels": 2 * LEVELS["dense"],
     "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}],
 }
-"""Memory of the test models: `dense` lets all three ACTIVE experts through, `sparse` two of them
-per token, `sparser` one; no expert is unlocked in `locked` and `two levels`.
+"""Memory of the test models: the top-k selects all three ACTIVE experts in `dense`, two in
+`sparse`, one in `sparser`; no expert is unlocked in `locked` and `two levels`.
 """
 STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
 

@@ -58,7 +58,7 @@ ODD = [
     {"a": {"b": [1]}},
     {"__class__": "os.system"},
 ]
-"""Values that hardly any key means."""
+"""Values that few keys allow."""
 
 
 def deep(levels: int) -> Any:
@@ -321,7 +321,7 @@ FILES: dict[str, Callable[[Path], object]] = {
     ),
     "unreadable": lambda p: p.chmod(0),  # which does not keep root out
 }
-"""What may lie where a file should: name -> what puts it there."""
+"""Description -> function that replaces a file by something else."""
 
 
 # ---- documents

@@ -11,9 +11,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 3600
-"""Seconds that a test waits for anything: so many that no load on the machine can use them up, and
-only what would wait for ever does.
-"""
+"""Timeout of tests in seconds, which only a hang exceeds, also on a loaded machine."""
 DIFFERENT = (
     "t",
     "commit",
@@ -30,8 +28,8 @@ DIFFERENT = (
     "rollouts_waited_s",
     "rewards_s",
 )
-"""Times, and what a push had to move: a new worker holds less than an old one. The name of the run
-is in its config.
+"""Journal fields in which equal runs may differ: times, and the size of a push, which depends on
+what the workers hold. The run's name is in its config.
 """
 
 
@@ -79,7 +77,7 @@ def until(condition, process=None):
     while not (value := condition()):
         ended = process is not None and process.poll() is not None
         assert not ended or condition(), process.stdout and process.stdout.read()
-        assert time.monotonic() < deadline, "it never came"
+        assert time.monotonic() < deadline, "timeout"
         time.sleep(0.02)
     return value
 

@@ -42,7 +42,7 @@ class Words:
 class StableWords(Words):
     """A tokenizer whose ids do not depend on earlier texts, as for a real one."""
 
-    # Shared by all instances, so that a second life reads the first one's words.
+    # shared by all instances, so that a second one can decode the ids of the first
     ids: ClassVar[dict[str, int]] = {"<bos>": 1, "<eos>": 2}
 
     def __init__(self) -> None:
@@ -55,7 +55,7 @@ class StableWords(Words):
 
 
 class Asking:
-    """The part of a Task that a PromptCodec reads."""
+    """The attributes of a Task that PromptCodec needs."""
 
     name = "asking"
     opener = "Q :"

@@ -1,4 +1,4 @@
-"""Small plain workers for the tests of cluster/, importable by path in any process."""
+"""Plain workers for the tests of cluster/, importable by path in any process."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ class Echo:
     def double(
         self, items: list[int], hurt: str = "", victim: str = "", seconds: float = 0.0
     ) -> list[int]:
-        """Doubles; the worker whose greeting is `victim` is hurt first."""
+        """Return doubled items; in the worker with greeting `victim` the fault `hurt` comes
+        first.
+        """
         if victim in ("*", self.greeting):
             {"die": self.die, "sleep": lambda: self.sleep(seconds), "raise": self.type_error}[
                 hurt
@@ -39,7 +41,9 @@ class Echo:
         return [2 * item for item in items]
 
     def double_if(self, items: list[int], victim: str, path: str) -> list[int]:
-        """Doubles; the worker whose greeting is `victim` dies instead, the first time."""
+        """Return doubled items; the worker with greeting `victim` dies in its first call
+        instead.
+        """
         if victim in ("*", self.greeting) and not os.path.exists(f"{path}-{self.greeting}"):
             open(f"{path}-{self.greeting}", "w").close()
             self.die()
@@ -141,7 +145,7 @@ class CheckingRollout:
         """Drop all pushed states, as after a restart."""
         self.states, self.loads = {}, []
 
-    def sample(self, requests_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
+    def sample(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
         raise RunError("this rollout only loads")
 
     def logprobs(self, requests_N: list[Any], name: str, version: int) -> list[Any]:
@@ -162,7 +166,7 @@ class CountingCritic(CheckingRollout):
         super().__init__()
         self.name, self.victim, self.path, self.drifts, self.tried = name, victim, path, drifts, 0
 
-    def try_out(self, trials_N: list[Any], name: str, version: int, how: Any) -> list[Any]:
+    def try_out(self, trials_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
         if self.name == self.victim and not os.path.exists(self.path):
             open(self.path, "w").close()
             os._exit(3)
@@ -182,9 +186,9 @@ class Sliced:
     def __init__(self, slices: int) -> None:
         self.slices, self.left, self.batch, self.log = slices, 0, (), []
 
-    def begin(self, requests_N: list[Any], name: str, version: int, how: Any) -> None:
+    def begin(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> None:
         if self.left:
-            raise RunError("a batch is under way")
+            raise RunError("a batch is in flight")
         self.batch, self.left = (requests_N, name, version), self.slices
 
     def more(self, seconds: float) -> list[Any] | None:
