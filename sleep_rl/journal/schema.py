@@ -75,7 +75,7 @@ class Written(Consolidation):
     unfinished: Number = metric("dropped: no eos", "count")
     no_answer: Number = metric("dropped: no answer", "count")
     unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
-    kinds: dict[str, list[int]] | None = metric("kind of writing -> [asked for, kept]", "count")
+    kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
     examples: list[str] | None = metric("some of the sequences")
 

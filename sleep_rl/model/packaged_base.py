@@ -1,7 +1,7 @@
-"""Base models that come with a Python package: found by name, dequantised once into the cache.
+"""Base models in Python packages: found by name, dequantised once into the cache.
 
-The weights are a GGUF file of an installed distribution, which is never imported. What is made of
-it is an ordinary Hugging Face folder. Imports no torch before it has to dequantise.
+The weights are a GGUF file of an installed distribution, which is never imported; the result is an
+ordinary Hugging Face folder. torch is imported only to dequantise.
 """
 
 from __future__ import annotations
@@ -25,8 +25,10 @@ RECIPE = 1  # increment when what is written changes, so that caches are not use
 
 @dataclass(frozen=True)
 class PackagedBase:
-    """Where the weights of a packaged model are. `file` is relative to site-packages, `sha256` its
-    digest: other bytes are another model. `digits_apart`: see dequantise.write_checkpoint.
+    """The location of a packaged model's weights.
+
+    `file` is relative to site-packages, `sha256` its digest. `digits_apart`: see
+    dequantise.write_checkpoint.
     """
 
     distribution: str
@@ -53,14 +55,14 @@ PACKAGED = {
 
 
 def is_packaged(name: str) -> bool:
-    """Return whether `name` is a packaged model; a folder of that name comes first."""
+    """Return whether `name` is a packaged model; a folder of that name has precedence."""
     return name in PACKAGED and not os.path.isdir(name)
 
 
 def cached(name: str, cache: str) -> Path | None:
-    """Return the folder of a packaged model in `cache`, None before it is made.
+    """Return the folder of a packaged model in `cache`, None if it is not there.
 
-    Raises InputError where it would have to be made and its package is missing.
+    Raises InputError if it is not there and its package is missing.
     """
     folder = _folder(name, cache)
     if (folder / "config.json").is_file():  # folders appear whole
@@ -70,12 +72,12 @@ def cached(name: str, cache: str) -> Path | None:
 
 
 def resolve(name: str, cache: str, phase: Phase = nullcontext) -> str:
-    """Return the folder of a packaged model, made in `cache` on first use; any other name, of a
-    folder or on the hub, is returned unchanged.
+    """Return the folder of a packaged model, dequantised into `cache` on first use; any other name
+    is returned unchanged.
 
-    Half a minute of one core and 0.5 GB of disk for 135M parameters. Processes that make the same
-    folder at the same time do not meet: the first that is ready stays. Raises InputError where the
-    package is missing or holds other bytes, RunError when the disk refuses.
+    It takes half a minute of one core and 0.5 GB of disk for 135M parameters. If several processes
+    do it at the same time, the first result stays. Raises InputError if the package is missing or
+    has another digest, RunError if the folder cannot be written.
     """
     if not is_packaged(name):
         return name
@@ -103,7 +105,7 @@ def _folder(name: str, cache: str) -> Path:
 
 
 def _gguf_file(name: str) -> Path:
-    """Return the installed GGUF file. Raises InputError that says what to install."""
+    """Return the installed GGUF file. Raises InputError that names the package to install."""
     base = PACKAGED[name]
     try:
         file = Path(importlib.metadata.distribution(base.distribution).locate_file(base.file))
@@ -119,7 +121,7 @@ def _gguf_file(name: str) -> Path:
 
 
 def _make(base: PackagedBase, file: Path, folder: Path) -> None:
-    """Write the checkpoint, with licence and notice, unless another process was first."""
+    """Write the checkpoint with licence and notice, unless another process already has."""
     from safetensors import SafetensorError
 
     from sleep_rl.model.dequantise import write_checkpoint  # torch and transformers

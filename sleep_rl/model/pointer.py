@@ -1,4 +1,4 @@
-"""The base in memory.json: where it is, also after memory and base were moved together.
+"""The path of the base in memory.json, which stays valid after memory and base are moved together.
 
 Imports no torch.
 """
@@ -16,8 +16,8 @@ POINTER = "memory.json"  # file of a memory folder that points to the base of th
 def pointer_to(base: str, folder: str | os.PathLike) -> dict[str, str]:
     """Return the entries of memory.json in `folder` that name its base.
 
-    A base in a folder is named twice: by its absolute path, which holds when the run alone is
-    moved, and by its path from `folder`, which holds when both are.
+    A local base has two entries: its absolute path, for a moved run, and its path relative to
+    `folder`, if both are moved.
     """
     if not os.path.isdir(base):  # a hub name
         return {"base": base}
@@ -28,8 +28,8 @@ def pointer_to(base: str, folder: str | os.PathLike) -> dict[str, str]:
 
 
 def base_of(folder: str | os.PathLike, pointer: Mapping[str, Any]) -> str:
-    """Return the base that `pointer`, read in `folder`, names: the folder that exists, the absolute
-    path first, or else `base` as it stands.
+    """Return the base that `pointer`, read in `folder`, names: the existing one of both paths, the
+    absolute one first, or else `base` unchanged.
     """
     from_here = pointer.get("base_from_here")
     if os.path.isdir(pointer["base"]) or not isinstance(from_here, str):
@@ -40,5 +40,5 @@ def base_of(folder: str | os.PathLike, pointer: Mapping[str, Any]) -> str:
 
 
 def has_dead_links(folder: Path) -> bool:
-    """Return whether a checkpoint links to files that are not there: its base was moved."""
+    """Return whether a checkpoint has dangling links, since its base was moved."""
     return any(file.is_symlink() and not file.exists() for file in folder.iterdir())

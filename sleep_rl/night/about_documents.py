@@ -1,4 +1,4 @@
-"""Questions of several kinds about documents, with the teacher's answers, filtered."""
+"""Questions of several kinds about documents, with filtered answers of the teacher."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ MOST_SHORT_WORDS = 12
 
 @dataclass
 class Counts:
-    """How many texts of each kind were asked for and kept, and why the others were dropped."""
+    """Counts of requested and kept texts per kind, and of dropped texts per reason."""
 
-    kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [asked for, kept]
+    kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
 
     def journal_fields(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Item:
-    """A question about a unit, and its answer once there is one."""
+    """A question about a unit, with its answer once it has one."""
 
     kind: Kind
     unit: Unit
@@ -53,21 +53,21 @@ class Item:
 def about_documents(
     sampler: TeacherSampler, items: list[Item], rng: random.Random, counts: Counts
 ) -> list[TeacherSequence]:
-    """Return the sequences of items that got a question and an answer, and passed all filters."""
+    """Return the sequences of all items that get a question and an answer and pass all filters."""
     run = sampler.run
     for item in items:
         counts.kinds.setdefault(item.kind.name, [0, 0])[0] += 1
-    items = _ask(sampler, items, rng, counts)
-    items = _answer(sampler, items, counts)
-    items = _ask_again(sampler, items, counts)
-    items = _gaining(sampler, items, counts)
+    items = _add_questions(sampler, items, rng, counts)
+    items = _add_answers(sampler, items, counts)
+    items = _drop_unstable(sampler, items, counts)
+    items = _drop_without_gain(sampler, items, counts)
     for item in items:
         counts.kinds[item.kind.name][1] += 1
     return [_sequence(run.codec, item, run.config.generation.other_form, rng) for item in items]
 
 
 def planned_items(kinds: dict, documents: tuple[Document, ...], rng: random.Random) -> list[Item]:
-    """Return all items that are asked for, without their questions."""
+    """Return all items to generate, without questions."""
     items = []
     for name, per_unit in kinds.items():
         kind = load_kind(name)
@@ -77,10 +77,10 @@ def planned_items(kinds: dict, documents: tuple[Document, ...], rng: random.Rand
     return items
 
 
-def _ask(
+def _add_questions(
     sampler: TeacherSampler, items: list[Item], rng: random.Random, counts: Counts
 ) -> list[Item]:
-    """Give each item its question; drop those without one, and repeated ones."""
+    """Add a question to each item; drop items without one, and duplicates."""
     codec = sampler.run.codec
     written = [item for item in items if item.kind.instruction]
     form: NaturalForm = codec.form
@@ -92,7 +92,7 @@ def _ask(
         Request(prompt, (), item.seed) for prompt, item in zip(prompts, written, strict=True)
     ]
     samples = iter(sampler(requests, tokens=QUESTION_TOKENS))
-    asked = []
+    with_question = []
     seen: dict[str, set[str]] = {}
     turns: Counter = Counter()
     for item in items:
@@ -106,13 +106,13 @@ def _ask(
         if not question:
             continue
         key = normalised(question)
-        # Long answers may differ: only questions with one short answer are asked once.
+        # Only questions with a short answer must be distinct: long answers may differ.
         if kind.short and key in seen.setdefault(kind.name, set()):
             counts.dropped["duplicate"] += 1
             continue
         seen.setdefault(kind.name, set()).add(key)
-        asked.append(replace(item, question=question))
-    return asked
+        with_question.append(replace(item, question=question))
+    return with_question
 
 
 def _written_question(
@@ -131,8 +131,8 @@ def _written_question(
     return rename(question, item.unit, rng) if item.kind.rename else question
 
 
-def _answer(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
-    """Give each item its answer: greedily where it is short, sampled where it is long."""
+def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Add an answer to each item: greedy decoding for short answers, sampling for long ones."""
     codec = sampler.run.codec
     answered = []
     for item in items:
@@ -159,25 +159,25 @@ def _answer(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[
     return answered
 
 
-def _ask_again(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
-    """Drop short answers that the teacher does not repeat when it samples."""
+def _drop_unstable(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Drop short answers that the teacher does not repeat when sampling."""
     codec = sampler.run.codec
     short = [item for item in items if item.kind.short]
     requests = [replace(_request(codec, item), seed=item.seed + 1) for item in short]
     samples = sampler(requests, tokens=SHORT_TOKENS, shown=False)
     unstable = set()
     for item, sample in zip(short, samples, strict=True):
-        again = "" if isinstance(sample, Failure) else codec.text(sample.completion_T)
-        if gold_recall(codec.text(item.answer_T), again) < RECALL_THRESHOLD:
+        second = "" if isinstance(sample, Failure) else codec.text(sample.completion_T)
+        if gold_recall(codec.text(item.answer_T), second) < RECALL_THRESHOLD:
             unstable.add(id(item))
     counts.dropped["not repeated"] += len(unstable)
     return [item for item in items if id(item) not in unstable]
 
 
-def _gaining(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
-    """Drop answers whose log-probability the document does not raise by generation.min_gain.
+def _drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
+    """Drop answers whose log-probability the document raises by less than generation.min_gain.
 
-    With the document it is known from sampling; only given answers are read once more.
+    The log-probability with the document is known from sampling, except for given answers.
     """
     run = sampler.run
     given = [item for item in items if item.kind.answer == "given"]
@@ -219,6 +219,7 @@ def _request(codec: PromptCodec, item: Item) -> Request:
 
 
 def kept_answer(codec: PromptCodec, sample: Sample | Failure, counts: Counts) -> Ids | None:
+    """Return the complete answer of a sample without its end; None, and count it, without one."""
     if isinstance(sample, Failure):
         counts.dropped["failed"] += 1
         return None
@@ -232,7 +233,9 @@ def kept_answer(codec: PromptCodec, sample: Sample | Failure, counts: Counts) ->
 def _sequence(
     codec: PromptCodec, item: Item, other_form: float, rng: random.Random
 ) -> TeacherSequence:
-    """Return an item in the form of the run, or with probability `other_form` in the other one."""
+    """Return the sequence of an item in the run's form, or with probability `other_form` in the
+    other one.
+    """
     form = codec.form
     answer_T = item.answer_T
     if codec.other is not None and rng.random() < other_form:

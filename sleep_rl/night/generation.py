@@ -54,8 +54,8 @@ def _in_fixed_form(
     rng: random.Random,
     record: ConsolidationRecord,
 ) -> tuple[NightData, dict[str, int]]:
-    """Generate prompt, marker and answer in one go behind the task's opener; return (D, counts of
-    what was dropped).
+    """Sample prompt, marker and answer in one completion after the task's opener; return (D, counts
+    of dropped samples).
     """
     config = run.config
     codec = run.codec

@@ -1,5 +1,5 @@
 """D ~ T in natural language: questions about each document with the teacher's answers, and
-self-replay in which the teacher writes its users' turns itself.
+self-replay for which the teacher generates the user's turns.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.text.codec import PromptCodec
 
 USER_MIN_P = 0.05
-"""Of self-written users' turns: 104 of 120 were sensible with SmolLM2-135M."""
+"""min_p of generated user's turns: with it 104 of 120 were sensible with SmolLM2-135M."""
 
 
 def in_natural_language(
@@ -37,9 +37,9 @@ def in_natural_language(
     record: ConsolidationRecord,
 ) -> tuple[NightData, dict[str, Any]]:
     """Return (D, counts for the journal): sequences about the documents, self-replay, rehearsed
-    answers, and the self-replay of other models.
+    answers, and self-replay of peers.
 
-    Reading rows are on `documents`, which hold those of `to_read`.
+    Reading rows are on `documents`, which include those of `to_read`.
     """
     config = run.config
     seed = f"{plan.night} {plan.sender}"
@@ -68,10 +68,10 @@ def in_natural_language(
 def self_replay(
     sampler: TeacherSampler, count: int, rng: random.Random, counts: Counts, peer: int = 0
 ) -> list[TeacherSequence]:
-    """Return self-replay: in chat the teacher writes a user's turn behind the bare header, then
-    answers it; in raw form it writes plain text.
+    """Generate self-replay: in chat form a user's turn after the bare header, then its answer; in
+    raw form plain text.
 
-    `peer`: number of the model of model.teachers that writes in its place.
+    `peer`: number of the model of model.teachers that generates; 0: the teacher.
     """
     codec = sampler.run.codec
     origin = Origin.PEER if peer else Origin.UNCONDITIONAL
@@ -93,9 +93,9 @@ def self_replay(
         x_T = _user_turn(codec, turn, counts)
         if x_T:
             prompts.append(x_T)
-    asked = [Request(x_T, codec.bare, rng.getrandbits(31)) for x_T in prompts]
+    requests = [Request(x_T, codec.bare, rng.getrandbits(31)) for x_T in prompts]
     sequences = []
-    for x_T, sample in zip(prompts, sampler(asked, name=name, shown=False), strict=True):
+    for x_T, sample in zip(prompts, sampler(requests, name=name, shown=False), strict=True):
         answer_T = kept_answer(codec, sample, counts)
         if answer_T is not None:
             sequence_T = x_T + answer_T + codec.eos
@@ -106,7 +106,7 @@ def self_replay(
 
 
 def _user_turn(codec: PromptCodec, sample: Sample | Failure, counts: Counts) -> Ids | None:
-    """Return a self-written user's turn with the marker, None where it has no end or no words."""
+    """Return a generated user's turn with the marker; None if it has no end or no words."""
     if isinstance(sample, Failure):
         counts.dropped["failed"] += 1
         return None

@@ -35,6 +35,7 @@ def with_prompts(prompts: list[Ids], samples_N: list[Sample | Failure]) -> list[
 def rehearse(
     sample: TeacherSampler, prompts: list[Ids], requests: list[Request]
 ) -> tuple[list[TeacherSequence], dict[str, int]]:
+    """Sample the answers; return (sequences, reason -> number of dropped samples)."""
     config = sample.run.config
     temperature = config.rehearsal.temperature
     samples = with_prompts(prompts, sample(requests, temperature=temperature))

@@ -35,7 +35,7 @@ class TeacherSequence:
     """
 
     origin: Origin
-    context_T: Ids  # what stands in front of x, with the document where there is one
+    context_T: Ids  # before x, with the document if there is one
     bare_T: Ids  # the same without the document
     sequence_T: Ids
     x_length: int = 0  # leading tokens of sequence_T that belong to x, marker included

@@ -1,4 +1,4 @@
-"""What a tokenizer's chat template puts around a user's turn and the assistant's answer."""
+"""The texts of a tokenizer's chat template around a user's turn and the assistant's answer."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class ChatTemplate:
 
     before: str  # up to the user's text: bos, a default system turn, the user's header
     between: str  # from the end of the user's text to the first character of the answer
-    end: str  # what closes the answer; its first control token ends a sampled one
+    end: str  # text after the answer; its first control token ends a sampled one
 
 
 def read_template(tokenizer: Any) -> ChatTemplate:
-    """Return what the tokenizer's template says. Thinking is off where it has the switch.
+    """Return the texts of the tokenizer's template; thinking is disabled if the template has that
+    option.
 
-    Raises InputError where the template cannot be rendered, or changes the turns' text.
+    Raises InputError if the template cannot be rendered, or changes the texts of the turns.
     """
     error: Exception | None = None
     for system in ((), ({"role": "system", "content": SYSTEM},)):
@@ -36,13 +37,13 @@ def read_template(tokenizer: Any) -> ChatTemplate:
         except (TemplateError, TypeError, ValueError, KeyError) as reason:
             error = error or reason
     raise InputError(
-        f"model.format: the tokenizer's chat template cannot be used ({one_line(error)}); allowed "
-        "is raw, too"
+        f"model.format: raw for a tokenizer whose chat template cannot be used ({one_line(error)})"
     )
 
 
 def conversation_pieces(tokenizer: Any, turns: list[tuple[str, str]]) -> list[str]:
-    """Return the rendered turns up to the assistant's next one: template and user's text in turns.
+    """Return the rendered turns up to the start of the assistant's next one, as template text and
+    user's text in alternation.
 
     `turns`: (role, text), the last one the user's. Raises InputError as `read_template`.
     """
@@ -58,8 +59,8 @@ def conversation_pieces(tokenizer: Any, turns: list[tuple[str, str]]) -> list[st
             whole = _render(tokenizer, [system, *messages], add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, KeyError) as error:
             raise InputError(
-                "model.format: the tokenizer's chat template refuses a conversation "
-                f"({one_line(error)}); allowed is raw, too"
+                "model.format: raw for a tokenizer whose chat template refuses a conversation "
+                f"({one_line(error)})"
             ) from None
     pieces = []
     for (_, text), mark in zip(turns, marks, strict=True):
@@ -73,7 +74,7 @@ def _rendered(tokenizer: Any, turns: list[dict]) -> ChatTemplate:
     question = _render(tokenizer, asked, add_generation_prompt=True)
     answered = _render(tokenizer, [*asked, {"role": "assistant", "content": ASSISTANT}])
     if question.count(USER) != 1 or answered.count(ASSISTANT) != 1:
-        raise ValueError("it does not show each turn once, as it is")
+        raise ValueError("it does not contain the text of each turn exactly once")
     before, _, between = question.partition(USER)
     return ChatTemplate(before, between, answered.partition(ASSISTANT)[2])
 

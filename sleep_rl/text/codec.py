@@ -1,4 +1,4 @@
-"""A task's texts in token ids: contexts, questions, written sequences, training texts."""
+"""Encode a task's texts as token ids: contexts, questions, sequences, training texts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from sleep_rl.text.tokens import TextTokenizer
 
 
 class PromptCodec:
-    """A task's texts in a tokenizer's ids, in the form that model.format names.
+    """Encodes and decodes a task's texts, in the form that model.format names.
 
-    `ends`: further tokens at which the checkpoint's generation_config ends a completion. Raises
-    InputError for a tokenizer that cannot serve, see sleep_rl.text.forms.
+    `ends`: further tokens that end a completion, from the checkpoint's generation_config. Raises
+    InputError for an unsuitable tokenizer, see sleep_rl.text.forms.
     """
 
     def __init__(self, task: Task, tokenizer: Any, format: str = "auto", ends: Ids = ()):
@@ -34,37 +34,40 @@ class PromptCodec:
 
     @property
     def natural(self) -> bool:
-        """Whether the task's texts are natural language, and its form the model's choice."""
+        """Whether the task's texts are natural language, so that model.format chooses the form."""
         return self.form.name != "task"
 
     def ids(self, text: str) -> Ids:
-        """Tokenize a piece of the task's text, without special tokens."""
+        """Tokenize a part of the task's text, without special tokens."""
         return self.tokens.plain_ids(text)
 
     def text(self, ids: Ids) -> str:
-        """Decode, without special tokens."""
+        """Decode token ids, without special tokens."""
         return self.tokens.text(ids)
 
     def context(self, document: Document | None) -> Ids:
-        """Return what is in front of opener and prompt, and the document if there is one."""
+        """Return the ids before opener and prompt: with the document, if there is one."""
         return self.form.context(document)
 
     @property
     def bare(self) -> Ids:
-        """What the student reads in front of a prompt: all but the document."""
+        """Ids that the student reads before a prompt: the context without a document, and the
+        opener.
+        """
         return self.context(None) + self.opener
 
     def document(self, document: Document) -> Ids:
-        """Return a document as the model reads it while awake: bos, text, eos."""
+        """Return the ids of a document for a wake update: bos, text, eos."""
         return self.bos + self.ids(document.text) + (eos_of(self.tokenizer),)
 
     def question(self, question: Question) -> Ids:
-        """Return the prompt of an evaluation question, which stands behind `context`."""
+        """Return the ids of an evaluation question's prompt, which follows `context`."""
         return self.form.question(question.prompt)
 
     def split(self, sequence_T: Ids) -> tuple[Ids, Ids] | None:
-        """Return a written sequence as (x with marker, y); None when it has no marker, or nothing
-        but eos after it.
+        """Split a sequence into (x with marker, y).
+
+        Returns None if it has no marker, or no token but eos after the marker.
         """
         end = self.x_length(sequence_T)
         if end is None or end == len(sequence_T):
@@ -73,14 +76,14 @@ class PromptCodec:
         return None if answer_T == self.eos else (sequence_T[:end], answer_T)
 
     def x_length(self, sequence_T: Ids) -> int | None:
-        """Return the number of tokens up to and with the first marker, None if there is none."""
+        """Return the number of tokens up to the end of the first marker; None without a marker."""
         return self.form.x_length(sequence_T)
 
     def complete(self, completion_T: Ids) -> tuple[Ids, str] | None:
         """Return (answer without its end, how it ended) of a sampled answer in natural language.
 
-        It ended by itself ("stop"), or a complete answer is cut out of a text that runs on ("cut");
-        None where there is none.
+        "stop": it ended with an end token; "cut": a complete answer was cut from a longer text.
+        None if there is no complete answer.
         """
         ended = bool(completion_T) and completion_T[-1] in self.ends
         body = completion_T[:-1] if ended else completion_T
@@ -96,7 +99,7 @@ class PromptCodec:
     def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
         """Return (prompt_T, completion_T) of a training text; the completion ends with eos.
 
-        Without bos and prompt the first token of the completion becomes the prompt.
+        If there is neither bos nor prompt, the first token of the completion becomes the prompt.
         """
         if text.prompt and self.natural:
             prompt = self.bare + self.form.question(text.prompt)
@@ -107,8 +110,8 @@ class PromptCodec:
         return (prompt, completion) if prompt else (completion[:1], completion[1:])
 
     def check_fits(self, documents: list[Document], limit: int) -> None:
-        """Raise InputError for the first document that leaves no room for what is written about
-        it. `limit`: tokens of the engine's context.
+        """Raise InputError for the first document that is empty or, with a generated sequence,
+        longer than `limit`, the engine's max_model_len.
         """
         room = self.room(limit)
         for document in documents:
@@ -122,6 +125,6 @@ class PromptCodec:
                 )
 
     def room(self, limit: int) -> int:
-        """Return the tokens that a document may have in an engine's context of `limit` tokens."""
+        """Return the largest number of tokens of a document for max_model_len `limit`."""
         around = len(self.context(Document("", "."))) if self.natural else len(self.bare)
         return limit - around - self.task.max_new_tokens

@@ -1,7 +1,7 @@
-"""The form in which a question and its answer stand in front of the model.
+"""The layout of questions and answers in token ids.
 
-A form says what is read in front of a prompt x (with or without a document), what stands between x
-and its answer y, and which token ends y. Teacher and student read the same ids for x and y.
+A form decides the ids before a prompt x (with or without a document), between x and its answer y,
+and the token that ends y. Teacher and student read the same ids for x and y.
 """
 
 from __future__ import annotations
@@ -16,46 +16,48 @@ from sleep_rl.contracts.records import Document, Ids
 from sleep_rl.text.chat_template import conversation_pieces, read_template
 from sleep_rl.text.tokens import TextTokenizer
 
-DOCUMENTS_KEPT = 4096  # contexts whose ids are remembered
+DOCUMENTS_KEPT = 4096  # contexts whose ids are cached
 SENTENCE = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 class Form(Protocol):
-    """How a sequence opener + x + marker + y + end is laid out in token ids."""
+    """The layout of a sequence opener + x + marker + y + end."""
 
     name: str
-    opener: Ids  # stands between the context and x
-    marker: Ids  # what is appended to a generated x so that the model answers
-    end: int  # closes y in trained texts; serving stops there, too
+    opener: Ids  # between the context and x
+    marker: Ids  # after a generated x, so that the model answers
+    end: int  # end token of y, in training and serving
     within_prompt: bool  # whether the student may continue a prefix that ends inside x
 
     def context(self, document: Document | None) -> Ids:
-        """Return what is read in front of the opener, with or without a document."""
+        """Return the ids before the opener, with or without a document."""
 
     def question(self, text: str) -> Ids:
-        """Return the ids of a question, up to and with the marker."""
+        """Return the ids of a question with the marker."""
 
     def answer(self, text: str) -> Ids:
         """Return the ids of an answer, without its end."""
 
     def x_length(self, sequence_T: Ids) -> int | None:
-        """Return the number of tokens up to and with the first marker, None if there is none."""
+        """Return the number of tokens up to the end of the first marker; None without a marker."""
 
 
 class NaturalForm(Form, Protocol):
-    """A form of natural language."""
+    """A form for natural language."""
 
     def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
-        """Return the prompt that asks for the answer to `text` behind answered examples."""
+        """Return the prompt for an answer to `text` after answered examples."""
 
     def answer_end(self, text: str) -> int | None:
-        """Return where a complete answer ends in a text that runs on; None: nowhere."""
+        """Return the position of the end of a complete answer in a longer text; None: there is
+        none.
+        """
 
 
 class TaskForm:
-    """The fixed form of a task with a small base of its own: each piece is tokenized by itself.
+    """The fixed form of a task with its own small base; each part is tokenized by itself.
 
-    Raises InputError when opener or marker give no ids or the tokenizer has no eos.
+    Raises InputError if opener or marker have no tokens, or the tokenizer has no eos.
     """
 
     name = "task"
@@ -87,7 +89,9 @@ class TaskForm:
 
 
 class RawForm:
-    """Plain text for base models: `document`, `Question: x`, `Answer: y`, each on a line."""
+    """Plain text for base models: the document, `Question: x` and `Answer: y`, each on a new
+    line.
+    """
 
     name = "raw"
     opener: Ids = ()
@@ -116,7 +120,7 @@ class RawForm:
         return self._tokens.parts((self.marker_text, f" {text.strip()}"))[1]
 
     def x_length(self, sequence_T: Ids) -> int | None:
-        """The marker is searched for in text: its first token may also hold the end of x."""
+        """Search for the marker in the text, since its first token may contain the end of x."""
         whole = self._tokens.text(sequence_T, special=True)
         at = whole.find(self.marker_text)
         if at < 0:
@@ -129,15 +133,16 @@ class RawForm:
         return self._bos + sum(self._tokens.parts(pieces), ())
 
     def answer_end(self, text: str) -> int | None:
-        """An answer of a base model is one line."""
+        """Return the end of the first line: an answer of a base model is one line."""
         at = text.find("\n", len(text) - len(text.lstrip()))
         return at if at >= 0 else None
 
 
 class ChatForm:
-    """The tokenizer's chat template: document and question in the user's turn, y the assistant's.
+    """The tokenizer's chat template: document and question are the user's turn, y is the
+    assistant's.
 
-    Raises InputError where the tokenizer has no template that can be used.
+    Raises InputError if the tokenizer has no usable template.
     """
 
     name = "chat"
@@ -149,8 +154,7 @@ class ChatForm:
     def __init__(self, tokens: TextTokenizer):
         if not tokens.tokenizer.chat_template:
             raise InputError(
-                "model.format: chat needs a tokenizer with a chat template, and this one has none; "
-                "allowed are auto and raw, too"
+                "model.format: auto or raw for a tokenizer without a chat template, got chat"
             )
         self._tokens = tokens
         self.template = read_template(tokens.tokenizer)
@@ -197,7 +201,7 @@ class ChatForm:
         return sum(self._tokens.parts(pieces), ())
 
     def answer_end(self, text: str) -> int | None:
-        """The last whole sentence of an answer that was cut off."""
+        """Return the end of the last complete sentence."""
         ends = [match.end() for match in SENTENCE.finditer(text)]
         return ends[-1] if ends else None
 
@@ -205,8 +209,8 @@ class ChatForm:
 def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) -> Form:
     """Return the form of a task's texts.
 
-    `format`: model.format (auto, chat or raw), which concerns tasks in natural language; one that
-    names its own opener and marker keeps them. Raises InputError.
+    `format`: model.format (auto, chat or raw), for tasks in natural language; a task with opener
+    and marker has a TaskForm. Raises InputError.
     """
     if opener or marker:
         return TaskForm(opener, marker, tokens)
@@ -215,7 +219,7 @@ def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) ->
 
 
 def other_form(form: Form, tokens: TextTokenizer) -> Form | None:
-    """Return the natural form that `form` is not, None where the tokenizer or task has only one."""
+    """Return the other natural form of raw and chat; None if the tokenizer or task has only one."""
     if form.name == "chat":
         return RawForm(tokens)
     if form.name == "raw" and tokens.tokenizer.chat_template:
@@ -224,19 +228,19 @@ def other_form(form: Form, tokens: TextTokenizer) -> Form | None:
 
 
 def end_of(marker: Ids, sequence_T: Ids) -> int | None:
-    """Return the number of tokens up to and with the first occurrence of a marker."""
+    """Return the number of tokens up to the end of the first marker; None without a marker."""
     width = len(marker)
     ends = range(width, len(sequence_T) + 1)
     return next((end for end in ends if sequence_T[end - width : end] == marker), None)
 
 
 def bos_of(tokenizer: Any) -> Ids:
-    """Return the tokenizer's bos token, empty where texts do not begin with one."""
+    """Return the tokenizer's bos token; empty if it has none."""
     return () if tokenizer.bos_token_id is None else (tokenizer.bos_token_id,)
 
 
 def eos_of(tokenizer: Any) -> int:
-    """Return the tokenizer's eos token. Raises InputError where it has none."""
+    """Return the tokenizer's eos token. Raises InputError if it has none."""
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: an eos token is needed to end a generated sequence, got none")
     return tokenizer.eos_token_id

@@ -15,8 +15,7 @@ from sleep_rl.text.probe import check_round_trip
 def load_codec(task: Task, checkpoint: str, format: str) -> PromptCodec:
     """Return the codec for a base model, a sleep checkpoint, or a memory folder.
 
-    `format`: model.format. Raises InputError, also for a tokenizer that does not give probe texts
-    back in that form.
+    `format`: model.format. Raises InputError, also if probe texts do not round-trip in that form.
     """
     vocab_size = checkpoints.read_config(root(checkpoint)).vocab_size
     tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
@@ -27,7 +26,9 @@ def load_codec(task: Task, checkpoint: str, format: str) -> PromptCodec:
 
 
 def end_tokens(checkpoint: str) -> Ids:
-    """Return the tokens at which the checkpoint's generation_config (or config) ends a text."""
+    """Return the tokens that end a completion, from the checkpoint's generation_config (or
+    config).
+    """
     try:
         ends = GenerationConfig.from_pretrained(root(checkpoint)).eos_token_id
     except OSError:  # many checkpoints have no generation_config.json

@@ -1,4 +1,4 @@
-"""Probe texts: what is written in a form must be read back, before a night depends on it."""
+"""Check that probe texts round-trip through a form, before a run depends on it."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ PROBES = (
     ('What does the sign say about "rules (and fees)"?', "Closed on Mondays, 14:30 to 15:00"),
     ("How much is 3.5 % of 2,000?\n", "70 – seventy"),
 )
-"""(question, answer): ends in question mark, quotation mark and brackets, line break and dash."""
+"""(question, answer), with question mark, quotation marks and brackets, line break and dash."""
 
 
 def check_round_trip(codec: PromptCodec) -> None:
-    """Raise InputError if question and answer of a probe text cannot be told apart again, or a
-    document does not stand in front of them as it is.
+    """Raise InputError if question and answer of a probe text cannot be separated again, or its
+    document is not unchanged in the context.
     """
     for question, answer in PROBES:
         sequence_T = codec.form.question(question) + codec.form.answer(answer) + codec.eos
@@ -38,6 +38,6 @@ def _words(codec: PromptCodec, ids: tuple[int, ...]) -> str:
 
 def _refusal(codec: PromptCodec, text: str, expected: str, got: str) -> InputError:
     return InputError(
-        f"model.format {codec.form.name}: the tokenizer does not give the probe text {text!r} "
-        f"back: expected {expected}, got {got}; allowed are auto, chat and raw"
+        f"model.format {codec.form.name}: the probe text {text!r} does not round-trip through the "
+        f"tokenizer: expected {expected}, got {got}; allowed are auto, chat and raw"
     )

@@ -1,8 +1,8 @@
-"""Text to token ids and back, for any tokenizer: whole texts, and places in sampled ones.
+"""Tokenize and decode texts with any tokenizer, and map positions in a text to tokens.
 
-Text is tokenized as a whole, as the model will see it, since tokens may span the border between two
-pieces ("?\\n" is one token in Qwen's and Llama-3's vocabularies). Where a piece begins is found in
-the text and mapped to tokens.
+Text is tokenized as a whole, as in the rendered prompt, since a token may span the border between
+two parts ("?\\n" is one token in Qwen's and Llama-3's vocabularies). The border of a part is found
+in the text and mapped to tokens.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from sleep_rl.contracts.records import Ids
 
 INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
-"""What decoders give for the first bytes of a character whose last bytes are in the next token."""
+"""Result of decoding the first bytes of a character whose last bytes are in the next token."""
 
 
 class TextTokenizer:
-    """A Hugging Face tokenizer, without special tokens of its own accord."""
+    """A Hugging Face tokenizer that adds no special tokens."""
 
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
@@ -35,7 +35,7 @@ class TextTokenizer:
         return tuple(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def plain_ids(self, text: str) -> Ids:
-        """Tokenize a user's text, in which control strings are text."""
+        """Tokenize a user's text, in which control strings are plain text."""
         if not self._control or not self._control.search(text):
             return self.ids(text)
         return self.parts(("", text))[1]
@@ -43,9 +43,9 @@ class TextTokenizer:
     def parts(self, pieces: Sequence[str]) -> list[Ids]:
         """Tokenize pieces as one text; return the ids of each piece.
 
-        `pieces`: template and user's text in turns, beginning with template text. Control strings
-        are control tokens in template text only. A token that spans a border belongs to the piece
-        in which it begins.
+        `pieces`: template text and user's text in alternation, beginning with template text.
+        Control strings are control tokens in template text only. A token that spans a border
+        belongs to the piece in which it begins.
         """
         segments = self._segments(pieces)
         ends = []
@@ -64,7 +64,7 @@ class TextTokenizer:
         return [tuple(part) for part in parts]
 
     def text(self, ids: Ids, *, special: bool = False) -> str:
-        """Decode; control tokens are left out unless `special`."""
+        """Decode, without control tokens unless `special`."""
         return self.tokenizer.decode(
             ids, skip_special_tokens=not special, clean_up_tokenization_spaces=False
         )
@@ -88,8 +88,8 @@ class TextTokenizer:
         return len(self.text(ids, special=True).rstrip(INCOMPLETE))
 
     def _segments(self, pieces: Sequence[str]) -> list[str]:
-        """Split the joined pieces inside each control string of the user's text, so that no segment
-        holds a control string that is not the template's.
+        """Split the joined pieces inside each control string of the user's text, so that a segment
+        has only control strings of the template.
         """
         cuts = []
         position = 0
@@ -102,7 +102,7 @@ class TextTokenizer:
         return [whole[a:b] for a, b in pairwise(borders) if a < b]
 
     def _located(self, text: str) -> tuple[list[int], list[int]]:
-        """Return the ids of a text, and the character at which each begins."""
+        """Return the ids of a text, and the position of each token's first character."""
         if getattr(self.tokenizer, "is_fast", False):
             coded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
             return coded["input_ids"], [start for start, _ in coded["offset_mapping"]]

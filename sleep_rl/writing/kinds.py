@@ -1,15 +1,15 @@
-"""Kinds of writing about a document: one YAML file each, in `kinds/` or wherever a config says.
+"""Kinds of writing about a document: one YAML file each, in `kinds/` or at a path in the config.
 
 A file has these keys:
-    about        what one question is about: sentence, beginning (of a sentence), names (two names
-                 of one document), document
-    instruction  prompt by which the model writes the question, with the fields of its unit
-    examples     answered examples of it: {fields, question}
-    questions    in place of both: fixed questions with fields, taken in turn
-    rename       whether the names in the question are replaced by ones that no document has
-    answer       who answers: document (the model, with the document in context), base (the model
-                 without it), given (the unit itself: the rest of the sentence)
-    short        whether the answer is a few words, asked for twice
+    about        unit of a question: sentence, beginning (of a sentence), names (two names of one
+                 document), document
+    instruction  prompt for the model to generate the question, with the fields of its unit
+    examples     few-shot examples of it: {fields, question}
+    questions    in place of both: fixed questions with fields, used in turn
+    rename       whether names in the question are replaced by ones that are in no document
+    answer       source of the answer: document (the model, with the document in context), base (the
+                 model without it), given (the unit itself: the rest of the sentence)
+    short        whether the answer is a few words, which are sampled twice
 Fields: {title} and {text} of the document; {sentence}; {beginning}; {first} and {second}.
 """
 
@@ -33,7 +33,7 @@ FIELDS = {
     "names": {"title", "text", "first", "second"},
     "document": {"title", "text"},
 }
-"""What one question may be about -> fields that its texts may use."""
+"""Unit of a question -> fields that its texts may use."""
 ANSWERS = ("document", "base", "given")
 
 
@@ -53,7 +53,7 @@ class Kind:
 
 @cache
 def load_kind(name: str) -> Kind:
-    """Return the kind of a name of `kinds/`, or of the path of a YAML file. Raises InputError."""
+    """Return the kind with a name in `kinds/`, or at the path of a YAML file. Raises InputError."""
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -77,11 +77,10 @@ def _checked(file: Path, data: Any) -> Kind:
         raise InputError(f"{file}: about is one of {', '.join(FIELDS)}, got {about!r}")
     if answer not in ANSWERS or (answer == "given") != (about == "beginning"):
         raise InputError(
-            f"{file}: answer is document or base, and given with about: beginning only, got "
-            f"{answer!r}"
+            f"{file}: answer is document or base, or with about: beginning given, got {answer!r}"
         )
     if bool(data.get("instruction")) == bool(data.get("questions")):
-        raise InputError(f"{file}: either instruction or questions, got both or none of them")
+        raise InputError(f"{file}: either instruction or questions, got both or none")
     instruction = str(data.get("instruction") or "").strip()
     examples = []
     try:

@@ -1,4 +1,4 @@
-"""What the model wrote as a question: read, checked, and asked about a neighbour instead."""
+"""Generated questions: parse, check, and rename to a neighbour."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ SYLLABLES = (
     ("da", "be", "cki", "do", "fa", "gle", "mi", "na", "ro", "sta", "tho", "va", "wi"),
     ("burg", "dale", "ford", "gren", "holm", "lin", "mont", "nik", "quist", "sen", "stad", "wick"),
 )
-"""Of made-up names: first, middle and last."""
+"""Syllables of random names: first, middle and last."""
 
 
 def read_question(text: str, *, statement: bool = False) -> str | None:
-    """Return the first line of what was written, if it is one question; else None.
+    """Return the first line of a generated text if it is one question, else None.
 
-    `statement`: an instruction is allowed, too.
+    `statement`: an instruction is allowed as well.
     """
     lines = text.strip().split("\n")
     line = LABEL.sub("", lines[0]).strip().strip('"')
@@ -34,9 +34,9 @@ def read_question(text: str, *, statement: bool = False) -> str | None:
 
 
 def names_something(question: str, unit: Unit) -> bool:
-    """Whether a question names what it asks about: a name, number or rare word of its source.
+    """Return whether a question has a name, number or rare word of its source.
 
-    "When was it founded?" would teach one document's answer for every document.
+    A question such as "When was it founded?" has different answers for different documents.
     """
     source = f"{unit.fields['title']} {unit.source}"
     asked = set(names(f"x {question} x x x x")) | set(re.findall(r"\d{2,}", question))
@@ -44,19 +44,19 @@ def names_something(question: str, unit: Unit) -> bool:
 
 
 def normalised(question: str) -> str:
-    """Return a question as duplicates are compared: its words in lower case."""
+    """Return the words of a question in lower case, for the comparison of duplicates."""
     return " ".join(re.findall(r"\w+", question.lower()))
 
 
 def rename(question: str, unit: Unit, rng: random.Random) -> str | None:
-    """Return the question about made-up names in place of the unit's; None where it names none."""
+    """Return the question with random names in place of the unit's; None if it has none of them."""
     source = f"{unit.fields['title']} {unit.fields['text']}"
     found = [name for name in names(f"x {question} x x x x") if name in source]
     for name in sorted(found, key=len, reverse=True):
-        made_up = " ".join(_made_up(rng) for _ in name.split())
-        question = question.replace(name, made_up)
+        other = " ".join(_random_name(rng) for _ in name.split())
+        question = question.replace(name, other)
     return question if found else None
 
 
-def _made_up(rng: random.Random) -> str:
+def _random_name(rng: random.Random) -> str:
     return "".join(rng.choice(part) for part in SYLLABLES)

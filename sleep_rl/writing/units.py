@@ -1,4 +1,4 @@
-"""What one question is about: a sentence of a document, its beginning, two names, all of it."""
+"""Units of a document that questions are about: a sentence, its beginning, two names, all of it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from sleep_rl.contracts.records import Document
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
 CUTS = (0.35, 0.55, 0.75)
-"""Shares of a sentence's words after which it is cut (real documents, 135M model)."""
+"""Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
 MIN_WORDS = 5  # of a sentence that is asked about
 MOST_PAIRS = 64  # of names of one document
 
 
 @dataclass(frozen=True)
 class Unit:
-    """One thing to ask about; `rest` is the given answer, empty where the model answers."""
+    """A unit that a question is about; `rest` is the given answer, empty if the model answers."""
 
     document: Document
     fields: dict[str, str]
@@ -28,7 +28,7 @@ class Unit:
 
     @property
     def source(self) -> str:
-        """The text that a question must name something of."""
+        """Text of which a question must name something."""
         return self.fields.get("sentence") or self.fields["text"]
 
 
@@ -55,7 +55,7 @@ def units(about: str, document: Document) -> list[Unit]:
 
 
 def draw(units: Sequence[Unit], per_unit: float, rng: random.Random) -> list[Unit]:
-    """Return each unit `per_unit` times on average, in the order of the units."""
+    """Return each unit `per_unit` times in expectation, in order."""
     drawn = []
     for unit in units:
         count = int(per_unit) + (rng.random() < per_unit % 1)
@@ -64,7 +64,7 @@ def draw(units: Sequence[Unit], per_unit: float, rng: random.Random) -> list[Uni
 
 
 def body_of(document: Document) -> str:
-    """Return a document's text without its header line and without headings."""
+    """Return a document's text without title line and headings."""
     lines = document.text.strip().split("\n")
     if document.title and lines[0].startswith(document.title):
         lines = lines[1:]
@@ -72,7 +72,7 @@ def body_of(document: Document) -> str:
 
 
 def sentences(text: str) -> list[str]:
-    """Return the sentences of a text that have at least MIN_WORDS words."""
+    """Return the sentences of a text with at least MIN_WORDS words."""
     found = []
     for paragraph in text.split("\n"):
         found += SENTENCE_END.split(paragraph.strip(" -*>|\t"))
@@ -80,8 +80,8 @@ def sentences(text: str) -> list[str]:
 
 
 def names(text: str) -> list[str]:
-    """Return the names in a text, each once: capitalised words that do not begin a sentence, and
-    those of two words or more.
+    """Return the distinct names in a text: capitalised words inside a sentence, and any of two or
+    more words.
     """
     found: dict[str, None] = {}
     for sentence in sentences(text):
@@ -93,12 +93,12 @@ def names(text: str) -> list[str]:
 
 
 def cut_at(sentence: str, share: float) -> tuple[str, str]:
-    """Return (beginning, rest) of a sentence, cut between two words."""
+    """Split a sentence between two words into (beginning, rest)."""
     words = sentence.split()
     at = min(max(round(share * len(words)), 2), len(words) - 1)
     return " ".join(words[:at]), " ".join(words[at:])
 
 
 def first_words(text: str) -> str:
-    """Return a title for a text that has none."""
+    """Return the first words of a text, as a title for a text without one."""
     return " ".join(text.split()[:6])

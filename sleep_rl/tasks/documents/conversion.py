@@ -1,4 +1,4 @@
-"""Convert other formats to text by MarkItDown, which the extra `formats` installs."""
+"""Convert other file formats to text by MarkItDown, of the extra `formats`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ CONVERTERS = {
     ".docx": "DocxConverter",
     ".pptx": "PptxConverter",
 }
-"""Suffix -> class of MarkItDown. MarkItDown's own choice goes by the content, too, and reads a
+"""Suffix -> class of MarkItDown. MarkItDown's own choice depends on the content, and would read a
 damaged file as plain text.
 """
 DECLARED = re.compile(rb"charset\s*=\s*[\"']?([\w.:-]+)", re.I)
 HEAD_BYTES = 1024  # in which an HTML page must declare its encoding
 SLIDE_COMMENT = re.compile(r"<!-- Slide number: \d+ -->\n?")
 _texts: dict[tuple[bytes, str], str] = {}
-"""(digest of a file, suffix) -> its text, since a run reads the same folder more than once."""
+"""(digest of a file, suffix) -> its text, since a run reads a folder more than once."""
 
 
 class Unreadable(ValueError):
-    """A file cannot be read as a document. One line, without the file's name."""
+    """A file that cannot be read as a document. The message is one line, without the file's
+    name.
+    """
 
 
 def converted(data: bytes, suffix: str) -> str:

@@ -1,4 +1,4 @@
-"""One file of documents or questions: its text or its rows."""
+"""Read one file of documents or questions as a text or as rows."""
 
 from __future__ import annotations
 
@@ -16,13 +16,11 @@ TEXT_FILES = (".txt", ".md", ".markdown", ".rst")
 ROW_FILES = (".jsonl", ".parquet")
 KINDS = ", ".join(suffix[1:] for suffix in (*TEXT_FILES, *ROW_FILES, *CONVERTERS))
 LINE_END = re.compile(r"\r\n|\r|\n")
-"""Between two rows. JSON writes these as escapes; other ends of lines, as U+2028, may stand in a
-string.
-"""
+"""Separator of rows. JSON escapes these in strings, but not other line ends such as U+2028."""
 
 
 def has_rows(file: Path) -> bool:
-    """Return whether a file holds a document in each row."""
+    """Return whether a file has one document per row."""
     return file.suffix.lower() in ROW_FILES
 
 
@@ -39,7 +37,7 @@ def read_text(file: Path) -> str:
 
 
 def check_text(text: str) -> str:
-    """Return a text that can be one. Raises Unreadable."""
+    """Return the text. Raises Unreadable for NUL characters and unpaired surrogates."""
     if "\0" in text:
         raise Unreadable("expected text, got a NUL character")
     if any("\ud800" <= character <= "\udfff" for character in text):  # of a broken JSON escape

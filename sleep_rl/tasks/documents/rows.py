@@ -1,4 +1,4 @@
-"""The text of a row of a data set: of a column, of a chat, or of a prompt with its completion."""
+"""The text of a row of a dataset: of a column, a chat, or a prompt with its completion."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 COLUMNS = ("text", "content", "document", "body")
-"""Columns that may hold a row's text; the first one with a text does."""
+"""Columns that may have a row's text; the first one with a text is used."""
 EXPECTED = f"a text in {', '.join(COLUMNS)}, or messages, or prompt and completion"
 
 
 def row_text(row: Mapping[str, Any]) -> str:
-    """Return the text of a row; empty where its columns are there and hold none. Raises ValueError
-    for a row without such columns, and for a chat that cannot be read.
+    """Return the text of a row; empty if its columns are empty. Raises ValueError for a row without
+    such columns, and for an invalid chat.
     """
     texts = [row[column] for column in COLUMNS if isinstance(row.get(column), str)]
     filled = next((text for text in texts if text.strip()), "")
@@ -32,12 +32,12 @@ def row_text(row: Mapping[str, Any]) -> str:
 
 
 def chat_text(messages: list[Any]) -> str:
-    """Return a chat as one text, with the speaker in front of what each says. Raises ValueError.
+    """Return a chat as one text, with the role before each message. Raises ValueError.
 
-    `messages`: objects with `role` and `content`, which is a text, a list of parts of which those
-    with a `text` count, or null (a call of a tool).
+    `messages`: objects with `role` and `content`, which is a text, a list of parts (those with
+    `text` are used), or null (a tool call).
     """
-    said = []
+    texts = []
     for number, message in enumerate(messages, start=1):
         role = message.get("role") if isinstance(message, Mapping) else None
         content = message.get("content") if isinstance(message, Mapping) else message
@@ -49,11 +49,11 @@ def chat_text(messages: list[Any]) -> str:
                 f"message {number}: expected role and content, got {str(message)[:60]!r}"
             )
         if content and content.strip():
-            said.append(f"{role[0].upper()}{role[1:]}: {content.strip()}")
-    return "\n\n".join(said)
+            texts.append(f"{role[0].upper()}{role[1:]}: {content.strip()}")
+    return "\n\n".join(texts)
 
 
 def _joined(prompt: str, completion: str) -> str:
-    """Return both in one text, on lines of their own unless white space stands between them."""
+    """Return both as one text, separated by a line break unless there is white space."""
     touching = prompt and completion and not (prompt[-1].isspace() or completion[0].isspace())
     return f"{prompt}\n{completion}" if touching else prompt + completion

@@ -147,7 +147,9 @@ def test_choose_form():
     tokenizer.chat_template = None
     assert PromptCodec(Natural(), tokenizer, "auto").form.name == "raw"
     assert PromptCodec(Natural(), tokenizer, "auto").other is None
-    with pytest.raises(InputError, match=r"model\.format: chat needs .* chat template"):
+    with pytest.raises(
+        InputError, match=r"model\.format: auto or raw .* without a chat template, got chat"
+    ):
         PromptCodec(Natural(), tokenizer, "chat")
     tokenizer.chat_template = "{{ raise_exception('broken') }}"
     with pytest.raises(InputError, match=r"model\.format: .* cannot be used \(.*broken"):

@@ -32,8 +32,8 @@ def test_kind_from_a_path(tmp_path):
             "about is one of sentence, beginning, names, document, got",
         ),
         ("about: document\nanswers: x", r"are allowed, got \['answers'\]"),
-        ("about: document\nquestions: [a]\nanswer: given", "given with about: beginning only"),
-        ("about: beginning\nquestions: [a]", "given with about: beginning only, got 'document'"),
+        ("about: document\nquestions: [a]\nanswer: given", "with about: beginning given"),
+        ("about: beginning\nquestions: [a]", "with about: beginning given, got 'document'"),
         ("about: document", "either instruction or questions, got both or none"),
         (
             "about: document\nquestions: ['{sentence}?']",
