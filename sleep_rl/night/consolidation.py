@@ -142,8 +142,8 @@ class Consolidation:
         if step == sampled.steps.start and gap > allowed:
             raise RunError(
                 f"{self.plan.title}, step {step}: rollout engine and learner differ by {gap:.2g} "
-                f"nats a token, allowed are checks.logprob_gap = {allowed:g}; nothing of this night "
-                "was applied"
+                f"nats a token, allowed are checks.logprob_gap = {allowed:g}; nothing of this "
+                "night was applied"
             )
 
     def _index_prompts(self, sequences: list[TeacherSequence], limit: int) -> None:
