@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+
 from transformers import GenerationConfig
 
+from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Ids
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory_folder import root
+from sleep_rl.model.shape import read_json
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.probe import check_round_trip
 
@@ -26,13 +31,20 @@ def load_codec(task: Task, checkpoint: str, format: str) -> PromptCodec:
 
 
 def end_tokens(checkpoint: str) -> Ids:
-    """Return the tokens that end a completion, from the checkpoint's generation_config (or
-    config).
+    """Return the end tokens of the checkpoint's generation_config, or of its config. Raises
+    InputError when they are no token ids.
     """
-    try:
-        ends = GenerationConfig.from_pretrained(root(checkpoint)).eos_token_id
-    except OSError:  # many checkpoints have no generation_config.json
-        ends = checkpoints.read_config(root(checkpoint)).eos_token_id
+    source = root(checkpoint)
+    ends = checkpoints.read_config(source).eos_token_id
+    file = Path(source) / "generation_config.json"
+    if file.is_file():
+        ends = read_json(file).get("eos_token_id", ends)
+    elif not Path(source).is_dir():
+        with suppress(OSError):  # a hub checkpoint need not have a generation_config.json
+            ends = GenerationConfig.from_pretrained(source).eos_token_id
+    tokens = ends if isinstance(ends, list) else [ends]
     if ends is None:
         return ()
-    return tuple(ends) if isinstance(ends, list) else (ends,)
+    if not all(isinstance(token, int) and token >= 0 for token in tokens):
+        raise InputError(f"{file}: eos_token_id is a token id or a list of them, got {ends!r:.60}")
+    return tuple(tokens)

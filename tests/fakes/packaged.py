@@ -16,7 +16,10 @@ from sleep_rl.model import packaged_base, shape
 from sleep_rl.model.packaged_base import PackagedBase
 
 NAME = "tiny-chat"
-TEMPLATE = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+TEMPLATE = (
+    "{% for message in messages %}[{{ message['role'] }}]{{ message['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 LICENCE = "Licence of the tiny weights.\n"
 CONTROL = 3  # GGUF's type of a special token; 1 is an ordinary one
 

@@ -120,6 +120,7 @@ def test_plan_counts_pieces(monkeypatch, tmp_path):
         "model.base=Qwen/Qwen3-1.7B",
         "rollouts.engine.max_model_len=256",
         "rollouts.engine.kv_cache_memory_bytes=8589934592",
+        "generation.kinds={question: 0, reversed: 0, complete: 0, rephrase: 60, neighbour: 0}",
     ]
     found = plan(load("configs/documents.yaml", keys))
     assert found.written == 40 * 60  # 6000 words and marks in pieces of 256 - 96 - 8
