@@ -22,7 +22,7 @@ DATA_BYTES = 1 << 32
 
 
 def spelled(path: str | os.PathLike) -> str:
-    """Return `path` as the disk spells it: as it is, or with names in the other Unicode form that
+    """Return the existing form of `path`: unchanged, or with names in the other Unicode form that
     looks the same (é as one character, or as e and an accent).
     """
     path = os.fspath(path)
@@ -39,7 +39,7 @@ def spelled(path: str | os.PathLike) -> str:
 
 
 def nfc(name: str) -> str:
-    """Return a name in the one Unicode form in which equal names are equal."""
+    """Return a name in Unicode normal form C, in which equal names compare equal."""
     return unicodedata.normalize("NFC", name)
 
 

@@ -340,7 +340,7 @@ class Config:
         )
 
     def most_experts(self, nights: int) -> list[int]:
-        """Return the largest number of experts that each level holds at once in such a life."""
+        """Return the largest number of unlocked experts of each level in such a life."""
         return most_experts(
             self.schedule(nights),
             self.model.levels,

@@ -81,7 +81,7 @@ class Rollout(Protocol):
     def logprobs(
         self, requests_N: list[Request], name: str, version: int
     ) -> list[tuple[float, ...] | Failure]:
-        """Return the log-probabilities of each request's prompt_T behind its context_T, in nats,
+        """Return the log-probabilities of each request's prompt_T after its context_T, in nats,
         under `version` of the state `name` or a newer one. Raises as `sample`.
         """
 

@@ -1,5 +1,7 @@
-"""Runs layers of a Hugging Face decoder: from one layer to another, and with gradient
-checkpointing. Qwen3, Qwen2 and Llama call their layers alike.
+"""Run layers of a Hugging Face decoder, from one layer to another, also with gradient
+checkpointing.
+
+Qwen3, Qwen2 and Llama call their layers alike.
 
 Shape suffixes: B sequences, T tokens of the padded batch, D hidden size.
 """
@@ -27,7 +29,7 @@ def run_layers(
     last: int | None = None,
     recomputed_in: Context | None = None,
 ) -> Tensor:
-    """Return what layers `first` up to, without, `last` (None: to the end) make of their input.
+    """Return the output of layers `first` to `last` - 1 (None: to the end) on `hidden_BTD`.
 
     decoder: the `model` of a causal language model; its embedding and its final norm are left to
         the caller.
@@ -73,8 +75,8 @@ def _attention_masks(
 def _checkpointed(
     layer: Callable[[Tensor], Tensor], hidden_BTD: Tensor, context: Context
 ) -> Tensor:
-    # No check of metadata: ZeRO-3 gathers the layer anew for the recomputation, the same values in
-    # another storage. There is no dropout, so no random state to restore.
+    # determinism_check="none": ZeRO-3 gathers the layer again for the recomputation, with the same
+    # values in another storage. There is no dropout, so no random state to restore.
     return checkpoint(
         layer,
         hidden_BTD,

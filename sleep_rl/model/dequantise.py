@@ -1,7 +1,7 @@
-"""Make an ordinary Hugging Face checkpoint of a quantised GGUF file of the Llama kind.
+"""Write an ordinary Hugging Face checkpoint from a quantised GGUF file of the Llama kind.
 
 Transformers' own loader is not used: it needs the package accelerate, which every process would
-then import, and keeps a model that cannot be saved.
+then import, and returns a model that cannot be saved.
 """
 
 from __future__ import annotations
@@ -28,17 +28,17 @@ from sleep_rl.contracts.errors import InputError, one_line
 
 
 def write_checkpoint(file: Path, folder: Path, digits_apart: bool) -> None:
-    """Write model, generation config and tokenizer of a GGUF file to an existing folder.
+    """Write model (float32), generation config and tokenizer of a GGUF file to an existing folder.
 
-    float32 safetensors. `digits_apart`: whether the tokenizer was trained with every digit on its
-    own, which transformers does not read from the file. Raises InputError for a file that cannot
-    be read, OSError or SafetensorError when the disk refuses.
+    `digits_apart`: whether the tokenizer was trained with single digits, which transformers does
+    not read from the file. Raises InputError for a file that cannot be read, OSError or
+    SafetensorError if the folder cannot be written.
     """
     try:
         config = AutoConfig.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
         model = _model(file, config)
         tokenizer = _tokenizer(file, digits_apart)
-    # transformers and gguf raise many types for what a file can lack
+    # Boundary: transformers and gguf raise many types for an invalid file.
     except Exception as error:
         raise InputError(f"model {file}: cannot be read ({one_line(error)})") from error
     tokenizer.model_max_length = config.max_position_embeddings
@@ -75,8 +75,8 @@ def _model(file: Path, config: PretrainedConfig) -> PreTrainedModel:
 def _unpaired(weight_OI: torch.Tensor, heads: int) -> torch.Tensor:
     """Return the rows of a query or key projection in transformers' order.
 
-    The rotary embedding turns rows in pairs. A GGUF file of the Llama kind holds the two of a pair
-    side by side, transformers half a head apart.
+    The rotary embedding rotates pairs of rows. In a GGUF file of the Llama kind the two of a pair
+    are adjacent, in transformers half a head apart.
     """
     size = weight_OI.shape[0] // heads
     return weight_OI.view(heads, size // 2, 2, -1).transpose(1, 2).reshape(weight_OI.shape)

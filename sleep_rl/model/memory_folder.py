@@ -1,5 +1,5 @@
-"""Memory folders: `memory.safetensors` (megabytes) beside `memory.json`, which points to the base
-checkpoint that the memory belongs to.
+"""Memory folders: `memory.safetensors` (megabytes), and `memory.json`, which points to the base
+checkpoint of the memory.
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ def base_of(folder: str | os.PathLike, pointer: Mapping[str, Any]) -> str:
     from_here = pointer.get("base_from_here")
     if os.path.isdir(pointer["base"]) or not isinstance(from_here, str):
         return pointer["base"]
-    # by names, as it was written: `..` behind a link would lead elsewhere
+    # lexically, as it was written: `..` after a link would lead elsewhere
     moved = os.path.normpath(os.path.join(os.path.abspath(folder), from_here))
     return moved if os.path.isdir(moved) else pointer["base"]
 

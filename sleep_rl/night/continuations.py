@@ -46,7 +46,7 @@ def cut(
     """Draw the prefix of a sequence: its share is uniform between those of imitation.prefix, and
     both sides have at least one token.
 
-    In a form in which the student does not write prompts the prefix holds all of x.
+    In a form in which the student does not generate prompts the prefix includes all of x.
     """
     length = len(sequence.sequence_T)
     shortest, longest = config.imitation.prefix

@@ -32,9 +32,9 @@ TASK_MEMBERS = (
 def make_task(config: Config, record: str | None = None, days: int | None = None) -> Task:
     """Return the task that `task.name` names, with its section's keys.
 
-    `record`: folder of the run on documents whose life it is, `days` its days so far. Raises
-    InputError, also where the life of a task that itself says how long it is cannot be lived.
-    Heavy modules are imported by the task that needs them.
+    `record`: folder of the run whose ingested documents are the task's, `days` the number of its
+    days. Raises InputError, also if a task that decides its number of days needs more experts than
+    there are. Heavy modules are imported by the task that needs them.
     """
     task = _task(config, record, days)
     if not config.nights:

@@ -30,7 +30,7 @@ WHERE = "task.arc"
 DREAM = "\nA training recipe for this puzzle, as JSON:\n"
 MOST_STEPS = 375  # as SEAL; a recipe with more is a Failure
 ATTEMPTS = 2
-# in which a test is asked beside the plain one: three answers vote for two attempts
+# of a test, in addition to the identity: three answers vote for two attempts
 RANDOM_VIEWS = 2
 
 

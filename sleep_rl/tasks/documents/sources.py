@@ -1,6 +1,6 @@
 """Read the user's documents from files or a dataset.
 
-A document is identified by the digest of its words: a file that was renamed, moved, wrapped anew or
+A document is identified by the digest of its words: a file that was renamed, moved, re-wrapped or
 saved with other line ends is not a new document, a changed one is.
 """
 
@@ -66,7 +66,9 @@ class ScanResult:
 
 
 def words(text: str) -> str:
-    """Return a text without what saving it elsewhere may change: white space and Unicode form."""
+    """Return a text with normalised white space and Unicode form, which other programs may
+    change.
+    """
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 

@@ -175,7 +175,7 @@ def title_of(ingested: ingestion.IngestedDocument) -> str:
 def with_header(
     document_id: str, ingested: ingestion.IngestedDocument, number: int, text: str
 ) -> Document:
-    """Return a piece of a document behind a header that says what it is a piece of.
+    """Return a piece of a document after a header with its title and number.
 
     `number`: of the piece, from 0. Without a header questions about a piece would name nothing.
     """

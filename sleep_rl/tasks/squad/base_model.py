@@ -34,7 +34,7 @@ class Recipe:
     batch: int = 6
     # share of sequences without the passage: its title, a question, the answer
     closed: float = 0.25
-    # share of passages that are followed by a question; the others are followed by a dream
+    # share of passages that are followed by a question, the others by a dream
     behind: float = 0.5
 
 
