@@ -5,7 +5,7 @@
 One learner in this process, float32, random weights: 30 layers of 576, vocabulary 49,152. A step
 has 8 new sequences about 8 documents, 4 that the student sampled, 6 of self-replay and 2 reading
 rows; each document has 24 sequences, so that they come again within the night. Keys are those of a
-config, e.g. learners.pass_tokens=512 model.memory_layers=15 learners.gradient_checkpointing=true.
+config, e.g. learners.pass_tokens=512 learners.gradient_checkpointing=true.
 
 Printed are the sequences' own tokens (the student's side) per second of processor time, which other
 work on the machine disturbs little, and how many tokens the layers computed, padding included.
