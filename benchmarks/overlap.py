@@ -23,7 +23,7 @@ COMMON = (
     "task.days=1",
     "rollouts.workers=1",
     "baselines.run=[]",
-    "evaluate.open_book=false",
+    "evaluate.contexts=[]",
     "learners.threads=1",
 )
 

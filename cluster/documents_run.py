@@ -17,7 +17,8 @@ from sleep_rl.model import checkpoints
 from sleep_rl.runs import run_dir
 from sleep_rl.session.console import Console
 from sleep_rl.tasks.documents import ingestion
-from sleep_rl.tasks.documents.sources import questions, scan
+from sleep_rl.tasks.documents.questions import questions
+from sleep_rl.tasks.documents.sources import scan
 from sleep_rl.tasks.registry import make_task
 from sleep_rl.text.loading import load_codec
 

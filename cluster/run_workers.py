@@ -18,6 +18,7 @@ from cluster.runtime.watchdog import Watchdog
 from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.roles import Task
+from sleep_rl.driver.measures import probes
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder, packaged_base
 from sleep_rl.session.console import Console
@@ -72,7 +73,7 @@ def run_workers(
     """
     config = setup.config
     console = setup.console
-    spec, texts = _prepare(setup, base, learners)
+    spec, texts, context_tokens = _prepare(setup, base, learners)
     with console.phase("starting the workers"):
         backend = setup.make_backend(config, setup.folder)
     exit_on_sigterm()  # again: Ray installed its own handler, which prints stacks
@@ -98,15 +99,17 @@ def run_workers(
             journal,
             console,
             str(setup.folder),
+            context_tokens,
             RehearsalIndex(by_divergence=config.rehearsal.priority == "divergence"),
             Progress(str(setup.folder) if learners else None),
         )
         crew.close()
 
 
-def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, PromptCodec]:
+def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, PromptCodec, int]:
     """Write the checkpoints that the workers load, and check that the task's documents fit into the
-    engine's max_model_len. Return the crew's specification and the task's codec.
+    engine's max_model_len. Return (the crew's specification, the task's codec, tokens of the
+    engine's context).
     """
     config = setup.config
     checkpoint = checkpoints.expand(
@@ -114,6 +117,8 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
     )
     shape = checkpoints.read_config(checkpoint)
     texts = load_codec(setup.task, base, config.model.format)
+    probes.check(config.evaluate.probes, texts.natural)
+    longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     teachers = []
     if learners:
         for k, name in enumerate(config.model.teachers, start=1):
@@ -121,7 +126,6 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
             out = str(setup.folder / f"teacher-{k}")
             teachers.append(checkpoints.as_teacher(path, out, texts.tokenizer))
         documents = [document for day in setup.task.days() for document in day.documents]
-        longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
         texts.check_fits(documents, longest)
     known = setup.task.known()
     probe_T = texts.context(None) + texts.question(known[0]) if known else texts.bare
@@ -135,7 +139,7 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         learners,
         shared_ids=min(sizes),
     )
-    return spec, texts
+    return spec, texts, longest
 
 
 def memory_of(config: Config) -> list[dict]:

@@ -54,6 +54,19 @@ _SENT_AFTER = {
 }
 _NO_CURVE = {"t", "step", "steps", "round", "sender", "version", "number"}
 """Fields without a curve: time and counters, which the x axes replace."""
+_GROUPS = {
+    "row": "{}",
+    "forms": "{}",
+    "kinds": "{}",
+    "open_book": "open book",
+    "nll": "{} nll",
+    "choice": "{} choice",
+    "gate": "{} gate",
+    "as_base": "{} as base",
+    "old_answers": "{} old answers",
+    "probes": "{} probe",
+}
+"""Field with a number per column -> group of its curves, in which {} is the method."""
 _COUNTS = ("wake", "seed", "policy", "dreamed", "baseline")
 """Kinds whose records advance the x axis of their phase by one."""
 
@@ -164,8 +177,8 @@ def _numbers(record: Record) -> dict[str, float]:
     """
     numbers: dict[str, float] = {}
     for name, value in record.items():
-        if name in ("row", "forms", "open_book"):
-            group = "open book" if name == "open_book" else record["method"]
+        if name in _GROUPS:
+            group = _GROUPS[name].format(record.get("method") or record.get("context", ""))
             scores = {column: v for column, v in (value or {}).items() if v is not None}
             numbers |= {f"{group}/{column}": v for column, v in scores.items()}
         elif (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from sleep_rl.config.dreams import Dream
 from sleep_rl.config.engine_options import engine_options
+from sleep_rl.config.evaluation import Evaluate
 from sleep_rl.config.method import (
     Checks,
     Generation,
@@ -215,25 +216,6 @@ class Cluster:
         "Restarts of workers per run, after they died, missed a deadline or returned an "
         "invalid response.",
         low=0,
-    )
-
-
-@dataclass(frozen=True)
-class Evaluate:
-    """Evaluation and the retention gate."""
-
-    questions: int | None = key(
-        None, "Questions per column of the retention matrix. null: all.", low=1
-    )
-    open_book: bool = key(
-        True, "Ask about each new day with its document in context, before its night."
-    )
-    max_drop: float | None = key(
-        None,
-        "Largest drop of accuracy, on the known or an earlier day, that a night may cause; "
-        "a night with a larger one is rolled back. null: none is.",
-        low=0,
-        high=1,
     )
 
 

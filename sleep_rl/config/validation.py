@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import pairwise
 from string import Formatter
 
+from sleep_rl.config.evaluation import CONTEXTS
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import found_in
 from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED
@@ -141,6 +142,17 @@ def _keys_of_tasks(config: Config) -> Iterator[str]:
             )
 
 
+def _evaluation(config: Config) -> Iterator[str]:
+    chosen = config.evaluate.contexts
+    if any(name not in CONTEXTS for name in chosen) or len(set(chosen)) < len(chosen):
+        yield (
+            f"evaluate.contexts: some of {', '.join(CONTEXTS)}, each once, got {str(chosen)[:100]}"
+        )
+    probes = config.evaluate.probes
+    if not all(isinstance(path, str) and path.strip() for path in probes):
+        yield f"evaluate.probes: a list of jsonl files, got {str(probes)[:100]}"
+
+
 def _selection(config: Config) -> Iterator[str]:
     dream = config.dream
     kept = dream.keep_top + dream.keep_random
@@ -214,6 +226,7 @@ RULES: tuple[Rule, ...] = (
     _reward,
     _custom_task,
     _keys_of_tasks,
+    _evaluation,
     _selection,
     _dreams,
     _workers,

@@ -32,6 +32,16 @@ class Document:
     title: str = ""  # what it is called; the first line of `text` names it, too
 
 
+NEVER_TOLD = "never-told"
+DELETED = "deleted"
+UNTOLD = (NEVER_TOLD, DELETED)
+"""Kinds of questions that no document answers, or none any more: the untouched base's answer is the
+right one.
+"""
+KINDS = ("verbatim", "paraphrased", "reversed", "two-hop", *UNTOLD)
+"""Kinds of evaluation questions, by how their wording and answer relate to the document's."""
+
+
 @dataclass(frozen=True)
 class Question:
     """One evaluation question."""
@@ -40,6 +50,9 @@ class Question:
     prompt: str  # that the model continues with an answer
     answer: str  # gold answer
     document: str = ""  # id of the document that answers it, if any
+    kind: str = ""  # one of KINDS; empty: none is given
+    choices: tuple[str, ...] = ()  # wrong answers of the same kind
+    old_answer: str = ""  # of a document that was corrected or deleted
 
 
 @dataclass(frozen=True)

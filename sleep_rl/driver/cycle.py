@@ -7,6 +7,7 @@ from sleep_rl.dreaming.cycle import dream
 from sleep_rl.driver import retention_gate
 from sleep_rl.driver.baselines import registry as baselines
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
+from sleep_rl.driver.measures.drift import sample_texts
 from sleep_rl.night.consolidation import Consolidation
 from sleep_rl.night.plan import plan_consolidation
 from sleep_rl.schedule import ScheduledConsolidation, by_night
@@ -24,6 +25,7 @@ def live(run: RunContext) -> None:
         inherit(run, nights[0])
         row = evaluate(run, after="night 0", lived=0)
         save(run, 0)
+    best = row
     for night, day in enumerate(run.task.days(), start=1):
         wake(run, day, night)
         ask_before_night(run, day, night)
@@ -31,22 +33,26 @@ def live(run: RunContext) -> None:
         sleep(run, day, nights[night])
         policy_after = dream(run, night, row, policy)
         row_after = evaluate(run, after=f"night {night}", lived=night)
-        drop = retention_gate.excessive_drop(run.config, row, row_after)
+        drop = retention_gate.excessive_drop(run.config, best, row_after)
         if drop:
             row = retention_gate.roll_back(run, night, drop, policy)
         else:
             row = row_after
             policy = policy_after
+        best = retention_gate.best_so_far(best, row)
         save(run, night)
         baselines.after_night(run, day, night)
     baselines.after_life(run)
 
 
 @stage("begin", switch="none")
-def begin(run: RunContext) -> None:
-    """Push the initial memory to the rollout workers, and save it for the baselines."""
+def begin(run: RunContext) -> list[list]:
+    """Push the initial memory to the rollout workers, and save it for the baselines. Return texts
+    of the untouched base, on which drift is measured.
+    """
     run.crew.push(TEACHER, TEACHER)
     baselines.save_base(run)
+    return sample_texts(run)
 
 
 @stage("inherit", switch="model.teachers", optional=True)

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-import random
-from statistics import fmean
+from typing import Any
 
+from sleep_rl.config.evaluation import GOLD
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import TEACHER, Day, Document, Question, Request
-from sleep_rl.contracts.roles import Dreamer
+from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Day
+from sleep_rl.driver.measures.answers import (
+    Result,
+    answer,
+    as_the_base,
+    ask,
+    cost,
+    means_of,
+    requests_of,
+    summarise,
+)
+from sleep_rl.driver.measures.contexts import BEFORE_NIGHT, ask_base, log_contexts
+from sleep_rl.driver.measures.drift import drift
+from sleep_rl.driver.measures.probes import probe
+from sleep_rl.driver.measures.selection import forms, gate_questions, reported, untold
+from sleep_rl.journal.retention import BASE, KNOWN
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
@@ -23,109 +37,93 @@ def evaluate(
     questions of the newest of these days.
 
     `after`: label of the evaluation, e.g. "night 1"; `weights`: name of the state that answers.
-    Journals the accuracies and returns the row of the retention matrix: column -> accuracy.
+    Journals the row of the retention matrix, and in natural language likelihoods. Returns column ->
+    accuracy for the decisions of the run: of the gate's half of the questions with
+    evaluate.max_drop, else the row.
     """
-    limit = run.config.evaluate.questions
     days = run.task.days()[:lived]
-    columns = {"known": subset(run.task.known(), limit)}
-    columns |= {day.name: subset(day.questions, limit) for day in days}
-    deeper = {}
-    if days:
-        deeper = {form: subset(q, limit) for form, q in forms(run, days[-1]).items()}
-    total = sum(map(len, (columns | deeper).values()))
+    natural = run.codec.natural
+    if natural and method == "sleep" and days and weights != CHECKPOINT:
+        log_contexts(run, after, days, weights)
+    asked = {KNOWN: run.task.known(), **{day.name: day.questions for day in days}}
+    columns = {column: reported(run, questions) for column, questions in asked.items()}
+    newest = forms(run, days[-1]) if days else {}
+    deeper = {form: reported(run, questions) for form, questions in newest.items()}
+    held_out = {column: gate_questions(run, questions) for column, questions in asked.items()}
+    parts = (columns, deeper, held_out)
+    total = sum(len(questions) for part in parts for questions in part.values())
     with (
         run.console.phase(f"{after}: {method} evaluated closed book", total=total) as tick,
         run.timed("evaluate", after=after, method=method) as record,
     ):
-        scores = grade_columns(run, columns | deeper, weights, {})
+        results, seconds = ask(run, columns | deeper, weights, likelihood=natural)
+        scores = means_of(results)
+        record.update(summarise(results, columns), open_book=None)
+        record["forms"] = {form: scores[form] for form in deeper if form in scores}
+        if natural:
+            record.update(cost(results, seconds))
+            fields = as_the_base(run, untold(run, days), weights)
+            old_answers = record.get("old_answers", {}) | fields.pop("old_answers", {})
+            record.update(fields, old_answers=old_answers)
+        decisive = record["row"]
+        if run.config.evaluate.max_drop is not None:
+            decisive = means_of(ask(run, held_out, weights)[0])
+            record["gate"] = decisive
+        record.update(_what_may_be_lost(run, after, method, weights))
         tick(total)
-        row = {column: fmean(scores[column]) for column in columns if scores[column]}
-        record.update(
-            row=row,
-            open_book=None,
-            n={column: len(values) for column, values in scores.items()},
-            forms={form: fmean(scores[form]) for form in deeper if scores[form]},
-        )
     if method == "sleep" and days:
         log_examples(run, "after", days[-1], weights)
-    return row
+    return decisive
 
 
-def forms(run: RunContext, day: Day) -> dict[str, tuple[Question, ...]]:
-    """Return form -> questions about a day that its documents do not answer literally; empty for a
-    task without them.
-    """
-    return run.task.deeper(day) if isinstance(run.task, Dreamer) else {}
+def _what_may_be_lost(run: RunContext, after: str, method: str, weights: str) -> dict[str, Any]:
+    """Return fields of a journal record: probes, and drift (of the sleeping model with alarm)."""
+    fields: dict[str, Any] = {}
+    if run.config.evaluate.probes:
+        fields["probes"], fields["probes_n"] = probe(run, weights)
+    fields["drift"] = None if after == BASE else drift(run, weights)
+    limit = run.config.evaluate.max_drift
+    if method == "sleep" and limit is not None and fields["drift"] is not None:
+        fields["max_drift"] = limit
+        fields["drift_alarm"] = fields["drift"] > limit
+    return fields
 
 
-@stage("open_book/{night}", switch="the number of days")
-def ask_before_night(run: RunContext, day: Day, night: int) -> None:
+@stage(BEFORE_NIGHT, switch="the number of days")
+def ask_before_night(run: RunContext, day: Day, night: int) -> dict[str, list]:
     """Evaluate the day open book, with its documents in context: an upper bound for its night.
 
-    Also journals closed-book answers for the report. Without evaluate.open_book only these.
+    In natural language the untouched base is asked, also closed book; what `ask_base` says is
+    returned. Also journals closed-book answers for the report.
     """
     log_examples(run, "before", day, TEACHER)
-    if not run.config.evaluate.open_book:
-        return
-    columns = {day.name: subset(day.questions, run.config.evaluate.questions)}
-    total = len(columns[day.name])
-    with (
-        run.console.phase(f"day {night}: evaluated open book", total=total) as tick,
-        run.timed("evaluate", after=f"day {night}", method="sleep") as record,
-    ):
-        scores = grade_columns(run, columns, TEACHER, {d.id: d for d in day.documents})
-        tick(total)
-        record.update(
-            row={},
-            open_book={column: fmean(values) for column, values in scores.items() if values},
-            n={column: len(values) for column, values in scores.items()},
-        )
+    if run.codec.natural:
+        answers = ask_base(run, day, night)
+        if GOLD in answers:
+            results = [Result(*fields) for fields in answers[GOLD][1].values()]
+            _log_open_book(run, day, night, results)
+        return answers
+    if GOLD in run.config.evaluate.contexts:
+        documents = {document.id: document for document in day.documents}
+        columns = {day.name: reported(run, day.questions)}
+        total = len(columns[day.name])
+        with run.console.phase(f"day {night}: evaluated open book", total=total) as tick:
+            results, _ = ask(run, columns, TEACHER, lambda q: documents.get(q.document))
+            tick(total)
+        _log_open_book(run, day, night, results)
+    return {}
 
 
-def grade_columns(
-    run: RunContext,
-    columns: dict[str, list[Question]],
-    weights: str,
-    documents: dict[str, Document],
-) -> dict[str, list[float]]:
-    """Return column -> grades of its questions; failed requests and grades are left out and
-    counted as failures.
-
-    `documents`: id -> document that is in context for questions about it.
-    """
-    asked = [(column, question) for column, questions in columns.items() for question in questions]
-    scores: dict[str, list[float]] = {column: [] for column in columns}
-    answers = answer(run, [question for _, question in asked], weights, documents)
-    failed = []
-    for (column, question), text in zip(asked, answers, strict=True):
-        if isinstance(text, Failure):
-            continue  # counted by run.sample
-        grade = run.task.grade(question, text)
-        if isinstance(grade, Failure):
-            failed.append(grade)
-        else:
-            scores[column].append(grade)
-    run.count_failures("grade", failed)
-    return scores
-
-
-def answer(
-    run: RunContext, questions: list[Question], weights: str, documents: dict[str, Document]
-) -> list[str | Failure]:
-    """Return the greedily decoded answer, or a Failure, of each question, in order."""
-    codec = run.codec
-    requests = [
-        Request(codec.question(q), codec.context(documents.get(q.document))) for q in questions
-    ]
-    samples = run.sample(requests, weights, run.task.max_answer_tokens, 0.0)
-    return [s if isinstance(s, Failure) else codec.text(s.completion_T) for s in samples]
-
-
-def subset(questions: tuple[Question, ...], limit: int | None) -> list[Question]:
-    """Return all questions, or a fixed random subset of `limit`."""
-    if limit is None or len(questions) <= limit:
-        return list(questions)
-    return random.Random("evaluate").sample(list(questions), limit)
+def _log_open_book(run: RunContext, day: Day, night: int, results: list[Result]) -> None:
+    fields = summarise(results, [day.name])
+    run.journal.log(
+        "evaluate",
+        after=f"day {night}",
+        method="sleep",
+        row={},
+        open_book=fields["row"],
+        n=fields["n"],
+    )
 
 
 def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:
@@ -133,8 +131,9 @@ def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:
 
     `when`: "before" or "after" its night.
     """
-    questions = list(day.questions[:EXAMPLES])
-    for question, text in zip(questions, answer(run, questions, weights, {}), strict=True):
+    questions = reported(run, day.questions)[:EXAMPLES]
+    texts = answer(run, requests_of(run, questions), weights)
+    for question, text in zip(questions, texts, strict=True):
         if isinstance(text, Failure):
             continue
         grade = run.task.grade(question, text)

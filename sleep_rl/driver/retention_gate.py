@@ -15,11 +15,12 @@ from sleep_rl.session.resumable import stage
 # Tags of the memory states from before a night, to which a rollback returns.
 BEFORE = "before the night"
 POLICY_BEFORE = "policy before the night"
+ROUNDING = 1e-9  # of a difference of two shares
 
 
 @dataclass(frozen=True)
 class Drop:
-    """The largest drop of accuracy of a night, with its column of the retention matrix."""
+    """The largest drop below the best accuracy so far, with its column of the retention matrix."""
 
     column: str
     before: float
@@ -39,27 +40,30 @@ def save_states(run: RunContext, night: int, policy: bool) -> None:
         run.crew.learn.save_state(POLICY_BEFORE, DREAMER)
 
 
-def excessive_drop(
-    config: Config, before: dict[str, float], after: dict[str, float]
-) -> Drop | None:
-    """Return the largest drop between two rows of the retention matrix if it exceeds
-    evaluate.max_drop, else None.
+def best_so_far(best: dict[str, float], row: dict[str, float]) -> dict[str, float]:
+    """Return the best accuracy of each column, once `row` was accepted."""
+    return {column: max(best.get(column, 0.0), row.get(column, 0.0)) for column in best | row}
 
-    It compares the columns that both rows have: the known and every earlier day.
+
+def excessive_drop(config: Config, best: dict[str, float], row: dict[str, float]) -> Drop | None:
+    """Return the largest drop of a row below the best of each column so far if it exceeds
+    evaluate.max_drop, else None. A slide of small drops is one, too.
+
+    It compares the columns that both have: the known and every earlier day.
     """
-    columns = sorted(before.keys() & after.keys())
+    columns = sorted(best.keys() & row.keys())
     if not enabled(config) or not columns:
         return None
-    worst = max(columns, key=lambda column: before[column] - after[column])
-    if before[worst] - after[worst] <= config.evaluate.max_drop:
+    worst = max(columns, key=lambda column: best[column] - row[column])
+    if best[worst] - row[worst] <= config.evaluate.max_drop + ROUNDING:
         return None
-    return Drop(worst, before[worst], after[worst])
+    return Drop(worst, best[worst], row[worst])
 
 
 @stage("rollback/{night}", switch="evaluate.max_drop", when=enabled)
 def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str, float]:
-    """Restore the memory and the dreaming policy from before the night; return the new row of the
-    retention matrix.
+    """Restore the memory and the dreaming policy from before the night; return what `evaluate` then
+    returns.
 
     The rejected memory is saved as <run>/memory/night-<n>-rejected. The gradients of the day stay
     in the open chunks.
@@ -82,7 +86,7 @@ def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str
         path=rejected,
     )
     run.console.say(
-        f"night {night} rolled back: {drop.column} fell from {drop.before:.2f} to "
+        f"night {night} rolled back: {drop.column} fell from its best, {drop.before:.2f}, to "
         f"{drop.after:.2f}, evaluate.max_drop is {allowed:g}; the rejected memory is in {rejected}"
     )
     return evaluate(run, after=f"night {night}", lived=night)

@@ -14,6 +14,10 @@ from typing import Any, ClassVar, TypeVar, dataclass_transform, get_args, get_or
 
 Record = dict[str, Any]
 
+Number = float | None
+"""None: not finite (see `nonfinite`), or not available."""
+Text = str | None
+
 LARGEST = 2**63
 """Bound of the numbers in a record, far above any count or measurement."""
 

@@ -78,6 +78,13 @@ PANELS = (
         text="cross entropy of the baselines and in the wake phase",
     ),
     Panel(
+        "Drift from the untouched base",
+        "nats per token",
+        (Curve("evaluate", "drift", by="method"),),
+        x=MINUTES,
+        dots=True,
+    ),
+    Panel(
         "Throughput",
         "tokens per second",
         (
@@ -126,6 +133,7 @@ PHASES = {
     "flow": "consolidate",
     "night": "consolidate",
     "evaluate": "evaluate",
+    "context": "evaluate",
     "dreamed": "dream",
     "policy": "dream",
     "tried": "dream",

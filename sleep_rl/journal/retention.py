@@ -9,13 +9,28 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sleep_rl.journal.schema import Entry, Evaluation
+from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
+from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, Wake
 
 KNOWN = "known"
 """Name of the column for what the base model knew before the first day."""
 
+ALL_DAYS = "all days"
+"""Key of what is pooled over the questions of every day."""
+
+CORRECTED = "corrected"
+"""Key of the answers that a corrected document gave."""
+
 METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
 """Method -> its label, in the order of all tables."""
+
+CONTEXT_ROWS = {
+    GOLD: "open book",
+    RETRIEVAL: "retrieval",
+    ALL: "all documents",
+    MEMORY_RETRIEVAL: "sleep with retrieval",
+}
+"""Contexts in the order of every table, with the name that people read."""
 
 BASE = "base"
 """Label `after` of the evaluation before the first night."""
@@ -40,12 +55,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Row:
-    """The accuracies of one evaluation. `method` is empty for the open book."""
+    """The accuracies of one evaluation. `method` is empty where something stands in context."""
 
     label: str
     method: str
     after: str
     cells: tuple[Cell, ...]
+    drift: float | None = None
+    probes: dict[str, float | None] = field(default_factory=dict)
 
     @property
     def mean(self) -> float | None:
@@ -70,15 +87,27 @@ class Retention:
     """`known`, then the days in order of appearance."""
     open_book: dict[str, float] = field(default_factory=dict)
     """Column -> first accuracy with the document in context, before the night."""
+    contexts: dict[str, InContext] = field(default_factory=dict)
+    """Name in evaluate.contexts -> newest answers."""
+    night_seconds: float = 0.0
+    """Time of wake and sleep so far, without evaluation."""
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Retention:
-        """Collect the evaluations among `entries`."""
+        """Collect what tables show of `entries`."""
         retention = cls()
         for entry in entries:
-            if isinstance(entry, Evaluation):
-                retention.add(entry)
+            retention.take(entry)
         return retention
+
+    def take(self, entry: Entry) -> None:
+        """Add an entry of any kind; most change nothing."""
+        if isinstance(entry, Evaluation):
+            self.add(entry)
+        elif isinstance(entry, InContext):
+            self.contexts[entry.context] = entry
+        elif isinstance(entry, Night | Wake):
+            self.night_seconds += entry.seconds or 0.0
 
     def add(self, evaluation: Evaluation) -> None:
         """Add one evaluation; one with an empty row is open book only."""
@@ -109,6 +138,12 @@ class Retention:
     def last(self, method: str) -> Evaluation:
         """Return the newest evaluation of a method."""
         return max(self.evaluations[method].values(), key=lambda evaluation: evaluation.t)
+
+    @property
+    def probes(self) -> list[str]:
+        """Names of the probes, in order of appearance."""
+        evaluations = [e for afters in self.evaluations.values() for e in afters.values()]
+        return list(dict.fromkeys(name for e in evaluations for name in e.probes or ()))
 
     def questions(self) -> dict[str, int]:
         """Return column -> number of questions, from the newest evaluations."""
@@ -150,7 +185,18 @@ class Retention:
             return []
         counts = self.questions()
         cells = (Cell(c, self.open_book.get(c), questions=counts.get(c)) for c in self.columns)
-        return [Row("open book", "", "", tuple(cells))]
+        return [Row(CONTEXT_ROWS[GOLD], "", "", tuple(cells))]
+
+    def context_rows(self) -> list[Row]:
+        """Return the rows of the other contexts that were measured."""
+        rows = []
+        for context, label in CONTEXT_ROWS.items():
+            if context != GOLD and context in self.contexts:
+                answers = self.contexts[context]
+                counts = answers.n or {}
+                cells = (Cell(c, answers.row.get(c), questions=counts.get(c)) for c in self.columns)
+                rows.append(Row(label, "", answers.after, tuple(cells)))
+        return rows
 
     def history(self, method: str) -> list[Row]:
         """Return the rows of the base model and of every night of one method; labels are `base`,
@@ -161,17 +207,31 @@ class Retention:
         return [self._row(evaluation.after, evaluation) for evaluation in evaluations]
 
     def _row(self, label: str, evaluation: Evaluation) -> Row:
-        counts = evaluation.n or {}
+        counts = dict(evaluation.n or {})
+        values = dict(evaluation.row)
+        asked: set[str] = set()
+        if evaluation.after == BASE and CLOSED in self.contexts:
+            closed = self.contexts[CLOSED]
+            asked = set(closed.row)
+            values |= closed.row
+            counts |= closed.n or {}
         cells = (
             Cell(
                 column,
-                evaluation.row.get(column),
-                not self.future(evaluation.after, column),
+                values.get(column),
+                column in asked or not self.future(evaluation.after, column),
                 counts.get(column),
             )
             for column in self.columns
         )
-        return Row(label, evaluation.method, evaluation.after, tuple(cells))
+        return Row(
+            label,
+            evaluation.method,
+            evaluation.after,
+            tuple(cells),
+            evaluation.drift,
+            evaluation.probes or {},
+        )
 
 
 def nights_lived(after: str) -> int | None:

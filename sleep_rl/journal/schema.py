@@ -8,18 +8,16 @@ from __future__ import annotations
 from dataclasses import fields
 from typing import Any
 
-from sleep_rl.journal.entry import KINDS, kind, metric, needed, shared_fields
+from sleep_rl.journal.entry import KINDS, Number, Text, kind, metric, needed, shared_fields
 from sleep_rl.journal.entry import Entry as Entry
 from sleep_rl.journal.entry import InvalidRecord as InvalidRecord
 from sleep_rl.journal.entry import Record as Record
 from sleep_rl.journal.entry import Unknown as Unknown
 from sleep_rl.journal.entry import parse as parse
-
-Number = float | None
-"""None: not finite (see `nonfinite`), or not available."""
-Text = str | None
-Scores = dict[str, float | None]
-"""Column, or form of question -> share of correct answers."""
+from sleep_rl.journal.evaluations import Answers as Answers
+from sleep_rl.journal.evaluations import Completion as Completion
+from sleep_rl.journal.evaluations import Evaluation as Evaluation
+from sleep_rl.journal.evaluations import InContext as InContext
 
 
 @shared_fields
@@ -77,6 +75,9 @@ class Written(Consolidation):
     unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
     kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
+    overlap: Number = metric(
+        "evaluation questions among the prompts; in natural language dropped", "count"
+    )
     examples: list[str] | None = metric("some of the sequences")
 
 
@@ -162,19 +163,6 @@ class Night(Consolidation):
     learner_idle: Number = metric("share of the time in which the learner waited between steps")
 
 
-@kind("evaluate")
-class Evaluation(Entry):
-    """Accuracies of one method after a night; with an empty `row` open book only."""
-
-    after: str = needed('point of the life: "base", "night 1", ...')
-    method: str = needed("sleep, or the name of a baseline")
-    row: Scores = needed("accuracy per column (known and every day), closed book", "share correct")
-    open_book: Scores | None = metric("accuracy with the document in context", "share correct")
-    forms: Scores | None = metric("accuracy per form of deeper question", "share correct")
-    n: dict[str, float] | None = metric("questions per column", "count")
-    seconds: Number = metric("wall-clock time", "s")
-
-
 @kind("dream")
 class Dream(DreamRound):
     """One dream with its results."""
@@ -238,19 +226,6 @@ class Saved(Entry):
 
     night: int | None = metric("number of the night, from 1")
     path: Text = metric("path of the memory, relative to the run's folder")
-
-
-@kind("completion")
-class Completion(Entry):
-    """The answer to one question before or after a night."""
-
-    when: str = needed("before or after the night")
-    day: str = needed("name of the day")
-    question: str = needed("id of the question")
-    prompt: Text = metric("prompt of the question")
-    answer: str = needed("correct answer")
-    completion: str = needed("answer of the model")
-    score: Number = metric("grade of the completion", "0 to 1")
 
 
 @kind("baseline")

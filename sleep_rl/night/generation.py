@@ -9,6 +9,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, RunError
 from sleep_rl.contracts.records import Day, Document, Ids, Request, Sample, peer_name
 from sleep_rl.night.natural import in_natural_language
+from sleep_rl.night.overlap import EvaluationQuestions
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse
@@ -35,6 +36,7 @@ def generate(
     in_form = in_natural_language if run.codec.natural else _in_fixed_form
     data, counts = in_form(run, plan, *documents_of(run.config, plan, day), rng, record)
     data.new.extend(lessons)
+    data, overlap = EvaluationQuestions(run.task, run.codec).without(data)
     if (plan.replay_share < 1 and not data.new) or (
         plan.replay_share > 0 and not data.unconditional
     ):
@@ -42,7 +44,7 @@ def generate(
             f"{plan.title}: the teacher generated {len(data.new)} usable new sequences and "
             f"{len(data.unconditional)} unconditional ones; dropped: {counts}"
         )
-    _log(run, plan, data, counts)
+    _log(run, plan, data, counts | {"overlap": overlap})
     return data
 
 

@@ -8,6 +8,7 @@ import os
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
+from sleep_rl.driver.measures import probes
 from sleep_rl.model.shape import HUB_NAME, Shape
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.actors import Actor
@@ -70,7 +71,7 @@ def check_shape(config: Config, shape: Shape) -> None:
 
 
 def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
-    """Create the task and check that its documents can fit into max_model_len.
+    """Create the task and check that its documents can fit into max_model_len; read the probes.
 
     A document has at least as many tokens as words. Returns (the task, notes); the task is None for
     a dataset of the hub, which is only loaded by the run. Raises InputError.
@@ -81,6 +82,7 @@ def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
     if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
         return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not checked",)
     task = make_task(config)
+    probes.check(config.evaluate.probes, natural=not (task.opener or task.marker))
     for document in (d for day in task.days() for d in day.documents):
         min_tokens = len(document.text.split()) + task.max_new_tokens
         if max_model_len and min_tokens > max_model_len:

@@ -58,6 +58,7 @@ def page(source: Path) -> str:
         torn=torn,
         headline=sections.headline(retention),
         heatmaps=sections.heatmaps(retention),
+        measures=sections.other_measures(retention, entries),
         curves=_curves(entries),
         dreams=section(entries),
         answers=sections.answers(entries),

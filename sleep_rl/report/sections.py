@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 
 from markupsafe import Markup
 
+from sleep_rl.journal import measures
 from sleep_rl.journal.retention import BASE, METHODS, Retention, Row
-from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed
+from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed, Written
 from sleep_rl.journal.series import Chart
 from sleep_rl.report.colours import COLOURS, MUTED, PURPLE, ink_on, shade
 from sleep_rl.report.figures import figure, label_of
@@ -21,16 +22,35 @@ Failures = Counter[tuple[str, str]]
 
 
 def headline(retention: Retention) -> Markup:
-    """Return a table of the newest accuracies of every method."""
+    """Return the newest evaluation of every method in figures."""
     rows = retention.newest_rows()
     if rows:
-        rows += retention.base_rows() + retention.open_book_rows()
+        rows += retention.base_rows() + retention.open_book_rows() + retention.context_rows()
     return render(
         "headline.html",
         rows=[(row, _colour(row)) for row in rows],
         columns=retention.columns,
         questions=retention.questions(),
         base=BASE,
+        drifts=any(row.drift is not None for row in rows),
+        probes=retention.probes,
+    )
+
+
+def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
+    """Return the table by kind, likelihood and cost, and the line on overlaps; empty without
+    either.
+    """
+    head, rows = measures.table(retention)
+    counts = [e.overlap for e in entries if isinstance(e, Written) and e.overlap is not None]
+    if not rows and not counts:
+        return Markup()
+    return render(
+        "measures.html",
+        head=head,
+        rows=rows,
+        meaning=measures.MEANING,
+        overlap=sum(counts) if counts else None,
     )
 
 

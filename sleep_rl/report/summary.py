@@ -7,10 +7,9 @@ from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
-from sleep_rl.journal.retention import METHODS, Retention
+from sleep_rl.journal.retention import ALL_DAYS, METHODS, Retention
 from sleep_rl.journal.text import aligned
 
-ALL_DAYS = "all days"
 SHARE = "of joint"
 JOINT = "joint"
 

@@ -16,11 +16,13 @@ from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Ta
 from rich.table import Table
 from rich.text import Text
 
-from sleep_rl.journal.retention import BASE, METHODS, Retention
+from sleep_rl.journal import measures
+from sleep_rl.journal.retention import BASE, CONTEXT_ROWS, METHODS, Retention
 from sleep_rl.journal.schema import (
     Done,
     Evaluation,
     Failed,
+    InContext,
     Night,
     Record,
     Run,
@@ -32,7 +34,9 @@ from sleep_rl.journal.text import clock
 Tick = Callable[..., None]
 """`tick(n=1, note="")` reports n more finished units; the note, e.g. the loss, is shown, too."""
 
-PRINTED_KINDS = {"run", "night", "evaluate", "failure", "sink_failed", "done"}
+PRINTED_KINDS = {"run", "night", "evaluate", "context", "failure", "sink_failed", "done"}
+TABLE_KINDS = {"evaluate", "context", "night", "wake"}
+"""Kinds of which the tables hold something."""
 
 
 class Console:
@@ -153,7 +157,9 @@ class Console:
     # ---- sink
 
     def log(self, record: Record) -> None:
-        """Print a record if it is of PRINTED_KINDS."""
+        """Print a record if it is of PRINTED_KINDS, and keep what tables hold of it."""
+        if record["kind"] in TABLE_KINDS:
+            self._retention.take(parse(record))
         if record["kind"] not in PRINTED_KINDS:
             return
         match parse(record):
@@ -163,6 +169,8 @@ class Console:
                 self.say(_night(night))
             case Evaluation() as evaluation:
                 self._evaluate(evaluation)
+            case InContext() as answers:
+                self._in_context(answers)
             case Failed() as failed:
                 count = 1 if failed.count is None else failed.count
                 self.say(f"warning: {failed.where}: {failed.reason} ({count} x)", "yellow")
@@ -175,9 +183,9 @@ class Console:
                 self._done(done)
 
     def recall(self, records: list[Record]) -> None:
-        """Reset the table of accuracies to those of `records`, the records of a resumed run."""
-        evaluations = [record for record in records if record["kind"] == "evaluate"]
-        self._retention = Retention.of(map(parse, evaluations))
+        """Reset the tables to those of `records`, the records of a resumed run."""
+        kept = [record for record in records if record["kind"] in TABLE_KINDS]
+        self._retention = Retention.of(map(parse, kept))
 
     def close(self) -> None:
         """Remove the progress bars from the terminal."""
@@ -187,37 +195,62 @@ class Console:
                 self._progress = None
 
     def table(self, title: str) -> Table:
-        """Return the newest accuracies: one row per method, a column for the known and per day."""
+        """Return the newest accuracies: one row per method, a column for the known, per day and
+        probe, and for drift.
+        """
         retention = self._retention
-        table = Table(
-            title=Text(f"{title}: share of correct answers, closed book"),
-            title_justify="left",
-            title_style="bold",
-            box=box.SIMPLE_HEAD,
-        )
-        table.add_column("method")
-        table.add_column("after")
-        for column in retention.columns:
+        rows = retention.base_rows() + retention.newest_rows()
+        drifts = any(row.drift is not None for row in rows)
+        table = _empty_table(f"{title}: share of correct answers, closed book")
+        more = [*(["drift"] if drifts else []), *retention.probes]
+        for column in (*retention.columns, *more):
             table.add_column(Text(column), justify="right", no_wrap=True)
-        for row in retention.base_rows() + retention.newest_rows():
+        for row in rows:
             after = "" if row.after == BASE else row.after
-            cells = (_cell(cell.value if cell.lived else None) for cell in row.cells)
+            cells = [_cell(cell.value if cell.lived else None) for cell in row.cells]
+            cells += [_cell(row.drift, 3)] if drifts else []
+            cells += [_cell(row.probes.get(name)) for name in retention.probes]
             table.add_row(Text(row.label), Text(after), *cells)
-        for row in retention.open_book_rows():
-            cells = (_cell(cell.value) for cell in row.cells)
-            table.add_row(row.label, "", *cells, style="dim")
+        for row in retention.open_book_rows() + retention.context_rows():
+            cells = [_cell(cell.value) for cell in row.cells] + [_cell(None)] * len(more)
+            table.add_row(row.label, row.after, *cells, style="dim")
         return table
 
+    def _print_tables(self, title: str) -> None:
+        self._rich.print(self.table(title))
+        head, rows = measures.table(self._retention)
+        if rows:
+            table = _empty_table(f"{title}: by kind of question, likelihood and cost of an answer")
+            for column in head[2:]:
+                table.add_column(Text(column), justify="right", no_wrap=True)
+            for row in rows:
+                table.add_row(*map(Text, row))
+            self._rich.print(table)
+
     def _evaluate(self, evaluation: Evaluation) -> None:
-        self._retention.add(evaluation)
         after = evaluation.after
         row = evaluation.row
         if evaluation.method == "sleep" and after != BASE and row:
-            self._rich.print(self.table(f"after {after}"))
-            return
+            self._print_tables(f"after {after}")
+        else:
+            self._say_scores(evaluation)
+        drift = evaluation.drift
+        if drift is not None and not row:
+            self.say(f"{after}: drift from the untouched base {drift:.3f} nats per token")
+        if evaluation.drift_alarm:
+            self.say(
+                f"WARNING {after}: drift from the untouched base is {drift:.3f} nats per token, "
+                f"evaluate.max_drift is {evaluation.max_drift:g}",
+                "bold yellow",
+            )
+
+    def _say_scores(self, evaluation: Evaluation) -> None:
+        after = evaluation.after
+        row = evaluation.row
         scores = row or evaluation.open_book or {}
         if not scores:  # no questions were asked
             return
+        scores = {**scores, **(evaluation.probes or {})}
         accuracies = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
         if not row:
             self.say(f"open book, {after}: {accuracies}")
@@ -227,9 +260,15 @@ class Console:
             method = METHODS.get(evaluation.method, evaluation.method)
             self.say(f"{method} after {after}: {accuracies}")
 
+    def _in_context(self, answers: InContext) -> None:
+        label = CONTEXT_ROWS.get(answers.context)
+        if label and answers.row:
+            accuracies = ", ".join(f"{c} {_cell(value)}" for c, value in answers.row.items())
+            self.say(f"{label}, {answers.after}: {accuracies}")
+
     def _done(self, done: Done) -> None:
         if self._retention.methods:
-            self._rich.print(self.table("result"))
+            self._print_tables("result")
         duration = clock(done.seconds or 0.0)
         if done.status == "ok":
             self.say(f"done in {duration}", "bold")
@@ -295,5 +334,12 @@ def _night(night: Night) -> str:
     )
 
 
-def _cell(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+def _cell(value: float | None, digits: int = 2) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def _empty_table(title: str) -> Table:
+    table = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    table.add_column("method")
+    table.add_column("after")
+    return table

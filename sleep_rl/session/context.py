@@ -31,6 +31,7 @@ class RunContext:
     journal: Journal
     console: Console
     folder: str
+    context_tokens: int = 4096  # that an engine reads and writes in one request
     index: RehearsalIndex = field(default_factory=RehearsalIndex)
     progress: Progress = field(default_factory=Progress)
 

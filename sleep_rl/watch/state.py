@@ -19,9 +19,12 @@ from sleep_rl.journal.schema import (
     Dream,
     Entry,
     Evaluation,
+    InContext,
     InvalidRecord,
+    Night,
     Record,
     Run,
+    Wake,
     Written,
     parse,
 )
@@ -80,7 +83,7 @@ class RunState:
         """Process one record; an invalid one is counted and skipped."""
         try:
             entry = parse(record)
-            if isinstance(entry, Evaluation):
+            if isinstance(entry, Evaluation | InContext):
                 _check_shares(entry)
         except InvalidRecord:
             self._left_out += 1
@@ -99,8 +102,8 @@ class RunState:
                 self._start(entry)
             case Done():
                 self._done = entry
-            case Evaluation():
-                self._retention.add(entry)
+            case Evaluation() | InContext() | Night() | Wake():
+                self._retention.take(entry)
             case Written():
                 self._written = {"night": entry.night, "texts": entry.examples or []}
             case Completion():
@@ -188,10 +191,10 @@ class RunState:
         }
 
 
-def _check_shares(evaluation: Evaluation) -> None:
+def _check_shares(evaluation: Evaluation | InContext) -> None:
     """Raise InvalidRecord for an accuracy outside [0, 1]."""
-    for name in ("row", "open_book"):
-        scores = getattr(evaluation, name) or {}
+    for name in ("row", "open_book", "kinds", "choice", "as_base"):
+        scores = getattr(evaluation, name, None) or {}
         if any(value is not None and not 0 <= value <= 1 for value in scores.values()):
             raise InvalidRecord(name)
 

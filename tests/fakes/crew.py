@@ -11,7 +11,7 @@ import random
 from dataclasses import replace
 from typing import ClassVar
 
-from sleep_rl.contracts.records import Sample, StepResult
+from sleep_rl.contracts.records import CHECKPOINT, Sample, StepResult
 from sleep_rl.driver.cycle import live
 from sleep_rl.driver.retention_gate import BEFORE
 from sleep_rl.journal.journal import Journal, read
@@ -56,7 +56,7 @@ class Crew:
         self.learn = self
         self.protocol = []
         self.open = None  # receiver of the open night
-        self.versions = {}  # state -> version that the rollouts hold
+        self.versions = {CHECKPOINT: 0}  # state -> version that the rollouts hold
         self.version = 0  # of the last push
 
     # -- learner
@@ -114,6 +114,14 @@ class Crew:
 
     def check_requests(self, requests_N, name, sampling):
         assert name in self.versions
+
+    def logprobs(self, requests_N, name):
+        """Every token of every text has the log-probability that `likelihood` says."""
+        assert name in self.versions
+        return [(self.likelihood(request, name),) * len(request.prompt_T) for request in requests_N]
+
+    def likelihood(self, request, name):
+        return -1.0
 
     def answer(self, request, name):
         """Return the Sample of a request: a generated question, or the word of the day that is
@@ -246,7 +254,7 @@ class MortalCrew(Forgetful):
         with open(path) as file:
             self.weights, self.kept, protocol = json.load(file)
         self._restore_protocol(protocol)
-        self.versions = {"teacher": version}
+        self.versions = {CHECKPOINT: 0, "teacher": version}
         self.version = version
 
     def _restore_protocol(self, protocol):

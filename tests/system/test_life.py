@@ -203,7 +203,7 @@ def test_run_with_dreaming(deep_base, tmp_path):
         "dream.steps=4",
         "dream.copies.epochs=3",
         "dream.copies.lr=0.02",
-        "evaluate.open_book=false",
+        "evaluate.contexts=[]",
     )
     assert done.returncode == 0, done.stdout + done.stderr
     folder = tmp_path / "life"

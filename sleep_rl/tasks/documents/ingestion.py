@@ -62,8 +62,16 @@ def _day(row: dict) -> IngestedDay:
     documents = tuple(
         IngestedDocument(d["name"], d["digest"], tuple(d["pieces"])) for d in row["documents"]
     )
-    questions = tuple(DocumentQuestion(**q) for q in row["questions"])
+    questions = tuple(_question(q) for q in row["questions"])
     return IngestedDay(documents, questions, dict(row.get("left_out", {})))
+
+
+def _question(row: dict) -> DocumentQuestion:
+    """Return a recorded question; records of earlier versions have no `choices`."""
+    choices = tuple(row.get("choices", ()))
+    if not all(isinstance(choice, str) for choice in choices):
+        raise TypeError("a choice that is no text")
+    return DocumentQuestion(**{**row, "choices": choices})
 
 
 def write(folder: str | Path, days: Sequence[IngestedDay]) -> None:

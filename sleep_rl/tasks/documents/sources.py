@@ -7,7 +7,6 @@ saved with other line ends is not a new document, a changed one is.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -50,11 +49,17 @@ class Source:
 
 @dataclass(frozen=True)
 class DocumentQuestion:
-    """A question about the documents. `document` names the one that answers it; empty: any."""
+    """A question about the documents. `document` names the one that answers it; empty: any.
+
+    `kind`, `choices` and `old_answer` are those of records.Question.
+    """
 
     question: str
     answer: str
     document: str = ""
+    kind: str = ""
+    choices: tuple[str, ...] = ()
+    old_answer: str = ""
 
 
 @dataclass(frozen=True)
@@ -203,34 +208,3 @@ def _dataset(path: str, where: str) -> list[Source]:
         raise InputError(
             f"{where}: a datasets folder or a hub name, got {path}: {reason}"
         ) from error
-
-
-def questions(path: str | None, folder: str, where: str) -> tuple[DocumentQuestion, ...]:
-    """Return the questions of a jsonl file with rows {"question", "answer"[, "document"]}.
-
-    `path` None: the file is questions.jsonl in `folder`, and may be missing. `where` names the
-    config key in errors. Raises InputError for a file that cannot be read and for a row of another
-    form.
-    """
-    file = Path(spelled(os.path.expanduser(path or folder))) / ("" if path else QUESTIONS)
-    if not path and not os.path.isfile(file):
-        return ()
-    try:
-        return tuple(_question(number, row) for number, row in read_rows(file))
-    except Unreadable as error:
-        raise InputError(f"{where}: {file}: {error}") from None
-
-
-def _question(number: int, row: Mapping[str, Any]) -> DocumentQuestion:
-    """Return the question of line `number`. Raises Unreadable."""
-    values = [row.get(key, "") for key in ("question", "answer", "document")]
-    texts = [value.strip() for value in values if isinstance(value, str)]
-    if len(texts) < len(values) or not texts[0] or not texts[1]:
-        raise Unreadable(
-            f"line {number}: expected texts `question` and `answer` (and `document`), got "
-            f"{json.dumps(row, ensure_ascii=False)[:80]}"
-        )
-    try:
-        return DocumentQuestion(*map(check_text, texts))
-    except Unreadable as error:
-        raise Unreadable(f"line {number}: {error}") from None

@@ -7,13 +7,15 @@ refused.
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Sequence
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.tasks.documents import ingestion
-from sleep_rl.tasks.documents.sources import lookup, scan
-from sleep_rl.tasks.documents.sources import questions as read_questions
+from sleep_rl.tasks.documents.questions import questions as read_questions
+from sleep_rl.tasks.documents.sources import DocumentQuestion, lookup, scan, words
 from sleep_rl.tasks.grading import RecallGrader
 from sleep_rl.tasks.small_base import Progress
 from sleep_rl.tasks.world import people
@@ -70,16 +72,12 @@ class Documents:
                 lambda text: len(WORD.findall(text)),
                 left_out=scanned.left_out,
             )
+        self._ingested = ingested[:days]
         self._days = tuple(
-            self._day(f"day{n}", day) for n, day in enumerate(ingested[:days], start=1)
+            self._day(f"day{n}", day) for n, day in enumerate(self._ingested, start=1)
         )
         known_questions = read_questions(known, "", f"{WHERE}.known") if known else ()
-        self._known = tuple(
-            Question(
-                f"known/{i}", self.prompt(q.question), self._checked_text(q.answer, "an answer")
-            )
-            for i, q in enumerate(known_questions, start=1)
-        )
+        self._known = tuple(self._question("known", q) for q in known_questions)
         self._grader = RecallGrader()
 
     def _day(self, name: str, day: ingestion.IngestedDay) -> Day:
@@ -87,22 +85,33 @@ class Documents:
         first_piece = lookup((d.name, f"{name}/{d.name}") for d in day.documents)
         for ingested in day.documents:
             for k, piece in enumerate(ingested.pieces):
-                document_id = f"{name}/{ingested.name}" + f"/{k + 1}" * (k > 0)
+                document_id = piece_id(f"{name}/{ingested.name}", k)
                 text = self._checked_text(piece, ingested.name)
                 if not self.small:
                     documents.append(with_header(document_id, ingested, k, text))
                 else:
                     documents.append(Document(document_id, text))
         questions = tuple(
-            Question(
-                f"{name}/{i}",
-                self.prompt(q.question),
-                self._checked_text(q.answer, "an answer"),
-                first_piece(q.document) or "",
-            )
-            for i, q in enumerate(day.questions, start=1)
+            self._question(name, q, first_piece(q.document) or "") for q in day.questions
         )
         return Day(name, tuple(documents), questions)
+
+    def _question(self, column: str, asked: DocumentQuestion, document: str = "") -> Question:
+        """Return a question of a day or of the known; `document`: id of the one that answers it.
+
+        Its id does not depend on what is asked beside it, since the user's file may grow.
+        """
+        said = words(f"{asked.question} {asked.answer} {asked.document}")
+        digest = hashlib.blake2b(said.encode(), digest_size=4).hexdigest()
+        return Question(
+            f"{column}/{digest}",
+            self.prompt(asked.question),
+            self._checked_text(asked.answer, "an answer"),
+            document,
+            asked.kind,
+            tuple(self._checked_text(choice, "an answer") for choice in asked.choices),
+            self._checked_text(asked.old_answer, "an answer"),
+        )
 
     def prompt(self, question: str) -> str:
         """Return the prompt of a question: between opener and marker for the small model, in whose
@@ -142,6 +151,28 @@ class Documents:
         """Return the questions of task.documents.known; without them those of the small model."""
         return self._known or (self.small.known() if self.small else ())
 
+    def current(self, days: Sequence[Day]) -> tuple[Document, ...]:
+        """Return the pieces of the newest version of every document, newest day first."""
+        seen: set[str] = set()
+        pieces: list[Document] = []
+        for day, ingested in reversed(list(zip(days, self._ingested, strict=False))):
+            for document in ingested.documents:
+                if document.name not in seen:
+                    pieces += self.whole(f"{day.name}/{document.name}")
+            seen |= {document.name for document in ingested.documents}
+        return tuple(pieces)
+
+    def whole(self, document: str) -> tuple[Document, ...]:
+        """Return the pieces of the document whose first piece has this id."""
+        pieces = {d.id: d for day in self._days for d in day.documents}
+        count = next(
+            len(d.pieces)
+            for n, day in enumerate(self._ingested, start=1)
+            for d in day.documents
+            if f"day{n}/{d.name}" == document
+        )
+        return tuple(pieces[piece_id(document, k)] for k in range(count))
+
     def grade(self, question: Question, text: str) -> float:
         """Return 1 if the first line has at least 0.67 of the answer's tokens, else 0."""
         lines = text.strip().split("\n")
@@ -152,7 +183,7 @@ class Documents:
 
     def joint_texts(self) -> tuple[TrainingText, ...]:
         questions = [*self.known(), *(q for day in self._days for q in day.questions)]
-        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in questions)
+        return tuple(TrainingText(q.prompt, f" {q.answer}") for q in questions if q.answer)
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
         """Return the path of the small model of task `world`. Raises InputError where model.base is
@@ -161,6 +192,11 @@ class Documents:
         if not self.small:
             raise InputError("model.base: a language model is needed, got null")
         return self.small.base_checkpoint(cache, seed, progress)
+
+
+def piece_id(document: str, number: int) -> str:
+    """Return the id of a piece of a document; that of piece number 0 is the document's."""
+    return document if number == 0 else f"{document}/{number + 1}"
 
 
 def title_of(ingested: ingestion.IngestedDocument) -> str:

@@ -166,7 +166,7 @@ def test_added_curve_appears_in_charts():
 
 def test_every_plotted_kind_has_a_wandb_axis():
     minutes = {curve.kind for panel in PANELS if panel.x == MINUTES for curve in panel.curves}
-    for kind in minutes - {"seed"}:
+    for kind in minutes - {"seed", "evaluate"}:
         assert PHASES[kind] == "workers"
     assert phase_of(BaselineStep(t=0.0, method="sft", step=0)) == "sft"
     assert phase_of(BaselineStep(t=0.0, method="of tomorrow", step=0)) is None

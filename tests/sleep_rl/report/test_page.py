@@ -240,7 +240,7 @@ def test_curves_have_units_and_nights_and_missing_ones_are_named(page):
         "Weight push: time",
         "Weight push: size",
     ]
-    assert "Not recorded in this run: baselines and wake." in text
+    assert "Not recorded in this run: baselines and wake, drift from the untouched base." in text
     divergence = text.split("<h3>Divergence</h3>")[1].split("</figure>")[0]
     for label in ("nats per token", "seeding step, all nights", "night 2", "new", "replay"):
         assert f">{label}</text>" in divergence

@@ -7,8 +7,9 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.tasks.documents import ingestion
+from sleep_rl.tasks.documents.questions import questions
 from sleep_rl.tasks.documents.reading import KINDS
-from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, questions, scan
+from sleep_rl.tasks.documents.sources import DocumentQuestion, Source, scan
 from sleep_rl.tasks.documents.splitting import pieces
 from sleep_rl.tasks.documents.task import Documents
 

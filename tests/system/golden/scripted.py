@@ -12,9 +12,17 @@ import torch
 
 from cluster.runtime.local_backend import LocalBackend
 from sleep_rl.contracts.errors import Failure, RunError
-from sleep_rl.contracts.records import Day, Document, LoadReport, Question, Sample, TrainingText
+from sleep_rl.contracts.records import (
+    CHECKPOINT,
+    Day,
+    Document,
+    LoadReport,
+    Question,
+    Sample,
+    TrainingText,
+)
 from sleep_rl.model import checkpoints
-from sleep_rl.model.memory import write_tensors
+from sleep_rl.model.memory import tensors_of, write_tensors
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
 COLOURS = ("red", "blue", "green", "grey", "pink")
@@ -81,7 +89,8 @@ class ScriptedRollout:
     def __init__(self, checkpoint, dtype, engine, seed, tensor_parallel, probe_tolerance):
         self.model = checkpoints.load(checkpoint, dtype=getattr(torch, dtype))
         self.tokenizer = checkpoints.load_tokenizer(checkpoint, self.model.config.vocab_size)
-        self.states: dict[str, tuple[int, dict]] = {}
+        untouched = {key: (digest(t), t.clone()) for key, t in tensors_of(self.model).items()}
+        self.states: dict[str, tuple[int, dict]] = {CHECKPOINT: (0, untouched)}
         self.tolerance = probe_tolerance
 
     def load(self, weights):
@@ -108,6 +117,11 @@ class ScriptedRollout:
         assert self.states[name][0] >= version
         self._take(name)
         return [self._sample(request, name, how) for request in requests_N]
+
+    def logprobs(self, requests_N, name, version):
+        assert self.states[name][0] >= version
+        self._take(name)
+        return [self._logprobs(r.context_T, r.prompt_T) for r in requests_N]
 
     def forget(self):
         pass

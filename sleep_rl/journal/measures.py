@@ -1,0 +1,111 @@
+"""What tables show beside the accuracies by day: by kind of question, what does not depend on
+wording, and what an answer costs. One text table that console and page draw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sleep_rl.config.evaluation import CLOSED, GOLD, MEMORY_RETRIEVAL
+from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNTOLD
+from sleep_rl.journal.retention import ALL_DAYS, CONTEXT_ROWS, METHODS, Retention
+from sleep_rl.journal.schema import Answers, Evaluation
+
+TOLD = tuple(kind for kind in KINDS if kind not in UNTOLD)
+NO_VALUE = "-"
+NEVER = "never"
+HEADS = {
+    NEVER_TOLD: "never told",
+    DELETED: "deleted",
+    "old corrected": "old answer",
+    "old deleted": "deleted answer",
+    "nll": "NLL",
+    "recovered": "recovered",
+    "choice": "choice",
+    "tokens": "prompt tokens",
+    "seconds": "s/answer",
+    "pays": "paid after",
+}
+"""Column behind those of the kinds -> its head."""
+MEANING = (
+    "All days so far. Never told, deleted: share of answers that equal the untouched base's. Old "
+    "and deleted answer: share that still gives what a corrected or deleted document said. NLL: of "
+    "the gold answer, in nats; recovered: share of what the document in context gains. Choice: "
+    "gold answer likelier than the wrong ones. Paid after: questions after which reading this "
+    "context took longer than the nights."
+)
+
+
+def table(retention: Retention) -> tuple[list[str], list[list[str]]]:
+    """Return (head, rows) without columns that have no value; no rows without natural language."""
+    rows = []
+    for label, answers in _rows(retention):
+        cells = _cells(retention, label, answers)
+        rows.append((label, getattr(answers, "after", ""), cells))
+    names = [name for name in (*TOLD, *HEADS) if any(name in cells for _, _, cells in rows)]
+    if not names:
+        return [], []
+    head = ["method", "after", *(HEADS.get(name, name) for name in names)]
+    return head, [
+        [label, after, *(cells.get(name, NO_VALUE) for name in names)]
+        for label, after, cells in rows
+    ]
+
+
+def recovered(retention: Retention, nll: float | None) -> float | None:
+    """Return (closed before - closed after) / (closed before - open), of NLL over all days."""
+    before, opened = (_nll(retention.contexts.get(name)) for name in (CLOSED, GOLD))
+    if None in (before, opened, nll) or before == opened:
+        return None
+    return (before - nll) / (before - opened)
+
+
+def paid_after(retention: Retention, answers: Answers) -> float | None:
+    """Return the number of answers in this context that take as long as the nights and as many
+    answers of the sleeping model; infinite where its answers take longer. None: unknown.
+    """
+    if "sleep" not in retention.methods or answers.answer_seconds is None:
+        return None
+    asleep = retention.last("sleep").answer_seconds
+    if asleep is None:
+        return None
+    gain = answers.answer_seconds - asleep
+    return retention.night_seconds / gain if gain > 0 else float("inf")
+
+
+def _rows(retention: Retention) -> Iterator[tuple[str, Answers]]:
+    contexts = retention.contexts
+    if CLOSED in contexts:
+        yield "base model", contexts[CLOSED]
+    for method in retention.methods:
+        yield METHODS.get(method, method), retention.last(method)
+    for context, label in CONTEXT_ROWS.items():
+        if context in contexts:
+            yield label, contexts[context]
+
+
+def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]:
+    """Return column -> text of what was measured."""
+    values: dict[str, float | None] = dict(answers.kinds or {})
+    nll = _nll(answers)
+    slept = isinstance(answers, Evaluation)
+    if slept:
+        values |= answers.as_base or {}
+    values |= {f"old {which}": share for which, share in (answers.old_answers or {}).items()}
+    values |= {
+        "recovered": recovered(retention, nll) if slept else None,
+        "choice": (answers.choice or {}).get(ALL_DAYS),
+    }
+    cells = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
+    costs = {"nll": (nll, ".1f"), "tokens": (answers.prompt_tokens, ",.0f")}
+    costs["seconds"] = (answers.answer_seconds, ".2f")
+    cells |= {name: format(v, form) for name, (v, form) in costs.items() if v is not None}
+    reads = label in CONTEXT_ROWS.values() and label != CONTEXT_ROWS[MEMORY_RETRIEVAL]
+    questions = paid_after(retention, answers) if reads else None
+    if questions is not None:
+        cells["pays"] = NEVER if questions == float("inf") else f"{questions:,.0f}"
+    return cells
+
+
+def _nll(answers: Answers | None) -> float | None:
+    return (answers.nll or {}).get(ALL_DAYS) if answers else None
