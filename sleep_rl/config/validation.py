@@ -201,6 +201,9 @@ def _workers(config: Config) -> Iterator[str]:
             f"sleep.batch: at least one sequence per learner rank ({learners.world_size}), "
             f"got {sleep.batch}"
         )
+    if learners.gradient_checkpointing and learners.zero_stage == 3 and learners.world_size > 1:
+        # ZeRO-3 gathers weights per forward pass; the recomputed ones meet other ranks' gathers
+        yield "learners.gradient_checkpointing: false with ZeRO stage 3 on several ranks, got true"
     is_parallel = max(rollouts.gpus, rollouts.tensor_parallel) > 1
     if is_parallel and rollouts.gpus != rollouts.tensor_parallel:
         yield (

@@ -538,3 +538,11 @@ def test_tensor_parallel_size_equals_gpus(write, gpus, parallel, right):
             "rollouts.tensor_parallel: as many as rollouts.gpus where either is above 1, got "
             f"{parallel} with {gpus:g}"
         )
+
+
+def test_gradient_checkpointing_is_refused_with_zero_3_on_several_ranks(write):
+    keys = ["learners.gradient_checkpointing=true", "learners.zero_stage=3"]
+    assert load(write(), keys).learners.gradient_checkpointing
+    assert refusal(write(), *keys, "learners.world_size=2").endswith(
+        "learners.gradient_checkpointing: false with ZeRO stage 3 on several ranks, got true"
+    )
