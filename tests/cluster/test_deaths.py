@@ -15,7 +15,7 @@ from cluster.runtime.local_backend import LocalBackend, LocalChannel
 from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Cluster, Rollouts
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import LoadReport, StepResult, Weights
+from sleep_rl.contracts.records import CHECKPOINT, LoadReport, StepResult, Weights
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model.tensor_digest import digest
@@ -34,7 +34,7 @@ class Rollout:
     """Holds verified states only, and samples like the fake Crew."""
 
     def __init__(self, **_):
-        self.held_, self.tensors = {}, {}
+        self.held_, self.tensors = {CHECKPOINT: 0}, {}  # as every engine: the untouched base
 
     def load(self, weights):
         self.tensors |= {digest(t): t for t in weights.tensors.values()}
@@ -53,6 +53,11 @@ class Rollout:
         crew = Crew(PromptCodec(Diary(), StableWords()), [])
         samples = [crew.answer(r, name) for r in requests_N]
         return [replace(s, versions_T=(self.held_[name],) * len(s.completion_T)) for s in samples]
+
+    def logprobs(self, requests_N, name, version):
+        if self.held_.get(name, -1) < version:
+            raise RunError(f"{name} {version} is not held, but {self.held_}")
+        return [(-1.0,) * len(request.prompt_T) for request in requests_N]
 
     def held(self):
         return dict(self.held_)
