@@ -98,6 +98,7 @@ def test_invalid_arguments_are_one_line_before_vllm_is_imported(
             assert message in error and error.count("\n") == 1, error
 
 
+@pytest.mark.stack
 def test_options_override_the_defaults_on_cpu(sleep_checkpoint):
     from actors.serving.vllm_options import parse_options
 

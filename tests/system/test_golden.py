@@ -139,7 +139,7 @@ def close(x: str, y: str) -> bool:
         return False
 
 
-@pytest.mark.parametrize("passes", ["by tokens", "of rows"])
+@pytest.mark.parametrize("passes", ["by tokens", pytest.param("of rows", marks=pytest.mark.stack)])
 def test_golden_run_is_unchanged(passes, tmp_path, monkeypatch):
     """However passes are formed; to the last byte in the passes of the text."""
     if passes == "of rows":

@@ -216,6 +216,7 @@ class Leaky(MortalCrew):
         return [Failure(reason, "rollout"), *found[1:]] if len(found) > 1 else found
 
 
+@pytest.mark.stack
 def test_secrets_of_the_environment_are_masked_in_all_files(tmp_path, monkeypatch, capsys):
     for name, value in SECRETS.items():
         monkeypatch.setenv(name, value)

@@ -669,6 +669,7 @@ def test_invalid_arguments_give_one_line_errors(tmp_path, capsys):
             assert out == "" and said in err and err.count("\n") == 1, err
 
 
+@pytest.mark.stack
 def test_command_ends_on_ctrl_c_and_sees_the_run_lock(tmp_path):
     seed(begin(tmp_path), 1, 0)
     process = subprocess.Popen(
@@ -761,6 +762,7 @@ def dom(url, tmp_path, milliseconds=4000, width=1200):
             assert not last, "two browsers hung"
 
 
+@pytest.mark.stack
 @browser
 def test_browser_shows_the_run_with_escaped_texts(tmp_path, watch):
     folder = tmp_path / "run"
@@ -775,6 +777,7 @@ def test_browser_shows_the_run_with_escaped_texts(tmp_path, watch):
     assert page.count("<figure") >= 3 and re.search(r"<b>1\.?0?</b>", page) and "<svg" in page
 
 
+@pytest.mark.stack
 @browser
 def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
     """Each time that the server checks the lock, the run has one more step."""
@@ -796,6 +799,7 @@ def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
     assert 4 <= step < len(steps) + 1 and re.search(r"style=\"width: ?[\d.]+%", page)
 
 
+@pytest.mark.stack
 @browser
 def test_page_fits_a_narrow_screen(tmp_path, watch, monkeypatch):
     """A second script, allowed for this test, writes the width of the page into its title."""
