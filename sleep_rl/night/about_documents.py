@@ -160,18 +160,24 @@ def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> 
 
 
 def _drop_unstable(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
-    """Drop short answers that the teacher does not repeat when sampling."""
+    """Drop short answers that the teacher does not repeat when sampling, or cannot be asked for
+    again.
+    """
     codec = sampler.run.codec
     short = [item for item in items if item.kind.short]
     requests = [replace(_request(codec, item), seed=item.seed + 1) for item in short]
     samples = sampler(requests, tokens=SHORT_TOKENS, shown=False)
-    unstable = set()
+    dropped = set()
     for item, sample in zip(short, samples, strict=True):
-        second = "" if isinstance(sample, Failure) else codec.text(sample.completion_T)
+        if isinstance(sample, Failure):
+            counts.dropped["failed"] += 1
+            dropped.add(id(item))
+            continue
+        second = codec.text(sample.completion_T)
         if gold_recall(codec.text(item.answer_T), second) < RECALL_THRESHOLD:
-            unstable.add(id(item))
-    counts.dropped["not repeated"] += len(unstable)
-    return [item for item in items if id(item) not in unstable]
+            counts.dropped["not repeated"] += 1
+            dropped.add(id(item))
+    return [item for item in items if id(item) not in dropped]
 
 
 def _drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:

@@ -80,7 +80,9 @@ def self_replay(
     if codec.form.name == "raw":
         start = codec.bos or codec.eos
         requests = [Request((), start, seed) for seed in seeds]
-        texts = [s for s in sampler(requests, name=name) if not isinstance(s, Failure)]
+        samples = sampler(requests, name=name)
+        texts = [sample for sample in samples if not isinstance(sample, Failure)]
+        counts.dropped["failed"] += len(samples) - len(texts)
         return [
             TeacherSequence(origin, start, start, sample.completion_T, peer=peer)
             for sample in texts

@@ -219,3 +219,24 @@ def test_self_replay_of_a_base_model_is_plain_text():
     [sequence] = self_replay(sampler, 1, random.Random(0), Counts())
     assert texts(run, sequence)[:3] == ["<|endoftext|>", "<|endoftext|>", ""]
     assert sequence.x_length == 0
+
+
+def test_failed_samples_are_counted_as_failed_and_not_as_answers():
+    """A failed second sample does not say that the teacher answers otherwise."""
+    run = teacher(kinds={"question": 1})
+    reply = run._reply
+
+    def failing(text, seed, temperature):
+        second = temperature > 0 and "Document:" in text and "Sentence:" not in text
+        return Failure("engine died") if second else reply(text, seed, temperature)
+
+    run._reply = failing
+    sequences, counts = written(run)
+    assert sequences == [] and counts.journal_fields()["dropped"] == {"failed": 3}
+    codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
+    base = Teacher(codec, Config())
+    base._reply = lambda text, seed, temperature: Failure("engine died")
+    sampler = TeacherSampler(base, Plan(), Record(), lambda count: None)
+    counts = Counts()
+    assert self_replay(sampler, 4, random.Random(0), counts) == []
+    assert counts.dropped == {"failed": 4}
