@@ -224,10 +224,10 @@ def test_verbatim_questions_have_their_sentence_s_words_and_paraphrased_ones_oth
         if row["kind"] == "verbatim":
             assert 2 * len(shared) >= len(asked), row
         if row["kind"] == "paraphrased":
-            assert not shared, (row, shared)
+            assert len(shared) <= 1 < len(asked) or not shared, (row, shared)
             twin = verbatim_of(day, row)
             assert twin["answer"] == row["answer"]
-            assert not asked & content(twin["question"]), (row, twin)
+            assert len(asked & content(twin["question"])) <= 1, (row, twin)
 
 
 @pytest.mark.parametrize("day", DAYS)
@@ -250,7 +250,7 @@ def test_two_hop_questions_need_a_second_document(day):
             texts = dict(documents(day))
             answering = texts.pop(row["document"])
             assert not any(holds(answering, name) for name in named), row
-            bridges = re.findall(r"[A-Z]\w+ [A-Z]\w+|head diver|Dunmere", fact(day, row))
+            bridges = re.findall(r"[A-Z]\w+ [A-Z]\w+|head diver|Foxbury", fact(day, row))
             bridges = set(bridges) - {row["answer"], ORGANISATION}
             assert any(
                 holds(line, bridge) and all(holds(line, name) for name in named)
