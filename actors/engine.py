@@ -179,17 +179,30 @@ class Engine:
         """
         return [output for output in self._guarded(self.llm.llm_engine.step) if output.finished]
 
-    def prompt_logprobs(self, ids_N: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Return the log-probabilities (nats) of ids_T[1:] of each prompt. Raises as `generate`."""
-        params = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
-        outputs = self.generate(ids_N, [params] * len(ids_N))
-        return [
-            [
-                entry[token].logprob
-                for entry, token in zip(output.prompt_logprobs[1:], ids_T[1:], strict=True)
-            ]
-            for output, ids_T in zip(outputs, ids_N, strict=True)
+    def prompt_logprobs(
+        self, ids_N: Sequence[Sequence[int]], starts_N: Sequence[int] | None = None
+    ) -> list[list[float]]:
+        """Return the log-probabilities (nats) of ids_T[start:] of each prompt. Raises as `generate`.
+
+        `starts_N`: from 1; tokens before a start may come from the prefix cache. None: 1 for every
+        prompt, and the cache is not read.
+        """
+        if starts_N is None:
+            outputs = self.generate(ids_N, [_scoring_params(cached=False)] * len(ids_N))
+            return [_scored(output, 1) for output in outputs]
+        outputs = self.generate(ids_N, [_scoring_params(cached=True)] * len(ids_N))
+        scored_N = [
+            None if output.num_cached_tokens >= start else _scored(output, start)
+            for output, start in zip(outputs, starts_N, strict=True)
         ]
+        # The cache also had scored tokens, which vLLM does not score then.
+        again = [n for n, scored in enumerate(scored_N) if scored is None]
+        outputs = self.generate(
+            [ids_N[n] for n in again], [_scoring_params(cached=False)] * len(again)
+        )
+        for n, output in zip(again, outputs, strict=True):
+            scored_N[n] = _scored(output, starts_N[n])
+        return scored_N
 
     def _guarded(self, call: Callable[[], R]) -> R:
         if self.failure:
@@ -274,3 +287,21 @@ def _llm_options(options: dict, memory: bool) -> dict:
     if memory:
         chosen["worker_extension_cls"] = f"{MemoryAccess.__module__}.{MemoryAccess.__name__}"
     return chosen
+
+
+def _scoring_params(*, cached: bool) -> SamplingParams:
+    """Return parameters to score a prompt's own tokens; `cached`: but those in the prefix cache."""
+    return SamplingParams(
+        max_tokens=1,
+        temperature=0,
+        prompt_logprobs=0,
+        flat_logprobs=True,
+        detokenize=False,
+        skip_reading_prefix_cache=not cached,
+    )
+
+
+def _scored(output: RequestOutput, start: int) -> list[float]:
+    """Return the log-probabilities of a prompt's tokens from `start`, which are its last ones."""
+    scored = output.prompt_logprobs
+    return [scored.logprobs[scored.start_indices[t]] for t in range(start, len(scored))]

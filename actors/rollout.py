@@ -114,16 +114,14 @@ class RolloutWorker:
         self._check_idle()
         self.states.activate(name, version)
         results: list[tuple[float, ...] | Failure] = []
-        ids_N = [request.context_T + request.prompt_T for request in requests_N]
         errors_N = [self._invalid_scoring(request) for request in requests_N]
+        valid = [r for r, error in zip(requests_N, errors_N, strict=True) if not error]
         scored = self.engine.prompt_logprobs(
-            [ids for ids, error in zip(ids_N, errors_N, strict=True) if not error]
+            [request.context_T + request.prompt_T for request in valid],
+            [len(request.context_T) for request in valid],
         )
-        for request, error in zip(requests_N, errors_N, strict=True):
-            if error:
-                results.append(Failure(error, "rollout"))
-            else:
-                results.append(tuple(scored.pop(0)[len(request.context_T) - 1 :]))
+        for error in errors_N:
+            results.append(Failure(error, "rollout") if error else tuple(scored.pop(0)))
         return results
 
     def _invalid_scoring(self, request: Request) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -460,6 +461,19 @@ def test_logprobs_are_those_of_the_prompt_behind_its_context(worker, path, have)
     assert worker.logprobs([], "scored", 1) == []
     with pytest.raises(RunError, match="scored v2 is not loaded"):
         worker.logprobs(requests, "scored", 2)
+
+
+def test_logprobs_behind_a_cached_context_are_those_of_the_whole_prompt(worker, path, have):
+    model = changed_model(path, 4)
+    worker.load(weights_of(model, "scored", 1, have))
+    context = tuple(random.Random(0).choices(range(5, 15), k=70))
+    answer = tuple(random.Random(1).choices(range(5, 15), k=40))
+    # the context alone, then also the scored tokens themselves are in the prefix cache
+    worker.sample([Request((), context)], "scored", 1, SAMPLING)
+    for scored in (answer, answer[:3], answer):
+        [logprobs] = worker.logprobs([Request(scored, context)], "scored", 1)
+        expected = hf_logprobs(model, context + scored)[-len(scored) :]
+        assert logprobs == pytest.approx(expected, abs=1e-4)
 
 
 def test_every_token_has_the_version_that_sampled_it(worker, path, have):
