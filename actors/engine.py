@@ -182,7 +182,7 @@ class Engine:
     def prompt_logprobs(
         self, ids_N: Sequence[Sequence[int]], starts_N: Sequence[int] | None = None
     ) -> list[list[float]]:
-        """Return the log-probabilities (nats) of ids_T[start:] of each prompt. Raises as `generate`.
+        """Return the log-probabilities (nats) of ids_T[start:] per prompt. Raises as `generate`.
 
         `starts_N`: from 1; tokens before a start may come from the prefix cache. None: 1 for every
         prompt, and the cache is not read.

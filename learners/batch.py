@@ -8,7 +8,7 @@ self-made prompt up to the marker) followed by the answer y.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -48,6 +48,26 @@ class Batch:
 def per_token(row: TrainingRow, on_prompt: float, on_answer: float) -> list[float]:
     """Return one value per completion token: `on_prompt` for x, `on_answer` for y."""
     return [on_prompt] * row.x_length + [on_answer] * (len(row.completion_T) - row.x_length)
+
+
+def without_prompt_loss(row: TrainingRow) -> TrainingRow:
+    """Return a row with the same loss where the weight on x is 0: x belongs to the prompts, so that
+    no logits are computed there.
+
+    The reward term is on the whole completion, so that a rewarded row is returned unchanged.
+    """
+    x_length = row.x_length
+    if not 0 < x_length < len(row.completion_T) or row.advantage is not None:
+        return row
+    x_T = row.completion_T[:x_length]
+    return replace(
+        row,
+        prompt_T=row.prompt_T + x_T,
+        completion_T=row.completion_T[x_length:],
+        teacher_T=(row.teacher_T or row.prompt_T) + x_T,
+        behaviour_T=row.behaviour_T[x_length:],
+        x_length=0,
+    )
 
 
 def collate(

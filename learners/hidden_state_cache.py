@@ -22,6 +22,7 @@ class TeacherInput(NamedTuple):
     teacher: int  # see contracts.records.TrainingRow.teacher
     prompt_T: tuple[int, ...]
     completion_T: tuple[int, ...]
+    shared: int = 0  # leading tokens of prompt_T that other inputs share
 
 
 class HiddenStateCache:

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from learners.batch import collate, per_token
+from learners.batch import collate, per_token, without_prompt_loss
 from learners.engine import Engine, reduce_sum
 from learners.passes import FILLER, assign_to_ranks, micro_batches, student_length
 from learners.teacher import Teacher
@@ -59,6 +59,9 @@ class BatchOptimizer:
         """
         began = time.perf_counter()
         prompt_weight = self.config.objective.prompt_weight if seeding else 1.0
+        tokens = sum(len(row.completion_T) for row in batch_N)
+        if prompt_weight == 0:
+            batch_N = [without_prompt_loss(row) for row in batch_N]
         positions = sum(sum(per_token(row, prompt_weight, 1.0)) for row in batch_N)
         rewarded = sum(len(row.completion_T) for row in batch_N if row.advantage is not None)
         totals, divergence_N = self._backward(batch_N, positions, rewarded, prompt_weight, seeding)
@@ -70,7 +73,7 @@ class BatchOptimizer:
         totals.update(
             grad_norm=self.engine.step(lr),
             lr=lr,
-            tokens_trained=float(sum(len(row.completion_T) for row in batch_N)),
+            tokens_trained=float(tokens),
             sequences=float(len(batch_N)),
             seconds=time.perf_counter() - began,
         )

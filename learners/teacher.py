@@ -7,8 +7,9 @@ Shape suffixes: N rows, T tokens of a completion, D hidden size.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from learners.document_states import DocumentStates, document_of
 from learners.hidden_state_cache import HiddenStateCache, TeacherInput
 from learners.passes import split_into_passes
 from learners.seeding import Seeding
@@ -25,10 +26,12 @@ class Teacher:
         self.cache = cache
         self.budget = budget
         self.device = device
+        self.documents = DocumentStates(cache.limit, module.pad, device)
 
     def clear_cache(self) -> None:
         """Empty the cache, because the teacher changed."""
         self.cache.clear()
+        self.documents.cache.clear()
 
     @torch.no_grad()
     def hidden(self, rows_N: list[TrainingRow], min_passes: int = 0) -> list[Tensor | None]:
@@ -58,6 +61,8 @@ class Teacher:
         out = {}
         for teacher in sorted({key.teacher for key in inputs} | {0}):
             own_inputs = [key for key in inputs if key.teacher == teacher]
+            out |= self._after_documents(teacher, own_inputs)
+            own_inputs = [key for key in own_inputs if key not in out]
             passes = self._passes(own_inputs, 0 if teacher else min_passes)
             for part in passes:
                 out |= self._one_pass(teacher, part)
@@ -72,8 +77,29 @@ class Teacher:
         passes = split_into_passes(lengths, self.budget, min_passes)
         return [[inputs[n] for n in numbers] for numbers in passes]
 
+    def _after_documents(
+        self, teacher: int, inputs: list[TeacherInput]
+    ) -> dict[TeacherInput, Tensor]:
+        """Return the hidden states of the inputs whose documents are cached."""
+        model = self._model(teacher)
+        groups: dict[TeacherInput, list[TeacherInput]] = {}
+        for key in inputs:
+            if self.documents.suits(model, key):
+                groups.setdefault(document_of(key), []).append(key)
+        out = {}
+        for document, group in groups.items():
+            before = len(document.prompt_T)
+            lengths = [len(key.prompt_T) - before + len(key.completion_T) for key in group]
+            for numbers in split_into_passes(lengths, self.budget):
+                part = [group[n] for n in numbers]
+                out |= dict(zip(part, self.documents.hidden(model, part), strict=True))
+        return out
+
+    def _model(self, teacher: int) -> nn.Module:
+        return self.module.other_teachers[teacher - 1] if teacher else self.module.model
+
     def _one_pass(self, teacher: int, inputs: list[TeacherInput]) -> dict[TeacherInput, Tensor]:
-        model = self.module.other_teachers[teacher - 1] if teacher else self.module.model
+        model = self._model(teacher)
         completions = [key.completion_T for key in inputs]
         packed = PaddedRows.of(
             [key.prompt_T for key in inputs], completions, self.module.pad, self.device
@@ -86,4 +112,5 @@ def teacher_input(row: TrainingRow) -> TeacherInput | None:
     """Return the teacher's input of a row; None for a hard target."""
     if row.teacher == HARD_TARGET:
         return None
-    return TeacherInput(row.teacher, row.teacher_T or row.prompt_T, row.completion_T)
+    prompt_T = row.teacher_T or row.prompt_T
+    return TeacherInput(row.teacher, prompt_T, row.completion_T, row.shared)

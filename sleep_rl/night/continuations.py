@@ -126,4 +126,5 @@ def _student_row(
         teacher=sequence.peer,
         x_length=prefix.prompt_tokens(codec, sample.completion_T),
         temperature=sequence.temperature,
+        shared=sequence.shared,
     )

@@ -25,6 +25,7 @@ def _teacher_row(sequence: TeacherSequence) -> TrainingRow:
         teacher=HARD_TARGET if sequence.origin == Origin.DREAM else sequence.peer,
         x_length=sequence.x_length,
         temperature=sequence.temperature,
+        shared=sequence.shared,
     )
 
 

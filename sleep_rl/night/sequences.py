@@ -49,6 +49,11 @@ class TeacherSequence:
         """Whether it belongs to self-replay."""
         return self.origin in SELF_REPLAY
 
+    @property
+    def shared(self) -> int:
+        """Leading tokens of context_T that sequences about the same document share."""
+        return len(self.context_T) if self.origin == Origin.DOCUMENT else 0
+
 
 @dataclass(frozen=True)
 class NightData:

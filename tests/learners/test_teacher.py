@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sleep_rl.contracts.records import HARD_TARGET, TEACHER
+from sleep_rl.contracts.records import HARD_TARGET, TEACHER, TrainingRow
 from sleep_rl.model.memory import view_of
 from tests.learners.twins import ROWS
 
@@ -66,3 +66,34 @@ def test_min_passes_adds_padding_passes(counted):
     del passes[:]
     learner.teacher.hidden([], 2)
     assert passes == [1, 1]
+
+
+def test_rows_about_one_document_share_its_pass(counted):
+    learner, passes = counted
+    learner.teacher.budget = 4096
+    document = tuple(3 + n % 11 for n in range(80))
+    others = tuple(4 + n % 9 for n in range(70))
+    rows = [
+        TrainingRow((1, 5), (6, 7, 2), teacher_T=(*document, 5), shared=80),
+        TrainingRow((1, 5), (8, 9, 6, 2), teacher_T=(*document, 9, 5), shared=80),
+        # the completion follows the document at once
+        TrainingRow((1, 5), (4, 2), teacher_T=document, shared=80),
+        TrainingRow((1, 5), (7, 2), teacher_T=(*others, 6), shared=70),
+    ]
+    hidden = learner.teacher.hidden(rows)
+    # the document and the rows after it; the third has a token of the document for itself
+    assert passes == [1, 2, 1, 1, 1, 1]
+    for got, row in zip(hidden, rows, strict=True):
+        assert torch.allclose(got, slow_hidden(learner.model, row), atol=1e-5)
+    del passes[:]
+    sampled = replace(rows[0], completion_T=(9, 9, 2), behaviour_T=(0.0, 0.0, 0.0))
+    [got] = learner.teacher.hidden([sampled])
+    assert passes == [1]
+    assert torch.allclose(got, slow_hidden(learner.model, sampled), atol=1e-5)
+
+
+def test_a_short_document_is_part_of_the_pass(counted):
+    learner, passes = counted
+    row = TrainingRow((1, 5), (6, 2), teacher_T=tuple(range(3, 13)), shared=10)
+    learner.teacher.hidden([row])
+    assert passes == [1]

@@ -1,0 +1,86 @@
+"""Keys and values of documents: all questions about a document are computed after its tokens,
+which go through the teacher once.
+
+Shape suffixes: B sequences, T tokens, D hidden size, K layers, H key-value heads, A head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache
+
+from learners.hidden_state_cache import HiddenStateCache, TeacherInput
+from sleep_rl.contracts.records import TEACHER
+from sleep_rl.model.decoder import run_layers
+from sleep_rl.model.memory import view_of
+from sleep_rl.model.packing import PaddedRows
+
+FEWEST_TOKENS = 64
+"""Of a document whose keys and values are kept: a pass of its own costs more than fewer tokens."""
+
+
+class DocumentStates:
+    """Computes the teacher's hidden states of sequences after their documents."""
+
+    def __init__(self, limit: int, pad: int, device: str):
+        """`limit`: host memory of the cached keys and values, in bytes."""
+        self.cache = HiddenStateCache(limit)
+        self.pad = pad
+        self.device = device
+
+    def suits(self, model: nn.Module, key: TeacherInput) -> bool:
+        """Return whether an input has a document whose keys and values are cached."""
+        if getattr(model.model, "has_sliding_layers", False):
+            return False
+        return self.cache.limit > 0 and key.shared >= FEWEST_TOKENS
+
+    @torch.no_grad()
+    def hidden(self, model: nn.Module, inputs_B: Sequence[TeacherInput]) -> list[Tensor]:
+        """Return the last hidden states [T, D] that predict each completion. All inputs share their
+        document.
+        """
+        document = document_of(inputs_B[0])
+        before = len(document.prompt_T)
+        stored_KBHTA = self.cache.get(document)
+        if stored_KBHTA is None:
+            stored_KBHTA = self._read(model, document.prompt_T)
+            self.cache.put(document, stored_KBHTA)
+        count = len(inputs_B)
+        past = DynamicCache(
+            [
+                (keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1))
+                for keys, values in stored_KBHTA.to(self.device)
+            ]
+        )
+        rows = PaddedRows.of(
+            [key.prompt_T[before:] for key in inputs_B],
+            [key.completion_T for key in inputs_B],
+            self.pad,
+            self.device,
+        )
+        hidden_PD = rows.at_positions(self._run(model, rows.ids_BT, rows.mask_BT, past))
+        return list(hidden_PD.split([len(key.completion_T) for key in inputs_B]))
+
+    def _read(self, model: nn.Module, ids_T: tuple[int, ...]) -> Tensor:
+        """Return the keys and values [K, 2, 1, H, T, A] of a document's tokens."""
+        ids_BT = torch.tensor([ids_T], device=self.device)
+        past = DynamicCache()
+        self._run(model, ids_BT, torch.ones_like(ids_BT), past)
+        return torch.stack([torch.stack([layer.keys, layer.values]) for layer in past.layers])
+
+    def _run(self, model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, past: DynamicCache) -> Tensor:
+        decoder = model.model
+        with view_of(model, TEACHER):
+            hidden_BTD = run_layers(decoder, decoder.embed_tokens(ids_BT), mask_BT, past=past)
+        return decoder.norm(hidden_BTD)
+
+
+def document_of(key: TeacherInput) -> TeacherInput:
+    """Return the cache key of an input's document. A token of the prompt stays out of it, since the
+    first token of the completion is predicted there.
+    """
+    tokens = min(key.shared, len(key.prompt_T) - 1)
+    return TeacherInput(key.teacher, key.prompt_T[:tokens], ())
