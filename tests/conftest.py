@@ -13,9 +13,13 @@ from actors.environment import cpu_environment
 
 os.environ.update(cpu_environment(1), HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
+from contextlib import suppress
+
+import psutil
 import pytest
 
 from tests import distribution
+from tests.fakes.processes import LIMIT_S
 
 STARTS_PROCESSES = {"rollout", "worker"}
 """Fixtures with a vLLM engine, and with a learner on DeepSpeed."""
@@ -103,6 +107,61 @@ def rollout():
     yield worker
     for engine in live.values():
         engine.close()
+
+
+@pytest.fixture(scope="session")
+def ray_log_dir(tmp_path_factory):
+    """Folder of the logs of the workers on `ray_backend`."""
+    return tmp_path_factory.mktemp("ray-logs")
+
+
+@pytest.fixture(scope="session")
+def ray_of_this_process(ray_log_dir):
+    """The one RayBackend that a process can have (it takes seconds to start), and the addresses at
+    which it and a worker listen. When it is shut down, none of its processes is left.
+    """
+    from cluster.runtime.ray_backend import RayBackend
+
+    others, ports = family(), listening()
+    backend = RayBackend(cpus=2, log_dir=str(ray_log_dir), start_timeout_s=LIMIT_S)
+    worker = backend.spawn("tests.fakes.workers:Echo", {}, name="first")
+    backend.ready([worker])
+    started = family() - others
+    yield backend, {address.ip for address in listening() - ports}
+    workers = {p for one in started if one.is_running() for p in one.children(recursive=True)}
+    backend.shutdown()
+    backend.shutdown()  # does nothing
+    _, left = psutil.wait_procs(started | workers, timeout=LIMIT_S)
+    assert not left, [process.cmdline() for process in left]
+
+
+def family():
+    """The processes that this one and its descendants have started."""
+    return set(psutil.Process().children(recursive=True))
+
+
+def listening():
+    """The addresses at which this process and its descendants listen."""
+    found = set()
+    for process in (psutil.Process(), *family()):
+        with suppress(psutil.NoSuchProcess):
+            connections = process.net_connections("inet")
+            found |= {c.laddr for c in connections if c.status == psutil.CONN_LISTEN}
+    return found
+
+
+@pytest.fixture(scope="session")
+def ray_addresses(ray_of_this_process):
+    return ray_of_this_process[1]
+
+
+@pytest.fixture(scope="module")
+def ray_backend(ray_of_this_process):
+    """A RayBackend with two CPUs, and without workers of other modules."""
+    backend = ray_of_this_process[0]
+    yield backend
+    while backend._channels:
+        backend._channels.pop().kill()
 
 
 @pytest.fixture

@@ -6,6 +6,13 @@ TOGETHER = {
     "tests/actors/test_rollout.py": "engines",
     "tests/actors/test_vllm_model.py": "engines",
     "tests/learners/test_dream_state.py": "engines",
+    "tests/cluster/test_critics.py": "ray",
+    "tests/cluster/test_pool.py": "ray",
+    "tests/cluster/test_ray_backend.py": "ray",
+    "tests/cluster/test_scale.py": "ray",
+    "tests/cluster/test_weights.py": "ray",
+    "tests/learners/test_ranks.py": "ray",
+    "tests/system/test_safety.py": "ray",
 }
 """File -> its unit. A unit runs in one process: its files use the same fixtures of the session,
 which take seconds to make. Every other file is a unit of its own.

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from cluster.crew import WorkerCrew
-from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.restarts import Restarts
 from cluster.worker_specs import CrewHandles, CrewSpec
 from sleep_rl.contracts.errors import RunError
@@ -28,31 +27,25 @@ class Learner:
         )
 
 
-@pytest.fixture(scope="module")
-def backend():
-    with RayBackend(cpus=2) as backend:
-        yield backend
-
-
 @pytest.fixture
-def crew(backend, tmp_path):
+def crew(ray_backend, tmp_path):
     """(kwargs of each critic) -> a crew of critics only, and its journal."""
 
     def make(*kwargs_N):
         handles = [
-            backend.spawn(
-                "tests.fakes.workers:CountingCritic",
+            ray_backend.spawn(
+                "tests.fakes.rollouts:CountingCritic",
                 {"name": f"critic-{i}", **kwargs},
                 name=f"critic-{i}",
             )
             for i, kwargs in enumerate(kwargs_N)
         ]
-        backend.ready(handles)
+        ray_backend.ready(handles)
         journal = Journal(tmp_path / "metrics.jsonl")
         config = toy(critics={"copies_per_pass": 2})  # several calls
         spec = CrewSpec(config, "none", "none")
         crew_handles = CrewHandles([], critics=handles)
-        made = WorkerCrew(backend, spec, crew_handles, journal, Restarts(1, journal))
+        made = WorkerCrew(ray_backend, spec, crew_handles, journal, Restarts(1, journal))
         made.version = 4
         made.learn = Learner()
         return made, journal

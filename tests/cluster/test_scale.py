@@ -7,7 +7,6 @@ import pytest
 from cluster import scale
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.pool import Pool
-from cluster.runtime.ray_backend import RayBackend
 from cluster.scale import Scaler
 from cluster.weights import WeightStore
 from sleep_rl.contracts.errors import InputError
@@ -18,19 +17,13 @@ from tests.fakes.processes import LIMIT_S, until
 from tests.fakes.undocumented import undocumented
 
 
-@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.stack)])
-def backend(request):
-    with LocalBackend() if request.param == "local" else RayBackend(cpus=2) as backend:
-        yield backend
-
-
 class ScaledPool:
     """A pool with a store, a journal and a scaler, as the crew has them."""
 
     def __init__(self, backend, tmp_path, count, most=8, **worker):
         def spawn(number):
             return backend.spawn(
-                "tests.fakes.workers:CheckingRollout", worker, name=f"rollout-{number}"
+                "tests.fakes.rollouts:CheckingRollout", worker, name=f"rollout-{number}"
             )
 
         def check(count):

@@ -5,28 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.pool import Pool
-from cluster.runtime.ray_backend import RayBackend
 from cluster.weights import WeightsDamaged, WeightStore
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.model.tensor_digest import digest
 from tests.fakes.exports import KEYS, export, state
 from tests.fakes.processes import LIMIT_S
-from tests.fakes.workers import CheckingRollout
-
-
-@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.stack)])
-def backend(request):
-    with LocalBackend() if request.param == "local" else RayBackend(cpus=2) as backend:
-        yield backend
+from tests.fakes.rollouts import CheckingRollout
 
 
 @pytest.fixture(scope="module")
 def handles(backend):
     handles = [
         backend.spawn(
-            "tests.fakes.workers:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}"
+            "tests.fakes.rollouts:CheckingRollout", {"probe_gap": i / 100}, name=f"rollout-{i}"
         )
         for i in range(2)
     ]
@@ -111,9 +103,7 @@ class TestRefill:
         store.refill(handles[:1])
         assert handles[0].held() == {"teacher": 1, "student": 4}
 
-    def test_a_dead_worker_fails_the_push_and_is_refilled(self, store, pool, handles, backend):
-        if isinstance(backend, LocalBackend):
-            pytest.skip("needs a process per worker")
+    def test_a_dead_worker_fails_the_push_and_is_refilled(self, store, pool, handles, only_ray):
         store.push(export("teacher", 1, state(1.0), {}))
         handles[1]._channel.kill()
         with pytest.raises(RunError, match=r"^worker rollout-1 died during load"):
@@ -157,7 +147,7 @@ class TestRefill:
 
 class TestErrors:
     def test_a_worker_that_reports_another_version(self, backend):
-        handle = backend.spawn("tests.fakes.workers:CheckingRollout", {"lies": True}, name="liar")
+        handle = backend.spawn("tests.fakes.rollouts:CheckingRollout", {"lies": True}, name="liar")
         store = WeightStore(backend, Pool("rollouts", [handle], LIMIT_S))
         with pytest.raises(
             RunError,

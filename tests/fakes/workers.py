@@ -1,4 +1,6 @@
-"""Plain workers for the tests of cluster/, importable by path in any process."""
+"""Small plain workers for the tests of cluster/, importable by path in any process. Their processes
+start without torch, in a third of the time.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +9,7 @@ import time
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure, InputError, RunError
-from sleep_rl.contracts.records import LoadReport, Pair, Sample, Weights
-from sleep_rl.model.tensor_digest import digest
+from sleep_rl.contracts.records import Pair, Sample
 
 
 class Echo:
@@ -75,24 +76,27 @@ class Echo:
     def type_error(self) -> None:
         raise TypeError("an odd\nmessage")
 
-    def sleep(self, seconds: float) -> None:
+    def sleep(self, seconds: float, path: str = "") -> None:
+        """Sleeps, and on until there is a file at `path`, where one is named."""
         time.sleep(seconds)
+        while path and not os.path.exists(path):
+            time.sleep(0.05)
 
     def die(self) -> None:
         os._exit(3)
 
 
 class Scorer:
-    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, one of (1,) fails,
-    and a call with one of two tokens raises.
+    """A Reward: 1 for equal tokens. A pair whose student is (0,) takes `slow_s`, and until there is
+    a file at `path` where one is given; one of (1,) fails, a call with one of two tokens raises.
     """
 
-    def __init__(self, slow_s: float = 0.0) -> None:
-        self.slow_s = slow_s
+    def __init__(self, slow_s: float = 0.0, path: str = "") -> None:
+        self.slow_s, self.path = slow_s, path
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
         if any(pair.student_T == (0,) for pair in pairs_N):
-            time.sleep(self.slow_s)
+            Echo().sleep(self.slow_s, self.path)
         if any(len(pair.student_T) == 2 for pair in pairs_N):
             raise IndexError("no second token")
         return [
@@ -101,90 +105,17 @@ class Scorer:
         ]
 
     def close(self) -> None:
-        self.slow_s = 0.0
-
-
-class CheckingRollout:
-    """A Rollout that verifies every tensor of the manifest by digest."""
-
-    def __init__(self, probe_gap: float = 0.0, lies: bool = False) -> None:
-        self.states: dict[str, tuple[int, dict[str, Any]]] = {}
-        self.loads: list[tuple[str, int, int]] = []  # name, version, tensors in the delta
-        self.probe_gap, self.lies = probe_gap, lies
-
-    def load(self, weights: Weights) -> LoadReport:
-        self.loads.append((weights.name, weights.version, len(weights.tensors)))
-        mine = {digest(t): t for _, state in self.states.values() for t in state.values()}
-        mine |= {digest(t): t for t in weights.tensors.values()}
-        missing = [key for key, wanted in weights.manifest.items() if wanted not in mine]
-        if missing:
-            raise RunError(f"{weights.name} version {weights.version}: missing {missing[0]}")
-        self.states[weights.name] = (
-            weights.version,
-            {k: mine[d] for k, d in weights.manifest.items()},
-        )
-        return LoadReport(
-            weights.name,
-            weights.version - self.lies,
-            len(weights.tensors),
-            weights.nbytes,
-            0.0,
-            self.probe_gap,
-        )
-
-    def value(self, name: str, key: str) -> float:
-        return float(self.states[name][1][key].sum())
-
-    def held(self) -> dict[str, int]:
-        return {name: version for name, (version, _) in self.states.items()}
-
-    def seen(self) -> list[tuple[str, int, int]]:
-        return self.loads
-
-    def forget(self) -> None:
-        """Drop all pushed states, as after a restart."""
-        self.states, self.loads = {}, []
-
-    def sample(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
-        raise RunError("this rollout only loads")
-
-    def logprobs(self, requests_N: list[Any], name: str, version: int) -> list[Any]:
-        raise RunError("this rollout only loads")
-
-    def close(self) -> None:
-        self.forget()
-
-
-class CountingCritic(CheckingRollout):
-    """A Critic that answers with its versions and calls; the one named `victim` dies once, at its
-    first trial, and one with `drifts` changes its own weights by a trial.
-    """
-
-    def __init__(
-        self, name: str = "", victim: str = "", path: str = "", drifts: bool = False
-    ) -> None:
-        super().__init__()
-        self.name, self.victim, self.path, self.drifts, self.tried = name, victim, path, drifts, 0
-
-    def try_out(self, trials_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
-        if self.name == self.victim and not os.path.exists(self.path):
-            open(self.path, "w").close()
-            os._exit(3)
-        if self.states.get(name, (-1,))[0] < version:
-            raise RunError(f"{name} version {version} is not held here")
-        self.tried += len(trials_N)
-        fill = int(self.value(name, next(iter(self.states[name][1]))))
-        return [((trial.seed, fill),) for trial in trials_N]
-
-    def digest(self) -> str:
-        return f"{sorted(self.states)} {self.tried if self.drifts else 0}"
+        self.slow_s, self.path = 0.0, ""
 
 
 class Sliced:
-    """A Rollout that samples in `slices` slices of the requested length per batch."""
+    """A Rollout that samples in `slices` slices of the requested length per batch; where it
+    `waits`, a batch ends three slices after the next weights.
+    """
 
-    def __init__(self, slices: int) -> None:
+    def __init__(self, slices: int, waits: bool = False) -> None:
         self.slices, self.left, self.batch, self.log = slices, 0, (), []
+        self.waits = waits
 
     def begin(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> None:
         if self.left:
@@ -193,7 +124,7 @@ class Sliced:
 
     def more(self, seconds: float) -> list[Any] | None:
         time.sleep(seconds)
-        self.left -= 1
+        self.left -= not self.waits
         self.log.append("slice")
         if self.left:
             return None
@@ -205,6 +136,8 @@ class Sliced:
 
     def load(self, weights: Any) -> None:
         self.log.append("load")
+        if self.waits:
+            self.left, self.waits = 3, False
 
     def seen(self) -> list[str]:
         return self.log
