@@ -16,7 +16,7 @@ from sleep_rl.contracts.records import Pair, Request, Sample, Sampling
 from sleep_rl.contracts.roles import Reward
 from sleep_rl.journal.journal import Journal
 from tests.fakes.configs import toy
-from tests.fakes.processes import LIMIT_S, until
+from tests.fakes.processes import LIMIT_S, kill_worker, until
 from tests.fakes.workers import Echo, Scorer
 
 
@@ -195,7 +195,7 @@ class TestRewardPool:
         rewards = RewardPool(
             [handle], LIMIT_S, lambda worker, reason: spent.append((worker, reason))
         )
-        handle._channel.kill()
+        kill_worker(handle)
         assert rewards.score([self.SAME, self.OTHER]) == [1.0, 0.0]
         # the cause that Ray reports depends on whether it has noticed the death already
         [(worker, reason)] = spent

@@ -10,7 +10,7 @@ from cluster.weights import WeightsDamaged, WeightStore
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.model.tensor_digest import digest
 from tests.fakes.exports import KEYS, export, state
-from tests.fakes.processes import LIMIT_S
+from tests.fakes.processes import LIMIT_S, kill_worker
 from tests.fakes.rollouts import CheckingRollout
 
 
@@ -105,7 +105,7 @@ class TestRefill:
 
     def test_a_dead_worker_fails_the_push_and_is_refilled(self, store, pool, handles, only_ray):
         store.push(export("teacher", 1, state(1.0), {}))
-        handles[1]._channel.kill()
+        kill_worker(handles[1])
         with pytest.raises(RunError, match=r"^worker rollout-1 died during load"):
             store.push(export("teacher", 2, state(2.0), {}))
         with pytest.raises(

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).parents[2]
 LIMIT_S = 3600
 """Timeout of tests in seconds, which only a hang exceeds, also on a loaded machine."""
@@ -91,6 +93,15 @@ def kill_after(process, journal, count):
     until(lambda: has_lines(journal, count), process)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def kill_worker(handle):
+    """Kill the process of a worker, and return when it is gone: a call that follows Ray's own
+    `kill` may still be answered.
+    """
+    process = psutil.Process(handle.pid())
+    process.kill()
+    process.wait(LIMIT_S)
 
 
 def as_at_a_terminal() -> None:

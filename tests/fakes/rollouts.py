@@ -47,6 +47,9 @@ class CheckingRollout:
     def seen(self) -> list[tuple[str, int, int]]:
         return self.loads
 
+    def pid(self) -> int:
+        return os.getpid()
+
     def forget(self) -> None:
         """Drop all pushed states, as after a restart."""
         self.states, self.loads = {}, []

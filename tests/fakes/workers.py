@@ -77,7 +77,7 @@ class Echo:
         raise TypeError("an odd\nmessage")
 
     def sleep(self, seconds: float, path: str = "") -> None:
-        """Sleeps, and on until there is a file at `path`, where one is named."""
+        """Sleep, and go on until there is a file at `path`, where one is named."""
         time.sleep(seconds)
         while path and not os.path.exists(path):
             time.sleep(0.05)
@@ -103,6 +103,9 @@ class Scorer:
             Failure("empty") if p.student_T == (1,) else float(p.student_T == p.teacher_T)
             for p in pairs_N
         ]
+
+    def pid(self) -> int:
+        return os.getpid()
 
     def close(self) -> None:
         self.slow_s, self.path = 0.0, ""
