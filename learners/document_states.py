@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from learners.hidden_state_cache import HiddenStateCache, TeacherInput
-from sleep_rl.contracts.records import TEACHER
+from sleep_rl.contracts.records import TEACHER, UNTOUCHED_BASE
 from sleep_rl.model.decoder import run_layers
 from sleep_rl.model.memory import view_of
 from sleep_rl.model.packing import PaddedRows
@@ -32,8 +32,10 @@ class DocumentStates:
         self.device = device
 
     def suits(self, model: nn.Module, key: TeacherInput) -> bool:
-        """Return whether an input has a document whose keys and values are cached."""
-        if getattr(model.model, "has_sliding_layers", False):
+        """Return whether an input has a document whose keys and values are cached. The untouched
+        base reads none.
+        """
+        if key.teacher == UNTOUCHED_BASE or getattr(model.model, "has_sliding_layers", False):
             return False
         return self.cache.limit > 0 and key.shared >= FEWEST_TOKENS
 

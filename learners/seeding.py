@@ -47,9 +47,13 @@ class Seeding(nn.Module):
             Expert(level.router[1], level.w_in[1], level.w_out[1]) for level in first_levels
         )
 
+    def teacher_model(self, teacher: int) -> nn.Module:
+        """Return the model of the teacher with this number; see TrainingRow.teacher."""
+        return self.other_teachers[teacher - 1] if teacher > 0 else self.model
+
     def hidden(self, rows: PaddedRows, view: str, model: nn.Module | None = None) -> Tensor:
-        """Return the last hidden states [P, D] at the loss positions; `view`: TEACHER or STUDENT;
-        `model`: another model than the learner's own, e.g. one of model.teachers.
+        """Return the last hidden states [P, D] at the loss positions; `view`: TEACHER, STUDENT or
+        CHECKPOINT; `model`: another model than the learner's own, e.g. one of model.teachers.
         """
         model = model or self.model
         decoder = model.model
@@ -123,7 +127,7 @@ class Seeding(nn.Module):
         self, teacher: int, rows: TeacherRows, batch: Batch, student_PD: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the same at the positions of one teacher's rows."""
-        model = self.other_teachers[teacher - 1] if teacher else self.model
+        model = self.teacher_model(teacher)
         temperature_P = batch.teacher_temperature_P
         return seeding_terms(
             self.model.lm_head,

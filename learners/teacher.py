@@ -7,22 +7,35 @@ Shape suffixes: N rows, T tokens of a completion, D hidden size.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from learners.document_states import DocumentStates, document_of
 from learners.hidden_state_cache import HiddenStateCache, TeacherInput
 from learners.passes import split_into_passes
 from learners.seeding import Seeding
-from sleep_rl.contracts.records import HARD_TARGET, TEACHER, TrainingRow
+from sleep_rl.contracts.records import (
+    CHECKPOINT,
+    HARD_TARGET,
+    TEACHER,
+    UNTOUCHED_BASE,
+    TrainingRow,
+)
+from sleep_rl.model.memory import remember_checkpoint
 from sleep_rl.model.packing import PaddedRows
+
+OWN = (UNTOUCHED_BASE, 0)
+"""Teachers that are states of the learner's own model."""
 
 
 class Teacher:
-    """Computes hidden states with the memory's TEACHER state (teacher 0) or model.teachers (k)."""
+    """Computes hidden states with the memory's TEACHER state (teacher 0), its CHECKPOINT state
+    (UNTOUCHED_BASE) or model.teachers (k).
+    """
 
     def __init__(self, module: Seeding, cache: HiddenStateCache, *, budget: int, device: str):
-        """`budget`: padded tokens of a pass."""
+        """`budget`: padded tokens of a pass. The memory must be that of the checkpoint."""
         self.module = module
+        remember_checkpoint(module.model)
         self.cache = cache
         self.budget = budget
         self.device = device
@@ -38,7 +51,7 @@ class Teacher:
         """Return the last hidden states [T, D] that predict each row's completion; None for a row
         with a hard target.
 
-        min_passes: smallest number of passes of teacher 0; padding passes are added.
+        min_passes: smallest number of passes of the own model; padding passes are added.
         """
         inputs = [teacher_input(row) for row in rows_N]
         # the teacher's own sequences are drawn many times, a sample of the student only once
@@ -52,23 +65,26 @@ class Teacher:
         return [cached[r].to(self.device) if r else None for r in inputs]
 
     def pass_count(self, rows_N: list[TrainingRow]) -> int:
-        """Return the number of passes of teacher 0 for these rows with an empty cache."""
+        """Return the number of passes of the own model for these rows with an empty cache."""
         inputs = {teacher_input(row) for row in rows_N} - {None}
-        return len(self._passes([r for r in inputs if r.teacher == 0]))
+        return sum(len(self._passes([r for r in inputs if r.teacher == own])) for own in OWN)
 
     def _compute(self, inputs: list[TeacherInput], min_passes: int) -> dict[TeacherInput, Tensor]:
         """Return the hidden states [T, D] of inputs, computed in passes of similar lengths."""
         out = {}
+        missing = min_passes  # passes of the own model that are still to be made
         for teacher in sorted({key.teacher for key in inputs} | {0}):
             own_inputs = [key for key in inputs if key.teacher == teacher]
             out |= self._after_documents(teacher, own_inputs)
             own_inputs = [key for key in own_inputs if key not in out]
-            passes = self._passes(own_inputs, 0 if teacher else min_passes)
+            passes = self._passes(own_inputs, max(missing, 0) if teacher == 0 else 0)
             for part in passes:
                 out |= self._one_pass(teacher, part)
+            if teacher in OWN:
+                missing -= len(passes)
             if teacher == 0:
                 filler = TeacherInput(0, (self.module.pad,), (self.module.pad,))
-                for _ in range(min_passes - len(passes)):
+                for _ in range(missing):
                     self._one_pass(0, [filler])
         return out
 
@@ -81,7 +97,7 @@ class Teacher:
         self, teacher: int, inputs: list[TeacherInput]
     ) -> dict[TeacherInput, Tensor]:
         """Return the hidden states of the inputs whose documents are cached."""
-        model = self._model(teacher)
+        model = self.module.teacher_model(teacher)
         groups: dict[TeacherInput, list[TeacherInput]] = {}
         for key in inputs:
             if self.documents.suits(model, key):
@@ -95,16 +111,14 @@ class Teacher:
                 out |= dict(zip(part, self.documents.hidden(model, part), strict=True))
         return out
 
-    def _model(self, teacher: int) -> nn.Module:
-        return self.module.other_teachers[teacher - 1] if teacher else self.module.model
-
     def _one_pass(self, teacher: int, inputs: list[TeacherInput]) -> dict[TeacherInput, Tensor]:
-        model = self._model(teacher)
+        model = self.module.teacher_model(teacher)
+        view = CHECKPOINT if teacher == UNTOUCHED_BASE else TEACHER
         completions = [key.completion_T for key in inputs]
         packed = PaddedRows.of(
             [key.prompt_T for key in inputs], completions, self.module.pad, self.device
         )
-        pieces = self.module.hidden(packed, TEACHER, model).split([len(c) for c in completions])
+        pieces = self.module.hidden(packed, view, model).split([len(c) for c in completions])
         return dict(zip(inputs, pieces, strict=True))
 
 

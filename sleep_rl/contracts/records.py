@@ -163,7 +163,7 @@ class TrainingRow:
     behaviour_T: tuple[float, ...] = ()
     replay: bool = False  # belongs to self-replay; for the metrics
     # The teacher of the divergence: 0 the model itself before the night, k the k-th of
-    # model.teachers, HARD_TARGET the text itself.
+    # model.teachers, UNTOUCHED_BASE the state CHECKPOINT, HARD_TARGET the text itself.
     teacher: int = 0
     # Leading tokens of completion_T that belong to the generated prompt x, with its marker.
     x_length: int = 0
@@ -177,6 +177,8 @@ HARD_TARGET = -1
 """In place of a teacher: the target has all probability on the token of the text, so that KL(T||S)
 is cross entropy.
 """
+UNTOUCHED_BASE = -2
+"""Number of the teacher that is the model as it was before the first night."""
 
 Metrics = dict[str, float]
 

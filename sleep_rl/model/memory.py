@@ -48,7 +48,7 @@ class Expert(nn.Module):
 
 @dataclass
 class Patch:
-    """The student's difference from the stored state: its slot states, and some weights."""
+    """The difference of another state from the stored one: its slot states, and some weights."""
 
     state_S: Tensor
     rows: dict[int, Expert]  # slot -> its weights
@@ -63,7 +63,7 @@ class MemoryLevel(nn.Module):
 
     Gates are independent sigmoids, not a softmax: a newly unlocked expert with B = 0 adds exactly
     nothing and does not rescale the others. The stored tensors are the teacher; `patch` is the
-    difference of the student.
+    difference of the student, `untouched` that of the checkpoint from which the run began.
     """
 
     fixed_shape = False
@@ -81,6 +81,7 @@ class MemoryLevel(nn.Module):
         self.w_out = nn.Parameter(torch.empty(self.slots, d_low, d_model), requires_grad=False)
         self.register_buffer("state", torch.zeros(self.slots, dtype=torch.int8))
         self.patch: Patch | None = None
+        self.untouched: Patch | None = None  # see `remember_checkpoint`
         self.view = TEACHER
         # view -> result of `_host`, so that eager mode skips locked slots without reading the
         # device; cleared by every change of a state
@@ -104,6 +105,20 @@ class MemoryLevel(nn.Module):
         self.patch = patch
         self._used.clear()
 
+    @property
+    def difference(self) -> Patch | None:
+        """The difference of the current view from the stored state; None: there is none.
+
+        Raises RuntimeError in view CHECKPOINT before `remember_checkpoint`.
+        """
+        if self.view == TEACHER:
+            return None
+        if self.view == STUDENT:
+            return self.patch
+        if self.untouched is None:
+            raise RuntimeError("the state of the checkpoint is unknown: call remember_checkpoint")
+        return self.untouched
+
     def _load_from_state_dict(self, *args, **kwargs) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         self._used.clear()
@@ -125,17 +140,19 @@ class MemoryLevel(nn.Module):
         differentiable with respect to the patched ones.
         """
         stored = getattr(self, name)[:count]
-        if self.view == TEACHER or self.patch is None:
+        difference = self.difference
+        if difference is None or not difference.rows:
             return stored
         slots = list(stored.unbind(0))
-        for slot, expert in self.patch.rows.items():
+        for slot, expert in difference.rows.items():
             if slot < count:
                 slots[slot] = getattr(expert, name)
         return torch.stack(slots)
 
     def states(self) -> Tensor:
         """Return the slot states [S] int8 of the current view."""
-        return self.state if self.view == TEACHER or self.patch is None else self.patch.state_S
+        difference = self.difference
+        return self.state if difference is None else difference.state_S
 
     def gates(self, logits: Tensor, state: Tensor, choose: bool) -> Tensor:
         """Return the gate of each slot [..., S]: sigmoid(logit) where FRESH or among the top-k
@@ -228,7 +245,7 @@ def level_number(name: str) -> int:
 
 @contextmanager
 def view_of(model: nn.Module, view: str) -> Iterator[None]:
-    """Compute with state `view` (TEACHER or STUDENT) inside the block."""
+    """Compute with state `view` (TEACHER, STUDENT or CHECKPOINT) inside the block."""
     levels = list(memory_levels(model).values())
     before = [level.view for level in levels]
     for level in levels:
@@ -255,6 +272,20 @@ def patch(
             state[1:] = LOCKED
         state[list(rows.get(name, ()))] = FRESH
         levels[name].set_patch(Patch(state, rows.get(name, {})))
+
+
+@torch.no_grad()
+def remember_checkpoint(model: nn.Module) -> None:
+    """Keep the stored state as that of view CHECKPOINT, which no night changes: the untouched base.
+
+    Only unlocked slots are copied; the memory of a new run has none.
+    """
+    for level in memory_levels(model).values():
+        unlocked = level.state.nonzero().flatten().tolist()
+        parts = ([getattr(level, part)[slot] for part in PARTS] for slot in unlocked)
+        experts = [Expert(*weights).requires_grad_(False) for weights in parts]
+        level.untouched = Patch(level.state.clone(), dict(zip(unlocked, experts, strict=True)))
+        level._used.clear()
 
 
 @torch.no_grad()

@@ -9,7 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Document, Ids, Request, Sample
+from sleep_rl.contracts.records import (
+    CHECKPOINT,
+    TEACHER,
+    UNTOUCHED_BASE,
+    Document,
+    Ids,
+    Request,
+    Sample,
+)
 from sleep_rl.night.sequences import Origin, TeacherSequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
@@ -249,16 +257,20 @@ def _sequence(
         answer_T = form.answer(codec.text(item.answer_T))
     x_T = form.question(item.question)
     bare_T = form.context(None)
-    context_T = bare_T
-    origin = Origin.UNCONDITIONAL
-    if item.kind.answer != "base":
-        context_T = form.context(item.unit.document)
-        origin = Origin.DOCUMENT
+    parts = (bare_T, x_T + answer_T + (form.end,), len(x_T))
+    probability = math.exp(item.logprob)
+    if item.kind.answer == "base":
+        return TeacherSequence(
+            Origin.UNCONDITIONAL,
+            bare_T,
+            *parts,
+            teacher=UNTOUCHED_BASE,
+            answer_probability=probability,
+        )
     return TeacherSequence(
-        origin,
-        context_T,
-        bare_T,
-        x_T + answer_T + (form.end,),
-        len(x_T),
-        answer_probability=math.exp(item.logprob),
+        Origin.DOCUMENT,
+        form.context(item.unit.document),
+        *parts,
+        answer_probability=probability,
+        document=item.unit.document.id,
     )

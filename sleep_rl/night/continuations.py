@@ -123,7 +123,7 @@ def _student_row(
         advantage=advantage,
         behaviour_T=sample.logprobs_T,
         replay=sequence.replay,
-        teacher=sequence.peer,
+        teacher=sequence.teacher,
         x_length=prefix.prompt_tokens(codec, sample.completion_T),
         temperature=sequence.temperature,
         shared=sequence.shared,

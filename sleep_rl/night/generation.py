@@ -85,7 +85,7 @@ def _in_fixed_form(
         dropped = _sum(dropped, more)
         for peer in range(1, plan.peers + 1):
             peer_samples = sample(unconditional, name=peer_name(peer))
-            sequences, more = filter_complete(codec, peer_samples, Origin.PEER, peer=peer)
+            sequences, more = filter_complete(codec, peer_samples, Origin.PEER, teacher=peer)
             new += sequences
             dropped = _sum(dropped, more)
         synthetic = _synthetic(sample, to_read) if synthetic_count else []

@@ -84,7 +84,7 @@ def self_replay(
         texts = [sample for sample in samples if not isinstance(sample, Failure)]
         counts.dropped["failed"] += len(samples) - len(texts)
         return [
-            TeacherSequence(origin, start, start, sample.completion_T, peer=peer)
+            TeacherSequence(origin, start, start, sample.completion_T, teacher=peer)
             for sample in texts
             if sample.completion_T
         ]
@@ -102,7 +102,7 @@ def self_replay(
         if answer_T is not None:
             sequence_T = x_T + answer_T + codec.eos
             sequences.append(
-                TeacherSequence(origin, codec.bare, codec.bare, sequence_T, len(x_T), peer=peer)
+                TeacherSequence(origin, codec.bare, codec.bare, sequence_T, len(x_T), teacher=peer)
             )
     return sequences
 

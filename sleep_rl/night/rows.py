@@ -22,7 +22,7 @@ def _teacher_row(sequence: TeacherSequence) -> TrainingRow:
         completion_T=sequence.sequence_T,
         teacher_T=sequence.context_T,
         replay=sequence.replay,
-        teacher=HARD_TARGET if sequence.origin == Origin.DREAM else sequence.peer,
+        teacher=HARD_TARGET if sequence.origin == Origin.DREAM else sequence.teacher,
         x_length=sequence.x_length,
         temperature=sequence.temperature,
         shared=sequence.shared,
@@ -40,6 +40,7 @@ def reading_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
             prompt_T=sequence.context_T,
             completion_T=sequence.sequence_T,
             replay=True,
+            teacher=sequence.teacher,
             x_length=sequence.x_length,
         )
         for sequence in sequences

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Ids, Sample
@@ -40,9 +41,10 @@ class TeacherSequence:
     sequence_T: Ids
     x_length: int = 0  # leading tokens of sequence_T that belong to x, marker included
     prompt_T: Ids = ()  # the rehearsed prompt with which sequence_T begins
-    peer: int = 0  # number of the model of model.teachers that generated it, from 1; 0: none
+    teacher: int = 0  # whose distribution is the target; see TrainingRow.teacher
     answer_probability: float = 1.0  # of the answer y under the teacher
     temperature: float = 1.0  # of the teacher's distribution on y as the target
+    document: str = ""  # id of the document that x asks about
 
     @property
     def replay(self) -> bool:
@@ -72,12 +74,12 @@ def filter_complete(
     *,
     min_confidence: float = 0.0,
     temperature: float = 1.0,
-    peer: int = 0,
+    teacher: int = 0,
 ) -> tuple[list[TeacherSequence], dict[str, int]]:
     """Return (sequences, reason -> number of dropped samples).
 
     A sample becomes a sequence if it ends with eos and has a prompt, an answer y, and at least
-    probability `min_confidence` for y. `temperature`, `peer`: see TeacherSequence.
+    probability `min_confidence` for y. `temperature`, `teacher`: see TeacherSequence.
     """
     sequences = []
     dropped = {"failed": 0, "unfinished": 0, "no answer": 0, "unsure": 0}
@@ -104,7 +106,7 @@ def filter_complete(
             sample.completion_T,
             len(prompt_T),
             prompt_T=sample.prompt_T[len(codec.opener) :],
-            peer=peer,
+            teacher=teacher,
             answer_probability=probability,
             temperature=temperature,
         )
@@ -129,9 +131,10 @@ def pack(sequences: Sequence[TeacherSequence]) -> dict:
             list(s.sequence_T),
             s.x_length,
             list(s.prompt_T),
-            s.peer,
+            s.teacher,
             s.answer_probability,
             s.temperature,
+            s.document,
         ]
         for s in sequences
     ]
@@ -144,19 +147,19 @@ def unpack(plain: dict) -> list[TeacherSequence]:
     Raises KeyError, TypeError, ValueError or IndexError for data of another form.
     """
     contexts = [tuple(context) for context in plain["contexts"]]
-    return [
-        TeacherSequence(
-            Origin(origin),
-            contexts[position],
-            contexts[bare],
-            tuple(ids),
-            x_length,
-            tuple(prompt),
-            peer,
-            probability,
-            temperature,
-        )
-        for origin, position, bare, ids, x_length, prompt, peer, probability, temperature in plain[
-            "rows"
-        ]
-    ]
+    return [_unpacked(contexts, *row) for row in plain["rows"]]
+
+
+def _unpacked(
+    contexts: list[Ids],
+    origin: str,
+    context: int,
+    bare: int,
+    sequence: list[int],
+    x_length: int,
+    prompt: list[int],
+    *values: Any,
+) -> TeacherSequence:
+    """Return the sequence of one row of `pack`; `context`, `bare`: positions in `contexts`."""
+    ids = (contexts[context], contexts[bare], tuple(sequence))
+    return TeacherSequence(Origin(origin), *ids, x_length, tuple(prompt), *values)

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from sleep_rl.contracts.errors import RunError
-from sleep_rl.contracts.records import HARD_TARGET, STUDENT, TEACHER, TrainingRow
+from sleep_rl.contracts.records import (
+    HARD_TARGET,
+    STUDENT,
+    TEACHER,
+    UNTOUCHED_BASE,
+    TrainingRow,
+)
 from sleep_rl.model import checkpoints
-from tests.fakes.models import make_base
+from sleep_rl.model.memory import LOCKED, memory_levels
+from tests.fakes.models import fill_memory, make_base
 from tests.learners.twins import CONFIG, DOCUMENTS, ROWS, logprobs, slow_l_ks
 
 
@@ -115,6 +122,23 @@ def test_each_row_is_compared_with_its_own_teacher(worker, tmp_path):
     assert learner.module.other_teachers == () and not any(
         "other_teachers" in name for name in learner.module.state_dict()
     )
+
+
+def test_rows_of_the_untouched_base_are_compared_with_it(worker):
+    """In one batch with rows of the night's teacher, after the memory was changed by nights."""
+    learner = worker()
+    fill_memory(learner.model)
+    for level in memory_levels(learner.model).values():
+        level.set_slot_state(4, LOCKED)  # free for the night's expert
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    teachers = (UNTOUCHED_BASE, 0, 0, UNTOUCHED_BASE)
+    rows = [replace(row, teacher=k) for row, k in zip(ROWS, teachers, strict=True)]
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha)
+    assert abs(slow.item() - slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha).item()) > 1e-3
+    assert learner.seed_step(rows, 0, 10).metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    learner.discard_night()
 
 
 def test_a_hard_target_gives_cross_entropy(worker):

@@ -4,10 +4,27 @@ from dataclasses import replace
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
-from sleep_rl.contracts.records import HARD_TARGET, TEACHER, TrainingRow
-from sleep_rl.model.memory import view_of
+from sleep_rl.contracts.records import (
+    CHECKPOINT,
+    HARD_TARGET,
+    TEACHER,
+    UNTOUCHED_BASE,
+    TrainingRow,
+)
+from sleep_rl.model import checkpoints
+from sleep_rl.model.memory import memory_levels, view_of
+from tests.fakes.models import fill_memory
 from tests.learners.twins import ROWS
+
+
+def change_memory(model):
+    """Give every expert and base expert of the stored memory other weights, and unlock them."""
+    fill_memory(model, seed=7)
+    for level in memory_levels(model).values():
+        level.w_in.mul_(-1.5)
+        level.set_state([2, 1, 1, 1, 1])
 
 
 def slow_hidden(model, row):
@@ -97,3 +114,51 @@ def test_a_short_document_is_part_of_the_pass(counted):
     row = TrainingRow((1, 5), (6, 2), teacher_T=tuple(range(3, 13)), shared=10)
     learner.teacher.hidden([row])
     assert passes == [1]
+
+
+def test_rows_of_the_untouched_base_get_the_hidden_states_of_a_plain_model(worker, base_checkpoint):
+    """Their target is the base without any memory, whatever the nights have stored since."""
+    learner = worker(kind="locked")
+    plain = AutoModelForCausalLM.from_pretrained(base_checkpoint("qwen3")).eval()
+    change_memory(learner.model)
+    rows = [replace(row, teacher=UNTOUCHED_BASE) for row in ROWS]
+    hidden = learner.teacher.hidden([*rows, *ROWS])
+    for got, own, row in zip(hidden, hidden[len(rows) :], rows, strict=False):
+        assert torch.allclose(got, slow_hidden(plain, row), atol=1e-5)
+        assert torch.allclose(own, slow_hidden(learner.model, row), atol=1e-5)
+        assert not torch.allclose(got, own, atol=1e-2)
+
+
+def test_the_untouched_base_of_a_checkpoint_with_experts_has_those(worker):
+    learner = worker(kind="dense")
+    row = replace(ROWS[0], teacher=UNTOUCHED_BASE)
+    [before] = learner.teacher.hidden([replace(row, teacher=0)])
+    learner.teacher.clear_cache()
+    change_memory(learner.model)
+    after, changed = learner.teacher.hidden([row, replace(row, teacher=0)])
+    assert torch.allclose(after, before, atol=1e-5)
+    assert not torch.allclose(changed, before, atol=1e-2)
+
+
+def test_the_view_of_the_checkpoint_must_be_known(sleep_checkpoint):
+    model = checkpoints.load(sleep_checkpoint("qwen3", "locked"))
+    with view_of(model, CHECKPOINT), pytest.raises(RuntimeError, match="remember_checkpoint"):
+        model(torch.tensor([[5, 6]]))
+
+
+def test_passes_of_the_untouched_base_count_as_passes_of_the_own_model(counted):
+    """Under ZeRO-3 every rank must gather the base equally often."""
+    learner, passes = counted
+    learner.teacher.budget = 4096
+    rows = [*ROWS, replace(ROWS[0], teacher=UNTOUCHED_BASE)]
+    assert learner.teacher.pass_count(rows) == 2
+    for min_passes in (1, 2, 4, 9):
+        learner.teacher.clear_cache()
+        del passes[:]
+        learner.teacher.hidden(rows, min_passes)
+        assert len(passes) == max(2, min_passes)
+    for rows in ([], [replace(ROWS[0], teacher=UNTOUCHED_BASE)]):
+        del passes[:]
+        learner.teacher.clear_cache()
+        learner.teacher.hidden(rows, 3)
+        assert len(passes) == 3

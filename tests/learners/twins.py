@@ -2,7 +2,7 @@
 
 import torch
 
-from sleep_rl.contracts.records import STUDENT, TEACHER, TrainingRow
+from sleep_rl.contracts.records import CHECKPOINT, STUDENT, TEACHER, UNTOUCHED_BASE, TrainingRow
 from sleep_rl.model.memory import view_of
 from tests.fakes.configs import toy
 
@@ -51,10 +51,9 @@ def slow_l_ks(
     positions = rewarded = 0
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
-        source = teachers[row.teacher - 1] if row.teacher else model
-        teacher = logprobs(
-            source, TEACHER, row.teacher_T or row.prompt_T, row.completion_T
-        ).detach()
+        source = teachers[row.teacher - 1] if row.teacher > 0 else model
+        view = CHECKPOINT if row.teacher == UNTOUCHED_BASE else TEACHER
+        teacher = logprobs(source, view, row.teacher_T or row.prompt_T, row.completion_T).detach()
         shared = min(teacher.shape[-1], student.shape[-1])  # ids beyond pad one of the embeddings
         teacher = teacher[:, :shared].log_softmax(-1)
         student_shared = student[:, :shared].log_softmax(-1)

@@ -11,13 +11,23 @@ import pytest
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Document, Sample
+from sleep_rl.contracts.records import (
+    CHECKPOINT,
+    STUDENT,
+    TEACHER,
+    UNTOUCHED_BASE,
+    Document,
+    Sample,
+)
 from sleep_rl.night.about_documents import Counts, about_documents, planned_items
+from sleep_rl.night.continuations import continuation_requests, cut, student_rows
 from sleep_rl.night.natural import self_replay
+from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
+from tests.fakes.crew import sampled_ids
 from tests.fakes.texts import Natural
 from tests.fakes.tokenizers import chat_tokenizer
 
@@ -185,6 +195,13 @@ def test_neighbours_are_answered_by_the_base_without_document():
         assert context == bare and y == "I do not know.<|im_end|>"
         assert not any(who in x for who in FACTS)
         assert sequence.origin == Origin.UNCONDITIONAL and sequence.replay
+        [row] = teacher_rows([sequence])
+        assert (row.teacher, row.teacher_T, row.replay) == (UNTOUCHED_BASE, row.prompt_T, True)
+        prefixes = [cut(run.codec, sequence, run.config, random.Random(0))]
+        requests = continuation_requests(prefixes, run.config, random.Random(0))
+        samples = [sampled_ids(request, STUDENT, run.codec.eos) for request in requests]
+        [group] = student_rows(run.codec, prefixes, samples, None, run.config)
+        assert {row.teacher for row in group} == {UNTOUCHED_BASE}
 
 
 def test_share_of_sequences_in_the_other_form():

@@ -110,8 +110,8 @@ def test_filter_complete_counts_dropped_samples(texts):
         ]
         assert dropped == {"failed": 1, "unfinished": 1, "no answer": 1, "unsure": 0}
     assert [d.replay for d in data] == [True]
-    [peer], _ = filter_complete(texts, [good], Origin.PEER, peer=2)
-    assert (peer.peer, peer.replay) == (2, False)
+    [peer], _ = filter_complete(texts, [good], Origin.PEER, teacher=2)
+    assert (peer.teacher, peer.replay) == (2, False)
 
 
 def test_epoch_sampler_draws_without_replacement():
@@ -268,7 +268,7 @@ def test_pack_round_trip(texts):
         TeacherSequence(Origin.PEER, (1,), (1,), (21, 2), 1, (21,), 3, 0.1),
         TeacherSequence(Origin.SYNTHETIC, (1, 7, 8), (1,), (22, 2), 0),
     ]
-    data[1] = replace(data[1], temperature=0.5)
+    data[1] = replace(data[1], temperature=0.5, document="day1/a.txt")
     plain = json.loads(json.dumps(pack(data)))
     assert unpack(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 
