@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -25,12 +26,20 @@ from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
 from sleep_rl.writing.kinds import Kind, load_kind
-from sleep_rl.writing.questions import names_something, normalised, read_question, rename
+from sleep_rl.writing.questions import (
+    answers_its_sentence,
+    first_sentence,
+    names_something,
+    normalised,
+    read_question,
+    rename,
+)
 from sleep_rl.writing.units import Unit, draw, units
 
 QUESTION_TOKENS = 48
-SHORT_TOKENS = 24
-MOST_SHORT_WORDS = 12
+SHORT_TOKENS = 32
+MOST_SHORT_WORDS = 24
+"""Of a short answer: chat models answer in a sentence, which repeats words of the question."""
 
 
 @dataclass
@@ -96,12 +105,9 @@ def _add_questions(
         form.conversation(item.kind.examples, item.kind.instruction.format(**item.unit.fields))
         for item in written
     ]
-    requests = [
-        Request(prompt, (), item.seed) for prompt, item in zip(prompts, written, strict=True)
-    ]
-    samples = iter(sampler(requests, tokens=QUESTION_TOKENS))
+    samples = _sample_questions(sampler, written, prompts)
     with_question = []
-    seen: dict[str, set[str]] = {}
+    seen: set[str] = set()
     turns: Counter = Counter()
     for item in items:
         kind = item.kind
@@ -115,12 +121,27 @@ def _add_questions(
             continue
         key = normalised(question)
         # Only questions with a short answer must be distinct: long answers may differ.
-        if kind.short and key in seen.setdefault(kind.name, set()):
-            counts.dropped["duplicate"] += 1
-            continue
-        seen.setdefault(kind.name, set()).add(key)
+        if kind.short:
+            if key in seen:
+                counts.dropped["duplicate"] += 1
+                continue
+            seen.add(key)
         with_question.append(replace(item, question=question))
     return with_question
+
+
+def _sample_questions(
+    sampler: TeacherSampler, items: list[Item], prompts: list[Ids]
+) -> Iterator[Sample | Failure]:
+    """Yield one sample per item, at its kind's temperature."""
+    samples: list[Sample | Failure | None] = [None] * len(items)
+    for temperature in dict.fromkeys(item.kind.temperature for item in items):
+        numbers = [n for n, item in enumerate(items) if item.kind.temperature == temperature]
+        requests = [Request(prompts[n], (), items[n].seed) for n in numbers]
+        sampled = sampler(requests, tokens=QUESTION_TOKENS, temperature=temperature)
+        for n, sample in zip(numbers, sampled, strict=True):
+            samples[n] = sample
+    yield from samples
 
 
 def _written_question(
@@ -159,12 +180,30 @@ def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> 
             answer_T = kept_answer(codec, sample, counts)
             if answer_T is None:
                 continue
-            if item.kind.short and len(codec.text(answer_T).split()) > MOST_SHORT_WORDS:
-                counts.dropped["long answer"] += 1
-                continue
+            if item.kind.short:
+                answer_T = _short_answer(codec, item, answer_T, counts)
+                if answer_T is None:
+                    continue
             logprob = math.fsum(sample.logprobs_T[: len(answer_T)])
             answered.append(replace(item, answer_T=answer_T, logprob=logprob))
     return answered
+
+
+def _short_answer(codec: PromptCodec, item: Item, answer_T: Ids, counts: Counts) -> Ids | None:
+    """Return the first sentence of an answer; None, and count it, if it is too long or is not about
+    the sentence that was asked about.
+    """
+    text = codec.tokens.text(answer_T, special=True)
+    end = first_sentence(text)
+    if len(text[:end].split()) > MOST_SHORT_WORDS:
+        counts.dropped["long answer"] += 1
+        return None
+    about_phrase = item.kind.about == "phrase" and item.kind.answer == "document"
+    sentence = item.unit.fields.get("sentence", "")
+    if about_phrase and not answers_its_sentence(item.question, text[:end], sentence):
+        counts.dropped["not about its sentence"] += 1
+        return None
+    return answer_T[: codec.tokens.token_at(answer_T, end)] if end < len(text) else answer_T
 
 
 def _drop_unstable(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:

@@ -1,16 +1,18 @@
 """Kinds of writing about a document: one YAML file each, in `kinds/` or at a path in the config.
 
 A file has these keys:
-    about        unit of a question: sentence, beginning (of a sentence), names (two names of one
-                 document), document
+    about        unit of a question: sentence, phrase (a name, a number or the end of a sentence),
+                 beginning (of a sentence), names (two names of one document), document
     instruction  prompt for the model to generate the question, with the fields of its unit
     examples     few-shot examples of it: {fields, question}
+    temperature  of the question's tokens; without it generation.temperature
     questions    in place of both: fixed questions with fields, used in turn
     rename       whether names in the question are replaced by ones that are in no document
     answer       source of the answer: document (the model, with the document in context), base (the
                  model without it), given (the unit itself: the rest of the sentence)
     short        whether the answer is a few words, which are sampled twice
-Fields: {title} and {text} of the document; {sentence}; {beginning}; {first} and {second}.
+Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}; {beginning};
+{first} and {second}.
 """
 
 from __future__ import annotations
@@ -26,14 +28,25 @@ import yaml
 from sleep_rl.contracts.errors import InputError, one_line
 
 FOLDER = Path(__file__).parent / "kinds"
-KEYS = {"about", "instruction", "examples", "questions", "rename", "answer", "short"}
+KEYS = {
+    "about",
+    "instruction",
+    "examples",
+    "temperature",
+    "questions",
+    "rename",
+    "answer",
+    "short",
+}
 FIELDS = {
     "sentence": {"title", "text", "sentence"},
+    "phrase": {"title", "text", "sentence", "phrase"},
     "beginning": {"title", "text", "beginning"},
     "names": {"title", "text", "first", "second"},
     "document": {"title", "text"},
 }
 """Unit of a question -> fields that its texts may use."""
+MOST_TEMPERATURE = 2
 ANSWERS = ("document", "base", "given")
 
 
@@ -49,6 +62,7 @@ class Kind:
     rename: bool = False
     answer: str = "document"
     short: bool = False
+    temperature: float | None = None
 
 
 @cache
@@ -92,6 +106,13 @@ def _checked(file: Path, data: Any) -> Kind:
             f"{file}: examples of {{fields, question}} that fit the instruction, got "
             f"{one_line(error)}"
         ) from None
+    temperature = data.get("temperature")
+    if temperature is not None and not (
+        isinstance(temperature, int | float) and 0 <= temperature <= MOST_TEMPERATURE
+    ):
+        raise InputError(
+            f"{file}: temperature is from 0 to {MOST_TEMPERATURE}, got {temperature!r}"
+        )
     questions = tuple(map(str, data.get("questions") or ()))
     for text in (instruction, *questions):
         _check_fields(file, text, FIELDS[about])
@@ -104,6 +125,7 @@ def _checked(file: Path, data: Any) -> Kind:
         bool(data.get("rename")),
         answer,
         bool(data.get("short")),
+        temperature,
     )
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import random
 import re
 
-from sleep_rl.writing.units import Unit, names
+from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
+from sleep_rl.writing.units import Unit, names, phrases
 
+SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|(?=\n)")
 LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*)+", re.IGNORECASE)
 FEWEST_WORDS = 3
 MOST_WORDS = 40
@@ -40,7 +42,23 @@ def names_something(question: str, unit: Unit) -> bool:
     """
     source = f"{unit.fields['title']} {unit.source}"
     asked = set(names(f"x {question} x x x x")) | set(re.findall(r"\d{2,}", question))
-    return any(part in source for part in asked)
+    return any(part.removesuffix("'s") in source for part in asked)
+
+
+def answers_its_sentence(question: str, answer: str, sentence: str) -> bool:
+    """Return whether an answer says a phrase of the sentence that the question does not say: what
+    it was asked for, or another part of the same fact.
+    """
+    said = question.lower()
+    wanted = [phrase for phrase in phrases(sentence) if phrase.lower() not in said]
+    return any(gold_recall(phrase, answer) >= RECALL_THRESHOLD for phrase in wanted)
+
+
+def first_sentence(text: str) -> int:
+    """Return the position of the end of the first sentence or line of a text."""
+    start = len(text) - len(text.lstrip())
+    match = SENTENCE_END.search(text, start)
+    return match.end() if match else len(text)
 
 
 def normalised(question: str) -> str:

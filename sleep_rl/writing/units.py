@@ -1,4 +1,6 @@
-"""Units of a document that questions are about: a sentence, its beginning, two names, all of it."""
+"""Units of a document that questions are about: a sentence, a phrase or the beginning of one, two
+names, all of it.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +14,7 @@ from sleep_rl.contracts.records import Document
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
+NUMBER = re.compile(r"\b\d[\d.,:]*\d?(?: [a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
 """Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
 MIN_WORDS = 5  # of a sentence that is asked about
@@ -45,6 +48,12 @@ def units(about: str, document: Document) -> list[Unit]:
             for _, (a, b) in zip(range(MOST_PAIRS), pairs, strict=False)
         ]
     found = sentences(body)
+    if about == "phrase":
+        return [
+            Unit(document, {**fields, "sentence": sentence, "phrase": phrase})
+            for sentence in found
+            for phrase in phrases(sentence)
+        ]
     if about == "sentence":
         return [Unit(document, {**fields, "sentence": sentence}) for sentence in found]
     cut = [cut_at(sentence, share) for sentence in found for share in CUTS]
@@ -89,6 +98,22 @@ def names(text: str) -> list[str]:
             name = match.group().removeprefix("The ")
             if match.start() or " " in name:
                 found[name] = None
+    return list(found)
+
+
+def phrases(sentence: str) -> list[str]:
+    """Return what a sentence can be asked for: its names, its numbers with the word after them, and
+    its end.
+    """
+    body = sentence.rstrip(" .!?\"')]")
+    found = dict.fromkeys(names(sentence))
+    numbers = [match.group() for match in NUMBER.finditer(body)]
+    for number in numbers:
+        if not any(number in name for name in found):
+            found[number] = None
+    end = cut_at(body, CUTS[-1])[1]
+    if not any(part in end or end in part for part in found):
+        found[end] = None
     return list(found)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import re
 from collections import Counter
@@ -132,9 +133,9 @@ def texts(run, sequence):
 
 
 def test_questions_about_sentences_are_answered_with_the_document():
-    run = teacher(kinds={"question": 1})
+    run = teacher(kinds={"reversed": 1})
     sequences, counts = written(run)
-    assert counts.kinds == {"question": [3, 2]}
+    assert counts.kinds == {"reversed": [3, 2]}
     assert counts.journal_fields()["dropped"] == {"not repeated": 1}
     context, bare, x, y = texts(run, sequences[0])
     assert context.endswith("Question:\n") and BODY in context and TITLE in context
@@ -151,22 +152,57 @@ def test_questions_about_sentences_are_answered_with_the_document():
     [("He bought a thing.", "no question"), ("What did he buy?", "names nothing")],
 )
 def test_invalid_questions_are_dropped_with_reason(question, reason):
-    run = teacher(kinds={"question": 1})
+    run = teacher(kinds={"reversed": 1})
     run.questions = {"Edgar Pike": question}
     _, counts = written(run)
     assert counts.journal_fields()["dropped"] == {reason: 1, "not repeated": 1}
 
 
+def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
+    run = teacher(kinds={"question": 1})
+    reply = run._reply
+
+    def wrong_for_pike(text, seed, temperature):
+        said = reply(text, seed, temperature)
+        return "A red seaweed." if said == "A brass clock." else said
+
+    run._reply = wrong_for_pike
+    sequences, counts = written(run)
+    # each sentence is asked for the chemist and for what was bought, in the same words
+    assert counts.kinds == {"question": [6, 1]}
+    dropped = {"duplicate": 3, "not about its sentence": 1, "not repeated": 1}
+    assert counts.journal_fields()["dropped"] == dropped
+    assert texts(run, sequences[0])[3] == "A red seaweed.<|im_end|>"
+
+
+def test_short_answers_end_with_their_first_sentence():
+    run = teacher(kinds={"question": 1})
+    reply = run._reply
+    run._reply = lambda *given: reply(*given).replace("seaweed.", "seaweed. It is dry")
+    [sequence, _] = written(run)[0]
+    assert texts(run, sequence)[3] == "A red seaweed.<|im_end|>"
+    # the log-probability is that of the tokens that are kept
+    kept = len(sequence.sequence_T) - sequence.x_length - 1
+    assert sequence.answer_probability == pytest.approx(math.exp(-0.1 * kept))
+
+
+def test_questions_are_sampled_at_the_temperature_of_their_kind():
+    run = teacher(kinds={"question": 1, "reversed": 1})
+    written(run)
+    asked = [temperature for _, temperature, text in run.asked if "Sentence:" in text]
+    assert asked == [0.7] * 6 + [run.config.generation.temperature] * 3
+
+
 def test_question_with_short_answer_is_kept_once():
-    _, counts = written(teacher(kinds={"question": 2}))
-    assert counts.kinds["question"] == [6, 2] and counts.dropped["duplicate"] == 3
+    _, counts = written(teacher(kinds={"reversed": 2}))
+    assert counts.kinds["reversed"] == [6, 2] and counts.dropped["duplicate"] == 3
 
 
 def test_answers_without_gain_are_dropped():
-    run = teacher(knows=("seaweed",), kinds={"question": 1})
+    run = teacher(knows=("seaweed",), kinds={"reversed": 1})
     sequences, counts = written(run)
     assert counts.dropped["no gain"] == 1 and len(sequences) == 1
-    run = teacher(knows=("seaweed",), kinds={"question": 1}, min_gain=-1.0)
+    run = teacher(knows=("seaweed",), kinds={"reversed": 1}, min_gain=-1.0)
     assert len(written(run)[0]) == 2
 
 
@@ -240,7 +276,7 @@ def test_self_replay_of_a_base_model_is_plain_text():
 
 def test_failed_samples_are_counted_as_failed_and_not_as_answers():
     """A failed second sample does not say that the teacher answers otherwise."""
-    run = teacher(kinds={"question": 1})
+    run = teacher(kinds={"reversed": 1})
     reply = run._reply
 
     def failing(text, seed, temperature):

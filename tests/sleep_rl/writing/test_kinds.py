@@ -29,7 +29,7 @@ def test_kind_from_a_path(tmp_path):
         ("- a", r"keys about, .* are allowed, got \['a'\]"),
         (
             "about: page\nquestions: [a]",
-            "about is one of sentence, beginning, names, document, got",
+            "about is one of sentence, phrase, beginning, names, document, got",
         ),
         ("about: document\nanswers: x", r"are allowed, got \['answers'\]"),
         ("about: document\nquestions: [a]\nanswer: given", "with about: beginning given"),

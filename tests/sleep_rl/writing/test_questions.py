@@ -5,7 +5,14 @@ import random
 import pytest
 
 from sleep_rl.contracts.records import Document
-from sleep_rl.writing.questions import names_something, normalised, read_question, rename
+from sleep_rl.writing.questions import (
+    answers_its_sentence,
+    first_sentence,
+    names_something,
+    normalised,
+    read_question,
+    rename,
+)
 from sleep_rl.writing.units import units
 
 [UNIT] = units(
@@ -60,3 +67,24 @@ def test_names_of_neighbours_are_in_no_document():
 
 def test_duplicates_are_compared_by_words():
     assert normalised("Who,  founded IT?") == normalised("who founded it")
+
+
+def test_an_answer_is_about_the_sentence_if_it_says_a_phrase_that_was_not_asked_with():
+    sentence = "The gift of Felix Pike to the club was a brass clock."
+    question = "What was the gift of Felix Pike?"
+    assert answers_its_sentence(question, "It was a brass clock.", sentence)
+    assert not answers_its_sentence(question, "Felix Pike gave a gift.", sentence)
+    assert answers_its_sentence("Who gave a brass clock?", "Felix Pike did.", sentence)
+
+
+@pytest.mark.parametrize(
+    "text, kept",
+    [
+        ("It is red. It is dry.", "It is red."),
+        (" It is red\nIt is dry.", " It is red"),
+        ("It costs 4.50 dollars", "It costs 4.50 dollars"),
+        ('He said "no." Then', 'He said "no."'),
+    ],
+)
+def test_end_of_the_first_sentence(text, kept):
+    assert text[: first_sentence(text)] == kept

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from sleep_rl.contracts.records import Document
-from sleep_rl.writing.units import cut_at, draw, names, sentences, units
+from sleep_rl.writing.units import cut_at, draw, names, phrases, sentences, units
 
 TEXT = (
     "Tarnwick, part 1 of 2\n\n## Staff\n"
@@ -43,6 +43,23 @@ def test_names_are_capitalised_words_inside_sentences():
         for unit in units("names", Document("d", text))
     ]
     assert ("Halden Bridge", "Ruth Abel") in pairs and len(pairs) == 6
+
+
+@pytest.mark.parametrize(
+    "sentence, expected",
+    [
+        ("The roof of Tanner Barn is covered with dry heather.", ["Tanner Barn", "dry heather"]),
+        ("Project Walnut will run for a period of 6 years.", ["Project Walnut", "6 years"]),
+        ("The motto of the Halden Club is Patience.", ["Halden Club", "Patience"]),
+        ("Ruth Abel opened the bridge in 1931", ["Ruth Abel", "1931"]),
+        ("Nobody in this room ever eats cheese!", ["eats cheese"]),
+    ],
+)
+def test_phrases_are_names_numbers_and_the_end(sentence, expected):
+    assert phrases(sentence) == expected
+    [*found] = units("phrase", Document("d", sentence))
+    assert [unit.fields["phrase"] for unit in found] == expected
+    assert {unit.fields["sentence"] for unit in found} == {sentence}
 
 
 @pytest.mark.parametrize(
