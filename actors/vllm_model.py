@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vllm.config import VllmConfig
 
 from sleep_rl.model.families import FAMILIES
-from sleep_rl.model.memory import attach_memory, memory_levels
+from sleep_rl.model.memory import attach_memory, first_layer, memory_levels
 
 
 def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
@@ -29,7 +29,8 @@ def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
             super().__init__(vllm_config=vllm_config, prefix=prefix)
             config = vllm_config.model_config.hf_config
             # the other layers are placeholders of other pipeline stages
-            for layer in self.model.layers[self.model.start_layer : self.model.end_layer]:
+            first = max(self.model.start_layer, first_layer(config.memory_levels))
+            for layer in self.model.layers[first : self.model.end_layer]:
                 attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
             for level in memory_levels(self).values():
                 level.fixed_shape = not vllm_config.model_config.enforce_eager
@@ -44,7 +45,7 @@ def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
 
     SleepModel.__name__ = f"Sleep{prefix}ForCausalLM"
     SleepModel.__qualname__ = SleepModel.__name__
-    SleepModel.__doc__ = f"{prefix} with memory levels in front of every MLP (paper.md section 2)."
+    SleepModel.__doc__ = f"{prefix} with memory levels in front of MLPs (paper.md section 2)."
     return SleepModel
 
 

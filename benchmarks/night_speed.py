@@ -5,7 +5,7 @@
 One learner in this process, float32, random weights: 30 layers of 576, vocabulary 49,152. A step
 has 8 new sequences about 8 documents, 4 that the student sampled, 6 of self-replay and 2 reading
 rows; each document has 24 sequences, so that they come again within the night. Keys are those of a
-config, e.g. learners.pass_tokens=512 learners.gradient_checkpointing=true.
+config, e.g. learners.pass_tokens=512 learners.gradient_checkpointing=true model.memory_layers=20.
 
 Printed are the sequences' own tokens (the student's side) per second of processor time, which other
 work on the machine disturbs little, and how many tokens the layers computed, padding included.
@@ -119,9 +119,9 @@ def start(threads: int, overrides: list[str]) -> LearnerWorker:
         port = probe.getsockname()[1]
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ.update(cpu_environment(threads), **place, MASTER_PORT=str(port), HF_HUB_OFFLINE="1")
-    from cluster.run_workers import memory_of
     from learners.worker import LearnerWorker
     from sleep_rl.config.loader import load
+    from sleep_rl.model.memory_shape import memory_of
 
     fixed = [f"learners.threads={threads}", "model.experts=1", "model.top_k=1"]
     fixed += ["sleep.on_full=recycle_oldest", "sleep.lr=1e-3"]

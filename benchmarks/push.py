@@ -24,7 +24,7 @@ import torch
 from transformers import AutoModelForCausalLM, Qwen3Config
 
 from cluster.crew import WorkerCrew, start_crew
-from cluster.run_workers import base_checkpoint, memory_of
+from cluster.run_workers import base_checkpoint
 from cluster.runtime.handle import wait_all
 from cluster.runtime.ray_backend import RayBackend
 from cluster.worker_specs import CrewSpec
@@ -34,6 +34,7 @@ from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, Weig
 from sleep_rl.contracts.roles import Rollout
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints
+from sleep_rl.model.memory_shape import memory_of
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.session.console import Console
 from sleep_rl.tasks.registry import make_task

@@ -69,12 +69,12 @@ def measure_ours(threads: int) -> dict[str, float]:
     a verified push after every sleep.steps_per_round steps.
     """
     from cluster.crew import start_crew
-    from cluster.run_workers import memory_of
     from cluster.runtime.ray_backend import RayBackend
     from cluster.worker_specs import CrewSpec
     from sleep_rl.contracts.records import STUDENT, TEACHER, Request, Sampling, TrainingRow
     from sleep_rl.journal.journal import Journal
     from sleep_rl.model import checkpoints
+    from sleep_rl.model.memory_shape import memory_of
 
     config = embedded_config(
         f"sleep.batch={BATCH}",
@@ -123,9 +123,9 @@ def measure_ours(threads: int) -> dict[str, float]:
 
 def student_and_teacher() -> tuple[PreTrainedModel, PreTrainedModel, Any]:
     """Return (student with one unlocked expert, its teacher, their tokenizer)."""
-    from cluster.run_workers import memory_of
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory import FRESH, memory_levels
+    from sleep_rl.model.memory_shape import memory_of
 
     base = embedded_base()
     levels = memory_of(embedded_config())

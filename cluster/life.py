@@ -6,7 +6,7 @@ import time
 
 from cluster import scale
 from cluster.run_record import JOURNAL, recorded, wandb_sink
-from cluster.run_workers import RunSetup, base_checkpoint, memory_of, run_workers
+from cluster.run_workers import RunSetup, base_checkpoint, run_workers
 from cluster.runtime.handle import WorkerDied, WorkerTimeout
 from cluster.runtime.restarts import Restarts
 from cluster.weights import WeightsDamaged
@@ -14,6 +14,7 @@ from sleep_rl.config.loader import dump
 from sleep_rl.driver.cycle import live
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints
+from sleep_rl.model.memory_shape import memory_of
 from sleep_rl.runs.git import commit
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.stage_files import Checkpoint, newest

@@ -21,6 +21,7 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.driver.measures import probes
 from sleep_rl.journal.journal import Journal
 from sleep_rl.model import checkpoints, memory_folder, packaged_base
+from sleep_rl.model.memory_shape import memory_of
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.rehearsal_index import RehearsalIndex
@@ -140,15 +141,6 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         shared_ids=min(sizes),
     )
     return spec, texts, longest
-
-
-def memory_of(config: Config) -> list[dict]:
-    """Return the entry `memory_levels` of a checkpoint's config for this config: one mapping per
-    level, fastest first.
-    """
-    model = config.model
-    level = {"experts": model.experts, "d_low": model.d_low, "top_k": model.top_k}
-    return [dict(level) for _ in range(model.levels)]
 
 
 def base_checkpoint(config: Config, task: Task, console: Console) -> str:

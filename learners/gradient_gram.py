@@ -21,7 +21,15 @@ from torch import Tensor, nn
 
 from learners.passes import split_into_passes
 from sleep_rl.contracts.records import TEACHER
-from sleep_rl.model.memory import ACTIVE, BASE_SLOT, LOCKED, MemoryLevel, memory_levels, view_of
+from sleep_rl.model.memory import (
+    ACTIVE,
+    BASE_SLOT,
+    LOCKED,
+    MemoryLevel,
+    first_layer,
+    memory_levels,
+    view_of,
+)
 from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import token_logprobs
 
@@ -105,9 +113,10 @@ def _gradients(model: nn.Module, texts_N: Sequence[Text], pad: int, chunk: int) 
 
     levels = [level for level in memory_levels(model).values() if _unlocked(level)]
     handles = [level.register_forward_hook(watch) for level in levels]
-    # all parameters are frozen, so the graph must start at the embeddings
+    # all parameters are frozen, so the graph must start below the lowest memory
+    lowest = model.model.layers[first_layer(model.config.memory_levels)]
     handles.append(
-        model.get_input_embeddings().register_forward_hook(lambda _, __, out: out.requires_grad_())
+        lowest.register_forward_pre_hook(lambda _, inputs: (inputs[0].requires_grad_(),))
     )
     try:
         with torch.enable_grad(), view_of(model, TEACHER):

@@ -95,6 +95,7 @@ class BatchOptimizer:
         divergence_N = torch.zeros(len(batch_N), device=self.device)
         shares = assign_to_ranks([student_length(row) for row in batch_N], self.world)
         parts = micro_batches(batch_N, shares, self.rank, self.config.learners.pass_tokens)
+        self.engine.module.trunk.expect(batch_N)
         teacher_N = self._teacher_hidden(batch_N, shares) if seeding else {}
         for i, part in enumerate(parts):
             batch = collate(

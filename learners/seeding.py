@@ -13,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
+from learners.hidden_state_cache import HiddenStateCache, cache_bytes
+from learners.trunk import Trunk
 from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.decoder import run_layers
-from sleep_rl.model.memory import Expert, memory_levels, view_of
+from sleep_rl.model.memory import Expert, first_layer, memory_levels, view_of
 from sleep_rl.model.packing import PaddedRows
 from sleep_rl.objectives import (
     imitation_loss,
@@ -42,6 +44,8 @@ class Seeding(nn.Module):
         self.pad = pad
         # models of model.teachers, while they are loaded; a tuple, so no submodules
         self.other_teachers: tuple[nn.Module, ...] = ()
+        cache = HiddenStateCache(cache_bytes(config.learners.zero_stage))
+        self.trunk = Trunk(first_layer(model.config.memory_levels), cache, pad)
         first_levels = [v for name, v in memory_levels(model).items() if name.endswith(".0")]
         self.plastic = nn.ModuleList(
             Expert(level.router[1], level.w_in[1], level.w_out[1]) for level in first_levels
@@ -58,11 +62,13 @@ class Seeding(nn.Module):
         model = model or self.model
         decoder = model.model
         in_view = partial(view_of, model, view)
+        is_own = model is self.model
         with in_view():
             hidden_BTD = run_layers(
                 decoder,
-                decoder.embed_tokens(rows.ids_BT),
+                self.trunk.hidden(decoder, rows) if is_own else decoder.embed_tokens(rows.ids_BT),
                 rows.mask_BT,
+                first=self.trunk.first_layer if is_own else 0,
                 recomputed_in=in_view if self.config.learners.gradient_checkpointing else None,
             )
         return rows.at_positions(decoder.norm(hidden_BTD))

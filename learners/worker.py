@@ -15,7 +15,7 @@ from learners.engine import Engine, deepspeed_config, join_group
 from learners.expert_slots import SlotAllocator
 from learners.export import StateExporter
 from learners.gradient_gram import gram_matrix
-from learners.hidden_state_cache import CACHE_BYTES, HiddenStateCache
+from learners.hidden_state_cache import HiddenStateCache, cache_bytes
 from learners.lifecycle import LearnerState, allowed_in
 from learners.optimization import BatchOptimizer, learning_rate
 from learners.seeding import Seeding
@@ -76,9 +76,9 @@ class LearnerWorker:
         self.engine = _engine(self.module, config)
         placement = {"device": self.device, "rank": self.rank}
         self.chunks = Chunks(self.module, lr=config.wake.lr, world=self.world, **placement)
-        self.teacher = Teacher(
-            self.module, _cache(config), budget=config.learners.pass_tokens, device=self.device
-        )
+        cache = HiddenStateCache(cache_bytes(config.learners.zero_stage))
+        budget = config.learners.pass_tokens
+        self.teacher = Teacher(self.module, cache, budget=budget, device=self.device)
         self.optimizer = BatchOptimizer(
             self.engine, self.teacher, config, pad=self.pad, world=self.world, **placement
         )
@@ -262,10 +262,8 @@ class LearnerWorker:
 
     @allowed_in(LearnerState.NIGHT_OPEN)
     def save_progress(self, path: str) -> None:
-        """Write expert and optimizer state of the open night, and clear the teacher's cache."""
-        # a resumed learner has an empty cache too: hidden states depend, in the last bit, on the
-        # other rows of their pass
-        self.teacher.clear_cache()
+        """Write expert and optimizer state of the open night, and clear the caches."""
+        self._clear_caches()
         tensors = self.engine.state()
         if self.rank == 0:
             tensors[checkpoint_io.GENERATOR] = self.generator.get_state()
@@ -276,7 +274,7 @@ class LearnerWorker:
         """Restore what `save_progress` wrote after `step` of `steps` steps. Raises RunError when it
         cannot be read or is of another model.
         """
-        self.teacher.clear_cache()
+        self._clear_caches()
         tensors = checkpoint_io.read_tensors(path)
         try:
             self.generator.set_state(tensors.pop(checkpoint_io.GENERATOR))
@@ -290,15 +288,25 @@ class LearnerWorker:
 
     @allowed_in(LearnerState.IDLE)
     def save_checkpoint(self, path: str) -> None:
-        """Write the states, chunks and generator from which a new learner can continue."""
+        """Write the states, chunks and generator from which a new learner can continue, and clear
+        the caches.
+        """
+        self._clear_caches()
         if self.rank == 0:
             self.states.write_checkpoint(path)
 
     @allowed_in(LearnerState.IDLE)
     def load_checkpoint(self, path: str) -> None:
         """Restore what `save_checkpoint` wrote."""
+        self._clear_caches()
         self.states.read_checkpoint(path)
         self.exporter.forget_digests()
+
+    def _clear_caches(self) -> None:
+        # a resumed learner has empty caches too: hidden states depend, in the last bit, on the
+        # other rows of their pass
+        self.teacher.clear_cache()
+        self.module.trunk.cache.clear()
 
     def save_memory(self, path: str) -> None:
         """Write the stored memory as a memory folder, atomically."""
@@ -326,13 +334,6 @@ def _keep_memory_whole(levels: Mapping[str, MemoryLevel]) -> None:
             stored = getattr(level, part).data
             delattr(level, part)
             level.register_buffer(part, stored)
-
-
-def _cache(config: Config) -> HiddenStateCache:
-    """Return the teacher's cache; of size 0 under ZeRO-3, which gathers the base in each pass, so
-    that all ranks must make the same passes.
-    """
-    return HiddenStateCache(0 if config.learners.zero_stage == 3 else CACHE_BYTES)
 
 
 def _engine(module: Seeding, config: Config) -> Engine:

@@ -15,7 +15,6 @@ from pathlib import Path
 
 from cluster.crew import WorkerCrew, start_crew
 from cluster.doctor.doctor import RESULT
-from cluster.run_workers import memory_of
 from cluster.runtime.backend import Backend
 from cluster.runtime.local_backend import LocalBackend
 from cluster.runtime.ray_backend import RayBackend
@@ -26,6 +25,7 @@ from sleep_rl.contracts.errors import Failure, InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Pair, Request, Sampling, TrainingRow
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.model import checkpoints
+from sleep_rl.model.memory_shape import memory_of
 
 PROMPT = (3, 4, 5)
 DOCUMENT = tuple(range(10, 30))

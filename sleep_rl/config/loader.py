@@ -201,9 +201,11 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
         raise wanted
     if isinstance(value, str) and (not value.strip() or "\0" in value):
         raise wanted
-    if meta["choices"] is not None and value not in meta["choices"]:
+    # a key of either text or an integer has choices for the text, and limits for the integer
+    is_number = str in kinds and type(value) is int
+    if meta["choices"] is not None and value not in meta["choices"] and not is_number:
         raise wanted
-    if value is not None and (
+    if isinstance(value, (int, float)) and (
         (meta["low"] is not None and value < meta["low"])
         or (meta["high"] is not None and value > meta["high"])
         or (meta["above"] is not None and value <= meta["above"])
@@ -230,7 +232,9 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
 def _allowed(field: Field, kinds: tuple[type, ...]) -> str:
     """Return a description of allowed values: "an integer >= 1 or null"."""
     meta = field.metadata
-    if meta["choices"] is not None:
+    if meta["choices"] is not None and int in kinds and str in kinds:
+        text = f"{', '.join(meta['choices'])} or an integer >= {meta['low']}"
+    elif meta["choices"] is not None:
         text = f"one of {', '.join(map(str, meta['choices']))}"
     else:
         text = {

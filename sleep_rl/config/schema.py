@@ -97,6 +97,18 @@ class Model:
         "are unlocked.",
         low=1,
     )
+    memory_layers: str | int = key(
+        "all",
+        "Layers with memory: all, or those from this number up, counted from 0. What the layers "
+        "below compute never changes, so a learner computes it once per sequence of a night.",
+        choices=("all",),
+        low=0,
+    )
+
+    @property
+    def first_layer(self) -> int:
+        """The lowest layer with memory."""
+        return 0 if self.memory_layers == "all" else int(self.memory_layers)
 
     @property
     def levels(self) -> int:

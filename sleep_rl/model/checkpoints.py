@@ -27,7 +27,7 @@ from transformers import (
 from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, checked, parsed
 from sleep_rl.model.families import FAMILIES
-from sleep_rl.model.memory import MemoryLevel, init_slots
+from sleep_rl.model.memory import MemoryLevel, first_layer, init_slots
 from sleep_rl.model.memory_folder import (
     MEMORY,
     atomic_checkpoint,
@@ -36,6 +36,7 @@ from sleep_rl.model.memory_folder import (
     read_pointer,
     root,
 )
+from sleep_rl.model.memory_shape import check_first_layer
 from sleep_rl.model.modeling import CLASSES
 from sleep_rl.model.shape import HUB_NAME, parse_shape, read_json
 
@@ -88,8 +89,8 @@ def load(
     """Load a sleep checkpoint, a memory folder with its base, or a base with new memory; frozen, in
     eval mode.
 
-    levels: experts, d_low and top_k of each memory level; required for a base, otherwise compared
-    with the stored ones.
+    levels: of the memory, see `memory_shape`; required for a base, otherwise compared with the
+    stored ones.
     seed: of new memory.
 
     Raises InputError for a checkpoint that is missing, unreadable or of another family, for a base
@@ -151,13 +152,15 @@ def expand(path: str, out: str, levels: list[dict], seed: int = 0) -> str:
     seed: of new memory.
 
     The weight files of the base are linked, except those with an older memory, which are copied
-    without it. Raises InputError for what cannot be read, RunError if `out` cannot be written.
+    without it. Raises InputError for what cannot be read and for a first_layer that the base does
+    not have, RunError if `out` cannot be written.
     """
     memory = None
     if is_memory_folder(path):
         pointer, memory = read_memory(Path(path), levels)
         path = root(path)
     config = read_config(path)
+    check_first_layer(first_layer(levels), config.num_hidden_layers)
     if memory is not None and pointer["vocab_size"] != config.vocab_size:
         raise InputError(
             f"memory: expected a vocabulary of {pointer['vocab_size']} ids, its base {path} has "
@@ -249,7 +252,7 @@ def new_memory(config: PretrainedConfig, seed: int) -> dict[str, torch.Tensor]:
     """
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for layer in range(config.num_hidden_layers):
+    for layer in range(first_layer(config.memory_levels), config.num_hidden_layers):
         for number, v in enumerate(config.memory_levels):
             level = MemoryLevel(config.hidden_size, v["experts"], v["d_low"], v["top_k"])
             init_slots(level, generator=generator)

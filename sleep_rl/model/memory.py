@@ -225,7 +225,7 @@ def swap_class(module: nn.Module, mixin: type) -> None:
 
 def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
     """Add memory levels to a pretrained MLP; `levels`: experts, d_low and top_k of each, fastest
-    first.
+    first. See `first_layer` for which layers have them.
     """
     swap_class(mlp, MemoryMixin)
     mlp.memory = nn.ModuleList(
@@ -233,8 +233,15 @@ def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
     )
 
 
+def first_layer(levels: Sequence[Mapping[str, int]]) -> int:
+    """Return the number of the lowest layer that has memory; `levels`: `memory_levels` of a
+    checkpoint's config.
+    """
+    return levels[0].get("first_layer", 0) if levels else 0
+
+
 def memory_levels(model: nn.Module) -> dict[str, MemoryLevel]:
-    """Return name -> level over all layers, in layer order."""
+    """Return name -> level over all layers with memory, in layer order."""
     return {name: m for name, m in model.named_modules() if isinstance(m, MemoryLevel)}
 
 

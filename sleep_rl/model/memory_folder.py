@@ -17,8 +17,8 @@ from transformers import PreTrainedModel
 
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.files import JSON_BYTES, atomic_folder, checked, parsed
+from sleep_rl.model.memory_shape import check_levels
 from sleep_rl.model.pointer import POINTER, base_of, pointer_to
-from sleep_rl.model.shape import check_levels
 
 MEMORY = "memory.safetensors"
 

@@ -1,5 +1,5 @@
 """Config and model classes of sleeping models: those of a family, with memory levels in front of
-every MLP.
+the MLPs of all layers, or of the upper ones.
 
 Exported checkpoints contain this file and `sleep_rl.model.memory`; `sleep_rl.runs.export` rewrites
 their imports from this package, so there must be no others.
@@ -13,7 +13,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 from transformers import initialization as init
 
 from sleep_rl.model.families import FAMILIES
-from sleep_rl.model.memory import MemoryLevel, attach_memory, swap_class
+from sleep_rl.model.memory import MemoryLevel, attach_memory, first_layer, swap_class
 
 CLASSES: dict[str, tuple[type[PretrainedConfig], type[PreTrainedModel]]] = {}
 """Base model_type -> (config class, model class)."""
@@ -50,7 +50,7 @@ def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrain
         def __init__(self, config: PretrainedConfig):
             super().__init__(config)
             swap_class(self.model, _MemoryInit)
-            for layer in self.model.layers:
+            for layer in self.model.layers[first_layer(config.memory_levels) :]:
                 attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
 
     for cls, name in (

@@ -34,6 +34,7 @@ class PaddedRows:
     mask_BT: Tensor
     position_P: Tensor  # index into the flattened [B*T] grid; predicts the next token
     row_P: Tensor  # index of the sequence of a loss position
+    sequences_B: list[tuple[int, ...]]  # the tokens of each sequence, without padding
 
     @staticmethod
     def of(
@@ -44,9 +45,8 @@ class PaddedRows:
     ) -> PaddedRows:
         """Pack prompts [B] with completions [B]; neither may be empty."""
         pairs = list(zip(prompts_B, completions_B, strict=True))
-        ids_BT, mask_BT = pad_right(
-            [prompt + completion for prompt, completion in pairs], pad, device
-        )
+        sequences_B = [prompt + completion for prompt, completion in pairs]
+        ids_BT, mask_BT = pad_right(sequences_B, pad, device)
         width = ids_BT.shape[1]
         positions: list[int] = []
         rows: list[int] = []
@@ -59,6 +59,7 @@ class PaddedRows:
             mask_BT,
             torch.tensor(positions, device=device),
             torch.tensor(rows, device=device),
+            sequences_B,
         )
 
     @property

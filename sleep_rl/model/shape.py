@@ -20,11 +20,11 @@ from sleep_rl.contracts.errors import InputError, one_line
 from sleep_rl.files import JSON_BYTES, content, parse
 from sleep_rl.model import packaged_base
 from sleep_rl.model.families import FAMILIES, HEAD_DIM, HEAD_NORMS, QKV_BIASES
+from sleep_rl.model.memory_shape import check_levels
 from sleep_rl.model.pointer import POINTER, base_of
 
 HUB_NAME = re.compile(r"(?=.{1,200}$)[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
 HUB_TIMEOUT_S = 5.0
-LEVEL = {"experts", "d_low", "top_k"}
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,12 @@ class Shape:
     @property
     def parameters(self) -> int:
         """Parameters of the base, without memory."""
+        head = self.vocab * self.hidden * (1 if self.tied else 2)
+        return self.layers * self.layer_parameters + self.hidden + head
+
+    @property
+    def layer_parameters(self) -> int:
+        """Parameters of one layer, without memory."""
         d = self.hidden
         queries = self.heads * self.head_dim
         keys = self.kv_heads * self.head_dim
@@ -56,8 +62,7 @@ class Shape:
         if self.family in QKV_BIASES:
             attention += queries + 2 * keys
         norms = 2 * d
-        layer = attention + 3 * d * self.intermediate + norms
-        return self.layers * layer + d + self.vocab * d * (1 if self.tied else 2)
+        return attention + 3 * d * self.intermediate + norms
 
     @property
     def cached_values(self) -> int:
@@ -171,7 +176,7 @@ def _from_folder(folder: Path) -> Shape:
                 f"memory checkpoint {base}"
             )
         shape = _from_folder(target) if target else _from_name(base)
-        return replace(shape, memory=check_levels(levels, str(folder / POINTER)))
+        return replace(shape, memory=check_levels(levels, str(folder / POINTER), shape.layers))
     if not os.path.isfile(folder / "config.json"):
         raise InputError(f"model.base: expected a checkpoint folder with config.json, got {folder}")
     if not any(folder.glob("*.safetensors")):
@@ -238,11 +243,12 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
 
     hidden = count("hidden_size")
     heads = count("num_attention_heads")
+    layers = count("num_hidden_layers")
     return Shape(
         source=where,
         family=family,
         hidden=hidden,
-        layers=count("num_hidden_layers"),
+        layers=layers,
         intermediate=count("intermediate_size"),
         heads=heads,
         kv_heads=count("num_key_value_heads", heads),
@@ -254,27 +260,8 @@ def parse_shape(data: dict[str, Any], where: str) -> Shape:
             if data.get("max_position_embeddings") is None
             else count("max_position_embeddings")
         ),
-        memory=check_levels(data.get("memory_levels"), where),
+        memory=check_levels(data.get("memory_levels"), where, layers),
     )
-
-
-def check_levels(levels: Any, where: str) -> tuple[dict, ...] | None:
-    """Return the memory levels in a checkpoint's config, None without any. Raises InputError for an
-    invalid value.
-    """
-    if levels is None:
-        return None
-    if not isinstance(levels, list) or not all(
-        isinstance(level, dict)
-        and set(level) == LEVEL
-        and all(type(n) is int and 0 < n < 1 << 20 for n in level.values())
-        for level in levels
-    ):
-        raise InputError(
-            f"{where}: memory_levels: expected a list of mappings with "
-            f"{', '.join(sorted(LEVEL))}, each an integer >= 1, got {json.dumps(levels)[:60]}"
-        )
-    return tuple(levels)
 
 
 def _check_tokenizer(file: Path, vocab: int) -> None:

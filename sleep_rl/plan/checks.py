@@ -9,6 +9,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
 from sleep_rl.driver.measures import probes
+from sleep_rl.model.memory_shape import check_first_layer, memory_of
 from sleep_rl.model.shape import HUB_NAME, Shape
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.actors import Actor
@@ -26,8 +27,8 @@ LEAST_ROWS = 4  # sequences per rank and step from which on ranks are about equa
 def check_shape(config: Config, shape: Shape) -> None:
     """Check the engine's options and the memory against the base model.
 
-    Raises InputError where max_model_len, the KV cache, the tensor-parallel size or the memory of a
-    sleep checkpoint does not fit.
+    Raises InputError where max_model_len, the KV cache, the tensor-parallel size, the layers with
+    memory or the memory of a sleep checkpoint do not fit.
     """
     engine = config.rollout_engine
     tensor_parallel = config.rollouts.tensor_parallel
@@ -60,9 +61,8 @@ def check_shape(config: Config, shape: Shape) -> None:
             f"{-(-sequence_bytes // tensor_parallel)}, one sequence of max_model_len = "
             f"{max_model_len} tokens, got {engine['kv_cache_memory_bytes']}"
         )
-    configured = tuple(
-        {"experts": m.experts, "d_low": m.d_low, "top_k": m.top_k} for _ in range(m.levels)
-    )
+    check_first_layer(m.first_layer, shape.layers)
+    configured = tuple(memory_of(config))
     if shape.memory and shape.memory != configured:
         raise InputError(
             f"model: its checkpoint {m.base} has the memory {list(shape.memory)}, the config "

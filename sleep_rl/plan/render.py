@@ -42,9 +42,14 @@ def _model_rows(plan: Plan) -> Rows:
         (
             "memory",
             f"{model.levels} level(s) of {model.experts} experts and a base expert, d_low "
-            f"{model.d_low}, in each layer: {_size(memory_bytes(config, base))}",
+            f"{model.d_low}, in {_layers(model.first_layer, base.layers)}: "
+            f"{_size(memory_bytes(config, base))}",
         ),
     ]
+
+
+def _layers(first: int, layers: int) -> str:
+    return f"layers {first} to {layers - 1}" if first else "each layer"
 
 
 def _worker_rows(plan: Plan) -> Rows:

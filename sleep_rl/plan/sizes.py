@@ -55,20 +55,28 @@ class Bytes:
 
 def expert_bytes(config: Config, shape: Shape) -> int:
     """Return the bytes of a push of one expert of one level: its router row, A and B in every
-    layer, and the states of all slots of the level.
+    layer with memory, and the states of all slots of the level.
     """
     m = config.model
     d = shape.hidden
-    return shape.layers * ((d + 3 * m.d_low * d) * bytes_per_parameter(config) + m.experts + 1)
+    layer = (d + 3 * m.d_low * d) * bytes_per_parameter(config) + m.experts + 1
+    return layers_with_memory(config, shape) * layer
 
 
 def memory_bytes(config: Config, shape: Shape) -> int:
-    """Return the bytes of all slots of all levels and layers; slot 0 is a level's base expert."""
+    """Return the bytes of all slots of all levels, over the layers with memory; slot 0 is a level's
+    base expert.
+    """
     m = config.model
     d = shape.hidden
     slots = config.model.experts + 1
     slot = (d + 3 * m.d_low * d) * bytes_per_parameter(config) + 1
-    return m.levels * shape.layers * slots * slot
+    return m.levels * layers_with_memory(config, shape) * slots * slot
+
+
+def layers_with_memory(config: Config, shape: Shape) -> int:
+    """Return the number of layers with memory."""
+    return shape.layers - config.model.first_layer
 
 
 def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
@@ -80,7 +88,7 @@ def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
     ranks = config.learners
     width = bytes_per_parameter(config)
     shards = {stage: ranks.world_size if ranks.zero_stage >= stage else 1 for stage in (1, 2, 3)}
-    trained = shape.layers * shape.hidden * (1 + 3 * config.model.d_low)
+    trained = layers_with_memory(config, shape) * shape.hidden * (1 + 3 * config.model.d_low)
     # fp32 master copy and two moments (stage 1), gradient (stage 2), the parameters (stage 3)
     optimizer = int(trained * (12 / shards[1] + width / shards[2] + width / shards[3]))
     saved = pass_tokens(config, tokens) * saved_bytes(config, shape)
@@ -91,14 +99,16 @@ def learner_bytes(config: Config, shape: Shape, tokens: int) -> Bytes:
 
 def saved_bytes(config: Config, shape: Shape) -> int:
     """Return the bytes that a pass saves for the backward pass, per token: about 17 values of the
-    hidden width (those in fp32 count twice) and 3 of the MLP's in each layer; with gradient
-    checkpointing the layers' inputs, and all of this for one layer at a time.
+    hidden width (those in fp32 count twice) and 3 of the MLP's in each layer from the lowest with
+    memory up; with gradient checkpointing the layers' inputs, and all of this for one layer at a
+    time.
     """
+    layers = layers_with_memory(config, shape)
     layer = 17 * shape.hidden + 3 * shape.intermediate
     if config.learners.gradient_checkpointing:
-        values = shape.layers * shape.hidden + layer
+        values = layers * shape.hidden + layer
     else:
-        values = shape.layers * layer
+        values = layers * layer
     return values * bytes_per_parameter(config)
 
 
@@ -143,7 +153,8 @@ def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> fl
     `tokens`: length of a sequence; `sampled`: sequences sampled in the night. A forward pass costs
     2 FLOPs per parameter and token; the base's weights have no gradient, so a backward pass costs 2
     as well. A training step has two forward passes (teacher, student) and one backward pass: 6;
-    gradient checkpointing adds one more forward pass.
+    gradient checkpointing adds one more forward pass. The layers below the memory are computed once
+    for each sampled sequence, as the teacher reads it and as the student does, and never backward.
     """
     learners = config.learners
     rollouts = config.rollouts
@@ -151,7 +162,9 @@ def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> fl
     sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, threads_on(rollouts.cpus))
     learned = config.sleep.batch * config.sleep.steps
     step = 8 if learners.gradient_checkpointing else 6
-    return shape.parameters * tokens * (step * learned / learn + 2 * sampled / sample)
+    below = config.model.first_layer * shape.layer_parameters
+    learned_flops = step * learned * (shape.parameters - below) + 4 * min(learned, sampled) * below
+    return tokens * (learned_flops / learn + 2 * sampled * shape.parameters / sample)
 
 
 def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:

@@ -25,7 +25,7 @@ task.classify: path classes_per_day examples_per_document pages_per_example test
 task.squad: path passages_per_day grader judge_endpoint judge_model
 task.arc: challenges solutions puzzles_per_day
 task.custom: target options
-model: base teachers format dtype chunks experts d_low top_k
+model: base teachers format dtype chunks experts d_low top_k memory_layers
 wake: lr
 sleep: steps steps_per_round lag batch lr warmup on_full expansion reset
 generation: samples kinds min_gain other_form temperature min_p min_confidence
