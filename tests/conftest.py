@@ -79,7 +79,7 @@ def sleep_checkpoint(base_checkpoint, tmp_path_factory):
     def path(family: str = "qwen3", kind: str = "dense") -> str:
         if (family, kind) not in made:
             model = checkpoints.load(base_checkpoint(family), LEVELS[kind])
-            if kind in ("dense", "sparse", "sparser"):
+            if kind in ("dense", "sparse", "sparser", "upper"):
                 fill_memory(model)
             target = str(tmp_path_factory.mktemp("sleep") / f"{family}-{kind.replace(' ', '-')}")
             checkpoints.save(model, make_tokenizer(), target)

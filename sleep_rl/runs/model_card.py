@@ -76,10 +76,15 @@ def _head(name: str, base: str, model: Any, found: ResolvedModel) -> str:
         f"{f'`{base}`' if base else 'a base model'} "
         f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, "
         f"{model.hidden_size} hidden units), whose weights are unchanged, with memory in front of "
-        "every MLP. Each night consolidates the documents of a day into the memory by Knowledge "
-        "Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by sleep_rl)."
+        f"{_where(model.memory_levels)}. Each night consolidates the documents of a day into the "
+        "memory by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by sleep_rl)."
         f"{nights}\n\nMemory, fastest level first: {levels}."
     )
+
+
+def _where(levels: list[dict]) -> str:
+    first = levels[0].get("first_layer", 0)
+    return f"the MLPs of layers {first} and up" if first else "every MLP"
 
 
 def _training(entries: list[Entry], last: int | None) -> str:

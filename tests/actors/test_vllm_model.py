@@ -68,10 +68,13 @@ def gaps_and_greedy(model, worker) -> tuple[list[float], list[bool]]:
     return gaps, equal
 
 
+@pytest.mark.parametrize("kind", ["dense", "upper"])
 @pytest.mark.parametrize("family", checkpoints.FAMILIES)
-def test_dense_memory_equals_transformers(family, sleep_checkpoint, rollout):
-    """Three ACTIVE experts, all within the top-k, and a FRESH one."""
-    path = sleep_checkpoint(family, "dense")
+def test_dense_memory_equals_transformers(family, kind, sleep_checkpoint, rollout):
+    """Three ACTIVE experts, all within the top-k, and a FRESH one; in every layer, or in the second
+    alone.
+    """
+    path = sleep_checkpoint(family, kind)
     gaps, equal = gaps_and_greedy(checkpoints.load(path), rollout(path))
     assert all(equal) and max(gaps) < 1e-4
 
@@ -88,13 +91,16 @@ def test_sparse_memory_equals_transformers(family, sleep_checkpoint, rollout):
     assert torch.tensor(gaps).quantile(0.97) < 1e-4
 
 
-def test_sparse_differs_from_dense(sleep_checkpoint, rollout):
-    """The tests above would pass with a router that ignores top_k."""
-    dense, sparse = (
+def test_the_kinds_of_memory_differ(sleep_checkpoint, rollout):
+    """The tests above would pass with a router that ignores top_k, or a memory in no layer."""
+    dense, *others = (
         prompt_logprobs(rollout(sleep_checkpoint("qwen3", kind)), PROMPTS[2])
-        for kind in ("dense", "sparse")
+        for kind in ("dense", "sparse", "upper", "locked")
     )
-    assert max(abs(a - b) for a, b in zip(dense, sparse, strict=True)) > 1e-2
+    for other in others:
+        assert max(abs(a - b) for a, b in zip(dense, other, strict=True)) > 1e-2
+    upper, locked = others[1:]
+    assert max(abs(a - b) for a, b in zip(upper, locked, strict=True)) > 1e-2
 
 
 def test_a_locked_memory_computes_the_base(base_checkpoint, sleep_checkpoint, rollout):

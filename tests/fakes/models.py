@@ -28,9 +28,12 @@ LEVELS |= {
     "locked": LEVELS["dense"],
     "two levels": 2 * LEVELS["dense"],
     "sparser": [{"experts": 4, "d_low": 16, "top_k": 1}],
+    "upper": [{"experts": 4, "d_low": 16, "top_k": 4, "first_layer": 1}],
 }
+LEVELS["upper locked"] = LEVELS["upper"]
 """Memory of the test models: the top-k selects all three ACTIVE experts in `dense`, two in
-`sparse`, one in `sparser`; no expert is unlocked in `locked` and `two levels`.
+`sparse`, one in `sparser`; no expert is unlocked in `locked`, `upper locked` and `two levels`.
+`upper` is `dense` in the second layer alone.
 """
 STATES = [LOCKED, ACTIVE, ACTIVE, ACTIVE, FRESH]
 

@@ -42,7 +42,7 @@ def slow_gram(model, texts):
     return matrix @ matrix.T
 
 
-@pytest.mark.parametrize("kind", ["dense", "sparse"])
+@pytest.mark.parametrize("kind", ["dense", "sparse", "upper"])
 def test_the_gram_matrix_equals_that_of_single_backward_passes(sleep_checkpoint, kind):
     model = checkpoints.load(sleep_checkpoint("qwen3", kind))
     want, got = slow_gram(model, TEXTS), gram_matrix(model, TEXTS, pad=0)

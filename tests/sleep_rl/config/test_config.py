@@ -89,6 +89,18 @@ def test_describe_has_every_key_with_default_and_meaning():
     assert "learners.zero_stage = 1\n    DeepSpeed ZeRO stage. Allowed: one of 0, 1, 2, 3." in text
 
 
+def test_memory_layers_are_all_or_a_number(write):
+    for text, value, first in (("all", "all", 0), ("0", 0, 0), ("12", 12, 12)):
+        model = load(write(), [f"model.memory_layers={text}"]).model
+        assert (model.memory_layers, model.first_layer) == (value, first)
+    for text, got in (("upper", "'upper'"), ("-1", "-1"), ("1.5", "1.5"), ("null", "null")):
+        assert refusal(write(), f"model.memory_layers={text}") == (
+            f"command line: model.memory_layers: expected all or an integer >= 0, got {got}"
+        )
+    assert "model.memory_layers = 'all'\n" in describe()
+    assert "Allowed: all or an integer >= 0." in describe()
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_presets_load_and_begin_with_their_command(path):
     load(str(path))

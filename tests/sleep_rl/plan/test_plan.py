@@ -88,6 +88,39 @@ def test_sizes_of_a_small_shape(checkpoint):
         assert plan(config(*small, f"learners.pass_tokens={budget}")).pass_tokens == tokens
 
 
+def test_memory_in_the_upper_layers(checkpoint):
+    """Of two layers the upper one."""
+    base = f"model.base={checkpoint(max_position_embeddings=512)}"
+    p = plan(config(base, *SMALL_ARGS, "sleep.batch=6", "model.memory_layers=1"))
+    assert p.push_bytes == (8 + 32 + 16) * 4 + 4
+    assert p.learner.memory == 4 * ((8 + 32 + 16) * 4 + 1) == p.rollout.memory / 2
+    assert p.full_bytes == 1288 * 4 + p.learner.memory
+    assert p.learner.optimizer == 56 * (12 + 4 + 4)
+    saved = p.pass_tokens * (17 * 8 + 3 * 16) * 4
+    assert p.learner.activations == saved + 6 * 4 * 1024 * 10
+    assert "a base expert, d_low 2, in layers 1 to 1: 900 B" in render(p)
+    # 6 FLOPs per learned token in all but the lower layer; in that 4 per sampled one
+    s, sampled = p.config.sleep, p.written + p.replayed + p.completions
+    learned = 6 * s.batch * s.steps * (1288 - 600) + 4 * min(s.batch * s.steps, sampled) * 600
+    seconds = p.tokens * (learned / 60e9 + 2 * 1288 * sampled / (2 * 18e9))
+    assert p.seconds == pytest.approx(sum(c.steps for c in p.consolidations) / s.steps * seconds)
+
+
+def test_memory_layers_must_be_layers_of_the_base(checkpoint, tmp_path):
+    base = checkpoint()
+    args = (*SMALL_ARGS, "model.memory_layers=2")
+    assert refusal(f"model.base={base}", *args) == (
+        "model.memory_layers: all, or at most 1, the last layer of the base model, got 2"
+    )
+    levels = [{"experts": 3, "d_low": 2, "top_k": 3, "first_layer": 1}]
+    (tmp_path / "memory").mkdir()
+    pointer = {"base": str(base), "memory_levels": levels}
+    (tmp_path / "memory" / "memory.json").write_text(json.dumps(pointer))
+    memory = f"model.base={tmp_path / 'memory'}"
+    assert plan(config(memory, *SMALL_ARGS, "model.memory_layers=1")).base.memory == tuple(levels)
+    assert "the config [{'experts': 3, 'd_low': 2, 'top_k': 3}]" in refusal(memory, *SMALL_ARGS)
+
+
 def test_zero_stages_shard_the_optimizer(checkpoint):
     base = f"model.base={checkpoint()}"
     sizes = [
