@@ -225,7 +225,7 @@ def swap_class(module: nn.Module, mixin: type) -> None:
 
 def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
     """Add memory levels to a pretrained MLP; `levels`: experts, d_low and top_k of each, fastest
-    first. See `first_layer` for which layers have them.
+    first.
     """
     swap_class(mlp, MemoryMixin)
     mlp.memory = nn.ModuleList(
@@ -234,9 +234,7 @@ def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
 
 
 def first_layer(levels: Sequence[Mapping[str, int]]) -> int:
-    """Return the number of the lowest layer that has memory; `levels`: `memory_levels` of a
-    checkpoint's config.
-    """
+    """Return the number of the lowest layer with memory; `levels`: see `attach_memory`."""
     return levels[0].get("first_layer", 0) if levels else 0
 
 

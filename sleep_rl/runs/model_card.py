@@ -77,8 +77,8 @@ def _head(name: str, base: str, model: Any, found: ResolvedModel) -> str:
         f"({model.model_type.removeprefix('sleep_')}, {model.num_hidden_layers} layers, "
         f"{model.hidden_size} hidden units), whose weights are unchanged, with memory in front of "
         f"{_where(model.memory_levels)}. Each night consolidates the documents of a day into the "
-        "memory by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as implemented by sleep_rl)."
-        f"{nights}\n\nMemory, fastest level first: {levels}."
+        "memory by Knowledge Seeding (*Language Models Need Sleep*, arXiv 2606.03979, as "
+        f"implemented by sleep_rl).{nights}\n\nMemory, fastest level first: {levels}."
     )
 
 

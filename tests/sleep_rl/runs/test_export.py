@@ -39,14 +39,14 @@ for path in sys.argv[2:]:
 
 
 def make_run(
-    folder: Path, base: str, nights: int = 2, records: bool = False
+    folder: Path, base: str, nights: int = 2, records: bool = False, kind: str = "dense"
 ) -> list[torch.nn.Module]:
     """Write a run's folder with memory/night-1 and later ones, with different weights; return the
     models after each night.
     """
     models = []
     for night in range(1, nights + 1):
-        models.append(checkpoints.load(base, LEVELS["dense"]))
+        models.append(checkpoints.load(base, LEVELS[kind]))
         fill_memory(models[-1], seed=night)
         memory_folder.save_memory(models[-1], str(folder / "memory" / f"night-{night}"), base)
     journal = Journal(folder / "metrics.jsonl")
@@ -107,8 +107,8 @@ def logits(model: torch.nn.Module) -> torch.Tensor:
 
 @pytest.mark.stack  # a process that imports transformers and no package of ours
 def test_exported_model_is_equal_and_self_contained(tmp_path):
-    """From a run (with a base in several files), a memory folder and a full checkpoint, each of
-    another family.
+    """From a run (with a base in several files), a memory folder (with memory in the upper layer
+    alone) and a full checkpoint, each of another family.
     """
     want, out = {}, {family: str(tmp_path / f"out-{family}") for family in checkpoints.FAMILIES}
     for family in checkpoints.FAMILIES:
@@ -118,7 +118,7 @@ def test_exported_model_is_equal_and_self_contained(tmp_path):
             os.remove(os.path.join(base, checkpoints.WEIGHTS))
             assert len(list(Path(base).glob("model-*.safetensors"))) > 2
         run = tmp_path / "here" / f"run-{family}"
-        last = make_run(run, base)[-1]
+        last = make_run(run, base, kind="upper" if family == "qwen2" else "dense")[-1]
         checkpoints.save(last, make_tokenizer(), str(run / "model"))
         want[family] = logits(last)
         source = {"qwen3": run, "qwen2": run / "memory" / "night-2", "llama": run / "model"}[family]
@@ -182,7 +182,10 @@ def test_model_card_of_an_earlier_night(base_checkpoint, tmp_path):
 
 
 def test_model_card_without_run(sleep_checkpoint, tmp_path):
+    upper = Path(export(sleep_checkpoint("qwen3", "upper"), str(tmp_path / "upper")), "README.md")
+    assert "with memory in front of the MLPs of layers 1 and up. Each night" in upper.read_text()
     text = (Path(export(sleep_checkpoint(), str(tmp_path / "out"))) / "README.md").read_text()
+    assert "with memory in front of every MLP. Each night" in text
     assert "## Use" in text and "## Retention" not in text and "## Configuration" not in text
 
 

@@ -56,6 +56,9 @@ def test_changed_key_needs_accept(folder):
     ):
         run_dir.read(folder, ["sleep.steps=5"], [])
     assert run_dir.read(folder, ["sleep.steps=5"], ["sleep.steps"])[0].sleep.steps == 5
+    for key, value in (("model.d_low", 8), ("model.memory_layers", 1)):  # the memory's shape
+        with pytest.raises(InputError, match=f"{key} changed since the run began"):
+            run_dir.read(folder, [f"{key}={value}"], [])
     with pytest.raises(InputError, match=r"unknown key sleep.stepps; did you mean sleep.steps"):
         run_dir.read(folder, ["sleep.stepps=5"], [])
 
