@@ -20,7 +20,6 @@ from sleep_rl.session.context import RunContext
 
 BEFORE_NIGHT = "open_book/{night}"
 """Name of the stage whose result is that of `ask_base`."""
-SEPARATOR = "\n\n"
 SPARE_TOKENS = 8  # where pieces meet, tokens may differ from those of each piece
 
 
@@ -28,11 +27,13 @@ SPARE_TOKENS = 8  # where pieces meet, tokens may differ from those of each piec
 class Library(Protocol):
     """What a Task has in addition where a document comes in pieces or in versions."""
 
-    def current(self, days: Sequence[Day]) -> tuple[Document, ...]:
-        """Return the pieces of every document as it is after these days, newest day first."""
+    def current(self, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
+        """Return the pieces of every document as it is after these days, newest day first; with
+        `whole` as `whole` returns them.
+        """
 
     def whole(self, document: str) -> tuple[Document, ...]:
-        """Return the pieces of the document whose first piece has this id."""
+        """Return the pieces of the document whose first piece has this id; joined, its text."""
 
 
 def ask_base(run: RunContext, day: Day, night: int) -> dict[str, list]:
@@ -69,7 +70,7 @@ def log_contexts(run: RunContext, after: str, days: Sequence[Day], weights: str)
         return
     documents = _current(run, days)
     retrieved = _retrieved(run, documents)
-    everything = fitting(run, documents, _room(run, columns))
+    everything = fitting(run, _current(run, days, whole=True), _room(run, columns))
     ways: list[tuple[str, str, ContextOf]] = [
         (RETRIEVAL, CHECKPOINT, retrieved),
         (ALL, CHECKPOINT, lambda question: everything),
@@ -85,17 +86,19 @@ def log_contexts(run: RunContext, after: str, days: Sequence[Day], weights: str)
         _log(run, after, name, results, seconds, list(columns))
 
 
-def fitting(run: RunContext, documents: Sequence[Document], room: int) -> Document | None:
+def fitting(
+    run: RunContext, documents: Sequence[Document], room: int, separator: str = "\n\n"
+) -> Document | None:
     """Return the leading documents as one, as far as they fit into `room` tokens; None where not
     one does.
     """
     texts = []
     for document in documents:
-        room -= len(run.codec.ids(document.text + SEPARATOR))
+        room -= len(run.codec.ids(document.text + separator))
         if room < 0:
             break
         texts.append(document.text.strip())
-    return Document("", SEPARATOR.join(texts)) if texts else None
+    return Document("", separator.join(texts)) if texts else None
 
 
 def _ask(
@@ -115,12 +118,12 @@ def _gold(run: RunContext, day: Day, question: Question) -> Document | None:
     named = [document for document in day.documents if document.id == question.document]
     if named and isinstance(run.task, Library):
         named = list(run.task.whole(question.document))
-    return fitting(run, named, _room(run, {day.name: [question]}))
+    return fitting(run, named, _room(run, {day.name: [question]}), "\n")
 
 
-def _current(run: RunContext, days: Sequence[Day]) -> tuple[Document, ...]:
+def _current(run: RunContext, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
     if isinstance(run.task, Library):
-        return run.task.current(days)
+        return run.task.current(days, whole=whole)
     return tuple(document for day in reversed(days) for document in day.documents)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
@@ -151,18 +152,33 @@ class Documents:
         """Return the questions of task.documents.known; without them those of the small model."""
         return self._known or (self.small.known() if self.small else ())
 
-    def current(self, days: Sequence[Day]) -> tuple[Document, ...]:
-        """Return the pieces of the newest version of every document, newest day first."""
+    def current(self, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
+        """Return the pieces of the newest version of every document, newest day first; with `whole`
+        as `whole` returns them.
+        """
         seen: set[str] = set()
         pieces: list[Document] = []
         for day, ingested in reversed(list(zip(days, self._ingested, strict=False))):
             for document in ingested.documents:
                 if document.name not in seen:
-                    pieces += self.whole(f"{day.name}/{document.name}")
+                    name = f"{day.name}/{document.name}"
+                    pieces += self.whole(name) if whole else self._pieces(name)
             seen |= {document.name for document in ingested.documents}
         return tuple(pieces)
 
     def whole(self, document: str) -> tuple[Document, ...]:
+        """Return the document whose first piece has this id: its pieces, of which only the first
+        has a header, so that joined they are the text that was given.
+        """
+        pieces = self._pieces(document)
+        if self.small or len(pieces) == 1:
+            return pieces
+        title = pieces[0].title
+        bodies = [piece.text.split("\n\n", 1)[-1] for piece in pieces]
+        bodies[0] = f"{title}\n\n{bodies[0]}"
+        return tuple(replace(piece, text=body) for piece, body in zip(pieces, bodies, strict=True))
+
+    def _pieces(self, document: str) -> tuple[Document, ...]:
         """Return the pieces of the document whose first piece has this id."""
         pieces = {d.id: d for day in self._days for d in day.documents}
         count = next(

@@ -149,6 +149,10 @@ def test_a_document_is_found_whole_and_in_its_newest_version(tmp_path):
     task = Documents("nowhere", record=str(tmp_path))
     one, two = task.days()
     assert [d.id for d in task.whole("day1/a.md")] == ["day1/a.md", "day1/a.md/2"]
+    whole = [d.text for d in task.whole("day1/a.md")]
+    assert whole == ["a\n\none two three four five.", "six seven eight nine ten."]
+    assert [d.text for d in task.current([one], whole=True)][:2] == whole
+    assert task.current([one])[1].text == "a, part 2 of 2\n\nsix seven eight nine ten."
     assert [d.id for d in task.current([one])] == ["day1/a.md", "day1/a.md/2", "day1/b.md"]
     both = [d.id for d in task.current([one, two])]
     assert both == ["day2/b.md", "day2/c.md", "day1/a.md", "day1/a.md/2"]
@@ -166,7 +170,7 @@ class InPieces(Purchases):
     def whole(self, document):
         return Document(document, "About a person."), self.seconds[document]
 
-    def current(self, days):
+    def current(self, days, *, whole=False):
         return tuple(d for day in days for d in day.documents)
 
 
