@@ -53,12 +53,12 @@ class BatchOptimizer:
 
     def step(self, batch_N: list[TrainingRow], lr: float, seeding: bool) -> StepResult:
         """Take one step on L_KS (equation 6), or without `seeding` on the cross entropy of the
-        completions.
+        completions, with the same weights of x and y.
 
         Raises RunError on a loss that is not finite; no parameter is changed then.
         """
         began = time.perf_counter()
-        prompt_weight = self.config.objective.prompt_weight if seeding else 1.0
+        prompt_weight = self.config.objective.prompt_weight
         tokens = sum(len(row.completion_T) for row in batch_N)
         if prompt_weight == 0:
             batch_N = [without_prompt_loss(row) for row in batch_N]

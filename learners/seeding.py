@@ -84,7 +84,7 @@ class Seeding(nn.Module):
         student_PD = self.hidden(batch.student, STUDENT)
         if not seeding:
             logp_P = self._logprobs(student_PD, batch.token_P)
-            total = -(logp_P * batch.weight_P).sum()
+            total = -(logp_P * batch.weight_P * batch.divergence_weight_P).sum()
             return total / positions.clamp(min=1), {"loss_sum": total.detach()}
         divergence_P, logp_P = self._divergence(batch, student_PD)
         policy_P = imitation_loss(

@@ -238,11 +238,16 @@ class Baselines:
     run: list = key(
         ["sft", "joint"],
         "Baselines trained in the same run, by the names of the modules in "
-        "sleep_rl/driver/baselines: sft is plain sequential fine-tuning, joint trains on "
-        "all days and the known at once (an upper bound).",
+        "sleep_rl/driver/baselines. sft: plain sequential fine-tuning on the task's texts "
+        "(cross entropy on the raw documents for task documents). sft_self_written: cross "
+        "entropy on the self-written sequences and self-replay of the night, in the same "
+        "batches. joint: on the questions and answers of all days and the known at once (an "
+        "upper bound).",
     )
     steps: dict = key(
-        {}, "Optimizer steps by baseline. A baseline without an entry takes its own default."
+        {},
+        "Optimizer steps by baseline, of one training. Without an entry sft_self_written, and in "
+        "natural language sft, takes sleep.steps; others have their own default.",
     )
     lr: float = key(5e-6, "Peak learning rate of the baselines.", low=0)
 

@@ -147,9 +147,9 @@ class Trainer(Protocol):
     def sft_step(
         self, batch_N: list[TrainingRow], step: int, steps: int, peak: float | None = None
     ) -> Metrics:
-        """Take optimizer step `step` of `steps` on the cross entropy of the completions, for
-        baselines and dreaming policy. Requires night open. `peak`: peak learning rate, None for
-        baselines.lr.
+        """Take optimizer step `step` of `steps` on the cross entropy of the completions (x weighs
+        objective.prompt_weight), for baselines and dreaming policy. Requires night open. `peak`:
+        peak learning rate, None for baselines.lr.
         """
 
     def commit_night(self) -> None:

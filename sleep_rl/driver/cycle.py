@@ -116,3 +116,5 @@ def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | N
     learn.commit_night()
     run.crew.push(TEACHER, TEACHER)
     consolidation.finish()
+    if day is not None:
+        baselines.keep_data(run, plan, consolidation.data)

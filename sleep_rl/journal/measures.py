@@ -27,6 +27,8 @@ HEADS = {
     "pays": "paid after",
 }
 """Column behind those of the kinds -> its head."""
+DIGITS = {"nll": ".1f", "drift": ".3f"}
+"""Column -> format of its value; others have two digits."""
 MEANING = (
     "All days so far. Never told, deleted: share of answers that equal the untouched base's. Old "
     "and deleted answer: share that still gives what a corrected or deleted document said. NLL: of "
@@ -84,8 +86,8 @@ def _rows(retention: Retention) -> Iterator[tuple[str, Answers]]:
             yield label, contexts[context]
 
 
-def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]:
-    """Return column -> text of what was measured."""
+def scores(retention: Retention, answers: Answers) -> dict[str, float]:
+    """Return column -> value of what was measured, without costs."""
     values: dict[str, float | None] = dict(answers.kinds or {})
     nll = _nll(answers)
     slept = isinstance(answers, Evaluation)
@@ -93,12 +95,18 @@ def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]
         values |= answers.as_base or {}
     values |= {f"old {which}": share for which, share in (answers.old_answers or {}).items()}
     values |= {
+        "nll": nll,
         "recovered": recovered(retention, nll) if slept else None,
         "choice": (answers.choice or {}).get(ALL_DAYS),
     }
-    cells = {name: f"{value:.2f}" for name, value in values.items() if value is not None}
-    costs = {"nll": (nll, ".1f"), "tokens": (answers.prompt_tokens, ",.0f")}
-    costs["seconds"] = (answers.answer_seconds, ".2f")
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]:
+    """Return column -> text of what was measured."""
+    values = scores(retention, answers)
+    cells = {name: format(v, DIGITS.get(name, ".2f")) for name, v in values.items()}
+    costs = {"tokens": (answers.prompt_tokens, ",.0f"), "seconds": (answers.answer_seconds, ".2f")}
     cells |= {name: format(v, form) for name, (v, form) in costs.items() if v is not None}
     reads = label in CONTEXT_ROWS.values() and label != CONTEXT_ROWS[MEMORY_RETRIEVAL]
     questions = paid_after(retention, answers) if reads else None

@@ -118,6 +118,7 @@ AXES = {
     "dream": "step",
     "evaluate": "night",
     "sft": "step",
+    "sft_self_written": "step",
     "joint": "step",
     "workers": "minutes",
 }

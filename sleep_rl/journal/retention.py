@@ -21,7 +21,12 @@ ALL_DAYS = "all days"
 CORRECTED = "corrected"
 """Key of the answers that a corrected document gave."""
 
-METHODS = {"sleep": "sleep", "sft": "plain SFT", "joint": "joint upper bound"}
+METHODS = {
+    "sleep": "sleep",
+    "sft": "plain SFT",
+    "sft_self_written": "SFT, self-written",
+    "joint": "joint upper bound",
+}
 """Method -> its label, in the order of all tables."""
 
 CONTEXT_ROWS = {

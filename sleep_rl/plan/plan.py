@@ -17,6 +17,7 @@ from sleep_rl.plan.sizes import (
     bytes_per_parameter,
     critic_bytes,
     expert_bytes,
+    is_natural,
     learner_bytes,
     longest_sequence,
     memory_bytes,
@@ -45,6 +46,7 @@ def plan(config: Config) -> Plan:
         checkpoints.append(("reward.model", config.reward.model))
     for key, name in checkpoints:  # a hub name is left to the run
         local_folder(name, key, config.run.cache)
+    natural = is_natural(config, task)
     tokens = longest_sequence(config, task)
     rollout, cached_tokens = rollout_bytes(config, shape)
     s = config.sleep
@@ -84,6 +86,7 @@ def plan(config: Config) -> Plan:
         * night_seconds(config, shape, tokens, written + replayed + completions),
         nights=nights,
         consolidations=consolidations,
+        baseline_steps=registry.planned_steps(config, nights, natural=natural),
         notes=notes + notes_on(config, shape, actors, nights, tokens),
     )
     check_fit(result)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 
 from sleep_rl.config.schema import Config
-from sleep_rl.driver.baselines import registry
 from sleep_rl.plan.gpu_fit import GB, gpu_loads, smallest_gpu_gb
 from sleep_rl.plan.sizes import (
     LEARN_FLOPS,
@@ -129,7 +128,7 @@ def _night_rows(plan: Plan) -> Rows:
         (
             "all nights",
             f"{len(plan.consolidations)} consolidations, {plan.steps} optimizer "
-            f"steps{_baseline_words(config, plan.nights)}",
+            f"steps{_baseline_words(plan)}",
         ),
         (
             "time",
@@ -179,9 +178,8 @@ def _dream_words(config: Config) -> str:
     )
 
 
-def _baseline_words(config: Config, nights: int) -> str:
-    planned = registry.planned_steps(config, nights)
-    return "".join(f", {name} {steps}" for name, steps in planned.items())
+def _baseline_words(plan: Plan) -> str:
+    return "".join(f", {name} {steps}" for name, steps in plan.baseline_steps.items())
 
 
 def _rate(flops: dict[str, float], device: str) -> str:

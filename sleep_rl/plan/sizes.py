@@ -215,6 +215,15 @@ def documents_per_day(config: Config, task: Task | None) -> int:
     return pages * classify.pages_per_example
 
 
+def is_natural(config: Config, task: Task | None) -> bool:
+    """Return whether the task is in natural language. Of the datasets of the hub, which are not
+    loaded, only that of task documents can be.
+    """
+    if task is None:
+        return config.task.name == "documents" and config.model.base is not None
+    return not (task.opener or task.marker)
+
+
 def written_per_day(config: Config, task: Task | None) -> int:
     """Return how many texts the teacher writes about the newest day's documents.
 

@@ -35,6 +35,7 @@ class Plan:
     seconds: float  # of all nights, an estimate
     nights: int
     consolidations: tuple[ScheduledConsolidation, ...]  # of all nights
+    baseline_steps: dict[str, int]  # baseline -> optimizer steps of all nights
     notes: tuple[str, ...]  # one line each
 
     @property

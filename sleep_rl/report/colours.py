@@ -11,7 +11,7 @@ FAINT = "#a2a9b6"
 FUTURE = "#f0f1f3"
 """Colour of a cell whose day is after the evaluation."""
 
-COLOURS = {"sleep": BLUE, "sft": "#c4661f", "joint": "#3d8b6b"}
+COLOURS = {"sleep": BLUE, "sft": "#c4661f", "sft_self_written": "#b08a1e", "joint": "#3d8b6b"}
 """Method -> its colour in all figures; other curves have those of CURVES."""
 CURVES = (BLUE, PURPLE, CYAN, "#c4661f", "#3d8b6b", MUTED)
 

@@ -179,15 +179,15 @@ def test_a_hard_target_gives_cross_entropy(worker):
 def test_the_sft_loss_is_the_mean_cross_entropy_of_the_completions(worker):
     learner = worker()
     learner.open_night(1)
-    logp = [
-        logprobs(learner.model, STUDENT, r.prompt_T, r.completion_T)[
-            torch.arange(len(r.completion_T)), torch.tensor(r.completion_T)
-        ]
-        for r in ROWS
-    ]
-    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(
-        -torch.cat(logp).mean().item(), abs=1e-5
-    )
+    loss = positions = 0.0
+    for row in ROWS:
+        logp = logprobs(learner.model, STUDENT, row.prompt_T, row.completion_T)
+        for t, token in enumerate(row.completion_T):
+            weight = CONFIG.objective.prompt_weight if t < row.x_length else 1.0
+            loss -= weight * logp[t, token].item()
+            positions += weight
+    assert 0 < CONFIG.objective.prompt_weight < 1 and ROWS[-1].x_length == 1
+    assert learner.sft_step(ROWS, 0, 4)["loss"] == pytest.approx(loss / positions, abs=1e-5)
 
 
 def test_a_loss_that_is_not_finite_raises_one_line_and_changes_nothing(worker):

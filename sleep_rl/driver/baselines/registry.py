@@ -1,9 +1,11 @@
 """Baselines by name: each is a module of this folder, chosen by `baselines.run`.
 
 A baseline uses the same learner, base and experts as the sleeping model; only its training differs.
-Its module has STEPS (default of `baselines.steps`) and one or both of
-`after_night(run, day, night, steps)` and `after_life(run, steps)`. They need not restore the
-learner's memory: that of the sleeping model is restored after the call.
+Its module has STEPS (default of `baselines.steps`; None: as many as the consolidation of a day's
+documents, sleep.steps) and one or both of `after_night(run, day, night, steps)` and
+`after_life(run, steps)`. They need not restore the learner's memory: that of the sleeping model is
+restored after the call. A module may also have NATURAL_STEPS, in place of STEPS for tasks in
+natural language, and NEEDS_DATA = True if it reads the data of the night (`night.saved_data`).
 """
 
 from __future__ import annotations
@@ -16,6 +18,9 @@ from types import ModuleType
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day
+from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
+from sleep_rl.night.saved_data import save_data
+from sleep_rl.night.sequences import NightData
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
 
@@ -46,18 +51,30 @@ def check(config: Config) -> None:
             )
 
 
-def planned_steps(config: Config, nights: int) -> dict[str, int]:
-    """Return name -> optimizer steps of each chosen baseline over the whole life."""
+def planned_steps(config: Config, nights: int, *, natural: bool = False) -> dict[str, int]:
+    """Return name -> optimizer steps of each chosen baseline over the whole life.
+
+    `natural`: whether the task is in natural language.
+    """
     planned = {}
     for name in config.baselines.run:
         times = nights if hasattr(_module(name), "after_night") else 1
-        planned[name] = times * steps_of(config, name)
+        planned[name] = times * steps_of(config, name, natural=natural)
     return planned
 
 
-def steps_of(config: Config, name: str) -> int:
+def steps_of(config: Config, name: str, *, natural: bool) -> int:
     """Return the optimizer steps of one training of a baseline."""
-    return config.baselines.steps.get(name, _module(name).STEPS)
+    module = _module(name)
+    default = getattr(module, "NATURAL_STEPS", module.STEPS) if natural else module.STEPS
+    return config.baselines.steps.get(name, default or config.sleep.steps)
+
+
+def keep_data(run: RunContext, plan: ConsolidationPlan, data: NightData) -> None:
+    """Save the data of a day's consolidation if a chosen baseline reads it."""
+    needed = any(getattr(_module(name), "NEEDS_DATA", False) for name in run.config.baselines.run)
+    if needed and plan.sender == CONTEXT:
+        save_data(run.folder, plan.night, data)
 
 
 def save_base(run: RunContext) -> None:
@@ -82,15 +99,19 @@ def after_life(run: RunContext) -> None:
 @stage("baseline/{name}/{night}", switch="baselines.run", optional=True)
 def _after_night(run: RunContext, name: str, day: Day, night: int) -> None:
     run.crew.learn.save_state(SLEEP)
-    _module(name).after_night(run, day, night, steps_of(run.config, name))
+    _module(name).after_night(run, day, night, _steps(run, name))
     run.crew.learn.load_state(SLEEP)
 
 
 @stage("baseline/{name}/end", switch="baselines.run", optional=True)
 def _after_life(run: RunContext, name: str) -> None:
     run.crew.learn.save_state(SLEEP)
-    _module(name).after_life(run, steps_of(run.config, name))
+    _module(name).after_life(run, _steps(run, name))
     run.crew.learn.load_state(SLEEP)
+
+
+def _steps(run: RunContext, name: str) -> int:
+    return steps_of(run.config, name, natural=run.codec.natural)
 
 
 def _module(name: str) -> ModuleType:

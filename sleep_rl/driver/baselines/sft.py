@@ -1,4 +1,8 @@
-"""Plain sequential fine-tuning of the newest expert on each day's texts."""
+"""Plain sequential fine-tuning of the newest expert on each day's texts.
+
+A task decides what its texts are. Those of task documents are the documents themselves: cross
+entropy on the raw documents, of the budget of a night.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from sleep_rl.session.context import RunContext
 
 SFT = "sft"
 STEPS = 200  # per day
+NATURAL_STEPS = None  # per day
 
 
 def after_night(run: RunContext, day: Day, night: int, steps: int) -> None:

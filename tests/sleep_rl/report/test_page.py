@@ -322,6 +322,34 @@ def test_summary_over_seeds(tmp_path):
     assert [row[0] for row in cells[1:]] == ["sleep", "plain SFT", "joint upper bound"]
 
 
+def test_summary_in_natural_language_has_kinds_likelihoods_and_drift(tmp_path):
+    """Of every method, baselines too, as mean and range over runs."""
+    for seed, nll in enumerate((16.0, 20.0)):
+        (tmp_path / str(seed)).mkdir()
+        journal = Journal(tmp_path / str(seed) / "metrics.jsonl")
+        for context, value in (("closed", 32.0), ("gold", 16.0)):
+            journal.log(
+                "context", after="night 1", context=context, row={}, nll={"all days": value}
+            )
+        for method, drift in (("sleep", 0.02), ("sft_self_written", None)):
+            journal.log(
+                "evaluate",
+                after="night 1",
+                method=method,
+                row={"day 1": 0.5},
+                kinds={"verbatim": 0.5},
+                nll={"all days": nll},
+                choice={"all days": 0.75},
+                drift=drift,
+            )
+    lines = summarize(tmp_path / str(seed) for seed in range(2)).splitlines()
+    head, sleep, baseline = [re.split(r"  +", line) for line in lines[1:]]
+    assert head[5:] == ["verbatim", "NLL", "recovered", "choice", "drift"]
+    values = ["0.50 (0.50..0.50)", "18.0 (16.0..20.0)", "0.88 (0.75..1.00)", "0.75 (0.75..0.75)"]
+    assert sleep[5:] == [*values, "0.020 (0.020..0.020)"]
+    assert baseline[0] == "SFT, self-written" and baseline[5:] == [*values, "-"]
+
+
 def test_summary_shows_runs_that_stopped_early(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
