@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 
 from sleep_rl.config.schema import Config
+from sleep_rl.contracts.roles import Task
 from sleep_rl.driver.baselines import registry
 from sleep_rl.model.shape import base_shape, local_folder
 from sleep_rl.night.plan import Shares
@@ -51,15 +52,7 @@ def plan(config: Config) -> Plan:
     rollout, cached_tokens = rollout_bytes(config, shape)
     s = config.sleep
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
-    replay = config.replay
-    rehearsal = config.rehearsal
-    reading = config.reading
-    written = written_per_day(config, task) if replay.share < 1 else 0
-    answered = rehearsal.samples if rehearsal.share else 0
-    replayed = replay.samples + answered if replay.share > 0 else 0
-    # the synthetic documents, and at most one question about each
-    replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
-    completions = s.steps * (rows.groups_new + rows.groups_replay) * config.imitation.group_size
+    written, replayed, completions = _sampled_per_night(config, task, rows)
     actors = actors_of(config)
     nights = len(task.days()) if task else config.nights or 1
     consolidations = tuple(config.schedule(nights))
@@ -91,3 +84,17 @@ def plan(config: Config) -> Plan:
     )
     check_fit(result)
     return result
+
+
+def _sampled_per_night(config: Config, task: Task | None, rows: Shares) -> tuple[int, int, int]:
+    """Return (teacher sequences with a document, without one, student completions)."""
+    replay = config.replay
+    rehearsal = config.rehearsal
+    reading = config.reading
+    written = written_per_day(config, task) if replay.share < 1 else 0
+    answered = rehearsal.samples if rehearsal.share else 0
+    replayed = replay.samples + answered if replay.share > 0 else 0
+    # the synthetic documents, and at most one question about each
+    replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
+    groups = rows.groups_new + rows.groups_replay
+    return written, replayed, config.sleep.steps * groups * config.imitation.group_size
