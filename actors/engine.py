@@ -134,18 +134,29 @@ class Engine:
         return ""
 
     def sampling_params(self, prompt_length: int, seed: int, sampling: Sampling) -> SamplingParams:
-        """Return vLLM's parameters for one request; max_tokens is reduced to max_model_len."""
+        """Return vLLM's parameters for one request; max_tokens is reduced to max_model_len.
+
+        Raises InputError for stop strings in an engine without a tokenizer (`skip_tokenizer_init`).
+        """
+        if sampling.stop and self.llm.llm_engine.model_config.skip_tokenizer_init:
+            raise InputError(
+                "rollout: an engine with a tokenizer is needed for stop strings (task.stop), got "
+                "one without"
+            )
         return SamplingParams(
             max_tokens=min(sampling.max_tokens, self.max_model_len - prompt_length),
             temperature=sampling.temperature,
             min_p=sampling.min_p,
             stop_token_ids=list(sampling.stop_T),
-            ignore_eos=True,  # only `stop_T` ends a completion
+            ignore_eos=True,  # only `stop_T` and `stop` end a completion
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
             # makes each sample reproducible, and costs 9 to 25 % of the speed
             seed=seed if sampling.temperature > 0 else None,
             logprobs=0,
             flat_logprobs=True,
-            detokenize=False,
+            detokenize=bool(sampling.stop),
+            skip_special_tokens=False,
         )
 
     def generate(

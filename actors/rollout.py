@@ -99,8 +99,8 @@ class RolloutWorker:
         """Return one Sample or Failure per request, in order (roles.Rollout).
 
         The same call returns the same tokens until a newer version is loaded. Completions end at
-        `sampling.stop_T` or after `sampling.max_tokens` (reduced to max_model_len), never at the
-        checkpoint's own eos.
+        `sampling.stop_T`, with a string of `sampling.stop`, or after `sampling.max_tokens` (reduced
+        to max_model_len), never at the checkpoint's own eos.
         """
         self.begin(requests_N, name, version, sampling)
         return self.more(math.inf)

@@ -84,10 +84,13 @@ def spawn_crew(backend: Backend, spec: CrewSpec) -> CrewHandles:
 def spawn_rollout(backend: Backend, config: Config, checkpoint: str, name: str) -> Handle:
     """Start one rollout worker that samples from `checkpoint`."""
     rollouts = config.rollouts
+    engine = config.rollout_engine
+    if config.task.stop:  # vLLM searches for strings in the text, so it needs the tokenizer
+        engine["skip_tokenizer_init"] = False
     kwargs = {
         "checkpoint": checkpoint,
         "dtype": config.model.dtype,
-        "engine": config.rollout_engine,
+        "engine": engine,
         "seed": config.run.seed,
         "tensor_parallel": rollouts.tensor_parallel,
         "probe_tolerance": config.probe_tolerance,

@@ -36,7 +36,7 @@ class Batch:
     weight_P: Tensor  # 1; 0 for filler rows
     # of the teacher's distribution; None: 1 everywhere
     teacher_temperature_P: Tensor | None
-    divergence_weight_P: Tensor  # objective.prompt_weight on x, 1 on y
+    divergence_weight_P: Tensor  # of `loss_weights`
     advantage_P: Tensor  # 0 for rows without a reward
     behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is unknown
     has_reward_P: Tensor  # weight_P where the row has an advantage, else 0
@@ -70,6 +70,19 @@ def without_prompt_loss(row: TrainingRow) -> TrainingRow:
     )
 
 
+def loss_weights(row: TrainingRow, prompt_weight: float, mean: str) -> list[float]:
+    """Return the weight in the loss of each completion token: `prompt_weight` on x and 1 on y, with
+    `mean` (objective.mean) "sequence" divided by their sum, so that a row weighs 1 as a whole.
+
+    A row without weights above 0 keeps its zeros.
+    """
+    weights = per_token(row, prompt_weight, 1.0)
+    total = sum(weights)
+    if mean == "token" or total == 0:
+        return weights
+    return [weight / total for weight in weights]
+
+
 def collate(
     rows_B: list[TrainingRow],
     weights_B: list[float],
@@ -78,6 +91,7 @@ def collate(
     *,
     teacher_B: list[Tensor | None] | None = None,
     prompt_weight: float = 1.0,
+    mean: str = "token",
 ) -> Batch:
     """Return the tensors of a micro batch.
 
@@ -85,7 +99,7 @@ def collate(
     weights_B: 1 per row, 0 for a filler row.
     teacher_B: the teacher's last hidden states [T, D] of each completion, as `Teacher.hidden`
         returns them; None for cross entropy, which has no teacher.
-    prompt_weight: weight of the divergence on x.
+    prompt_weight, mean: see `loss_weights`.
     """
 
     def floats(values_P: list[float]) -> Tensor:
@@ -113,7 +127,7 @@ def collate(
             if all(row.temperature == 1 for row in rows_B)
             else by_token([per_token(row, 1.0, row.temperature) for row in rows_B])
         ),
-        divergence_weight_P=by_token([per_token(row, prompt_weight, 1.0) for row in rows_B]),
+        divergence_weight_P=by_token([loss_weights(row, prompt_weight, mean) for row in rows_B]),
         advantage_P=by_row([row.advantage or 0.0 for row in rows_B]),
         behaviour_logp_P=by_token(
             [list(row.behaviour_T) or [0.0] * len(row.completion_T) for row in rows_B]

@@ -8,7 +8,7 @@ import time
 import torch
 from torch import Tensor
 
-from learners.batch import collate, per_token, without_prompt_loss
+from learners.batch import collate, loss_weights, without_prompt_loss
 from learners.engine import Engine, reduce_sum
 from learners.passes import FILLER, assign_to_ranks, micro_batches, student_length
 from learners.teacher import Teacher
@@ -62,7 +62,8 @@ class BatchOptimizer:
         tokens = sum(len(row.completion_T) for row in batch_N)
         if prompt_weight == 0:
             batch_N = [without_prompt_loss(row) for row in batch_N]
-        positions = sum(sum(per_token(row, prompt_weight, 1.0)) for row in batch_N)
+        mean = self.config.objective.mean
+        positions = sum(sum(loss_weights(row, prompt_weight, mean)) for row in batch_N)
         rewarded = sum(len(row.completion_T) for row in batch_N if row.advantage is not None)
         totals, divergence_N = self._backward(batch_N, positions, rewarded, prompt_weight, seeding)
         if not math.isfinite(totals["loss"]):
@@ -105,6 +106,7 @@ class BatchOptimizer:
                 self.device,
                 teacher_B=[teacher_N.get(n) for n in part.numbers] if seeding else None,
                 prompt_weight=prompt_weight,
+                mean=self.config.objective.mean,
             )
             loss, measured = self.engine(batch, *counts, seeding)
             # DeepSpeed averages gradients over ranks; the counts are already global.

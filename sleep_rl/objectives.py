@@ -129,7 +129,8 @@ def l_ks(
     divergence_P: already multiplied by the weights of the positions.
     has_reward_P: 1 where the policy loss counts, else 0.
     positions, rewarded: divisors of the two sums, over all micro batches and ranks: the sum of the
-    weights, and the number of rewarded positions; both at least 1.
+    weights (with objective.mean `sequence` that is the number of sequences), and the number of
+    rewarded positions; both at least 1.
     """
     seed = divergence_P.sum() / positions.clamp(min=1)
     imitate = (policy_P * has_reward_P).sum() / rewarded.clamp(min=1)

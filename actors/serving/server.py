@@ -27,6 +27,7 @@ from actors.serving.weight_swap import NightSwapper
 from sleep_rl.contracts.errors import InputError, RunError, one_line
 from sleep_rl.model import checkpoints
 from sleep_rl.runs.resolve import ResolvedModel
+from sleep_rl.text.loading import write_serving_ends
 
 SSL_OPTIONS = (
     "ssl_keyfile",
@@ -58,6 +59,9 @@ def serve(
         checkpoint = checkpoints.expand(
             model.path, os.path.join(folder, "model"), checkpoints.levels_of(model.path)
         )
+        if checkpoint != model.path:  # else it was exported, which adds the ends
+            vocab_size = checkpoints.read_config(checkpoint).vocab_size
+            write_serving_ends(checkpoint, checkpoints.load_tokenizer(checkpoint, vocab_size))
         arguments = parse_options(checkpoint, host, port, model.name, options)
         try:
             _, listener = setup_server(arguments, reuse_port=False)

@@ -239,6 +239,13 @@ class Objective:
         low=0,
         high=1,
     )
+    mean: str = key(
+        "token",
+        "Mean of the divergence over a batch: over the tokens of all sequences, or over each "
+        "sequence's tokens first and then over sequences, E_{y~S} Div(T||S)(y|x) of equation 6, in "
+        "which a short answer weighs as much as a long one.",
+        choices=("token", "sequence"),
+    )
     prompt_weight: float = key(
         0.2,
         "Weight of the divergence on the prompt x of a teacher's sequence, relative to its "

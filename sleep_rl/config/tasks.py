@@ -171,6 +171,11 @@ class TaskConfig:
         "classify and squad: dataset that the small base is trained on. null: the part of the "
         "task's `path` that no day contains.",
     )
+    stop: list = key(
+        [],
+        "documents and custom, in natural language: strings that end an answer, beside the end "
+        "tokens of checkpoint and form; for a base model that runs on.",
+    )
     world: World = field(default_factory=World)
     documents: Documents = field(default_factory=Documents)
     classify: Classify = field(default_factory=Classify)

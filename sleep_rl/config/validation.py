@@ -142,6 +142,18 @@ def _keys_of_tasks(config: Config) -> Iterator[str]:
             )
 
 
+def _stop_strings(config: Config) -> Iterator[str]:
+    stop = config.task.stop
+    if not all(isinstance(text, str) and text for text in stop):
+        yield f"task.stop: a list of strings that are not empty, got {str(stop)[:100]}"
+    natural = config.task.name in ("documents", "custom") and config.model.base is not None
+    if stop and not natural:
+        yield (
+            "task.stop: [] with a task that has a small base of its own, whose texts have a fixed "
+            f"form, got {str(stop)[:100]}"
+        )
+
+
 def _evaluation(config: Config) -> Iterator[str]:
     chosen = config.evaluate.contexts
     if any(name not in CONTEXTS for name in chosen) or len(set(chosen)) < len(chosen):
@@ -229,6 +241,7 @@ RULES: tuple[Rule, ...] = (
     _reward,
     _custom_task,
     _keys_of_tasks,
+    _stop_strings,
     _evaluation,
     _selection,
     _dreams,

@@ -89,6 +89,7 @@ class Sampling:
     temperature: float = 1.0  # 0: greedy
     stop_T: tuple[int, ...] = ()  # tokens that end a completion; it includes the stop token
     min_p: float = 0.0  # tokens below this share of the largest probability are not sampled
+    stop: tuple[str, ...] = ()  # strings that end a completion; it includes the string
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Sample:
 
     prompt_T: tuple[int, ...]
     context_T: tuple[int, ...]
-    completion_T: tuple[int, ...]  # with the stop token, if one was reached
+    completion_T: tuple[int, ...]  # with the stop token or string, if one was reached
     logprobs_T: tuple[float, ...]  # nats, of the raw (temperature 1) distribution
     finish_reason: str  # "stop" | "length"
     seed: int

@@ -75,6 +75,7 @@ class Written(Consolidation):
     unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
     kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
+    ends: dict[str, int] | None = metric("how answers ended: token, string, cut", "count")
     overlap: Number = metric(
         "evaluation questions among the prompts; in natural language dropped", "count"
     )

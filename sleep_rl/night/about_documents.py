@@ -50,11 +50,12 @@ class Counts:
 
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
+    ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
 
     def journal_fields(self) -> dict[str, Any]:
         """Return the fields of a `written` record."""
         dropped = {reason: count for reason, count in self.dropped.items() if count}
-        return {"kinds": self.kinds, "dropped": dropped}
+        return {"kinds": self.kinds, "dropped": dropped, "ends": dict(self.ends)}
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ def _written_question(
     if isinstance(sample, Failure):
         counts.dropped["failed"] += 1
         return None
-    question = read_question(codec.text(sample.completion_T), statement=not item.kind.short)
+    question = read_question(codec.answer_text(sample.completion_T), statement=not item.kind.short)
     if question is None:
         counts.dropped["no question"] += 1
         return None
@@ -222,7 +223,8 @@ def _drop_unstable(sampler: TeacherSampler, items: list[Item], counts: Counts) -
             counts.dropped["failed"] += 1
             dropped.add(id(item))
             continue
-        if not _repeated(item, codec.text(item.answer_T), codec.text(sample.completion_T)):
+        second = codec.answer_text(sample.completion_T)
+        if not _repeated(item, codec.text(item.answer_T), second):
             counts.dropped["not repeated"] += 1
             dropped.add(id(item))
     return [item for item in items if id(item) not in dropped]
@@ -291,7 +293,9 @@ def kept_answer(codec: PromptCodec, sample: Sample | Failure, counts: Counts) ->
     if complete is None:
         counts.dropped["no end"] += 1
         return None
-    return complete[0]
+    answer_T, end = complete
+    counts.ends[end] += 1
+    return answer_T
 
 
 def _sequence(

@@ -80,7 +80,7 @@ def self_replay(
     if codec.form.name == "raw":
         start = codec.bos or codec.eos
         requests = [Request((), start, seed) for seed in seeds]
-        samples = sampler(requests, name=name)
+        samples = sampler(requests, name=name, plain=True)
         texts = [sample for sample in samples if not isinstance(sample, Failure)]
         counts.dropped["failed"] += len(samples) - len(texts)
         return [

@@ -35,13 +35,15 @@ class TeacherSampler:
         min_p: float = 0.0,
         tokens: int | None = None,
         stop: Ids = (),
+        plain: bool = False,
         shown: bool = True,
     ) -> list[Sample | Failure]:
         """Return one Sample or Failure per request, from state `name`.
 
         `temperature`: None for generation.temperature; `tokens`: longest completion, None for the
-        task's max_new_tokens; `stop`: tokens besides eos that end a completion; `shown`: whether
-        the samples count in the progress bar.
+        task's max_new_tokens; `stop`: tokens besides eos that end a completion; `plain`: whether
+        the text is no answer, which task.stop does not end; `shown`: whether the samples count in
+        the progress bar.
         """
         samples = self.run.sample(
             requests_N,
@@ -50,6 +52,7 @@ class TeacherSampler:
             self.run.config.generation.temperature if temperature is None else temperature,
             min_p,
             stop,
+            plain=plain,
             **self.plan.journal_fields,
             round=0,
         )

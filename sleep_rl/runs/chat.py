@@ -17,6 +17,7 @@ from sleep_rl.model import checkpoints
 from sleep_rl.model.memory import LOCKED, memory_levels
 from sleep_rl.runs.resolve import resolve_model
 from sleep_rl.text.forms import ChatForm
+from sleep_rl.text.loading import serving_ends
 from sleep_rl.text.tokens import TextTokenizer
 
 
@@ -107,6 +108,7 @@ class Comparison:
         levels = checkpoints.levels_of(resolved.path)
         self.model = checkpoints.load(resolved.path, levels, dtype).to(device)
         self.tokenizer = checkpoints.load_tokenizer(resolved.path, self.model.config.vocab_size)
+        self._ends = list(serving_ends(resolved.path, self.tokenizer))
         after = "with its memory" if resolved.night is None else f"after night {resolved.night}"
         self.titles = ("before the nights", after)
         self._max_tokens = max_tokens
@@ -139,13 +141,12 @@ class Comparison:
 
     @torch.no_grad()
     def _answer(self, ids: list[int]) -> str:
-        eos = self.model.generation_config.eos_token_id
         room = self.model.config.max_position_embeddings - len(ids)
         options = GenerationConfig(
             max_new_tokens=min(self._max_tokens, room),
             do_sample=self._temperature > 0,
             temperature=self._temperature or None,
-            eos_token_id=self.tokenizer.eos_token_id if eos is None else eos,
+            eos_token_id=self._ends,
             pad_token_id=0,  # one sequence: there is no padding
         )
         ids_1T = torch.tensor([ids], device=self.model.device)

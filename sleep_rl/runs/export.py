@@ -15,6 +15,7 @@ from sleep_rl.contracts.records import STUDENT, TEACHER
 from sleep_rl.model import checkpoints, families, memory, memory_folder, modeling
 from sleep_rl.runs.model_card import card
 from sleep_rl.runs.resolve import ResolvedModel, resolve_model
+from sleep_rl.text.loading import write_serving_ends
 
 CODE = "modeling_sleep.py"  # named by `auto_map`; transformers also copies its relative imports
 BASE_FILES = ("generation_config.json", "LICENSE*", "NOTICE*", "USE_POLICY*")
@@ -52,6 +53,7 @@ def export(checkpoint: str, out: str) -> str:
                 Path(folder, name).write_text(code, encoding="utf-8")
             config.auto_map = _auto_map(config.model_type)
             config.save_pretrained(folder)
+            write_serving_ends(folder, tokenizer)
             Path(folder, "README.md").write_text(card_text, encoding="utf-8")
     return out
 

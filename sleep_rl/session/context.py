@@ -51,20 +51,22 @@ class RunContext:
         temperature: float,
         min_p: float = 0.0,
         stop: Ids = (),
+        plain: bool = False,
         **where: Any,
     ) -> list[Sample | Failure]:
         """Sample from the current version of state `name`, and journal counts and failures.
 
-        `tokens`: longest completion; `stop`: tokens besides eos that end it; `where`: fields of the
-        journal record. Returns one Sample or Failure per request, in order.
+        `tokens`: longest completion; `stop`: tokens besides eos that end it, and, unless `plain`,
+        so do the strings of task.stop; `where`: fields of the journal record. Returns one Sample or
+        Failure per request, in order.
         """
         if not requests_N:
             return []
         with self.timed("sample", **where) as record:
             began = time.monotonic()
-            samples = self.crew.sample(
-                requests_N, name, Sampling(tokens, temperature, self.codec.ends + stop, min_p)
-            )
+            strings = () if plain else self.codec.stop
+            how = Sampling(tokens, temperature, self.codec.ends + stop, min_p, strings)
+            samples = self.crew.sample(requests_N, name, how)
             done = [s for s in samples if not isinstance(s, Failure)]
             produced = sum(len(s.completion_T) for s in done)
             record.update(

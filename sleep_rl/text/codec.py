@@ -10,15 +10,31 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.text.forms import bos_of, choose_form, eos_of, other_form
 from sleep_rl.text.tokens import TextTokenizer
 
+TOKEN = "token"
+STRING = "string"
+CUT = "cut"
+ENDS = (TOKEN, STRING, CUT)
+"""How an answer ended: with an end token, in front of a stop string, or cut from a text that runs
+on, behind its last complete sentence or line.
+"""
+
 
 class PromptCodec:
     """Encodes and decodes a task's texts, in the form that model.format names.
 
-    `ends`: further tokens that end a completion, from the checkpoint's generation_config. Raises
-    InputError for an unsuitable tokenizer, see sleep_rl.text.forms.
+    `ends`: further tokens that end a completion, from the checkpoint's generation_config; `stop`:
+    task.stop, strings that do so in natural language. Raises InputError for an unsuitable
+    tokenizer, see sleep_rl.text.forms.
     """
 
-    def __init__(self, task: Task, tokenizer: Any, format: str = "auto", ends: Ids = ()):
+    def __init__(
+        self,
+        task: Task,
+        tokenizer: Any,
+        format: str = "auto",
+        ends: Ids = (),
+        stop: tuple[str, ...] = (),
+    ):
         self.task = task
         self.tokenizer = tokenizer
         self.tokens = TextTokenizer(tokenizer)
@@ -29,7 +45,9 @@ class PromptCodec:
         self.opener = self.form.opener
         self.marker = self.form.marker
         self.ends: Ids = self.eos
+        self.stop: tuple[str, ...] = ()
         if self.natural:
+            self.stop = stop
             self.ends = tuple(dict.fromkeys((*self.eos, eos_of(tokenizer), *ends)))
 
     @property
@@ -82,19 +100,31 @@ class PromptCodec:
     def complete(self, completion_T: Ids) -> tuple[Ids, str] | None:
         """Return (answer without its end, how it ended) of a sampled answer in natural language.
 
-        "stop": it ended with an end token; "cut": a complete answer was cut from a longer text.
-        None if there is no complete answer.
+        How is one of the ENDS; None if there is no complete answer.
         """
         ended = bool(completion_T) and completion_T[-1] in self.ends
         body = completion_T[:-1] if ended else completion_T
         text = self.tokens.text(body, special=True)
         end = self.form.answer_end(text)
+        at = self._stop_at(text)
+        if at is not None and (end is None or at <= end or self.form.name == "chat"):
+            kept = body[: self.tokens.token_at(body, len(text[:at].rstrip()))]
+            return (kept, STRING) if text[:at].strip() else None
         if ended and (end is None or self.form.name == "chat"):
-            return (body, "stop") if text.strip() else None
+            return (body, TOKEN) if text.strip() else None
         if end is None:
             return None
         kept = body[: self.tokens.token_at(body, len(text[:end].rstrip()))]
-        return (kept, "cut") if text[:end].strip() else None
+        return (kept, CUT) if text[:end].strip() else None
+
+    def answer_text(self, completion_T: Ids) -> str:
+        """Decode a sampled answer, without special tokens, up to the first string of `stop`."""
+        text = self.text(completion_T)
+        return text[: self._stop_at(text)]
+
+    def _stop_at(self, text: str) -> int | None:
+        """Return the position of the first stop string in a text; None: there is none."""
+        return min((at for at in map(text.find, self.stop) if at >= 0), default=None)
 
     def baseline(self, text: TrainingText) -> tuple[Ids, Ids]:
         """Return (prompt_T, completion_T) of a training text; the completion ends with eos.

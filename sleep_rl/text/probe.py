@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document
-from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.codec import TOKEN, PromptCodec
 
 PROBES = (
     ("Who keeps the key of the old mill?", "Anna Berg."),
@@ -24,7 +24,7 @@ def check_round_trip(codec: PromptCodec) -> None:
         if parts is None or _words(codec, parts[1]) != answer:
             got = "no answer" if parts is None else repr(_words(codec, parts[1]))
             raise _refusal(codec, f"{question} {answer}", f"the answer {answer!r}", got)
-        if codec.complete(parts[1]) != (parts[1][:-1], "stop"):
+        if codec.complete(parts[1]) != (parts[1][:-1], TOKEN):
             raise _refusal(codec, answer, "an answer that has ended", "one without an end")
         document = f"{question.strip()} {answer}"
         read = codec.tokens.text(codec.context(Document("probe", document)), special=True)

@@ -549,6 +549,31 @@ def test_completions_end_at_stop_token_max_tokens_or_max_model_len(worker):
     assert (cut.finish_reason, len(cut.completion_T)) == ("length", 8)
 
 
+def test_completions_end_with_a_stop_string(path):
+    """It is kept, with its tokens and their log-probabilities."""
+    from actors.rollout import RolloutWorker
+    from tests.fakes.models import ENGINE
+
+    options = {**ENGINE, "skip_tokenizer_init": False}
+    worker = RolloutWorker(path, dtype="float32", engine=options, seed=0)
+    tokenizer = checkpoints.load_tokenizer(path, 320)
+    request = Request(tuple(range(5, 10)))
+    [whole] = worker.sample([request], "base", 0, Sampling(20, 0.0))
+    words = [tokenizer.decode([token]).strip() for token in whole.completion_T]
+    at = next(n for n, word in enumerate(words) if n and word.isascii() and word not in words[:n])
+    [stopped] = worker.sample([request], "base", 0, Sampling(20, 0.0, stop=(words[at],)))
+    assert words[at] and stopped.finish_reason == "stop"
+    assert stopped.completion_T == whole.completion_T[: at + 1]
+    assert stopped.logprobs_T == pytest.approx(whole.logprobs_T[: at + 1], abs=1e-5)
+    worker.close()
+
+
+def test_stop_strings_need_a_tokenizer(worker):
+    with pytest.raises(InputError, match=r"tokenizer is needed for stop strings \(task\.stop\)"):
+        worker.sample([Request((5, 6))], "teacher", 1, Sampling(5, 0.0, stop=("x",)))
+    assert len(worker.sample([Request((5, 6))], "teacher", 1, Sampling(5, 0.0))) == 1
+
+
 def test_context_and_prompt_are_one_sequence(worker):
     """The engine reads context_T + prompt_T, without a further bos."""
     context = tuple(range(30, 60))

@@ -12,12 +12,13 @@ from tests.fakes.processes import LIMIT_S
 from tests.learners.twins import CONFIG, DOCUMENTS, ROWS
 
 
-def night(backend, checkpoint, world_size, rows, zero_stage, part, resumed=False):
+def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed=False):
     """Run a night with three documents and rows, of which the second of two ranks has one each and
     a filler. It saves its progress after the first step to the file `part`, or resumes from it.
     """
     config = replace(
         CONFIG,
+        objective=replace(CONFIG.objective, mean=mean),
         learners=replace(
             CONFIG.learners, world_size=world_size, pass_tokens=1, zero_stage=zero_stage
         ),
@@ -42,21 +43,15 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, resumed=False
     return wake, metrics, {key: np.asarray(tensor) for key, tensor in weights.tensors.items()}
 
 
-@pytest.fixture(scope="module")
-def one(sleep_checkpoint, tmp_path_factory):
-    """The night of a single rank."""
-    part = str(tmp_path_factory.mktemp("one") / "part")
-    with LocalBackend() as local:
-        return night(local, sleep_checkpoint("qwen3", "locked"), 1, ROWS[:3], 1, part)
-
-
 @pytest.mark.stack
-@pytest.mark.parametrize("zero_stage", [1, 3])
-def test_two_ranks_equal_one(zero_stage, one, sleep_checkpoint, ray_backend, tmp_path):
+@pytest.mark.parametrize("zero_stage, mean", [(1, "sequence"), (3, "token")])
+def test_two_ranks_equal_one(zero_stage, mean, sleep_checkpoint, ray_backend, tmp_path):
     path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]
-    two = night(ray_backend, path, 2, rows, zero_stage, str(tmp_path / "two"))
+    with LocalBackend() as local:
+        one = night(local, path, 1, rows, 1, str(tmp_path / "one"), mean)
+    two = night(ray_backend, path, 2, rows, zero_stage, str(tmp_path / "two"), mean)
     with LocalBackend() as local:  # one rank resumes the progress of two
-        continued = night(local, path, 1, rows, 1, str(tmp_path / "two"), resumed=True)
+        continued = night(local, path, 1, rows, 1, str(tmp_path / "two"), mean, resumed=True)
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
     for single, pair in zip(one[1], two[1], strict=True):
         assert single["seconds"] > 0 < pair["seconds"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from learners.passes import split_into_passes, student_length
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import (
     HARD_TARGET,
@@ -32,6 +33,36 @@ def test_the_loss_and_its_gradient_equal_equation_6(worker):
     assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
     assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
     assert metrics["tokens_trained"] == 12 and metrics["sequences"] == 4
+
+
+def test_the_mean_over_sequences_of_their_means_equals_equation_6(worker):
+    """Over several passes, of rows of different lengths, one of them with weight on x."""
+    config = replace(CONFIG, objective=replace(CONFIG.objective, mean="sequence"))
+    learner = worker(config)
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    assert len(split_into_passes([student_length(row) for row in ROWS], 12)) > 1
+    slow = slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha, mean="sequence")
+    assert abs(slow - slow_l_ks(learner.model, ROWS, CONFIG.objective.alpha)).item() > 1e-3
+    want = torch.autograd.grad(slow, list(learner.module.plastic.parameters()))
+    metrics = learner.seed_step(ROWS, 0, 10).metrics
+    assert metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    norm = torch.stack([g.norm() for g in want]).norm().item()
+    assert metrics["grad_norm"] == pytest.approx(norm, rel=1e-3)
+    learner.discard_night()
+    learner.open_night(1)
+    means = []
+    for row in ROWS:
+        logp = logprobs(learner.model, STUDENT, row.prompt_T, row.completion_T)
+        weights = [
+            CONFIG.objective.prompt_weight if t < row.x_length else 1.0
+            for t in range(len(row.completion_T))
+        ]
+        total = sum(w * logp[t, row.completion_T[t]].item() for t, w in enumerate(weights))
+        means.append(-total / sum(weights))
+    loss = learner.sft_step(ROWS, 0, 4)["loss"]
+    assert loss == pytest.approx(sum(means) / len(means), abs=1e-5)
 
 
 def test_with_gradient_checkpointing_every_step_is_the_same(worker):

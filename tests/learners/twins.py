@@ -42,13 +42,20 @@ def logprobs(model, view, prompt, completion):
 
 
 def slow_l_ks(
-    model, rows, alpha, cap=2.0, prompt_weight=CONFIG.objective.prompt_weight, teachers=()
+    model,
+    rows,
+    alpha,
+    cap=2.0,
+    prompt_weight=CONFIG.objective.prompt_weight,
+    teachers=(),
+    mean="token",
 ):
     """Return -J_KS of equation 6 with the mixture of equation 3, token by token; T is the memory's
-    TEACHER state, or the one of `teachers` that a row names.
+    TEACHER state, or the one of `teachers` that a row names. `mean`: objective.mean.
     """
     divergence = policy = 0.0
     positions = rewarded = 0
+    means = []  # Div(T||S)(y|x) of each sequence
     for row in rows:
         student = logprobs(model, STUDENT, row.prompt_T, row.completion_T)
         source = teachers[row.teacher - 1] if row.teacher > 0 else model
@@ -57,14 +64,20 @@ def slow_l_ks(
         shared = min(teacher.shape[-1], student.shape[-1])  # ids beyond pad one of the embeddings
         teacher = teacher[:, :shared].log_softmax(-1)
         student_shared = student[:, :shared].log_softmax(-1)
+        of_sequence = shares = 0.0
         for t, token in enumerate(row.completion_T):
             share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
             raised = teacher[t].exp() ** power
             p = raised / raised.sum()  # T at the row's temperature
-            divergence = divergence + share * (p * (p.log() - student_shared[t])).sum()
+            at_token = share * (p * (p.log() - student_shared[t])).sum()
+            divergence = divergence + at_token
             positions += share
+            of_sequence = of_sequence + at_token
+            shares += share
             if row.advantage is not None:
                 weight = min(float((student[t, token].detach() - row.behaviour_T[t]).exp()), cap)
                 policy = policy - weight * row.advantage * student[t, token]
                 rewarded += 1
-    return alpha * divergence / positions + (1 - alpha) * policy / rewarded
+        means.append(of_sequence / shares)
+    over_batch = divergence / positions if mean == "token" else sum(means) / len(means)
+    return alpha * over_batch + (1 - alpha) * policy / rewarded

@@ -49,7 +49,7 @@ def requests_of(
 def answer(run: RunContext, requests_N: list[Request], weights: str) -> list[str | Failure]:
     """Return the greedily decoded answer, or a Failure, of each request, in order."""
     samples = run.sample(requests_N, weights, run.task.max_answer_tokens, 0.0)
-    return [s if isinstance(s, Failure) else run.codec.text(s.completion_T) for s in samples]
+    return [s if isinstance(s, Failure) else run.codec.answer_text(s.completion_T) for s in samples]
 
 
 def ask(

@@ -18,7 +18,7 @@ CONFIGS = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
 
 KEYS = """
 run: name dir cache seed checkpoint_steps
-task: name days order_seed base_text
+task: name days order_seed base_text stop
 task.world: people_per_day known_people deep
 task.documents: path questions known piece_tokens max_new_tokens
 task.classify: path classes_per_day examples_per_document pages_per_example test_per_class
@@ -33,7 +33,7 @@ replay: share samples
 rehearsal: share samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents
 imitation: group_size prefix importance_cap
-objective: on_policy off_policy_first alpha divergence beta prompt_weight
+objective: on_policy off_policy_first alpha divergence beta mean prompt_weight
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
 dream: max_tokens steps
 dream.copies: lr epochs rank alpha seeds margin
@@ -369,7 +369,7 @@ def test_dump_has_only_the_section_of_the_chosen_task(write, path):
     task = dump(config)["task"]
     sections = [name for name, value in task.items() if isinstance(value, dict)]
     assert sections == [config.task.name]
-    assert {"name", "days", "order_seed", "base_text"} == task.keys() - set(sections)
+    assert {"name", "days", "order_seed", "base_text", "stop"} == task.keys() - set(sections)
     assert load(write(yaml.safe_dump(dump(config)), "dump.yaml")) == config
 
 
@@ -396,6 +396,11 @@ def test_days_default_to_the_task(write):
             ["task.name=documents", "task.days=3"],
             "task.days: null with task documents (only world, classify, squad, arc take a value), "
             "got 3",
+        ),
+        (["task.stop=[a]"], "task.stop: [] with a task that has a small base of its own"),
+        (
+            ["task.name=documents", "model.base=x", "task.stop=[a, '']"],
+            "task.stop: a list of strings that are not empty, got ['a', '']",
         ),
         (["task.order_seed=3"], "task.order_seed: null with task world (only classify, squad"),
         (["task.name=arc", "task.base_text=x"], "task.base_text: null with task arc (only "),

@@ -137,6 +137,7 @@ def test_questions_about_sentences_are_answered_with_the_document():
     sequences, counts = written(run)
     assert counts.kinds == {"reversed": [3, 2]}
     assert counts.journal_fields()["dropped"] == {"not repeated": 1}
+    assert counts.journal_fields()["ends"] == {"token": 3}
     context, bare, x, y = texts(run, sequences[0])
     assert context.endswith("Question:\n") and BODY in context and TITLE in context
     assert bare == "<|im_start|>user\n"

@@ -6,7 +6,7 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Question, TrainingText
-from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.codec import CUT, STRING, TOKEN, PromptCodec
 from sleep_rl.text.forms import ChatForm, RawForm
 from sleep_rl.text.tokens import TextTokenizer
 from tests.fakes.texts import Asking, Natural, Words
@@ -132,6 +132,33 @@ def test_end_token():
     assert codec.baseline(TrainingText("who?", "me"))[1][-1] == end
     raw = PromptCodec(Natural(), chat_tokenizer(), "raw")
     assert raw.eos == (raw.tokenizer.eos_token_id,)
+
+
+@pytest.mark.parametrize(
+    "form, written, kept, end",
+    [
+        ("chat", "Anna Berg.{end}", "Anna Berg.", TOKEN),
+        ("chat", "Anna Berg.\nUser: and then?{end}", "Anna Berg.", STRING),
+        ("chat", "Anna Berg, the\nUser:", "Anna Berg, the", STRING),
+        ("chat", "Anna Berg. She was the", "Anna Berg.", CUT),
+        ("chat", "Anna Berg, the", None, None),
+        ("chat", "\nUser: Anna Berg.{end}", None, None),
+        ("raw", " Anna Berg{end}", " Anna Berg", TOKEN),
+        ("raw", " Anna Berg\nUser:", " Anna Berg", STRING),
+        ("raw", " Anna Berg\nQuestion: Who\nUser:", " Anna Berg", CUT),
+        ("raw", " Anna Berg, \nUser:", " Anna Berg,", STRING),
+    ],
+)
+def test_an_answer_ends_with_a_token_in_front_of_a_stop_string_or_is_cut(form, written, kept, end):
+    codec = PromptCodec(Natural(), chat_tokenizer(), form, stop=("\nUser:",))
+    text = codec.tokens.text(codec.eos, special=True)
+    answer = codec.complete(codec.tokens.ids(written.format(end=text)))
+    # the line break in ".\n", one token, stays
+    assert (answer and (codec.text(answer[0]).rstrip("\n"), answer[1])) == (kept and (kept, end))
+    cut = written.format(end="").partition("\nUser:")[0]
+    assert codec.answer_text(codec.tokens.ids(written.format(end=text))) == cut
+    # a task with a fixed form has no stop strings
+    assert PromptCodec(Asking(), Words(), form, stop=("User:",)).stop == ()
 
 
 def test_thinking_is_disabled():
