@@ -315,6 +315,9 @@ def load_tokenizer(path: str, vocab_size: int):
     # Boundary: transformers raises many types, and tokenizers raises Exception itself.
     except Exception as error:
         raise InputError(f"tokenizer {source}: cannot be read ({one_line(error)})") from error
+    if len(tokenizer) <= len(tokenizer.get_added_vocab()):
+        # transformers returns a tokenizer without words for a folder without its files
+        raise InputError(f"tokenizer {source}: expected the files of a tokenizer, got none")
     if len(tokenizer) > vocab_size:
         raise InputError(
             f"tokenizer {source}: at most the model's {vocab_size} ids, got "

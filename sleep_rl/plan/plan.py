@@ -14,12 +14,14 @@ from sleep_rl.night.plan import Shares
 from sleep_rl.plan.actors import actors_of
 from sleep_rl.plan.checks import check_shape, check_task, notes_on
 from sleep_rl.plan.gpu_fit import check_fit, check_shares
+from sleep_rl.plan.night_tokens import night_tokens
 from sleep_rl.plan.sizes import (
     bytes_per_parameter,
     critic_bytes,
     expert_bytes,
     is_natural,
     learner_bytes,
+    longest_night,
     longest_sequence,
     memory_bytes,
     night_seconds,
@@ -27,6 +29,7 @@ from sleep_rl.plan.sizes import (
     rollout_bytes,
     written_per_day,
 )
+from sleep_rl.plan.text_probe import check_text
 from sleep_rl.plan.types import Plan
 from sleep_rl.tasks import plugin
 
@@ -53,6 +56,10 @@ def plan(config: Config) -> Plan:
     s = config.sleep
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
     written, replayed, completions = _sampled_per_night(config, task, rows)
+    work = longest_night(config, tokens, written + replayed + completions)
+    if natural and task is not None:
+        notes += check_text(config, task, shape)
+        work = night_tokens(config, task, rows, replayed, completions)
     actors = actors_of(config)
     nights = len(task.days()) if task else config.nights or 1
     consolidations = tuple(config.schedule(nights))
@@ -74,9 +81,8 @@ def plan(config: Config) -> Plan:
         completions=completions,
         pass_tokens=pass_tokens(config, tokens),
         rounds=math.ceil(s.steps / s.steps_per_round),
-        seconds=steps
-        / s.steps
-        * night_seconds(config, shape, tokens, written + replayed + completions),
+        work=work,
+        seconds=steps / s.steps * night_seconds(config, shape, work),
         nights=nights,
         consolidations=consolidations,
         baseline_steps=registry.planned_steps(config, nights, natural=natural),
@@ -97,4 +103,5 @@ def _sampled_per_night(config: Config, task: Task | None, rows: Shares) -> tuple
     # the synthetic documents, and at most one question about each
     replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
     groups = rows.groups_new + rows.groups_replay
-    return written, replayed, config.sleep.steps * groups * config.imitation.group_size
+    steps = config.sleep.steps - round(config.objective.off_policy_first * config.sleep.steps)
+    return written, replayed, steps * groups * config.imitation.group_size

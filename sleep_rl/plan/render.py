@@ -10,6 +10,7 @@ from sleep_rl.plan.sizes import (
     LEARN_FLOPS,
     SAMPLE_FLOPS,
     memory_bytes,
+    rate_of,
     step_rows,
 )
 from sleep_rl.plan.types import Plan
@@ -96,8 +97,8 @@ def _night_rows(plan: Plan) -> Rows:
     rows_of_step = plan.rows
     every = config.run.checkpoint_steps
     checkpoints = f", a checkpoint every {every}" if 0 < every < sleep.steps else ""
-    learning = _rate(LEARN_FLOPS, "gpu" if config.learners.gpus else "cpu")
-    sampling = _rate(SAMPLE_FLOPS, "gpu" if config.rollouts.gpus else "cpu")
+    learning = _rate(LEARN_FLOPS, rate_of(config.learners.gpus, plan.base))
+    sampling = _rate(SAMPLE_FLOPS, rate_of(config.rollouts.gpus, plan.base))
     rows = [
         (
             "a night",

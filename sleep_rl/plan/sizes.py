@@ -6,14 +6,12 @@ Bytes and tokens are exact where they follow from shapes; activations and times 
 from __future__ import annotations
 
 import math
-import random
 from dataclasses import dataclass, fields
 
 from sleep_rl.config.schema import LOGIT_CHUNK, Config, threads_on
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model.shape import Shape
-from sleep_rl.writing.kinds import load_kind
-from sleep_rl.writing.units import draw, units
+from sleep_rl.plan.night_tokens import NightTokens, planned_units
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 TASK_TOKENS = {
@@ -26,11 +24,12 @@ TASK_TOKENS = {
 """Task -> tokens, in its small base's vocabulary, of the longest document and of the longest
 sequence generated about it.
 """
-LEARN_FLOPS = {"cpu": 60e9, "gpu": 150e12}  # per thread, per device
-SAMPLE_FLOPS = {"cpu": 18e9, "gpu": 50e12}
-"""Assumed throughput in FLOP/s. The CPU figures are those of the demo's small model; large models
-reach more.
+LEARN_FLOPS = {"small": 60e9, "cpu": 105e9, "gpu": 150e12}  # per thread, per device
+SAMPLE_FLOPS = {"small": 18e9, "cpu": 40e9, "gpu": 50e12}
+"""Assumed throughput in FLOP/s on a GPU, and on a CPU of the demo's small model and of larger ones
+(SmolLM2-135M: 350 tokens learned per second on two threads, 150 written on one).
 """
+SMALL_HIDDEN = 512  # hidden units up to which a model counts as small
 
 
 @dataclass(frozen=True)
@@ -147,28 +146,47 @@ def critic_bytes(config: Config, shape: Shape, rollout: Bytes) -> Bytes:
     )
 
 
-def night_seconds(config: Config, shape: Shape, tokens: int, sampled: int) -> float:
+def longest_night(config: Config, tokens: int, sampled: int) -> NightTokens:
+    """Return the tokens of a night in which every sequence has `tokens`; `sampled`: sequences
+    sampled in it.
+    """
+    learned = config.sleep.batch * config.sleep.steps * tokens
+    written = sampled * tokens
+    return NightTokens(0, written, taught=learned, trained=learned, once=min(learned, written))
+
+
+def night_seconds(config: Config, shape: Shape, work: NightTokens) -> float:
     """Return the estimated seconds of a night in which training and sampling take turns.
 
-    `tokens`: length of a sequence; `sampled`: sequences sampled in the night. A forward pass costs
-    2 FLOPs per parameter and token; the base's weights have no gradient, so a backward pass costs 2
-    as well. A training step has two forward passes (teacher, student) and one backward pass: 6;
-    gradient checkpointing adds one more forward pass. The layers below the memory are computed once
-    for each sampled sequence, as the teacher reads it and as the student does, and never backward.
+    A forward pass costs 2 FLOPs per parameter and token; the base's weights have no gradient, so a
+    backward pass costs 2 as well, and gradient checkpointing adds one more forward pass. Prompts
+    are read at the rate of learning, since all their tokens go through the model together. The
+    layers below the memory are computed once for each sequence, as the teacher reads it and as the
+    student does, and never backward.
     """
     learners = config.learners
     rollouts = config.rollouts
-    learn = learners.world_size * _flops(LEARN_FLOPS, learners.gpus, learners.threads)
-    sample = rollouts.workers * _flops(SAMPLE_FLOPS, rollouts.gpus, threads_on(rollouts.cpus))
-    learned = config.sleep.batch * config.sleep.steps
-    step = 8 if learners.gradient_checkpointing else 6
+    threads = threads_on(rollouts.cpus)
+    learn = learners.world_size * _flops(LEARN_FLOPS, shape, learners.gpus, learners.threads)
+    read = rollouts.workers * _flops(LEARN_FLOPS, shape, rollouts.gpus, threads)
+    write = rollouts.workers * _flops(SAMPLE_FLOPS, shape, rollouts.gpus, threads)
+    student = 6 if learners.gradient_checkpointing else 4
     below = config.model.first_layer * shape.layer_parameters
-    learned_flops = step * learned * (shape.parameters - below) + 4 * min(learned, sampled) * below
-    return tokens * (learned_flops / learn + 2 * sampled * shape.parameters / sample)
+    above = shape.parameters - below
+    learned = (student * work.trained + 2 * work.taught) * above + 4 * work.once * below
+    sampled = 2 * shape.parameters * (work.read / read + work.written / write)
+    return learned / learn + sampled
 
 
-def _flops(assumed: dict[str, float], gpus: float, threads: int) -> float:
-    return assumed["gpu"] * gpus if gpus else assumed["cpu"] * threads
+def rate_of(gpus: float, shape: Shape) -> str:
+    """Return the key of LEARN_FLOPS and SAMPLE_FLOPS for a worker."""
+    if gpus:
+        return "gpu"
+    return "small" if shape.hidden <= SMALL_HIDDEN else "cpu"
+
+
+def _flops(assumed: dict[str, float], shape: Shape, gpus: float, threads: int) -> float:
+    return assumed[rate_of(gpus, shape)] * (gpus or threads)
 
 
 def bytes_per_parameter(config: Config) -> int:
@@ -230,14 +248,8 @@ def written_per_day(config: Config, task: Task | None) -> int:
     In natural language those of generation.kinds before any is dropped, else generation.samples per
     document.
     """
-    if task is not None and not task.opener:
-        documents = task.days()[-1].documents
-        rng = random.Random(config.run.seed)
-        return sum(
-            len(draw(units(load_kind(name).about, document), float(count or 0), rng))
-            for name, count in config.generation.kinds.items()
-            for document in documents
-        )
+    if task is not None and is_natural(config, task):
+        return sum(1 for _ in planned_units(config, task))
     return documents_per_day(config, task) * config.generation.samples
 
 

@@ -8,6 +8,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.model.shape import Shape
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.actors import Actor
+from sleep_rl.plan.night_tokens import NightTokens
 from sleep_rl.plan.sizes import Bytes, bytes_per_parameter
 from sleep_rl.schedule import ScheduledConsolidation
 
@@ -32,6 +33,7 @@ class Plan:
     completions: int  # of the student, per night
     pass_tokens: int  # of a rank's largest pass, padding included
     rounds: int  # per night; each ends with a push of the student
+    work: NightTokens  # of a night on the newest day's documents
     seconds: float  # of all nights, an estimate
     nights: int
     consolidations: tuple[ScheduledConsolidation, ...]  # of all nights

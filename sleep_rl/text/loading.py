@@ -32,6 +32,13 @@ def load_codec(task: Task, checkpoint: str, format: str, stop: Sequence[str] = (
     """
     vocab_size = checkpoints.read_config(root(checkpoint)).vocab_size
     tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
+    return codec_of(task, checkpoint, tokenizer, format, stop)
+
+
+def codec_of(
+    task: Task, checkpoint: str, tokenizer: Any, format: str, stop: Sequence[str] = ()
+) -> PromptCodec:
+    """Return the codec for a checkpoint whose tokenizer is loaded. Raises as `load_codec`."""
     codec = PromptCodec(task, tokenizer, format, end_tokens(checkpoint), tuple(stop))
     if codec.natural:
         check_round_trip(codec)

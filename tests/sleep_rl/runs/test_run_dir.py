@@ -66,7 +66,7 @@ def test_changed_key_needs_accept(folder):
 def test_metadata_has_only_the_section_of_the_chosen_task(folder):
     """Keys that are not stored are compared by their defaults."""
     stored = json.loads((folder / run_dir.FILE).read_text())["config"]["task"]
-    assert stored.keys() == {"name", "days", "order_seed", "base_text", "world"}
+    assert stored.keys() == {"name", "days", "order_seed", "base_text", "stop", "world"}
     assert stored["days"] == 1 and stored["world"]["people_per_day"] == 2
     for override, changed in (
         ("task.days=2", "data, task.days"),
