@@ -35,6 +35,7 @@ OUTPUTS = (
     "state",
     "memory",
     "dreams",
+    "sequences",
     "logs",
     "wandb",
     "report.html",

@@ -10,8 +10,9 @@ from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.plan.plan import plan
 from sleep_rl.plan.sizes import night_seconds
+from tests.fakes.configs import changed
+from tests.fakes.small_shape import SMALL, SMALL_ARGS
 from tests.fakes.tokenizers import chat_tokenizer
-from tests.sleep_rl.plan.test_plan import SMALL, SMALL_ARGS
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = "# The mill\n\nThe old mill of Orme was built in 1931 by Ruth Abel.\n"
@@ -31,13 +32,14 @@ def planned(tmp_path):
         json.dumps({**SMALL, "vocab_size": 700, "max_position_embeddings": 512})
     )
 
-    def make(*overrides, tokenizer=None):
+    def make(*overrides, tokenizer=None, kinds=None):
         if tokenizer:
             tokenizer.save_pretrained(base)
         args = (*SMALL_ARGS, "rollouts.engine.max_model_len=512")
         args += ("rollouts.engine.kv_cache_memory_bytes=64000", f"model.base={base}")
         args += (f"task.documents.path={tmp_path / 'documents'}",)
-        return plan(load(str(ROOT / "configs/documents_cpu.yaml"), [*args, *overrides]))
+        config = load(str(ROOT / "configs/documents_cpu.yaml"), [*args, *overrides])
+        return plan(changed(config, generation={"kinds": kinds or {"reversed": 1}}))
 
     return make
 
@@ -71,18 +73,18 @@ def test_a_plan_without_a_tokenizer_says_so_in_one_line(planned):
 def test_tokens_of_a_night_on_one_sentence(planned):
     """A word is 1.5 tokens; a question takes a third of its 48 tokens."""
     p = planned(
-        "generation.kinds={question: 2, reversed: 0, complete: 0, rephrase: 1, neighbour: 0}",
         "objective.on_policy=0",
         "replay.share=0",
         "sleep.steps=10",
         "sleep.batch=4",
         "rollouts.cpus=1",
         tokenizer=chat_tokenizer(),
+        kinds={"reversed": 2, "rephrase": 1},
     )
     assert (p.written, p.replayed, p.completions) == (3, 0, 0)
     document = 1.5 * (2 + 12)  # title and sentence
     fixed = 1.5 * 9  # Tell me about "The mill" in your own words.
-    question, answer, long = 48 / 3, 24, 96
+    question, answer, long = 48 / 3, 32, 96
     row = (2 * (question + answer + 8) + fixed + long + 8) / 3
     assert p.work.row == pytest.approx(row)
     assert p.work.written == pytest.approx(2 * (question + 0.9 * answer) + long)
@@ -108,15 +110,16 @@ def test_off_policy_steps_have_no_completions(planned):
 
 
 def test_the_night_of_the_demo_is_estimated_within_a_factor_of_two(monkeypatch):
-    """Measured: rows of 60 tokens, 350 learned per second on two threads, and 31,000 tokens written
-    at 140 per second.
+    """Measured with SmolLM2-135M on two threads: rows of 60 tokens, 350 learned per second; on one
+    140 written and 500 read.
     """
     monkeypatch.chdir(ROOT)
     p = plan(load("configs/documents_cpu.yaml", ["task.documents.path=configs/example/day1"]))
     sleep = p.config.sleep
     learned_s = sleep.steps * sleep.batch * 60 / 350
-    measured_s = learned_s + 31_000 / 140
-    assert measured_s / 2 < p.seconds < 2 * measured_s
-    assert 60 / 2 < p.work.row < 60 * 2
     estimate_s = p.base.parameters * (4 * p.work.trained + 2 * p.work.taught) / (2 * 105e9)
     assert learned_s / 2 < estimate_s < 2 * learned_s
+    assert 60 / 2 < p.work.row < 60 * 2
+    measured_s = learned_s + p.work.written / 140 + p.work.read / 500
+    assert measured_s / 2 < p.seconds < 2 * measured_s
+    assert p.seconds < 3600  # a night of minutes, not of hours
