@@ -448,7 +448,7 @@ def test_texts_about_documents_are_counted_by_kind_of_writing(tmp_path, checkpoi
         "task.name=documents",
         f"task.documents.path={tmp_path}",
         f"model.base={checkpoint(max_position_embeddings=512)}",
-        "generation.kinds={question: 3, reversed: 0, complete: 1, rephrase: 2, neighbour: 0}",
+        "generation.kinds={question: 0, reversed: 3, complete: 1, rephrase: 2, neighbour: 0}",
     )
     # 3 a sentence, 1 for each of three cuts of a sentence, 2 a document
     assert plan(config(*mine)).written == 3 * 4 + 3 * 4 + 2 * 2
