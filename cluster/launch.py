@@ -93,7 +93,7 @@ def pretrain(config: Config) -> int:
     """
     console = Console()
     task = make_task(config)
-    packaged = config.model.base is not None and packaged_base.is_packaged(config.model.base)
+    packaged = not config.own_base and packaged_base.is_packaged(config.model.base)
     make = base_checkpoint if packaged else make_base
     console.say(make(config, task, console))
     return 0

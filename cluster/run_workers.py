@@ -149,7 +149,7 @@ def base_checkpoint(config: Config, task: Task, console: Console) -> str:
 
     A packaged base and the task's own one are made in run.cache on first use.
     """
-    if config.model.base is None:
+    if config.own_base:
         return make_base(config, task, console)
     return packaged_base.resolve(config.model.base, config.run.cache, console.phase)
 

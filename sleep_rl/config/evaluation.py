@@ -1,4 +1,4 @@
-"""The configuration of evaluation: what is measured, and what ends in a warning or a rollback. See
+"""The configuration of evaluation: what is measured, what ends in a rollback, and baselines. See
 sleep_rl.config.schema.
 """
 
@@ -51,3 +51,24 @@ class Evaluate:
         "rows of query, choices and gold; of context_options, continuation and gold; or of "
         "context and continuation (a last word). At most 200 rows of each are asked.",
     )
+
+
+@dataclass(frozen=True)
+class Baselines:
+    """Baselines on the same days."""
+
+    run: list = key(
+        ["sft", "joint"],
+        "Baselines trained in the same run, by the names of the modules in "
+        "sleep_rl/driver/baselines. sft: plain sequential fine-tuning on the task's texts "
+        "(cross entropy on the raw documents for task documents). sft_self_written: cross "
+        "entropy on the self-written sequences and self-replay of the night, in the same "
+        "batches. joint: on the questions and answers of all days and the known at once (an "
+        "upper bound).",
+    )
+    steps: dict = key(
+        {},
+        "Optimizer steps by baseline, of one training. Without an entry sft_self_written, and in "
+        "natural language sft, takes sleep.steps; others have their own default.",
+    )
+    lr: float = key(5e-6, "Peak learning rate of the baselines.", low=0)

@@ -22,7 +22,7 @@ from typing import Any, get_args, get_type_hints
 
 from sleep_rl.config.engine_options import engine_fault
 from sleep_rl.config.schema import Config
-from sleep_rl.config.tasks import TaskConfig
+from sleep_rl.config.tasks import DOCUMENTS_BASE, TaskConfig
 from sleep_rl.config.validation import check
 from sleep_rl.config.yaml_reader import parse
 from sleep_rl.contracts.errors import InputError
@@ -51,12 +51,20 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
     tree = every_key(Config())
     for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
         _merge(tree, _validated(Config, layer, "", where))
+    model = tree["model"]
+    if tree["task"]["name"] == "documents" and model["base"] is None and not _gpus(tree):
+        model["base"] = DOCUMENTS_BASE
     config = _built(Config, tree)
     try:
         check(config)
     except InputError as error:
         raise _refusal(path, str(error)) from None
     return config
+
+
+def _gpus(tree: dict[str, Any]) -> float:
+    """Return the GPUs that one process of any kind asks for."""
+    return sum(tree[section]["gpus"] for section in ("rollouts", "learners", "critics"))
 
 
 def dump(config: Config) -> dict[str, Any]:

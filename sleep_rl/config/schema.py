@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 from sleep_rl.config.dreams import Dream
 from sleep_rl.config.engine_options import engine_options
-from sleep_rl.config.evaluation import Evaluate
+from sleep_rl.config.evaluation import Baselines, Evaluate
 from sleep_rl.config.method import (
     Checks,
     Generation,
@@ -25,7 +25,7 @@ from sleep_rl.config.method import (
     Sleep,
     Wake,
 )
-from sleep_rl.config.tasks import DAYS, TaskConfig, key
+from sleep_rl.config.tasks import DAYS, WORLD, TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
 
 LOGIT_CHUNK = 1024
@@ -62,7 +62,9 @@ class Model:
     base: str | None = key(
         None,
         "Path or hub name of a dense Qwen3, Qwen2 or Llama checkpoint or of a sleep checkpoint; "
-        "smollm2-135m-instruct comes with the extra cpu. null: the task's own small base.",
+        "smollm2-135m-instruct comes with the extra cpu. null: the task's own small base; for "
+        "documents smollm2-135m-instruct, without a GPU. world: for documents, the small base of "
+        "task world, as a test bed.",
     )
     teachers: list = key(
         [],
@@ -232,27 +234,6 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Baselines:
-    """Baselines on the same days."""
-
-    run: list = key(
-        ["sft", "joint"],
-        "Baselines trained in the same run, by the names of the modules in "
-        "sleep_rl/driver/baselines. sft: plain sequential fine-tuning on the task's texts "
-        "(cross entropy on the raw documents for task documents). sft_self_written: cross "
-        "entropy on the self-written sequences and self-replay of the night, in the same "
-        "batches. joint: on the questions and answers of all days and the known at once (an "
-        "upper bound).",
-    )
-    steps: dict = key(
-        {},
-        "Optimizer steps by baseline, of one training. Without an entry sft_self_written, and in "
-        "natural language sft, takes sleep.steps; others have their own default.",
-    )
-    lr: float = key(5e-6, "Peak learning rate of the baselines.", low=0)
-
-
-@dataclass(frozen=True)
 class Wandb:
     """Weights & Biases."""
 
@@ -291,6 +272,11 @@ class Config:
     evaluate: Evaluate = field(default_factory=Evaluate)
     baselines: Baselines = field(default_factory=Baselines)
     wandb: Wandb = field(default_factory=Wandb)
+
+    @property
+    def own_base(self) -> bool:
+        """Whether the model lives with a small base that the task trains."""
+        return self.model.base in (None, WORLD)
 
     @property
     def gamma(self) -> float:

@@ -38,6 +38,12 @@ def key(
     return field(default=default, metadata=meta)
 
 
+WORLD = "world"
+"""model.base of task documents: the small base of task world, whose vocabulary is 177 words."""
+DOCUMENTS_BASE = "smollm2-135m-instruct"
+"""model.base of task documents where none is named and no GPU is requested."""
+
+
 @dataclass(frozen=True)
 class World:
     """Task world: fictional people."""

@@ -13,7 +13,7 @@ from string import Formatter
 from sleep_rl.config.evaluation import CONTEXTS
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import found_in
-from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED
+from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED, WORLD
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.divergences import DIVERGENCES, jsd
 
@@ -119,11 +119,13 @@ def _custom_task(config: Config) -> Iterator[str]:
             "task.custom.target: with task.name custom, and only with it, got "
             f"{task.custom.target or 'null'} with {task.name}"
         )
-    if task.name == "custom" and config.model.base is None:
+    if task.name in ("custom", "documents") and config.model.base is None:
         yield (
-            "model.base: a language model is needed for task custom, which has no small base, "
-            "got null"
+            f"model.base: a language model is needed for task {task.name}, which has no small "
+            "base, got null"
         )
+    if config.model.base == WORLD and task.name != "documents":
+        yield f"model.base: world with task documents only, got it with {task.name}"
 
 
 def _keys_of_tasks(config: Config) -> Iterator[str]:
@@ -146,7 +148,7 @@ def _stop_strings(config: Config) -> Iterator[str]:
     stop = config.task.stop
     if not all(isinstance(text, str) and text for text in stop):
         yield f"task.stop: a list of strings that are not empty, got {str(stop)[:100]}"
-    natural = config.task.name in ("documents", "custom") and config.model.base is not None
+    natural = config.task.name in ("documents", "custom") and not config.own_base
     if stop and not natural:
         yield (
             "task.stop: [] with a task that has a small base of its own, whose texts have a fixed "

@@ -108,7 +108,7 @@ def base_shape(config: Config) -> Shape:
     missing, unreadable or of an unsupported family.
     """
     name = config.model.base
-    if name is None:
+    if config.own_base:
         deep = config.task.name == "world" and config.task.world.deep
         return _task_base("deep-world" if deep else config.task.name, Path(config.run.cache))
     folder = local_folder(name, "model.base", config.run.cache)

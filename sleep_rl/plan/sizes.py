@@ -238,7 +238,7 @@ def is_natural(config: Config, task: Task | None) -> bool:
     loaded, only that of task documents can be.
     """
     if task is None:
-        return config.task.name == "documents" and config.model.base is not None
+        return config.task.name == "documents" and not config.own_base
     return not (task.opener or task.marker)
 
 
@@ -260,11 +260,11 @@ def longest_sequence(config: Config, task: Task | None) -> int:
     """
     documents = config.task.documents
     max_model_len = config.rollouts.engine.get("max_model_len") or math.inf
-    if config.task.name == "documents" and config.model.base:
+    if config.task.name == "documents" and not config.own_base:
         return int(min(documents.piece_tokens + documents.max_new_tokens, max_model_len))
     if config.task.name == "custom":
         words = max(len(d.text.split()) for day in task.days() for d in day.documents)
         words += task.max_new_tokens
     else:
         words = sum(TASK_TOKENS[config.task.name])
-    return int(min(words if config.model.base is None else 1.5 * words, max_model_len))
+    return int(min(words if config.own_base else 1.5 * words, max_model_len))

@@ -78,10 +78,10 @@ def _documents(config: Config, record: str | None, days: int | None) -> Task:
 
     options = asdict(config.task.documents)
     longest = config.rollouts.engine.get("max_model_len")
-    if config.model.base and longest:  # a guess without a tokenizer; a run counts tokens
+    if not config.own_base and longest:  # a guess without a tokenizer; a run counts tokens
         fits = longest - options["max_new_tokens"] - 8
         options["piece_tokens"] = max(min(options["piece_tokens"], fits), 8)
-    small = None if config.model.base else _world(config)
+    small = _world(config) if config.own_base else None
     return Documents(**options, days=days, record=record, small=small)
 
 

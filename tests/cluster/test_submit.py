@@ -235,7 +235,7 @@ def test_jobs_of_task_documents_share_one_run_folder(server, tmp_path, monkeypat
     assert (
         cli(
             server,
-            str(ROOT / "configs" / "documents.yaml"),
+            str(ROOT / "configs" / "documents_world.yaml"),
             "task.documents.path=notes",
             "run.name=mine",
         )

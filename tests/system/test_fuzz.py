@@ -326,7 +326,7 @@ def test_random_document_folders_are_ingested_or_give_one_line_errors(sentinel, 
     ):
         command = [
             "run",
-            str(ROOT / "configs" / "documents.yaml"),
+            str(ROOT / "configs" / "documents_world.yaml"),
             f"task.documents.path={folder}",
             f"model.base={base}",
             f"run.name=d{number}",

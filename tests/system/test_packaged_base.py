@@ -23,7 +23,7 @@ from tests.fakes.models import LEVELS
 from tests.fakes.packaged import NAME
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = str(ROOT / "configs" / "documents.yaml")
+DOCUMENTS = str(ROOT / "configs" / "documents_world.yaml")
 MISSING = "sleep-rl: model tiny-chat: its weights come with the Python package tiny-weights==1.0"
 pytestmark = pytest.mark.usefixtures("nowhere")
 
@@ -47,7 +47,7 @@ def missing(site, base_checkpoint, monkeypatch):
 
 @pytest.fixture
 def keys(tmp_path):
-    """Return overrides of configs/documents.yaml: the packaged base, and one short document."""
+    """Return overrides of documents_world.yaml: the packaged base, and one short document."""
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "a.txt").write_text("Ada lives in Oslo.")
     return [

@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 
+from sleep_rl.config.evaluation import Baselines, Evaluate
 from sleep_rl.config.method import Wake
-from sleep_rl.config.schema import Baselines, Evaluate, Model
+from sleep_rl.config.schema import Model
 from sleep_rl.contracts.records import (
     TEACHER,
 )

@@ -38,7 +38,7 @@ def planned(tmp_path):
         args = (*SMALL_ARGS, "rollouts.engine.max_model_len=512")
         args += ("rollouts.engine.kv_cache_memory_bytes=64000", f"model.base={base}")
         args += (f"task.documents.path={tmp_path / 'documents'}",)
-        config = load(str(ROOT / "configs/documents_cpu.yaml"), [*args, *overrides])
+        config = load(str(ROOT / "configs/documents.yaml"), [*args, *overrides])
         return plan(changed(config, generation={"kinds": kinds or {"reversed": 1}}))
 
     return make
@@ -114,7 +114,7 @@ def test_the_night_of_the_demo_is_estimated_within_a_factor_of_two(monkeypatch):
     140 written and 500 read.
     """
     monkeypatch.chdir(ROOT)
-    p = plan(load("configs/documents_cpu.yaml", ["task.documents.path=configs/example/day1"]))
+    p = plan(load("configs/documents.yaml", ["task.documents.path=configs/example/day1"]))
     sleep = p.config.sleep
     learned_s = sleep.steps * sleep.batch * 60 / 350
     estimate_s = p.base.parameters * (4 * p.work.trained + 2 * p.work.taught) / (2 * 105e9)

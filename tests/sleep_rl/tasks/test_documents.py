@@ -24,7 +24,9 @@ EXAMPLE = ROOT / "configs" / "documents"
 
 
 def test_small_model_reads_documents_of_its_vocabulary():
-    config = load(str(ROOT / "configs" / "documents.yaml"), [f"task.documents.path={EXAMPLE}"])
+    config = load(
+        str(ROOT / "configs" / "documents_world.yaml"), [f"task.documents.path={EXAMPLE}"]
+    )
     task = make_task(config)
     [day] = task.days()
     assert [d.id for d in day.documents] == [
@@ -106,7 +108,7 @@ def test_language_model_reads_documents_unchanged(tmp_path):
 )
 def test_invalid_input_gives_one_line_error(capsys, monkeypatch, keys, line):
     monkeypatch.chdir(ROOT)
-    assert main(["plan", "configs/documents.yaml", *keys]) == 2
+    assert main(["plan", "configs/documents_world.yaml", *keys]) == 2
     printed = capsys.readouterr()
     assert line in printed.err and printed.err.count("\n") == 1 and not printed.out
 
@@ -122,7 +124,7 @@ def test_plan_counts_pieces(monkeypatch, tmp_path):
         "rollouts.engine.kv_cache_memory_bytes=8589934592",
         "generation.kinds={question: 0, reversed: 0, complete: 0, rephrase: 60, neighbour: 0}",
     ]
-    found = plan(load("configs/documents.yaml", keys))
+    found = plan(load("configs/documents_world.yaml", keys))
     assert found.written == 40 * 60  # 6000 words and marks in pieces of 256 - 96 - 8
     assert found.tokens == 256
 
@@ -133,7 +135,7 @@ def living(folder, documents, *keys):
     }
     arguments = [
         "run",
-        "configs/documents.yaml",
+        "configs/documents_world.yaml",
         f"task.documents.path={documents}",
         f"run.dir={folder}",
         "cluster.backend=local",
@@ -240,7 +242,7 @@ def test_folder_without_run_is_refused(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     (tmp_path / "documents").mkdir()
     (tmp_path / "documents" / "letter.txt").write_text("mine")
-    assert main(["run", "configs/documents.yaml", f"run.dir={tmp_path}"]) == 2
+    assert main(["run", "configs/documents_world.yaml", f"run.dir={tmp_path}"]) == 2
     assert "is not the folder of a run (run.json is missing)" in capsys.readouterr().err
     assert [f.name for f in (tmp_path / "documents").iterdir()] == ["letter.txt"]
 
