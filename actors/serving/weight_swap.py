@@ -12,10 +12,10 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from vllm.engine.protocol import EngineClient
 
 from actors.memory_access import shared_file, write_mismatch
 from sleep_rl.contracts.errors import InputError, RunError, one_line
@@ -23,6 +23,9 @@ from sleep_rl.model import memory_folder
 from sleep_rl.model.memory import PARTS
 from sleep_rl.model.tensor_digest import digest
 from sleep_rl.runs.resolve import ResolvedModel, nights
+
+if TYPE_CHECKING:  # its import takes seconds
+    from vllm.engine.protocol import EngineClient
 
 DRAIN_S = 60.0
 """How long a swap blocks new requests while it waits for those in flight."""

@@ -17,6 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from actors.serving.weight_swap import NightSwapper, SwapTimeout
 from sleep_rl.cli.main import main
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal
@@ -133,6 +134,7 @@ def test_options_override_the_defaults_on_cpu(sleep_checkpoint):
     assert (chosen.dtype, chosen.api_key) == ("bfloat16", ["x"])
 
 
+@pytest.mark.stack  # imports vLLM
 @pytest.mark.parametrize(
     ("option", "message"),
     [
@@ -206,8 +208,6 @@ class Swapping:
     """A NightSwapper over a fake engine that holds night 1 of a run."""
 
     def __init__(self, run, base, break_at=(), drain_s=5.0):
-        from actors.serving.weight_swap import NightSwapper  # imports vLLM
-
         self.first = sleep_once(run, base, 1)
         self.second = sleep_once(run, base, 2)
         self.client = FakeClient(self.first, break_at)
@@ -258,8 +258,6 @@ def test_a_swap_waits_for_requests_in_flight_and_blocks_new_ones(run, base_check
 
 
 def test_a_swap_times_out_when_requests_do_not_end(run, base_checkpoint):
-    from actors.serving.weight_swap import SwapTimeout
-
     swap = Swapping(run, base_checkpoint(), drain_s=0.1)
 
     async def body():

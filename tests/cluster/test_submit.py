@@ -1,5 +1,5 @@
 """`sleep-rl submit` against a fake job server that checks each request; tests/cluster/test_jobs.py
-runs it on a real cluster.
+runs it on a real cluster. What imports Ray is imported in the tests, since `make quick` needs none.
 """
 
 import io
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jobs import client, follow, package, submit
+from cluster.jobs import package
 from sleep_rl.cli.main import main
 from sleep_rl.config.loader import dump, load
 from sleep_rl.contracts.errors import InputError
@@ -147,8 +147,8 @@ def server(monkeypatch):
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN", TOKEN)
-    monkeypatch.setattr(submit, "POLL_S", 0.01)
-    monkeypatch.setattr(follow, "POLL_S", 0.01)
+    monkeypatch.setattr("cluster.jobs.submit.POLL_S", 0.01)
+    monkeypatch.setattr("cluster.jobs.follow.POLL_S", 0.01)
     with Server() as server:
         threading.Thread(
             target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True
@@ -174,6 +174,8 @@ def cli(server, *argv):
 
 
 def test_submit_sends_code_config_and_absolute_paths(server, capsys, tmp_path, monkeypatch):
+    from cluster.jobs.submit import STOP_S
+
     monkeypatch.chdir(tmp_path)
     server.history = [
         ("PENDING", "", None),
@@ -216,7 +218,7 @@ def test_submit_sends_code_config_and_absolute_paths(server, capsys, tmp_path, m
         tmp_path / "lives" / name
     )
     assert re.fullmatch("[0-9a-f]{40}|unknown", sent["metadata"]["commit"])
-    assert sent["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(submit.STOP_S)
+    assert sent["runtime_env"]["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"] == str(STOP_S)
     out, err = capsys.readouterr()
     assert out.endswith("\none\ntwo\nthree\n") and out.count("one\n") == 1
     assert (
@@ -231,7 +233,9 @@ def test_jobs_of_task_documents_share_one_run_folder(server, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").write_text("Nora Costa lives in Oslo.")
-    monkeypatch.setattr(submit, "plan", lambda config: None)  # its base model is not here
+    monkeypatch.setattr(
+        "cluster.jobs.submit.plan", lambda config: None
+    )  # its base model is not here
     assert (
         cli(
             server,
@@ -264,6 +268,8 @@ def test_installed_sends_the_config_without_code(server, tmp_path):
 
 
 def test_existing_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch):
+    from cluster.jobs.submit import _absolute
+
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.json").write_text("[]")
     (tmp_path / "small base").mkdir()
@@ -279,7 +285,7 @@ def test_existing_paths_become_absolute_and_hub_names_stay(tmp_path, monkeypatch
             "model.teachers=[small base, Qwen/Qwen3-0.6B]",
         ],
     )
-    overrides = submit._absolute(config)
+    overrides = _absolute(config)
     got = load(DEBUG, ["reward.semantic=custom", *overrides])
     assert (got.task.classify.path, got.model.base) == (
         str(tmp_path / "data.json"),
@@ -347,7 +353,7 @@ def test_failed_requests_are_retried_up_to_a_limit(server, job, capsys, monkeypa
     assert (
         err == f"{job}: {server.address} failed: OSError: the head is busy; retrying for 5:00 min\n"
     )
-    monkeypatch.setattr(follow, "RETRY_S", 0.2)
+    monkeypatch.setattr("cluster.jobs.follow.RETRY_S", 0.2)
     server.history = [("RUNNING", "one\n", None)] + 10_000 * [500]
     assert cli(server, "--follow", job) == 1
     assert re.fullmatch(
@@ -358,7 +364,7 @@ def test_failed_requests_are_retried_up_to_a_limit(server, job, capsys, monkeypa
 
 
 def test_the_exit_code_is_returned_without_a_readable_log(server, job, capsys, monkeypatch):
-    monkeypatch.setattr(follow, "RETRY_S", 0.2)
+    monkeypatch.setattr("cluster.jobs.follow.RETRY_S", 0.2)
     server.history = [("FAILED", "", 2)]
     answer = server.answer
     server.answer = lambda method, path, *rest: (
@@ -451,7 +457,9 @@ def test_an_upload_without_a_response_submits_nothing(server, capsys):
 
 
 def test_a_request_times_out(server, capsys, monkeypatch):
-    monkeypatch.setitem(client.TIMEOUTS_S, "GET", 0.2)
+    from cluster.jobs.client import TIMEOUTS_S
+
+    monkeypatch.setitem(TIMEOUTS_S, "GET", 0.2)
     server.answers.clear()  # a request without a deadline would wait for ever
     assert cli(server, "--follow", "x") == 2
     server.answers.set()
@@ -682,8 +690,8 @@ class TestPackage:
         )
         with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
             assert archive.read("same.py") == b"sleep_rl/cli/main.py"
-        monkeypatch.setattr(submit, "ROOT", tmp_path)
-        monkeypatch.setattr(submit, "MAX_NAMED", 2)
+        monkeypatch.setattr("cluster.jobs.submit.ROOT", tmp_path)
+        monkeypatch.setattr("cluster.jobs.submit.MAX_NAMED", 2)
         assert cli(server, DEBUG) == 0
         assert re.search(
             r"^debug-\S+: the code is sent without \.env, \.git and 8 more$",
@@ -724,7 +732,9 @@ class TestPackage:
         assert package.package(tmp_path, {}) != first
 
     def test_too_large_a_repository_names_the_largest_folder(self, tmp_path, monkeypatch, server):
-        monkeypatch.setattr(package, "MAX_BYTES", 4 << 20)
+        from cluster.jobs.client import JobServer
+
+        monkeypatch.setattr("cluster.jobs.package.MAX_BYTES", 4 << 20)
         (self.tree(tmp_path) / "data").mkdir()
         (tmp_path / "data" / "big").write_bytes(bytes(5 << 20))
         with pytest.raises(
@@ -733,12 +743,12 @@ class TestPackage:
             r"data \(5 MiB\), too much to send",
         ):
             package.package(tmp_path, {})
-        monkeypatch.setattr(client, "MAX_BYTES", 1 << 20)
+        monkeypatch.setattr("cluster.jobs.client.MAX_BYTES", 1 << 20)
         with pytest.raises(
             InputError,
             match=r"^the working directory has 2 MiB as a zip file, a job server accepts 1 MiB$",
         ):
-            client.JobServer(server.address).submit("x", "true", {}, {}, bytes(2 << 20))
+            JobServer(server.address).submit("x", "true", {}, {}, bytes(2 << 20))
 
     def test_a_folder_without_the_repository_is_refused(self, tmp_path):
         with pytest.raises(

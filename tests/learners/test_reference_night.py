@@ -101,7 +101,8 @@ def test_rows_rewards_and_advantages_equal_those_of_the_reference_night():
     sequence = TeacherSequence(Origin.DOCUMENT, before, codec.bare, d_T, len(d_T) - 2)
     config = changed(CONFIG, imitation={"group_size": 3})
     [row] = teacher_rows([sequence])
-    assert row == TrainingRow(codec.bare, d_T, before, x_length=len(d_T) - 2)
+    shared = len(before)  # what the teacher reads before x, as in all rows about the document
+    assert row == TrainingRow(codec.bare, d_T, before, x_length=len(d_T) - 2, shared=shared)
     prefix = cut(codec, sequence, config, random.Random(3))
     continuations = [
         prefix.teacher_continuation_T,

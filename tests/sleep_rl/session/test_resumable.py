@@ -227,7 +227,7 @@ def test_resume_with_other_stages_is_refused_and_skips_no_night(
     the key that differs. No consolidation is skipped.
     """
     refused = 0
-    for at in range(30, 400, 19):
+    for at in range(30, 400, 37):
         folder = tmp_path / str(at)
         folder.mkdir()
         try:

@@ -5,7 +5,6 @@ from collections import Counter
 from itertools import chain
 from pathlib import Path
 
-import datasets
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -163,6 +162,8 @@ def test_grade_requires_the_whole_label(task):
 
 
 def test_dataset_with_class_labels_drops_oos(path, tmp_path):
+    import datasets  # takes two seconds
+
     names = ["oos", *LABELS]
     features = datasets.Features(
         {"text": datasets.Value("string"), "intent": datasets.ClassLabel(names=names)}
@@ -218,6 +219,8 @@ def test_invalid_file_gives_one_line_error(text, says, tmp_path):
 
 
 def test_dataset_with_other_columns_is_refused(tmp_path):
+    import datasets
+
     part = datasets.Dataset.from_dict({"question": ["hi"], "reply": ["ho"]})
     datasets.DatasetDict({"train": part, "test": part}).save_to_disk(tmp_path / "other")
     with pytest.raises(
