@@ -1,4 +1,6 @@
-"""`sleep-rl run` with task documents: each call adds one day to the same life."""
+"""`sleep-rl run` with task documents: each call adds one day to the same life. `sleep-rl forget`
+adds one on which a document is forgotten.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ HEADER_TOKENS = 32  # of a piece: title and number
 
 def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
     """Run the next day of the life in <run.dir>/<run.name> (or its first day) on the documents of
-    task.documents.path that are new or changed. Return the exit code.
+    task.documents.path that are new, changed or deleted. Return the exit code.
 
     Raises InputError for documents that cannot be read, and for a folder that holds no run.
     """
@@ -58,6 +60,7 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
             max_tokens,
             count,
             left_out=scanned.left_out,
+            deleted=ingestion.missing(days, scanned),
         )
         for name, why in scanned.left_out.items():
             console.say(f"{documents.path}: {name} was left out: {why}", "yellow")
@@ -66,11 +69,51 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
                 f"{folder}: nothing in {documents.path} is new since day {len(days)}; nothing to do"
             )
             return 0
-        check_experts(config, len(extended))  # each day is a night more
-        console.say(f"{folder}: {ingestion.summary_line(extended)}")
-        ingestion.write(folder, extended)
-        setup = RunSetup(config, make_task(config, str(folder)), folder, console, backend)
-        return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), exists)
+        return _live(config, folder, extended, console, wandb_id, exists, backend)
+
+
+def forget(run: str, document: str, backend: MakeBackend = make_backend) -> int:
+    """`sleep-rl forget`: run a day of the life in the folder `run` on which `document` is
+    forgotten. Return the exit code.
+
+    Raises InputError if there is no such run or document, and for a task without documents or with
+    a small model of its own, whose prompts are not known by document.
+    """
+    folder = Path(run)
+    console = Console()
+    config, _, wandb_id = run_dir.read(folder, (), ())
+    if config.task.name != "documents" or config.model.base is None:
+        raise InputError(
+            f"{folder}: forget needs a run of task documents with a language model (model.base), "
+            f"got task {config.task.name}, model.base {config.model.base}"
+        )
+    run_dir.check_inside(folder)
+    with run_dir.alone(folder):
+        days = ingestion.read(folder)
+        extended = ingestion.forget(days, document)
+        if extended == days and is_complete(folder, len(days)):
+            console.say(f"{folder}: {document} was forgotten before; nothing to do")
+            return 0
+        return _live(config, folder, extended, console, wandb_id, True, backend)
+
+
+def _live(
+    config: Config,
+    folder: Path,
+    days: tuple[ingestion.IngestedDay, ...],
+    console: Console,
+    wandb_id: str,
+    resumed: bool,
+    backend: MakeBackend,
+) -> int:
+    """Record `days`, and run those that the life in `folder` has not lived; return the exit
+    code.
+    """
+    check_experts(config, len(days))  # each day is a night more
+    console.say(f"{folder}: {ingestion.summary_line(days)}")
+    ingestion.write(folder, days)
+    setup = RunSetup(config, make_task(config, str(folder)), folder, console, backend)
+    return live_in_folder(setup, run_dir.write(folder, config, setup.task, wandb_id), resumed)
 
 
 def _piece_size(config: Config, base: str, task: Task) -> tuple[int, Callable[[str], int]]:

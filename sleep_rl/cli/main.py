@@ -99,6 +99,19 @@ def resume(run: str, overrides: list[str], accept: str) -> int:
 
 
 @command(
+    "forget",
+    "Run a night of a run on documents in which one of them is forgotten.",
+    f"{RUN} DOCUMENT is the name of its file in the folder of documents.",
+)
+@run_folder
+@click.argument("document")
+def forget(run: str, document: str) -> int:
+    from cluster.documents_run import forget
+
+    return forget(run, document)
+
+
+@command(
     "submit",
     "Run a config as a job of a Ray cluster, and follow its log.",
     "CONFIG is a YAML file; the paths in it must exist on the cluster's nodes.",
@@ -289,6 +302,7 @@ cli = CommandGroup(
     commands=[
         run,
         resume,
+        forget,
         submit,
         scale,
         doctor,

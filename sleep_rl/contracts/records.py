@@ -56,12 +56,22 @@ class Question:
 
 
 @dataclass(frozen=True)
+class Superseded:
+    """A document of an earlier day that a day replaces or deletes."""
+
+    name: str
+    old: tuple[str, ...]  # ids of its pieces
+    new: tuple[str, ...] = ()  # ids of the pieces in their place; empty: it was deleted
+
+
+@dataclass(frozen=True)
 class Day:
     """The documents of one day, and the questions about them."""
 
     name: str
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
+    superseded: tuple[Superseded, ...] = ()  # documents of earlier days that no longer hold
 
 
 @dataclass(frozen=True)

@@ -75,9 +75,9 @@ def save(run: RunContext, night: int) -> None:
 def wake(run: RunContext, day: Day, night: int) -> None:
     """Add the gradients of the day's documents to the open chunk of every level (equation 2).
 
-    Without wake updates (wake.lr 0) it does nothing.
+    Without wake updates (wake.lr 0), and on a day that only deletes documents, it does nothing.
     """
-    if run.config.wake.lr == 0:
+    if run.config.wake.lr == 0 or not day.documents:
         return
     count = len(day.documents)
     with (

@@ -14,6 +14,7 @@ from sleep_rl.driver.measures.answers import (
     ask,
     cost,
     means_of,
+    old_answers,
     requests_of,
     summarise,
 )
@@ -45,6 +46,7 @@ def evaluate(
     natural = run.codec.natural
     if natural and method == "sleep" and days and weights != CHECKPOINT:
         log_contexts(run, after, days, weights)
+        log_old_answers(run, "after", days[-1], lived, weights)
     asked = {KNOWN: run.task.known(), **{day.name: day.questions for day in days}}
     columns = {column: reported(run, questions) for column, questions in asked.items()}
     newest = forms(run, days[-1]) if days else {}
@@ -63,8 +65,8 @@ def evaluate(
         if natural:
             record.update(cost(results, seconds))
             fields = as_the_base(run, untold(run, days), weights)
-            old_answers = record.get("old_answers", {}) | fields.pop("old_answers", {})
-            record.update(fields, old_answers=old_answers)
+            given = record.get("old_answers", {}) | fields.pop("old_answers", {})
+            record.update(fields, old_answers=given)
         decisive = record["row"]
         if run.config.evaluate.max_drop is not None:
             decisive = means_of(ask(run, held_out, weights)[0])
@@ -94,9 +96,10 @@ def ask_before_night(run: RunContext, day: Day, night: int) -> dict[str, list]:
     """Evaluate the day open book, with its documents in context: an upper bound for its night.
 
     In natural language the untouched base is asked, also closed book; what `ask_base` says is
-    returned. Also journals closed-book answers for the report.
+    returned. Also journals closed-book answers, and old answers that are given, for the report.
     """
     log_examples(run, "before", day, TEACHER)
+    log_old_answers(run, "before", day, night, TEACHER)
     if run.codec.natural:
         answers = ask_base(run, day, night)
         if GOLD in answers:
@@ -124,6 +127,16 @@ def _log_open_book(run: RunContext, day: Day, night: int, results: list[Result])
         open_book=fields["row"],
         n=fields["n"],
     )
+
+
+def log_old_answers(run: RunContext, when: str, day: Day, night: int, weights: str) -> None:
+    """Journal which answers of corrected and deleted documents are given, in natural language.
+
+    `when`: "before" or "after" the day's night.
+    """
+    fields = old_answers(run, day, weights) if run.codec.natural else {}
+    if fields:
+        run.journal.log("old_answers", day=day.name, night=night, when=when, **fields)
 
 
 def log_examples(run: RunContext, when: str, day: Day, weights: str) -> None:

@@ -54,6 +54,17 @@ class InContext(Answers):
     row: Scores = needed("accuracy per day", "share correct")
 
 
+@kind("old_answers")
+class OldAnswers(Entry):
+    """Answers of documents that a day corrects or deletes, and that are still given."""
+
+    day: Text = metric("name of the day")
+    night: int | None = metric("number of its night, from 1")
+    when: str = needed("before or after the night")
+    shares: Scores = needed("old answers given, of corrected and of deleted documents", "share")
+    n: dict[str, float] | None = metric("questions, of corrected and of deleted documents", "count")
+
+
 @kind("completion")
 class Completion(Entry):
     """The answer to one question before or after a night."""

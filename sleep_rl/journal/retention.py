@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
+from sleep_rl.journal.forgotten import Forgotten
 from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, Wake
 
 KNOWN = "known"
@@ -96,6 +97,7 @@ class Retention:
     """Name in evaluate.contexts -> newest answers."""
     night_seconds: float = 0.0
     """Time of wake and sleep so far, without evaluation."""
+    forgotten: Forgotten = field(default_factory=Forgotten)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Retention:
@@ -107,6 +109,7 @@ class Retention:
 
     def take(self, entry: Entry) -> None:
         """Add an entry of any kind; most change nothing."""
+        self.forgotten.take(entry)
         if isinstance(entry, Evaluation):
             self.add(entry)
         elif isinstance(entry, InContext):

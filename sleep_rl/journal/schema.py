@@ -18,6 +18,7 @@ from sleep_rl.journal.evaluations import Answers as Answers
 from sleep_rl.journal.evaluations import Completion as Completion
 from sleep_rl.journal.evaluations import Evaluation as Evaluation
 from sleep_rl.journal.evaluations import InContext as InContext
+from sleep_rl.journal.evaluations import OldAnswers as OldAnswers
 
 
 @shared_fields
@@ -76,6 +77,14 @@ class Written(Consolidation):
     kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
     ends: dict[str, int] | None = metric("how answers ended: token, string, cut", "count")
+    changed: dict[str, list[int]] | None = metric(
+        "changed document -> [prompts of past nights about it, those answered by its new text]",
+        "count",
+    )
+    deleted: dict[str, list[int]] | None = metric(
+        "deleted document -> [prompts of past nights about it, those the untouched base answered]",
+        "count",
+    )
     overlap: Number = metric(
         "evaluation questions among the prompts; in natural language dropped", "count"
     )

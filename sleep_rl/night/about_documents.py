@@ -51,11 +51,17 @@ class Counts:
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
+    # document that no longer holds -> [prompts about it, those with a new answer]
+    changed: dict[str, list[int]] = field(default_factory=dict)
+    deleted: dict[str, list[int]] = field(default_factory=dict)
 
     def journal_fields(self) -> dict[str, Any]:
         """Return the fields of a `written` record."""
         dropped = {reason: count for reason, count in self.dropped.items() if count}
-        return {"kinds": self.kinds, "dropped": dropped, "ends": dict(self.ends)}
+        unlearned = {"changed": self.changed, "deleted": self.deleted}
+        unlearned = {what: documents for what, documents in unlearned.items() if documents}
+        counts = {"kinds": self.kinds, "dropped": dropped, "ends": dict(self.ends)}
+        return counts | unlearned
 
 
 @dataclass(frozen=True)
@@ -301,30 +307,44 @@ def kept_answer(codec: PromptCodec, sample: Sample | Failure, counts: Counts) ->
 def _sequence(
     codec: PromptCodec, item: Item, other_form: float, rng: random.Random
 ) -> TeacherSequence:
-    """Return the sequence of an item in the run's form, or with probability `other_form` in the
-    other one.
+    from_base = item.kind.answer == "base"
+    other = codec.other is not None and rng.random() < other_form
+    return question_sequence(
+        codec,
+        Origin.UNCONDITIONAL if from_base else Origin.DOCUMENT,
+        (item.question, item.answer_T),
+        None if from_base else item.unit.document,
+        item.logprob,
+        codec.other if other else None,
+    )
+
+
+def question_sequence(
+    codec: PromptCodec,
+    origin: Origin,
+    said: tuple[str, Ids],
+    document: Document | None,
+    logprob: float,
+    form: NaturalForm | None = None,
+) -> TeacherSequence:
+    """Return the sequence of a question and its answer in the run's form, or in `form`.
+
+    `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
+    the untouched base.
     """
-    form = codec.form
-    answer_T = item.answer_T
-    if codec.other is not None and rng.random() < other_form:
-        form = codec.other
-        answer_T = form.answer(codec.text(item.answer_T))
-    x_T = form.question(item.question)
-    bare_T = form.context(None)
-    parts = (bare_T, x_T + answer_T + (form.end,), len(x_T))
-    probability = math.exp(item.logprob)
-    if item.kind.answer == "base":
-        return TeacherSequence(
-            Origin.UNCONDITIONAL,
-            bare_T,
-            *parts,
-            teacher=UNTOUCHED_BASE,
-            answer_probability=probability,
-        )
+    question, answer_T = said
+    if form is None:
+        form = codec.form
+    else:
+        answer_T = form.answer(codec.text(answer_T))
+    x_T = form.question(question)
     return TeacherSequence(
-        Origin.DOCUMENT,
-        form.context(item.unit.document),
-        *parts,
-        answer_probability=probability,
-        document=item.unit.document.id,
+        origin,
+        form.context(document),
+        form.context(None),
+        x_T + answer_T + (form.end,),
+        len(x_T),
+        teacher=UNTOUCHED_BASE if document is None else 0,
+        answer_probability=math.exp(logprob),
+        document=document.id if document else "",
     )

@@ -37,7 +37,8 @@ def generate(
     data, counts = in_form(run, plan, *documents_of(run.config, plan, day), rng, record)
     data.new.extend(lessons)
     data, overlap = EvaluationQuestions(run.task, run.codec).without(data)
-    if (plan.replay_share < 1 and not data.new) or (
+    without_documents = day is not None and not day.documents  # there may be nothing to unlearn
+    if (plan.replay_share < 1 and not data.new and not without_documents) or (
         plan.replay_share > 0 and not data.unconditional
     ):
         raise RunError(

@@ -16,6 +16,7 @@ from sleep_rl.night.about_documents import (
     kept_answer,
     planned_items,
 )
+from sleep_rl.night.forgetting import answer_anew, outdated_prompts, unlearns
 from sleep_rl.night.plan import ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse
@@ -39,21 +40,26 @@ def in_natural_language(
     """Return (D, counts for the journal): sequences about the documents, self-replay, rehearsed
     answers, and self-replay of peers.
 
-    Reading rows are on `documents`, which include those of `to_read`.
+    Reading rows are on `documents`, which include those of `to_read`. Prompts about documents that
+    no longer hold are not rehearsed, but answered anew.
     """
     config = run.config
     seed = f"{plan.night} {plan.sender}"
     seeds = random.Random(f"write {config.run.seed} {seed}")
     items = planned_items(config.generation.kinds, documents, seeds)
     count = config.replay.samples if plan.replay_share > 0 else 0
+    outdated = outdated_prompts(run, plan.night)
+    to_unlearn = outdated if unlearns(config, plan) else {}
     prompts = []
     if config.rehearsal.share:
-        prompts = run.index.draw(config.rehearsal.samples, rng)
-    total = len(items) + count * (1 + plan.peers) + len(prompts)
+        prompts = run.index.draw(config.rehearsal.samples, rng, without=outdated)
+    total = len(items) + count * (1 + plan.peers) + len(prompts) + len(to_unlearn)
     counts = Counts()
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
         sampler = TeacherSampler(run, plan, record, tick)
         new = about_documents(sampler, items, seeds, counts)
+        if unlearns(config, plan):
+            new += answer_anew(sampler, to_unlearn, counts)
         replay = self_replay(sampler, count, seeds, counts)
         for peer in range(1, plan.peers + 1):
             new += self_replay(sampler, count, seeds, counts, peer)

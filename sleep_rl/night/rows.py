@@ -33,18 +33,22 @@ def reading_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
     """Return rows on which both teacher and student have the document in context.
 
     Without these rows the new expert degrades in-context reading (or never inherits it from the
-    sender), and the teachers of later nights generate worse data.
+    sender), and the teachers of later nights generate worse data. A sequence about a document that
+    was deleted has none, and keeps its row.
     """
     return [
-        TrainingRow(
-            prompt_T=sequence.context_T,
-            completion_T=sequence.sequence_T,
-            replay=True,
-            teacher=sequence.teacher,
-            x_length=sequence.x_length,
-        )
+        _teacher_row(sequence) if sequence.origin == Origin.FORGOTTEN else _reading_row(sequence)
         for sequence in sequences
     ]
+
+
+def _reading_row(sequence: TeacherSequence) -> TrainingRow:
+    return TrainingRow(
+        prompt_T=sequence.context_T,
+        completion_T=sequence.sequence_T,
+        replay=True,
+        x_length=sequence.x_length,
+    )
 
 
 def synthetic_document_rows(

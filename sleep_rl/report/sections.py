@@ -38,18 +38,20 @@ def headline(retention: Retention) -> Markup:
 
 
 def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
-    """Return the table by kind, likelihood and cost, and the line on overlaps; empty without
-    either.
+    """Return the table by kind, likelihood and cost, the lines on what was unlearned, and the line
+    on overlaps; empty without any.
     """
     head, rows = measures.table(retention)
     counts = [e.overlap for e in entries if isinstance(e, Written) and e.overlap is not None]
-    if not rows and not counts:
+    forgotten = retention.forgotten.lines()
+    if not rows and not counts and not forgotten:
         return Markup()
     return render(
         "measures.html",
         head=head,
         rows=rows,
         meaning=measures.MEANING,
+        forgotten=forgotten,
         overlap=sum(counts) if counts else None,
     )
 

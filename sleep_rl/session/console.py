@@ -35,7 +35,7 @@ Tick = Callable[..., None]
 """`tick(n=1, note="")` reports n more finished units; the note, e.g. the loss, is shown, too."""
 
 PRINTED_KINDS = {"run", "night", "evaluate", "context", "failure", "sink_failed", "done"}
-TABLE_KINDS = {"evaluate", "context", "night", "wake"}
+TABLE_KINDS = {"evaluate", "context", "night", "wake", "written", "old_answers"}
 """Kinds of which the tables hold something."""
 
 
@@ -226,6 +226,8 @@ class Console:
             for row in rows:
                 table.add_row(*map(Text, row))
             self._rich.print(table)
+        for line in self._retention.forgotten.lines():
+            self.say(line)
 
     def _evaluate(self, evaluation: Evaluation) -> None:
         after = evaluation.after

@@ -97,6 +97,11 @@ class PromptCodec:
         """Return the number of tokens up to the end of the first marker; None without a marker."""
         return self.form.x_length(sequence_T)
 
+    def asked(self, x_T: Ids) -> str:
+        """Return the question of a prompt x, without its marker."""
+        marker = self.tokens.text(self.marker, special=True)
+        return self.tokens.text(x_T, special=True).removesuffix(marker).strip()
+
     def complete(self, completion_T: Ids) -> tuple[Ids, str] | None:
         """Return (answer without its end, how it ended) of a sampled answer in natural language.
 

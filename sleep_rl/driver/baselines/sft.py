@@ -21,7 +21,9 @@ def after_night(run: RunContext, day: Day, night: int, steps: int) -> None:
     """Continue from the state of the previous day, train on this day, save and evaluate."""
     learn = run.crew.learn
     learn.load_state(BASE if night == 1 else SFT)
-    train(run, SFT, day.name, list(run.task.sft_texts(day)), steps)
+    texts = list(run.task.sft_texts(day))
+    if texts:  # a day may only delete documents
+        train(run, SFT, day.name, texts, steps)
     learn.save_state(SFT)
     run.crew.push(SFT, TEACHER)
     evaluate(run, after=f"night {night}", lived=night, method=SFT, weights=SFT)

@@ -13,8 +13,9 @@ from statistics import fmean
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, DELETED, Document, Question, Request
+from sleep_rl.contracts.records import CHECKPOINT, DELETED, Day, Document, Question, Request
 from sleep_rl.driver.measures.likelihood import likelihoods
+from sleep_rl.driver.measures.selection import reported, untold
 from sleep_rl.journal.retention import ALL_DAYS, CORRECTED, KNOWN
 from sleep_rl.session.context import RunContext
 
@@ -113,6 +114,26 @@ def grade_old(
     old = [replace(question, answer=question.old_answer) for question in questions_N]
     texts = [text if q.answer else None for q, text in zip(old, texts_N, strict=True)]
     return grade(run, old, texts)
+
+
+def old_answers(run: RunContext, day: Day, weights: str) -> dict[str, Any]:
+    """Return fields of a journal record on the questions about documents that a day corrects or
+    deletes: the share of their old answers that is still given, by which of both; empty without
+    any.
+    """
+    groups = {
+        CORRECTED: [q for q in reported(run, day.questions) if q.old_answer],
+        DELETED: [q for q in untold(run, [day]) if q.old_answer],
+    }
+    shares = {}
+    counts = {}
+    for which, questions in groups.items():
+        texts = answer(run, requests_of(run, questions), weights)
+        graded = [grade for grade in grade_old(run, questions, texts) if grade is not None]
+        if graded:
+            shares[which] = fmean(graded)
+            counts[which] = len(graded)
+    return {"shares": shares, "n": counts} if shares else {}
 
 
 def summarise(results: list[Result], columns: Iterable[str]) -> dict[str, Any]:

@@ -14,9 +14,9 @@ from typing import Protocol, runtime_checkable
 from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
 from sleep_rl.contracts.records import CHECKPOINT, Day, Document, Question
 from sleep_rl.driver.measures.answers import ContextOf, Result, ask, cost, no_document, summarise
-from sleep_rl.driver.measures.retrieval import Retriever
 from sleep_rl.driver.measures.selection import reported
 from sleep_rl.session.context import RunContext
+from sleep_rl.text.retrieval import Retriever
 
 BEFORE_NIGHT = "open_book/{night}"
 """Name of the stage whose result is that of `ask_base`."""

@@ -64,10 +64,22 @@ class DocumentQuestion:
 
 @dataclass(frozen=True)
 class ScanResult:
-    """The documents of a folder, file or dataset. `left_out`: name -> why it is not used."""
+    """The documents of a folder, file or dataset. `left_out`: name -> why it is not used; `within`:
+    name of the file or dataset, empty for a folder.
+    """
 
     sources: tuple[Source, ...]
     left_out: dict[str, str]
+    within: str = ""
+
+    def covers(self, name: str) -> bool:
+        """Return whether a document of this name would have been found here: not in another file,
+        and not in one that could not be read.
+        """
+        file = name.partition("#")[0]
+        if self.within and self.within not in (name, file):
+            return False
+        return name not in self.left_out and file not in self.left_out
 
 
 def words(text: str) -> str:
@@ -96,7 +108,7 @@ def scan(path: str, where: str) -> ScanResult:
     `where` names the config key in errors. Raises InputError for a file or dataset that cannot be
     read, and if no document is left.
     """
-    sources, left_out = _sources(path, where)
+    sources, left_out, within = _sources(path, where)
     distinct: dict[str, Source] = {}
     for source in sources:
         if not source.text.strip():
@@ -111,24 +123,27 @@ def scan(path: str, where: str) -> ScanResult:
             reasons[MOST_REASONS:] = [f"and {len(reasons) - MOST_REASONS} more"]
         got = f"{path} ({'; '.join(reasons)})" if reasons else path
         raise InputError(f"{where}: at least one document that is not empty, got none in {got}")
-    return ScanResult(tuple(distinct.values()), left_out)
+    return ScanResult(tuple(distinct.values()), left_out, within)
 
 
-def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str]]:
-    """Return the documents at `path`, and which files of a folder are left out and why."""
+def _sources(path: str, where: str) -> tuple[list[Source], dict[str, str], str]:
+    """Return the documents at `path`, which files of a folder are left out and why, and the name of
+    a file or dataset.
+    """
     location = Path(spelled(os.path.expanduser(path)))
     if os.path.isdir(location):
         dataset_files = ("dataset_info.json", "dataset_dict.json")
         if any(os.path.isfile(location / name) for name in dataset_files):
-            return _dataset(str(location), where), {}
-        return _folder(location)
+            return _dataset(str(location), where), {}, location.name
+        return *_folder(location), ""
     if os.path.exists(location):
+        name = _name(Path(location.name))
         try:
-            return _read(location, _name(Path(location.name))), {}
+            return _read(location, name), {}, name
         except Unreadable as error:
             raise InputError(f"{where}: {location}: {error}") from None
     if HUB_NAME.fullmatch(path):
-        return _dataset(str(location), where), {}
+        return _dataset(str(location), where), {}, path
     raise InputError(
         f"{where}: a folder or file of documents, a datasets folder or a hub name, got {path}: "
         "no such file"

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import Day, Document, Question, TrainingText
+from sleep_rl.contracts.records import Day, Document, Question, Superseded, TrainingText
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.questions import questions as read_questions
 from sleep_rl.tasks.documents.sources import DocumentQuestion, lookup, scan, words
@@ -74,14 +74,14 @@ class Documents:
                 left_out=scanned.left_out,
             )
         self._ingested = ingested[:days]
-        self._days = tuple(
-            self._day(f"day{n}", day) for n, day in enumerate(self._ingested, start=1)
-        )
+        self._days = tuple(map(self._day, range(1, len(self._ingested) + 1)))
         known_questions = read_questions(known, "", f"{WHERE}.known") if known else ()
         self._known = tuple(self._question("known", q) for q in known_questions)
         self._grader = RecallGrader()
 
-    def _day(self, name: str, day: ingestion.IngestedDay) -> Day:
+    def _day(self, number: int) -> Day:
+        day = self._ingested[number - 1]
+        name = f"day{number}"
         documents = []
         first_piece = lookup((d.name, f"{name}/{d.name}") for d in day.documents)
         for ingested in day.documents:
@@ -95,7 +95,7 @@ class Documents:
         questions = tuple(
             self._question(name, q, first_piece(q.document) or "") for q in day.questions
         )
-        return Day(name, tuple(documents), questions)
+        return Day(name, tuple(documents), questions, superseded(self._ingested[:number]))
 
     def _question(self, column: str, asked: DocumentQuestion, document: str = "") -> Question:
         """Return a question of a day or of the known; `document`: id of the one that answers it.
@@ -153,18 +153,17 @@ class Documents:
         return self._known or (self.small.known() if self.small else ())
 
     def current(self, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
-        """Return the pieces of the newest version of every document, newest day first; with `whole`
-        as `whole` returns them.
+        """Return the pieces of the newest version of every document that was not deleted, newest
+        day first; with `whole` as `whole` returns them.
         """
-        seen: set[str] = set()
-        pieces: list[Document] = []
-        for day, ingested in reversed(list(zip(days, self._ingested, strict=False))):
-            for document in ingested.documents:
-                if document.name not in seen:
-                    name = f"{day.name}/{document.name}"
-                    pieces += self.whole(name) if whole else self._pieces(name)
-            seen |= {document.name for document in ingested.documents}
-        return tuple(pieces)
+        found = ingestion.current(self._ingested[: len(days)]).values()
+        newest_first = sorted(found, key=lambda version: -version[0])
+        pieces_of = self.whole if whole else self._pieces
+        return tuple(
+            piece
+            for number, document in newest_first
+            for piece in pieces_of(f"day{number}/{document.name}")
+        )
 
     def whole(self, document: str) -> tuple[Document, ...]:
         """Return the document whose first piece has this id: its pieces, of which only the first
@@ -213,6 +212,27 @@ class Documents:
 def piece_id(document: str, number: int) -> str:
     """Return the id of a piece of a document; that of piece number 0 is the document's."""
     return document if number == 0 else f"{document}/{number + 1}"
+
+
+def superseded(days: Sequence[ingestion.IngestedDay]) -> tuple[Superseded, ...]:
+    """Return the documents of earlier days that the last of `days` changes, deletes or forgets."""
+    *earlier, day = days
+    versions = ingestion.current(earlier)
+    before = lookup((name, name) for name in versions)
+    replaced = [(document.name, document) for document in day.documents]
+    replaced += [(name, None) for name in (*day.deleted, *day.forgotten)]
+    out = []
+    for name, document in replaced:
+        known = before(name)
+        if known is not None:
+            new = _piece_ids(len(days), document) if document else ()
+            out.append(Superseded(known, _piece_ids(*versions[known]), new))
+    return tuple(out)
+
+
+def _piece_ids(day: int, document: ingestion.IngestedDocument) -> tuple[str, ...]:
+    name = f"day{day}/{document.name}"
+    return tuple(piece_id(name, k) for k in range(len(document.pieces)))
 
 
 def title_of(ingested: ingestion.IngestedDocument) -> str:

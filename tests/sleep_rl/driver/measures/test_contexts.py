@@ -8,11 +8,11 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Day, Document
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
 from sleep_rl.driver.measures.contexts import fitting, log_contexts
-from sleep_rl.driver.measures.retrieval import TOP, Retriever
 from sleep_rl.journal.journal import read
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.sources import Source
 from sleep_rl.tasks.documents.task import Documents
+from sleep_rl.text.retrieval import TOP, Retriever
 from tests.fakes.configs import changed
 from tests.fakes.reader import BOUGHT, Purchases, reading_run
 
