@@ -1,5 +1,6 @@
 """The rehearsal index: indexed prompts, weights and draws."""
 
+import json
 import random
 from collections import Counter
 
@@ -68,3 +69,28 @@ def test_every_prompt_is_drawn_once_if_the_count_suffices():
         len(index.draw(7, random.Random(0))) == 7
         and RehearsalIndex().draw(7, random.Random(0)) == []
     )
+
+
+def test_retired_prompts_come_back_with_a_rollback():
+    index = RehearsalIndex()
+    index.add(1, [(1,), (2,)], limit=2, documents={(1,): "day1/a", (2,): "day1/b"})
+    index.update((1,), 0.5)
+    index.retire(2, [(1,)])
+    index.add(2, [(3,)], limit=2, documents={(3,): "day2/a"})
+    assert index.prompts == {(2,): 1, (3,): 2} and index.divergence == {}
+    assert index.documents == {(2,): "day1/b", (3,): "day2/a"}
+    restored = RehearsalIndex()
+    restored.restore(json.loads(json.dumps(index.state())))
+    assert restored == index
+    restored.forget(2)
+    assert restored.prompts == {(2,): 1, (1,): 1}
+    assert restored.documents == {(1,): "day1/a", (2,): "day1/b"}
+    index.forget(3)  # another night's rollback
+    assert index.prompts == {(2,): 1, (3,): 2}
+
+
+def test_prompts_can_be_left_out_of_a_draw():
+    index = RehearsalIndex()
+    index.add(1, [(1,), (2,)], limit=2)
+    assert set(index.draw(9, random.Random(0), without={(1,)})) == {(2,)}
+    assert index.draw(9, random.Random(0), without={(1,), (2,)}) == []
