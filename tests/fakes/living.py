@@ -25,13 +25,14 @@ from tests.fakes.crew import MortalCrew, sampled_ids
 from tests.fakes.tokenizers import chat_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "example"
+KIND = Path(__file__).with_name("sentence_end.yaml")
 UNKNOWN = "Nobody knows."
 ASKS = "How does this sentence go on: "
 CONFIG = toy(
     model={"base": "somewhere", "experts": 4},
     sleep={"steps": 4, "steps_per_round": 1, "batch": 16},
     objective={"on_policy": 0.5},
-    generation={"kinds": {"question": 0.5}, "min_gain": -1.0, "other_form": 0.1},
+    generation={"kinds": {str(KIND): 0.5}, "min_gain": -1.0, "other_form": 0.1},
     replay={"samples": 6},
     rehearsal={"samples": 500},
     evaluate={"contexts": []},

@@ -4,13 +4,16 @@ import shutil
 
 import pytest
 
-from sleep_rl.contracts.records import TEACHER, UNTOUCHED_BASE, Day, Superseded
+from sleep_rl.contracts.records import TEACHER, UNTOUCHED_BASE, Day, Document, Superseded
 from sleep_rl.journal.journal import read
-from sleep_rl.night.forgetting import Successor, successors
+from sleep_rl.night.forgetting import Successor, _Pieces, outdated_prompts, successors
 from sleep_rl.tasks.documents import ingestion
+from sleep_rl.text.codec import PromptCodec
 from tests.fakes.crew import Killed
 from tests.fakes.living import ASKS, CONFIG, EXAMPLE, UNKNOWN, ingest, live_days
 from tests.fakes.processes import DIFFERENT
+from tests.fakes.texts import Natural
+from tests.fakes.tokenizers import chat_tokenizer
 
 CHANGED, DELETED = "people.md", "events.md"
 TIMES = {*DIFFERENT, "answer_seconds"}
@@ -177,3 +180,38 @@ def test_a_document_that_changes_again_has_its_newest_successor():
     assert successors(days[:3])["2/a"] == Successor("a", ("3/a", "3/a/2"))
     assert set(successors(days).values()) == {Successor("a", ()), gone}
     assert CONFIG.replay.share < 1
+
+
+def test_a_night_that_was_rolled_back_is_made_up_for(days, tmp_path):
+    """Its prompts are about the old text again, and the next night unlearns them."""
+    _, before = live_days(tmp_path, days[:1])
+    old = before.index.state()
+    gone = {x for name in (CHANGED, DELETED) for x in prompts_about(before.index, f"day1/{name}")}
+    _, run = live_days(tmp_path, days)
+    run.index.forget(2)  # as retention_gate.roll_back does
+    assert sorted(run.index.state()["documents"]) == sorted(old["documents"])
+    assert set(outdated_prompts(run, 2)) == gone and set(outdated_prompts(run, 1)) == set()
+
+
+@pytest.mark.parametrize("form", ["chat", "raw"])
+def test_the_question_of_a_prompt_is_read_back(form):
+    codec = PromptCodec(Natural(), chat_tokenizer(), form)
+    for question in (
+        "Who was there?",
+        "Complete this: the lamp of Skerry",
+        "Wo war „Käthe“?\nSag.",
+    ):
+        x_T = codec.form.question(question)
+        assert codec.asked(x_T) == question
+        assert codec.form.question(codec.asked(x_T)) == x_T
+
+
+def test_the_new_piece_that_fits_the_question_is_read(tmp_path):
+    pieces = ("The lamp of Skerry is green. " * 3, "The ferry to Skerry is red. " * 3)
+    documents = tuple(Document(f"2/a/{n}", text) for n, text in enumerate(pieces))
+    found = _Pieces([Day("day2", documents, ())])
+    ids = tuple(document.id for document in documents)
+    assert found.best(ids, "Which colour has the ferry?") == documents[1]
+    assert found.best(ids, "Wer?") == documents[0]  # no word in common
+    assert found.best(ids[1:], "Which colour has the lamp?") == documents[1]
+    assert found.best((), "Which colour has the lamp?") is None
