@@ -13,13 +13,12 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import (
     CHECKPOINT,
     TEACHER,
-    UNTOUCHED_BASE,
     Document,
     Ids,
     Request,
     Sample,
 )
-from sleep_rl.night.sequences import Origin, TeacherSequence
+from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
@@ -316,35 +315,4 @@ def _sequence(
         None if from_base else item.unit.document,
         item.logprob,
         codec.other if other else None,
-    )
-
-
-def question_sequence(
-    codec: PromptCodec,
-    origin: Origin,
-    said: tuple[str, Ids],
-    document: Document | None,
-    logprob: float,
-    form: NaturalForm | None = None,
-) -> TeacherSequence:
-    """Return the sequence of a question and its answer in the run's form, or in `form`.
-
-    `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
-    the untouched base.
-    """
-    question, answer_T = said
-    if form is None:
-        form = codec.form
-    else:
-        answer_T = form.answer(codec.text(answer_T))
-    x_T = form.question(question)
-    return TeacherSequence(
-        origin,
-        form.context(document),
-        form.context(None),
-        x_T + answer_T + (form.end,),
-        len(x_T),
-        teacher=UNTOUCHED_BASE if document is None else 0,
-        answer_probability=math.exp(logprob),
-        document=document.id if document else "",
     )

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Day, Document, Ids, Request, Sample
-from sleep_rl.night.about_documents import Counts, kept_answer, question_sequence
+from sleep_rl.night.about_documents import Counts, kept_answer
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
-from sleep_rl.night.sequences import Origin, TeacherSequence
+from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
 from sleep_rl.text.retrieval import Retriever

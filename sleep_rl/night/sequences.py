@@ -9,8 +9,9 @@ from enum import StrEnum
 from typing import Any
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import Ids, Sample
+from sleep_rl.contracts.records import UNTOUCHED_BASE, Document, Ids, Sample
 from sleep_rl.text.codec import PromptCodec
+from sleep_rl.text.forms import NaturalForm
 
 
 class Origin(StrEnum):
@@ -66,6 +67,37 @@ class NightData:
     unconditional: list[TeacherSequence]  # self-replay
     rehearsed: list[TeacherSequence]  # self-replay on prompts of past nights
     synthetic: list[TeacherSequence]  # for reading rows on synthetic documents
+
+
+def question_sequence(
+    codec: PromptCodec,
+    origin: Origin,
+    said: tuple[str, Ids],
+    document: Document | None,
+    logprob: float,
+    form: NaturalForm | None = None,
+) -> TeacherSequence:
+    """Return the sequence of a question and its answer in the run's form, or in `form`.
+
+    `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
+    the untouched base.
+    """
+    question, answer_T = said
+    if form is None:
+        form = codec.form
+    else:
+        answer_T = form.answer(codec.text(answer_T))
+    x_T = form.question(question)
+    return TeacherSequence(
+        origin,
+        form.context(document),
+        form.context(None),
+        x_T + answer_T + (form.end,),
+        len(x_T),
+        teacher=UNTOUCHED_BASE if document is None else 0,
+        answer_probability=math.exp(logprob),
+        document=document.id if document else "",
+    )
 
 
 def filter_complete(
