@@ -82,9 +82,9 @@ def forget(run: str, document: str, backend: MakeBackend = make_backend) -> int:
     folder = Path(run)
     console = Console()
     config, _, wandb_id = run_dir.read(folder, (), ())
-    if config.task.name != "documents" or config.model.base is None:
+    if config.task.name != "documents" or config.own_base:
         raise InputError(
-            f"{folder}: forget needs a run of task documents with a language model (model.base), "
+            f"{folder}: forget needs a run of task documents with a language model as model.base, "
             f"got task {config.task.name}, model.base {config.model.base}"
         )
     run_dir.check_inside(folder)
