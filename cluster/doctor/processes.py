@@ -14,6 +14,7 @@ from contextlib import suppress
 from typing import IO
 
 from cluster.doctor.finding import Finding
+from sleep_rl.contracts.errors import one_line
 
 TERMINATE_S = 15.0  # between SIGTERM and SIGKILL; Ray ends its own processes in it
 KILL_S = 5.0
@@ -33,7 +34,7 @@ def with_deadline(
             findings.extend(result if isinstance(result, list) else [result])
         # Boundary: whatever a check raises, the others still run.
         except Exception as error:  # noqa: BLE001
-            why = f"the check failed ({type(error).__name__}: {error})"
+            why = f"the check failed ({type(error).__name__}: {one_line(error)})"
             findings.append(Finding(name, False, why))
 
     thread = threading.Thread(target=collect, daemon=True, name=f"doctor {name}")

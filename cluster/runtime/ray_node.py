@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from sleep_rl.contracts.errors import RunError
+from sleep_rl.contracts.errors import RunError, one_line
 
 LOOPBACK = "127.0.0.1"
 # of the object store, which must hold a full memory state beside deltas
@@ -48,10 +48,13 @@ def start(cpus: int | None, start_timeout_s: float) -> str:
             _start_once(deadline, cpus, memory, folder)
             return folder
         except Exception as error:  # Ray raises bare Exceptions here
-            if "timed out" not in str(error) or time.monotonic() > deadline:
+            reason = f"{one_line(error)} (its logs: {folder})"
+            if "timed out" not in str(error):
+                raise RunError(f"Ray did not start: {reason}") from error
+            if time.monotonic() > deadline:
                 raise RunError(
                     f"cluster.start_timeout_s: Ray did not start within {start_timeout_s:g} s: "
-                    f"{str(error).splitlines()[0]} (its logs: {folder})"
+                    f"{reason}"
                 ) from error
 
 

@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(
                 500,
                 TEXT,
-                f"sleep-rl watch failed: {type(error).__name__}: {error}\n".encode(
+                f"sleep-rl watch failed: {type(error).__name__}: {one_line(error)}\n".encode(
                     "utf-8", "replace"
                 ),
             )
