@@ -1,4 +1,4 @@
-# make demo | make quick | make test | make test-all | make lint | make install
+# make demo | make demo-documents | make quick | make test | make test-all | make lint | make install
 PYTHON ?= python3.11
 VENV   ?= .venv
 BIN    := $(VENV)/bin
@@ -11,9 +11,16 @@ else
   UV_ENV := env -u UV_PYTHON UV_TORCH_BACKEND=cpu
 endif
 
-.PHONY: demo quick test test-all lint install
+.PHONY: demo demo-world demo-documents quick test test-all lint install
 demo: $(BIN)/.ready
 	$(BIN)/sleep-rl run configs/demo.yaml
+
+demo-world: demo
+
+# a life of two days: what is new, changed or deleted in the second folder is the second day
+demo-documents: $(BIN)/.ready
+	$(BIN)/sleep-rl run configs/demo_documents.yaml task.documents.path=configs/example/day1
+	$(BIN)/sleep-rl run configs/demo_documents.yaml task.documents.path=configs/example/day2
 
 # Two processes, each with whole files (tests/distribution.py says which files stay together). More processes would
 # not fit beside the engines that tests start. `python -m pytest` runs the same tests one after the other.

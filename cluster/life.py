@@ -54,6 +54,7 @@ def live_in_folder(setup: RunSetup, wandb_id: str, resumed: bool) -> int:
             f"{model}: the model after the last night, an ordinary checkpoint for vLLM "
             "and transformers"
         )
+        console.say(f"sleep-rl chat {folder}: ask it, beside the model without its memory")
     return 0
 
 
