@@ -42,6 +42,8 @@ def test_every_preset_passes_plan_offline(name, tmp_path):
         if "documents" in name
         else {}
     )
+    if name == "demo_documents":
+        given["task.documents.known"] = str(ROOT / "configs" / "example" / "known.jsonl")
     if name == "arc":
         puzzles = {
             f"p{n}": {
