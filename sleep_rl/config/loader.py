@@ -21,6 +21,7 @@ from types import NoneType
 from typing import Any, get_args, get_type_hints
 
 from sleep_rl.config.engine_options import engine_fault
+from sleep_rl.config.processor import fast_dtype
 from sleep_rl.config.schema import Config
 from sleep_rl.config.tasks import DOCUMENTS_BASE, TaskConfig
 from sleep_rl.config.validation import check
@@ -51,9 +52,7 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
     tree = every_key(Config())
     for where, layer in (*layers, *((COMMAND_LINE, _override(text)) for text in overrides)):
         _merge(tree, _validated(Config, layer, "", where))
-    model = tree["model"]
-    if tree["task"]["name"] == "documents" and model["base"] is None and not _gpus(tree):
-        model["base"] = DOCUMENTS_BASE
+    _resolve(tree)
     config = _built(Config, tree)
     try:
         check(config)
@@ -62,9 +61,14 @@ def _config(layers: Iterable[tuple[str, dict]], overrides: Sequence[str], path: 
     return config
 
 
-def _gpus(tree: dict[str, Any]) -> float:
-    """Return the GPUs that one process of any kind asks for."""
-    return sum(tree[section]["gpus"] for section in ("rollouts", "learners", "critics"))
+def _resolve(tree: dict[str, Any]) -> None:
+    """Replace values that depend on the machine, so that a dumped config has what was used."""
+    model = tree["model"]
+    gpus = sum(tree[section]["gpus"] for section in ("rollouts", "learners", "critics"))
+    if tree["task"]["name"] == "documents" and model["base"] is None and not gpus:
+        model["base"] = DOCUMENTS_BASE
+    if model["dtype"] == "auto":
+        model["dtype"] = fast_dtype(gpus)
 
 
 def dump(config: Config) -> dict[str, Any]:

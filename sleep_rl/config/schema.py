@@ -79,7 +79,10 @@ class Model:
         choices=("auto", "chat", "raw"),
     )
     dtype: str = key(
-        "bfloat16", "Data type of weights and activations.", choices=("float32", "bfloat16")
+        "bfloat16",
+        "Data type of weights and activations. auto: bfloat16 on GPUs and on processors that "
+        "multiply it fast, else float32.",
+        choices=("float32", "bfloat16", "auto"),
     )
     chunks: list = key(
         [1],

@@ -73,6 +73,7 @@ class Item:
     question: str = ""
     answer_T: Ids = ()
     logprob: float = 0.0  # of the answer under the teacher with the document, in nats
+    given: bool = False  # whether the answer is not sampled but a part of the sentence
 
 
 def about_documents(
@@ -85,9 +86,10 @@ def about_documents(
     items = _add_questions(sampler, items, rng, counts)
     items = _add_answers(sampler, items, counts)
     items = _drop_unstable(sampler, items, counts)
+    items += _phrase_answers(run.codec, items)
     items = _drop_without_gain(sampler, items, counts)
     for item in items:
-        counts.kinds[item.kind.name][1] += 1
+        counts.kinds[item.kind.name][1] += not (item.given and item.kind.answer != "given")
     return [_sequence(run.codec, item, run.config.generation.other_form, rng) for item in items]
 
 
@@ -174,7 +176,8 @@ def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> 
     answered = []
     for item in items:
         if item.kind.answer == "given":
-            answered.append(replace(item, answer_T=codec.form.answer(item.unit.rest)))
+            rest_T = codec.form.answer(item.unit.rest)
+            answered.append(replace(item, answer_T=rest_T, given=True))
     from_base = [item for item in items if item.kind.answer == "base"]
     short = [item for item in items if item.kind.answer == "document" and item.kind.short]
     long = [item for item in items if item.kind.answer == "document" and not item.kind.short]
@@ -235,6 +238,20 @@ def _drop_unstable(sampler: TeacherSampler, items: list[Item], counts: Counts) -
     return [item for item in items if id(item) not in dropped]
 
 
+def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
+    """Return the items of kinds with phrase_answers again, with the phrase alone as the answer: the
+    student learns it without the words around it. Only where the teacher's own answer says it.
+    """
+    again = []
+    for item in items:
+        phrase = item.unit.fields.get("phrase", "")
+        if not item.kind.phrase_answers or phrase.lower() in item.question.lower():
+            continue
+        if gold_recall(phrase, codec.text(item.answer_T)) >= RECALL_THRESHOLD:
+            again.append(replace(item, answer_T=codec.form.answer(phrase), given=True))
+    return again
+
+
 def _repeated(item: Item, first: str, second: str) -> bool:
     """Return whether a second answer says the same: a phrase of the sentence, where one was asked
     for, else most words of the first.
@@ -251,7 +268,7 @@ def _drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Count
     The log-probability with the document is known from sampling, except for given answers.
     """
     run = sampler.run
-    given = [item for item in items if item.kind.answer == "given"]
+    given = [item for item in items if item.given]
     read = iter(_logprobs(run, given, document=True))
     measured = [item for item in items if item.kind.answer != "base"]
     without = iter(_logprobs(run, measured, document=False))
@@ -260,7 +277,7 @@ def _drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Count
         if item.kind.answer == "base":
             kept.append(item)
             continue
-        with_document = next(read) if item.kind.answer == "given" else item.logprob
+        with_document = next(read) if item.given else item.logprob
         without_document = next(without)
         if isinstance(with_document, Failure) or isinstance(without_document, Failure):
             counts.dropped["failed"] += 1

@@ -10,6 +10,7 @@ A file has these keys:
     rename       whether names in the question are replaced by ones that are in no document
     answer       source of the answer: document (the model, with the document in context), base (the
                  model without it), given (the unit itself: the rest of the sentence)
+    phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase
     short        whether the answer is a few words, which are sampled twice
 Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}; {beginning};
 {first} and {second}.
@@ -34,6 +35,7 @@ KEYS = {
     "examples",
     "temperature",
     "questions",
+    "phrase_answers",
     "rename",
     "answer",
     "short",
@@ -63,6 +65,7 @@ class Kind:
     answer: str = "document"
     short: bool = False
     temperature: float | None = None
+    phrase_answers: bool = False
 
 
 @cache
@@ -126,6 +129,7 @@ def _checked(file: Path, data: Any) -> Kind:
         answer,
         bool(data.get("short")),
         temperature,
+        bool(data.get("phrase_answers")) and about == "phrase",
     )
 
 

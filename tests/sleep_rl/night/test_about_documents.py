@@ -176,6 +176,24 @@ def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
     assert texts(run, sequences[0])[3] == "A red seaweed.<|im_end|>"
 
 
+def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
+    run = teacher(kinds={"question": 1})
+    reply = run._reply
+
+    def asked_for_what_was_bought(text, seed, temperature):
+        wanted = re.search(r".*\nAnswer: ([^<]*)", text, re.DOTALL)
+        is_name = wanted is not None and wanted[1] in FACTS
+        return "No." if is_name else reply(text, seed, temperature)
+
+    run._reply = asked_for_what_was_bought
+    sequences, counts = written(run)
+    answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
+    assert answers == ["A red seaweed.", "A brass clock.", "red seaweed", "brass clock"]
+    assert counts.kinds == {"question": [6, 2]}  # questions, not sequences
+    contexts = {texts(run, sequence)[0] for sequence in sequences}
+    assert len(contexts) == 1 and BODY in contexts.pop()
+
+
 def test_short_answers_end_with_their_first_sentence():
     run = teacher(kinds={"question": 1})
     reply = run._reply

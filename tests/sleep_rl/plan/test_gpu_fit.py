@@ -38,9 +38,7 @@ def test_every_preset_passes_plan_offline(name, tmp_path):
         and words[3] == f"configs/{name}.yaml"
     )
     given = (
-        {"task.documents.path": str(ROOT / "configs" / "documents")}
-        if "documents" in name
-        else {}
+        {"task.documents.path": str(ROOT / "configs" / "documents")} if "documents" in name else {}
     )
     if name == "demo_documents":
         given["task.documents.known"] = str(ROOT / "configs" / "example" / "known.jsonl")

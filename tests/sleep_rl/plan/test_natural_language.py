@@ -37,7 +37,7 @@ def planned(tmp_path):
             tokenizer.save_pretrained(base)
         args = (*SMALL_ARGS, "rollouts.engine.max_model_len=512")
         args += ("rollouts.engine.kv_cache_memory_bytes=64000", f"model.base={base}")
-        args += (f"task.documents.path={tmp_path / 'documents'}",)
+        args += ("model.memory_layers=all", f"task.documents.path={tmp_path / 'documents'}")
         config = load(str(ROOT / "configs/documents.yaml"), [*args, *overrides])
         return plan(changed(config, generation={"kinds": kinds or {"reversed": 1}}))
 
