@@ -178,6 +178,34 @@ def ray_backend(ray_of_this_process):
         backend._channels.pop().kill()
 
 
+@pytest.fixture(scope="session")
+def packaged_site(base_checkpoint, tmp_path_factory):
+    """Return (site-packages with the tiny distribution of tests/fakes/packaged.py, its entry)."""
+    from tests.fakes import packaged
+
+    folder = tmp_path_factory.mktemp("site")
+    return folder, packaged.install(folder, base_checkpoint("llama"))
+
+
+@pytest.fixture
+def packaged_model(packaged_site, base_checkpoint, monkeypatch):
+    """Return the name of the tiny packaged model, which is installed."""
+    from tests.fakes import packaged
+
+    folder, entry = packaged_site
+    packaged.register(monkeypatch, entry, folder, base_checkpoint("llama"))
+    return packaged.NAME
+
+
+@pytest.fixture
+def missing_model(packaged_site, base_checkpoint, monkeypatch):
+    """Return the name of the tiny packaged model, whose package is not installed."""
+    from tests.fakes import packaged
+
+    packaged.register(monkeypatch, packaged_site[1], None, base_checkpoint("llama"))
+    return packaged.NAME
+
+
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     """No hub, no cache of one, no base trained before, an empty working folder."""

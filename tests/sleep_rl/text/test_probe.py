@@ -12,6 +12,7 @@ from tests.fakes.tokenizers import TEMPLATES, chat_tokenizer
 @pytest.mark.parametrize("format", ["chat", "raw"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_probe_texts_round_trip(format, template):
+    # raises if a text does not round-trip, as the two tests below show
     check_round_trip(PromptCodec(Natural(), chat_tokenizer(TEMPLATES[template]), format))
 
 
