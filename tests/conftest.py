@@ -57,6 +57,11 @@ def pytest_collection_finish():
     gc.enable()
 
 
+def pytest_unconfigure():
+    """Let the interpreter free them at its end: triton reports what is left then as a leak."""
+    gc.unfreeze()
+
+
 @pytest.fixture(scope="session", autouse=True)
 def no_waiting_for_the_disk():
     """Let `os.fsync` check its descriptor without waiting for the disk: what one process reads back
