@@ -131,23 +131,23 @@ DREAMING = (
     "model.experts=3",
     "model.top_k=1",
 )
-STEPS = {
-    "consolidate/1/0": 0.3,
-    "dream/1/1/generate": 0.0,
-    "dream/1/1/select": 1.0,
-    "dream/1/1/try_out": 0.0,
-    "dream/1/1/train_policy": 0.5,
-}
-"""Stage -> how long into the stage behind it the kill comes, in seconds."""
+STEPS = (
+    "consolidate/1/0",
+    "dream/1/1/generate",
+    "dream/1/1/select",
+    "dream/1/1/try_out",
+    "dream/1/1/train_policy",
+)
+"""Stages, of which each is followed by one in which the driver is killed."""
 
 
-def kill_behind(process, folder, stage, wait_s):
+def kill_behind(process, folder, stage):
     """Send SIGKILL to the driver during the stage after `stage`."""
     until(lambda: (found := newest(folder)) and found.stage == stage, process)
-    time.sleep(wait_s)
-    process.send_signal(signal.SIGKILL)
+    process.send_signal(signal.SIGSTOP)  # nothing changes between the check and the kill
+    assert newest(folder).stage == stage, "the next stage ended before it was seen"
+    process.kill()
     process.wait()
-    assert newest(folder).stage == stage, "killed too late"
 
 
 @pytest.mark.slow
@@ -162,8 +162,8 @@ def test_run_killed_in_each_step_of_dreaming_resumes(tmp_path):
         r.get("reward") for r in whole if r["kind"] == "dream"
     )
     process = subprocess.Popen(**command("run", *arguments, "run.name=cut"))
-    for stage, wait_s in STEPS.items():
-        kill_behind(process, folder, stage, wait_s)
+    for stage in STEPS:
+        kill_behind(process, folder, stage)
         process = subprocess.Popen(**command("resume", str(folder)))
     printed = process.communicate(timeout=LIMIT_S)[0]
     assert process.returncode == 0, printed
