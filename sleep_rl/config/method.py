@@ -268,7 +268,7 @@ class Checks:
     probe: float | None = key(
         None,
         "Largest log-probability difference on the probe prompt after a push, in nats. "
-        "null: 1e-3 in float32, 0.5 in bfloat16.",
+        "null: 1e-3 in float32, 1.5 in bfloat16.",
         above=0,
     )
 

@@ -292,9 +292,10 @@ class Config:
     def probe_tolerance(self) -> float:
         """checks.probe in nats, with its default resolved.
 
-        One rounding of a bfloat16 logit between 8 and 16 is 0.06.
+        In bfloat16 vLLM and transformers differ by rounding alone: with SmolLM2-135M on a CPU by
+        0.4 for the untouched base, and by 0.2 to 0.5 over the pushes of two nights.
         """
-        return self.checks.probe or {"float32": 1e-3, "bfloat16": 0.5}[self.model.dtype]
+        return self.checks.probe or {"float32": 1e-3, "bfloat16": 1.5}[self.model.dtype]
 
     @property
     def rollout_engine(self) -> dict:

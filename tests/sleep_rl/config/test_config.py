@@ -164,7 +164,7 @@ def test_dependent_defaults(write):
         assert load(write(), overrides).gamma == gamma
     assert (
         load(write(), ["model.dtype=float32"]).probe_tolerance == 1e-3
-        and load(write(), []).probe_tolerance == 0.5
+        and load(write(), []).probe_tolerance == 1.5
     )
     assert load(write(), ["model.dtype=bfloat16", "checks.probe=0.1"]).probe_tolerance == 0.1
 
