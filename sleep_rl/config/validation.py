@@ -17,6 +17,8 @@ from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED, WORLD
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.divergences import DIVERGENCES, jsd
 
+MOST_TEXTS = 1000
+"""Of one kind about one unit of a document."""
 Rule = Callable[[Config], Iterator[str]]
 
 
@@ -110,6 +112,16 @@ def _reward(config: Config) -> Iterator[str]:
             "reward.template: {student} and {teacher} are its fields, both needed, got "
             f"{reward.template!r}"
         )
+
+
+def _kinds_of_writing(config: Config) -> Iterator[str]:
+    for name, count in config.generation.kinds.items():
+        is_number = type(count) in (int, float) and 0 <= count <= MOST_TEXTS
+        if count is not None and not is_number:
+            yield (
+                f"generation.kinds.{name}: texts per unit, a number from 0 to {MOST_TEXTS} or "
+                f"null, got {count!r:.60}"
+            )
 
 
 def _custom_task(config: Config) -> Iterator[str]:
@@ -241,6 +253,7 @@ RULES: tuple[Rule, ...] = (
     _experts,
     _loss,
     _reward,
+    _kinds_of_writing,
     _custom_task,
     _keys_of_tasks,
     _stop_strings,

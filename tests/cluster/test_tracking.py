@@ -243,6 +243,7 @@ def test_every_phase_declares_its_x_axis(run):
         "dream/*": "dream/step",
         "evaluate/*": "evaluate/night",
         "sft/*": "sft/step",
+        "sft_self_written/*": "sft_self_written/step",
         "joint/*": "joint/step",
         "workers/*": "workers/minutes",
     }

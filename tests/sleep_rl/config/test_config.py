@@ -393,6 +393,15 @@ def test_days_default_to_the_task(write):
     "overrides,line",
     [
         (
+            ["generation.kinds={question: many}"],
+            "generation.kinds.question: texts per unit, a number from 0 to 1000 or null, got "
+            "'many'",
+        ),
+        (
+            ["generation.kinds={question: -1}"],
+            "generation.kinds.question: texts per unit, a number from 0 to 1000 or null, got -1",
+        ),
+        (
             ["task.name=documents", "task.days=3"],
             "task.days: null with task documents (only world, classify, squad, arc take a value), "
             "got 3",
