@@ -59,7 +59,7 @@ class Consolidation:
         Call it after the learner's `open_night`. `day`: None if no document is in context;
         `lessons`: texts of accepted dreams.
         """
-        rng = _rng(run, plan)
+        rng = plan.rng("night")
         record = ConsolidationRecord(run, plan)
         run.crew.push(TEACHER, TEACHER)
         run.crew.push(STUDENT, STUDENT)
@@ -73,7 +73,7 @@ class Consolidation:
         Call it after the learner's `open_night`. Raises RunError if the checkpoint belongs to
         another consolidation.
         """
-        rng = _rng(run, plan)
+        rng = plan.rng("night")
         record = ConsolidationRecord(run, plan)
         saved = load_progress(run, plan, rng, record)
         if saved is None:
@@ -180,10 +180,6 @@ class Consolidation:
         )
         self.record.count_sampled(samples)
         return samples
-
-
-def _rng(run: RunContext, plan: ConsolidationPlan) -> random.Random:
-    return random.Random(f"night {run.config.run.seed} {plan.night} {plan.sender}")
 
 
 def spans(plan: ConsolidationPlan, done: int, checkpoint_steps: int) -> list[list[NumberedSteps]]:

@@ -62,15 +62,11 @@ def _in_fixed_form(
     """
     config = run.config
     codec = run.codec
-    seed = f"{plan.night} {plan.sender}"
-    seeds = random.Random(f"write {config.run.seed} {seed}")
+    seeds = plan.rng("write")
     about = document_requests(codec, documents, config.generation.samples, seeds)
-    count = config.replay.samples if plan.replay_share > 0 else 0
-    unconditional = unconditional_requests(codec, count, seeds)
-    prompts = []
-    if config.rehearsal.share:
-        prompts = run.index.draw(config.rehearsal.samples, rng)
-    rehearsals = rehearsal_requests(codec, prompts, config, seed)
+    unconditional = unconditional_requests(codec, plan.unconditional, seeds)
+    prompts = run.index.draw(plan.rehearsed, rng)
+    rehearsals = rehearsal_requests(codec, prompts, config, f"{plan.night} {plan.sender}")
     synthetic_count = config.reading.synthetic_documents if to_read else 0
     total = len(about) + len(unconditional) * (1 + plan.peers) + len(rehearsals) + synthetic_count
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
@@ -124,15 +120,12 @@ def unconditional_requests(codec: PromptCodec, count: int, seeds: random.Random)
     return [Request(codec.opener, context, seeds.getrandbits(31)) for _ in range(count)]
 
 
-def synthetic_requests(codec: PromptCodec, config: Config, seed: str) -> list[Request]:
-    """Return the requests for synthetic documents: the prompt is bos, or eos if the tokenizer has
-    no bos.
+def synthetic_requests(codec: PromptCodec, count: int, seeds: random.Random) -> list[Request]:
+    """Return `count` requests for synthetic documents: the prompt is bos, or eos if the tokenizer
+    has no bos.
     """
-    seeds = random.Random(f"documents {config.run.seed} {seed}")
     start = codec.bos or codec.eos
-    return [
-        Request(start, (), seeds.getrandbits(31)) for _ in range(config.reading.synthetic_documents)
-    ]
+    return [Request(start, (), seeds.getrandbits(31)) for _ in range(count)]
 
 
 def synthetic_contexts(codec: PromptCodec, samples_N: list[Sample | Failure]) -> list[Ids]:
@@ -161,10 +154,12 @@ def _synthetic(sample: TeacherSampler, to_read: tuple[Document, ...]) -> list[Te
     """
     codec = sample.run.codec
     config = sample.run.config
-    seed = f"{sample.plan.night} {sample.plan.sender}"
     longest = max(len(codec.ids(document.text)) for document in to_read)
-    texts = sample(synthetic_requests(codec, config, seed), tokens=longest, stop=codec.opener[:1])
-    seeds = random.Random(f"read {config.run.seed} {seed}")
+    beginnings = synthetic_requests(
+        codec, config.reading.synthetic_documents, sample.plan.rng("documents")
+    )
+    texts = sample(beginnings, tokens=longest, stop=codec.opener[:1])
+    seeds = sample.plan.rng("read")
     requests = [
         Request(codec.opener, context, seeds.getrandbits(31))
         for context in synthetic_contexts(codec, texts)

@@ -44,26 +44,22 @@ def in_natural_language(
     no longer hold are not rehearsed, but answered anew.
     """
     config = run.config
-    seed = f"{plan.night} {plan.sender}"
-    seeds = random.Random(f"write {config.run.seed} {seed}")
+    seeds = plan.rng("write")
     items = planned_items(config.generation.kinds, documents, seeds)
-    count = config.replay.samples if plan.replay_share > 0 else 0
     outdated = outdated_prompts(run, plan.night)
     to_unlearn = outdated if unlearns(config, plan) else {}
-    prompts = []
-    if config.rehearsal.share:
-        prompts = run.index.draw(config.rehearsal.samples, rng, without=outdated)
-    total = len(items) + count * (1 + plan.peers) + len(prompts) + len(to_unlearn)
+    prompts = run.index.draw(plan.rehearsed, rng, without=outdated)
+    total = len(items) + plan.unconditional * (1 + plan.peers) + len(prompts) + len(to_unlearn)
     counts = Counts()
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
         sampler = TeacherSampler(run, plan, record, tick)
         new = about_documents(sampler, items, seeds, counts)
         if unlearns(config, plan):
             new += answer_anew(sampler, to_unlearn, counts)
-        replay = self_replay(sampler, count, seeds, counts)
+        replay = self_replay(sampler, plan.unconditional, seeds, counts)
         for peer in range(1, plan.peers + 1):
-            new += self_replay(sampler, count, seeds, counts, peer)
-        requests = rehearsal_requests(run.codec, prompts, config, seed)
+            new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
+        requests = rehearsal_requests(run.codec, prompts, config, f"{plan.night} {plan.sender}")
         rehearsed, dropped = rehearse(sampler, prompts, requests)
     counts.dropped.update(dropped)
     replay += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]

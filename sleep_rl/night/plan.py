@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
@@ -26,6 +27,9 @@ class ConsolidationPlan:
     replay_share: float  # of self-replay among the rows of a batch
     reading_rows: int  # per batch, in addition to sleep.batch
     on_policy: float  # lambda of equation 3
+    unconditional: int  # sequences that the teacher generates without a document; each peer as many
+    rehearsed: int  # prompts of past nights that the teacher answers, if there are any
+    run_seed: int
     peers: int = 0  # number of model.teachers that generate the new sequences; 0: the sender does
 
     @property
@@ -37,6 +41,12 @@ class ConsolidationPlan:
     def journal_fields(self) -> dict:
         """Fields that every journal record of the consolidation has."""
         return {"night": self.night, "sender": self.sender, "day": self.source}
+
+    def rng(self, purpose: str) -> random.Random:
+        """Return a generator of random numbers for one purpose, such as "write": the same one for
+        the same run.seed, night and sender.
+        """
+        return random.Random(f"{purpose} {self.run_seed} {self.night} {self.sender}")
 
 
 @dataclass(frozen=True)
@@ -105,5 +115,13 @@ def _plan(config: Config, night: int, sender: int, source: str, **changed) -> Co
         "replay_share": config.replay.share,
         "reading_rows": config.reading.rows,
         "on_policy": config.objective.on_policy,
-    }
-    return ConsolidationPlan(night, sender, source, **values | changed)
+    } | changed
+    return ConsolidationPlan(
+        night,
+        sender,
+        source,
+        **values,
+        unconditional=config.replay.samples if values["replay_share"] > 0 else 0,
+        rehearsed=config.rehearsal.samples if config.rehearsal.share else 0,
+        run_seed=config.run.seed,
+    )

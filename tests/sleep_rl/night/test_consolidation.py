@@ -227,8 +227,7 @@ def test_reading_rows_have_the_document_for_both(texts):
 
 
 def test_synthetic_contexts_end_at_the_opener(texts):
-    config = toy(reading={"synthetic_documents": 4})
-    begun = synthetic_requests(texts, config, "1 0")
+    begun = synthetic_requests(texts, 4, random.Random(0))
     assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len(
         {r.seed for r in begun}
     ) == 4
