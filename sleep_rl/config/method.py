@@ -30,6 +30,12 @@ class Sleep:
         " the consolidations that it received since it last sent.",
         low=1,
     )
+    epochs: float = key(
+        0.0,
+        "Most epochs over the new sequences of a consolidation, which then has fewer steps than "
+        "sleep.steps. 0: no limit.",
+        low=0,
+    )
     steps_per_round: int = key(
         20,
         "Optimizer steps between two pushes of the student; the samples of one round are "
@@ -74,6 +80,11 @@ class Generation:
         {"question": 6, "reversed": 2, "complete": 1, "rephrase": 4, "neighbour": 0.5},
         "Natural language: kinds of writing (names of sleep_rl/writing/kinds, or paths of YAML "
         "files) -> texts per sentence, pair of names or document.",
+    )
+    retries: int = key(
+        0,
+        "Natural language: how many more times a phrase is asked for that no kept answer says.",
+        low=0,
     )
     min_gain: float = key(
         1.0,

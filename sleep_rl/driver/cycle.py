@@ -30,7 +30,7 @@ def live(run: RunContext) -> None:
         wake(run, day, night)
         ask_before_night(run, day, night)
         retention_gate.save_states(run, night, policy)
-        sleep(run, day, nights[night])
+        steps = sleep(run, day, nights[night])
         policy_after = dream(run, night, row, policy)
         row_after = evaluate(run, after=f"night {night}", lived=night)
         drop = retention_gate.excessive_drop(run.config, best, row_after)
@@ -41,7 +41,7 @@ def live(run: RunContext) -> None:
             policy = policy_after
         best = retention_gate.best_so_far(best, row)
         save(run, night)
-        baselines.after_night(run, day, night)
+        baselines.after_night(run, day, night, steps)
     baselines.after_life(run)
 
 
@@ -88,19 +88,22 @@ def wake(run: RunContext, day: Day, night: int) -> None:
         tick(count)
 
 
-def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) -> None:
+def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) -> int:
     """Run the night's consolidations: the levels that are due, slow to fast, then the context
-    window with the day's documents; then reset the context window.
+    window with the day's documents; then reset the context window. Return the optimizer steps of
+    the last one.
     """
     for consolidation in scheduled:
-        consolidate(run, consolidation, day)
+        steps = consolidate(run, consolidation, day)
     if run.config.sleep.reset:
         run.crew.forget()  # the context window and every cache of it
+    return steps
 
 
 @stage("consolidate/{scheduled.night}/{scheduled.sender}", switch="model.chunks")
-def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | None) -> None:
-    """Seed the knowledge of the sender into the next slower level (paper.md section 3).
+def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | None) -> int:
+    """Seed the knowledge of the sender into the next slower level (paper.md section 3); return the
+    optimizer steps that it took.
 
     Sender 0 is the context window, whose documents only the teacher has. `day`: None in night 0.
     """
@@ -118,3 +121,4 @@ def consolidate(run: RunContext, scheduled: ScheduledConsolidation, day: Day | N
     consolidation.finish()
     if day is not None:
         baselines.keep_data(run, plan, consolidation.data)
+    return consolidation.plan.steps

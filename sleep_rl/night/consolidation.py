@@ -18,7 +18,7 @@ from sleep_rl.night.batches import BatchComposer, Round
 from sleep_rl.night.forgetting import outdated_prompts, unlearns
 from sleep_rl.night.generation import generate
 from sleep_rl.night.pipeline import Flow, NumberedSteps, run_rounds
-from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
+from sleep_rl.night.plan import CONTEXT, ConsolidationPlan, within_epochs
 from sleep_rl.night.progress import load_progress, restore_samplers, save_progress
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
@@ -64,6 +64,7 @@ class Consolidation:
         run.crew.push(TEACHER, TEACHER)
         run.crew.push(STUDENT, STUDENT)
         data = generate(run, plan, day, rng, record, lessons or [])
+        plan = within_epochs(plan, run.config, len(data.new))
         return cls(run, plan, rng, record, data)
 
     @classmethod
@@ -78,6 +79,7 @@ class Consolidation:
         saved = load_progress(run, plan, rng, record)
         if saved is None:
             return None
+        plan = within_epochs(plan, run.config, len(saved.data.new))
         consolidation = cls(run, plan, rng, record, saved.data, saved.step)
         restore_samplers(consolidation.composer, saved.left)
         run.crew.restore_progress(saved.learner, saved.step, plan.steps)
@@ -118,7 +120,7 @@ class Consolidation:
         if self.plan.sender <= CONTEXT:  # else the new sequences only served reading rows
             self._index_prompts(self.data.new, rehearsal.prompts)
         self._index_prompts(self.data.unconditional, rehearsal.unconditional_prompts)
-        self.record.finish()
+        self.record.finish(self.plan.steps)
 
     def _train_round(self, sampled: Round, tick: Callable[..., None]) -> None:
         learn = self.run.crew.learn
@@ -126,7 +128,7 @@ class Consolidation:
             result = learn.seed_step(batch.rows, step, self.plan.steps)
             self._update_priorities(sampled, step, result)
             self._check_gap(sampled, step, result)
-            self.record.step(step, result.metrics, sampled.rewards)
+            self.record.step(step, self.plan.steps, result.metrics, sampled.rewards)
             tick(1, f"loss {result.metrics['loss']:.3f}")
 
     def _update_priorities(self, sampled: Round, step: int, result: StepResult) -> None:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Day, Document, Ids, Request, Sample
-from sleep_rl.night.about_documents import Counts, kept_answer
+from sleep_rl.night.answer_filters import kept_answer
+from sleep_rl.night.items import Counts
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler

@@ -9,17 +9,13 @@ from typing import Any
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import TEACHER, Document, Ids, Request, Sample, peer_name
-from sleep_rl.night.about_documents import (
-    QUESTION_TOKENS,
-    Counts,
-    about_documents,
-    kept_answer,
-    planned_items,
-)
+from sleep_rl.night.about_documents import QUESTION_TOKENS, about_documents
+from sleep_rl.night.answer_filters import kept_answer
 from sleep_rl.night.forgetting import answer_anew, outdated_prompts, unlearns
+from sleep_rl.night.items import Counts, planned_items
 from sleep_rl.night.plan import ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
-from sleep_rl.night.rehearsal import rehearsal_requests, rehearse
+from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
@@ -60,8 +56,7 @@ def in_natural_language(
         for peer in range(1, plan.peers + 1):
             new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
         requests = rehearsal_requests(run.codec, prompts, config, f"{plan.night} {plan.sender}")
-        rehearsed, dropped = rehearse(sampler, prompts, requests)
-    counts.dropped.update(dropped)
+        rehearsed = rehearse_with_cuts(sampler, requests, counts)
     replay += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]
     new = [sequence for sequence in new if sequence.origin != Origin.UNCONDITIONAL]
     return NightData(new, replay, rehearsed, []), counts.journal_fields()

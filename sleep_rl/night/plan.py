@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import Day
@@ -88,6 +89,20 @@ def plan_consolidation(
             config, night, sender, "other models", steps=steps, reading_rows=0, peers=peers
         )
     return _plan(config, night, sender, day.name, steps=steps)
+
+
+def within_epochs(plan: ConsolidationPlan, config: Config, sequences: int) -> ConsolidationPlan:
+    """Return the plan with as many steps as sleep.epochs over its new sequences take, if it has
+    more: few sequences that are repeated often are memorised at the cost of everything else.
+    """
+    if not config.sleep.epochs or plan.sender != CONTEXT or not sequences:
+        return plan
+    shares = Shares.of(config, plan.replay_share, plan.on_policy)
+    per_step = shares.groups_new + shares.teacher_new
+    if not per_step:
+        return plan
+    steps = math.ceil(config.sleep.epochs * sequences / per_step)
+    return replace(plan, steps=min(plan.steps, steps))
 
 
 def plan_dreams(config: Config, night: int) -> ConsolidationPlan:

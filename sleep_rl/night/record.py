@@ -28,13 +28,13 @@ class ConsolidationRecord:
         done = [sample for sample in samples_N if not isinstance(sample, Failure)]
         self.tokens_sampled += sum(len(sample.completion_T) for sample in done)
 
-    def step(self, step: int, metrics: Metrics, rewards: Metrics) -> None:
-        """Write the record `seed` of one optimizer step."""
+    def step(self, step: int, steps: int, metrics: Metrics, rewards: Metrics) -> None:
+        """Write the record `seed` of one of `steps` optimizer steps."""
         self.run.journal.log(
             "seed",
             **self.plan.journal_fields,
             step=step,
-            steps=self.plan.steps,
+            steps=steps,
             **metrics,
             **rewards,
         )
@@ -58,14 +58,14 @@ class ConsolidationRecord:
             rewards_s=finished.scored_s,
         )
 
-    def finish(self) -> None:
-        """Write the record `night`, the summary of the consolidation."""
+    def finish(self, steps: int) -> None:
+        """Write the record `night`, the summary of the consolidation after `steps` steps."""
         seconds = time.monotonic() - self.began
         last = self.last
         self.run.journal.log(
             "night",
             **self.plan.journal_fields,
-            steps=self.plan.steps,
+            steps=steps,
             seconds=seconds,
             tokens_sampled=self.tokens_sampled,
             tokens_trained=self.tokens_trained,

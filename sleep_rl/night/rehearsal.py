@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import replace
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Ids, Request, Sample
+from sleep_rl.night.answer_filters import kept_answer
+from sleep_rl.night.items import Counts
 from sleep_rl.night.sequences import Origin, TeacherSequence, filter_complete
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.text.codec import PromptCodec
@@ -46,3 +49,36 @@ def rehearse(
         min_confidence=config.rehearsal.min_confidence,
         temperature=temperature,
     )
+
+
+def rehearse_with_cuts(
+    sample: TeacherSampler, requests: list[Request], counts: Counts
+) -> list[TeacherSequence]:
+    """Sample the answers in natural language; an answer that runs on is cut behind its last
+    complete sentence. Dropped ones are counted.
+    """
+    config = sample.run.config.rehearsal
+    codec = sample.run.codec
+    sequences = []
+    answers = sample(requests, temperature=config.temperature)
+    for request, answer in zip(requests, answers, strict=True):
+        answer_T = kept_answer(codec, answer, counts)
+        if answer_T is None:
+            continue
+        probability = math.exp(math.fsum(answer.logprobs_T[: len(answer_T)]))
+        if probability < config.min_confidence:
+            counts.dropped["unsure"] += 1
+            continue
+        x_T = request.prompt_T[len(codec.opener) :]
+        sequence = TeacherSequence(
+            Origin.REHEARSED,
+            request.context_T + codec.opener,
+            codec.bare,
+            x_T + answer_T + codec.eos,
+            len(x_T),
+            prompt_T=x_T,
+            answer_probability=probability,
+            temperature=config.temperature,
+        )
+        sequences.append(sequence)
+    return sequences

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.roles import Task
-from sleep_rl.night.about_documents import QUESTION_TOKENS, SHORT_TOKENS
+from sleep_rl.night.about_documents import QUESTION_TOKENS
+from sleep_rl.night.answer_filters import SHORT_TOKENS
+from sleep_rl.night.items import planned_items
 from sleep_rl.night.plan import Shares
-from sleep_rl.writing.kinds import Kind, load_kind
-from sleep_rl.writing.units import Unit, draw, units
+from sleep_rl.writing.kinds import Kind
+from sleep_rl.writing.units import Unit
 
 TOKENS_PER_WORD = 1.5
 FORM_TOKENS = 8  # of a chat template around question and answer
@@ -24,6 +26,7 @@ QUESTION_SHARE = 1 / 3  # of its limit that a question about a sentence takes
 TURN_SHARE = 2 / 3  # of the same limit that a user's turn of self-replay takes
 WITH_QUESTION = 0.6  # share of the texts about sentences that are questions, and are answered
 ASKED_AGAIN = 0.3  # share of them that are answered a second time
+RETRIED = 0.2  # share of the questions about phrases that each of generation.retries asks again
 READINGS = 3  # of a document by an engine: for answers, second answers and log-probabilities
 
 
@@ -42,11 +45,11 @@ class NightTokens:
 def planned_units(config: Config, task: Task) -> Iterator[tuple[Kind, Unit]]:
     """Yield what is written about the newest day's documents, before anything is dropped."""
     rng = random.Random(config.run.seed)
-    for name, count in config.generation.kinds.items():
-        kind = load_kind(name)
-        for document in task.days()[-1].documents:
-            for unit in draw(units(kind.about, document), float(count or 0), rng):
-                yield kind, unit
+    planned = planned_items(config.generation.kinds, task.days()[-1].documents, rng)
+    yield from ((item.kind, item.unit) for item in planned)
+    asked = [item for item in planned if item.kind.instruction and item.kind.about == "phrase"]
+    again = round(RETRIED * config.generation.retries * len(asked))
+    yield from ((item.kind, item.unit) for item in rng.choices(asked, k=again) if asked)
 
 
 def night_tokens(

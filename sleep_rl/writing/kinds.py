@@ -9,11 +9,11 @@ A file has these keys:
     questions    in place of both: fixed questions with fields, used in turn
     rename       whether names in the question are replaced by ones that are in no document
     answer       source of the answer: document (the model, with the document in context), base (the
-                 model without it), given (the unit itself: the rest of the sentence)
+                 model without it), given (the unit itself: the phrase, or the rest of the sentence)
     phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase
     short        whether the answer is a few words, which are sampled twice
-Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}; {beginning};
-{first} and {second}.
+Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence} and with {gap}, the
+sentence without the phrase; {beginning}; {first} and {second}.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KEYS = {
 }
 FIELDS = {
     "sentence": {"title", "text", "sentence"},
-    "phrase": {"title", "text", "sentence", "phrase"},
+    "phrase": {"title", "text", "sentence", "phrase", "gap"},
     "beginning": {"title", "text", "beginning"},
     "names": {"title", "text", "first", "second"},
     "document": {"title", "text"},
@@ -92,9 +92,10 @@ def _checked(file: Path, data: Any) -> Kind:
     answer = data.get("answer", "document")
     if about not in FIELDS:
         raise InputError(f"{file}: about is one of {', '.join(FIELDS)}, got {about!r}")
-    if answer not in ANSWERS or (answer == "given") != (about == "beginning"):
+    given = {"beginning": ("given",), "phrase": ANSWERS}.get(about, ANSWERS[:2])
+    if answer not in given:
         raise InputError(
-            f"{file}: answer is document or base, or with about: beginning given, got {answer!r}"
+            f"{file}: with about: {about} answer is one of {', '.join(given)}, got {answer!r}"
         )
     if bool(data.get("instruction")) == bool(data.get("questions")):
         raise InputError(f"{file}: either instruction or questions, got both or none")

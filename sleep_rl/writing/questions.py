@@ -45,13 +45,13 @@ def names_something(question: str, unit: Unit) -> bool:
     return any(part.removesuffix("'s") in source for part in asked)
 
 
-def answers_its_sentence(question: str, answer: str, sentence: str) -> bool:
-    """Return whether an answer says a phrase of the sentence that the question does not say: what
-    it was asked for, or another part of the same fact.
+def said_phrases(question: str, answer: str, sentence: str) -> list[str]:
+    """Return the phrases of a sentence that an answer says and the question does not: what was
+    asked for, or another part of the same fact.
     """
     said = question.lower()
     wanted = [phrase for phrase in phrases(sentence) if phrase.lower() not in said]
-    return any(gold_recall(phrase, answer) >= RECALL_THRESHOLD for phrase in wanted)
+    return [phrase for phrase in wanted if gold_recall(phrase, answer) >= RECALL_THRESHOLD]
 
 
 def first_sentence(text: str) -> int:

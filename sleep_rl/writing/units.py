@@ -17,13 +17,15 @@ NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
 NUMBER = re.compile(r"\b\d[\d.,:]*\d?(?: [a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
 """Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
+GAP = "____"
+"""In the place of a phrase that is asked for."""
 MIN_WORDS = 5  # of a sentence that is asked about
 MOST_PAIRS = 64  # of names of one document
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit that a question is about; `rest` is the given answer, empty if the model answers."""
+    """A unit that a question is about; `rest` is the part of a sentence that is a given answer."""
 
     document: Document
     fields: dict[str, str]
@@ -50,7 +52,7 @@ def units(about: str, document: Document) -> list[Unit]:
     found = sentences(body)
     if about == "phrase":
         return [
-            Unit(document, {**fields, "sentence": sentence, "phrase": phrase})
+            Unit(document, {**fields, **phrase_fields(sentence, phrase)}, phrase)
             for sentence in found
             for phrase in phrases(sentence)
         ]
@@ -61,6 +63,11 @@ def units(about: str, document: Document) -> list[Unit]:
         Unit(document, {**fields, "beginning": beginning}, rest)
         for beginning, rest in dict.fromkeys(cut)
     ]
+
+
+def phrase_fields(sentence: str, phrase: str) -> dict[str, str]:
+    """Return the fields of a phrase of a sentence; `gap` is the sentence without it."""
+    return {"sentence": sentence, "phrase": phrase, "gap": sentence.replace(phrase, GAP, 1)}
 
 
 def draw(units: Sequence[Unit], per_unit: float, rng: random.Random) -> list[Unit]:

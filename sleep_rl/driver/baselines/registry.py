@@ -63,11 +63,14 @@ def planned_steps(config: Config, nights: int, *, natural: bool = False) -> dict
     return planned
 
 
-def steps_of(config: Config, name: str, *, natural: bool) -> int:
-    """Return the optimizer steps of one training of a baseline."""
+def steps_of(config: Config, name: str, *, natural: bool, night_steps: int = 0) -> int:
+    """Return the optimizer steps of one training of a baseline.
+
+    `night_steps`: of the night whose budget it has; 0: not known yet, sleep.steps at most.
+    """
     module = _module(name)
     default = getattr(module, "NATURAL_STEPS", module.STEPS) if natural else module.STEPS
-    return config.baselines.steps.get(name, default or config.sleep.steps)
+    return config.baselines.steps.get(name, default or night_steps or config.sleep.steps)
 
 
 def keep_data(run: RunContext, plan: ConsolidationPlan, data: NightData) -> None:
@@ -82,11 +85,13 @@ def save_base(run: RunContext) -> None:
     run.crew.learn.save_state(BASE)
 
 
-def after_night(run: RunContext, day: Day, night: int) -> None:
-    """Run every chosen baseline that trains after each night."""
+def after_night(run: RunContext, day: Day, night: int, night_steps: int) -> None:
+    """Run every chosen baseline that trains after each night; `night_steps`: optimizer steps of the
+    night, which those of the same budget take as well.
+    """
     for name in run.config.baselines.run:
         if hasattr(_module(name), "after_night"):
-            _after_night(run, name, day, night)
+            _after_night(run, name, day, night, night_steps)
 
 
 def after_life(run: RunContext) -> None:
@@ -97,21 +102,18 @@ def after_life(run: RunContext) -> None:
 
 
 @stage("baseline/{name}/{night}", switch="baselines.run", optional=True)
-def _after_night(run: RunContext, name: str, day: Day, night: int) -> None:
+def _after_night(run: RunContext, name: str, day: Day, night: int, night_steps: int) -> None:
+    steps = steps_of(run.config, name, natural=run.codec.natural, night_steps=night_steps)
     run.crew.learn.save_state(SLEEP)
-    _module(name).after_night(run, day, night, _steps(run, name))
+    _module(name).after_night(run, day, night, steps)
     run.crew.learn.load_state(SLEEP)
 
 
 @stage("baseline/{name}/end", switch="baselines.run", optional=True)
 def _after_life(run: RunContext, name: str) -> None:
     run.crew.learn.save_state(SLEEP)
-    _module(name).after_life(run, _steps(run, name))
+    _module(name).after_life(run, steps_of(run.config, name, natural=run.codec.natural))
     run.crew.learn.load_state(SLEEP)
-
-
-def _steps(run: RunContext, name: str) -> int:
-    return steps_of(run.config, name, natural=run.codec.natural)
 
 
 def _module(name: str) -> ModuleType:

@@ -1,6 +1,7 @@
 """Baselines by name: modules of a folder."""
 
 import importlib
+import math
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import pytest
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import TrainingText
 from sleep_rl.driver.baselines import registry, sft
+from sleep_rl.night.plan import CONTEXT, Shares
 from sleep_rl.night.saved_data import load_data, save_data
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
 from tests.fakes.configs import changed, toy
@@ -59,6 +61,7 @@ def test_steps_default_to_those_of_the_night():
     config = toy(baselines={"run": ["sft", SELF_WRITTEN], "steps": {}}, sleep={"steps": 7})
     assert registry.planned_steps(config, 3) == {"sft": 3 * sft.STEPS, SELF_WRITTEN: 21}
     assert registry.planned_steps(config, 3, natural=True) == {"sft": 21, SELF_WRITTEN: 21}
+    assert registry.steps_of(config, SELF_WRITTEN, natural=True, night_steps=5) == 5
 
 
 class Written(Crew):
@@ -108,6 +111,26 @@ def test_self_written_texts_are_those_of_the_night_in_the_same_shares(tmp_path):
     assert own == [registry.BASE, *[SELF_WRITTEN] * (nights - 1)]
     rows = [r for r in records if r["kind"] == "evaluate" and r["method"] == SELF_WRITTEN]
     assert [r["after"] for r in rows] == [f"night {n + 1}" for n in range(nights)]
+
+
+def test_a_night_of_few_sequences_has_fewer_steps_and_so_has_its_baseline(tmp_path):
+    config = changed(
+        CONFIG,
+        baselines={"run": [SELF_WRITTEN]},
+        objective={"on_policy": 0.0},
+        sleep={"epochs": 0.5},
+    )
+    made = []
+    _, _, records = live_life(config, tmp_path, lambda *a: made.append(Written(*a)) or made[0])
+    nights = [r for r in records if r["kind"] == "night" and r["sender"] == CONTEXT]
+    steps = [record["steps"] for record in nights]
+    assert len(steps) == 4 and 0 < max(steps) < config.sleep.steps
+    batches = made[0].batches
+    assert len(batches["night"]) == len(batches["baseline"]) == sum(steps)
+    new = Shares.of(config, config.replay.share, 0.0).teacher_new
+    for night in range(1, 5):
+        epoch = len(load_data(str(tmp_path), night).new) / new
+        assert steps[night - 1] == math.ceil(0.5 * epoch)
 
 
 def _shares(batch):

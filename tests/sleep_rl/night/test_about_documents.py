@@ -6,6 +6,7 @@ import math
 import random
 import re
 from collections import Counter
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -20,9 +21,11 @@ from sleep_rl.contracts.records import (
     Document,
     Sample,
 )
-from sleep_rl.night.about_documents import Counts, about_documents, planned_items
+from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
+from sleep_rl.night.items import Counts, planned_items
 from sleep_rl.night.natural import self_replay
+from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
 from sleep_rl.night.teacher import TeacherSampler
@@ -110,9 +113,10 @@ class Plan:
     journal_fields: ClassVar[dict] = {}
 
 
-def teacher(knows=(), **generation):
+def teacher(knows=(), rehearsal=None, **generation):
     codec = PromptCodec(Natural(), chat_tokenizer(), "chat")
-    config = changed(Config(), generation={"other_form": 0.0, **generation})
+    generation = {"other_form": 0.0, **generation}
+    config = changed(Config(), generation=generation, rehearsal=rehearsal or {})
     return Teacher(codec, config, knows)
 
 
@@ -192,6 +196,84 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     assert counts.kinds == {"question": [6, 2]}  # questions, not sequences
     contexts = {texts(run, sequence)[0] for sequence in sequences}
     assert len(contexts) == 1 and BODY in contexts.pop()
+
+
+def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():
+    run = teacher(kinds={"question": 1}, retries=2)
+    reply = run._reply
+
+    def no_question_about_pike_at_first(text, seed, temperature):
+        last = text.rsplit("<|im_start|>user\n", 1)[1]
+        about_pike = "Sentence: In spring the chemist Edgar Pike" in last
+        first = sum("chemist Edgar Pike" in asked for _, _, asked in run.asked) <= 2
+        return "Well." if about_pike and first else reply(text, seed, temperature)
+
+    run._reply = no_question_about_pike_at_first
+    sequences, counts = written(run)
+    assert "What did Edgar Pike buy?" in {texts(run, s)[2].split("<")[0] for s in sequences}
+    # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only; then Pike's
+    # clock is said as well
+    assert counts.kinds["question"] == [6 + 5 + 4, 2]
+
+
+def test_every_phrase_is_a_gap_of_its_sentence_and_needs_no_samples():
+    run = teacher(kinds={"gap": 1})
+    sequences, counts = written(run)
+    assert counts.kinds == {"gap": [6, 6]} and run.asked == []
+    asked = [texts(run, sequence)[2:] for sequence in sequences]
+    assert [y.removesuffix("<|im_end|>") for _, y in asked] == [
+        phrase for who, what in FACTS.items() for phrase in (who, what)
+    ]
+    assert asked[0][0].startswith(
+        "Fill in the gap. In spring the chemist ____ bought a red seaweed."
+    )
+
+
+def test_phrases_that_many_sentences_have_are_not_asked_for():
+    body = " ".join(f"The roof of Tarnwick House has {n} windows." for n in range(11, 16))
+    items = planned_items({"gap": 1}, [Document("d", body)], random.Random(0))
+    assert [item.unit.rest for item in items] == [f"{n} windows" for n in range(11, 16)]
+    few = " ".join(body.split(". ")[:3])
+    items = planned_items({"gap": 1}, [Document("d", few)], random.Random(0))
+    assert "Tarnwick House" in {item.unit.rest for item in items}
+
+
+def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
+    run = teacher(rehearsal={"min_confidence": 0.05, "temperature": 0.5})
+    form = run.codec.form
+    prompts = [form.question(f"What did {who} buy?") for who in (*FACTS, "nobody")]
+    replies = iter(("A red seaweed.", "A brass clock. It", "it has no", Failure("rollout", "gone")))
+    ended = iter((True, False, False, None))
+    counts = Counts()
+    sample = run._sample
+
+    def scripted(request, name, temperature):
+        reply = next(replies)
+        run._reply = lambda *given: reply
+        sampled = sample(request, name, temperature)
+        if next(ended) is False:
+            return replace(
+                sampled,
+                completion_T=sampled.completion_T[:-1],
+                logprobs_T=sampled.logprobs_T[:-1],
+                finish_reason="length",
+            )
+        return sampled
+
+    run._sample = scripted
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    requests = rehearsal_requests(run.codec, prompts, run.config, "1 0")
+    sequences = rehearse_with_cuts(sampler, requests, counts)
+    assert [texts(run, s)[3] for s in sequences] == [
+        "A red seaweed.<|im_end|>",
+        "A brass clock.<|im_end|>",
+    ]
+    assert [s.prompt_T for s in sequences] == prompts[:2]
+    assert {s.temperature for s in sequences} == {0.5} and sequences[0].origin == Origin.REHEARSED
+    assert sequences[0].context_T == sequences[0].bare_T == run.codec.bare
+    kept = len(sequences[1].sequence_T) - sequences[1].x_length - 1
+    assert sequences[1].answer_probability == pytest.approx(math.exp(-0.1 * kept))
+    assert counts.journal_fields()["dropped"] == {"no end": 1, "failed": 1}
 
 
 def test_short_answers_end_with_their_first_sentence():

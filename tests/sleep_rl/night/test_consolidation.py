@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import Document, Question, Sample
+from sleep_rl.contracts.records import Day, Document, Question, Sample
 from sleep_rl.night.continuations import (
     Prefix,
     continuation_requests,
@@ -23,7 +23,7 @@ from sleep_rl.night.generation import (
     synthetic_requests,
     unconditional_requests,
 )
-from sleep_rl.night.plan import Shares
+from sleep_rl.night.plan import CONTEXT, Shares, plan_consolidation, within_epochs
 from sleep_rl.night.rehearsal import with_prompts
 from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_rows
 from sleep_rl.night.samplers import EpochSampler
@@ -143,6 +143,23 @@ def test_shares_sum_to_the_batch(batch, replay, on_policy, group):
     nearest = abs(student - on_policy * batch) <= group / 2 + 1e-9
     assert nearest or student + group > batch  # no group more fits
     assert abs(s.groups_replay * group + s.teacher_replay - replay * batch) <= group
+
+
+@pytest.mark.parametrize(
+    "epochs, sequences, steps",
+    [(0.0, 5, 100), (3.0, 20, 10), (3.0, 21, 11), (3.0, 2000, 100), (3.0, 0, 100)],
+)
+def test_a_consolidation_has_at_most_the_epochs_of_its_new_sequences(epochs, sequences, steps):
+    config = toy(
+        sleep={"batch": 10, "steps": 100, "epochs": epochs},
+        replay={"share": 0.4},
+        objective={"on_policy": 0.0},
+    )
+    day = Day("day1", (), ())
+    plan = plan_consolidation(config, 1, CONTEXT, 100, day)
+    assert within_epochs(plan, config, sequences) == replace(plan, steps=steps)
+    of_level = plan_consolidation(config, 1, 2, 100, day)
+    assert within_epochs(of_level, config, sequences) == of_level
 
 
 def test_distribution_of_prefixes(texts):

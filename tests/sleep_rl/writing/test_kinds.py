@@ -32,8 +32,14 @@ def test_kind_from_a_path(tmp_path):
             "about is one of sentence, phrase, beginning, names, document, got",
         ),
         ("about: document\nanswers: x", r"are allowed, got \['answers'\]"),
-        ("about: document\nquestions: [a]\nanswer: given", "with about: beginning given"),
-        ("about: beginning\nquestions: [a]", "with about: beginning given, got 'document'"),
+        (
+            "about: document\nquestions: [a]\nanswer: given",
+            "is one of document, base, got 'given'",
+        ),
+        (
+            "about: beginning\nquestions: [a]",
+            "answer is one of given, got 'document'",
+        ),
         ("about: document", "either instruction or questions, got both or none"),
         (
             "about: document\nquestions: ['{sentence}?']",
