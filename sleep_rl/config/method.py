@@ -144,6 +144,12 @@ class Rehearsal:
         low=0,
         high=1,
     )
+    instead: str = key(
+        "unconditional",
+        "What takes the rows of rehearsed sequences in a night without any, as the first: "
+        "unconditional self-replay or new sequences.",
+        choices=("unconditional", "new"),
+    )
     samples: int = key(1000, "Rehearsed answers that the teacher generates per night.", low=1)
     prompts: int = key(
         500, "Prompts added to the rehearsal index per night: the most frequent ones.", low=1

@@ -18,7 +18,7 @@ from sleep_rl.night.batches import BatchComposer, Round
 from sleep_rl.night.forgetting import outdated_prompts, unlearns
 from sleep_rl.night.generation import generate
 from sleep_rl.night.pipeline import Flow, NumberedSteps, run_rounds
-from sleep_rl.night.plan import CONTEXT, ConsolidationPlan, within_epochs
+from sleep_rl.night.plan import CONTEXT, ConsolidationPlan, fitted
 from sleep_rl.night.progress import load_progress, restore_samplers, save_progress
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
@@ -64,7 +64,7 @@ class Consolidation:
         run.crew.push(TEACHER, TEACHER)
         run.crew.push(STUDENT, STUDENT)
         data = generate(run, plan, day, rng, record, lessons or [])
-        plan = within_epochs(plan, run.config, len(data.new))
+        plan = fitted(plan, run.config, len(data.new), len(data.rehearsed))
         return cls(run, plan, rng, record, data)
 
     @classmethod
@@ -79,7 +79,8 @@ class Consolidation:
         saved = load_progress(run, plan, rng, record)
         if saved is None:
             return None
-        plan = within_epochs(plan, run.config, len(saved.data.new))
+        counts = (len(saved.data.new), len(saved.data.rehearsed))
+        plan = fitted(plan, run.config, *counts)
         consolidation = cls(run, plan, rng, record, saved.data, saved.step)
         restore_samplers(consolidation.composer, saved.left)
         run.crew.restore_progress(saved.learner, saved.step, plan.steps)

@@ -91,18 +91,22 @@ def plan_consolidation(
     return _plan(config, night, sender, day.name, steps=steps)
 
 
-def within_epochs(plan: ConsolidationPlan, config: Config, sequences: int) -> ConsolidationPlan:
-    """Return the plan with as many steps as sleep.epochs over its new sequences take, if it has
-    more: few sequences that are repeated often are memorised at the cost of everything else.
+def fitted(plan: ConsolidationPlan, config: Config, new: int, rehearsed: int) -> ConsolidationPlan:
+    """Return the plan fitted to the numbers of sequences that the teacher generated.
+
+    Without rehearsed sequences their rows go where rehearsal.instead says. The steps are at most
+    sleep.epochs over the new sequences: few sequences that are repeated often are memorised at the
+    cost of everything else.
     """
-    if not config.sleep.epochs or plan.sender != CONTEXT or not sequences:
+    if plan.sender != CONTEXT or not new:
+        return plan
+    if not rehearsed and config.rehearsal.instead == "new":
+        plan = replace(plan, replay_share=plan.replay_share * (1 - config.rehearsal.share))
+    if not config.sleep.epochs:
         return plan
     shares = Shares.of(config, plan.replay_share, plan.on_policy)
-    per_step = shares.groups_new + shares.teacher_new
-    if not per_step:
-        return plan
-    steps = math.ceil(config.sleep.epochs * sequences / per_step)
-    return replace(plan, steps=min(plan.steps, steps))
+    per_step = max(shares.groups_new + shares.teacher_new, 1)
+    return replace(plan, steps=min(plan.steps, math.ceil(config.sleep.epochs * new / per_step)))
 
 
 def plan_dreams(config: Config, night: int) -> ConsolidationPlan:

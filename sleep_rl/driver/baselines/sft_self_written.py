@@ -16,7 +16,7 @@ from sleep_rl.driver.baselines.registry import BASE
 from sleep_rl.driver.baselines.training import train_on
 from sleep_rl.driver.evaluation import evaluate
 from sleep_rl.night.batches import BatchComposer
-from sleep_rl.night.plan import CONTEXT, plan_consolidation
+from sleep_rl.night.plan import CONTEXT, fitted, plan_consolidation
 from sleep_rl.night.saved_data import load_data
 from sleep_rl.session.context import RunContext
 
@@ -42,9 +42,10 @@ def _batches(run: RunContext, day: Day, night: int, steps: int) -> Iterator[list
     tokens and weights only.
     """
     plan = plan_consolidation(run.config, night, CONTEXT, steps, day)
-    plan = replace(plan, on_policy=0.0)
     rng = random.Random(f"{NAME} {night} {run.config.run.seed}")
     data = load_data(run.folder, night)
+    plan = fitted(plan, run.config, len(data.new), len(data.rehearsed))
+    plan = replace(plan, on_policy=0.0)
     composer = BatchComposer(run, plan, data, rng, sample=lambda requests, number: [])
     size = plan.steps_per_round
     for number, start in enumerate(range(0, steps, size)):

@@ -23,7 +23,7 @@ from sleep_rl.night.generation import (
     synthetic_requests,
     unconditional_requests,
 )
-from sleep_rl.night.plan import CONTEXT, Shares, plan_consolidation, within_epochs
+from sleep_rl.night.plan import CONTEXT, Shares, fitted, plan_consolidation
 from sleep_rl.night.rehearsal import with_prompts
 from sleep_rl.night.rows import reading_rows, synthetic_document_rows, teacher_rows
 from sleep_rl.night.samplers import EpochSampler
@@ -157,9 +157,18 @@ def test_a_consolidation_has_at_most_the_epochs_of_its_new_sequences(epochs, seq
     )
     day = Day("day1", (), ())
     plan = plan_consolidation(config, 1, CONTEXT, 100, day)
-    assert within_epochs(plan, config, sequences) == replace(plan, steps=steps)
+    assert fitted(plan, config, sequences, 7) == replace(plan, steps=steps)
     of_level = plan_consolidation(config, 1, 2, 100, day)
-    assert within_epochs(of_level, config, sequences) == of_level
+    assert fitted(of_level, config, sequences, 7) == of_level
+
+
+def test_rows_without_rehearsed_sequences_are_new_ones_or_unconditional():
+    config = toy(rehearsal={"share": 0.75, "instead": "new"}, replay={"share": 0.4})
+    plan = plan_consolidation(config, 1, CONTEXT, 100, Day("day1", (), ()))
+    assert fitted(plan, config, 9, rehearsed=1) == plan
+    assert fitted(plan, config, 9, rehearsed=0).replay_share == pytest.approx(0.1)
+    config = toy(rehearsal={"share": 0.75}, replay={"share": 0.4})
+    assert fitted(plan, config, 9, rehearsed=0) == plan
 
 
 def test_distribution_of_prefixes(texts):
