@@ -34,8 +34,8 @@ class Consolidation(Entry):
 class DreamRound(Entry):
     """Fields of every record of dreaming."""
 
-    night: int | None = metric("number of the night, from 1")
-    round: int = metric("round of dreaming within the night")
+    night: int | None = needed("number of the night, from 1")
+    round: int = needed("round of dreaming within the night")
 
 
 @kind("run")
@@ -177,8 +177,6 @@ class Night(Consolidation):
 class Dream(DreamRound):
     """One dream with its results."""
 
-    night: int | None = needed("number of the night, from 1")
-    round: int = needed("round of dreaming within the night")
     task: str = needed("id of its task")
     number: int = needed("number within its task, from 0")
     seed: Any = metric("seed of its sampling")
@@ -200,8 +198,6 @@ class Dream(DreamRound):
 class DreamSummary(DreamRound):
     """The summary of a round of dreaming."""
 
-    night: int | None = needed("number of the night, from 1")
-    round: int = needed("round of dreaming within the night")
     written: Number = needed("generated dreams", "count")
     kept: Number = needed("dreams selected for trials", "count")
     rewarded: Number = needed("dreams with reward 1", "count")

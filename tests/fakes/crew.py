@@ -279,9 +279,15 @@ def continue_life(folder, at=None, config=RESUMABLE):
     """Run one process of a life in `folder`, from its newest checkpoint, that is killed at call
     number `at`; return its MortalCrew.
     """
-    checkpoint = newest(folder)
     texts = PromptCodec(Diary(), StableWords())
-    crew = MortalCrew(texts, [], at)
+    return live_from_checkpoint(MortalCrew(texts, [], at), texts, config, folder).crew
+
+
+def live_from_checkpoint(crew, texts, config, folder):
+    """Run one process of a life in `folder`, from its newest checkpoint if it has one; return its
+    RunContext.
+    """
+    checkpoint = newest(folder)
     journal = Journal(folder / "metrics.jsonl", keep=checkpoint.journal if checkpoint else 0)
     progress = Progress(str(folder))
     run = RunContext(
@@ -296,4 +302,4 @@ def continue_life(folder, at=None, config=RESUMABLE):
         progress.finish()
     finally:
         journal.close()
-    return crew
+    return run

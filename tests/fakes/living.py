@@ -9,19 +9,13 @@ import re
 from pathlib import Path
 
 from sleep_rl.contracts.records import STUDENT, TEACHER
-from sleep_rl.driver.cycle import live
-from sleep_rl.journal.journal import Journal
-from sleep_rl.session.console import Console
-from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import Progress
-from sleep_rl.session.stage_files import newest
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.documents.questions import questions
 from sleep_rl.tasks.documents.sources import scan
 from sleep_rl.tasks.documents.task import Documents
 from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import toy
-from tests.fakes.crew import MortalCrew, sampled_ids
+from tests.fakes.crew import MortalCrew, live_from_checkpoint, sampled_ids
 from tests.fakes.tokenizers import chat_tokenizer
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "example"
@@ -115,18 +109,5 @@ def live_days(folder, days, at=None, config=CONFIG):
     ingestion.write(folder, days)
     task = Documents("", record=str(folder), days=len(days))
     codec = PromptCodec(task, chat_tokenizer(), "chat")
-    checkpoint = newest(folder)
     crew = LivingCrew(codec, at)
-    journal = Journal(folder / "metrics.jsonl", keep=checkpoint.journal if checkpoint else 0)
-    progress = Progress(str(folder))
-    run = RunContext(crew, task, codec, config, journal, Console(), str(folder), progress=progress)
-    if checkpoint:
-        progress.restore(checkpoint)
-        run.index.restore(checkpoint.index)
-        crew.resume(checkpoint.learner, checkpoint.version)
-    try:
-        live(run)
-        progress.finish()
-    finally:
-        journal.close()
-    return crew, run
+    return crew, live_from_checkpoint(crew, codec, config, folder)

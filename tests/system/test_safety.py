@@ -30,7 +30,7 @@ from sleep_rl.session.resumable import Progress
 from sleep_rl.session.stage_files import LEARNER, newest
 from sleep_rl.tasks.registry import make_task
 from sleep_rl.text.codec import PromptCodec
-from tests.fakes.crew import RESUMABLE, MortalCrew, continue_life
+from tests.fakes.crew import RESUMABLE, MortalCrew, continue_life, live_from_checkpoint
 from tests.fakes.models import LEVELS, make_base
 from tests.fakes.texts import Diary, StableWords
 
@@ -361,20 +361,7 @@ def test_names_of_days_and_dreams_are_not_used_as_paths(tmp_path):
     folder = tmp_path / "deep" / "life"
     folder.mkdir(parents=True)
     texts = PromptCodec(Hostile(), StableWords())
-    journal = Journal(folder / "metrics.jsonl")
-    live(
-        RunContext(
-            MortalCrew(texts, []),
-            texts.task,
-            texts,
-            RESUMABLE,
-            journal,
-            Console(),
-            str(folder),
-            progress=Progress(str(folder)),
-        )
-    )
-    journal.close()
+    live_from_checkpoint(MortalCrew(texts, []), texts, RESUMABLE, folder)
     write_report(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["deep"] and [
         path.name for path in (tmp_path / "deep").iterdir()

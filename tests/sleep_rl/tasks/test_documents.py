@@ -1,10 +1,8 @@
 """Task `documents`, and runs of it that add a day each to one life."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from sleep_rl.plan.plan import plan
 from sleep_rl.tasks.documents.task import Documents, ingestion
 from sleep_rl.tasks.registry import make_task
 from tests.fakes.configs import changed, toy
-from tests.fakes.processes import DIFFERENT, LIMIT_S, kill_after
+from tests.fakes.processes import DIFFERENT, LIMIT_S, command, kill_after
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "configs" / "documents"
@@ -130,10 +128,7 @@ def test_plan_counts_pieces(monkeypatch, tmp_path):
 
 
 def living(folder, documents, *keys):
-    environment = {
-        k: v for k, v in os.environ.items() if not k.startswith(("VLLM_", "OMP_", "TORCHDYNAMO"))
-    }
-    arguments = [
+    return command(
         "run",
         "configs/documents_world.yaml",
         f"task.documents.path={documents}",
@@ -148,15 +143,7 @@ def living(folder, documents, *keys):
         "rollouts.workers=1",
         "evaluate.questions=8",
         *keys,
-    ]
-    return {
-        "args": [sys.executable, "-m", "sleep_rl", *arguments],
-        "cwd": ROOT,
-        "env": environment,
-        "text": True,
-        "stdout": subprocess.PIPE,
-        "stderr": subprocess.STDOUT,
-    }
+    )
 
 
 def lines(folder):
