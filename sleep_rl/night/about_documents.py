@@ -144,8 +144,8 @@ def _written_question(
         counts.dropped["no question"] += 1
         return None
     if not names_something(question, item.unit):
-        counts.dropped["names nothing"] += 1
-        return None
+        # "When was it founded?" has another answer in another document.
+        question = f"{item.unit.fields['title']}: {question}"
     return rename(question, item.unit, rng) if item.kind.rename else question
 
 

@@ -152,15 +152,25 @@ def test_questions_about_sentences_are_answered_with_the_document():
     assert len(greedy) == 3 and all(BODY in text for text in greedy)
 
 
-@pytest.mark.parametrize(
-    "question, reason",
-    [("He bought a thing.", "no question"), ("What did he buy?", "names nothing")],
-)
-def test_invalid_questions_are_dropped_with_reason(question, reason):
+def test_texts_that_are_no_question_are_dropped_with_reason():
     run = teacher(kinds={"reversed": 1})
-    run.questions = {"Edgar Pike": question}
+    run.questions = {"Edgar Pike": "He bought a thing."}
     _, counts = written(run)
-    assert counts.journal_fields()["dropped"] == {reason: 1, "not repeated": 1}
+    assert counts.journal_fields()["dropped"] == {"no question": 1, "not repeated": 1}
+
+
+def test_a_question_that_names_nothing_of_its_document_gets_the_title():
+    run = teacher(kinds={"question": 1}, min_gain=-1.0)
+    run.questions = {"Edgar Pike": "What was bought by this chemist?"}
+    reply = run._reply
+
+    def this_chemist(text, seed, temperature):
+        asked = text.rsplit("<|im_start|>user\n", 1)[1]
+        return "A brass clock." if "this chemist?<" in asked else reply(text, seed, temperature)
+
+    run._reply = this_chemist
+    asked = {texts(run, sequence)[2].split("<")[0] for sequence in written(run)[0]}
+    assert asked == {"What did Alice Thorne buy?", "Tarnwick: What was bought by this chemist?"}
 
 
 def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
