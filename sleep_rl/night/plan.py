@@ -91,6 +91,13 @@ def plan_consolidation(
     return _plan(config, night, sender, day.name, steps=steps)
 
 
+def unrehearsed_share(config: Config, replay_share: float) -> float:
+    """Return the share of self-replay in a night that has no rehearsed sequences."""
+    if config.rehearsal.instead == "new":
+        return replay_share * (1 - config.rehearsal.share)
+    return replay_share
+
+
 def fitted(plan: ConsolidationPlan, config: Config, new: int, rehearsed: int) -> ConsolidationPlan:
     """Return the plan fitted to the numbers of sequences that the teacher generated.
 
@@ -100,8 +107,8 @@ def fitted(plan: ConsolidationPlan, config: Config, new: int, rehearsed: int) ->
     """
     if plan.sender != CONTEXT or not new:
         return plan
-    if not rehearsed and config.rehearsal.instead == "new":
-        plan = replace(plan, replay_share=plan.replay_share * (1 - config.rehearsal.share))
+    if not rehearsed:
+        plan = replace(plan, replay_share=unrehearsed_share(config, plan.replay_share))
     if not config.sleep.epochs:
         return plan
     shares = Shares.of(config, plan.replay_share, plan.on_policy)

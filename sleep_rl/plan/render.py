@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 
 from sleep_rl.config.schema import Config
+from sleep_rl.night.plan import Shares, unrehearsed_share
 from sleep_rl.plan.gpu_fit import GB, gpu_loads, smallest_gpu_gb
 from sleep_rl.plan.sizes import (
     LEARN_FLOPS,
@@ -113,8 +114,8 @@ def _night_rows(plan: Plan) -> Rows:
         (
             "rows of a step",
             f"teacher sequences: {rows_of_step.teacher_new} new and {rows_of_step.teacher_replay} "
-            f"replay; student groups of {config.imitation.group_size}: {rows_of_step.groups_new} "
-            f"new and {rows_of_step.groups_replay} replay; "
+            f"replay{_first_night(config)}; student groups of {config.imitation.group_size}: "
+            f"{rows_of_step.groups_new} new and {rows_of_step.groups_replay} replay; "
             f"{config.reading.rows} reading",
         ),
         (
@@ -138,6 +139,15 @@ def _night_rows(plan: Plan) -> Rows:
         ),
     ]
     return rows
+
+
+def _first_night(config: Config) -> str:
+    """Return the teacher sequences of a night without rehearsed ones, if they are others."""
+    share = unrehearsed_share(config, config.replay.share)
+    rows = Shares.of(config, share, config.objective.on_policy)
+    if share == config.replay.share:
+        return ""
+    return f" (while nothing can be rehearsed: {rows.teacher_new} and {rows.teacher_replay})"
 
 
 def _cache_words(plan: Plan) -> str:
