@@ -25,6 +25,7 @@ from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
 from sleep_rl.writing.questions import (
     first_sentence,
+    mentions_document,
     names_something,
     normalised,
     read_question,
@@ -188,6 +189,9 @@ def _short_answer(codec: PromptCodec, item: Item, answer_T: Ids, counts: Counts)
     if len(text[:end].split()) > MOST_SHORT_WORDS:
         counts.dropped["long answer"] += 1
         return None
+    if mentions_document(text[:end], f"{item.question} {item.unit.source}"):
+        counts.dropped["mentions the document"] += 1
+        return None
     about_phrase = item.kind.about == "phrase" and item.kind.answer == "document"
     sentence = item.unit.fields.get("sentence", "")
     if about_phrase and not said_phrases(item.question, text[:end], sentence):
@@ -222,4 +226,5 @@ def _sequence(
         None if from_base else item.unit.document,
         item.logprob,
         codec.other if other else None,
+        at_length=item.at_length,
     )

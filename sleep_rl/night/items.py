@@ -52,6 +52,11 @@ class Item:
     logprob: float = 0.0  # of the answer under the teacher with the document, in nats
     given: bool = False  # whether the answer is not sampled but a part of the sentence
 
+    @property
+    def at_length(self) -> bool:
+        """Whether its answer may be longer than a sentence."""
+        return self.kind.answer == "document" and not self.kind.short
+
 
 def planned_items(kinds: dict, documents: Sequence[Document], rng: random.Random) -> list[Item]:
     """Return all items to generate, without questions."""

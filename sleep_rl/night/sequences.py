@@ -76,11 +76,13 @@ def question_sequence(
     document: Document | None,
     logprob: float,
     form: NaturalForm | None = None,
+    *,
+    at_length: bool = False,
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
     `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
-    the untouched base.
+    the untouched base; `at_length`: see PromptCodec.context.
     """
     question, answer_T = said
     if form is None:
@@ -90,7 +92,7 @@ def question_sequence(
     x_T = form.question(question)
     return TeacherSequence(
         origin,
-        form.context(document),
+        form.context(document, at_length=at_length),
         form.context(None),
         x_T + answer_T + (form.end,),
         len(x_T),

@@ -63,8 +63,13 @@ class PromptCodec:
         """Decode token ids, without special tokens."""
         return self.tokens.text(ids)
 
-    def context(self, document: Document | None) -> Ids:
-        """Return the ids before opener and prompt: with the document, if there is one."""
+    def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
+        """Return the ids before opener and prompt: with the document, if there is one.
+
+        `at_length`: in natural language, an answer may be longer than a sentence.
+        """
+        if at_length and self.natural:
+            return self.form.context(document, at_length=True)
         return self.form.context(document)
 
     @property

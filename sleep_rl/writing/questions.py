@@ -54,6 +54,13 @@ def said_phrases(question: str, answer: str, sentence: str) -> list[str]:
     return [phrase for phrase in wanted if gold_recall(phrase, answer) >= RECALL_THRESHOLD]
 
 
+def mentions_document(answer: str, source: str) -> bool:
+    """Return whether an answer speaks of "the document", and its source does not: without the
+    document in context nothing is stated in it.
+    """
+    return "document" in answer.lower() and "document" not in source.lower()
+
+
 def first_sentence(text: str) -> int:
     """Return the position of the end of the first sentence or line of a text."""
     start = len(text) - len(text.lstrip())

@@ -190,6 +190,16 @@ def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
     assert texts(run, sequences[0])[3] == "A red seaweed.<|im_end|>"
 
 
+def test_answers_that_speak_of_the_document_are_dropped():
+    run = teacher(kinds={"question": 1})
+    reply = run._reply
+    run._reply = lambda *given: reply(*given).replace("A brass", "The document says a brass")
+    sequences, counts = written(run)
+    assert counts.dropped["mentions the document"] == 1
+    answers = [texts(run, sequence)[3] for sequence in sequences]
+    assert answers and not any("document" in answer for answer in answers)
+
+
 def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     run = teacher(kinds={"question": 1})
     reply = run._reply
