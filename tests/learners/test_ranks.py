@@ -44,9 +44,19 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed
 
 
 @pytest.mark.stack
-@pytest.mark.parametrize("zero_stage, mean", [(1, "sequence"), (3, "token")])
-def test_two_ranks_equal_one(zero_stage, mean, sleep_checkpoint, ray_backend, tmp_path):
-    path, rows = sleep_checkpoint("qwen3", "locked"), ROWS[:3]
+@pytest.mark.parametrize(
+    "kind, zero_stage, mean",
+    [
+        ("locked", 1, "sequence"),
+        ("locked", 3, "token"),
+        # memory in the upper of two layers: each rank keeps the hidden states of its own rows
+        ("upper locked", 1, "token"),
+        # under ZeRO-3 none does, and the filler is computed through the frozen layer as well
+        ("upper locked", 3, "sequence"),
+    ],
+)
+def test_two_ranks_equal_one(kind, zero_stage, mean, sleep_checkpoint, ray_backend, tmp_path):
+    path, rows = sleep_checkpoint("qwen3", kind), ROWS[:3]
     with LocalBackend() as local:
         one = night(local, path, 1, rows, 1, str(tmp_path / "one"), mean)
     two = night(ray_backend, path, 2, rows, zero_stage, str(tmp_path / "two"), mean)
@@ -58,6 +68,7 @@ def test_two_ranks_equal_one(zero_stage, mean, sleep_checkpoint, ray_backend, tm
         untimed = {k: pytest.approx(v, abs=2e-4) for k, v in single.items() if k != "seconds"}
         assert untimed | {"seconds": pair["seconds"]} == pair
     assert set(one[2]) == set(two[2]) == set(continued[2])
+    assert any(".layers.0." in key for key in one[2]) == (kind == "locked")
     for key, tensor in one[2].items():
         assert np.allclose(tensor, two[2][key], atol=5e-5), key
         assert np.allclose(tensor, continued[2][key], atol=5e-5), key
