@@ -23,7 +23,15 @@ from tests.fakes.models import LEVELS, fill_memory
 ROOT = Path(__file__).parents[3]
 IDS = torch.randint(2, 250, (2, 24), generator=torch.Generator().manual_seed(5))
 SIZES = {"experts": 3, "d_low": 2, "top_k": 1}
-PRESETS_8B = sorted(path.stem for path in (ROOT / "configs").glob("*_8b.yaml"))
+PRESETS = [
+    (path.stem, [f"model.memory_layers={lowest}"], lowest)
+    for path in sorted((ROOT / "configs").glob("*_8b.yaml"))
+    for lowest in (0, 24)
+]
+PRESETS.append(
+    ("documents_gpu1", [f"task.documents.path={ROOT / 'configs' / 'example' / 'day1'}"], 14)
+)
+"""(name, keys, lowest layer with memory)."""
 
 
 def layers_of(model):
@@ -118,11 +126,10 @@ def test_invalid_levels_are_one_line(levels, line):
 
 
 @pytest.mark.usefixtures("nowhere")
-@pytest.mark.parametrize("name", PRESETS_8B)
-@pytest.mark.parametrize("lowest", [0, 24])
-def test_models_of_8b_presets_have_memory_from_the_layer_up(name, lowest):
+@pytest.mark.parametrize("name, keys, lowest", PRESETS)
+def test_models_of_presets_have_memory_from_the_layer_up(name, keys, lowest):
     """On the meta device, without weights; the bytes are those of the plan."""
-    config = load(str(ROOT / "configs" / f"{name}.yaml"), [f"model.memory_layers={lowest}"])
+    config = load(str(ROOT / "configs" / f"{name}.yaml"), keys)
     shape = base_shape(config)
     sleep_config, sleep_model = CLASSES[shape.family]
     with torch.device("meta"):
@@ -149,6 +156,21 @@ def test_models_of_8b_presets_have_memory_from_the_layer_up(name, lowest):
     assert planned.learner.optimizer == pytest.approx(whole.learner.optimizer * share, abs=1)
     assert lowest == 0 or planned.learner.total < whole.learner.total
     assert lowest == 0 or planned.seconds < whole.seconds
+
+
+def test_the_preset_for_documents_on_a_gpu_has_the_upper_half_and_writes_what_the_small_one_does():
+    presets = {
+        name: load(str(ROOT / "configs" / f"{name}.yaml"), [])
+        for name in ("documents", "documents_gpu1")
+    }
+    large = presets["documents_gpu1"]
+    assert large.model.first_layer == base_shape(large).layers // 2
+    kinds = {name: config.generation.kinds for name, config in presets.items()}
+    assert all(kinds["documents_gpu1"][kind] for kind, share in kinds["documents"].items() if share)
+    documents = large.task.documents
+    # a page, a question and its answer fit the engine
+    room = large.rollouts.engine["max_model_len"]
+    assert documents.piece_tokens + 2 * documents.max_new_tokens < room
 
 
 def _everywhere(config):
