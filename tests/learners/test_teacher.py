@@ -123,7 +123,8 @@ def test_rows_of_the_untouched_base_get_the_hidden_states_of_a_plain_model(worke
     change_memory(learner.model)
     rows = [replace(row, teacher=UNTOUCHED_BASE) for row in ROWS]
     hidden = learner.teacher.hidden([*rows, *ROWS])
-    for got, own, row in zip(hidden, hidden[len(rows) :], rows, strict=False):
+    count = len(rows)
+    for got, own, row in zip(hidden[:count], hidden[count:], rows, strict=True):
         assert torch.allclose(got, slow_hidden(plain, row), atol=1e-5)
         assert torch.allclose(own, slow_hidden(learner.model, row), atol=1e-5)
         assert not torch.allclose(got, own, atol=1e-2)

@@ -157,7 +157,9 @@ def test_families_add_augmentations_up_to_the_limit(files):
 
 
 def test_tau_requires_every_test_in_two_attempts(task):
-    for one in (t for day in task.days() for t in task.dream_tasks(day)):
+    every = [one for day in task.days() for one in task.dream_tasks(day)]
+    assert len(every) == 4
+    for one in every:
         right = [q.answer for q in one.questions]
         assert task.tau(one, right) == 1.0 and task.tau(one, ["0"] * len(right)) == 0.0
         tests = len(right) // 3
@@ -210,7 +212,9 @@ def test_seal_training_puzzles():
     ]
     task = Arc(*(str(DATA / name) for name in names), puzzles_per_day=11)
     [day] = task.days()
-    for one in task.dream_tasks(day):
+    every = task.dream_tasks(day)
+    assert len(every) == 11
+    for one in every:
         lesson = task.lesson(
             one, json.dumps(RECIPE | {"use_basic_augmentations": True, "num_train_epochs": 1})
         )

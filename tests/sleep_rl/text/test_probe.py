@@ -12,7 +12,7 @@ from tests.fakes.tokenizers import TEMPLATES, chat_tokenizer
 @pytest.mark.parametrize("format", ["chat", "raw"])
 @pytest.mark.parametrize("template", TEMPLATES)
 def test_probe_texts_round_trip(format, template):
-    # raises if a text does not round-trip, as the two tests below show
+    # raises if a text does not round-trip, as the tests below show
     check_round_trip(PromptCodec(Natural(), chat_tokenizer(TEMPLATES[template]), format))
 
 
@@ -32,4 +32,19 @@ def test_lossy_tokenizer_gives_one_line_error(monkeypatch):
     with pytest.raises(
         InputError, match=r"model\.format raw: .* expected the answer 'Anna Berg\.'"
     ):
+        check_round_trip(codec)
+
+
+def test_an_answer_without_an_end_gives_one_line_error(monkeypatch):
+    codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
+    monkeypatch.setattr(codec, "complete", lambda answer_T: None)
+    with pytest.raises(InputError, match=r"expected an answer that has ended, got one without"):
+        check_round_trip(codec)
+
+
+def test_a_changed_document_gives_one_line_error(monkeypatch):
+    codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
+    context = codec.context
+    monkeypatch.setattr(codec, "context", lambda document: context(None))
+    with pytest.raises(InputError, match=r"expected the document in front of the question, got"):
         check_round_trip(codec)
