@@ -13,9 +13,13 @@ TOGETHER = {
     "tests/cluster/test_weights.py": "ray",
     "tests/learners/test_ranks.py": "ray",
     "tests/system/test_safety.py": "ray",
+    "tests/test_architecture.py": "sources",
+    "tests/test_dependencies.py": "sources",
+    "tests/test_docs.py": "sources",
 }
-"""File -> its unit. A unit runs in one process: its files use the same fixtures of the session,
-which take seconds to make. Every other file is a unit of its own.
+"""File -> its unit. A unit runs in one process: its files use the same fixtures of the session, or
+the same syntax trees (tests/fakes/sources.py), which take seconds to make. Every other file is a
+unit of its own.
 """
 FIRST = (
     "tests/system/test_life.py",

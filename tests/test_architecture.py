@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.fakes.processes import LIMIT_S
+from tests.fakes.sources import ROOT, nodes, tree
 
-ROOT = Path(__file__).parents[1]
 PACKAGES = ("sleep_rl", "actors", "learners", "cluster")
 SOURCES = sorted(
     file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
@@ -48,16 +48,6 @@ REGISTRIES = re.compile(
 )
 UNTRACKED = {".git", ".venv", "__pycache__", ".pytest_cache"}
 WRITTEN = {"runs", "cache", "wandb", "build"}  # in the root only: sleep_rl/runs is code
-
-
-def tree(file: Path) -> ast.Module:
-    return ast.parse((ROOT / file).read_text(encoding="utf-8"))
-
-
-@cache
-def nodes(file: Path) -> tuple[ast.AST, ...]:
-    """Return all nodes of a file's syntax tree, which many rules look at."""
-    return tuple(ast.walk(tree(file)))
 
 
 @cache

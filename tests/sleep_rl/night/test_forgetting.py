@@ -1,6 +1,7 @@
 """Changed and deleted documents: what is trained on their old prompts, and what is rehearsed."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -27,9 +28,12 @@ def days():
 
 @pytest.fixture(scope="module")
 def life(days, tmp_path_factory):
-    """Return (index after the first night, crew and run of the second day's process, records)."""
+    """Return (index after the first night, crew and run of the second day's process, records). The
+    folder `first` beside the run's is a copy of it after the first night.
+    """
     folder = tmp_path_factory.mktemp("living") / "run"
     _, before = live_days(folder, days[:1])
+    shutil.copytree(folder, folder.with_name("first"))
     crew, run = live_days(folder, days)
     return before.index, crew, run, read(folder / "metrics.jsonl")
 
@@ -131,10 +135,9 @@ def test_a_run_that_is_killed_resumes_to_the_same_result(at, days, life, tmp_pat
             for record in read(folder / "metrics.jsonl")
         ]
 
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    live_days(whole, days[:1])
-    shutil.copytree(whole, cut)
-    crew, run = live_days(whole, days)
+    _, crew, run, _ = life
+    whole, cut = Path(run.folder), tmp_path / "cut"
+    shutil.copytree(whole.with_name("first"), cut)
     with pytest.raises(Killed):
         live_days(cut, days, int(at * crew.calls))
     resumed, again = live_days(cut, days)
