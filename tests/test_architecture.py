@@ -237,8 +237,8 @@ def test_one_statement_per_line(file):
     wrong = []
     for node in nodes(file):
         if isinstance(node, ast.IfExp):
-            parts = (node.test, node.body, node.orelse)
-            wrong += [("nested", node.lineno)] * any(isinstance(p, ast.IfExp) for p in parts)
+            inside = [n for n in ast.walk(node) if n is not node]
+            wrong += [("nested", node.lineno)] * any(isinstance(n, ast.IfExp) for n in inside)
         if isinstance(node, ast.Assign):
             packed = is_tuple(node.targets[0]) and is_tuple(node.value)
             wrong += [("packed", node.lineno)] * packed

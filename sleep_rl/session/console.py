@@ -299,8 +299,10 @@ class _Phase:
 
     def rate(self) -> list[str]:
         """Return ["2.4/s"] or ["3.1 s each"]; empty before the first tick."""
+        if not self.done:
+            return []
         rate = self.done / max(self.seconds(), 1e-9)
-        return [f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"] if self.done else []
+        return [f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"]
 
     def numbers(self) -> str:
         """Return "40/200, 2.4/s, 1:07 min left, loss 0.31", as far as it is known."""
