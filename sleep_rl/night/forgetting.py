@@ -130,6 +130,7 @@ def _sequence(
         prompt.document,
         math.fsum(sample.logprobs_T[: len(answer_T)]),
         codec.other if other else None,
+        temperature=run.config.generation.target_temperature,
     )
 
 
