@@ -110,15 +110,20 @@ class Counter:
         self.passes += name == "last"
 
 
-def start(threads: int, overrides: list[str]) -> LearnerWorker:
-    """Return a learner in this process on a model with random weights."""
-    from actors.environment import cpu_environment
-
+def single_rank() -> dict[str, str]:
+    """Return the environment of the only rank of a learner."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ.update(cpu_environment(threads), **place, MASTER_PORT=str(port), HF_HUB_OFFLINE="1")
+    return place | {"MASTER_PORT": str(port)}
+
+
+def start(threads: int, overrides: list[str]) -> LearnerWorker:
+    """Return a learner in this process on a model with random weights."""
+    from actors.environment import cpu_environment
+
+    os.environ.update(cpu_environment(threads), **single_rank(), HF_HUB_OFFLINE="1")
     from learners.worker import LearnerWorker
     from sleep_rl.config.loader import load
     from sleep_rl.model.memory_shape import memory_of
