@@ -18,7 +18,7 @@ from sleep_rl.model import packaged_base
 from sleep_rl.model.shape import Shape, base_shape
 from sleep_rl.night.about_documents import QUESTION_TOKENS
 from sleep_rl.night.items import Item, planned_items
-from sleep_rl.night.plan import Shares
+from sleep_rl.night.plan import CONTEXT, Shares, fitted, plan_consolidation
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.tasks.registry import make_task
@@ -71,12 +71,14 @@ class SmolNight:
         return load_codec(self.task, self.base, self.config.model.format)
 
     def batches(self, steps: int) -> list[list[TrainingRow]]:
-        """Return the rows of `steps` optimizer steps, all of distinct sequences, with the question
-        in the prompt: the loss is on the answers.
+        """Return the rows of `steps` optimizer steps of a first night, all of distinct sequences,
+        with the question in the prompt: the loss is on the answers.
         """
         from learners.batch import without_prompt_loss
 
-        shares = Shares.of(self.config, self.config.replay.share, on_policy=0.0)
+        plan = plan_consolidation(self.config, 1, CONTEXT, steps, self.task.days()[0])
+        plan = fitted(plan, self.config, new=self.config.sleep.batch * steps, rehearsed=0)
+        shares = Shares.of(self.config, plan.replay_share, plan.on_policy)
         rng = random.Random(0)
         new = self._about_documents(shares.teacher_new * steps)
         rng.shuffle(new)

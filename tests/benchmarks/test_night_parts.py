@@ -31,6 +31,9 @@ SMALL = (
     "model.experts=2",
     "model.top_k=2",
     "sleep.batch=10",
+    "replay.share=0.4",
+    "rehearsal.share=0.75",
+    "rehearsal.instead=new",
     "learners.threads=1",
     "rollouts.engine.max_model_len=4096",
     "rollouts.engine.kv_cache_memory_bytes=33554432",
@@ -94,7 +97,7 @@ def night(tmp_path_factory):
     return SmolNight([f"model.base={base}", *SMALL])
 
 
-def test_batches_are_distinct_rows_with_the_shares_of_a_night(night):
+def test_batches_are_distinct_rows_with_the_shares_of_a_first_night(night):
     batches = night.batches(3)
     assert batches == SmolNight.batches(night, 3)
     rows = [row for batch in batches for row in batch]
