@@ -103,12 +103,6 @@ class Generation:
         "(rehearsal.temperature). The student samples at 1.",
         above=0,
     )
-    target_temperature: float = key(
-        1.0,
-        "Teacher temperature in the target of sequences about a document. Below 1 it sharpens the "
-        "target of a teacher that is right, but not sure.",
-        above=0,
-    )
     min_p: float = key(
         0.0,
         "Tokens below this share of the most likely token's probability are not sampled. "

@@ -20,7 +20,6 @@ from sleep_rl.night.answer_filters import (
 from sleep_rl.night.items import Counts, Item, unsaid_items
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
-from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
@@ -52,7 +51,7 @@ def about_documents(
     for _ in range(run.config.generation.retries):
         again = unsaid_items(run.codec, planned, kept, rng)
         kept += _kept(sampler, again, asked, rng, counts, shown=False)
-    return [_sequence(run, item, rng) for item in kept]
+    return [_sequence(run.codec, item, run.config.generation.other_form, rng) for item in kept]
 
 
 def _kept(
@@ -215,11 +214,11 @@ def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
     return again
 
 
-def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequence:
-    codec = run.codec
-    generation = run.config.generation
+def _sequence(
+    codec: PromptCodec, item: Item, other_form: float, rng: random.Random
+) -> TeacherSequence:
     from_base = item.kind.answer == "base"
-    other = codec.other is not None and rng.random() < generation.other_form
+    other = codec.other is not None and rng.random() < other_form
     return question_sequence(
         codec,
         Origin.UNCONDITIONAL if from_base else Origin.DOCUMENT,
@@ -228,5 +227,4 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
         item.logprob,
         codec.other if other else None,
         at_length=item.at_length,
-        temperature=generation.target_temperature,
     )

@@ -130,7 +130,6 @@ def _sequence(
         prompt.document,
         math.fsum(sample.logprobs_T[: len(answer_T)]),
         codec.other if other else None,
-        temperature=run.config.generation.target_temperature,
     )
 
 

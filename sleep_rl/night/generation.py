@@ -74,11 +74,7 @@ def _in_fixed_form(
         samples = sample(about, min_p=config.generation.min_p)
         unconditional_samples = sample(unconditional)
         new, dropped = filter_complete(
-            codec,
-            samples,
-            Origin.DOCUMENT,
-            min_confidence=config.generation.min_confidence,
-            temperature=config.generation.target_temperature,
+            codec, samples, Origin.DOCUMENT, min_confidence=config.generation.min_confidence
         )
         replay, more = filter_complete(codec, unconditional_samples, Origin.UNCONDITIONAL)
         dropped = _sum(dropped, more)

@@ -78,12 +78,11 @@ def question_sequence(
     form: NaturalForm | None = None,
     *,
     at_length: bool = False,
-    temperature: float = 1.0,
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
     `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
-    the untouched base; `at_length`: see PromptCodec.context; `temperature`: see TeacherSequence.
+    the untouched base; `at_length`: see PromptCodec.context.
     """
     question, answer_T = said
     if form is None:
@@ -99,7 +98,6 @@ def question_sequence(
         len(x_T),
         teacher=UNTOUCHED_BASE if document is None else 0,
         answer_probability=math.exp(logprob),
-        temperature=1.0 if document is None else temperature,
         document=document.id if document else "",
     )
 

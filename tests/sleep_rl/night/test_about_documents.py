@@ -319,15 +319,6 @@ def test_question_with_short_answer_is_kept_once():
     assert counts.kinds["reversed"] == [6, 2] and counts.dropped["duplicate"] == 3
 
 
-def test_the_target_of_what_a_document_says_is_sharpened_and_that_of_a_neighbour_is_not():
-    run = teacher(kinds={"reversed": 1, "neighbour": 1}, target_temperature=0.5)
-    sequences, _ = written(run)
-    by_origin = {sequence.origin: sequence.temperature for sequence in sequences}
-    assert by_origin == {Origin.DOCUMENT: 0.5, Origin.UNCONDITIONAL: 1.0}
-    rows = teacher_rows([s for s in sequences if s.origin == Origin.DOCUMENT])
-    assert {row.temperature for row in rows} == {0.5}
-
-
 def test_answers_without_gain_are_dropped():
     run = teacher(knows=("seaweed",), kinds={"reversed": 1})
     sequences, counts = written(run)
