@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, Ids, Request, Sample
+from sleep_rl.contracts.records import CHECKPOINT, HARD_TARGET, Ids, Request, Sample
 from sleep_rl.night.answer_filters import (
     SHORT_TOKENS,
     answer_request,
@@ -20,6 +20,7 @@ from sleep_rl.night.answer_filters import (
 from sleep_rl.night.items import Counts, Item, unsaid_items
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
@@ -51,7 +52,7 @@ def about_documents(
     for _ in range(run.config.generation.retries):
         again = unsaid_items(run.codec, planned, kept, rng)
         kept += _kept(sampler, again, asked, rng, counts, shown=False)
-    return [_sequence(run.codec, item, run.config.generation.other_form, rng) for item in kept]
+    return [_sequence(run, item, rng) for item in kept]
 
 
 def _kept(
@@ -214,12 +215,12 @@ def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
     return again
 
 
-def _sequence(
-    codec: PromptCodec, item: Item, other_form: float, rng: random.Random
-) -> TeacherSequence:
+def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequence:
+    codec = run.codec
+    generation = run.config.generation
     from_base = item.kind.answer == "base"
-    other = codec.other is not None and rng.random() < other_form
-    return question_sequence(
+    other = codec.other is not None and rng.random() < generation.other_form
+    sequence = question_sequence(
         codec,
         Origin.UNCONDITIONAL if from_base else Origin.DOCUMENT,
         (item.question, item.answer_T),
@@ -228,3 +229,6 @@ def _sequence(
         codec.other if other else None,
         at_length=item.at_length,
     )
+    if item.given and generation.given_target == "text":
+        return replace(sequence, teacher=HARD_TARGET)
+    return sequence

@@ -15,6 +15,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import (
     CHECKPOINT,
+    HARD_TARGET,
     STUDENT,
     TEACHER,
     UNTOUCHED_BASE,
@@ -317,6 +318,18 @@ def test_questions_are_sampled_at_the_temperature_of_their_kind():
 def test_question_with_short_answer_is_kept_once():
     _, counts = written(teacher(kinds={"reversed": 2}))
     assert counts.kinds["reversed"] == [6, 2] and counts.dropped["duplicate"] == 3
+
+
+@pytest.mark.parametrize("target, teachers", [("teacher", {0}), ("text", {HARD_TARGET})])
+def test_the_target_of_a_part_of_the_document(target, teachers):
+    """Sampled answers keep the teacher as their target."""
+    run = teacher(kinds={"question": 1, "gap": 1}, given_target=target)
+    sequences, _ = written(run)
+    sampled = [s for s in sequences if texts(run, s)[3].startswith("A ")]
+    given = [s for s in sequences if s not in sampled]
+    assert len(sampled) == 2 and len(given) == 6
+    assert {s.teacher for s in given} == teachers and {s.teacher for s in sampled} == {0}
+    assert {row.teacher for row in teacher_rows(given)} == teachers
 
 
 def test_answers_without_gain_are_dropped():
