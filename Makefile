@@ -11,6 +11,9 @@ else
   UV_ENV := env -u UV_PYTHON UV_TORCH_BACKEND=cpu
 endif
 
+# Some images set it: every process would compile torch, vLLM and Ray anew from their sources.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo demo-world demo-documents quick test test-all lint install
 demo: $(BIN)/.ready
 	$(BIN)/sleep-rl run configs/demo.yaml
