@@ -38,6 +38,17 @@ MISSING = (
 )
 UPDATES = ("lora", "full")
 LORA_ON = ("gate_proj", "up_proj", "down_proj")
+STEPS_ONLY: dict[str, Any] = {
+    "beta": 0.0,  # forward KL
+    "gradient_accumulation_steps": 1,
+    "gradient_checkpointing": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_steps": 10**6,
+    "use_cpu": True,
+    "disable_tqdm": True,
+}
+"""Options of TRL's trainer on a CPU, without anything beside its optimizer steps."""
 LEARNING_RATE = 1e-5  # the speed does not depend on it
 
 
@@ -114,18 +125,11 @@ def train(night: SmolNight, batches: list[list[TrainingRow]], update: str) -> tu
         config = DistillationConfig(
             folder,
             per_device_train_batch_size=len(batches[0]),
-            gradient_accumulation_steps=1,
             max_steps=len(batches),
             shuffle_dataset=False,
-            beta=0.0,
             learning_rate=LEARNING_RATE,
             bf16=dtype == "bfloat16",
-            gradient_checkpointing=False,
-            report_to=[],
-            save_strategy="no",
-            logging_steps=10**6,
-            use_cpu=True,
-            disable_tqdm=True,
+            **STEPS_ONLY,
         )
         trainer = trainer_on(rows)(
             model=student,

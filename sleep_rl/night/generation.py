@@ -66,7 +66,7 @@ def _in_fixed_form(
     about = document_requests(codec, documents, config.generation.samples, seeds)
     unconditional = unconditional_requests(codec, plan.unconditional, seeds)
     prompts = run.index.draw(plan.rehearsed, rng)
-    rehearsals = rehearsal_requests(codec, prompts, config, f"{plan.night} {plan.sender}")
+    rehearsals = rehearsal_requests(codec, prompts, plan.rng("rehearse"))
     synthetic_count = config.reading.synthetic_documents if to_read else 0
     total = len(about) + len(unconditional) * (1 + plan.peers) + len(rehearsals) + synthetic_count
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:

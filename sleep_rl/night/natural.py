@@ -55,7 +55,7 @@ def in_natural_language(
         replay = self_replay(sampler, plan.unconditional, seeds, counts)
         for peer in range(1, plan.peers + 1):
             new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
-        requests = rehearsal_requests(run.codec, prompts, config, f"{plan.night} {plan.sender}")
+        requests = rehearsal_requests(run.codec, prompts, plan.rng("rehearse"))
         rehearsed = rehearse_with_cuts(sampler, requests, counts)
     replay += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]
     new = [sequence for sequence in new if sequence.origin != Origin.UNCONDITIONAL]

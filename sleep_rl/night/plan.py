@@ -102,8 +102,8 @@ def fitted(plan: ConsolidationPlan, config: Config, new: int, rehearsed: int) ->
     """Return the plan fitted to the numbers of sequences that the teacher generated.
 
     Without rehearsed sequences their rows go where rehearsal.instead says. The steps are at most
-    sleep.epochs over the new sequences: few sequences that are repeated often are memorised at the
-    cost of everything else.
+    sleep.epochs over the new sequences, so that a day with few documents is not learned more often
+    than one with many.
     """
     if plan.sender != CONTEXT or not new:
         return plan

@@ -6,7 +6,6 @@ import math
 import random
 from dataclasses import replace
 
-from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Ids, Request, Sample
 from sleep_rl.night.answer_filters import kept_answer
@@ -17,10 +16,9 @@ from sleep_rl.text.codec import PromptCodec
 
 
 def rehearsal_requests(
-    codec: PromptCodec, prompts: list[Ids], config: Config, seed: str
+    codec: PromptCodec, prompts: list[Ids], seeds: random.Random
 ) -> list[Request]:
     """Return one request per prompt of past nights, without a document."""
-    seeds = random.Random(f"rehearse {config.run.seed} {seed}")
     context = codec.context(None)
     return [Request(codec.opener + x, context, seeds.getrandbits(31)) for x in prompts]
 

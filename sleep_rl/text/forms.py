@@ -153,8 +153,8 @@ class ChatForm:
     name = "chat"
     opener: Ids = ()
     within_prompt = False
-    # Of five instructions, on the development set: with this one SmolLM2-135M-Instruct says more of
-    # the asked phrases than without "in a short sentence", and rarely "The document states that".
+    # Of 13 wordings tried on benchmarks/development: SmolLM2-135M-Instruct answers more questions
+    # than without "in a short sentence", and rarely begins with "The document states that".
     instruction = "Read this document and answer the question{how}.\n\nDocument:\n"
     shortly = " in a short sentence"
     question_header = "Question:"

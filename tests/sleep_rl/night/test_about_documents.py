@@ -283,7 +283,7 @@ def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
 
     run._sample = scripted
     sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    requests = rehearsal_requests(run.codec, prompts, run.config, "1 0")
+    requests = rehearsal_requests(run.codec, prompts, random.Random(0))
     sequences = rehearse_with_cuts(sampler, requests, counts)
     assert [texts(run, s)[3] for s in sequences] == [
         "A red seaweed.<|im_end|>",
