@@ -26,6 +26,8 @@ from sleep_rl.journal.schema import Record
 # bytes that wandb may buffer before a file that does not grow is an error
 SLACK = 128 << 10
 CHECK_S = 5.0
+# for the last bytes of a finished run, which wandb's process may write after `finish` has returned
+FLUSH_S = 10.0
 
 
 class Client:
@@ -76,6 +78,8 @@ class Client:
     def end(self, code: int) -> None:
         """Finish the W&B run with an exit code. Raises OSError when its file is incomplete."""
         self._run.finish(exit_code=code)
+        if self._run.offline:
+            self._wait_for_last_bytes()
         self._size = -1
         self._check_growth(0)
 
@@ -89,6 +93,13 @@ class Client:
         # immutable: no second copy on the disk
         artifact.add_dir(str(self._folder / path), policy="immutable")
         self._run.log_artifact(artifact, aliases=["latest", f"night-{night}"])
+
+    def _wait_for_last_bytes(self) -> None:
+        """Wait until the file of an offline run holds what was logged, for at most FLUSH_S."""
+        file = Path(self._run.settings.sync_file)
+        deadline = time.monotonic() + FLUSH_S
+        while file.stat().st_size < self._sent and time.monotonic() < deadline:
+            time.sleep(0.05)
 
     def _check_growth(self, slack: int) -> None:
         """Raise OSError if the file of an offline run has stopped growing with more than `slack`

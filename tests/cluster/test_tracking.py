@@ -8,14 +8,17 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
 from PIL import Image
 
+from cluster.tracking.client import Client
 from cluster.tracking.sink import WandbSink
 from sleep_rl.journal.journal import Journal, read
 from tests.fakes.processes import LIMIT_S, command, kill_after, start, until
@@ -457,6 +460,27 @@ def test_a_server_without_response_is_recorded_once(tmp_path, monkeypatch, liste
         assert not sink._exited.is_set(), "the constructor must not wait for W&B"
         assert "could not start" in recorded_failure(tmp_path, sink)
     assert "0" * 40 not in (tmp_path / "m.jsonl").read_text()
+
+
+def test_the_last_bytes_may_come_after_the_end_of_the_run(tmp_path):
+    """wandb-core can still be writing when `finish` returns."""
+    file = tmp_path / "run.wandb"
+    file.write_bytes(b":W&B")
+    late = threading.Timer(0.3, file.write_bytes, [b"x" * 99])
+    run = SimpleNamespace(
+        offline=True,
+        settings=SimpleNamespace(sync_file=str(file)),
+        finish=lambda exit_code: late.start(),
+    )
+    client = Client(run, tmp_path, "n1", artifacts=False)
+    client._sent = 99
+    client.end(0)
+    late.join()
+    client._sent = 100  # as if the disk were full
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(OSError, match="99 of at least 100"):
+        patch.setattr("cluster.tracking.client.FLUSH_S", 0.1)
+        run.finish = lambda exit_code: None
+        client.end(0)
 
 
 def test_a_full_disk_is_recorded_once(tmp_path):
