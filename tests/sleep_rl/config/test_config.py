@@ -142,7 +142,9 @@ def test_gpu_presets_have_no_cpu_or_toy_values():
             assert not {"enforce_eager", "block_size", "max_num_seqs"} & engine.keys(), path
         assert config.model.dtype == "bfloat16", path
         assert config.sleep.lr <= 5e-4 and config.baselines.lr <= 5e-4, path
-        assert "toy" not in included(path), path
+        for name in included(path):
+            part = load(str(path.with_name(f"{name}.yaml")))
+            assert (part.model.dtype, part.learners.threads) == ("bfloat16", 1), (path, name)
     assert on_gpu == {p.stem for p in CONFIGS if "gpu" in p.stem} | {"arc", "squad_7b"}
 
 
