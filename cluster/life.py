@@ -86,7 +86,7 @@ def _live_with_restarts(
                 started = True
                 _restore(run, checkpoint)
                 live(run)
-                run.progress.finish()
+                run.progress.finish(run.config)
             return
         except (WorkerDied, WorkerTimeout, WeightsDamaged) as error:
             if not started:  # the first start failed, so would the next

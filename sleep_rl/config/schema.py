@@ -317,6 +317,11 @@ class Config:
         """Days, and nights, with the default resolved; None: the task decides."""
         return self.task.days or DAYS.get(self.task.name)
 
+    def days_key(self) -> str:
+        """Return the key that decides the number of days."""
+        of_task = {"documents": "task.documents.path", "custom": "task.custom.target"}
+        return of_task.get(self.task.name, "task.days")
+
     def schedule(self, nights: int) -> list[ScheduledConsolidation]:
         """Return all consolidations of a life of `nights` nights, in order."""
         return schedule(

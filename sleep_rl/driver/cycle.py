@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
 from sleep_rl.driver import retention_gate
@@ -45,7 +46,7 @@ def live(run: RunContext) -> None:
     baselines.after_life(run)
 
 
-@stage("begin", switch="none")
+@stage("begin", switch="")
 def begin(run: RunContext) -> list[list]:
     """Push the initial memory to the rollout workers, and save it for the baselines. Return texts
     of the untouched base, on which drift is measured.
@@ -65,13 +66,13 @@ def inherit(run: RunContext, scheduled: list[ScheduledConsolidation]) -> None:
     baselines.save_base(run)
 
 
-@stage("save/{night}", switch="the number of days")
+@stage("save/{night}", switch=Config.days_key)
 def save(run: RunContext, night: int) -> None:
     """Save the memory after a night, as <run>/memory/night-<n>."""
     run.save(night)
 
 
-@stage("wake/{night}", switch="the number of days")
+@stage("wake/{night}", switch=Config.days_key)
 def wake(run: RunContext, day: Day, night: int) -> None:
     """Add the gradients of the day's documents to the open chunk of every level (equation 2).
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from sleep_rl.config.evaluation import GOLD
+from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import CHECKPOINT, TEACHER, Day
 from sleep_rl.driver.measures.answers import (
@@ -30,7 +31,7 @@ from sleep_rl.session.resumable import stage
 EXAMPLES = 6
 
 
-@stage("evaluate/{after}/{method}", switch="the number of days")
+@stage("evaluate/{after}/{method}", switch=Config.days_key)
 def evaluate(
     run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
 ) -> dict[str, float]:
@@ -91,7 +92,7 @@ def _what_may_be_lost(run: RunContext, after: str, method: str, weights: str) ->
     return fields
 
 
-@stage(BEFORE_NIGHT, switch="the number of days")
+@stage(BEFORE_NIGHT, switch=Config.days_key)
 def ask_before_night(run: RunContext, day: Day, night: int) -> dict[str, list]:
     """Evaluate the day open book, with its documents in context: an upper bound for its night.
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.roles import Crew
 from sleep_rl.journal.journal import Journal
@@ -23,6 +24,7 @@ from sleep_rl.session.stage_files import Checkpoint, Partial, StageFiles
 class Resumable(Protocol):
     """The parts of a run that a checkpoint contains; implemented by `RunContext`."""
 
+    config: Config
     crew: Crew
     journal: Journal
     index: RehearsalIndex
@@ -33,8 +35,14 @@ class Resumable(Protocol):
 class StageKind:
     """Properties that the stages of one function share, in all nights."""
 
-    switch: str  # config keys that decide whether a run has such stages
+    # the config key that decides whether a run has such stages, or the function that returns it;
+    # empty: every run has them
+    switch: str | Callable[[Config], str]
     optional: bool  # a run may have none
+
+    def key(self, config: Config) -> str:
+        """Return the key that decides in a run of `config`."""
+        return self.switch if isinstance(self.switch, str) else self.switch(config)
 
 
 KINDS: dict[str, StageKind] = {}
@@ -44,14 +52,15 @@ KINDS: dict[str, StageKind] = {}
 def stage(
     name: str,
     *,
-    switch: str,
+    switch: str | Callable[[Config], str],
     optional: bool = False,
-    when: Callable[[Any], bool] | None = None,
+    when: Callable[[Config], bool] | None = None,
 ) -> Callable:
     """Decorate a function of the driver as a resumable stage.
 
     `name` is a template over the function's arguments, e.g. "consolidate/{night}/{sender}".
-    `switch` names the config keys that decide whether a run has the stage, for error messages.
+    `switch`: the config key that decides whether a run has the stage, for error messages, or
+    switch(config) -> key; empty: every run has it.
     `optional`: a run may not have it. `when(config)`: if False, the call returns None. A call
     inside another stage is an ordinary call.
     """
@@ -101,7 +110,7 @@ class Progress:
         if name in self.results:
             self._used.add(name)
             return self.results[name]
-        self._check_next(name)
+        self._check_next(run.config, name)
         # Every stage begins with empty caches, so that a resumed run computes the same.
         run.crew.forget()
         self._open = name
@@ -124,20 +133,20 @@ class Progress:
         if self.files:
             self.files.write_partial(run, self._open, len(self.results), step, state)
 
-    def finish(self) -> None:
+    def finish(self, config: Config) -> None:
         """Raise RunError if the checkpoint has a stage that the finished run did not have."""
-        self._check_next("")
+        self._check_next(config, "")
 
-    def _check_next(self, name: str) -> None:
+    def _check_next(self, config: Config, name: str) -> None:
         """Raise RunError if stage `name` (empty: the end of the run) must not come next."""
         done = list(self.results)
         unused = [other for other in done if other not in self._used]
         last_used = max((done.index(other) for other in self._used), default=-1)
         skipped = [other for other in unused if done.index(other) < last_used]
         if skipped or (unused and (not name or (not _optional(name) and _optional(unused[0])))):
-            raise _unknown((skipped or unused)[0])
+            raise _unknown(config, (skipped or unused)[0])
         if unused:
-            raise _missing(name, done[-1])
+            raise _missing(config, name, done[-1])
         if self.partial and self.partial.stage != name:
             raise RunError(
                 f"{self.partial.learner}: belongs to stage {self.partial.stage}, but the next "
@@ -145,18 +154,29 @@ class Progress:
             )
 
 
-def _unknown(name: str) -> RunError:
+def _unknown(config: Config, name: str) -> RunError:
+    key = _key(config, name)
+    if not key:
+        return RunError(
+            f"resume: the checkpoint has stage {name}, which this version does not know: another "
+            "version wrote it; resume with that one, or begin a new run"
+        )
     return RunError(
-        f"resume: the checkpoint has stage {name}, but this config does not: {_switch(name)} had "
-        "another value when it ran; restore that value, or begin a new run"
+        f"resume: the checkpoint has stage {name}, but this config does not: {key} had another "
+        "value when it ran; restore that value, or begin a new run"
     )
 
 
-def _missing(name: str, newest: str) -> RunError:
+def _missing(config: Config, name: str, newest: str) -> RunError:
+    what = f"resume: stage {name} is missing in the checkpoint, whose newest stage is {newest}"
+    key = _key(config, name)
+    if not key:
+        return RunError(
+            f"{what}: another version wrote it; resume with that one, or begin a new run"
+        )
     return RunError(
-        f"resume: stage {name} is missing in the checkpoint, whose newest stage is {newest}: "
-        f"{_switch(name)} had another value when it should have run; restore that value, or begin "
-        "a new run"
+        f"{what}: {key} had another value when it should have run; restore that value, or begin a "
+        "new run"
     )
 
 
@@ -164,10 +184,10 @@ def _first(name: str) -> str:
     return name.partition("/")[0]
 
 
-def _switch(name: str) -> str:
-    """Return the config keys that decide whether a run has the stage, for error messages."""
+def _key(config: Config, name: str) -> str:
+    """Return the config key that decides whether a run has the stage; empty if none does."""
     kind = KINDS.get(_first(name))
-    return kind.switch if kind else "a key that this version does not know"
+    return kind.key(config) if kind else ""
 
 
 def _optional(name: str) -> bool:

@@ -299,7 +299,7 @@ def live_from_checkpoint(crew, texts, config, folder):
         crew.resume(checkpoint.learner, checkpoint.version)
     try:
         live(run)
-        progress.finish()
+        progress.finish(config)
     finally:
         journal.close()
     return run

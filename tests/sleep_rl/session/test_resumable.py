@@ -7,15 +7,17 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from sleep_rl.config.loader import keys
 from sleep_rl.contracts.errors import RunError
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session import stage_files
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
-from sleep_rl.session.resumable import Progress
+from sleep_rl.session.resumable import KINDS, Progress
 from sleep_rl.session.stage_files import DRIVER, LEARNER, MANIFEST, newest
 from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
@@ -184,6 +186,46 @@ def test_names_of_stages(whole_life):
     ]
     assert [n for n in names if n.startswith("consolidate")] == NIGHTS
     assert any(n.startswith("rollback/") for n in names) and len(set(names)) == len(names)
+
+
+def switches(task):
+    """Return stage -> the key that decides, in a run of `task`, whether it takes place."""
+    config = changed(RESUMABLE, task={"name": task})
+    return {name: kind.key(config) for name, kind in KINDS.items()}
+
+
+def test_every_switch_is_a_key():
+    for task in ("world", "classify", "documents", "custom"):
+        named = switches(task)
+        assert named.pop("begin") == "" and set(named.values()) <= set(keys()), task
+    assert switches("squad")["wake"] == "task.days"
+    assert switches("documents")["save"] == "task.documents.path"
+    assert switches("custom")["evaluate"] == switches("custom")["open_book"] == "task.custom.target"
+
+
+@pytest.mark.parametrize(
+    ("done", "says"),
+    [
+        ("wake/4", "has stage wake/4, but this config does not: task.days had another value"),
+        ("nap/4", "has stage nap/4, which this version does not know: another version wrote it"),
+    ],
+)
+def test_a_stage_too_many_is_refused_with_its_key_if_it_has_one(done, says):
+    progress = Progress()
+    progress.results = {done: None}
+    with pytest.raises(RunError, match=says):
+        progress.finish(changed(RESUMABLE, task={"name": "world"}))
+
+
+@pytest.mark.parametrize(
+    ("name", "says"), [("wake/2", "task.days had"), ("begin", "another version wrote it")]
+)
+def test_a_missing_stage_is_refused_with_its_key_if_it_has_one(name, says):
+    progress = Progress()
+    progress.results = {"wake/3": None}
+    run = SimpleNamespace(config=changed(RESUMABLE, task={"name": "world"}))
+    with pytest.raises(RunError, match=f"{name} is missing .* newest stage is wake/3: {says}"):
+        progress.once(run, name, lambda: None)
 
 
 def with_baseline(value):
