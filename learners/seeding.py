@@ -7,6 +7,7 @@ size.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 
 import torch
@@ -50,6 +51,10 @@ class Seeding(nn.Module):
         self.plastic = nn.ModuleList(
             Expert(level.router[1], level.w_in[1], level.w_out[1]) for level in first_levels
         )
+
+    def set_teachers(self, models: Iterable[nn.Module]) -> None:
+        """Make `models` the teachers 1, 2, ... of rows, in place of earlier ones."""
+        self.other_teachers = tuple(models)
 
     def teacher_model(self, teacher: int) -> nn.Module:
         """Return the model of the teacher with this number; see TrainingRow.teacher."""

@@ -230,18 +230,18 @@ class LearnerWorker:
 
     # ---- TeacherHost
 
+    @allowed_in(LearnerState.IDLE)
     def load_teachers(self, paths: list[str]) -> None:
-        """Load the checkpoints of model.teachers. Raises InputError for one that cannot be
-        loaded.
-        """
+        """Load the checkpoints of model.teachers. Raises InputError if one cannot be loaded."""
         dtype = getattr(torch, self.config.model.dtype)
-        self.module.other_teachers = tuple(
+        self.module.set_teachers(
             checkpoints.load(path, dtype=dtype).to(self.device) for path in paths
         )
 
+    @allowed_in(LearnerState.IDLE)
     def unload_teachers(self) -> None:
         """Delete the models of `load_teachers`."""
-        self.module.other_teachers = ()
+        self.module.set_teachers(())
 
     # ---- StateStore
 
@@ -308,6 +308,7 @@ class LearnerWorker:
         self.teacher.clear_cache()
         self.module.trunk.cache.clear()
 
+    @allowed_in(LearnerState.IDLE)
     def save_memory(self, path: str) -> None:
         """Write the stored memory as a memory folder, atomically."""
         if self.rank == 0:

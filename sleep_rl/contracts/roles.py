@@ -188,10 +188,10 @@ class TeacherHost(Protocol):
     """The methods of a learner for the models of model.teachers, which it keeps frozen."""
 
     def load_teachers(self, paths: list[str]) -> None:
-        """Load these checkpoints as teachers 1, 2, ... of rows."""
+        """Load these checkpoints as teachers 1, 2, ... of rows. Requires idle."""
 
     def unload_teachers(self) -> None:
-        """Drop all of them."""
+        """Drop all of them. Requires idle."""
 
 
 class StateStore(Protocol):
@@ -222,7 +222,7 @@ class Checkpointing(Protocol):
         """Restore a checkpoint. Requires idle. Raises RunError if it cannot be read."""
 
     def save_memory(self, path: str) -> None:
-        """Write the stored memory and a pointer to the base. Raises RunError."""
+        """Write the stored memory and a pointer to the base. Requires idle. Raises RunError."""
 
 
 class Exporter(Protocol):
@@ -230,7 +230,7 @@ class Exporter(Protocol):
 
     def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
         """Return the state of `view` (TEACHER or STUDENT) as `version` of state `name`, with the
-        tensors whose digest differs from `have` (key -> digest).
+        tensors whose digest differs from `have` (key -> digest). Allowed in any state.
         """
 
 
