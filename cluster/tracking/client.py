@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.tracking.curves import MATRIX, TABLES, Curves
-from sleep_rl.journal.panels import AXES
+from sleep_rl.journal.panels import axis_of
 from sleep_rl.journal.schema import Record
 
 # bytes that wandb may buffer before a file that does not grow is an error
@@ -42,6 +42,7 @@ class Client:
         self._name = name
         self._artifacts = artifacts
         self._curves = Curves()
+        self._phases: set[str] = set()  # whose x axis W&B knows
         self._sent = 0  # lower bound of the logged bytes
         self._size = 0  # bytes of the file at the last check
         self._checked = time.monotonic()
@@ -58,6 +59,8 @@ class Client:
 
         curves = self._curves
         update = curves.take(record)
+        if update.phase:
+            self._define_axis(update.phase)
         row: dict[str, Any] = dict(update.numbers)
         row |= {
             name: wandb.Table(columns=list(TABLES[name]), data=rows)
@@ -82,6 +85,13 @@ class Client:
             self._wait_for_last_bytes()
         self._size = -1
         self._check_growth(0)
+
+    def _define_axis(self, phase: str) -> None:
+        """Plot the numbers of a phase over its own x axis."""
+        if phase not in self._phases:
+            self._run.define_metric(axis_of(phase), hidden=True)
+            self._run.define_metric(f"{phase}/*", step_metric=axis_of(phase))
+            self._phases.add(phase)
 
     def _send_memory(self, path: str, night: int) -> None:
         import wandb
@@ -130,7 +140,7 @@ def _picture(curves: Curves) -> Any:
 
 
 def start(options: Mapping[str, Any]) -> Any:
-    """Start a silent wandb run with one x axis per phase; return it. `options`: see WandbSink."""
+    """Start a silent wandb run and return it. `options`: see WandbSink."""
     import wandb
 
     settings = wandb.Settings(
@@ -155,7 +165,7 @@ def start(options: Mapping[str, Any]) -> Any:
             "wandb.mode is online, but there is no API key: set WANDB_API_KEY, "
             "run `wandb login`, or use wandb.mode=offline"
         )
-    run = wandb.init(
+    return wandb.init(
         mode=mode,
         settings=settings,
         project=options["project"],
@@ -166,10 +176,6 @@ def start(options: Mapping[str, Any]) -> Any:
         resume="allow" if options["run_id"] else None,
         config={**options["config"], "commit": options["commit"]},
     )
-    for phase, axis in AXES.items():
-        run.define_metric(f"{phase}/{axis}", hidden=True)
-        run.define_metric(f"{phase}/*", step_metric=f"{phase}/{axis}")
-    return run
 
 
 def main() -> int:

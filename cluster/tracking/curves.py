@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from sleep_rl.journal.panels import AXES, phase_of
+from sleep_rl.journal.panels import axis_of, phase_of
 from sleep_rl.journal.retention import BASE, Retention, nights_lived
 from sleep_rl.journal.schema import (
     Done,
@@ -78,6 +78,8 @@ class WandbUpdate:
     """
 
     numbers: dict[str, float] = field(default_factory=dict)
+    phase: str = ""
+    """Phase of the numbers; empty if there are none."""
     tables: dict[str, list[list]] = field(default_factory=dict)
     summary: dict[str, float | str] = field(default_factory=dict)
     matrix: bool = False
@@ -120,7 +122,8 @@ class Curves:
             if numbers := _numbers(record):
                 prefix = phase if kind in (phase, "baseline") else f"{phase}/{kind}"
                 update.numbers = {f"{prefix}/{name}": value for name, value in numbers.items()}
-                update.numbers[f"{phase}/{AXES[phase]}"] = self._x(phase, entry)
+                update.phase = phase
+                update.numbers[axis_of(phase)] = self._x(phase, entry)
         self._keep_rows(record)
         if (table := _SENT_AFTER.get(kind)) in self._unsent:
             update.tables[table] = self._rows[table]

@@ -117,12 +117,10 @@ AXES = {
     "consolidate": "step",
     "dream": "step",
     "evaluate": "night",
-    "sft": "step",
-    "sft_self_written": "step",
-    "joint": "step",
     "workers": "minutes",
 }
-"""Phase -> its x axis, `<phase>/<axis>`. `day`: number of the day; `step`: optimizer steps of the
+"""Phase -> its x axis, `<phase>/<axis>`; `step` for a phase that is not listed, which is that of a
+baseline. `day`: number of the day; `step`: optimizer steps of the
 phase over all nights (of dreaming also its rounds); `night`: number of the night, 0 is the base
 model; `minutes`: since the start of the run.
 """
@@ -148,8 +146,13 @@ PHASES = {
 def phase_of(entry: Entry) -> str | None:
     """Return the phase of an entry, which decides its axis; None: it is not plotted."""
     if entry.kind == "baseline":
-        return entry.method if entry.method in AXES else None
+        return entry.method
     phase = PHASES.get(entry.kind)
     if phase == "consolidate" and (entry.sender or 0) < 0:
         return "dream"
     return phase
+
+
+def axis_of(phase: str) -> str:
+    """Return the name of a phase's x axis."""
+    return f"{phase}/{AXES.get(phase, 'step')}"

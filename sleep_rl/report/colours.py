@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import cycle
+
 BLUE = "#2f5d9b"
 PURPLE = "#8e5aa8"
 CYAN = "#45a1b5"
@@ -13,6 +16,8 @@ FUTURE = "#f0f1f3"
 
 COLOURS = {"sleep": BLUE, "sft": "#c4661f", "sft_self_written": "#b08a1e", "joint": "#3d8b6b"}
 """Method -> its colour in all figures; other curves have those of CURVES."""
+OTHERS = (PURPLE, CYAN, "#a8455a", "#6b7a2a")
+"""Colours of other methods, in their order."""
 CURVES = (BLUE, PURPLE, CYAN, "#c4661f", "#3d8b6b", MUTED)
 
 PLOT = {
@@ -39,6 +44,12 @@ PLOT = {
 
 LOW = (244, 246, 243)
 HIGH = (23, 92, 105)
+
+
+def colours_of(methods: Iterable[str]) -> dict[str, str]:
+    """Return method -> colour, for methods that are not in COLOURS by their order."""
+    others = [method for method in methods if method not in COLOURS]
+    return COLOURS | dict(zip(others, cycle(OTHERS), strict=False))
 
 
 def shade(value: float) -> str:

@@ -8,7 +8,7 @@ import io
 from typing import TYPE_CHECKING
 
 from sleep_rl.journal.retention import METHODS, Retention
-from sleep_rl.report.colours import COLOURS, FUTURE, MUTED, PLOT, PURPLE, ink_on, shade
+from sleep_rl.report.colours import FUTURE, MUTED, PLOT, colours_of, ink_on, shade
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -64,5 +64,5 @@ def _draw(axes: Axes, retention: Retention, method: str) -> None:
     axes.set_yticks(range(len(rows)), [row.label for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-    colour = COLOURS.get(method, PURPLE)
+    colour = colours_of(retention.methods)[method]
     axes.set_title(METHODS.get(method, method), loc="left", fontsize=9.5, color=colour)

@@ -11,7 +11,7 @@ from sleep_rl.journal import measures
 from sleep_rl.journal.retention import BASE, METHODS, Retention, Row
 from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed, Written
 from sleep_rl.journal.series import Chart
-from sleep_rl.report.colours import COLOURS, MUTED, PURPLE, ink_on, shade
+from sleep_rl.report.colours import MUTED, colours_of, ink_on, shade
 from sleep_rl.report.figures import figure, label_of
 from sleep_rl.report.templates import render
 
@@ -28,7 +28,7 @@ def headline(retention: Retention) -> Markup:
         rows += retention.base_rows() + retention.open_book_rows() + retention.context_rows()
     return render(
         "headline.html",
-        rows=[(row, _colour(row)) for row in rows],
+        rows=[(row, _colour(retention, row)) for row in rows],
         columns=retention.columns,
         questions=retention.questions(),
         base=BASE,
@@ -56,10 +56,10 @@ def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
     )
 
 
-def _colour(row: Row) -> str:
+def _colour(retention: Retention, row: Row) -> str:
     if row.after == BASE:
         return MUTED
-    return COLOURS.get(row.method, PURPLE) if row.method else OPEN_BOOK
+    return colours_of(retention.methods)[row.method] if row.method else OPEN_BOOK
 
 
 def heatmaps(retention: Retention) -> Markup:
@@ -71,7 +71,8 @@ def heatmaps(retention: Retention) -> Markup:
     ]
     if not methods:
         return Markup()
-    matrices = [(METHODS.get(m, m), COLOURS.get(m, PURPLE), retention.history(m)) for m in methods]
+    colours = colours_of(retention.methods)
+    matrices = [(METHODS.get(m, m), colours[m], retention.history(m)) for m in methods]
     return render(
         "heatmaps.html", matrices=matrices, columns=retention.columns, shade=shade, ink_on=ink_on
     )

@@ -462,6 +462,35 @@ def test_a_server_without_response_is_recorded_once(tmp_path, monkeypatch, liste
     assert "0" * 40 not in (tmp_path / "m.jsonl").read_text()
 
 
+class RecordingRun:
+    """Records what is defined and logged."""
+
+    offline = False
+
+    def __init__(self):
+        self.defined, self.rows = {}, []
+
+    def define_metric(self, name, hidden=False, step_metric=None):
+        self.defined[name] = step_metric
+
+    def log(self, row, step, commit):
+        self.rows.append(row)
+
+
+def test_a_baseline_of_any_name_has_its_curve_over_its_own_steps(tmp_path):
+    run = RecordingRun()
+    client = Client(run, tmp_path, "n1", artifacts=False)
+    for step in range(2):
+        for method in ("newest_day", "sft"):
+            client.log({"kind": "baseline", "t": 1.0, "method": method, "step": step, "loss": 0.5})
+    assert run.rows == [
+        {f"{method}/loss": 0.5, f"{method}/step": position}
+        for position in (1, 2)
+        for method in ("newest_day", "sft")
+    ]
+    assert run.defined["newest_day/*"] == "newest_day/step" in run.defined
+
+
 def test_the_last_bytes_may_come_after_the_end_of_the_run(tmp_path):
     """wandb-core can still be writing when `finish` returns."""
     file = tmp_path / "run.wandb"

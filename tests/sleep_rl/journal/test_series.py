@@ -3,7 +3,7 @@
 import pytest
 
 from sleep_rl.journal import series
-from sleep_rl.journal.panels import AXES, MINUTES, PANELS, PHASES, Curve, Panel, phase_of
+from sleep_rl.journal.panels import AXES, MINUTES, PANELS, PHASES, Curve, Panel, axis_of, phase_of
 from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, Wake
 from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, StepCurves, Trace
 
@@ -169,6 +169,7 @@ def test_every_plotted_kind_has_a_wandb_axis():
     for kind in minutes - {"seed", "evaluate"}:
         assert PHASES[kind] == "workers"
     assert phase_of(BaselineStep(t=0.0, method="sft", step=0)) == "sft"
-    assert phase_of(BaselineStep(t=0.0, method="of tomorrow", step=0)) is None
+    assert axis_of("newest_day") == axis_of("sft").replace("sft", "newest_day") == "newest_day/step"
+    assert phase_of(BaselineStep(t=0.0, method="newest_day", step=0)) == "newest_day"
     assert phase_of(step(1, 0, 1.0)) == "consolidate"
     assert phase_of(SeedStep(t=0.0, step=0, sender=-1)) == "dream"

@@ -7,7 +7,7 @@ from PIL import Image
 
 from sleep_rl.journal.retention import Retention
 from sleep_rl.journal.schema import parse
-from sleep_rl.report.colours import FUTURE, shade
+from sleep_rl.report.colours import COLOURS, FUTURE, colours_of, shade
 from sleep_rl.report.heatmap import png
 
 NIGHTS = {
@@ -50,6 +50,12 @@ def test_rows_and_columns():
         ("night 1", [0.75, 0.5, None]),
         ("night 2", [0.25, None, 1.0]),
     ]
+
+
+def test_each_method_has_a_colour_of_its_own():
+    found = colours_of(["sleep", "newest_day", "sft", "oldest_day"])
+    assert found.items() >= COLOURS.items() and {"newest_day", "oldest_day"} <= found.keys()
+    assert len(set(found.values())) == len(found)
 
 
 def test_colours_of_cells():
