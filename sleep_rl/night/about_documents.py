@@ -222,7 +222,7 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
     other = codec.other is not None and rng.random() < generation.other_form
     sequence = question_sequence(
         codec,
-        Origin.UNCONDITIONAL if from_base else Origin.DOCUMENT,
+        Origin.NEIGHBOUR if from_base else Origin.DOCUMENT,
         (item.question, item.answer_T),
         None if from_base else item.unit.document,
         item.logprob,

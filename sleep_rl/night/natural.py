@@ -57,8 +57,8 @@ def in_natural_language(
             new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
         requests = rehearsal_requests(run.codec, prompts, plan.rng("rehearse"))
         rehearsed = rehearse_with_cuts(sampler, requests, counts)
-    replay += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]
-    new = [sequence for sequence in new if sequence.origin != Origin.UNCONDITIONAL]
+    replay += [sequence for sequence in new if sequence.origin == Origin.NEIGHBOUR]
+    new = [sequence for sequence in new if sequence.origin != Origin.NEIGHBOUR]
     return NightData(new, replay, rehearsed, []), counts.journal_fields()
 
 

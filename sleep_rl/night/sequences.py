@@ -19,6 +19,7 @@ class Origin(StrEnum):
 
     DOCUMENT = "document"  # by the teacher with a document of the day in context
     UNCONDITIONAL = "unconditional"  # by the teacher from bos, without a document
+    NEIGHBOUR = "neighbour"  # the untouched base's answer to a question that no document answers
     REHEARSED = "rehearsed"  # the teacher's answer to a prompt of a past night
     SYNTHETIC = "synthetic"  # about a document that the teacher generated unconditionally
     PEER = "peer"  # unconditionally by a model of model.teachers
@@ -26,7 +27,7 @@ class Origin(StrEnum):
     DREAM = "dream"  # a text of an accepted dream; its target is the text itself
 
 
-SELF_REPLAY = (Origin.UNCONDITIONAL, Origin.REHEARSED)
+SELF_REPLAY = (Origin.UNCONDITIONAL, Origin.NEIGHBOUR, Origin.REHEARSED)
 """Origins of self-replay, which preserves what the model knew before the night."""
 
 
@@ -64,7 +65,7 @@ class NightData:
     """D of one consolidation, by the kind of rows made from it."""
 
     new: list[TeacherSequence]  # to be learned (for reading rows only, if a level sends)
-    unconditional: list[TeacherSequence]  # self-replay
+    unconditional: list[TeacherSequence]  # self-replay without a document, neighbours included
     rehearsed: list[TeacherSequence]  # self-replay on prompts of past nights
     synthetic: list[TeacherSequence]  # for reading rows on synthetic documents
 

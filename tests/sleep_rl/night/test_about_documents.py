@@ -364,7 +364,7 @@ def test_neighbours_are_answered_by_the_base_without_document():
         context, bare, x, y = texts(run, sequence)
         assert context == bare and y == "I do not know.<|im_end|>"
         assert not any(who in x for who in FACTS)
-        assert sequence.origin == Origin.UNCONDITIONAL and sequence.replay
+        assert sequence.origin == Origin.NEIGHBOUR and sequence.replay
         [row] = teacher_rows([sequence])
         assert (row.teacher, row.teacher_T, row.replay) == (UNTOUCHED_BASE, row.prompt_T, True)
         prefixes = [cut(run.codec, sequence, run.config, random.Random(0))]
