@@ -28,6 +28,10 @@ class _Batch:
     outputs: list[RequestOutput] = field(default_factory=list)  # of finished requests
     unprobed: Weights | None = None  # a version loaded meanwhile, whose probe is still unchecked
 
+    def withhold(self, weights: Weights) -> None:
+        """Withhold the results until the probe of `weights`, loaded meanwhile, has passed."""
+        self.unprobed = weights
+
     @property
     def done(self) -> bool:
         return len(self.outputs) == len(self.accepted)
@@ -78,7 +82,7 @@ class RolloutWorker:
         # The engine step of the probe would advance these requests, too. So the probe is checked
         # after them, and their samples are returned only if it passes.
         report = self.states.load(weights, probe=False)
-        batch.unprobed = weights
+        batch.withhold(weights)
         return report
 
     def held(self) -> dict[str, int]:
@@ -194,7 +198,7 @@ class RolloutWorker:
             if not batch.done:
                 self.states.activate(batch.name)
             while not batch.done and time.perf_counter() < deadline:
-                batch.outputs += self.engine.step()
+                batch.outputs.extend(self.engine.step())
         except RunError:
             self._batch = None
             raise

@@ -31,9 +31,12 @@ def _sleep_class(family: str, prefix: str) -> type[nn.Module]:
             # the other layers are placeholders of other pipeline stages
             first = max(self.model.start_layer, first_layer(config.memory_levels))
             for layer in self.model.layers[first : self.model.end_layer]:
-                attach_memory(layer.mlp, config.hidden_size, config.memory_levels)
-            for level in memory_levels(self).values():
-                level.fixed_shape = not vllm_config.model_config.enforce_eager
+                attach_memory(
+                    layer.mlp,
+                    config.hidden_size,
+                    config.memory_levels,
+                    fixed_shape=not vllm_config.model_config.enforce_eager,
+                )
 
         def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
             """Load the weights of base and memory; return their names."""

@@ -78,7 +78,7 @@ def run_workers(
     with console.phase("starting the workers"):
         backend = setup.make_backend(config, setup.folder)
     exit_on_sigterm()  # again: Ray installed its own handler, which prints stacks
-    backend.watchdog = Watchdog(console.say, console.current, str(setup.folder / "logs"))
+    backend.report_to(Watchdog(console.say, console.current, str(setup.folder / "logs")))
     with backend:
         with console.phase(
             f"loading {config.rollouts.workers} rollout engines and "

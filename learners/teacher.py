@@ -20,7 +20,7 @@ from sleep_rl.contracts.records import (
     UNTOUCHED_BASE,
     TrainingRow,
 )
-from sleep_rl.model.memory import remember_checkpoint
+from sleep_rl.model.memory import memory_levels
 from sleep_rl.model.packing import PaddedRows
 
 OWN = (UNTOUCHED_BASE, 0)
@@ -35,7 +35,8 @@ class Teacher:
     def __init__(self, module: Seeding, cache: HiddenStateCache, *, budget: int, device: str):
         """`budget`: padded tokens of a pass. The memory must be that of the checkpoint."""
         self.module = module
-        remember_checkpoint(module.model)
+        for level in memory_levels(module.model).values():
+            level.remember_checkpoint()
         self.cache = cache
         self.budget = budget
         self.device = device

@@ -35,6 +35,10 @@ class Backend(ABC):
         self.call_timeout_s = call_timeout_s
         self.watchdog = Watchdog()
 
+    def report_to(self, watchdog: Watchdog) -> None:
+        """Report the waits of later calls, and warnings, to `watchdog`."""
+        self.watchdog = watchdog
+
     def spawn(
         self,
         cls: str | Callable[..., Any],

@@ -10,7 +10,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, Self, TypeVar
 
 from cluster.runtime.remote import Host, RemoteError, RemoteTraceback
 from cluster.runtime.resources import ResourceRequest
@@ -57,6 +57,11 @@ class Pending(ABC, Generic[R]):
     def __init__(self, worker: str, method: str) -> None:
         self.worker = worker
         self.method = method
+
+    def reports_to(self, watchdog: Watchdog) -> Self:
+        """Report waits for this call to `watchdog`; return the call."""
+        self.watchdog = watchdog
+        return self
 
     def result(self, timeout_s: float) -> R:
         """Wait for the worker's result.
@@ -266,8 +271,7 @@ class Handle:
         return self._with_watchdog(self._channel.send(Host.call, method, method, *values, **named))
 
     def _with_watchdog(self, pending: Pending[Any]) -> Pending[Any]:
-        pending.watchdog = self._spawner.watchdog
-        return pending
+        return pending.reports_to(self._spawner.watchdog)
 
     def __getattr__(self, method: str) -> Callable[..., Any]:
         if method.startswith("_"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -48,14 +47,7 @@ class LocalChannel(Channel):
         return LocalPending(self._host.name, label, result, time.monotonic() - started)
 
     def kill(self) -> None:
-        self._host.worker = None
-        self._host.release()
-        for key, value in self._host.replaced_env.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-        self._host.replaced_env = {}
+        self._host.end()
 
 
 class LocalBackend(Backend):

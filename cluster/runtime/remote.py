@@ -85,6 +85,19 @@ class Host:
             self.reserved_port.close()
             self.reserved_port = None
 
+    def end(self) -> None:
+        """Drop the worker, release the port and restore the environment, where the process goes
+        on.
+        """
+        self.worker = None
+        self.release()
+        for key, value in self.replaced_env.items():
+            if value is None:
+                os.environ.pop(key, None)
+            else:
+                os.environ[key] = value
+        self.replaced_env = {}
+
     def address(self) -> str:
         """Return the address at which the other workers reach this node."""
         return "127.0.0.1"

@@ -110,26 +110,35 @@ class Curves:
         parse.
         """
         kind = record["kind"]
-        update = WandbUpdate()
         try:
             entry = parse(record)
         except InvalidRecord:  # also a torn line, which has no time
-            return update
+            return WandbUpdate()
         self._start = entry.t if self._start is None else self._start
-        if phase := phase_of(entry):
+        phase = phase_of(entry)
+        numbers: dict[str, float] = {}
+        if phase:
             if kind in _COUNTS:
                 self._position[phase] += 1
-            if numbers := _numbers(record):
-                prefix = phase if kind in (phase, "baseline") else f"{phase}/{kind}"
-                update.numbers = {f"{prefix}/{name}": value for name, value in numbers.items()}
-                update.phase = phase
-                update.numbers[axis_of(phase)] = self._x(phase, entry)
+            prefix = phase if kind in (phase, "baseline") else f"{phase}/{kind}"
+            numbers = {f"{prefix}/{name}": value for name, value in _numbers(record).items()}
+        if numbers:
+            numbers[axis_of(phase)] = self._x(phase, entry)
         self._keep_rows(record)
+        tables: dict[str, list[list]] = {}
         if (table := _SENT_AFTER.get(kind)) in self._unsent:
-            update.tables[table] = self._rows[table]
+            tables[table] = self._rows[table]
             self._unsent.discard(table)
-        self._summarize(entry, update)
-        self.rows += bool(update.numbers or update.tables or update.matrix)
+        is_matrix = isinstance(entry, Evaluation) and entry.after != BASE and bool(entry.row)
+        update = WandbUpdate(
+            numbers,
+            phase if numbers else "",
+            tables,
+            self._summary(entry),
+            is_matrix,
+            (entry.path or "") if isinstance(entry, Saved) else "",
+        )
+        self.rows += bool(numbers or tables or is_matrix)
         return update
 
     def _x(self, phase: str, entry: Entry) -> float:
@@ -150,28 +159,28 @@ class Curves:
         del self._rows[table][:-MAX_ROWS]
         self._unsent.add(table)
 
-    def _summarize(self, entry: Entry, update: WandbUpdate) -> None:
+    def _summary(self, entry: Entry) -> dict[str, float | str]:
+        """Return the values of the run's summary that an entry changes."""
         match entry:
             case Evaluation():
                 self.retention.add(entry)
-                if entry.after != BASE and entry.row:
-                    update.matrix = True
-                    method = f"retention/{entry.method}"
-                    accuracies = {c: v for c, v in entry.row.items() if v is not None}
-                    update.summary = {f"{method}/{c}": v for c, v in accuracies.items()}
-                    update.summary[f"{method}/after"] = entry.after
+                if entry.after == BASE or not entry.row:
+                    return {}
+                method = f"retention/{entry.method}"
+                accuracies = {c: v for c, v in entry.row.items() if v is not None}
+                summary = {f"{method}/{c}": v for c, v in accuracies.items()}
+                return summary | {f"{method}/after": entry.after}
             case Failed():
                 self._failures += 1 if entry.count is None else entry.count
-                update.summary["failures"] = self._failures
+                return {"failures": self._failures}
             case Done():
                 fields = {
                     "seconds": entry.seconds,
                     "status": entry.status,
                     "reason": entry.reason,
                 }
-                update.summary = {f"done/{k}": v for k, v in fields.items() if v is not None}
-            case Saved():
-                update.memory = entry.path
+                return {f"done/{k}": v for k, v in fields.items() if v is not None}
+        return {}
 
 
 def _numbers(record: Record) -> dict[str, float]:

@@ -25,6 +25,19 @@ class Unlearned:
     after: dict[str, float | None] = field(default_factory=dict)
     questions: dict[str, float] = field(default_factory=dict)
 
+    def take(self, entry: Written | OldAnswers) -> None:
+        """Add an entry of this night."""
+        if isinstance(entry, Written):
+            parts = {"changed": entry.changed, "deleted": entry.deleted}
+            found = {what: documents for what, documents in parts.items() if documents}
+            self.documents = found or self.documents
+        elif entry.when == BEFORE:
+            self.before = entry.shares
+            self.questions = entry.n or {}
+        else:
+            self.after = entry.shares
+            self.questions = entry.n or {}
+
 
 @dataclass
 class Forgotten:
@@ -34,25 +47,12 @@ class Forgotten:
 
     def take(self, entry: Entry) -> None:
         """Add an entry of any kind; most change nothing."""
-        if isinstance(entry, Written) and entry.night is not None:
-            parts = {"changed": entry.changed, "deleted": entry.deleted}
-            found = {what: documents for what, documents in parts.items() if documents}
-            if found:
-                self._night(entry.night).documents = found
-        if isinstance(entry, OldAnswers) and entry.night is not None:
-            night = self._night(entry.night)
-            if entry.when == BEFORE:
-                night.before = entry.shares
-            else:
-                night.after = entry.shares
-            night.questions = entry.n or {}
+        if isinstance(entry, Written | OldAnswers) and entry.night is not None:
+            self.nights.setdefault(entry.night, Unlearned()).take(entry)
 
     def lines(self) -> list[str]:
         """Return one or two lines per night, in order: the documents, and the old answers."""
         return [line for number in sorted(self.nights) for line in self._lines(number)]
-
-    def _night(self, number: int) -> Unlearned:
-        return self.nights.setdefault(number, Unlearned())
 
     def _lines(self, number: int) -> Iterator[str]:
         night = self.nights[number]

@@ -59,10 +59,8 @@ class Trace:
 
     def add(self, x: float, y: Any) -> None:
         """Append a point; a `y` that is not a finite number is a gap."""
-        mean = Mean(x, 0.0, 0, 1)
-        if isinstance(y, (int, float)) and math.isfinite(y):
-            mean.y_sum = y
-            mean.finite = 1
+        is_gap = not isinstance(y, (int, float)) or not math.isfinite(y)
+        mean = Mean(x, 0.0, 0, 1) if is_gap else Mean(x, y, 1, 1)
         if self._means and self._means[-1].count < self._width:
             self._means[-1].merge(mean)
         else:
@@ -108,6 +106,16 @@ class Segment:
     step: int = -1
     traces: dict[str, Trace] = field(default_factory=dict)
 
+    def go_to(self, step: int, steps: int) -> None:
+        """Make `step` the newest step of the night, which has `steps` steps at least; a repeated
+        step drops the values from there on.
+        """
+        if step <= self.step:
+            for trace in self.traces.values():
+                trace.cut(self.start + step)
+        self.step = step
+        self.end = max(self.end, self.start + max(step + 1, steps))
+
 
 class StepCurves:
     """The curves of entries with a `step`, with the steps of all nights on one axis."""
@@ -128,12 +136,7 @@ class StepCurves:
                 for trace in segment.traces.values():
                     trace.shrink(max(4, 2 * MOST // len(self.segments)))
         segment = self.segments[-1]
-        if step <= segment.step:
-            for trace in segment.traces.values():
-                trace.cut(segment.start + step)
-        segment.step = step
-        steps = int(getattr(entry, "steps", None) or 0)
-        segment.end = max(segment.end, segment.start + max(step + 1, steps))
+        segment.go_to(step, int(getattr(entry, "steps", None) or 0))
         for name in self._names:
             value = getattr(entry, name)
             if value is not None or name in entry.nonfinite:

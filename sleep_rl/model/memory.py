@@ -66,13 +66,12 @@ class MemoryLevel(nn.Module):
     difference of the student, `untouched` that of the checkpoint from which the run began.
     """
 
-    fixed_shape = False
-    """True under torch.compile and CUDA graphs: every slot is computed, and the states are only
-    read as tensors.
-    """
-
-    def __init__(self, d_model: int, experts: int, d_low: int, top_k: int):
+    def __init__(
+        self, d_model: int, experts: int, d_low: int, top_k: int, fixed_shape: bool = False
+    ):
         super().__init__()
+        # under torch.compile and CUDA graphs: computes every slot, reads states as tensors only
+        self.fixed_shape = fixed_shape
         self.slots = experts + 1
         self.d_low = d_low
         self.top_k = top_k
@@ -103,6 +102,19 @@ class MemoryLevel(nn.Module):
     def set_patch(self, patch: Patch | None) -> None:
         """Replace the student; None: teacher and student are equal."""
         self.patch = patch
+        self._used.clear()
+
+    def set_view(self, view: str) -> None:
+        """Compute with state `view` from here on: TEACHER, STUDENT or CHECKPOINT."""
+        self.view = view
+
+    @torch.no_grad()
+    def remember_checkpoint(self) -> None:
+        """Keep the stored state as that of view CHECKPOINT; only unlocked slots are copied."""
+        unlocked = self.state.nonzero().flatten().tolist()
+        parts = ([getattr(self, part)[slot] for part in PARTS] for slot in unlocked)
+        experts = [Expert(*weights).requires_grad_(False) for weights in parts]
+        self.untouched = Patch(self.state.clone(), dict(zip(unlocked, experts, strict=True)))
         self._used.clear()
 
     @property
@@ -223,13 +235,15 @@ def swap_class(module: nn.Module, mixin: type) -> None:
     module.__class__ = _SWAPPED[mixin, cls]
 
 
-def attach_memory(mlp: nn.Module, d_model: int, levels: list[dict]) -> None:
+def attach_memory(
+    mlp: nn.Module, d_model: int, levels: list[dict], *, fixed_shape: bool = False
+) -> None:
     """Add memory levels to a pretrained MLP; `levels`: experts, d_low and top_k of each, fastest
-    first.
+    first; `fixed_shape`: see MemoryLevel.
     """
     swap_class(mlp, MemoryMixin)
     mlp.memory = nn.ModuleList(
-        MemoryLevel(d_model, v["experts"], v["d_low"], v["top_k"]) for v in levels
+        MemoryLevel(d_model, v["experts"], v["d_low"], v["top_k"], fixed_shape) for v in levels
     )
 
 
@@ -254,12 +268,12 @@ def view_of(model: nn.Module, view: str) -> Iterator[None]:
     levels = list(memory_levels(model).values())
     before = [level.view for level in levels]
     for level in levels:
-        level.view = view
+        level.set_view(view)
     try:
         yield
     finally:
         for level, previous in zip(levels, before, strict=True):
-            level.view = previous
+            level.set_view(previous)
 
 
 def patch(
@@ -277,20 +291,6 @@ def patch(
             state[1:] = LOCKED
         state[list(rows.get(name, ()))] = FRESH
         levels[name].set_patch(Patch(state, rows.get(name, {})))
-
-
-@torch.no_grad()
-def remember_checkpoint(model: nn.Module) -> None:
-    """Keep the stored state as that of view CHECKPOINT, which no night changes: the untouched base.
-
-    Only unlocked slots are copied; the memory of a new run has none.
-    """
-    for level in memory_levels(model).values():
-        unlocked = level.state.nonzero().flatten().tolist()
-        parts = ([getattr(level, part)[slot] for part in PARTS] for slot in unlocked)
-        experts = [Expert(*weights).requires_grad_(False) for weights in parts]
-        level.untouched = Patch(level.state.clone(), dict(zip(unlocked, experts, strict=True)))
-        level._used.clear()
 
 
 @torch.no_grad()
@@ -315,7 +315,7 @@ def discard(model: nn.Module) -> None:
     """Drop the student; the stored state is unchanged."""
     for level in memory_levels(model).values():
         level.set_patch(None)
-        level.view = TEACHER
+        level.set_view(TEACHER)
 
 
 def tensors_of(model: nn.Module, view: str = TEACHER) -> dict[str, Tensor]:

@@ -80,4 +80,4 @@ def load_progress(
 def restore_samplers(composer: BatchComposer, left: dict[str, list[int]]) -> None:
     """Restore the positions of the EpochSamplers."""
     for name, positions in left.items():
-        getattr(composer, name).left = positions
+        getattr(composer, name).restore(positions)

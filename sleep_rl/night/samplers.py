@@ -16,6 +16,10 @@ class EpochSampler:
         self.rng = rng
         self.left: list[int] = []  # positions in `data` still to come in this epoch, next one last
 
+    def restore(self, left: list[int]) -> None:
+        """Continue an epoch with the positions that were left of it."""
+        self.left = left
+
     def take(self, count: int) -> list[TeacherSequence]:
         """Return the next `count` sequences; none if there is no data."""
         if not self.data:

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import TextIO
 
 from rich import box
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -30,6 +28,7 @@ from sleep_rl.journal.schema import (
     parse,
 )
 from sleep_rl.journal.text import clock
+from sleep_rl.session.phase_progress import NumbersColumn, PhaseProgress
 
 Tick = Callable[..., None]
 """`tick(n=1, note="")` reports n more finished units; the note, e.g. the loss, is shown, too."""
@@ -85,17 +84,15 @@ class Console:
         Yields `tick`, which may be called from any thread. `total`: number of units; None if it is
         unknown. Phases may be nested.
         """
-        state = _Phase(name, total)
+        state = PhaseProgress(name, total)
         task = self._open(state)
 
         def tick(n: int = 1, note: str = "") -> None:
             with self._lock:
-                state.done += n
-                state.note = note or state.note
+                state.advance(n, note)
                 if self._progress is not None:
                     self._progress.update(task, completed=state.done)
-                elif time.monotonic() - state.reported >= self._every:
-                    state.reported = time.monotonic()
+                elif state.due(self._every):
                     self.say(f"{name}: {state.numbers()}")
 
         ended = "stopped"
@@ -123,7 +120,7 @@ class Console:
         """Print one line, above any progress bar; markup in it is not interpreted."""
         self._rich.print(Text(line, style=style), soft_wrap=True)
 
-    def _open(self, state: _Phase) -> int:
+    def _open(self, state: PhaseProgress) -> int:
         with self._lock:
             self._open_phases.append(state.name)
         if not self._live:
@@ -137,7 +134,7 @@ class Console:
                     SpinnerColumn(style="cyan"),
                     TextColumn("{task.description}", markup=False),
                     BarColumn(bar_width=28),
-                    _Numbers(),
+                    NumbersColumn(),
                     console=self._rich,
                     transient=True,
                 )
@@ -276,52 +273,6 @@ class Console:
             self.say(f"done in {duration}", "bold")
         else:
             self.say(f"failed after {duration}: {done.reason}", "bold red")
-
-
-@dataclass
-class _Phase:
-    """The progress of one phase."""
-
-    name: str
-    total: int | None
-    done: int = 0
-    note: str = ""
-    began: float = field(default_factory=time.monotonic)
-    reported: float = field(default_factory=time.monotonic)  # time of the last progress line
-
-    def seconds(self) -> float:
-        """Return the duration so far."""
-        return time.monotonic() - self.began
-
-    def count(self) -> str:
-        """Return the finished units, with the total if it is known: "40/200"."""
-        return f"{self.done:,}" if self.total is None else f"{self.done:,}/{self.total:,}"
-
-    def rate(self) -> list[str]:
-        """Return ["2.4/s"] or ["3.1 s each"]; empty before the first tick."""
-        if not self.done:
-            return []
-        rate = self.done / max(self.seconds(), 1e-9)
-        return [f"{rate:,.1f}/s" if rate >= 1 else f"{1 / rate:.1f} s each"]
-
-    def numbers(self) -> str:
-        """Return "40/200, 2.4/s, 1:07 min left, loss 0.31", as far as it is known."""
-        parts = [] if self.total is None and not self.done else [self.count(), *self.rate()]
-        if self.done and self.total is not None:
-            parts.append(
-                f"{clock(max(self.total - self.done, 0) * self.seconds() / self.done)} left"
-            )
-        else:
-            parts.append(clock(self.seconds()))
-        return ", ".join([*parts, self.note] if self.note else parts)
-
-
-class _Numbers(ProgressColumn):
-    """The column of a progress bar with the same text as the plain lines."""
-
-    def render(self, task: Task) -> Text:
-        """Return the cell of one bar; called by rich."""
-        return Text(task.fields["state"].numbers(), style="dim")
 
 
 def _night(night: Night) -> str:

@@ -32,7 +32,7 @@ class Phase:
     """The current phase, and the time left at the pace of its newest steps."""
 
     def __init__(self) -> None:
-        self.nights: int | None = None
+        self._nights: int | None = None
         """Nights of the whole life, if known."""
         self._text = ""
         self._time: float | None = None
@@ -40,14 +40,18 @@ class Phase:
         self._pace: deque[tuple[float, int]] = deque(maxlen=PACE_STEPS)
         """Time and number of the newest steps."""
 
+    def begin(self, nights: int | None) -> None:
+        """Take the number of nights of the run that begins; None: unknown."""
+        self._nights = nights
+
     def add(self, entry: Entry) -> None:
         """Process the next entry; one that only concerns workers is ignored."""
         text = _describe(entry)
         if not text:
             return
         night = getattr(entry, "night", None)
-        if night and self.nights:
-            text = text.replace(f"Night {night}", f"Night {night} of {self.nights}", 1)
+        if night and self._nights:
+            text = text.replace(f"Night {night}", f"Night {night} of {self._nights}", 1)
         if text != self._text:
             self._pace.clear()
         self._text = text

@@ -115,7 +115,7 @@ class RunState:
 
     def _start(self, run: Run) -> None:
         self._done = None
-        self._phase.nights = _nights(run)
+        self._phase.begin(_nights(run))
         facts = {
             "task": run.task,
             "model": run.model,

@@ -157,7 +157,7 @@ from cluster.runtime.ray_backend import RayBackend
 from cluster.runtime.resources import ResourceRequest
 from cluster.runtime.watchdog import Watchdog
 with RayBackend(sys.argv[1], log_dir=sys.argv[2]) as backend:
-    backend.watchdog = Watchdog(print)
+    backend.report_to(Watchdog(print))
     for workers in (1, 1, 2):
         backend.preflight([ResourceRequest("rollout", workers, cpus=1)])
 """

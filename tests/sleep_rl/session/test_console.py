@@ -12,6 +12,7 @@ import pytest
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session import console as console_module
 from sleep_rl.session.console import Console
+from sleep_rl.session.phase_progress import PhaseProgress
 
 
 def plain(every=3600.0):
@@ -47,8 +48,8 @@ def test_log_file_gets_plain_lines(monkeypatch):
 
 def test_progress_lines_have_count_rate_time_left_and_note(monkeypatch):
     console, stream = plain(every=0.0)
-    began = console_module._Phase("seeding", 4, began=100.0, reported=100.0)
-    monkeypatch.setattr(console_module, "_Phase", lambda name, total: began)
+    began = PhaseProgress("seeding", 4, began=100.0, reported=100.0)
+    monkeypatch.setattr(console_module, "PhaseProgress", lambda name, total: began)
     monkeypatch.setattr(time, "monotonic", lambda: 100.25)
     with console.phase("seeding", total=4) as tick:
         tick(2, "loss 0.5")
