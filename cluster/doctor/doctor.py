@@ -22,7 +22,7 @@ from cluster.doctor.processes import query_process, with_deadline
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.journal.text import last_line
+from sleep_rl.journal.text import end_of_log
 from sleep_rl.plan.plan import plan
 from sleep_rl.plan.render import render
 from sleep_rl.plan.types import Plan
@@ -249,6 +249,6 @@ def probe(backend: str, device: str, limit_s: float = PROBE_S) -> Iterable[Findi
 
 def _end_of_log(path: Path) -> str:
     try:
-        return last_line(path.read_text(errors="replace")) or "it printed nothing"
+        return end_of_log(path) or "it printed nothing"
     except OSError as error:
         return str(error)

@@ -8,10 +8,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sleep_rl.journal.schema import Entry, OldAnswers, Written
+from sleep_rl.journal.text import decimal
 
 MOST_NAMES = 5  # of documents that a line shows
 BEFORE = "before"
-NOT_MEASURED = "-"
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Forgotten:
         if shown:
             yield f"night {number} unlearned {shown}"
         shares = ", ".join(
-            f"{which} {_share(night.before.get(which))} -> {_share(night.after.get(which))} "
+            f"{which} {decimal(night.before.get(which))} -> {decimal(night.after.get(which))} "
             f"({night.questions.get(which, 0):.0f} questions)"
             for which in dict.fromkeys((*night.before, *night.after))
         )
@@ -73,7 +73,3 @@ def _documents(what: str, documents: dict[str, list[int]]) -> str:
     shown = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
     asked, answered = (sum(counts[i] for counts in documents.values()) for i in (0, 1))
     return f"{len(names)} {what} ({shown}): {answered} of {asked} prompts answered anew"
-
-
-def _share(value: float | None) -> str:
-    return NOT_MEASURED if value is None else f"{value:.2f}"

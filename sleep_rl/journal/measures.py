@@ -10,9 +10,9 @@ from sleep_rl.config.evaluation import CLOSED, GOLD, MEMORY_RETRIEVAL
 from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNTOLD
 from sleep_rl.journal.retention import ALL_DAYS, CONTEXT_ROWS, METHODS, Retention
 from sleep_rl.journal.schema import Answers, Evaluation
+from sleep_rl.journal.text import NO_VALUE
 
 TOLD = tuple(kind for kind in KINDS if kind not in UNTOLD)
-NO_VALUE = "-"
 NEVER = "never"
 HEADS = {
     NEVER_TOLD: "never told",

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 TERMINAL_CODES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, cursor
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
     r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # control characters but tab and newline
 )
+
+
+TAIL_BYTES = 4096
+"""Read from the end of a log."""
+NO_VALUE = "-"
+"""In plain text, in the place of a missing value."""
+
+
+def decimal(value: float | None, form: str = ".2f") -> str:
+    """Return a formatted number, or NO_VALUE."""
+    return NO_VALUE if value is None else format(value, form)
 
 
 def clock(seconds: float) -> str:
@@ -55,3 +68,10 @@ def last_line(text: str) -> str:
         if stripped := without_terminal_codes(line).strip():
             return stripped
     return ""
+
+
+def end_of_log(path: str | Path) -> str:
+    """Return the last line of a log file; empty if its end has none. Raises OSError."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return last_line(file.read(TAIL_BYTES).decode("utf-8", "replace"))

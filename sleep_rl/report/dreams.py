@@ -11,7 +11,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import METHODS
 from sleep_rl.journal.schema import Dream, DreamSummary, Entry, Evaluation
-from sleep_rl.journal.text import aligned
+from sleep_rl.journal.text import aligned, decimal
 from sleep_rl.report.templates import render
 
 SORTS = ("gain", "held_out", "importance", "tau_before", "logprob")
@@ -98,17 +98,13 @@ def _figures(dream: Dream) -> list[str]:
         f"{dream.night}.{dream.round}",
         dream.task,
         str(dream.number),
-        _number(dream.importance, "{:.3g}"),
-        _number(dream.tau_before),
+        decimal(dream.importance, ".3g"),
+        decimal(dream.tau_before),
         " ".join(f"{tau:.2f}" for tau in dream.taus),
-        _number(dream.gain),
-        _number(dream.held_out),
+        decimal(dream.gain),
+        decimal(dream.held_out),
         dream.reason or state(dream),
     ]
-
-
-def _number(value: float | None, form: str = "{:.2f}") -> str:
-    return "-" if value is None else form.format(value)
 
 
 def _one_line(dream: Dream) -> str:
@@ -158,10 +154,10 @@ def _rounds(rounds: list[DreamSummary]) -> Table:
             r.kept,
             r.rewarded,
             r.failed,
-            _number(r.tau_before),
-            _number(r.gain),
-            _number(r.gain_rewarded),
-            _number(r.gain_held_out),
+            decimal(r.tau_before),
+            decimal(r.gain),
+            decimal(r.gain_rewarded),
+            decimal(r.gain_held_out),
         ]
         for r in rounds
     ]
@@ -177,7 +173,7 @@ def _forms(entries: Sequence[Entry]) -> Table:
     }
     names = list(dict.fromkeys(name for forms in evaluations.values() for name in forms))
     rows: list[list[object]] = [
-        [after, METHODS.get(method, method), *(_number(forms.get(name)) for name in names)]
+        [after, METHODS.get(method, method), *(decimal(forms.get(name)) for name in names)]
         for (after, method), forms in evaluations.items()
     ]
     title = "Deeper questions about the newest day"
@@ -190,9 +186,9 @@ def _dreams(title: str, dreams: list[Dream]) -> Table:
             f"{dream.night}.{dream.round}",
             dream.task,
             _one_line(dream)[:300],
-            _number(dream.importance, "{:.3g}"),
-            _number(dream.gain),
-            _number(dream.held_out),
+            decimal(dream.importance, ".3g"),
+            decimal(dream.gain),
+            decimal(dream.held_out),
         ]
         for dream in dreams
     ]

@@ -9,7 +9,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.measures import DIGITS, HEADS, TOLD, scores
 from sleep_rl.journal.retention import ALL_DAYS, METHODS, Retention
-from sleep_rl.journal.text import aligned
+from sleep_rl.journal.text import NO_VALUE, aligned
 
 SHARE = "of joint"
 JOINT = "joint"
@@ -65,7 +65,7 @@ def _newest(run: Retention, method: str) -> dict[str, float | None]:
 def _mean_and_range(column: str, measured: list[float | None], runs: int) -> str:
     values = [value for value in measured if value is not None]
     if not values:
-        return "-"
+        return NO_VALUE
     some = f" [{len(values)}]" if len(values) < runs else ""
     mean = sum(values) / len(values)
     shown = [format(value, DIGITS.get(column, ".2f")) for value in (mean, min(values), max(values))]

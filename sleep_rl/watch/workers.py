@@ -22,13 +22,12 @@ from sleep_rl.journal.schema import (
     Trial,
     Wake,
 )
-from sleep_rl.journal.text import last_line
+from sleep_rl.journal.text import end_of_log
 
 ROLES = ("rollout", "learner", "reward", "semantic", "critic", "peer")
 """Roles of workers, in the order of the page; `peer`: models of model.teachers."""
 ALL = "all workers"
 """Name of the worker in the record of a restart of the whole crew."""
-TAIL_BYTES = 4096
 TAIL_CHARACTERS = 240
 MOST_WORKERS = 1000
 """Largest number of workers of one role that are listed."""
@@ -124,7 +123,7 @@ class WorkerActivity:
             if known and known[0] == version:
                 tails[name] = known
             else:
-                tails[name] = (version, _end_of_log(entry.path, stat.st_size))
+                tails[name] = (version, _end_of_log(entry.path))
         self._tails = tails
         return tails
 
@@ -149,14 +148,11 @@ def _step(entry: SeedStep | BaselineStep | PolicyStep) -> str:
     return f"{work}, step {(entry.step or 0) + 1:,}{steps}{loss}"
 
 
-def _end_of_log(path: str, size: int) -> str:
+def _end_of_log(path: str) -> str:
     try:
-        with open(path, "rb") as file:
-            file.seek(max(0, size - TAIL_BYTES))
-            tail = file.read(TAIL_BYTES)
+        return end_of_log(path)[:TAIL_CHARACTERS]
     except OSError as error:
         return f"cannot be read: {error.strerror or error}"
-    return last_line(tail.decode("utf-8", "replace"))[:TAIL_CHARACTERS]
 
 
 def _planned(config: dict[str, Any]) -> list[str]:

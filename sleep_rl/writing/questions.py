@@ -6,9 +6,10 @@ import random
 import re
 
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
+from sleep_rl.text.forms import SENTENCE
 from sleep_rl.writing.units import Unit, names, phrases
 
-SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)|(?=\n)")
+SENTENCE_OR_LINE = re.compile(rf"{SENTENCE.pattern}|(?=\n)")
 LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*)+", re.IGNORECASE)
 FEWEST_WORDS = 3
 MOST_WORDS = 40
@@ -64,7 +65,7 @@ def mentions_document(answer: str, source: str) -> bool:
 def first_sentence(text: str) -> int:
     """Return the position of the end of the first sentence or line of a text."""
     start = len(text) - len(text.lstrip())
-    match = SENTENCE_END.search(text, start)
+    match = SENTENCE_OR_LINE.search(text, start)
     return match.end() if match else len(text)
 
 

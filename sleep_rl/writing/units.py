@@ -12,7 +12,7 @@ from itertools import combinations
 
 from sleep_rl.contracts.records import Document
 
-SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
+BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
 NUMBER = re.compile(r"\b\d[\d.,:]*\d?(?: [a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
@@ -91,7 +91,7 @@ def sentences(text: str) -> list[str]:
     """Return the sentences of a text with at least MIN_WORDS words."""
     found = []
     for paragraph in text.split("\n"):
-        found += SENTENCE_END.split(paragraph.strip(" -*>|\t"))
+        found += BETWEEN_SENTENCES.split(paragraph.strip(" -*>|\t"))
     return [sentence for sentence in found if len(sentence.split()) >= MIN_WORDS]
 
 

@@ -6,7 +6,6 @@ A file is jsonl, each row of one of the forms FORMS. It is read as plain text, i
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Request
 from sleep_rl.driver.measures.likelihood import best_choice, log_likelihoods
+from sleep_rl.driver.measures.selection import subset
 from sleep_rl.files import spelled
 from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.documents.reading import Unreadable, read_rows
@@ -86,7 +86,7 @@ def probe(run: RunContext, weights: str) -> tuple[dict[str, float], dict[str, in
     shares = {}
     counts = {}
     for path in run.config.evaluate.probes:
-        rows = subset(read(path), run.config.evaluate.questions)
+        rows = asked_of(read(path), run.config.evaluate.questions)
         choices = [row for row in rows if not row.last_word]
         words = [row for row in rows if row.last_word]
         right = _choices(run, choices, weights) + _last_words(run, words, weights)
@@ -96,10 +96,9 @@ def probe(run: RunContext, weights: str) -> tuple[dict[str, float], dict[str, in
     return shares, counts
 
 
-def subset(rows: list[Row], limit: int | None) -> list[Row]:
+def asked_of(rows: list[Row], limit: int | None) -> list[Row]:
     """Return at most MOST_ROWS rows, or `limit` if that is less."""
-    most = min(limit or MOST_ROWS, MOST_ROWS)
-    return rows if len(rows) <= most else random.Random("probes").sample(rows, most)
+    return subset(rows, min(limit or MOST_ROWS, MOST_ROWS), "probes")
 
 
 def _row(number: int, row: Mapping[str, Any]) -> Row:

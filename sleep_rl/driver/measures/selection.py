@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import random
 from collections.abc import Iterable
+from typing import TypeVar
 
 from sleep_rl.contracts.records import UNTOLD, Day, Question
 from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.session.context import RunContext
 
+T = TypeVar("T")
 
-def subset(questions: Iterable[Question], limit: int | None) -> list[Question]:
-    """Return all questions, or a fixed random subset of `limit`."""
-    chosen = list(questions)
+
+def subset(items: Iterable[T], limit: int | None, seed: str = "evaluate") -> list[T]:
+    """Return all items, e.g. questions, or a random subset of `limit`, fixed by `seed`."""
+    chosen = list(items)
     if limit is None or len(chosen) <= limit:
         return chosen
-    return random.Random("evaluate").sample(chosen, limit)
+    return random.Random(seed).sample(chosen, limit)
 
 
 def reported(run: RunContext, questions: Iterable[Question]) -> list[Question]:

@@ -1,6 +1,15 @@
 """Formatted durations, names of nights, lines without terminal codes."""
 
-from sleep_rl.journal.text import aligned, clock, last_line, night_label, without_terminal_codes
+from sleep_rl.journal.text import (
+    TAIL_BYTES,
+    aligned,
+    clock,
+    decimal,
+    end_of_log,
+    last_line,
+    night_label,
+    without_terminal_codes,
+)
 
 
 def test_clock():
@@ -33,3 +42,15 @@ def test_last_line_of_a_progress_bar():
 
 def test_columns_are_aligned():
     assert aligned([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc  d"
+
+
+def test_end_of_log_reads_its_last_bytes_only(tmp_path):
+    log = tmp_path / "learner.log"
+    log.write_bytes(b"early\n" + b"\n" * TAIL_BYTES)
+    assert end_of_log(log) == ""
+    log.write_bytes(b"early\nlate \xff\n\n")
+    assert end_of_log(str(log)) == "late \ufffd"
+
+
+def test_a_missing_number_is_a_dash():
+    assert (decimal(None), decimal(0.126), decimal(1234.5, ",.0f")) == ("-", "0.13", "1,234")

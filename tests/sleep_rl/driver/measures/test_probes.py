@@ -10,7 +10,7 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import TEACHER
 from sleep_rl.driver.evaluation import evaluate
-from sleep_rl.driver.measures.probes import MOST_ROWS, begins_with, check, probe, read, subset
+from sleep_rl.driver.measures.probes import MOST_ROWS, asked_of, begins_with, check, probe, read
 from sleep_rl.journal.journal import read as read_journal
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
@@ -157,9 +157,9 @@ def test_what_failed_is_left_out(tmp_path):
 
 def test_a_large_file_is_asked_in_part_always_the_same(tmp_path):
     rows = read(written(tmp_path, "many", [dict(WORDS[0], context=f"{n} the") for n in range(250)]))
-    assert subset(rows, None) == subset(rows, None) != rows[:MOST_ROWS]
-    assert len(subset(rows, None)) == MOST_ROWS == len(subset(rows, 1000))
-    assert len(subset(rows, 7)) == 7 and subset(rows[:9], None) == rows[:9]
+    assert asked_of(rows, None) == asked_of(rows, None) != rows[:MOST_ROWS]
+    assert len(asked_of(rows, None)) == MOST_ROWS == len(asked_of(rows, 1000))
+    assert len(asked_of(rows, 7)) == 7 and asked_of(rows[:9], None) == rows[:9]
 
 
 def test_the_table_has_a_column_per_probe_before_and_after(tmp_path, capsys):
