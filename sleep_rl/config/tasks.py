@@ -157,7 +157,7 @@ class TaskConfig:
 
     name: str = key(
         "world",
-        "The task: the data of the life.",
+        "The task: the data of the life. The default needs no file.",
         choices=("world", "documents", "classify", "squad", "arc", "custom"),
     )
     days: int | None = key(
