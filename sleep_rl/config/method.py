@@ -136,12 +136,7 @@ class Replay:
         low=0,
         high=1,
     )
-    samples: int = key(
-        2000,
-        "Unconditional sequences per night. The paper gives no number: the default is that of "
-        "task world, whose sequences are short.",
-        low=1,
-    )
+    samples: int = key(2000, "Unconditional sequences per night (default: task world's).", low=1)
 
 
 @dataclass(frozen=True)
@@ -161,12 +156,7 @@ class Rehearsal:
         "unconditional self-replay or new sequences.",
         choices=("unconditional", "new"),
     )
-    samples: int = key(
-        1000,
-        "Rehearsed answers that the teacher generates per night. The paper gives no number: the "
-        "default is that of task world.",
-        low=1,
-    )
+    samples: int = key(1000, "Rehearsed answers per night (default: task world's).", low=1)
     prompts: int = key(
         500, "Prompts added to the rehearsal index per night: the most frequent ones.", low=1
     )
@@ -282,8 +272,7 @@ class Objective:
     prompt_weight: float = key(
         0.2,
         "Weight of the divergence on the prompt x of a teacher's sequence, relative to its "
-        "answer y. Above 0 the student learns to generate prompts, too. The "
-        "paper has no such weight: the default is that of task world.",
+        "answer y (default: task world's). Above 0 the student learns to generate prompts, too.",
         low=0,
         high=1,
     )
