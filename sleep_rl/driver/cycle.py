@@ -27,16 +27,17 @@ def live(run: RunContext) -> None:
         row = evaluate(run, after="night 0", lived=0)
         save(run, 0)
     best = row
+    answered = []  # by the untouched base, before each night
     for night, day in enumerate(run.task.days(), start=1):
         wake(run, day, night)
-        ask_before_night(run, day, night)
+        answered.append(ask_before_night(run, day, night))
         retention_gate.save_states(run, night, policy)
         steps = sleep(run, day, nights[night])
         policy_after = dream(run, night, row, policy)
-        row_after = evaluate(run, after=f"night {night}", lived=night)
+        row_after = evaluate(run, after=f"night {night}", lived=night, answered=answered)
         drop = retention_gate.excessive_drop(run.config, best, row_after)
         if drop:
-            row = retention_gate.roll_back(run, night, drop, policy)
+            row = retention_gate.roll_back(run, night, drop, policy, answered)
         else:
             row = row_after
             policy = policy_after

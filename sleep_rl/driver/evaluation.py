@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from sleep_rl.config.evaluation import GOLD
@@ -19,7 +20,7 @@ from sleep_rl.driver.measures.answers import (
     requests_of,
     summarise,
 )
-from sleep_rl.driver.measures.contexts import BEFORE_NIGHT, ask_base, log_contexts
+from sleep_rl.driver.measures.contexts import ask_base, log_contexts
 from sleep_rl.driver.measures.drift import drift
 from sleep_rl.driver.measures.probes import probe
 from sleep_rl.driver.measures.selection import forms, gate_questions, reported, untold
@@ -33,12 +34,19 @@ EXAMPLES = 6
 
 @stage("evaluate/{after}/{method}", switch=Config.days_key)
 def evaluate(
-    run: RunContext, *, after: str, lived: int, method: str = "sleep", weights: str = TEACHER
+    run: RunContext,
+    *,
+    after: str,
+    lived: int,
+    method: str = "sleep",
+    weights: str = TEACHER,
+    answered: Sequence[dict[str, list]] = (),
 ) -> dict[str, float]:
     """Evaluate closed book with greedy decoding: the known, the first `lived` days, and the deeper
     questions of the newest of these days.
 
-    `after`: label of the evaluation, e.g. "night 1"; `weights`: name of the state that answers.
+    `after`: label of the evaluation, e.g. "night 1"; `weights`: name of the state that answers;
+    `answered`: what `ask_before_night` returned for each of these days, of the sleeping model.
     Journals the row of the retention matrix, and in natural language likelihoods. Returns column ->
     accuracy for the decisions of the run: of the gate's half of the questions with
     evaluate.max_drop, else the row.
@@ -46,7 +54,7 @@ def evaluate(
     days = run.task.days()[:lived]
     natural = run.codec.natural
     if natural and method == "sleep" and days and weights != CHECKPOINT:
-        log_contexts(run, after, days, weights)
+        log_contexts(run, after, days, weights, answered)
         log_old_answers(run, "after", days[-1], lived, weights)
     asked = {KNOWN: run.task.known(), **{day.name: day.questions for day in days}}
     columns = {column: reported(run, questions) for column, questions in asked.items()}
@@ -92,7 +100,7 @@ def _what_may_be_lost(run: RunContext, after: str, method: str, weights: str) ->
     return fields
 
 
-@stage(BEFORE_NIGHT, switch=Config.days_key)
+@stage("open_book/{night}", switch=Config.days_key)
 def ask_before_night(run: RunContext, day: Day, night: int) -> dict[str, list]:
     """Evaluate the day open book, with its documents in context: an upper bound for its night.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sleep_rl.config.schema import Config
@@ -61,7 +62,9 @@ def excessive_drop(config: Config, best: dict[str, float], row: dict[str, float]
 
 
 @stage("rollback/{night}", switch="evaluate.max_drop", when=enabled)
-def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str, float]:
+def roll_back(
+    run: RunContext, night: int, drop: Drop, policy: bool, answered: Sequence[dict[str, list]]
+) -> dict[str, float]:
     """Restore the memory and the dreaming policy from before the night; return what `evaluate` then
     returns.
 
@@ -89,4 +92,4 @@ def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str
         f"night {night} rolled back: {drop.column} fell from its best, {drop.before:.2f}, to "
         f"{drop.after:.2f}, evaluate.max_drop is {allowed:g}; the rejected memory is in {rejected}"
     )
-    return evaluate(run, after=f"night {night}", lived=night)
+    return evaluate(run, after=f"night {night}", lived=night, answered=answered)

@@ -18,8 +18,6 @@ from sleep_rl.driver.measures.selection import reported
 from sleep_rl.session.context import RunContext
 from sleep_rl.text.retrieval import Retriever
 
-BEFORE_NIGHT = "open_book/{night}"
-"""Name of the stage whose result is that of `ask_base`."""
 SPARE_TOKENS = 8  # where pieces meet, tokens may differ from those of each piece
 
 
@@ -56,16 +54,22 @@ def ask_base(run: RunContext, day: Day, night: int) -> dict[str, list]:
     return plain
 
 
-def log_contexts(run: RunContext, after: str, days: Sequence[Day], weights: str) -> None:
+def log_contexts(
+    run: RunContext,
+    after: str,
+    days: Sequence[Day],
+    weights: str,
+    answered: Sequence[dict[str, list]],
+) -> None:
     """Journal a record per context of evaluate.contexts, over the questions of `days`.
 
-    `weights`: the sleeping model's state.
+    `weights`: the sleeping model's state; `answered`: what `ask_base` returned for each day.
     """
     chosen = run.config.evaluate.contexts
     columns = {day.name: reported(run, day.questions) for day in days}
     for name in (CLOSED, GOLD):
         if name in chosen:
-            _log_saved(run, after, name, columns)
+            _log_saved(run, after, name, columns, answered)
     if not {RETRIEVAL, ALL, MEMORY_RETRIEVAL} & set(chosen) or not any(columns.values()):
         return
     documents = _current(run, days)
@@ -150,13 +154,18 @@ def _key(question: Question) -> str:
     return f"{question.prompt}\n{question.answer}"
 
 
-def _log_saved(run: RunContext, after: str, name: str, columns: dict[str, list[Question]]) -> None:
-    """Journal what `ask_base` returned before each night, of the questions that are asked now."""
+def _log_saved(
+    run: RunContext,
+    after: str,
+    name: str,
+    columns: dict[str, list[Question]],
+    answered: Sequence[dict[str, list]],
+) -> None:
+    """Journal what `ask_base` returned for each day, of the questions that are asked now."""
     saved: dict[str, list] = {}
     seconds: dict[str, float] = {}
-    for night in range(1, len(columns) + 1):
-        of_night = run.progress.results.get(BEFORE_NIGHT.format(night=night)) or {}
-        took, results = of_night.get(name, (0.0, {}))
+    for of_day in answered:
+        took, results = of_day.get(name, (0.0, {}))
         saved |= results
         seconds |= dict.fromkeys(results, took / max(len(results), 1))
     kept = [

@@ -45,9 +45,10 @@ def test_documents_stand_in_context_as_far_as_they_fit(tmp_path):
 def lived(folder, config=None, knows=None):
     """The records of two days' evaluations; the crew."""
     run = reading_run(folder, config, knows)
+    answered = []
     for night, day in enumerate(run.task.days(), start=1):
-        ask_before_night(run, day, night)
-        evaluate(run, after=f"night {night}", lived=night)
+        answered.append(ask_before_night(run, day, night))
+        evaluate(run, after=f"night {night}", lived=night, answered=answered)
     return run, read(folder / "metrics.jsonl")
 
 
@@ -122,11 +123,10 @@ def test_answers_of_the_base_follow_a_question_to_another_day(tmp_path):
     """As when its document is corrected; a question that is no longer asked is left out."""
     run = reading_run(tmp_path)
     one, two = run.task.days()
-    ask_before_night(run, one, 1)
-    ask_before_night(run, two, 2)
+    answered = [ask_before_night(run, one, 1), ask_before_night(run, two, 2)]
     moved = replace(two, questions=(*two.questions, one.questions[0]))
     days = [replace(one, questions=one.questions[1:2]), moved]
-    log_contexts(run, "night 2", days, TEACHER)
+    log_contexts(run, "night 2", days, TEACHER, answered)
     rows = newest(read(tmp_path / "metrics.jsonl"))
     counts = [{name: rows[c]["n"][name] for name in ("day1", "day2")} for c in rows]
     assert counts == [{"day1": 1, "day2": 5}] * 5 and rows["gold"]["row"] == dict(
