@@ -123,22 +123,22 @@ class SmolNight:
                 for unit in units("phrase", document)
             ]
             sequences += [
-                self._sequence(Origin.DOCUMENT, *said, document)
-                for said in list(dict.fromkeys(asked))[:PER_DOCUMENT]
+                self._sequence(Origin.DOCUMENT, *pair, document)
+                for pair in list(dict.fromkeys(asked))[:PER_DOCUMENT]
             ]
         return teacher_rows(_enough(sequences, count))
 
     def _replayed(self, count: int) -> list[TrainingRow]:
         bodies = [f"{one.text} {other.text}" for one, other in pairwise(self._documents)]
         asked = [(question.prompt, body) for body in bodies for question in self.task.known()]
-        said = _enough(asked, count)
-        return teacher_rows([self._sequence(Origin.UNCONDITIONAL, *each, None) for each in said])
+        pairs = _enough(asked, count)
+        return teacher_rows([self._sequence(Origin.UNCONDITIONAL, *pair, None) for pair in pairs])
 
     def _sequence(
         self, origin: Origin, question: str, answer: str, document: Document | None
     ) -> TeacherSequence:
-        said = (question, self.codec.form.answer(answer))
-        return question_sequence(self.codec, origin, said, document, logprob=0.0)
+        answer_T = self.codec.form.answer(answer)
+        return question_sequence(self.codec, origin, question, answer_T, document, logprob=0.0)
 
 
 def _enough(found: list, count: int) -> list:

@@ -126,7 +126,8 @@ class Curves:
             update.tables[table] = self._rows[table]
             self._unsent.discard(table)
         self._summarize(entry, update)
-        self.rows += bool(update.numbers or update.tables or update.matrix)
+        if update.numbers or update.tables or update.matrix:
+            self.rows += 1
         return update
 
     def _x(self, phase: str, entry: Entry) -> float:

@@ -71,14 +71,14 @@ def evaluate(
         if run.config.evaluate.max_drop is not None:
             decisive = means_of(ask(run, held_out, weights)[0])
             record["gate"] = decisive
-        record.update(_what_may_be_lost(run, after, method, weights))
+        record.update(_drift_and_probes(run, after, method, weights))
         tick(total)
     if method == "sleep" and days:
         log_examples(run, "after", days[-1], weights)
     return decisive
 
 
-def _what_may_be_lost(run: RunContext, after: str, method: str, weights: str) -> dict[str, Any]:
+def _drift_and_probes(run: RunContext, after: str, method: str, weights: str) -> dict[str, Any]:
     """Return fields of a journal record: probes, and drift (of the sleeping model with alarm)."""
     fields: dict[str, Any] = {}
     if run.config.evaluate.probes:

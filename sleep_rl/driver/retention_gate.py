@@ -47,7 +47,7 @@ def best_so_far(best: dict[str, float], row: dict[str, float]) -> dict[str, floa
 
 def excessive_drop(config: Config, best: dict[str, float], row: dict[str, float]) -> Drop | None:
     """Return the largest drop of a row below the best of each column so far if it exceeds
-    evaluate.max_drop, else None. A slide of small drops is one, too.
+    evaluate.max_drop, else None. Small drops over several nights add up.
 
     It compares the columns that both have: the known and every earlier day.
     """

@@ -70,9 +70,9 @@ class Forgotten:
 
 def _documents(what: str, documents: dict[str, list[int]]) -> str:
     names = list(documents)
-    shown = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
+    shown = names[:MOST_NAMES] + (["..."] if len(names) > MOST_NAMES else [])
     asked, answered = (sum(counts[i] for counts in documents.values()) for i in (0, 1))
-    return f"{len(names)} {what} ({shown}): {answered} of {asked} prompts answered anew"
+    return f"{len(names)} {what} ({', '.join(shown)}): {answered} of {asked} prompts answered anew"
 
 
 def _share(value: float | None) -> str:

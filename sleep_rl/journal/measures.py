@@ -24,7 +24,7 @@ HEADS = {
     "choice": "choice",
     "tokens": "prompt tokens",
     "seconds": "s/answer",
-    "pays": "paid after",
+    "break_even": "break-even (answers)",
 }
 """Column behind those of the kinds -> its head."""
 DIGITS = {"nll": ".1f", "drift": ".3f"}
@@ -33,7 +33,7 @@ MEANING = (
     "All days so far. Never told, deleted: share of answers that equal the untouched base's. Old "
     "and deleted answer: share that still gives what a corrected or deleted document said. NLL: of "
     "the gold answer, in nats; recovered: share of what the document in context gains. Choice: "
-    "gold answer likelier than the wrong ones. Paid after: questions after which reading this "
+    "gold answer likelier than the wrong ones. Break-even: answers after which reading this "
     "context took longer than the nights."
 )
 
@@ -62,7 +62,7 @@ def recovered(retention: Retention, nll: float | None) -> float | None:
     return (before - nll) / (before - opened)
 
 
-def paid_after(retention: Retention, answers: Answers) -> float | None:
+def break_even(retention: Retention, answers: Answers) -> float | None:
     """Return the number of answers in this context that take as long as the nights and as many
     answers of the sleeping model; infinite where its answers take longer. None: unknown.
     """
@@ -109,9 +109,9 @@ def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]
     costs = {"tokens": (answers.prompt_tokens, ",.0f"), "seconds": (answers.answer_seconds, ".2f")}
     cells |= {name: format(v, form) for name, (v, form) in costs.items() if v is not None}
     reads = label in CONTEXT_ROWS.values() and label != CONTEXT_ROWS[MEMORY_RETRIEVAL]
-    questions = paid_after(retention, answers) if reads else None
+    questions = break_even(retention, answers) if reads else None
     if questions is not None:
-        cells["pays"] = NEVER if questions == float("inf") else f"{questions:,.0f}"
+        cells["break_even"] = NEVER if questions == float("inf") else f"{questions:,.0f}"
     return cells
 
 

@@ -34,7 +34,7 @@ class Successor:
 
 
 def unlearns(config: Config, plan: ConsolidationPlan) -> bool:
-    """Return whether a consolidation learns about documents, and so unlearns what some said."""
+    """Return whether a consolidation learns about documents, and so unlearns outdated ones, too."""
     return plan.sender == CONTEXT and config.replay.share < 1
 
 
@@ -126,7 +126,8 @@ def _sequence(
     return question_sequence(
         codec,
         Origin.FORGOTTEN if prompt.document is None else Origin.DOCUMENT,
-        (prompt.question, answer_T),
+        prompt.question,
+        answer_T,
         prompt.document,
         math.fsum(sample.logprobs_T[: len(answer_T)]),
         codec.other if other else None,

@@ -72,7 +72,8 @@ class NightData:
 def question_sequence(
     codec: PromptCodec,
     origin: Origin,
-    said: tuple[str, Ids],
+    question: str,
+    answer_T: Ids,
     document: Document | None,
     logprob: float,
     form: NaturalForm | None = None,
@@ -81,10 +82,9 @@ def question_sequence(
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
-    `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
-    the untouched base; `at_length`: see PromptCodec.context.
+    `document`: that the teacher reads; without one the teacher is the untouched base; `at_length`:
+    see PromptCodec.context.
     """
-    question, answer_T = said
     if form is None:
         form = codec.form
     else:

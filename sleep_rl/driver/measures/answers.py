@@ -1,5 +1,5 @@
-"""Ask questions of one state: greedy answers with their grades and, in natural language, what does
-not depend on wording.
+"""Ask questions of one state: greedy answers with their grades and, in natural language,
+likelihoods of the gold answer and of wrong ones.
 
 Shape suffix: `_N` questions of one call.
 """
@@ -24,7 +24,7 @@ ContextOf = Callable[[Question], Document | None]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one question; None where it could not be measured."""
+    """Measurements of one question; None where something could not be measured."""
 
     column: str
     kind: str
@@ -36,7 +36,7 @@ class Result:
 
 
 def no_document(question: Question) -> None:
-    """Return what stands in context in a closed-book evaluation."""
+    """Return None: in a closed-book evaluation no document is in context."""
 
 
 def requests_of(
