@@ -72,8 +72,8 @@ class WorkerCrew:
         restarts: Restarts,
         requested_rollouts: Callable[[], int | None] = lambda: None,
     ):
-        """`requested_rollouts()`: the number of rollout workers that `sleep-rl scale` requested
-        last, or None.
+        """Create the crew of started workers. `requested_rollouts()`: the number of rollout workers
+        that `sleep-rl scale` requested last, or None.
         """
         config = spec.config
         call_s = config.cluster.call_timeout_s

@@ -33,7 +33,9 @@ class Teacher:
     """
 
     def __init__(self, module: Seeding, cache: HiddenStateCache, *, budget: int, device: str):
-        """`budget`: padded tokens of a pass. The memory must be that of the checkpoint."""
+        """Keep the memory, which must be that of the checkpoint, as state CHECKPOINT. `budget`:
+        padded tokens of a pass.
+        """
         self.module = module
         remember_checkpoint(module.model)
         self.cache = cache

@@ -181,7 +181,7 @@ class LearnerWorker:
         self.state = LearnerState.IDLE
 
     def _activate_at_half(self, step: int, steps: int) -> None:
-        """At half of the steps make the new expert ACTIVE, so that it competes for the top-k as it
+        """Make the new expert ACTIVE at half of the steps, so that it competes for the top-k as it
         will after the night. Without effect if top_k is at least the number of unlocked experts.
         """
         if step != steps // 2:

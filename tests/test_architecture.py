@@ -46,6 +46,8 @@ REGISTRIES = re.compile(
     r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|conda\.anaconda|"
     r"https?://[^\s\"']*/(simple|pypi|artifactory|nexus)\b"
 )
+QUESTION_WORDS = {"How", "What", "Where", "Which"}  # "Whether" is the docstring of a truth value
+NO_VERBS = QUESTION_WORDS | {"A", "An", "As", "At", "By", "For", "If", "In", "The", "Whether"}
 UNTRACKED = {".git", ".venv", "__pycache__", ".pytest_cache"}
 WRITTEN = {"runs", "cache", "wandb", "build"}  # in the root only: sleep_rl/runs is code
 
@@ -242,6 +244,25 @@ def test_one_statement_per_line(file):
         if isinstance(node, ast.Assign):
             packed = is_tuple(node.targets[0]) and is_tuple(node.value)
             wrong += [("packed", node.lineno)] * packed
+    assert wrong == []
+
+
+def is_property(function: ast.FunctionDef) -> bool:
+    return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+@pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
+def test_docstrings_begin_with_what_is_done_or_named(file):
+    """The docstring of a function begins with a verb, others do not begin with a question word."""
+    wrong = []
+    for node in nodes(file):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        first = ((ast.get_docstring(node) or "Return").split())[0]
+        named = not isinstance(node, ast.FunctionDef) or is_property(node)
+        no_verb = not named and not re.fullmatch(r"[A-Z][a-z-]+,?", first)
+        if no_verb or first in (QUESTION_WORDS if named else NO_VERBS):
+            wrong.append((getattr(node, "name", "module"), first))
     assert wrong == []
 
 

@@ -1,4 +1,4 @@
-"""What `sleep-rl serve` adds to vLLM's HTTP interface: a route to read and set the night, and a
+"""Additions of `sleep-rl serve` to vLLM's HTTP interface: a route to read and set the night, and a
 response header.
 
 `GET /v1/night` returns {"night": n, "nights": [...]}: the served night and the available ones.

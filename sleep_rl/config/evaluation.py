@@ -14,7 +14,7 @@ RETRIEVAL = "retrieval"
 ALL = "all"
 MEMORY_RETRIEVAL = "memory+retrieval"
 CONTEXTS = (CLOSED, GOLD, RETRIEVAL, ALL, MEMORY_RETRIEVAL)
-"""What questions are also asked with, beside the sleeping model closed book."""
+"""Contexts of questions, beside the sleeping model closed book."""
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-"""What nights unlearned, and how well: changed and deleted documents, in lines that console and
-report show.
+"""Lines of console and report on what nights unlearned, and how well: changed and deleted
+documents.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ NOT_MEASURED = "-"
 
 @dataclass
 class Unlearned:
-    """What one night unlearned. `documents`: changed or deleted -> name -> [prompts of past nights
-    about the document, those that were answered anew].
+    """Documents that one night unlearned.
+
+    `documents`: changed or deleted -> name -> [prompts of past nights about the document, those
+    that were answered anew].
     """
 
     documents: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -28,7 +30,7 @@ class Unlearned:
 
 @dataclass
 class Forgotten:
-    """What all nights unlearned, by number."""
+    """Documents that all nights unlearned, by number of the night."""
 
     nights: dict[int, Unlearned] = field(default_factory=dict)
 

@@ -1,5 +1,5 @@
-"""What tables show beside the accuracies by day: by kind of question, what does not depend on
-wording, and what an answer costs. One text table that console and page draw.
+"""Measures beside the accuracies by day: accuracies by kind of question, likelihoods, and costs of
+an answer. One text table that console and page draw.
 """
 
 from __future__ import annotations

@@ -25,8 +25,8 @@ from sleep_rl.text.retrieval import Retriever
 
 @dataclass(frozen=True)
 class Successor:
-    """What is in the place of a piece of a document: the document's name, and the new pieces' ids;
-    none if the document was deleted.
+    """Successor of a piece of a document: the document's name, and the new pieces' ids; none if the
+    document was deleted.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What is asked about documents: one item per question, planned before anything is generated."""
+"""Questions to write about documents: one item each, planned before anything is generated."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from sleep_rl.text.forms import NaturalForm
 
 
 class Origin(StrEnum):
-    """How a sequence was generated."""
+    """Origin of a sequence: who generated it, and from which context."""
 
     DOCUMENT = "document"  # by the teacher with a document of the day in context
     UNCONDITIONAL = "unconditional"  # by the teacher from bos, without a document

@@ -1,5 +1,5 @@
-"""What questions are asked with, beside the sleeping model closed book: the gold document,
-retrieved ones, all that fit; and the sleeping model with retrieved ones.
+"""Evaluation with documents in context: the gold document, retrieved ones, all that fit, and none;
+and the sleeping model with retrieved ones.
 
 The untouched base answers all of them but the last. Closed book and with the gold document its
 answers never change, so that they are asked once, before a day's night, and kept in the checkpoint.
@@ -25,7 +25,7 @@ SPARE_TOKENS = 8  # where pieces meet, tokens may differ from those of each piec
 
 @runtime_checkable
 class Library(Protocol):
-    """What a Task has in addition where a document comes in pieces or in versions."""
+    """Members that a Task has in addition, where a document comes in pieces or in versions."""
 
     def current(self, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
         """Return the pieces of every document as it is after these days, newest day first; with

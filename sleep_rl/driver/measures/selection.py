@@ -1,4 +1,6 @@
-"""Which questions are asked: a column per day and one for the known, and in which half each is."""
+"""Selection of the questions that are asked: a column per day and one for the known, and two halves
+where evaluate.max_drop needs questions of its own.
+"""
 
 from __future__ import annotations
 
