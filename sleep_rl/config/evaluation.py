@@ -19,7 +19,7 @@ CONTEXTS = (CLOSED, GOLD, RETRIEVAL, ALL, MEMORY_RETRIEVAL)
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluation and the retention gate."""
+    """Evaluation and the retention check."""
 
     questions: int | None = key(
         None, "Questions per column of the retention matrix. null: all.", low=1

@@ -34,11 +34,11 @@ class Document:
 
 NEVER_TOLD = "never-told"
 DELETED = "deleted"
-UNTOLD = (NEVER_TOLD, DELETED)
+UNANSWERABLE = (NEVER_TOLD, DELETED)
 """Kinds of questions that no document answers, or none any more: the untouched base's answer is the
 right one.
 """
-KINDS = ("verbatim", "paraphrased", "reversed", "two-hop", *UNTOLD)
+KINDS = ("verbatim", "paraphrased", "reversed", "two-hop", *UNANSWERABLE)
 """Kinds of evaluation questions, by how their wording and answer relate to the document's."""
 
 

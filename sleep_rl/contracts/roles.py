@@ -311,7 +311,7 @@ class Dreamer(Protocol):
         """Return tau in [0, 1] of the answers to the task's questions, in order, or a Failure."""
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:
-        """Return form -> questions about the day that its documents do not answer literally."""
+        """Return kind -> questions about the day that its documents do not answer literally."""
 
 
 @runtime_checkable

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sleep_rl.config.evaluation import CLOSED, GOLD, MEMORY_RETRIEVAL
-from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNTOLD
+from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNANSWERABLE
 from sleep_rl.journal.retention import ALL_DAYS, CONTEXT_ROWS, METHODS, Retention
 from sleep_rl.journal.schema import Answers, Evaluation
 
-TOLD = tuple(kind for kind in KINDS if kind not in UNTOLD)
+ANSWERABLE = tuple(kind for kind in KINDS if kind not in UNANSWERABLE)
 NO_VALUE = "-"
 NEVER = "never"
 HEADS = {
@@ -44,7 +44,7 @@ def table(retention: Retention) -> tuple[list[str], list[list[str]]]:
     for label, answers in _rows(retention):
         cells = _cells(retention, label, answers)
         rows.append((label, getattr(answers, "after", ""), cells))
-    names = [name for name in (*TOLD, *HEADS) if any(name in cells for _, _, cells in rows)]
+    names = [name for name in (*ANSWERABLE, *HEADS) if any(name in cells for _, _, cells in rows)]
     if not names:
         return [], []
     head = ["method", "after", *(HEADS.get(name, name) for name in names)]

@@ -247,7 +247,7 @@ class BaselineStep(Entry):
 
 @kind("rolled_back")
 class RolledBack(Entry):
-    """The retention gate rolled a night back."""
+    """The retention check rolled a night back."""
 
     night: int | None = metric("number of the night, from 1")
     column: Text = metric("column with the largest drop")

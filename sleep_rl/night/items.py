@@ -15,7 +15,7 @@ from sleep_rl.writing.questions import said_phrases
 from sleep_rl.writing.units import Unit, draw, units
 
 COMMON = 0.1
-"""A phrase that a larger share of all sentences has is not asked for: it tells none of them."""
+"""A phrase that a larger share of all sentences has is not asked for: it identifies no sentence."""
 FEW = 3
 """Sentences that may have the same phrase in any case."""
 

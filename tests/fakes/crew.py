@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from sleep_rl.contracts.records import CHECKPOINT, Sample, StepResult
 from sleep_rl.driver.cycle import live
-from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.driver.retention_check import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext

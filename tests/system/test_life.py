@@ -232,7 +232,7 @@ def test_run_with_dreaming(deep_base, tmp_path):
     assert nights == [
         entry for n in (1, 2) for entry in [(n, 0)] + [(n, -1)] * any(d["night"] == n for d in good)
     ]
-    assert [sorted(r["forms"]) for r in of(records, "evaluate") if r["method"] == "sleep"][1:] == [
+    assert [sorted(r["deeper"]) for r in of(records, "evaluate") if r["method"] == "sleep"][1:] == [
         ["paraphrased", "reversed", "two-hop"]
     ] * 2
     kept = [

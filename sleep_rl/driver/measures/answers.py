@@ -15,7 +15,7 @@ from typing import Any
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import CHECKPOINT, DELETED, Day, Document, Question, Request
 from sleep_rl.driver.measures.likelihood import likelihoods
-from sleep_rl.driver.measures.selection import reported, untold
+from sleep_rl.driver.measures.selection import reported, unanswerable
 from sleep_rl.journal.retention import ALL_DAYS, CORRECTED, KNOWN
 from sleep_rl.session.context import RunContext
 
@@ -123,7 +123,7 @@ def old_answers(run: RunContext, day: Day, weights: str) -> dict[str, Any]:
     """
     groups = {
         CORRECTED: [q for q in reported(run, day.questions) if q.old_answer],
-        DELETED: [q for q in untold(run, [day]) if q.old_answer],
+        DELETED: [q for q in unanswerable(run, [day]) if q.old_answer],
     }
     shares = {}
     counts = {}

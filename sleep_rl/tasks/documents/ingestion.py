@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.contracts.records import DELETED, UNTOLD
+from sleep_rl.contracts.records import DELETED, UNANSWERABLE
 from sleep_rl.files import content, nfc, write_atomically
 from sleep_rl.tasks.documents.sources import (
     DocumentQuestion,
@@ -229,7 +229,7 @@ def _follow(
     before = {words(q.question): q for day in days for q in day.questions}
 
     def follow(q: DocumentQuestion) -> DocumentQuestion:
-        if not q.document or names(q.document) is None or q.kind in UNTOLD:
+        if not q.document or names(q.document) is None or q.kind in UNANSWERABLE:
             return q
         if not exists(q.document):
             return DocumentQuestion(q.question, "", "", DELETED, (), q.old_answer or q.answer)

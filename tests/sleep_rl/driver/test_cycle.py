@@ -12,7 +12,7 @@ from sleep_rl.contracts.records import (
     TEACHER,
 )
 from sleep_rl.driver.cycle import live
-from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.driver.retention_check import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console

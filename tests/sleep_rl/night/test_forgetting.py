@@ -191,7 +191,7 @@ def test_a_night_that_was_rolled_back_is_made_up_for(days, tmp_path):
     old = before.index.state()
     gone = {x for name in (CHANGED, DELETED) for x in prompts_about(before.index, f"day1/{name}")}
     _, run = live_days(tmp_path, days)
-    run.index.forget(2)  # as retention_gate.roll_back does
+    run.index.forget(2)  # as retention_check.roll_back does
     assert sorted(run.index.state()["documents"]) == sorted(old["documents"])
     assert set(outdated_prompts(run, 2)) == gone and set(outdated_prompts(run, 1)) == set()
 

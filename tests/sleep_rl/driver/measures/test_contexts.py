@@ -114,7 +114,7 @@ def test_the_gates_half_is_asked_in_no_context(tmp_path):
     counts = {r["n"].get("day1", 0) for r in newest(records).values()}
     [reported] = counts
     last = [r for r in records if r["kind"] == "evaluate" and r["row"]][-1]
-    assert last["n"]["day1"] == reported < 4 and last["gate"]["day1"] == 0.0
+    assert last["n"]["day1"] == reported < 4 and last["held_out_row"]["day1"] == 0.0
     del run
 
 

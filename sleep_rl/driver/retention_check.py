@@ -1,4 +1,4 @@
-"""The retention gate: roll back a night that lowers an earlier accuracy too much."""
+"""The retention check: roll back a night that lowers an earlier accuracy too much."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def enabled(config: Config) -> bool:
     return config.evaluate.max_drop is not None
 
 
-@stage("gate/{night}", switch="evaluate.max_drop", when=enabled)
+@stage("retention_check/{night}", switch="evaluate.max_drop", when=enabled)
 def save_states(run: RunContext, night: int, policy: bool) -> None:
     """Save the memory states before a night. `policy`: the dreaming policy has a state, too."""
     run.crew.learn.save_state(BEFORE)
