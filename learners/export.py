@@ -52,7 +52,7 @@ class StateExporter:
             }
         return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
 
-    def forget_digests(self) -> None:
+    def clear_digests(self) -> None:
         """Clear the cached digests of the stored memory, which changed."""
         self._stored_digests.clear()
 

@@ -52,12 +52,12 @@ class Question:
     document: str = ""  # id of the document that answers it, if any
     kind: str = ""  # one of KINDS; empty: none is given
     choices: tuple[str, ...] = ()  # wrong answers of the same kind
-    old_answer: str = ""  # of a document that was corrected or deleted
+    old_answer: str = ""  # of a document that was changed or deleted
 
 
 @dataclass(frozen=True)
 class Superseded:
-    """A document of an earlier day that a day replaces or deletes."""
+    """A document of an earlier day that a day changes or deletes."""
 
     name: str
     old: tuple[str, ...]  # ids of its pieces
@@ -71,7 +71,7 @@ class Day:
     name: str
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
-    superseded: tuple[Superseded, ...] = ()  # documents of earlier days that no longer hold
+    superseded: tuple[Superseded, ...] = ()  # documents of earlier days
 
 
 @dataclass(frozen=True)

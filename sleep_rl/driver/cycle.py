@@ -96,7 +96,7 @@ def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) ->
     for consolidation in scheduled:
         steps = consolidate(run, consolidation, day)
     if run.config.sleep.reset:
-        run.crew.forget()  # the context window and every cache of it
+        run.crew.drop_caches()  # the context window and every cache of it
     return steps
 
 

@@ -135,7 +135,7 @@ def _log_open_book(run: RunContext, day: Day, night: int, results: list[Result])
 
 
 def log_old_answers(run: RunContext, when: str, day: Day, night: int, weights: str) -> None:
-    """Journal which answers of corrected and deleted documents are given, in natural language.
+    """Journal which answers of changed and deleted documents are given, in natural language.
 
     `when`: "before" or "after" the day's night.
     """

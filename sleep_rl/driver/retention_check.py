@@ -75,7 +75,7 @@ def roll_back(run: RunContext, night: int, drop: Drop, policy: bool) -> dict[str
     if policy:
         run.crew.learn.save_state(DREAMER, POLICY_BEFORE)
     run.crew.push(TEACHER, TEACHER)
-    run.index.forget(night)
+    run.index.roll_back(night)
     run.journal.log(
         "rolled_back",
         night=night,

@@ -20,7 +20,9 @@ class Answers(Entry):
     choice: Scores | None = metric(
         "gold answer likelier than each wrong one, by character", "share"
     )
-    old_answers: Scores | None = metric("answers of corrected, and of deleted documents", "share")
+    old_answers: Scores | None = metric(
+        "old answers given: corrected, and of deleted documents", "share"
+    )
     n: dict[str, float] | None = metric("questions per column and kind", "count")
     prompt_tokens: Number = metric("tokens read per answer, with the context", "tokens")
     answer_seconds: Number = metric("wall-clock time per answer, all asked together", "s")
@@ -67,8 +69,10 @@ class OldAnswers(Entry):
     day: Text = metric("name of the day")
     night: int | None = metric("number of its night, from 1")
     when: str = needed("before or after the night")
-    shares: Scores = needed("old answers given, of corrected and of deleted documents", "share")
-    n: dict[str, float] | None = metric("questions, of corrected and of deleted documents", "count")
+    shares: Scores = needed("old answers given: corrected, and of deleted documents", "share")
+    n: dict[str, float] | None = metric(
+        "questions whose answer was corrected, or document deleted", "count"
+    )
 
 
 @kind("completion")

@@ -31,7 +31,7 @@ DIGITS = {"nll": ".1f", "drift": ".3f"}
 """Column -> format of its value; others have two digits."""
 MEANING = (
     "All days so far. Never told, deleted: share of answers that equal the untouched base's. Old "
-    "and deleted answer: share that still gives what a corrected or deleted document said. NLL: of "
+    "and deleted answer: share that still gives what a changed or deleted document said. NLL: of "
     "the gold answer, in nats; recovered: share of what the document in context gains. Choice: "
     "gold answer likelier than the wrong ones. Break-even: answers after which reading this "
     "context took longer than the nights."

@@ -27,7 +27,7 @@ class Counts:
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
-    # document that no longer holds -> [prompts about it, those with a new answer]
+    # superseded document -> [prompts about it, those with a new answer]
     changed: dict[str, list[int]] = field(default_factory=dict)
     deleted: dict[str, list[int]] = field(default_factory=dict)
 

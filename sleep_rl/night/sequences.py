@@ -22,7 +22,7 @@ class Origin(StrEnum):
     REHEARSED = "rehearsed"  # the teacher's answer to a prompt of a past night
     SYNTHETIC = "synthetic"  # about a document that the teacher generated unconditionally
     PEER = "peer"  # unconditionally by a model of model.teachers
-    FORGOTTEN = "forgotten"  # the untouched base's answer to a prompt about a deleted document
+    DELETED = "deleted"  # the untouched base's answer to a prompt about a deleted document
     DREAM = "dream"  # a text of an accepted dream; its target is the text itself
 
 

@@ -105,8 +105,10 @@ class Crew:
         version = self.version
         return lambda: self.versions.update({name: version})
 
-    def forget(self):
-        self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
+    def drop_caches(self):
+        self.protocol += (
+            [("drop_caches",)] if self.protocol and self.protocol[-1] != ("drop_caches",) else []
+        )
 
     def sample(self, requests_N, name, sampling):
         self.check_requests(requests_N, name, sampling)

@@ -30,7 +30,7 @@ class Result:
     kind: str
     prompt_tokens: int  # with what stands in context
     grade: float | None
-    old: float | None = None  # grade against the answer of a corrected or deleted document
+    old: float | None = None  # grade against the answer of a changed or deleted document
     nll: float | None = None  # of the gold answer, nats
     choice: float | None = None  # whether the gold answer is likelier than every wrong one
 

@@ -109,7 +109,7 @@ def _ask(
     likelihood: bool = False,
 ) -> tuple[list[Result], float]:
     """Ask with empty caches, so that the times of two contexts can be compared."""
-    run.crew.forget()
+    run.crew.drop_caches()
     return ask(run, columns, weights, context_of, likelihood)
 
 

@@ -36,8 +36,8 @@ def test_order_of_calls_with_two_levels(lived):
     protocol, _, _ = lived
     for at, entry in enumerate(protocol):
         # yesterday's documents are gone
-        assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("forget",)
-    assert [entry for entry in protocol if entry != ("forget",)] == [
+        assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("drop_caches",)
+    assert [entry for entry in protocol if entry != ("drop_caches",)] == [
         ("wake", 1),
         ("open", 1, (1,)),
         ("close", 1),
@@ -213,7 +213,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
     protocol, _, records = live_life(
         config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
     )
-    assert [entry for entry in protocol if entry != ("forget",)][:6] == [
+    assert [entry for entry in protocol if entry != ("drop_caches",)][:6] == [
         ("start teachers",),
         ("open", 1, ()),
         ("close", 1),

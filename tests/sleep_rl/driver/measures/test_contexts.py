@@ -74,7 +74,7 @@ def test_every_context_has_its_row_for_every_day(tmp_path):
     assert closed["n"]["day1"] == gold["n"]["day2"] == 4
     opened = [r["open_book"] for r in records if r["kind"] == "evaluate" and r["open_book"]]
     assert opened == [{"day1": 1.0}, {"day2": 1.0}]
-    assert run.crew.forgot >= 2 * 2 + 2 * 3  # each context was read with empty caches
+    assert run.crew.caches_dropped >= 2 * 2 + 2 * 3  # each context was read with empty caches
 
 
 def test_the_untouched_base_answers_and_is_asked_about_a_day_once(tmp_path):

@@ -15,7 +15,7 @@ NOT_MEASURED = "-"
 
 
 @dataclass
-class Unlearned:
+class UnlearnedNight:
     """Documents that one night unlearned.
 
     `documents`: changed or deleted -> name -> [prompts of past nights about the document, those
@@ -29,10 +29,10 @@ class Unlearned:
 
 
 @dataclass
-class Forgotten:
+class Unlearned:
     """Documents that all nights unlearned, by number of the night."""
 
-    nights: dict[int, Unlearned] = field(default_factory=dict)
+    nights: dict[int, UnlearnedNight] = field(default_factory=dict)
 
     def take(self, entry: Entry) -> None:
         """Add an entry of any kind; most change nothing."""
@@ -53,8 +53,8 @@ class Forgotten:
         """Return one or two lines per night, in order: the documents, and the old answers."""
         return [line for number in sorted(self.nights) for line in self._lines(number)]
 
-    def _night(self, number: int) -> Unlearned:
-        return self.nights.setdefault(number, Unlearned())
+    def _night(self, number: int) -> UnlearnedNight:
+        return self.nights.setdefault(number, UnlearnedNight())
 
     def _lines(self, number: int) -> Iterator[str]:
         night = self.nights[number]
