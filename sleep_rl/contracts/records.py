@@ -172,7 +172,8 @@ class TrainingRow:
     advantage: float | None = None  # None: no reward, the loss is the divergence only
     # Log-probabilities under the sampler, nats, for the importance weight; empty: not sampled.
     behaviour_T: tuple[float, ...] = ()
-    replay: bool = False  # belongs to self-replay; for the metrics
+    # Self-replay or a reading row, which preserve what the model can do; for the metrics.
+    replay: bool = False
     # The teacher of the divergence: 0 the model itself before the night, k the k-th of
     # model.teachers, UNTOUCHED_BASE the state CHECKPOINT, HARD_TARGET the text itself.
     teacher: int = 0

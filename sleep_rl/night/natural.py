@@ -52,14 +52,14 @@ def in_natural_language(
         new = about_documents(sampler, items, seeds, counts)
         if unlearns(config, plan):
             new += answer_anew(sampler, to_unlearn, counts)
-        replay = self_replay(sampler, plan.unconditional, seeds, counts)
+        unconditional = self_replay(sampler, plan.unconditional, seeds, counts)
         for peer in range(1, plan.peers + 1):
             new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
         requests = rehearsal_requests(run.codec, prompts, plan.rng("rehearse"))
         rehearsed = rehearse_with_cuts(sampler, requests, counts)
-    replay += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]
+    unconditional += [sequence for sequence in new if sequence.origin == Origin.UNCONDITIONAL]
     new = [sequence for sequence in new if sequence.origin != Origin.UNCONDITIONAL]
-    return NightData(new, replay, rehearsed, []), counts.journal_fields()
+    return NightData(new, unconditional, rehearsed, []), counts.journal_fields()
 
 
 def self_replay(

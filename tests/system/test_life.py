@@ -271,7 +271,7 @@ def test_small_teacher_is_seeded_into_a_grown_model(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = read(tmp_path / "life" / "metrics.jsonl")
     [told, _] = of(records, "written")
-    assert told["night"] == 0 and told["new"] > 8 < told["replay"]
+    assert told["night"] == 0 and told["new"] > 8 < told["unconditional"]
     first = next(r for r in of(records, "seed") if r["night"] == 0)
     # the grown model computes what its teacher does
     assert first["divergence"] < 1e-4 and first["logprob_gap"] < 1e-4

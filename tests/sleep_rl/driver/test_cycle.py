@@ -223,7 +223,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
     ]
     first = next(r for r in records if r["kind"] == "written")
     # 6 by each of the two, and 6 by the smaller self
-    assert (first["night"], first["new"], first["replay"]) == (0, 12, 6)
+    assert (first["night"], first["new"], first["unconditional"]) == (0, 12, 6)
     assert set(made[0].taught[: 6 * 8]) == {0, 1, 2} and set(made[0].taught[6 * 8 :]) == {0}
     assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == [
         "base",
