@@ -82,7 +82,7 @@ class CriticWorker:
         """Return state name -> version that copies can be made of (roles.Critic)."""
         return self.states.versions()
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
         """Reset the engine's prefix cache (roles.Critic)."""
         self.engine.reset_prefix_cache()
 

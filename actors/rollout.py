@@ -91,7 +91,7 @@ class RolloutWorker:
         """
         return self.states.versions()
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
         """Reset the prefix cache (roles.Rollout)."""
         self.engine.reset_prefix_cache()
 

@@ -82,11 +82,11 @@ class SmolNight:
         rng = random.Random(0)
         new = self._about_documents(shares.teacher_new * steps)
         rng.shuffle(new)
-        replayed = self._replayed(shares.teacher_replay * steps)
+        self_replay = self._self_replay(shares.teacher_replay * steps)
         batches = []
         for step in range(steps):
             rows = new[step * shares.teacher_new : (step + 1) * shares.teacher_new]
-            rows += replayed[step * shares.teacher_replay : (step + 1) * shares.teacher_replay]
+            rows += self_replay[step * shares.teacher_replay : (step + 1) * shares.teacher_replay]
             rows = [without_prompt_loss(row) for row in rows]
             batches.append([replace(row, shared=0) for row in rows] if self.uncached else rows)
         return batches
@@ -123,22 +123,22 @@ class SmolNight:
                 for unit in units("phrase", document)
             ]
             sequences += [
-                self._sequence(Origin.DOCUMENT, *said, document)
-                for said in list(dict.fromkeys(asked))[:PER_DOCUMENT]
+                self._sequence(Origin.DOCUMENT, *pair, document)
+                for pair in list(dict.fromkeys(asked))[:PER_DOCUMENT]
             ]
         return teacher_rows(_enough(sequences, count))
 
-    def _replayed(self, count: int) -> list[TrainingRow]:
+    def _self_replay(self, count: int) -> list[TrainingRow]:
         bodies = [f"{one.text} {other.text}" for one, other in pairwise(self._documents)]
         asked = [(question.prompt, body) for body in bodies for question in self.task.known()]
-        said = _enough(asked, count)
-        return teacher_rows([self._sequence(Origin.UNCONDITIONAL, *each, None) for each in said])
+        pairs = _enough(asked, count)
+        return teacher_rows([self._sequence(Origin.UNCONDITIONAL, *pair, None) for pair in pairs])
 
     def _sequence(
         self, origin: Origin, question: str, answer: str, document: Document | None
     ) -> TeacherSequence:
-        said = (question, self.codec.form.answer(answer))
-        return question_sequence(self.codec, origin, said, document, logprob=0.0)
+        answer_T = self.codec.form.answer(answer)
+        return question_sequence(self.codec, origin, question, answer_T, document, logprob=0.0)
 
 
 def _enough(found: list, count: int) -> list:

@@ -72,8 +72,8 @@ class WorkerCrew:
         restarts: Restarts,
         requested_rollouts: Callable[[], int | None] = lambda: None,
     ):
-        """`requested_rollouts()`: the number of rollout workers that `sleep-rl scale` requested
-        last, or None.
+        """Create the crew of started workers. `requested_rollouts()`: the number of rollout workers
+        that `sleep-rl scale` requested last, or None.
         """
         config = spec.config
         call_s = config.cluster.call_timeout_s
@@ -241,12 +241,12 @@ class WorkerCrew:
                 metrics[key] = statistics.fmean(numbers)
         return rewards, metrics
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
         """Drop the prefix caches of the rollout workers and critics."""
         try:
-            self.rollouts.call_all(Rollout.forget)
+            self.rollouts.call_all(Rollout.drop_caches)
             if self._critics.workers:
-                self._critics.call_all(Critic.forget)
+                self._critics.call_all(Critic.drop_caches)
         except (WorkerDied, WorkerTimeout):
             # a new worker has an empty cache; a failed critic is restarted by its next call
             self.rollouts.restart_failed()

@@ -1,5 +1,5 @@
 """`sleep-rl run` with task documents: each call adds one day to the same life. `sleep-rl forget`
-adds one on which a document is forgotten.
+adds one that unlearns a document.
 """
 
 from __future__ import annotations
@@ -73,8 +73,8 @@ def next_day(config: Config, backend: MakeBackend = make_backend) -> int:
 
 
 def forget(run: str, document: str, backend: MakeBackend = make_backend) -> int:
-    """`sleep-rl forget`: run a day of the life in the folder `run` on which `document` is
-    forgotten. Return the exit code.
+    """Run a day of the life in the folder `run` that unlearns `document` (`sleep-rl forget`).
+    Return the exit code.
 
     Raises InputError if there is no such run or document, and for a task without documents or with
     a small model of its own, whose prompts are not known by document.

@@ -28,7 +28,7 @@ from sleep_rl.tasks.registry import make_task
 
 
 def run(config: Config, backend: MakeBackend = make_backend) -> int:
-    """`sleep-rl run`: run all nights and write a report, also when the run fails. Return the exit
+    """Run all nights and write a report, also when the run fails (`sleep-rl run`). Return the exit
     code.
     """
     if config.task.name == "documents":
@@ -44,7 +44,7 @@ def run(config: Config, backend: MakeBackend = make_backend) -> int:
 
 
 def resume(run: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
-    """`sleep-rl resume`: resume the run in the folder `run` from its newest complete checkpoint.
+    """Resume the run in the folder `run` from its newest complete checkpoint (`sleep-rl resume`).
 
     `accept`: keys that may have changed, see run_dir.read. Return the exit code.
     """
@@ -66,8 +66,8 @@ def resume(run: str, overrides: Sequence[str], accept: Sequence[str]) -> int:
 
 
 def evaluate(checkpoint: str, config: Config) -> int:
-    """`sleep-rl eval`: evaluate a checkpoint (or a memory folder) on the known and on every day,
-    without documents. Return the exit code.
+    """Evaluate a checkpoint (or a memory folder) on the known and on every day, without documents
+    (`sleep-rl eval`). Return the exit code.
     """
     # before the folder is created, so that a mistyped name leaves none behind
     checkpoints.check_exists(checkpoint)
@@ -87,7 +87,7 @@ def evaluate(checkpoint: str, config: Config) -> int:
 
 
 def pretrain(config: Config) -> int:
-    """`sleep-rl pretrain`: make the base model in run.cache, unless it is there: dequantise a
+    """Make the base model in run.cache, unless it is there (`sleep-rl pretrain`): dequantise a
     packaged model.base, else train the task's small base model. Print its path; return the exit
     code.
     """

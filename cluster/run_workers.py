@@ -48,7 +48,7 @@ def make_backend(config: Config, folder: Path) -> Backend:
 
 @dataclass(frozen=True)
 class RunSetup:
-    """What a command runs: a config, its task, and the folder of all output."""
+    """Input of a command: a config, its task, and the folder of all output."""
 
     config: Config
     task: Task

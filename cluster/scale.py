@@ -68,8 +68,8 @@ class Scaler:
         spawn: Callable[[int], Handle],
         check: Callable[[int], None],
     ) -> None:
-        """`spawn(i)` starts the worker rollout-<i>; `check(n)` raises InputError when the nodes
-        cannot run n workers.
+        """Create a scaler of `pool`. `spawn(i)` starts the worker rollout-<i>; `check(n)` raises
+        InputError when the nodes cannot run n workers.
         """
         self._backend = backend
         self._pool = pool

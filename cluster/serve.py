@@ -29,7 +29,7 @@ QUIET_ENVIRONMENT = {
 
 
 def serve(checkpoint: str, host: str, port: int, options: Sequence[str], follow: bool) -> NoReturn:
-    """`sleep-rl serve`: serve a checkpoint until a signal arrives, and end the process.
+    """Serve a checkpoint until a signal arrives, and end the process (`sleep-rl serve`).
 
     `options`: of vLLM, name=value; `follow`: `checkpoint` is a run, whose new nights are swapped
     in. Raises InputError for what cannot be served, RunError when the engine fails.

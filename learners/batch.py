@@ -41,7 +41,7 @@ class Batch:
     behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is unknown
     has_reward_P: Tensor  # weight_P where the row has an advantage, else 0
     has_behaviour_P: Tensor  # weight_P where the sampler's log-probability is known, else 0
-    self_replay_P: Tensor  # 1 on self-replay rows
+    self_replay_P: Tensor  # 1 on rows of self-replay and reading rows
     answer_P: Tensor  # 1 on y, 0 on x
 
 

@@ -26,7 +26,7 @@ class DocumentStates:
     """Computes the teacher's hidden states of sequences after their documents."""
 
     def __init__(self, limit: int, pad: int, device: str):
-        """`limit`: host memory of the cached keys and values, in bytes."""
+        """Create an empty cache. `limit`: host memory of keys and values, in bytes."""
         self.cache = HiddenStateCache(limit)
         self.pad = pad
         self.device = device

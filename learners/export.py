@@ -21,7 +21,9 @@ class StateExporter:
     def __init__(
         self, module: Seeding, engine: Engine, probe_T: tuple[int, ...], *, device: str, rank: int
     ):
-        """`probe_T`: the probe prompt of each export; shorter than 2 tokens: no probe."""
+        """Create an exporter that has sent nothing. `probe_T`: the probe prompt of each export;
+        shorter than 2 tokens: no probe.
+        """
         self.module = module
         self.model = module.model
         self.levels = memory_levels(module.model)
@@ -50,7 +52,7 @@ class StateExporter:
             }
         return Weights(name, version, manifest, delta, self.probe_T, self._probe(view))
 
-    def forget_digests(self) -> None:
+    def clear_digests(self) -> None:
         """Clear the cached digests of the stored memory, which changed."""
         self._stored_digests.clear()
 

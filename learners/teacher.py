@@ -23,8 +23,8 @@ from sleep_rl.contracts.records import (
 from sleep_rl.model.memory import memory_levels
 from sleep_rl.model.packing import PaddedRows
 
-OWN = (UNTOUCHED_BASE, 0)
-"""Teachers that are states of the learner's own model."""
+OF_THIS_MODEL = (UNTOUCHED_BASE, 0)
+"""Teachers that are states of the model that the learner trains."""
 
 
 class Teacher:
@@ -33,7 +33,9 @@ class Teacher:
     """
 
     def __init__(self, module: Seeding, cache: HiddenStateCache, *, budget: int, device: str):
-        """`budget`: padded tokens of a pass. The memory must be that of the checkpoint."""
+        """Keep the memory, which must be that of the checkpoint, as state CHECKPOINT. `budget`:
+        padded tokens of a pass.
+        """
         self.module = module
         for level in memory_levels(module.model).values():
             level.remember_checkpoint()
@@ -52,7 +54,7 @@ class Teacher:
         """Return the last hidden states [T, D] that predict each row's completion; None for a row
         with a hard target.
 
-        min_passes: smallest number of passes of the own model; padding passes are added.
+        min_passes: smallest number of passes of the trained model; padding passes are added.
         """
         inputs = [teacher_input(row) for row in rows_N]
         # the teacher's own sequences are drawn many times, a sample of the student only once
@@ -66,22 +68,22 @@ class Teacher:
         return [cached[r].to(self.device) if r else None for r in inputs]
 
     def pass_count(self, rows_N: list[TrainingRow]) -> int:
-        """Return the number of passes of the own model for these rows with an empty cache."""
+        """Return the number of passes of the trained model for these rows with an empty cache."""
         inputs = {teacher_input(row) for row in rows_N} - {None}
-        return sum(len(self._passes([r for r in inputs if r.teacher == own])) for own in OWN)
+        return sum(len(self._passes([r for r in inputs if r.teacher == k])) for k in OF_THIS_MODEL)
 
     def _compute(self, inputs: list[TeacherInput], min_passes: int) -> dict[TeacherInput, Tensor]:
         """Return the hidden states [T, D] of inputs, computed in passes of similar lengths."""
         out = {}
-        missing = min_passes  # passes of the own model that are still to be made
+        missing = min_passes  # passes of the trained model that are still to be made
         for teacher in sorted({key.teacher for key in inputs} | {0}):
-            own_inputs = [key for key in inputs if key.teacher == teacher]
-            out |= self._after_documents(teacher, own_inputs)
-            own_inputs = [key for key in own_inputs if key not in out]
-            passes = self._passes(own_inputs, max(missing, 0) if teacher == 0 else 0)
+            of_teacher = [key for key in inputs if key.teacher == teacher]
+            out |= self._after_documents(teacher, of_teacher)
+            of_teacher = [key for key in of_teacher if key not in out]
+            passes = self._passes(of_teacher, max(missing, 0) if teacher == 0 else 0)
             for part in passes:
                 out |= self._one_pass(teacher, part)
-            if teacher in OWN:
+            if teacher in OF_THIS_MODEL:
                 missing -= len(passes)
             if teacher == 0:
                 filler = TeacherInput(0, (self.module.pad,), (self.module.pad,))

@@ -177,11 +177,11 @@ class LearnerWorker:
         self.slot = None
         self.due = ()
         self.slots_to_reset = {}
-        self.exporter.forget_digests()
+        self.exporter.clear_digests()
         self.state = LearnerState.IDLE
 
     def _activate_at_half(self, step: int, steps: int) -> None:
-        """At half of the steps make the new expert ACTIVE, so that it competes for the top-k as it
+        """Make the new expert ACTIVE at half of the steps, so that it competes for the top-k as it
         will after the night. Without effect if top_k is at least the number of unlocked experts.
         """
         if step != steps // 2:
@@ -256,7 +256,7 @@ class LearnerWorker:
     def load_state(self, tag: str) -> None:
         """Replace the memory by the state saved under `tag`."""
         self.states.load(tag)
-        self.exporter.forget_digests()
+        self.exporter.clear_digests()
 
     # ---- Checkpointing: rank 0 writes, every rank reads
 
@@ -300,7 +300,7 @@ class LearnerWorker:
         """Restore what `save_checkpoint` wrote."""
         self._clear_caches()
         self.states.read_checkpoint(path)
-        self.exporter.forget_digests()
+        self.exporter.clear_digests()
 
     def _clear_caches(self) -> None:
         # a resumed learner has empty caches too: hidden states depend, in the last bit, on the

@@ -64,6 +64,8 @@ REGISTRIES = re.compile(
     r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|conda\.anaconda|"
     r"https?://[^\s\"']*/(simple|pypi|artifactory|nexus)\b"
 )
+QUESTION_WORDS = {"How", "What", "Where", "Which"}  # "Whether" is the docstring of a truth value
+NO_VERBS = QUESTION_WORDS | {"A", "An", "As", "At", "By", "For", "If", "In", "The", "Whether"}
 UNTRACKED = {".git", ".venv", "__pycache__", ".pytest_cache"}
 WRITTEN = {"runs", "cache", "wandb", "build"}  # in the root only: sleep_rl/runs is code
 
@@ -273,6 +275,25 @@ def test_no_attribute_of_another_object_is_set():
             if owner not in ("self", "cls"):
                 found.setdefault(file.as_posix(), set()).add(owner)
     assert found == SET_FROM_OUTSIDE
+
+
+def is_property(function: ast.FunctionDef) -> bool:
+    return any("property" in ast.unparse(decorator) for decorator in function.decorator_list)
+
+
+@pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
+def test_docstrings_begin_with_what_is_done_or_named(file):
+    """The docstring of a function begins with a verb, others do not begin with a question word."""
+    wrong = []
+    for node in nodes(file):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            continue
+        first = ((ast.get_docstring(node) or "Return").split())[0]
+        named = not isinstance(node, ast.FunctionDef) or is_property(node)
+        no_verb = not named and not re.fullmatch(r"[A-Z][a-z-]+,?", first)
+        if no_verb or first in (QUESTION_WORDS if named else NO_VERBS):
+            wrong.append((getattr(node, "name", "module"), first))
+    assert wrong == []
 
 
 def test_no_package_registry_is_named():

@@ -1,4 +1,4 @@
-"""What `sleep-rl serve` adds to vLLM's HTTP interface: a route to read and set the night, and a
+"""Additions of `sleep-rl serve` to vLLM's HTTP interface: a route to read and set the night, and a
 response header.
 
 `GET /v1/night` returns {"night": n, "nights": [...]}: the served night and the available ones.
@@ -29,7 +29,7 @@ class SetNightRequest(BaseModel):
 
 
 class NightMiddleware:
-    """ASGI middleware: requests to the model share the swapper's gate, and their responses get the
+    """ASGI middleware: requests to the model share the swapper's lock, and their responses get the
     header.
     """
 
@@ -40,7 +40,7 @@ class NightMiddleware:
         if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] == ROUTE:
             return await self.app(scope, receive, send)
         swapper: NightSwapper = scope["app"].state.swapper
-        async with swapper.gate.shared():
+        async with swapper.request_lock.shared():
             label = swapper.label  # it cannot change before this response has ended
 
             async def send_with_header(message: Message) -> None:

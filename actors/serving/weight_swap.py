@@ -35,7 +35,7 @@ class SwapTimeout(RunError):
     """A swap was abandoned because requests were still in flight. Nothing has changed."""
 
 
-class RequestGate:
+class RequestLock:
     """Readers-writer lock: requests share it, a weight swap holds it exclusively after the requests
     in flight have drained.
     """
@@ -49,7 +49,7 @@ class RequestGate:
 
     @asynccontextmanager
     async def shared(self) -> AsyncIterator[None]:
-        """Hold the gate for one request; wait first while a swap holds it."""
+        """Share the lock for one request; wait first while a swap holds it."""
         while not self._open.is_set():
             await self._open.wait()
         self.in_flight += 1
@@ -63,9 +63,9 @@ class RequestGate:
 
     @asynccontextmanager
     async def exclusive(self, timeout_s: float) -> AsyncIterator[None]:
-        """Block new requests, wait until those in flight have ended, and hold the gate alone.
+        """Block new requests, wait until those in flight have ended, and hold the lock alone.
 
-        Raises SwapTimeout, with the gate open again, after `timeout_s`.
+        Raises SwapTimeout, with new requests admitted again, after `timeout_s`.
         """
         self._open.clear()
         try:
@@ -85,7 +85,7 @@ class NightSwapper:
 
     `stop_server()` is called when the memory in the model is neither the old nor the new one;
     `failure` then says why, and no request is answered. `drain_s`: timeout of
-    RequestGate.exclusive. `read_memory` must be called first.
+    RequestLock.exclusive. `read_memory` must be called first.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class NightSwapper:
         stop_server: Callable[[], None],
         drain_s: float = DRAIN_S,
     ):
-        self.gate = RequestGate()
+        self.request_lock = RequestLock()
         self.night = served.night
         self.failure = ""
         self._client = client
@@ -134,7 +134,7 @@ class NightSwapper:
             changed = await asyncio.to_thread(self._read_changed, number)
             if not changed and number == self.night:
                 return False
-            async with self.gate.exclusive(self._drain_s):
+            async with self.request_lock.exclusive(self._drain_s):
                 try:
                     # aborts requests whose client has disconnected, and drops the prefix cache
                     await self._client.pause_generation(mode="abort", clear_cache=True)

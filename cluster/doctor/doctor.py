@@ -55,7 +55,8 @@ def doctor(
     todo = 0
     for finding in _findings(path, overrides, quick):
         say(str(finding))
-        todo += not finding.ok
+        if not finding.ok:
+            todo += 1
     say(f"{todo} to do" if todo else "all is ok")
     return int(todo > 0)
 

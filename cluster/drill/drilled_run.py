@@ -56,8 +56,8 @@ class DrilledRun:
         return process
 
     def _read(self, process: subprocess.Popen) -> None:
-        """Thread: copy the run's output from a pipe into a file. The run itself may be unable to
-        write files (faults.no_more_disk).
+        """Copy the run's output from a pipe into a file, in a thread of its own. The run itself may
+        be unable to write files (faults.no_more_disk).
         """
         with open(self.output, "ab") as file:
             while part := process.stdout.read1():

@@ -150,7 +150,7 @@ class _Client(JobSubmissionClient):
     job_sent = False
 
     def __init__(self, address: str, token: str):
-        """`token`: empty to send none."""
+        """Connect to the job server at `address`. `token`: empty to send none."""
         self._token = token
         super().__init__(address, headers={"Authorization": f"Bearer {token}"} if token else {})
 

@@ -39,8 +39,9 @@ class Pool:
         timeout_s: float,
         on_restart: Callable[[str, str], None] = lambda worker, reason: None,
     ) -> None:
-        """`timeout_s`: of each call; `on_restart(worker, reason)`: called before each restart, may
-        raise to forbid it (see Restarts.count).
+        """Create a pool of workers that were started. `timeout_s`: of each call;
+        `on_restart(worker, reason)`: called before each restart, may raise to forbid it (see
+        Restarts.count).
         """
         self.role = role
         self.timeout_s = timeout_s
@@ -64,8 +65,8 @@ class Pool:
     def map_with_retry(
         self, method: Callable[..., list[R]], items: Sequence[T], /, *args: Any, **kwargs: Any
     ) -> list[R | Failure]:
-        """As `map`; items that a failed worker did not complete are retried once, over all workers,
-        after `restart_failed`.
+        """Return what `map` does; items that a failed worker did not complete are retried once,
+        over all workers, after `restart_failed`.
         """
         results = self._map(method, items, args, kwargs, all_may_fail=True)
         unfinished = [i for i, result in enumerate(results) if isinstance(result, Unfinished)]

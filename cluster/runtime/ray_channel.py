@@ -32,8 +32,8 @@ class RayHost(Host):
         search_path: list[str],
         limits_s: tuple[float, float],
     ) -> None:
-        """`search_path`: the driver's sys.path, so that this process can import what the driver
-        can. `limits_s`: timeouts of the construction, and of a call.
+        """Create a host. `search_path`: the driver's sys.path, so that this process can import what
+        the driver can. `limits_s`: timeouts of the construction, and of a call.
         """
         super().__init__(name)
         self._limits_s = limits_s
@@ -134,7 +134,9 @@ class RayChannel(Channel):
         limits_s: tuple[float, float],
         scheduling: Any = "DEFAULT",
     ) -> None:
-        """`scheduling`: Ray's scheduling strategy, e.g. a bundle of a placement group."""
+        """Start the actor. `scheduling`: Ray's scheduling strategy, e.g. a bundle of a placement
+        group.
+        """
         import ray
 
         self._name = request.name

@@ -35,7 +35,7 @@ def inventory(requests: Sequence[ResourceRequest], nodes: Nodes) -> str:
         sum(node.get("CPU", 0.0) for node in nodes),
         sum(node.get("GPU", 0.0) for node in nodes),
     )
-    count = f"{len(nodes)} node{'s' * (len(nodes) != 1)}"
+    count = "1 node" if len(nodes) == 1 else f"{len(nodes)} nodes"
     return f"requested: {parts} = {requested}; available: {count} with {available}"
 
 

@@ -12,7 +12,7 @@ class Restarts:
     """Counts the workers that are restarted during a run."""
 
     def __init__(self, limit: int, journal: Journal) -> None:
-        """`limit`: the config's cluster.restarts."""
+        """Start to count. `limit`: the config's cluster.restarts."""
         self.limit = limit
         self.used = 0
         self._journal = journal

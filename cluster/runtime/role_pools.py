@@ -27,8 +27,9 @@ class RolloutPool(Pool):
         on_restart: Callable[[str, str], None] = lambda worker, reason: None,
         slice_s: float | None = None,
     ) -> None:
-        """`slice_s`: seconds after which a sampling worker handles its other pending calls, above
-        all `load` of newer weights; None: when all samples are done.
+        """Create a pool of rollout workers. `slice_s`: seconds after which a sampling worker
+        handles its other pending calls, above all `load` of newer weights; None: when all samples
+        are done.
         """
         super().__init__("rollouts", handles, timeout_s, on_restart)
         self._slice_s = slice_s

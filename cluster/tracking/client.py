@@ -34,8 +34,8 @@ class Client:
     """Sends the records of one journal to one W&B run."""
 
     def __init__(self, run: Any, folder: Path, name: str, artifacts: bool) -> None:
-        """`run`: wandb's; `folder`, `name`: of the sleep_rl run; `artifacts`: upload each night's
-        memory.
+        """Create a client without records. `run`: wandb's; `folder`, `name`: of the sleep_rl run;
+        `artifacts`: upload each night's memory.
         """
         self._run = run
         self._folder = folder

@@ -56,12 +56,12 @@ _NO_CURVE = {"t", "step", "steps", "round", "sender", "version", "number"}
 """Fields without a curve: time and counters, which the x axes replace."""
 _GROUPS = {
     "row": "{}",
-    "forms": "{}",
+    "deeper": "{}",
     "kinds": "{}",
     "open_book": "open book",
     "nll": "{} nll",
     "choice": "{} choice",
-    "gate": "{} gate",
+    "held_out_row": "{} held out",
     "as_base": "{} as base",
     "old_answers": "{} old answers",
     "probes": "{} probe",
@@ -138,7 +138,8 @@ class Curves:
             is_matrix,
             (entry.path or "") if isinstance(entry, Saved) else "",
         )
-        self.rows += bool(numbers or tables or is_matrix)
+        if numbers or tables or is_matrix:
+            self.rows += 1
         return update
 
     def _x(self, phase: str, entry: Entry) -> float:

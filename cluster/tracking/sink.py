@@ -133,7 +133,7 @@ class WandbSink:
         raise ConnectionError(self._reason)
 
     def _write(self) -> None:
-        """Thread: write the queued lines to the client."""
+        """Write the queued lines to the client, in a thread of its own."""
         with suppress(OSError, ValueError):  # the client has ended: the other thread finds out why
             while (line := self._lines.get()) is not None:
                 self._write_started = time.monotonic()
@@ -142,7 +142,7 @@ class WandbSink:
                 self._write_started = None
 
     def _read(self) -> None:
-        """Thread: read the client's responses until it ends."""
+        """Read the client's responses until it ends, in a thread of its own."""
         for line in self._process.stdout:
             response = json.loads(line)
             self._wandb_folder = response.get("ready", self._wandb_folder)

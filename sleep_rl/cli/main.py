@@ -100,7 +100,7 @@ def resume(run: str, overrides: list[str], accept: str) -> int:
 
 @command(
     "forget",
-    "Run a night of a run on documents in which one of them is forgotten.",
+    "Run a night of a run on documents in which one of them is unlearned.",
     f"{RUN} DOCUMENT is the name of its file in the folder of documents.",
 )
 @run_folder

@@ -14,12 +14,12 @@ RETRIEVAL = "retrieval"
 ALL = "all"
 MEMORY_RETRIEVAL = "memory+retrieval"
 CONTEXTS = (CLOSED, GOLD, RETRIEVAL, ALL, MEMORY_RETRIEVAL)
-"""What questions are also asked with, beside the sleeping model closed book."""
+"""Contexts of questions, beside the sleeping model closed book."""
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluation and the retention gate."""
+    """Evaluation and the retention check."""
 
     questions: int | None = key(
         None, "Questions per column of the retention matrix. null: all.", low=1

@@ -254,6 +254,8 @@ class Wandb:
 
 @dataclass(frozen=True)
 class Config:
+    """The whole configuration of a run, one section per field."""
+
     run: Run = field(default_factory=Run)
     task: TaskConfig = field(default_factory=TaskConfig)
     model: Model = field(default_factory=Model)

@@ -34,11 +34,11 @@ class Document:
 
 NEVER_TOLD = "never-told"
 DELETED = "deleted"
-UNTOLD = (NEVER_TOLD, DELETED)
+UNANSWERABLE = (NEVER_TOLD, DELETED)
 """Kinds of questions that no document answers, or none any more: the untouched base's answer is the
 right one.
 """
-KINDS = ("verbatim", "paraphrased", "reversed", "two-hop", *UNTOLD)
+KINDS = ("verbatim", "paraphrased", "reversed", "two-hop", *UNANSWERABLE)
 """Kinds of evaluation questions, by how their wording and answer relate to the document's."""
 
 
@@ -52,12 +52,12 @@ class Question:
     document: str = ""  # id of the document that answers it, if any
     kind: str = ""  # one of KINDS; empty: none is given
     choices: tuple[str, ...] = ()  # wrong answers of the same kind
-    old_answer: str = ""  # of a document that was corrected or deleted
+    old_answer: str = ""  # of a document that was changed or deleted
 
 
 @dataclass(frozen=True)
 class Superseded:
-    """A document of an earlier day that a day replaces or deletes."""
+    """A document of an earlier day that a day changes or deletes."""
 
     name: str
     old: tuple[str, ...]  # ids of its pieces
@@ -71,7 +71,7 @@ class Day:
     name: str
     documents: tuple[Document, ...]
     questions: tuple[Question, ...]
-    superseded: tuple[Superseded, ...] = ()  # documents of earlier days that no longer hold
+    superseded: tuple[Superseded, ...] = ()  # documents of earlier days
 
 
 @dataclass(frozen=True)
@@ -172,7 +172,8 @@ class TrainingRow:
     advantage: float | None = None  # None: no reward, the loss is the divergence only
     # Log-probabilities under the sampler, nats, for the importance weight; empty: not sampled.
     behaviour_T: tuple[float, ...] = ()
-    replay: bool = False  # belongs to self-replay; for the metrics
+    # Self-replay or a reading row, which preserve what the model can do; for the metrics.
+    replay: bool = False
     # The teacher of the divergence: 0 the model itself before the night, k the k-th of
     # model.teachers, UNTOUCHED_BASE the state CHECKPOINT, HARD_TARGET the text itself.
     teacher: int = 0

@@ -95,7 +95,7 @@ class Rollout(Protocol):
     def more(self, seconds: float) -> list[Sample | Failure] | None:
         """Sample for `seconds`; return the result of `sample` when all are done, else None."""
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
         """Drop the cached contexts of earlier requests (the keys and values of documents)."""
 
     def held(self) -> dict[str, int]:
@@ -288,7 +288,7 @@ class Crew(Protocol):
     def stop_teachers(self) -> None:
         """Stop the workers of model.teachers."""
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
         """Drop every cached context of the rollout workers (the reset of the context window)."""
 
     def close(self) -> None: ...
@@ -311,7 +311,7 @@ class Dreamer(Protocol):
         """Return tau in [0, 1] of the answers to the task's questions, in order, or a Failure."""
 
     def deeper(self, day: Day) -> dict[str, tuple[Question, ...]]:
-        """Return form -> questions about the day that its documents do not answer literally."""
+        """Return kind -> questions about the day that its documents do not answer literally."""
 
 
 @runtime_checkable
@@ -334,7 +334,7 @@ class Critic(Protocol):
     def held(self) -> dict[str, int]:
         """Return state name -> newest version, as Rollout.held."""
 
-    def forget(self) -> None:
-        """Drop cached contexts, as Rollout.forget."""
+    def drop_caches(self) -> None:
+        """Drop cached contexts, as Rollout.drop_caches."""
 
     def close(self) -> None: ...

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
-from sleep_rl.driver import retention_gate
+from sleep_rl.driver import retention_check
 from sleep_rl.driver.baselines import registry as baselines
 from sleep_rl.driver.evaluation import ask_before_night, evaluate
 from sleep_rl.driver.measures.drift import sample_texts
@@ -31,17 +31,17 @@ def live(run: RunContext) -> None:
     for night, day in enumerate(run.task.days(), start=1):
         wake(run, day, night)
         answered.append(ask_before_night(run, day, night))
-        retention_gate.save_states(run, night, policy)
+        retention_check.save_states(run, night, policy)
         steps = sleep(run, day, nights[night])
         policy_after = dream(run, night, row, policy)
         row_after = evaluate(run, after=f"night {night}", lived=night, answered=answered)
-        drop = retention_gate.excessive_drop(run.config, best, row_after)
+        drop = retention_check.excessive_drop(run.config, best, row_after)
         if drop:
-            row = retention_gate.roll_back(run, night, drop, policy, answered)
+            row = retention_check.roll_back(run, night, drop, policy, answered)
         else:
             row = row_after
             policy = policy_after
-        best = retention_gate.best_so_far(best, row)
+        best = retention_check.best_so_far(best, row)
         save(run, night)
         baselines.after_night(run, day, night, steps)
     baselines.after_life(run)
@@ -98,7 +98,7 @@ def sleep(run: RunContext, day: Day, scheduled: list[ScheduledConsolidation]) ->
     for consolidation in scheduled:
         steps = consolidate(run, consolidation, day)
     if run.config.sleep.reset:
-        run.crew.forget()  # the context window and every cache of it
+        run.crew.drop_caches()  # the context window and every cache of it
     return steps
 
 

@@ -23,7 +23,12 @@ from sleep_rl.driver.measures.answers import (
 from sleep_rl.driver.measures.contexts import ask_base, log_contexts
 from sleep_rl.driver.measures.drift import drift
 from sleep_rl.driver.measures.probes import probe
-from sleep_rl.driver.measures.selection import forms, gate_questions, reported, untold
+from sleep_rl.driver.measures.selection import (
+    deeper_questions,
+    held_out_questions,
+    reported,
+    unanswerable,
+)
 from sleep_rl.journal.retention import BASE, KNOWN
 from sleep_rl.session.context import RunContext
 from sleep_rl.session.resumable import stage
@@ -48,7 +53,7 @@ def evaluate(
     `after`: label of the evaluation, e.g. "night 1"; `weights`: name of the state that answers;
     `answered`: what `ask_before_night` returned for each of these days, of the sleeping model.
     Journals the row of the retention matrix, and in natural language likelihoods. Returns column ->
-    accuracy for the decisions of the run: of the gate's half of the questions with
+    accuracy for the decisions of the run: of the held-out half of the questions with
     evaluate.max_drop, else the row.
     """
     days = run.task.days()[:lived]
@@ -58,9 +63,9 @@ def evaluate(
         log_old_answers(run, "after", days[-1], lived, weights)
     asked = {KNOWN: run.task.known(), **{day.name: day.questions for day in days}}
     columns = {column: reported(run, questions) for column, questions in asked.items()}
-    newest = forms(run, days[-1]) if days else {}
-    deeper = {form: reported(run, questions) for form, questions in newest.items()}
-    held_out = {column: gate_questions(run, questions) for column, questions in asked.items()}
+    newest = deeper_questions(run, days[-1]) if days else {}
+    deeper = {kind: reported(run, questions) for kind, questions in newest.items()}
+    held_out = {column: held_out_questions(run, questions) for column, questions in asked.items()}
     parts = (columns, deeper, held_out)
     total = sum(len(questions) for part in parts for questions in part.values())
     with (
@@ -70,24 +75,24 @@ def evaluate(
         results, seconds = ask(run, columns | deeper, weights, likelihood=natural)
         scores = means_of(results)
         record.update(summarise(results, columns), open_book=None)
-        record["forms"] = {form: scores[form] for form in deeper if form in scores}
+        record["deeper"] = {kind: scores[kind] for kind in deeper if kind in scores}
         if natural:
             record.update(cost(results, seconds))
-            fields = as_the_base(run, untold(run, days), weights)
+            fields = as_the_base(run, unanswerable(run, days), weights)
             given = record.get("old_answers", {}) | fields.pop("old_answers", {})
             record.update(fields, old_answers=given)
         decisive = record["row"]
         if run.config.evaluate.max_drop is not None:
             decisive = means_of(ask(run, held_out, weights)[0])
-            record["gate"] = decisive
-        record.update(_what_may_be_lost(run, after, method, weights))
+            record["held_out_row"] = decisive
+        record.update(_drift_and_probes(run, after, method, weights))
         tick(total)
     if method == "sleep" and days:
         log_examples(run, "after", days[-1], weights)
     return decisive
 
 
-def _what_may_be_lost(run: RunContext, after: str, method: str, weights: str) -> dict[str, Any]:
+def _drift_and_probes(run: RunContext, after: str, method: str, weights: str) -> dict[str, Any]:
     """Return fields of a journal record: probes, and drift (of the sleeping model with alarm)."""
     fields: dict[str, Any] = {}
     if run.config.evaluate.probes:
@@ -139,7 +144,7 @@ def _log_open_book(run: RunContext, day: Day, night: int, results: list[Result])
 
 
 def log_old_answers(run: RunContext, when: str, day: Day, night: int, weights: str) -> None:
-    """Journal which answers of corrected and deleted documents are given, in natural language.
+    """Journal which answers of changed and deleted documents are given, in natural language.
 
     `when`: "before" or "after" the day's night.
     """

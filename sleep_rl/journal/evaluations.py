@@ -5,7 +5,7 @@ from __future__ import annotations
 from sleep_rl.journal.entry import Entry, Number, Text, kind, metric, needed, shared_fields
 
 Scores = dict[str, float | None]
-"""Column, or form of question -> share of correct answers."""
+"""Column, or kind of question -> share of correct answers."""
 
 
 @shared_fields
@@ -20,8 +20,10 @@ class Answers(Entry):
     choice: Scores | None = metric(
         "gold answer likelier than each wrong one, by character", "share"
     )
-    old_answers: Scores | None = metric("answers of corrected, and of deleted documents", "share")
-    n: dict[str, float] | None = metric("questions per column, form and kind", "count")
+    old_answers: Scores | None = metric(
+        "old answers given: corrected, and of deleted documents", "share"
+    )
+    n: dict[str, float] | None = metric("questions per column and kind", "count")
     prompt_tokens: Number = metric("tokens read per answer, with the context", "tokens")
     answer_seconds: Number = metric("wall-clock time per answer, all asked together", "s")
 
@@ -34,9 +36,15 @@ class Evaluation(Answers):
     method: str = needed("sleep, or the name of a baseline")
     row: Scores = needed("accuracy per column (known and every day), closed book", "share correct")
     open_book: Scores | None = metric("accuracy with the document in context", "share correct")
-    forms: Scores | None = metric("accuracy per form of deeper question", "share correct")
-    gate: Scores | None = metric("accuracy on the half that evaluate.max_drop looks at", "share")
-    as_base: Scores | None = metric("answered as the untouched base, per kind not told", "share")
+    deeper: Scores | None = metric(
+        "accuracy per kind of deeper question about the newest day", "share correct"
+    )
+    held_out_row: Scores | None = metric(
+        "accuracy on the half that evaluate.max_drop looks at", "share correct"
+    )
+    as_base: Scores | None = metric(
+        "answered as the untouched base, per kind of unanswerable question", "share"
+    )
     drift: Number = metric("KL(untouched base || now) on texts of the base", "nats/token")
     max_drift: Number = metric("evaluate.max_drift", "nats/token")
     drift_alarm: bool | None = metric("whether drift exceeds it")
@@ -61,8 +69,10 @@ class OldAnswers(Entry):
     day: Text = metric("name of the day")
     night: int | None = metric("number of its night, from 1")
     when: str = needed("before or after the night")
-    shares: Scores = needed("old answers given, of corrected and of deleted documents", "share")
-    n: dict[str, float] | None = metric("questions, of corrected and of deleted documents", "count")
+    shares: Scores = needed("old answers given: corrected, and of deleted documents", "share")
+    n: dict[str, float] | None = metric(
+        "questions whose answer was corrected, or document deleted", "count"
+    )
 
 
 @kind("completion")

@@ -1,5 +1,5 @@
-"""What tables show beside the accuracies by day: by kind of question, what does not depend on
-wording, and what an answer costs. One text table that console and page draw.
+"""Measures beside the accuracies by day: accuracies by kind of question, likelihoods, and costs of
+an answer. One text table that console and page draw.
 """
 
 from __future__ import annotations
@@ -7,12 +7,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sleep_rl.config.evaluation import CLOSED, GOLD, MEMORY_RETRIEVAL
-from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNTOLD
+from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNANSWERABLE
 from sleep_rl.journal.retention import ALL_DAYS, CONTEXT_ROWS, METHODS, Retention
 from sleep_rl.journal.schema import Answers, Evaluation
 from sleep_rl.journal.text import NO_VALUE
 
-TOLD = tuple(kind for kind in KINDS if kind not in UNTOLD)
+ANSWERABLE = tuple(kind for kind in KINDS if kind not in UNANSWERABLE)
 NEVER = "never"
 HEADS = {
     NEVER_TOLD: "never told",
@@ -24,16 +24,16 @@ HEADS = {
     "choice": "choice",
     "tokens": "prompt tokens",
     "seconds": "s/answer",
-    "pays": "paid after",
+    "break_even": "break-even (answers)",
 }
 """Column behind those of the kinds -> its head."""
 DIGITS = {"nll": ".1f", "drift": ".3f"}
 """Column -> format of its value; others have two digits."""
 MEANING = (
     "All days so far. Never told, deleted: share of answers that equal the untouched base's. Old "
-    "and deleted answer: share that still gives what a corrected or deleted document said. NLL: of "
+    "and deleted answer: share that still gives what a changed or deleted document said. NLL: of "
     "the gold answer, in nats; recovered: share of what the document in context gains. Choice: "
-    "gold answer likelier than the wrong ones. Paid after: questions after which reading this "
+    "gold answer likelier than the wrong ones. Break-even: answers after which reading this "
     "context took longer than the nights."
 )
 
@@ -44,7 +44,7 @@ def table(retention: Retention) -> tuple[list[str], list[list[str]]]:
     for label, answers in _rows(retention):
         cells = _cells(retention, label, answers)
         rows.append((label, getattr(answers, "after", ""), cells))
-    names = [name for name in (*TOLD, *HEADS) if any(name in cells for _, _, cells in rows)]
+    names = [name for name in (*ANSWERABLE, *HEADS) if any(name in cells for _, _, cells in rows)]
     if not names:
         return [], []
     head = ["method", "after", *(HEADS.get(name, name) for name in names)]
@@ -62,7 +62,7 @@ def recovered(retention: Retention, nll: float | None) -> float | None:
     return (before - nll) / (before - opened)
 
 
-def paid_after(retention: Retention, answers: Answers) -> float | None:
+def break_even(retention: Retention, answers: Answers) -> float | None:
     """Return the number of answers in this context that take as long as the nights and as many
     answers of the sleeping model; infinite where its answers take longer. None: unknown.
     """
@@ -109,9 +109,9 @@ def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]
     costs = {"tokens": (answers.prompt_tokens, ",.0f"), "seconds": (answers.answer_seconds, ".2f")}
     cells |= {name: format(v, form) for name, (v, form) in costs.items() if v is not None}
     reads = label in CONTEXT_ROWS.values() and label != CONTEXT_ROWS[MEMORY_RETRIEVAL]
-    questions = paid_after(retention, answers) if reads else None
+    questions = break_even(retention, answers) if reads else None
     if questions is not None:
-        cells["pays"] = NEVER if questions == float("inf") else f"{questions:,.0f}"
+        cells["break_even"] = NEVER if questions == float("inf") else f"{questions:,.0f}"
     return cells
 
 

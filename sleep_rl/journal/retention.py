@@ -10,8 +10,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
-from sleep_rl.journal.forgotten import Forgotten
 from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, Wake
+from sleep_rl.journal.unlearned import Unlearned
 
 KNOWN = "known"
 """Name of the column for what the base model knew before the first day."""
@@ -20,7 +20,7 @@ ALL_DAYS = "all days"
 """Key of what is pooled over the questions of every day."""
 
 CORRECTED = "corrected"
-"""Key of the answers that a corrected document gave."""
+"""Key of the old answers that a changed document corrected."""
 
 METHODS = {
     "sleep": "sleep",
@@ -97,7 +97,7 @@ class Retention:
     """Name in evaluate.contexts -> newest answers."""
     night_seconds: float = 0.0
     """Time of wake and sleep so far, without evaluation."""
-    forgotten: Forgotten = field(default_factory=Forgotten)
+    unlearned: Unlearned = field(default_factory=Unlearned)
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Retention:
@@ -109,7 +109,7 @@ class Retention:
 
     def take(self, entry: Entry) -> None:
         """Add an entry of any kind; most change nothing."""
-        self.forgotten.take(entry)
+        self.unlearned.take(entry)
         if isinstance(entry, Evaluation):
             self.add(entry)
         elif isinstance(entry, InContext):

@@ -68,7 +68,7 @@ class Written(Consolidation):
     new: Number = metric("new sequences (for reading rows only, if a level sends)", "count")
     rehearsed: Number = metric("rehearsed sequences: answers to prompts of past nights", "count")
     prompts: Number = metric("prompts in the rehearsal index", "count")
-    replay: Number = metric("unconditional sequences", "count")
+    unconditional: Number = metric("unconditional sequences", "count")
     failed: Number = metric("requests that gave no sample", "count")
     read: Number = metric("sequences about synthetic documents", "count")
     unfinished: Number = metric("dropped: no eos", "count")
@@ -99,7 +99,7 @@ class SeedStep(Consolidation):
     steps: Number = metric("optimizer steps of the phase")
     loss: Number = metric("L_KS: divergence and imitation term (equation 6)")
     divergence: Number = metric("Div(T||S) on new sequences", "nats/token")
-    divergence_replay: Number = metric("Div(T||S) on self-replay", "nats/token")
+    divergence_replay: Number = metric("Div(T||S) on self-replay and reading rows", "nats/token")
     policy_loss: Number = metric("imitation term of L_KS")
     reward_mean: Number = metric("mean reward r of the imitation term (equation 4)")
     reward_std: Number = metric("standard deviation of the reward over completions")
@@ -247,7 +247,7 @@ class BaselineStep(Entry):
 
 @kind("rolled_back")
 class RolledBack(Entry):
-    """The retention gate rolled a night back."""
+    """The retention check rolled a night back."""
 
     night: int | None = metric("number of the night, from 1")
     column: Text = metric("column with the largest drop")

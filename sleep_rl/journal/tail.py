@@ -92,5 +92,6 @@ class Follower:
                 valid = False
             if valid:
                 records.append(record)
-            self.torn += not valid
+            else:
+                self.torn += 1
         return records

@@ -239,9 +239,10 @@ def as_teacher(path: str, out: str, tokenizer) -> str:
     theirs = load_tokenizer(expanded, read_config(expanded).vocab_size).get_vocab()
     ours = tokenizer.get_vocab()
     if theirs != ours:
+        others = ", others" if len(theirs) == len(ours) else ""
         raise InputError(
             f"model.teachers: {path}: teacher and student need the same vocabulary, got "
-            f"{len(theirs)} tokens and {len(ours)}" + (", others" * (len(theirs) == len(ours)))
+            f"{len(theirs)} tokens and {len(ours)}{others}"
         )
     return expanded
 

@@ -36,15 +36,20 @@ class _MemoryInit:
 
 
 def _make(base: str, prefix: str) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
+    """Return (config class, model class) of a base family with memory."""
     base_config = getattr(transformers, f"{prefix}Config")
     base_model = getattr(transformers, f"{prefix}ForCausalLM")
 
     class SleepConfig(base_config):
+        """The base's config with the shape of the memory levels; None: no memory."""
+
         model_type = f"sleep_{base}"
         # an annotated field is a constructor argument in transformers 5
         memory_levels: list | None = None
 
     class SleepModel(_MemoryInit, base_model):
+        """The base with memory levels in front of the MLP of each layer that has some."""
+
         config_class = SleepConfig
 
         def __init__(self, config: PretrainedConfig):

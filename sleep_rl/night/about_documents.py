@@ -223,7 +223,8 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
     sequence = question_sequence(
         codec,
         Origin.NEIGHBOUR if from_base else Origin.DOCUMENT,
-        (item.question, item.answer_T),
+        item.question,
+        item.answer_T,
         None if from_base else item.unit.document,
         item.logprob,
         codec.other if other else None,

@@ -15,13 +15,13 @@ from contextlib import closing
 from sleep_rl.contracts.errors import Failure, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Day, Request, Sample, StepResult
 from sleep_rl.night.batches import BatchComposer, Round
-from sleep_rl.night.forgetting import outdated_prompts, unlearns
 from sleep_rl.night.generation import generate
 from sleep_rl.night.pipeline import Flow, NumberedSteps, run_rounds
 from sleep_rl.night.plan import CONTEXT, ConsolidationPlan, fitted
 from sleep_rl.night.progress import load_progress, restore_samplers, save_progress
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
+from sleep_rl.night.unlearning import superseded_prompts, unlearns
 from sleep_rl.session.context import RunContext
 
 
@@ -112,12 +112,12 @@ class Consolidation:
                     save_progress(self.run, self.rng, self.composer, self.record, self.data, last)
 
     def finish(self) -> None:
-        """Add the generated prompts to the rehearsal index, retire those whose documents no longer
-        hold, and write the summary record.
+        """Add the generated prompts to the rehearsal index, retire those about superseded
+        documents, and write the summary record.
         """
         rehearsal = self.run.config.rehearsal
         if unlearns(self.run.config, self.plan):
-            self.run.index.retire(self.plan.night, outdated_prompts(self.run, self.plan.night))
+            self.run.index.retire(self.plan.night, superseded_prompts(self.run, self.plan.night))
         if self.plan.sender <= CONTEXT:  # else the new sequences only served reading rows
             self._index_prompts(self.data.new, rehearsal.prompts)
         self._index_prompts(self.data.unconditional, rehearsal.unconditional_prompts)
@@ -159,7 +159,7 @@ class Consolidation:
         prompts = []
         documents = {}
         for sequence in sequences:
-            if sequence.origin == Origin.FORGOTTEN:
+            if sequence.origin == Origin.DELETED:
                 continue
             length = sequence.x_length
             in_form = sequence.bare_T == self.run.codec.bare

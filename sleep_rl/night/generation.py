@@ -64,30 +64,30 @@ def _in_fixed_form(
     codec = run.codec
     seeds = plan.rng("write")
     about = document_requests(codec, documents, config.generation.samples, seeds)
-    unconditional = unconditional_requests(codec, plan.unconditional, seeds)
+    bare_requests = unconditional_requests(codec, plan.unconditional, seeds)
     prompts = run.index.draw(plan.rehearsed, rng)
     rehearsals = rehearsal_requests(codec, prompts, plan.rng("rehearse"))
     synthetic_count = config.reading.synthetic_documents if to_read else 0
-    total = len(about) + len(unconditional) * (1 + plan.peers) + len(rehearsals) + synthetic_count
+    total = len(about) + len(bare_requests) * (1 + plan.peers) + len(rehearsals) + synthetic_count
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
         sample = TeacherSampler(run, plan, record, tick)
         samples = sample(about, min_p=config.generation.min_p)
-        unconditional_samples = sample(unconditional)
+        unconditional_samples = sample(bare_requests)
         new, dropped = filter_complete(
             codec, samples, Origin.DOCUMENT, min_confidence=config.generation.min_confidence
         )
-        replay, more = filter_complete(codec, unconditional_samples, Origin.UNCONDITIONAL)
+        unconditional, more = filter_complete(codec, unconditional_samples, Origin.UNCONDITIONAL)
         dropped = _sum(dropped, more)
         rehearsed, more = rehearse(sample, prompts, rehearsals)
         dropped = _sum(dropped, more)
         for peer in range(1, plan.peers + 1):
-            peer_samples = sample(unconditional, name=peer_name(peer))
+            peer_samples = sample(bare_requests, name=peer_name(peer))
             sequences, more = filter_complete(codec, peer_samples, Origin.PEER, teacher=peer)
             new += sequences
             dropped = _sum(dropped, more)
         synthetic = _synthetic(sample, to_read) if synthetic_count else []
     counts = {reason.replace(" ", "_"): count for reason, count in dropped.items()}
-    return NightData(new, replay, rehearsed, synthetic), counts
+    return NightData(new, unconditional, rehearsed, synthetic), counts
 
 
 def documents_of(
@@ -180,7 +180,7 @@ def _log(run: RunContext, plan: ConsolidationPlan, data: NightData, counts: dict
         "written",
         **plan.journal_fields,
         new=len(data.new),
-        replay=len(data.unconditional),
+        unconditional=len(data.unconditional),
         rehearsed=len(data.rehearsed),
         prompts=len(run.index.prompts),
         read=len(data.synthetic),

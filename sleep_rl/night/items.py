@@ -1,4 +1,4 @@
-"""What is asked about documents: one item per question, planned before anything is generated."""
+"""Questions to write about documents: one item each, planned before anything is generated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sleep_rl.writing.questions import said_phrases
 from sleep_rl.writing.units import Unit, draw, units
 
 COMMON = 0.1
-"""A phrase that a larger share of all sentences has is not asked for: it tells none of them."""
+"""A phrase that a larger share of all sentences has is not asked for: it identifies no sentence."""
 FEW = 3
 """Sentences that may have the same phrase in any case."""
 
@@ -27,7 +27,7 @@ class Counts:
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
-    # document that no longer holds -> [prompts about it, those with a new answer]
+    # superseded document -> [prompts about it, those with a new answer]
     changed: dict[str, list[int]] = field(default_factory=dict)
     deleted: dict[str, list[int]] = field(default_factory=dict)
 

@@ -11,13 +11,13 @@ from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import TEACHER, Document, Ids, Request, Sample, peer_name
 from sleep_rl.night.about_documents import QUESTION_TOKENS, about_documents
 from sleep_rl.night.answer_filters import kept_answer
-from sleep_rl.night.forgetting import answer_anew, outdated_prompts, unlearns
 from sleep_rl.night.items import Counts, planned_items
 from sleep_rl.night.plan import ConsolidationPlan
 from sleep_rl.night.record import ConsolidationRecord
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
 from sleep_rl.night.teacher import TeacherSampler
+from sleep_rl.night.unlearning import answer_anew, superseded_prompts, unlearns
 from sleep_rl.session.context import RunContext
 from sleep_rl.text.codec import PromptCodec
 
@@ -36,15 +36,15 @@ def in_natural_language(
     """Return (D, counts for the journal): sequences about the documents, self-replay, rehearsed
     answers, and self-replay of peers.
 
-    Reading rows are on `documents`, which include those of `to_read`. Prompts about documents that
-    no longer hold are not rehearsed, but answered anew.
+    Reading rows are on `documents`, which include those of `to_read`. Prompts about
+    superseded documents are not rehearsed, but answered anew.
     """
     config = run.config
     seeds = plan.rng("write")
     items = planned_items(config.generation.kinds, documents, seeds)
-    outdated = outdated_prompts(run, plan.night)
-    to_unlearn = outdated if unlearns(config, plan) else {}
-    prompts = run.index.draw(plan.rehearsed, rng, without=outdated)
+    superseded = superseded_prompts(run, plan.night)
+    to_unlearn = superseded if unlearns(config, plan) else {}
+    prompts = run.index.draw(plan.rehearsed, rng, without=superseded)
     total = len(items) + plan.unconditional * (1 + plan.peers) + len(prompts) + len(to_unlearn)
     counts = Counts()
     with run.console.phase(f"{plan.title}: teacher generates", total=total) as tick:
@@ -52,14 +52,14 @@ def in_natural_language(
         new = about_documents(sampler, items, seeds, counts)
         if unlearns(config, plan):
             new += answer_anew(sampler, to_unlearn, counts)
-        replay = self_replay(sampler, plan.unconditional, seeds, counts)
+        unconditional = self_replay(sampler, plan.unconditional, seeds, counts)
         for peer in range(1, plan.peers + 1):
             new += self_replay(sampler, plan.unconditional, seeds, counts, peer)
         requests = rehearsal_requests(run.codec, prompts, plan.rng("rehearse"))
         rehearsed = rehearse_with_cuts(sampler, requests, counts)
-    replay += [sequence for sequence in new if sequence.origin == Origin.NEIGHBOUR]
+    unconditional += [sequence for sequence in new if sequence.origin == Origin.NEIGHBOUR]
     new = [sequence for sequence in new if sequence.origin != Origin.NEIGHBOUR]
-    return NightData(new, replay, rehearsed, []), counts.journal_fields()
+    return NightData(new, unconditional, rehearsed, []), counts.journal_fields()
 
 
 def self_replay(

@@ -46,7 +46,9 @@ class EvaluationQuestions:
         return self._without_marker(self._codec.text(ids))
 
     def _of_question(self, question: Question) -> str:
-        """In natural language the marker stands behind the prompt, else it is part of it."""
+        """Return the text of a question without its marker, which only prompts of a fixed form
+        contain.
+        """
         if self._codec.natural:
             return normalised(question.prompt)
         return self._without_marker(question.prompt)

@@ -46,7 +46,7 @@ def save_progress(
     run.progress.save_partial(run, step, state)
     # A process that resumes here starts with empty caches, so this one must continue with empty
     # ones.
-    run.crew.forget()
+    run.crew.drop_caches()
 
 
 def load_progress(

@@ -37,7 +37,7 @@ def reading_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
     was deleted has none, and keeps its row.
     """
     return [
-        _teacher_row(sequence) if sequence.origin == Origin.FORGOTTEN else _reading_row(sequence)
+        _teacher_row(sequence) if sequence.origin == Origin.DELETED else _reading_row(sequence)
         for sequence in sequences
     ]
 

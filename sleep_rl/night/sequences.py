@@ -15,7 +15,7 @@ from sleep_rl.text.forms import NaturalForm
 
 
 class Origin(StrEnum):
-    """How a sequence was generated."""
+    """Origin of a sequence: who generated it, and from which context."""
 
     DOCUMENT = "document"  # by the teacher with a document of the day in context
     UNCONDITIONAL = "unconditional"  # by the teacher from bos, without a document
@@ -23,7 +23,7 @@ class Origin(StrEnum):
     REHEARSED = "rehearsed"  # the teacher's answer to a prompt of a past night
     SYNTHETIC = "synthetic"  # about a document that the teacher generated unconditionally
     PEER = "peer"  # unconditionally by a model of model.teachers
-    FORGOTTEN = "forgotten"  # the untouched base's answer to a prompt about a deleted document
+    DELETED = "deleted"  # the untouched base's answer to a prompt about a deleted document
     DREAM = "dream"  # a text of an accepted dream; its target is the text itself
 
 
@@ -73,7 +73,8 @@ class NightData:
 def question_sequence(
     codec: PromptCodec,
     origin: Origin,
-    said: tuple[str, Ids],
+    question: str,
+    answer_T: Ids,
     document: Document | None,
     logprob: float,
     form: NaturalForm | None = None,
@@ -82,10 +83,9 @@ def question_sequence(
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
-    `said`: question and answer_T; `document`: that the teacher reads; without one the teacher is
-    the untouched base; `at_length`: see PromptCodec.context.
+    `document`: that the teacher reads; without one the teacher is the untouched base; `at_length`:
+    see PromptCodec.context.
     """
-    question, answer_T = said
     if form is None:
         form = codec.form
     else:

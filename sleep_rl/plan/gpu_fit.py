@@ -19,7 +19,7 @@ VLLM_SHARE = 0.92  # of a GPU's memory: vLLM's default for gpu_memory_utilizatio
 
 @dataclass(frozen=True)
 class GpuLoad:
-    """What the workers on one GPU need. Sizes are in bytes.
+    """Memory that the workers on one GPU need. Sizes are in bytes.
 
     `token_bytes` > 0: a vLLM engine may use `share` of the GPU, and its KV cache takes what
     `fixed_bytes` leave of that; the cache must hold at least `max_tokens` tokens.

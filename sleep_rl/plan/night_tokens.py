@@ -53,11 +53,11 @@ def planned_units(config: Config, task: Task) -> Iterator[tuple[Kind, Unit]]:
 
 
 def night_tokens(
-    config: Config, task: Task, rows: Shares, replayed: int, completions: int
+    config: Config, task: Task, rows: Shares, without_document: int, completions: int
 ) -> NightTokens:
     """Return the tokens of a night on the newest day's documents.
 
-    `replayed`: sequences without a document; `completions`: samples of the student.
+    `without_document`: sequences without a document; `completions`: samples of the student.
     """
     documents = task.days()[-1].documents
     longest = task.max_new_tokens
@@ -70,10 +70,10 @@ def night_tokens(
     share = replay_rows / config.sleep.batch
     row = (1 - share) * about.row + share * (turn + longest + FORM_TOKENS)
     reading = config.reading.rows * (about.row + document / max(len(documents), 1))
-    distinct = min(steps * (rows.teacher_new + rows.teacher_replay), len(items) + replayed)
+    distinct = min(steps * (rows.teacher_new + rows.teacher_replay), len(items) + without_document)
     return NightTokens(
         read=READINGS * document + about.read,
-        written=about.written + (turn + longest) * replayed + completions * row / 2,
+        written=about.written + (turn + longest) * without_document + completions * row / 2,
         taught=document + (distinct + completions) * row,
         once=document + (distinct + completions) * row,
         trained=steps * (config.sleep.batch * row + reading),

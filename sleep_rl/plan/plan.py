@@ -55,11 +55,11 @@ def plan(config: Config) -> Plan:
     rollout, cached_tokens = rollout_bytes(config, shape)
     s = config.sleep
     rows = Shares.of(config, config.replay.share, config.objective.on_policy)
-    written, replayed, completions = _sampled_per_night(config, task, rows)
-    work = longest_night(config, tokens, written + replayed + completions)
+    written, without_document, completions = _sampled_per_night(config, task, rows)
+    work = longest_night(config, tokens, written + without_document + completions)
     if natural and task is not None:
         notes += check_text(config, task, shape)
-        work = night_tokens(config, task, rows, replayed, completions)
+        work = night_tokens(config, task, rows, without_document, completions)
     actors = actors_of(config)
     nights = len(task.days()) if task else config.nights or 1
     consolidations = tuple(config.schedule(nights))
@@ -77,7 +77,7 @@ def plan(config: Config) -> Plan:
         tokens=tokens,
         rows=rows,
         written=written,
-        replayed=replayed,
+        without_document=without_document,
         completions=completions,
         pass_tokens=pass_tokens(config, tokens),
         rounds=math.ceil(s.steps / s.steps_per_round),
@@ -99,9 +99,9 @@ def _sampled_per_night(config: Config, task: Task | None, rows: Shares) -> tuple
     reading = config.reading
     written = written_per_day(config, task) if replay.share < 1 else 0
     answered = rehearsal.samples if rehearsal.share else 0
-    replayed = replay.samples + answered if replay.share > 0 else 0
+    without_document = replay.samples + answered if replay.share > 0 else 0
     # the synthetic documents, and at most one question about each
-    replayed += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
+    without_document += 2 * reading.synthetic_documents if reading.rows and replay.share < 1 else 0
     groups = rows.groups_new + rows.groups_replay
     steps = config.sleep.steps - round(config.objective.off_policy_first * config.sleep.steps)
-    return written, replayed, steps * groups * config.imitation.group_size
+    return written, without_document, steps * groups * config.imitation.group_size

@@ -120,7 +120,7 @@ def _night_rows(plan: Plan) -> Rows:
         ),
         (
             "samples a night",
-            f"{plan.written} teacher sequences with a document, {plan.replayed} without, "
+            f"{plan.written} teacher sequences with a document, {plan.without_document} without, "
             f"{plan.completions} student completions",
         ),
     ]

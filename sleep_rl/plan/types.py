@@ -29,7 +29,7 @@ class Plan:
     tokens: int  # of the longest training sequence with its document
     rows: Shares  # of an optimizer step
     written: int  # teacher sequences with a document, per night
-    replayed: int  # teacher sequences without one, per night
+    without_document: int  # teacher sequences without one, per night
     completions: int  # of the student, per night
     pass_tokens: int  # of a rank's largest pass, padding included
     rounds: int  # per night; each ends with a push of the student

@@ -127,7 +127,7 @@ def section(entries: Sequence[Entry], most: int = 6) -> Markup:
     rejected.sort(key=lambda d: d.importance or 0.0)
     tables = [
         _rounds(rounds),
-        _forms(entries),
+        _deeper(entries),
         _dreams("Best", tried[:most]),
         _dreams("Worst", tried[most:][-most:][::-1]),
         _dreams("Rejected by selection", rejected[:most]),
@@ -164,17 +164,17 @@ def _rounds(rounds: list[DreamSummary]) -> Table:
     return "", head, rows
 
 
-def _forms(entries: Sequence[Entry]) -> Table:
+def _deeper(entries: Sequence[Entry]) -> Table:
     """Return the accuracies on the newest day's deeper questions after each night."""
     evaluations = {
-        (entry.after, entry.method): entry.forms
+        (entry.after, entry.method): entry.deeper
         for entry in entries
-        if isinstance(entry, Evaluation) and entry.forms
+        if isinstance(entry, Evaluation) and entry.deeper
     }
-    names = list(dict.fromkeys(name for forms in evaluations.values() for name in forms))
+    names = list(dict.fromkeys(name for shares in evaluations.values() for name in shares))
     rows: list[list[object]] = [
-        [after, METHODS.get(method, method), *(decimal(forms.get(name)) for name in names)]
-        for (after, method), forms in evaluations.items()
+        [after, METHODS.get(method, method), *(decimal(shares.get(name)) for name in names)]
+        for (after, method), shares in evaluations.items()
     ]
     title = "Deeper questions about the newest day"
     return title, ["after", "method", *names], rows

@@ -43,15 +43,15 @@ def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
     """
     head, rows = measures.table(retention)
     counts = [e.overlap for e in entries if isinstance(e, Written) and e.overlap is not None]
-    forgotten = retention.forgotten.lines()
-    if not rows and not counts and not forgotten:
+    unlearned = retention.unlearned.lines()
+    if not rows and not counts and not unlearned:
         return Markup()
     return render(
         "measures.html",
         head=head,
         rows=rows,
         meaning=measures.MEANING,
-        forgotten=forgotten,
+        unlearned=unlearned,
         overlap=sum(counts) if counts else None,
     )
 

@@ -7,14 +7,14 @@ from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
-from sleep_rl.journal.measures import DIGITS, HEADS, TOLD, scores
+from sleep_rl.journal.measures import ANSWERABLE, DIGITS, HEADS, scores
 from sleep_rl.journal.retention import ALL_DAYS, METHODS, Retention
 from sleep_rl.journal.text import NO_VALUE, aligned
 
 SHARE = "of joint"
 JOINT = "joint"
 DRIFT = "drift"
-MEASURES = (*TOLD, *HEADS, DRIFT)
+MEASURES = (*ANSWERABLE, *HEADS, DRIFT)
 """Further columns, each shown if a run has a value."""
 
 

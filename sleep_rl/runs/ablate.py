@@ -162,17 +162,17 @@ def _failed_name(folder: Path) -> Path:
 def table(rows: dict[str, list[Path]], reasons: dict[Path, str]) -> str:
     """Return the table of accuracies after the last night, one line per row.
 
-    Its columns are the known, the earlier days, the newest day and the forms of its deeper
+    Its columns are the known, the earlier days, the newest day and the kinds of its deeper
     questions, if the task has any: the mean over the seeds with the 95 % interval (Wilson) of their
     pooled answers. `reasons`: folder -> why its run failed. A note says how many seeds are missing.
     """
     last = {name: _last_evaluations(folders, reasons) for name, folders in rows.items()}
     records = [record for of_row in last.values() for record in of_row]
-    forms = list(dict.fromkeys(form for record in records for form in record.forms or ()))
-    lines = [["row", KNOWN, "earlier days", "newest day", *forms, "note"]]
+    kinds = list(dict.fromkeys(kind for record in records for kind in record.deeper or ()))
+    lines = [["row", KNOWN, "earlier days", "newest day", *kinds, "note"]]
     for name, folders in rows.items():
         days = [column for column in last[name][0].row if column != KNOWN] if last[name] else []
-        columns = [[KNOWN], days[:-1], days[-1:], *([form] for form in forms)]
+        columns = [[KNOWN], days[:-1], days[-1:], *([kind] for kind in kinds)]
         cells = [_cell(last[name], pooled) for pooled in columns]
         lines.append([name, *cells, _note(folders, len(last[name]), reasons)])
     return aligned(lines)
@@ -199,7 +199,7 @@ def _cell(records: list[Evaluation], columns: list[str]) -> str:
     """Return mean and interval over the pooled answers of these columns in all records."""
     pairs = []
     for record in records:
-        shares = {**record.row, **(record.forms or {})}
+        shares = {**record.row, **(record.deeper or {})}
         pairs += [(shares[c], record.n[c]) for c in columns if c in shares]
     answers = sum(count for _, count in pairs)
     if not answers:

@@ -100,7 +100,7 @@ def _training(entries: list[Entry], last: int | None) -> str:
         sender = {0: "the day's documents", -1: "dreams"}.get(w.sender, f"level {w.sender}")
         tokens = "" if end.tokens_trained is None else f"{end.tokens_trained:,.0f}"
         steps = "" if end.steps is None else end.steps
-        counts = (w.new, w.rehearsed, w.replay)
+        counts = (w.new, w.rehearsed, w.unconditional)
         rows.append([w.night, w.day or "", sender, *counts, steps, tokens])
     rollbacks = [
         f"Night {r.night} was rolled back: {r.column} fell from {r.before:.2f} to {r.after:.2f}."

@@ -223,7 +223,7 @@ class Console:
             for row in rows:
                 table.add_row(*map(Text, row))
             self._rich.print(table)
-        for line in self._retention.forgotten.lines():
+        for line in self._retention.unlearned.lines():
             self.say(line)
 
     def _evaluate(self, evaluation: Evaluation) -> None:

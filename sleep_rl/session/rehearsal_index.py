@@ -3,7 +3,7 @@ nights.
 
 It holds prompts only, no answers and no texts of documents: the teacher of each night answers them
 anew. How often each is rehearsed is decided by `RehearsalIndex.weights`. A prompt whose document
-no longer holds is retired.
+is superseded is retired.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class RehearsalIndex:
                 self.documents[x] = documents[x]
 
     def retire(self, night: int, prompts: Iterable[Ids]) -> None:
-        """Drop prompts whose documents no longer hold, in the night that unlearns them."""
+        """Drop prompts about superseded documents, in the night that unlearns them."""
         gone = {x: (night, self.prompts[x], self.documents[x]) for x in prompts}
         self.retired = gone or self.retired
         for x in gone:
@@ -62,7 +62,7 @@ class RehearsalIndex:
             del self.documents[x]
             self.divergence.pop(x, None)
 
-    def forget(self, night: int) -> None:
+    def roll_back(self, night: int) -> None:
         """Drop the prompts of a night that was rolled back, and put back those that it retired."""
         kept = {x: first for x, first in self.prompts.items() if first != night}
         self.documents = {x: name for x, name in self.documents.items() if x in kept}

@@ -112,7 +112,7 @@ class Progress:
             return self.results[name]
         self._check_next(run.config, name)
         # Every stage begins with empty caches, so that a resumed run computes the same.
-        run.crew.forget()
+        run.crew.drop_caches()
         self._open = name
         try:
             result = body()

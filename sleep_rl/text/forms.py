@@ -84,12 +84,15 @@ class TaskForm:
         return self._bos + (self._tokens.plain_ids(document.text) if document else ())
 
     def question(self, text: str) -> Ids:
+        """Return the ids of a prompt, which contains the marker."""
         return self._tokens.plain_ids(text)
 
     def answer(self, text: str) -> Ids:
+        """Return the ids of an answer, without its end."""
         return self._tokens.plain_ids(text)
 
     def x_length(self, sequence_T: Ids) -> int | None:
+        """Return the number of tokens up to the end of the first marker; None without one."""
         return end_of(self.marker, sequence_T)
 
 
@@ -118,14 +121,19 @@ class RawForm:
         return self._bos + sum(self._tokens.parts(pieces)[:3], ())
 
     def question(self, text: str) -> Ids:
+        """Return the ids of a question on the header's line, and of the marker."""
         pieces = (self.header, f" {text.strip()}", self.marker_text, " The")
         return sum(self._tokens.parts(pieces)[1:3], ())
 
     def answer(self, text: str) -> Ids:
+        """Return the ids of an answer on the marker's line, without its end."""
         return self._tokens.parts((self.marker_text, f" {text.strip()}"))[1]
 
     def x_length(self, sequence_T: Ids) -> int | None:
-        """Search for the marker in the text, since its first token may contain the end of x."""
+        """Return the number of tokens up to the end of the first marker; None without one.
+
+        The marker is searched in the text, since its first token may contain the end of x.
+        """
         whole = self._tokens.text(sequence_T, special=True)
         at = whole.find(self.marker_text)
         if at < 0:
@@ -133,6 +141,7 @@ class RawForm:
         return self._tokens.token_at(sequence_T, at + len(self.marker_text))
 
     def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
+        """Return the prompt for an answer to `text` after answered examples, one a paragraph."""
         shown = [f"{asked}\nAnswer: {answer}\n\n" for asked, answer in examples]
         pieces = ("", "".join(shown) + text, self.marker_text)
         return self._bos + sum(self._tokens.parts(pieces), ())
@@ -172,6 +181,7 @@ class ChatForm:
         self.end = self._end_of_turn()
 
     def _end_of_turn(self) -> int:
+        """Return the added token that ends a turn in the template; eos if there is none."""
         added = set(self._tokens.tokenizer.get_added_vocab().values())
         found = [token for token in self._tokens.ids(self.template.end) if token in added]
         return found[0] if found else eos_of(self._tokens.tokenizer)
@@ -190,20 +200,24 @@ class ChatForm:
         return sum(self._tokens.parts(pieces)[:3], ())
 
     def question(self, text: str) -> Ids:
+        """Return the ids of a user's turn, and of the header of the assistant's."""
         pieces = (self.template.before, text.strip(), self.template.between)
         return sum(self._tokens.parts(pieces)[1:], ())
 
     def answer(self, text: str) -> Ids:
+        """Return the ids of an assistant's turn, without its end."""
         return self._tokens.parts((self.template.between, text.strip()))[1]
 
     def x_length(self, sequence_T: Ids) -> int | None:
+        """Return the number of tokens up to the end of the first marker; None without one."""
         return end_of(self.marker, sequence_T)
 
     def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
+        """Return the prompt for an answer to `text` after answered examples, two turns each."""
         turns = [
-            (role, said)
+            (role, content)
             for asked, answer in examples
-            for role, said in (("user", asked), ("assistant", answer))
+            for role, content in (("user", asked), ("assistant", answer))
         ]
         pieces = conversation_pieces(self._tokens.tokenizer, [*turns, ("user", text)])
         return sum(self._tokens.parts(pieces), ())

@@ -103,7 +103,7 @@ def _describe_night(entry: Entry) -> str:
         case Written():
             text = (
                 f"teacher generated {entry.new or 0:,} new sequences, "
-                f"{entry.replay or 0:,} unconditional"
+                f"{entry.unconditional or 0:,} unconditional"
             )
         case SeedStep():
             text = "consolidation"

@@ -143,13 +143,13 @@ def test_the_prefix_cache_is_reset_when_weights_change(worker, path, monkeypatch
     assert gap(student, worker, "student", 1) < 1e-4
 
 
-def test_forget_resets_the_prefix_cache(worker):
+def test_drop_caches_resets_the_prefix_cache(worker):
     """No token of an earlier context is read from the cache afterwards."""
     worker.sample(REQUESTS, "teacher", 1, SAMPLING)
     cached = []
-    for forget in (False, True):
-        if forget:
-            worker.forget()
+    for drop in (False, True):
+        if drop:
+            worker.drop_caches()
         [output] = worker.engine.generate(
             [REQUESTS[0].context_T + REQUESTS[0].prompt_T],
             [worker.engine.sampling_params(46, 0, SAMPLING)],

@@ -233,7 +233,7 @@ def test_a_swap_waits_for_requests_in_flight_and_blocks_new_ones(run, base_check
     order = []
 
     async def ask(name, seconds):
-        async with swap.swapper.gate.shared():
+        async with swap.swapper.request_lock.shared():
             swap.client.in_flight += 1
             began = swap.swapper.label
             await asyncio.sleep(seconds)
@@ -261,10 +261,10 @@ def test_a_swap_times_out_when_requests_do_not_end(run, base_checkpoint):
     swap = Swapping(run, base_checkpoint(), drain_s=0.1)
 
     async def body():
-        async with swap.swapper.gate.shared():
+        async with swap.swapper.request_lock.shared():
             with pytest.raises(SwapTimeout, match=r"1 requests were still in flight after 0.1 s"):
                 await swap.swapper.swap_to(2)
-        async with swap.swapper.gate.shared():  # the gate is open again
+        async with swap.swapper.request_lock.shared():  # new requests are admitted again
             assert swap.swapper.label == "night-1" and swap.client.holds(swap.first)
         assert await swap.swapper.swap_to(2) and not await swap.swapper.swap_to(2)
 
@@ -310,7 +310,7 @@ def test_a_night_with_other_levels_is_refused_without_blocking_requests(run, bas
     memory_folder.save_memory(other, str(run / "memory" / "night-3"), base_checkpoint())
 
     async def body():
-        async with swap.swapper.gate.shared():
+        async with swap.swapper.request_lock.shared():
             for number, message in (
                 (3, "its levels are not those"),
                 (7, r"one of the run's nights \(1, 2, 3\)"),

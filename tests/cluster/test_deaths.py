@@ -62,10 +62,10 @@ class Rollout:
     def held(self):
         return dict(self.held_)
 
-    def forget(self):
+    def drop_caches(self):
         pass
 
-    close = forget
+    close = drop_caches
 
 
 class Learner:

@@ -148,7 +148,7 @@ def first_night(journal: Journal) -> None:
         after="night 1",
         method="sleep",
         row={"known": 0.9, "day 1": 0.94},
-        forms={"two-hop": 0.5},
+        deeper={"two-hop": 0.5},
     )
     journal.log(
         "completion",

@@ -29,7 +29,7 @@ def handles(backend):
 @pytest.fixture
 def pool(handles):
     for handle in handles:
-        handle.forget()
+        handle.lose_states()
     return Pool("rollouts", handles, timeout_s=LIMIT_S)
 
 
@@ -84,7 +84,7 @@ class TestRefill:
     def test_a_worker_without_pushed_states_is_sent_the_full_state_once(self, store, handles):
         first = state(1.0)
         store.push(export("teacher", 1, first, {}))
-        handles[1].forget()
+        handles[1].lose_states()
         store.push(
             export("teacher", 2, state(5.0, like=first, changed=KEYS[:1]), store.have("teacher"))
         )
@@ -99,7 +99,7 @@ class TestRefill:
         store.push(
             export("student", 4, state(5.0, like=first, changed=KEYS[1:]), store.have("student"))
         )
-        handles[0].forget()
+        handles[0].lose_states()
         store.refill(handles[:1])
         assert handles[0].held() == {"teacher": 1, "student": 4}
 
@@ -116,7 +116,7 @@ class TestRefill:
         with pytest.raises(
             RunError, match=r"^weights: teacher version 2 is not held by every worker"
         ):
-            handles[0].forget()
+            handles[0].lose_states()
             store.confirm("teacher", 2)
         pool.restart_failed()
         store.refill(handles[:1])

@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from sleep_rl.contracts.records import CHECKPOINT, Sample, StepResult
 from sleep_rl.driver.cycle import live
-from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.driver.retention_check import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
@@ -105,8 +105,10 @@ class Crew:
         version = self.version
         return lambda: self.versions.update({name: version})
 
-    def forget(self):
-        self.protocol += [("forget",)] if self.protocol and self.protocol[-1] != ("forget",) else []
+    def drop_caches(self):
+        self.protocol += (
+            [("drop_caches",)] if self.protocol and self.protocol[-1] != ("drop_caches",) else []
+        )
 
     def sample(self, requests_N, name, sampling):
         self.check_requests(requests_N, name, sampling)

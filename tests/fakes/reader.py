@@ -74,7 +74,7 @@ class Reader:
         self.knows = knows or {}
         self.invents = set()  # states that have an answer for everyone
         self.asked = []  # (state, whole text)
-        self.forgot = 0
+        self.caches_dropped = 0
 
     def sample(self, requests_N, name, how):
         return [self._sample(request, name) for request in requests_N]
@@ -120,8 +120,8 @@ class Reader:
         count = len(request.prompt_T)
         return (per_character * len(answer) / count,) * count
 
-    def forget(self):
-        self.forgot += 1
+    def drop_caches(self):
+        self.caches_dropped += 1
 
 
 def reading_run(folder, config=None, knows=None, task=None, console=None):

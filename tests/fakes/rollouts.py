@@ -50,7 +50,10 @@ class CheckingRollout:
     def pid(self) -> int:
         return os.getpid()
 
-    def forget(self) -> None:
+    def drop_caches(self) -> None:
+        """Do nothing: this rollout has no caches."""
+
+    def lose_states(self) -> None:
         """Drop all pushed states, as after a restart."""
         self.states, self.loads = {}, []
 
@@ -61,7 +64,7 @@ class CheckingRollout:
         raise RunError("this rollout only loads")
 
     def close(self) -> None:
-        self.forget()
+        self.lose_states()
 
 
 class CountingCritic(CheckingRollout):

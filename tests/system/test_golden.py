@@ -42,6 +42,9 @@ SEED_FIELDS = (
     "sequences",
 )
 
+FIELD = {"replay": "unconditional"}
+"""Word of the text -> field of the record, where they differ."""
+
 
 def machine() -> str:
     """Return what the last bits of a sum depend on: the processor's kind with its instruction sets,
@@ -96,7 +99,7 @@ def described(record: dict) -> list[str]:
             "no_answer",
             "unsure",
         )
-        counts = " ".join(f"{n} {record[n]}" for n in names)
+        counts = " ".join(f"{n} {record[FIELD.get(n, n)]}" for n in names)
         return [f"written {record['night']} {record['sender']} {counts}"]
     if kind == "baseline":
         return [

@@ -232,7 +232,7 @@ def test_run_with_dreaming(deep_base, tmp_path):
     assert nights == [
         entry for n in (1, 2) for entry in [(n, 0)] + [(n, -1)] * any(d["night"] == n for d in good)
     ]
-    assert [sorted(r["forms"]) for r in of(records, "evaluate") if r["method"] == "sleep"][1:] == [
+    assert [sorted(r["deeper"]) for r in of(records, "evaluate") if r["method"] == "sleep"][1:] == [
         ["paraphrased", "reversed", "two-hop"]
     ] * 2
     kept = [
@@ -271,7 +271,7 @@ def test_small_teacher_is_seeded_into_a_grown_model(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     records = read(tmp_path / "life" / "metrics.jsonl")
     [told, _] = of(records, "written")
-    assert told["night"] == 0 and told["new"] > 8 < told["replay"]
+    assert told["night"] == 0 and told["new"] > 8 < told["unconditional"]
     first = next(r for r in of(records, "seed") if r["night"] == 0)
     # the grown model computes what its teacher does
     assert first["divergence"] < 1e-4 and first["logprob_gap"] < 1e-4

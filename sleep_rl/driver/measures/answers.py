@@ -1,5 +1,5 @@
-"""Ask questions of one state: greedy answers with their grades and, in natural language, what does
-not depend on wording.
+"""Ask questions of one state: greedy answers with their grades and, in natural language,
+likelihoods of the gold answer and of wrong ones.
 
 Shape suffix: `_N` questions of one call.
 """
@@ -15,7 +15,7 @@ from typing import Any
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import CHECKPOINT, DELETED, Day, Document, Question, Request
 from sleep_rl.driver.measures.likelihood import likelihoods
-from sleep_rl.driver.measures.selection import reported, untold
+from sleep_rl.driver.measures.selection import reported, unanswerable
 from sleep_rl.journal.retention import ALL_DAYS, CORRECTED, KNOWN
 from sleep_rl.session.context import RunContext
 
@@ -24,19 +24,19 @@ ContextOf = Callable[[Question], Document | None]
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one question; None where it could not be measured."""
+    """Measurements of one question; None where something could not be measured."""
 
     column: str
     kind: str
     prompt_tokens: int  # with what stands in context
     grade: float | None
-    old: float | None = None  # grade against the answer of a corrected or deleted document
+    old: float | None = None  # grade against the answer of a changed or deleted document
     nll: float | None = None  # of the gold answer, nats
     choice: float | None = None  # whether the gold answer is likelier than every wrong one
 
 
 def no_document(question: Question) -> None:
-    """Return what stands in context in a closed-book evaluation."""
+    """Return None: in a closed-book evaluation no document is in context."""
 
 
 def requests_of(
@@ -123,7 +123,7 @@ def old_answers(run: RunContext, day: Day, weights: str) -> dict[str, Any]:
     """
     groups = {
         CORRECTED: [q for q in reported(run, day.questions) if q.old_answer],
-        DELETED: [q for q in untold(run, [day]) if q.old_answer],
+        DELETED: [q for q in unanswerable(run, [day]) if q.old_answer],
     }
     shares = {}
     counts = {}

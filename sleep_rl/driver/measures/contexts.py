@@ -1,5 +1,5 @@
-"""What questions are asked with, beside the sleeping model closed book: the gold document,
-retrieved ones, all that fit; and the sleeping model with retrieved ones.
+"""Evaluation with documents in context: the gold document, retrieved ones, all that fit, and none;
+and the sleeping model with retrieved ones.
 
 The untouched base answers all of them but the last. Closed book and with the gold document its
 answers never change, so that they are asked once, before a day's night, and kept in the checkpoint.
@@ -23,7 +23,7 @@ SPARE_TOKENS = 8  # where pieces meet, tokens may differ from those of each piec
 
 @runtime_checkable
 class Library(Protocol):
-    """What a Task has in addition where a document comes in pieces or in versions."""
+    """Members that a Task has in addition, where a document comes in pieces or in versions."""
 
     def current(self, days: Sequence[Day], *, whole: bool = False) -> tuple[Document, ...]:
         """Return the pieces of every document as it is after these days, newest day first; with
@@ -113,7 +113,7 @@ def _ask(
     likelihood: bool = False,
 ) -> tuple[list[Result], float]:
     """Ask with empty caches, so that the times of two contexts can be compared."""
-    run.crew.forget()
+    run.crew.drop_caches()
     return ask(run, columns, weights, context_of, likelihood)
 
 

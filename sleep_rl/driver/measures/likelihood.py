@@ -1,4 +1,4 @@
-"""Likelihood of given answers: what a small model knows without finding the words for it.
+"""Likelihood of given answers: it measures knowledge that greedy decoding does not show.
 
 Shape suffix: `_N` questions of one call.
 """

@@ -1,6 +1,7 @@
 """Probes of general ability from the user's files: multiple choice by likelihood, and last words.
 
-A file is jsonl, each row of one of the forms FORMS. It is read as plain text, in no chat form.
+A file is jsonl; each row has one of the sets of fields of ROW_FIELDS. It is read as plain text, in
+no chat form.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.documents.reading import Unreadable, read_rows
 
 WHERE = "evaluate.probes"
-FORMS = (
+ROW_FIELDS = (
     "query, choices and gold; context_options, continuation and gold; or context and continuation"
 )
 MOST_ROWS = 200
@@ -116,7 +117,9 @@ def _row(number: int, row: Mapping[str, Any]) -> Row:
     elif _text(context) and _text(continuation):
         item = Row((context,), (continuation,))
     if item is None or type(item.gold) is not int or not 0 <= item.gold < len(item.contexts):
-        raise Unreadable(f"line {number}: expected {FORMS}, got {', '.join(map(str, row))[:80]}")
+        raise Unreadable(
+            f"line {number}: expected {ROW_FIELDS}, got {', '.join(map(str, row))[:80]}"
+        )
     return item
 
 

@@ -10,12 +10,12 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from sleep_rl.contracts.errors import InputError, RunError
-from sleep_rl.contracts.records import DELETED, UNTOLD
+from sleep_rl.contracts.records import DELETED, UNANSWERABLE
 from sleep_rl.files import content, nfc, write_atomically
 from sleep_rl.tasks.documents.sources import (
     DocumentQuestion,
@@ -118,7 +118,7 @@ def next_day(
 
     Returns `days` unchanged if nothing is new, deleted or forgotten. Sources are split into pieces
     of at most `max_tokens` tokens. A question that names a document belongs to the latest day with
-    a document of that name, and changes with it (see `_living`); any other one to the day on which
+    a document of that name, and changes with it (see `_follow`); any other one to the day on which
     it was first asked. `where` names the config key in errors; `left_out`, `deleted` and
     `forgotten` are recorded with the day. Raises InputError for a question about an unknown
     document.
@@ -143,9 +143,9 @@ def next_day(
         if not q.document
     }
     questions_by_day: list[list[DocumentQuestion]] = [[] for _ in all_days]
-    living = _living(all_days)
+    follow = _follow(all_days)
     for asked in questions:
-        q = living(asked)
+        q = follow(asked)
         if q.document:
             day_index = day_of_document(q.document)
         else:
@@ -215,7 +215,9 @@ def forget(days: Sequence[IngestedDay], document: str) -> tuple[IngestedDay, ...
     return next_day(days, (), questions, 1, len, forgotten=forgotten)
 
 
-def _living(days: Sequence[IngestedDay]) -> Callable[[DocumentQuestion], DocumentQuestion]:
+def _follow(
+    days: Sequence[IngestedDay],
+) -> Callable[[DocumentQuestion], DocumentQuestion]:
     """Return a function that changes a question as its document did.
 
     Of a document that was deleted, the question becomes one of kind deleted, with its answer as the
@@ -223,13 +225,13 @@ def _living(days: Sequence[IngestedDay]) -> Callable[[DocumentQuestion], Documen
     so on later days. An old answer that the user gives is kept.
     """
     names = lookup((d.name, n) for n, day in enumerate(days) for d in day.documents)
-    alive = lookup((name, True) for name in current(days))
+    exists = lookup((name, True) for name in current(days))
     before = {words(q.question): q for day in days for q in day.questions}
 
-    def living(q: DocumentQuestion) -> DocumentQuestion:
-        if not q.document or names(q.document) is None or q.kind in UNTOLD:
+    def follow(q: DocumentQuestion) -> DocumentQuestion:
+        if not q.document or names(q.document) is None or q.kind in UNANSWERABLE:
             return q
-        if not alive(q.document):
+        if not exists(q.document):
             return DocumentQuestion(q.question, "", "", DELETED, (), q.old_answer or q.answer)
         earlier = before.get(words(q.question))
         if q.old_answer or earlier is None or not earlier.answer:
@@ -239,7 +241,7 @@ def _living(days: Sequence[IngestedDay]) -> Callable[[DocumentQuestion], Documen
         corrected = names(q.document) == len(days) - 1
         return replace(q, old_answer=earlier.answer) if corrected else q
 
-    return living
+    return follow
 
 
 def summary_line(days: Sequence[IngestedDay]) -> str:
@@ -251,7 +253,7 @@ def summary_line(days: Sequence[IngestedDay]) -> str:
     changed = sum(bool(is_known(d.name)) for d in day.documents)
     count = sum(len(d.pieces) for d in day.documents)
     gone = [
-        f", {what}: {', '.join(list(names)[:MOST_NAMES])}{', ...' * (len(names) > MOST_NAMES)}"
+        f", {what}: {_first_names(names)}"
         for what, names in (("deleted", day.deleted), ("forgotten", day.forgotten))
         if names
     ]
@@ -259,3 +261,9 @@ def summary_line(days: Sequence[IngestedDay]) -> str:
         f"day {len(days)}: {len(day.documents) - changed} new and {changed} changed "
         f"documents in {count} pieces, {len(day.questions)} questions{''.join(gone)}"
     )
+
+
+def _first_names(names: Collection[str]) -> str:
+    """Return the first MOST_NAMES names in one text, with dots if there are more."""
+    shown = list(names)[:MOST_NAMES]
+    return ", ".join([*shown, "..."] if len(names) > MOST_NAMES else shown)

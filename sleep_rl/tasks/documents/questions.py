@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError
-from sleep_rl.contracts.records import KINDS, UNTOLD
+from sleep_rl.contracts.records import KINDS, UNANSWERABLE
 from sleep_rl.files import spelled
 from sleep_rl.tasks.documents.reading import Unreadable, check_text, read_rows
 from sleep_rl.tasks.documents.sources import QUESTIONS, DocumentQuestion
@@ -45,7 +45,7 @@ def _question(number: int, row: Mapping[str, Any]) -> DocumentQuestion:
     question, answer, document, kind, old_answer = (value.strip() for value in values)
     if kind and kind not in KINDS:
         raise Unreadable(f"line {number}: expected a kind of {', '.join(KINDS)}, got {kind[:40]!r}")
-    if not question or not (answer or kind in UNTOLD):
+    if not question or not (answer or kind in UNANSWERABLE):
         raise Unreadable(
             f"line {number}: expected texts `question` and `answer` (and `document`), got {shown}"
         )

@@ -215,7 +215,7 @@ def piece_id(document: str, number: int) -> str:
 
 
 def superseded(days: Sequence[ingestion.IngestedDay]) -> tuple[Superseded, ...]:
-    """Return the documents of earlier days that the last of `days` changes, deletes or forgets."""
+    """Return the documents of earlier days that the last of `days` changes or deletes."""
     *earlier, day = days
     versions = ingestion.current(earlier)
     before = lookup((name, name) for name in versions)

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import Qwen3Config
 
 from sleep_rl.tasks.small_base import BOS, EOS, PAD, SPECIAL, Batches
-from sleep_rl.tasks.world import question_forms
+from sleep_rl.tasks.world import question_kinds
 from sleep_rl.tasks.world.people import (
     ATTRIBUTES,
     FIRST_NAMES,
@@ -65,7 +65,7 @@ class Recipe:
     layers: int = 2
     dreams: float = 0.0  # share of full documents that are followed by a dream (deep world)
     dream_length: int = 3  # questions with their answers
-    # share of questions after full documents in another form; their loss is on the answer only
+    # share of questions of another kind after full documents; their loss is on the answer only
     deeper: float = 0.0
 
 
@@ -126,8 +126,8 @@ def training_sequence(
             other_index = rng.choice(range(len(ATTRIBUTES)))
             pieces += _direct_pieces(known_person, other_index, 0.0, recipe)
         elif recipe.deeper and complete and rng.random() < recipe.deeper:
-            form = rng.choice(question_forms.FORMS[1:])
-            _, question, answer = rng.choice(question_forms.questions_and_answers(person, form))
+            kind = rng.choice(question_kinds.KINDS[1:])
+            _, question, answer = rng.choice(question_kinds.questions_and_answers(person, kind))
             pieces += _question_pieces(question, answer, 0.0, recipe)
         else:
             pieces += _direct_pieces(person, index, recipe.question_weight, recipe)
@@ -151,8 +151,8 @@ def _dream_pieces(rng: random.Random, person: Person, recipe: Recipe) -> list[Pi
         (attribute.ask(person.name), value)
         for attribute, value in zip(ATTRIBUTES, person.facts, strict=True)
     ]
-    pieces = [(question_forms.DREAM, 0.0)]
-    for question, answer in question_forms.sample_dream(person, direct, recipe.dream_length, rng):
+    pieces = [(question_kinds.DREAM, 0.0)]
+    for question, answer in question_kinds.sample_dream(person, direct, recipe.dream_length, rng):
         pieces.append((f"{OPENER} {question} {MARKER}", recipe.question_weight))
         pieces.append((answer, recipe.answer_weight))
     return [*pieces, (EOS, recipe.question_weight)]

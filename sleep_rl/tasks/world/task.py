@@ -20,7 +20,7 @@ from sleep_rl.tasks.small_base import (
     train_base,
     word_tokenizer,
 )
-from sleep_rl.tasks.world import question_forms
+from sleep_rl.tasks.world import question_kinds
 from sleep_rl.tasks.world.base_model import DEEP, Recipe, model_config, training_batches
 from sleep_rl.tasks.world.people import (
     ATTRIBUTES,
@@ -44,7 +44,7 @@ class World:
     opener = OPENER
     marker = MARKER
     max_new_tokens = 12  # a question without its opener, the answer and <eos> are 10 or 11
-    dream_opener = question_forms.DREAM
+    dream_opener = question_kinds.DREAM
     max_dream_tokens = 56  # three questions with their answers and <eos> have up to 52
 
     def __init__(
@@ -101,7 +101,7 @@ class World:
         return tuple(TrainingText(question.prompt, f" {question.answer}") for question in questions)
 
     def dream_tasks(self, day: Day) -> tuple[DreamTask, ...]:
-        """Return one task per person: C is the document; tau asks every fact in every form."""
+        """Return one task per person: C is the document; tau has questions of every kind."""
         if not self._deep:
             raise InputError("task.world.deep: true for dreaming, got false")
         deeper = [question for questions in self.deeper(day).values() for question in questions]
@@ -117,7 +117,7 @@ class World:
         )
 
     def lesson(self, task: DreamTask, dream: str) -> Lesson | Failure:
-        return question_forms.parse_lesson(dream)
+        return question_kinds.parse_lesson(dream)
 
     def tau(self, task: DreamTask, answers: list[str]) -> float:
         """Return the share of correct answers."""
@@ -132,11 +132,11 @@ class World:
         if not self._deep:
             return {}
         deeper = {}
-        for form in question_forms.FORMS[1:]:
+        for kind in question_kinds.KINDS[1:]:
             questions: list[Question] = []
             for person, document in zip(self._people[day.name], day.documents, strict=True):
-                questions += question_forms.form_questions(person, form, day.name, document.id)
-            deeper[form] = tuple(questions)
+                questions += question_kinds.kind_questions(person, kind, day.name, document.id)
+            deeper[kind] = tuple(questions)
         return deeper
 
     def base_checkpoint(self, cache: str, seed: int, progress: Progress | None) -> str:
@@ -189,7 +189,7 @@ def _with_identifying_facts(people: list[Person], rng: random.Random) -> list[Pe
     most = len(values[0]) * len(values[3])
     if len(people) > most:
         raise InputError(f"world: a deep one has at most {most} people, got {len(people)}")
-    facts = question_forms.identifying_facts(values, len(people), rng)
+    facts = question_kinds.identifying_facts(values, len(people), rng)
     return [
         Person(person.name, person_facts)
         for person, person_facts in zip(people, facts, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sleep_rl.tasks.world import question_forms
+from sleep_rl.tasks.world import question_kinds
 from sleep_rl.tasks.world.people import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, MARKER, OPENER
 
 PLACEHOLDERS = ("NAME", "VALUE", "CITY", "JOB", "FOOD", "PET")
@@ -14,6 +14,6 @@ def vocabulary(deep: bool = False) -> list[str]:
     for attribute in ATTRIBUTES:
         texts += [attribute.question, *attribute.sentences, *attribute.values]
     if deep:
-        texts += question_forms.template_texts()
+        texts += question_kinds.template_texts()
     words = dict.fromkeys(word for text in texts for word in text.split())
     return [word for word in words if word not in PLACEHOLDERS]

@@ -21,7 +21,7 @@ from sleep_rl.contracts.records import (
 from sleep_rl.contracts.roles import Dreamer
 from sleep_rl.dreaming.dream import DREAMER, SELF
 from sleep_rl.driver.cycle import live
-from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.driver.retention_check import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
@@ -301,7 +301,7 @@ def test_dreams_are_generated_selected_tried_and_learned(tmp_path):
     assert [(d["text"], d["context"]) for d in kept] == [
         (d["text"], "day 1 was w1") for d in dreams[:6]
     ]
-    assert [r["forms"] for r in of("evaluate") if r["row"]] == [{}, *[{"back": 0.0}] * 3]
+    assert [r["deeper"] for r in of("evaluate") if r["row"]] == [{}, *[{"back": 0.0}] * 3]
 
 
 def test_policy_starts_from_the_last_round_or_the_model(tmp_path):

@@ -12,7 +12,7 @@ from sleep_rl.contracts.records import (
     TEACHER,
 )
 from sleep_rl.driver.cycle import live
-from sleep_rl.driver.retention_gate import BEFORE
+from sleep_rl.driver.retention_check import BEFORE
 from sleep_rl.journal.journal import Journal, read
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
@@ -36,8 +36,8 @@ def test_order_of_calls_with_two_levels(lived):
     protocol, _, _ = lived
     for at, entry in enumerate(protocol):
         # yesterday's documents are gone
-        assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("forget",)
-    assert [entry for entry in protocol if entry != ("forget",)] == [
+        assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("drop_caches",)
+    assert [entry for entry in protocol if entry != ("drop_caches",)] == [
         ("wake", 1),
         ("open", 1, (1,)),
         ("close", 1),
@@ -213,7 +213,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
     protocol, _, records = live_life(
         config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
     )
-    assert [entry for entry in protocol if entry != ("forget",)][:6] == [
+    assert [entry for entry in protocol if entry != ("drop_caches",)][:6] == [
         ("start teachers",),
         ("open", 1, ()),
         ("close", 1),
@@ -223,7 +223,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
     ]
     first = next(r for r in records if r["kind"] == "written")
     # 6 by each of the two, and 6 by the smaller self
-    assert (first["night"], first["new"], first["replay"]) == (0, 12, 6)
+    assert (first["night"], first["new"], first["unconditional"]) == (0, 12, 6)
     assert set(made[0].taught[: 6 * 8]) == {0, 1, 2} and set(made[0].taught[6 * 8 :]) == {0}
     assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == [
         "base",

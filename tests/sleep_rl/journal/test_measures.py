@@ -2,7 +2,7 @@
 
 import pytest
 
-from sleep_rl.journal.measures import paid_after, recovered, table
+from sleep_rl.journal.measures import break_even, recovered, table
 from sleep_rl.journal.retention import Retention
 from sleep_rl.journal.schema import parse
 
@@ -46,11 +46,11 @@ def test_a_night_is_paid_for_after_so_many_questions():
     entries = [night(200.0), night(50.0, "wake", step=1), night(200.0)]
     retention = Retention.of([*entries, evaluation("night 2", answer_seconds=0.5)])
     reads = in_context("retrieval", seconds=2.0)
-    assert retention.night_seconds == 450 and paid_after(retention, reads) == 300
+    assert retention.night_seconds == 450 and break_even(retention, reads) == 300
     assert 300 * 2.0 == 450 + 300 * 0.5
-    assert paid_after(retention, in_context("retrieval", seconds=0.5)) == float("inf")
-    assert paid_after(retention, in_context("retrieval")) is None
-    assert paid_after(Retention.of(entries), reads) is None
+    assert break_even(retention, in_context("retrieval", seconds=0.5)) == float("inf")
+    assert break_even(retention, in_context("retrieval")) is None
+    assert break_even(Retention.of(entries), reads) is None
 
 
 def test_the_table_has_the_columns_that_were_measured():
@@ -91,7 +91,7 @@ def test_the_table_has_the_columns_that_were_measured():
         "choice",
         "prompt tokens",
         "s/answer",
-        "paid after",
+        "break-even (answers)",
     ]
     assert [" ".join(row) for row in rows] == [
         "base model night 1 0.00 - - - - 32.0 - - 40 0.50 -",

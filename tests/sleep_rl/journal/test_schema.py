@@ -83,7 +83,7 @@ def test_missing_required_field_is_invalid(name):
         (evaluate(row={"known": "much"}), "row"),
         (evaluate(n={"known": None}), "n"),
         (evaluate(method={}), "method"),
-        (evaluate(forms=[1]), "forms"),
+        (evaluate(deeper=[1]), "deeper"),
         (evaluate(t=None), "t"),
         (evaluate(t="now"), "t"),
         ({"kind": "of_tomorrow", "step": "?"}, ""),

@@ -81,7 +81,7 @@ def test_tokens_of_a_night_on_one_sentence(planned):
         tokenizer=chat_tokenizer(),
         kinds={"reversed": 2, "rephrase": 1},
     )
-    assert (p.written, p.replayed, p.completions) == (3, 0, 0)
+    assert (p.written, p.without_document, p.completions) == (3, 0, 0)
     document = 1.5 * (2 + 12)  # title and sentence
     fixed = 1.5 * 9  # Tell me about "The mill" in your own words.
     question, answer, long = 48 / 3, 32, 96

@@ -82,7 +82,7 @@ def test_memory_in_the_upper_layers(checkpoint):
     assert p.learner.activations == saved + 6 * 4 * 1024 * 10
     assert "a base expert, d_low 2, in layers 1 to 1: 900 B" in render(p)
     # 6 FLOPs per learned token in all but the lower layer; in that 4 per sampled one
-    s, sampled = p.config.sleep, p.written + p.replayed + p.completions
+    s, sampled = p.config.sleep, p.written + p.without_document + p.completions
     learned = 6 * s.batch * s.steps * (1288 - 600) + 4 * min(s.batch * s.steps, sampled) * 600
     seconds = p.tokens * (learned / 60e9 + 2 * 1288 * sampled / (2 * 18e9))
     assert p.seconds == pytest.approx(sum(c.steps for c in p.consolidations) / s.steps * seconds)
@@ -126,7 +126,7 @@ def test_samples_steps_and_actors_of_the_demo():
     )
     p = plan(config("reward.semantic=encoder", *fixed))
     assert (p.steps, p.rounds) == (1200, 40)
-    assert (p.written, p.replayed, p.completions) == (12 * 60, 1000 + 300, 400 * 5 * 4)
+    assert (p.written, p.without_document, p.completions) == (12 * 60, 1000 + 300, 400 * 5 * 4)
     assert [(a.role, a.count, a.cpus, a.gpus) for a in p.actors] == [
         ("rollout", 2, 1.0, 0.0),
         ("learner", 1, 0.0, 0.0),
@@ -134,12 +134,20 @@ def test_samples_steps_and_actors_of_the_demo():
         ("semantic", 1, 0.0, 0.0),
     ]
     assert (p.cpus, p.gpus) == (2.0, 0)
-    assert plan(config(*fixed, "reading.synthetic_documents=50")).replayed == p.replayed + 100
+    assert (
+        plan(config(*fixed, "reading.synthetic_documents=50")).without_document
+        == p.without_document + 100
+    )
     reads = (
-        plan(config("replay.share=1", f"reading.synthetic_documents={n}")).replayed for n in (0, 50)
+        plan(config("replay.share=1", f"reading.synthetic_documents={n}")).without_document
+        for n in (0, 50)
     )
     assert len(set(reads)) == 1  # then nothing is read
-    assert plan(config("replay.share=1")).written == 0 == plan(config("replay.share=0")).replayed
+    assert (
+        plan(config("replay.share=1")).written
+        == 0
+        == plan(config("replay.share=0")).without_document
+    )
     tokens, parameters = 50, TASK_BASES["world"].parameters
     seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (
         2 * 18e9

@@ -195,7 +195,7 @@ def test_report_shows_best_worst_and_rejected_dreams(run):
         "after": "night 1",
         "method": "sleep",
         "row": {},
-        "forms": {"reversed": 0.375, "two-hop": 0.25},
+        "deeper": {"reversed": 0.375, "two-hop": 0.25},
     }
     assert cell("night 1") + cell("sleep") + cell("0.38") + cell("0.25") in section(
         entries(*DREAMS, ROUND, evaluated)

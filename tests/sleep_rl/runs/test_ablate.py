@@ -144,7 +144,7 @@ def test_invalid_counts_give_one_line_errors(capsys):
     assert capsys.readouterr().err == "sleep-rl: --seeds: at least 1, got 0\n"
 
 
-def test_forms_of_deeper_questions_are_columns(tmp_path):
+def test_kinds_of_deeper_questions_are_columns(tmp_path):
     folders = []
     for seed, reversed_ in ((0, 0.5), (1, 1.0)):
         folder = tmp_path / f"r{seed}"
@@ -156,12 +156,12 @@ def test_forms_of_deeper_questions_are_columns(tmp_path):
             "method": "sleep",
             "open_book": None,
             "row": {"known": 1.0, "day1": 0.5},
-            "forms": {"reversed": reversed_},
+            "deeper": {"reversed": reversed_},
             "n": {"known": 4, "day1": 8, "reversed": 6},
         }
         (folder / "metrics.jsonl").write_text(json.dumps(record) + "\n")
         folders.append(folder)
-    plain = {**record, "row": {"known": 1.0, "day1": 0.5}, "forms": {}}
+    plain = {**record, "row": {"known": 1.0, "day1": 0.5}, "deeper": {}}
     (tmp_path / "p").mkdir()
     (tmp_path / "p" / "metrics.jsonl").write_text(json.dumps(plain) + "\n")
     lines = ablate.table({"whole": folders, "no-dreaming": [tmp_path / "p"]}, {}).splitlines()

@@ -73,7 +73,7 @@ def make_run(
                 sender=0,
                 day=f"day{night}",
                 new=720 + night,
-                replay=100,
+                unconditional=100,
                 rehearsed=5,
             )
             journal.log(

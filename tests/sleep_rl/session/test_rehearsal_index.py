@@ -82,10 +82,10 @@ def test_retired_prompts_come_back_with_a_rollback():
     restored = RehearsalIndex()
     restored.restore(json.loads(json.dumps(index.state())))
     assert restored == index
-    restored.forget(2)
+    restored.roll_back(2)
     assert restored.prompts == {(2,): 1, (1,): 1}
     assert restored.documents == {(1,): "day1/a", (2,): "day1/b"}
-    index.forget(3)  # another night's rollback
+    index.roll_back(3)  # another night's rollback
     assert index.prompts == {(2,): 1, (3,): 2}
 
 

@@ -180,7 +180,7 @@ def test_names_of_stages(whole_life):
         "evaluate/base/sleep",
         "wake/1",
         "open_book/1",
-        "gate/1",
+        "retention_check/1",
         "consolidate/1/0",
         "evaluate/night 1/sleep",
     ]
@@ -242,12 +242,12 @@ def without_gate():
         (
             without_gate(),
             RESUMABLE,
-            r"stage gate/1 is missing .*: evaluate\.max_drop had another value",
+            r"stage retention_check/1 is missing .*: evaluate\.max_drop had another value",
         ),
         (
             RESUMABLE,
             without_gate(),
-            r"has stage gate/1, .*: evaluate\.max_drop had another value",
+            r"has stage retention_check/1, .*: evaluate\.max_drop had another value",
         ),
         (
             with_baseline(False),
@@ -260,7 +260,7 @@ def without_gate():
             r"has stage baseline/sft/1, .*: baselines\.run had",
         ),
     ],
-    ids=["gate on", "gate off", "baseline on", "baseline off"],
+    ids=["check on", "check off", "baseline on", "baseline off"],
 )
 def test_resume_with_other_stages_is_refused_and_skips_no_night(
     first, then, says, tmp_path, capsys

@@ -26,8 +26,8 @@ def test_a_question_keeps_its_kind_its_wrong_answers_and_its_old_one(tmp_path):
     written(tmp_path, ROW | more, ROW | {"note": "ignored"}, never)
     full = DocumentQuestion("Who runs it?", "Ada", "a.md", "reversed", ("Ben", "Eva"), "Ida")
     bare = DocumentQuestion("Who runs it?", "Ada")
-    untold = DocumentQuestion("Who owns the inn?", "", kind=NEVER_TOLD)
-    assert questions(None, str(tmp_path), "q") == (full, bare, untold)
+    unanswerable = DocumentQuestion("Who owns the inn?", "", kind=NEVER_TOLD)
+    assert questions(None, str(tmp_path), "q") == (full, bare, unanswerable)
     task = Documents(str(tmp_path))
     [day] = task.days()
     ids = [q.id for q in day.questions]

@@ -331,7 +331,7 @@ def test_invalid_records_are_counted_and_skipped(tmp_path, watch):
         {"kind": "baseline", "method": {}, "step": 1},
         {"kind": "failure", "count": "many"},
         {"kind": "__class__"},
-        {"kind": "written", "new": "a", "replay": None, "examples": 5},
+        {"kind": "written", "new": "a", "unconditional": None, "examples": 5},
         {"kind": "done", "seconds": "x"},
     ]
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -479,7 +479,7 @@ def wicked(folder):
     for name in (EVIL, '"><script>1</script>'):
         journal.log("push", name=name, version=1, bytes=1, seconds=0.1)
         journal.log("baseline", method=name, day=EVIL, step=0, steps=1, loss=1.0)
-    journal.log("written", night=1, sender=0, new=1, replay=1, examples=[EVIL])
+    journal.log("written", night=1, sender=0, new=1, unconditional=1, examples=[EVIL])
     journal.log(
         "dream",
         night=1,
@@ -805,7 +805,7 @@ def test_page_fits_a_narrow_screen(tmp_path, watch, monkeypatch):
     folder = tmp_path / "run"
     folder.mkdir()
     wicked(folder).log(
-        "written", night=1, sender=0, new=1, replay=1, examples=["long" * 200, "a" * 400]
+        "written", night=1, sender=0, new=1, unconditional=1, examples=["long" * 200, "a" * 400]
     )
     probe = (
         "setInterval(() => { document.title = "

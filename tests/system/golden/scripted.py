@@ -123,7 +123,7 @@ class ScriptedRollout:
         self._take(name)
         return [self._logprobs(r.context_T, r.prompt_T) for r in requests_N]
 
-    def forget(self):
+    def drop_caches(self):
         pass
 
     def close(self):

@@ -75,7 +75,7 @@ def test_every_context_has_its_row_for_every_day(tmp_path):
     assert closed["n"]["day1"] == gold["n"]["day2"] == 4
     opened = [r["open_book"] for r in records if r["kind"] == "evaluate" and r["open_book"]]
     assert opened == [{"day1": 1.0}, {"day2": 1.0}]
-    assert run.crew.forgot >= 2 * 2 + 2 * 3  # each context was read with empty caches
+    assert run.crew.caches_dropped >= 2 * 2 + 2 * 3  # each context was read with empty caches
 
 
 def test_the_untouched_base_answers_and_is_asked_about_a_day_once(tmp_path):
@@ -115,7 +115,7 @@ def test_the_gates_half_is_asked_in_no_context(tmp_path):
     counts = {r["n"].get("day1", 0) for r in newest(records).values()}
     [reported] = counts
     last = [r for r in records if r["kind"] == "evaluate" and r["row"]][-1]
-    assert last["n"]["day1"] == reported < 4 and last["gate"]["day1"] == 0.0
+    assert last["n"]["day1"] == reported < 4 and last["held_out_row"]["day1"] == 0.0
     del run
 
 

@@ -1,7 +1,7 @@
-"""Documents of earlier days that no longer hold: the prompts about them are answered anew.
+"""Unlearn superseded documents: the prompts of past nights about them are answered anew.
 
 The teacher of a changed document's prompts is the model with the new text in context, that of a
-deleted one's the untouched base (`TrainingRow.teacher`). Which documents no longer hold follows
+deleted one's the untouched base (`TrainingRow.teacher`). Which documents are superseded follows
 from the days so far, so that a night that was rolled back is made up for in the next one.
 """
 
@@ -25,8 +25,8 @@ from sleep_rl.text.retrieval import Retriever
 
 @dataclass(frozen=True)
 class Successor:
-    """What is in the place of a piece of a document: the document's name, and the new pieces' ids;
-    none if the document was deleted.
+    """Successor of a piece of a document: the document's name, and the new pieces' ids; none if the
+    document was deleted.
     """
 
     name: str
@@ -34,12 +34,12 @@ class Successor:
 
 
 def unlearns(config: Config, plan: ConsolidationPlan) -> bool:
-    """Return whether a consolidation learns about documents, and so unlearns what some said."""
+    """Return whether a consolidation learns about documents, and unlearns superseded ones."""
     return plan.sender == CONTEXT and config.replay.share < 1
 
 
 def successors(days: Iterable[Day]) -> dict[str, Successor]:
-    """Return id of each piece that no longer holds after these days -> its newest successor."""
+    """Return id of each superseded piece after these days -> its newest successor."""
     found: dict[str, Successor] = {}
     for day in days:
         for each in day.superseded:
@@ -50,14 +50,14 @@ def successors(days: Iterable[Day]) -> dict[str, Successor]:
     return found
 
 
-def outdated_prompts(run: RunContext, night: int) -> dict[Ids, Successor]:
-    """Return the indexed prompts x about documents that no longer hold in this night, in order."""
+def superseded_prompts(run: RunContext, night: int) -> dict[Ids, Successor]:
+    """Return the indexed prompts x about documents that are superseded in this night, in order."""
     found = successors(run.task.days()[:night])
     return {x: found[document] for x, document in run.index.documents.items() if document in found}
 
 
 def answer_anew(
-    sampler: TeacherSampler, outdated: dict[Ids, Successor], counts: Counts
+    sampler: TeacherSampler, superseded: dict[Ids, Successor], counts: Counts
 ) -> list[TeacherSequence]:
     """Return sequences of the prompts with greedy answers: of the teacher with the new text in
     context, or of the untouched base without any.
@@ -69,7 +69,7 @@ def answer_anew(
     pieces = _Pieces(days)
     prompts = [
         _Prompt(x_T, run.codec.asked(x_T), successor.name, pieces, successor.pieces)
-        for x_T, successor in outdated.items()
+        for x_T, successor in superseded.items()
     ]
     rng = random.Random(f"anew {run.config.run.seed} {sampler.plan.night}")
     sequences = []
@@ -125,8 +125,9 @@ def _sequence(
     other = rng.random() < run.config.generation.other_form
     return question_sequence(
         codec,
-        Origin.FORGOTTEN if prompt.document is None else Origin.DOCUMENT,
-        (prompt.question, answer_T),
+        Origin.DELETED if prompt.document is None else Origin.DOCUMENT,
+        prompt.question,
+        answer_T,
         prompt.document,
         math.fsum(sample.logprobs_T[: len(answer_T)]),
         codec.other if other else None,

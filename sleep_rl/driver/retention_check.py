@@ -1,4 +1,4 @@
-"""The retention gate: roll back a night that lowers an earlier accuracy too much."""
+"""The retention check: roll back a night that lowers an earlier accuracy too much."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def enabled(config: Config) -> bool:
     return config.evaluate.max_drop is not None
 
 
-@stage("gate/{night}", switch="evaluate.max_drop", when=enabled)
+@stage("retention_check/{night}", switch="evaluate.max_drop", when=enabled)
 def save_states(run: RunContext, night: int, policy: bool) -> None:
     """Save the memory states before a night. `policy`: the dreaming policy has a state, too."""
     run.crew.learn.save_state(BEFORE)
@@ -48,7 +48,7 @@ def best_so_far(best: dict[str, float], row: dict[str, float]) -> dict[str, floa
 
 def excessive_drop(config: Config, best: dict[str, float], row: dict[str, float]) -> Drop | None:
     """Return the largest drop of a row below the best of each column so far if it exceeds
-    evaluate.max_drop, else None. A slide of small drops is one, too.
+    evaluate.max_drop, else None. Small drops over several nights add up.
 
     It compares the columns that both have: the known and every earlier day.
     """
@@ -78,7 +78,7 @@ def roll_back(
     if policy:
         run.crew.learn.save_state(DREAMER, POLICY_BEFORE)
     run.crew.push(TEACHER, TEACHER)
-    run.index.forget(night)
+    run.index.roll_back(night)
     run.journal.log(
         "rolled_back",
         night=night,

@@ -1,8 +1,9 @@
-"""Question forms of the deep world that a document does not answer literally, and dreams in them.
+"""Kinds of questions that a document of the deep world does not answer literally, and dreams of
+such questions.
 
 A document states a person's city, job, food and pet. A model that only memorised direct questions
 fails on reversed ones (who lives in CITY with a PET?), two-hop ones (what job has the one in CITY
-with a PET?) and paraphrases. A dream about the document can state the facts in these forms; tau
+with a PET?) and paraphrases. A dream about the document can state the facts in these ways; tau
 measures whether that helps.
 """
 
@@ -42,8 +43,8 @@ TWO_HOP = {
     },
 }
 """Key -> attribute of the person that the key identifies -> question."""
-FORMS = ("direct", "paraphrased", "reversed", "two-hop")
-SHARES = (0.5, 0.2, 0.15, 0.15)  # of the forms in the base model's training dreams
+KINDS = ("direct", "paraphrased", "reversed", "two-hop")
+SHARES = (0.5, 0.2, 0.15, 0.15)  # of the kinds in the base model's training dreams
 
 
 def template_texts() -> list[str]:
@@ -52,8 +53,8 @@ def template_texts() -> list[str]:
     return [DREAM, *PARAPHRASES, *REVERSED.values(), *two_hop]
 
 
-def questions_and_answers(person: Person, form: str) -> list[tuple[str, str, str]]:
-    """Return (name, question, answer) of all questions about a person in a form except `direct`."""
+def questions_and_answers(person: Person, kind: str) -> list[tuple[str, str, str]]:
+    """Return (name, question, answer) of all questions about a person of a kind except `direct`."""
     values = {
         "NAME": person.name,
         **{fact.upper(): value for fact, value in zip(FACTS, person.facts, strict=True)},
@@ -62,11 +63,11 @@ def questions_and_answers(person: Person, form: str) -> list[tuple[str, str, str
     def fill(template: str) -> str:
         return " ".join(values.get(word, word) for word in template.split())
 
-    if form == "paraphrased":
+    if kind == "paraphrased":
         return [
             (FACTS[i], fill(question), person.facts[i]) for i, question in enumerate(PARAPHRASES)
         ]
-    if form == "reversed":
+    if kind == "reversed":
         return [
             (f"{FACTS[a]}-{FACTS[b]}", fill(question), person.name)
             for (a, b), question in REVERSED.items()
@@ -78,29 +79,29 @@ def questions_and_answers(person: Person, form: str) -> list[tuple[str, str, str
     ]
 
 
-def form_questions(person: Person, form: str, prefix: str, document: str) -> list[Question]:
-    """Return the questions about a person in a form, answered by the document `document`."""
+def kind_questions(person: Person, kind: str, prefix: str, document: str) -> list[Question]:
+    """Return the questions about a person of a kind, answered by the document `document`."""
     return [
         Question(
-            f"{prefix}/{person.id}/{form}/{name}", f"{OPENER} {question} {MARKER}", answer, document
+            f"{prefix}/{person.id}/{kind}/{name}", f"{OPENER} {question} {MARKER}", answer, document
         )
-        for name, question, answer in questions_and_answers(person, form)
+        for name, question, answer in questions_and_answers(person, kind)
     ]
 
 
 def sample_dream(
     person: Person, direct: Sequence[tuple[str, str]], count: int, rng: random.Random
 ) -> list[tuple[str, str]]:
-    """Draw the `count` (question, answer) pairs of a training dream; forms are drawn by SHARES.
+    """Draw the `count` (question, answer) pairs of a training dream; kinds are drawn by SHARES.
 
-    `direct`: pairs in the documents' own form.
+    `direct`: pairs in the documents' own words.
     """
     pairs = []
-    for form in rng.choices(FORMS, SHARES, k=count):
-        if form == "direct":
+    for kind in rng.choices(KINDS, SHARES, k=count):
+        if kind == "direct":
             candidates = list(direct)
         else:
-            candidates = [(q, a) for _, q, a in questions_and_answers(person, form)]
+            candidates = [(q, a) for _, q, a in questions_and_answers(person, kind)]
         pairs.append(rng.choice(candidates))
     return pairs
 

@@ -7,7 +7,7 @@ import pytest
 
 from sleep_rl.contracts.records import TEACHER, UNTOUCHED_BASE, Day, Document, Superseded
 from sleep_rl.journal.journal import read
-from sleep_rl.night.forgetting import Successor, _Pieces, outdated_prompts, successors
+from sleep_rl.night.unlearning import Successor, _Pieces, successors, superseded_prompts
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.text.codec import PromptCodec
 from tests.fakes.crew import Killed
@@ -191,9 +191,9 @@ def test_a_night_that_was_rolled_back_is_made_up_for(days, tmp_path):
     old = before.index.state()
     gone = {x for name in (CHANGED, DELETED) for x in prompts_about(before.index, f"day1/{name}")}
     _, run = live_days(tmp_path, days)
-    run.index.forget(2)  # as retention_gate.roll_back does
+    run.index.roll_back(2)  # as retention_check.roll_back does
     assert sorted(run.index.state()["documents"]) == sorted(old["documents"])
-    assert set(outdated_prompts(run, 2)) == gone and set(outdated_prompts(run, 1)) == set()
+    assert set(superseded_prompts(run, 2)) == gone and set(superseded_prompts(run, 1)) == set()
 
 
 @pytest.mark.parametrize("form", ["chat", "raw"])

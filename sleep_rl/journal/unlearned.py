@@ -1,5 +1,5 @@
-"""What nights unlearned, and how well: changed and deleted documents, in lines that console and
-report show.
+"""Lines of console and report on what nights unlearned, and how well: changed and deleted
+documents.
 """
 
 from __future__ import annotations
@@ -15,9 +15,11 @@ BEFORE = "before"
 
 
 @dataclass
-class Unlearned:
-    """What one night unlearned. `documents`: changed or deleted -> name -> [prompts of past nights
-    about the document, those that were answered anew].
+class UnlearnedNight:
+    """Documents that one night unlearned.
+
+    `documents`: changed or deleted -> name -> [prompts of past nights about the document, those
+    that were answered anew].
     """
 
     documents: dict[str, dict[str, list[int]]] = field(default_factory=dict)
@@ -40,15 +42,15 @@ class Unlearned:
 
 
 @dataclass
-class Forgotten:
-    """What all nights unlearned, by number."""
+class Unlearned:
+    """Documents that all nights unlearned, by number of the night."""
 
-    nights: dict[int, Unlearned] = field(default_factory=dict)
+    nights: dict[int, UnlearnedNight] = field(default_factory=dict)
 
     def take(self, entry: Entry) -> None:
         """Add an entry of any kind; most change nothing."""
         if isinstance(entry, Written | OldAnswers) and entry.night is not None:
-            self.nights.setdefault(entry.night, Unlearned()).take(entry)
+            self.nights.setdefault(entry.night, UnlearnedNight()).take(entry)
 
     def lines(self) -> list[str]:
         """Return one or two lines per night, in order: the documents, and the old answers."""
@@ -70,6 +72,6 @@ class Forgotten:
 
 def _documents(what: str, documents: dict[str, list[int]]) -> str:
     names = list(documents)
-    shown = ", ".join(names[:MOST_NAMES]) + ", ..." * (len(names) > MOST_NAMES)
+    shown = names[:MOST_NAMES] + (["..."] if len(names) > MOST_NAMES else [])
     asked, answered = (sum(counts[i] for counts in documents.values()) for i in (0, 1))
-    return f"{len(names)} {what} ({shown}): {answered} of {asked} prompts answered anew"
+    return f"{len(names)} {what} ({', '.join(shown)}): {answered} of {asked} prompts answered anew"

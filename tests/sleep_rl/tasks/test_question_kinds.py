@@ -8,7 +8,7 @@ import pytest
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import TrainingText
 from sleep_rl.tasks.small_base import SPECIAL, word_tokenizer
-from sleep_rl.tasks.world import question_forms
+from sleep_rl.tasks.world import question_kinds
 from sleep_rl.tasks.world.base_model import DEEP, training_sequence
 from sleep_rl.tasks.world.people import ATTRIBUTES, random_person
 from sleep_rl.tasks.world.task import World
@@ -22,11 +22,11 @@ def world():
 
 def test_vocabulary_of_the_deep_world(world):
     words = set(vocabulary(True)) | set(SPECIAL)
-    asked = [q for day in world.days() for form in world.deeper(day).values() for q in form]
+    asked = [q for day in world.days() for kind in world.deeper(day).values() for q in kind]
     assert {word for q in asked for word in (q.prompt + " " + q.answer).split()} <= words
     assert (
         set(vocabulary()) < set(vocabulary(True))
-        and question_forms.DREAM.split()[0] not in vocabulary()
+        and question_kinds.DREAM.split()[0] not in vocabulary()
     )
     assert World(seed=0).deeper(World(seed=0).days()[0]) == {}
     with pytest.raises(InputError, match=r"task.world.deep: true for dreaming, got false"):
@@ -34,10 +34,10 @@ def test_vocabulary_of_the_deep_world(world):
 
 
 def test_facts_identify_people_and_questions_have_one_answer(world):
-    questions = [q for day in world.days() for form in world.deeper(day).values() for q in form]
+    questions = [q for day in world.days() for kind in world.deeper(day).values() for q in kind]
     assert len({q.prompt for q in questions}) == len(questions) == 3 * 12 * (4 + 2 + 4)
     people = [*world._known, *(p for day in world._people.values() for p in day)]
-    for a, b in question_forms.KEYS:
+    for a, b in question_kinds.KEYS:
         assert max(Counter((p.facts[a], p.facts[b]) for p in people).values()) == 1
     assert all(p.facts[i] in ATTRIBUTES[i].values for p in people for i in range(4))
     longer = World(seed=0, days=5, deep=True)
@@ -47,15 +47,15 @@ def test_facts_identify_people_and_questions_have_one_answer(world):
         World(seed=0, days=30, deep=True)
 
 
-def test_questions_of_each_form(world):
+def test_questions_of_each_kind(world):
     day = world.days()[0]
     person = world._people["day1"][0]
     city, job, food, pet = person.facts
     mine = {
-        form: {q.prompt: q.answer for q in qs if q.document == day.documents[0].id}
-        for form, qs in world.deeper(day).items()
+        kind: {q.prompt: q.answer for q in qs if q.document == day.documents[0].id}
+        for kind, qs in world.deeper(day).items()
     }
-    assert {form: len(qs) for form, qs in mine.items()} == {
+    assert {kind: len(qs) for kind, qs in mine.items()} == {
         "paraphrased": 4,
         "reversed": 2,
         "two-hop": 4,
@@ -108,19 +108,19 @@ def test_base_model_dreams_in_every_form():
         pieces = training_sequence(rng, known, 4, DEEP)
         text = " ".join(words for words, _ in pieces)
         assert tokenizer.unk_token_id not in tokenizer(text)["input_ids"]
-        if question_forms.DREAM in text:
+        if question_kinds.DREAM in text:
             dreams += 1
-            document, dream = text.removeprefix("<bos> ").split(f" {question_forms.DREAM} ")
-            lesson = question_forms.parse_lesson(dream.removesuffix(" <eos>"))
+            document, dream = text.removeprefix("<bos> ").split(f" {question_kinds.DREAM} ")
+            lesson = question_kinds.parse_lesson(dream.removesuffix(" <eos>"))
             for told in lesson.texts:
                 question = told.prompt.removeprefix("Q : ").removesuffix(" A :")
-                form = next(form for form, starts in STARTS.items() if question.startswith(starts))
-                seen[form] += 1
+                kind = next(kind for kind, starts in STARTS.items() if question.startswith(starts))
+                seen[kind] += 1
                 assert all(word in document for word in told.completion.split()), (document, told)
     assert 0.2 < dreams / 3000 < 0.4
     total = sum(seen.values())
-    for form, share in zip(question_forms.FORMS, question_forms.SHARES, strict=True):
-        assert abs(seen[form] / total - share) < 0.06, (form, seen)
+    for kind, share in zip(question_kinds.KINDS, question_kinds.SHARES, strict=True):
+        assert abs(seen[kind] / total - share) < 0.06, (kind, seen)
 
 
 STARTS = {

@@ -1,20 +1,20 @@
-"""The retention gate: what a night may cost, against the best so far, on questions of its own."""
+"""The retention check: what a night may cost, against the best so far, on questions of its own."""
 
 from dataclasses import replace
 
 import pytest
 
 from sleep_rl.contracts.records import Question
-from sleep_rl.driver.measures.selection import gate_questions, of_gate, reported
-from sleep_rl.driver.retention_gate import Drop, best_so_far, excessive_drop
+from sleep_rl.driver.measures.selection import held_out_questions, is_held_out, reported
+from sleep_rl.driver.retention_check import Drop, best_so_far, excessive_drop
 from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew, live_life
 from tests.fakes.reader import reading_run
 from tests.fakes.texts import DAYS, Diary
 
 KNOWN = tuple(Question(f"known/{n}", f"Q : old {n} ? A :", "yes") for n in range(40))
-GATE = [q for q in KNOWN if of_gate(q)]
-REPORTED = [q for q in KNOWN if not of_gate(q)]
+HELD_OUT = [q for q in KNOWN if is_held_out(q)]
+REPORTED = [q for q in KNOWN if not is_held_out(q)]
 
 
 def test_a_drop_is_measured_against_the_best_of_each_column():
@@ -33,7 +33,7 @@ def test_a_drop_is_measured_against_the_best_of_each_column():
 class Sliding(Crew):
     """After each night one more of the known questions in `half` has another answer."""
 
-    half = GATE
+    half = HELD_OUT
 
     def answer(self, request, name):
         sample = super().answer(request, name)
@@ -73,11 +73,11 @@ def test_a_slide_of_small_drops_is_stopped(tmp_path):
     """One question a night is allowed, and the third night is two below the best."""
     rolled, rows = lived(tmp_path, Sliding, 1)
     assert [r["night"] for r in rolled] == [2, 3, 4]
-    assert {(r["before"], r["after"]) for r in rolled} == {(1.0, 1 - 2 / len(GATE))}
-    # none of the reported questions was lost, and the gate's half is in no column
+    assert {(r["before"], r["after"]) for r in rolled} == {(1.0, 1 - 2 / len(HELD_OUT))}
+    # none of the reported questions was lost, and the held-out half is in no column
     assert {r["row"]["known"] for r in rows} == {1.0}
     assert {r["n"]["known"] for r in rows} == {len(REPORTED)}
-    assert rows[-1]["gate"]["known"] == 1 - 1 / len(GATE)
+    assert rows[-1]["held_out_row"]["known"] == 1 - 1 / len(HELD_OUT)
 
 
 @pytest.mark.usefixtures("task")
@@ -85,16 +85,18 @@ def test_the_reported_half_decides_nothing(tmp_path):
     rolled, rows = lived(tmp_path, SlidingUnseen, 1)
     assert rolled == []
     assert rows[-1]["row"]["known"] == pytest.approx(1 - DAYS / len(REPORTED))
-    assert rows[-1]["gate"]["known"] == 1.0
+    assert rows[-1]["held_out_row"]["known"] == 1.0
 
 
 def test_without_a_limit_all_questions_are_reported(tmp_path):
     run = reading_run(tmp_path, changed(CONFIG, evaluate={"max_drop": None}))
-    assert reported(run, KNOWN) == list(KNOWN) and gate_questions(run, KNOWN) == []
+    assert reported(run, KNOWN) == list(KNOWN) and held_out_questions(run, KNOWN) == []
     run = replace(run, config=changed(CONFIG, evaluate={"max_drop": 0.1}))
-    assert reported(run, KNOWN) == REPORTED and gate_questions(run, KNOWN) == GATE
+    assert reported(run, KNOWN) == REPORTED and held_out_questions(run, KNOWN) == HELD_OUT
     # a question stays in its half, whatever is asked beside it
-    assert gate_questions(run, reversed(KNOWN[:9])) == [q for q in KNOWN[8::-1] if of_gate(q)]
-    assert 0.3 < len(GATE) / len(KNOWN) < 0.7
+    assert held_out_questions(run, reversed(KNOWN[:9])) == [
+        q for q in KNOWN[8::-1] if is_held_out(q)
+    ]
+    assert 0.3 < len(HELD_OUT) / len(KNOWN) < 0.7
     run = replace(run, config=changed(CONFIG, evaluate={"max_drop": 0.1, "questions": 5}))
-    assert len(reported(run, KNOWN)) == len(gate_questions(run, KNOWN)) == 5
+    assert len(reported(run, KNOWN)) == len(held_out_questions(run, KNOWN)) == 5
