@@ -78,6 +78,12 @@ class Model:
         " a small base of their own have a fixed form.",
         choices=("auto", "chat", "raw"),
     )
+    answers: str = key(
+        "sentence",
+        "Style of answers with a document in context, in natural language: sentence; short (a name,"
+        " a number or a few words, after answered examples); or the path of a YAML file with "
+        "instruction and examples.",
+    )
     dtype: str = key(
         "bfloat16",
         "Data type of weights and activations. auto: bfloat16 on GPUs and on processors that "
