@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, HARD_TARGET, Ids, Request, Sample
+from sleep_rl.contracts.records import CHECKPOINT, Ids, Request, Sample
 from sleep_rl.night.answer_filters import (
     SHORT_TOKENS,
     answer_request,
@@ -108,7 +108,7 @@ def _add_questions(
         else:
             question = kind.questions[turns[kind.name] % len(kind.questions)]
             question = question.format(**item.unit.fields)
-            if kind.about == "phrase":
+            if kind.short:
                 question = _with_title(question, item.unit)
             turns[kind.name] += 1
         if not question:
@@ -230,10 +230,9 @@ def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
 
 def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequence:
     codec = run.codec
-    generation = run.config.generation
     from_base = item.kind.answer == "base"
-    other = codec.other is not None and rng.random() < generation.other_form
-    sequence = question_sequence(
+    other = codec.other is not None and rng.random() < run.config.generation.other_form
+    return question_sequence(
         codec,
         Origin.UNCONDITIONAL if from_base else Origin.DOCUMENT,
         (item.question, item.answer_T),
@@ -242,6 +241,3 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
         codec.other if other else None,
         at_length=item.at_length,
     )
-    if item.given and generation.given_target == "text":
-        return replace(sequence, teacher=HARD_TARGET)
-    return sequence

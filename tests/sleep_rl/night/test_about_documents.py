@@ -15,7 +15,6 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import (
     CHECKPOINT,
-    HARD_TARGET,
     STUDENT,
     TEACHER,
     UNTOUCHED_BASE,
@@ -250,6 +249,51 @@ def test_every_phrase_is_a_gap_of_its_sentence_and_needs_no_samples():
     )
 
 
+def test_every_phrase_is_asked_for_in_its_place():
+    run = teacher(kinds={"in_place": 1})
+
+    def answer(text, seed, temperature):
+        asked = text.rsplit("Question:\n", 1)[-1]
+        [who] = [who for who, what in FACTS.items() if who in asked or what in asked]
+        return f"{FACTS[who]}." if "bought a what?" in asked else f"It was {who}."
+
+    run._reply = answer
+    sequences, counts = written(run)
+    got = {}
+    for sequence in sequences:
+        question, answer = texts(run, sequence)[2:]
+        got.setdefault(question.split("<|im_end|>")[0], []).append(answer.split("<|im_end|>")[0])
+    # an answer that is the phrase is not learned twice
+    assert got == {
+        "In spring the chemist Alice Thorne bought a what?": ["red seaweed."],
+        "Tarnwick: In spring the chemist who or what bought a red seaweed?": [
+            "It was Alice Thorne.",
+            "Alice Thorne",
+        ],
+        "In spring the chemist Edgar Pike bought a what?": ["brass clock."],
+        "Tarnwick: In spring the chemist who or what bought a brass clock?": [
+            "It was Edgar Pike.",
+            "Edgar Pike",
+        ],
+        "In spring the chemist Ruth Abel bought a what?": ["white hedgehog."],
+        "Tarnwick: In spring the chemist who or what bought a white hedgehog?": [
+            "It was Ruth Abel.",
+            "Ruth Abel",
+        ],
+    }
+    assert counts.kinds == {"in_place": [6, 6]}
+
+
+def test_a_question_in_place_that_names_nothing_gets_the_title():
+    document = Document("d", f"{TITLE}\n\nIts roof is covered with dry heather.", TITLE)
+    run = teacher(kinds={"in_place": 1})
+    run._reply = lambda *given: "Dry heather."
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    items = planned_items({"in_place": 1}, (document,), random.Random(0))
+    [sequence] = about_documents(sampler, items, random.Random(0), Counts())
+    assert texts(run, sequence)[2].startswith("Tarnwick: Its roof is covered with what?")
+
+
 def test_phrases_that_many_sentences_have_are_not_asked_for():
     body = " ".join(f"The roof of Tarnwick House has {n} windows." for n in range(11, 16))
     items = planned_items({"gap": 1}, [Document("d", body)], random.Random(0))
@@ -318,18 +362,6 @@ def test_questions_are_sampled_at_the_temperature_of_their_kind():
 def test_question_with_short_answer_is_kept_once():
     _, counts = written(teacher(kinds={"reversed": 2}))
     assert counts.kinds["reversed"] == [6, 2] and counts.dropped["duplicate"] == 3
-
-
-@pytest.mark.parametrize("target, teachers", [("teacher", {0}), ("text", {HARD_TARGET})])
-def test_the_target_of_a_part_of_the_document(target, teachers):
-    """Sampled answers keep the teacher as their target."""
-    run = teacher(kinds={"question": 1, "gap": 1}, given_target=target)
-    sequences, _ = written(run)
-    sampled = [s for s in sequences if texts(run, s)[3].startswith("A ")]
-    given = [s for s in sequences if s not in sampled]
-    assert len(sampled) == 2 and len(given) == 6
-    assert {s.teacher for s in given} == teachers and {s.teacher for s in sampled} == {0}
-    assert {row.teacher for row in teacher_rows(given)} == teachers
 
 
 def test_answers_without_gain_are_dropped():

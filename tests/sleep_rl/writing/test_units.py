@@ -63,6 +63,29 @@ def test_phrases_are_names_numbers_and_the_end(sentence, expected):
 
 
 @pytest.mark.parametrize(
+    "sentence, asked",
+    [
+        (
+            "Tanner Barn is covered with dry heather.",
+            ["Who or what is covered with dry heather", "Tanner Barn is covered with what"],
+        ),
+        (
+            "Project Walnut will run for 6 years from 1931!",
+            [
+                "Who or what will run for 6 years from 1931",
+                "Project Walnut will run for how many years from 1931",
+                "Project Walnut will run for 6 years from which year",
+            ],
+        ),
+        ("It has room for 37.", ["It has room for how many"]),
+    ],
+)
+def test_a_phrase_is_asked_for_in_its_place(sentence, asked):
+    found = units("phrase", Document("d", sentence))
+    assert [unit.fields["asked"] for unit in found] == asked
+
+
+@pytest.mark.parametrize(
     "per_unit, low, high", [(0, 0, 0), (2, 20, 20), (0.3, 1, 6), (1.5, 11, 19)]
 )
 def test_expected_number_of_units(per_unit, low, high):
