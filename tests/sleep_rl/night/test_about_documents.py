@@ -24,7 +24,7 @@ from sleep_rl.contracts.records import (
 from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
 from sleep_rl.night.items import Counts, planned_items
-from sleep_rl.night.natural import self_replay
+from sleep_rl.night.natural import INTERROGATIVES, self_replay
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
@@ -79,7 +79,7 @@ class Teacher:
 
     def _reply(self, text, seed, temperature):
         last = text.rsplit("<|im_start|>user\n", 1)[1]
-        if "<|im_end|>" not in last:
+        if "<|im_end|>" not in last:  # after an interrogative, if there is one
             return f"How is day {seed % 7}?"
         asked = last.split("<|im_end|>")[0]
         sentence = re.search(r"Sentence: (.*)", asked)
@@ -420,14 +420,19 @@ def test_share_of_sequences_in_the_other_form():
 def test_self_replay_of_a_chat_model_begins_at_the_bare_header():
     run = teacher()
     sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    sequences = self_replay(sampler, 5, random.Random(0), Counts())
-    assert len(sequences) == 5
+    sequences = self_replay(sampler, 15, random.Random(0), Counts())
+    openings = []
     for sequence in sequences:
         context, bare, x, y = texts(run, sequence)
         assert context == bare == "<|im_start|>user\n"
-        assert re.fullmatch(r"How is day \d\?<\|im_end\|>\n<\|im_start\|>assistant\n", x)
+        found = re.fullmatch(r"(\w*)How is day \d\?<\|im_end\|>\n<\|im_start\|>assistant\n", x)
+        openings.append(found[1])
+        assert sequence.x_length == len(sequence.sequence_T) - len(run.codec.tokens.ids(y))
         assert y == "I do not know.<|im_end|>"
     assert {name for name, _, _ in run.asked} == {TEACHER}
+    # every second one begins with an interrogative, each in turn
+    assert openings[::2] == [""] * 8
+    assert openings[1::2] == [*INTERROGATIVES, INTERROGATIVES[0]]
 
 
 def test_self_replay_of_a_base_model_is_plain_text():
