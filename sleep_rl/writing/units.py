@@ -14,7 +14,8 @@ from sleep_rl.contracts.records import Document
 
 SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
-NUMBER = re.compile(r"\b\d[\d.,:]*\d?(?: [a-z]+)?")
+NO_UNIT = "a|an|and|at|by|for|from|in|is|of|on|or|the|to|was|with"
+NUMBER = re.compile(rf"\b\d[\d.,:]*\d?(?: (?!(?:{NO_UNIT})\b)[a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
 """Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
 GAP = "____"
