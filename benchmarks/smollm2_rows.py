@@ -68,7 +68,7 @@ class SmolNight:
         """Form of the texts."""
         from sleep_rl.text.loading import load_codec
 
-        return load_codec(self.task, self.base, self.config.model.format)
+        return load_codec(self.task, self.base, self.config)
 
     def batches(self, steps: int) -> list[list[TrainingRow]]:
         """Return the rows of `steps` optimizer steps of a first night, all of distinct sequences,

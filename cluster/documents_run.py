@@ -123,7 +123,7 @@ def _piece_size(config: Config, base: str, task: Task) -> tuple[int, Callable[[s
     InputError when less than MIN_PIECE_TOKENS are left for a piece.
     """
     shape = checkpoints.read_config(base)
-    texts = load_codec(task, base, config.model.format, config.task.stop)
+    texts = load_codec(task, base, config)
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     free_tokens = texts.room(longest) - (HEADER_TOKENS if texts.natural else 0)
     if free_tokens < MIN_PIECE_TOKENS:

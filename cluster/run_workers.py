@@ -117,7 +117,7 @@ def _prepare(setup: RunSetup, base: str, learners: bool) -> tuple[CrewSpec, Prom
         base, str(setup.folder / "checkpoint"), memory_of(config), config.run.seed
     )
     shape = checkpoints.read_config(checkpoint)
-    texts = load_codec(setup.task, base, config.model.format, config.task.stop)
+    texts = load_codec(setup.task, base, config)
     probes.check(config.evaluate.probes, texts.natural)
     longest = config.rollouts.engine.get("max_model_len") or shape.max_position_embeddings
     teachers = []

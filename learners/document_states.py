@@ -1,5 +1,6 @@
 """Keys and values of documents: all questions about a document are computed after its tokens,
-which go through the teacher once.
+which go through the teacher once. They are cached in blocks of tokens, so that documents share what
+precedes them, such as answered examples.
 
 Shape suffixes: B sequences, T tokens, D hidden size, K layers, H key-value heads, A head size.
 """
@@ -20,6 +21,10 @@ from sleep_rl.model.packing import PaddedRows
 
 FEWEST_TOKENS = 64
 """Of a document whose keys and values are kept: a pass of its own costs more than fewer tokens."""
+BLOCK_TOKENS = 64
+"""Tokens of a block, which is computed in a pass of its own whatever is cached: its values depend
+on the tokens up to its end only, and a resumed run repeats them exactly.
+"""
 
 
 class DocumentStates:
@@ -44,17 +49,13 @@ class DocumentStates:
         """Return the last hidden states [T, D] that predict each completion. All inputs share their
         document.
         """
-        document = document_of(inputs_B[0])
-        before = len(document.prompt_T)
-        stored_KBHTA = self.cache.get(document)
-        if stored_KBHTA is None:
-            stored_KBHTA = self._read(model, document.prompt_T)
-            self.cache.put(document, stored_KBHTA)
+        document_T = document_of(inputs_B[0]).prompt_T
+        before = len(document_T)
         count = len(inputs_B)
         past = DynamicCache(
             [
                 (keys.expand(count, -1, -1, -1), values.expand(count, -1, -1, -1))
-                for keys, values in stored_KBHTA.to(self.device)
+                for keys, values in self._read(model, inputs_B[0].teacher, document_T)
             ]
         )
         rows = PaddedRows.of(
@@ -66,12 +67,27 @@ class DocumentStates:
         hidden_PD = rows.at_positions(self._run(model, rows.ids_BT, rows.mask_BT, past))
         return list(hidden_PD.split([len(key.completion_T) for key in inputs_B]))
 
-    def _read(self, model: nn.Module, ids_T: tuple[int, ...]) -> Tensor:
+    def _read(self, model: nn.Module, teacher: int, ids_T: tuple[int, ...]) -> Tensor:
         """Return the keys and values [K, 2, 1, H, T, A] of a document's tokens."""
+        blocks: list[Tensor] = []
+        for start in range(0, len(ids_T), BLOCK_TOKENS):
+            end = min(start + BLOCK_TOKENS, len(ids_T))
+            key = TeacherInput(teacher, ids_T[:end], ())
+            block = self.cache.get(key)
+            if block is None:
+                block = self._block(model, ids_T[start:end], blocks)
+                self.cache.put(key, block)
+            blocks.append(block.to(self.device))
+        return torch.cat(blocks, dim=-2)
+
+    def _block(self, model: nn.Module, ids_T: tuple[int, ...], blocks: list[Tensor]) -> Tensor:
+        """Return the keys and values [K, 2, 1, H, T, A] of tokens that follow other blocks."""
+        before = torch.cat(blocks, dim=-2) if blocks else ()
+        past = DynamicCache([(keys, values) for keys, values in before])
         ids_BT = torch.tensor([ids_T], device=self.device)
-        past = DynamicCache()
         self._run(model, ids_BT, torch.ones_like(ids_BT), past)
-        return torch.stack([torch.stack([layer.keys, layer.values]) for layer in past.layers])
+        layers = [torch.stack([layer.keys, layer.values]) for layer in past.layers]
+        return torch.stack(layers)[..., -len(ids_T) :, :]
 
     def _run(self, model: nn.Module, ids_BT: Tensor, mask_BT: Tensor, past: DynamicCache) -> Tensor:
         decoder = model.model

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
 from learners.hidden_state_cache import HiddenStateCache, cache_bytes
+from learners.shared_prefix import run_after_prefixes
 from learners.trunk import Trunk
 from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.records import STUDENT
@@ -68,13 +69,23 @@ class Seeding(nn.Module):
         decoder = model.model
         in_view = partial(view_of, model, view)
         is_own = model is self.model
+        first = self.trunk.first_layer if is_own else 0
+        checkpointed = self.config.learners.gradient_checkpointing
+        # ZeRO-3 gathers each layer in each pass, so that all ranks must make the same passes
+        whole = checkpointed or self.config.learners.zero_stage == 3
+        whole = whole or getattr(decoder, "has_sliding_layers", False)
         with in_view():
+            inputs_BTD = (
+                self.trunk.hidden(decoder, rows) if is_own else decoder.embed_tokens(rows.ids_BT)
+            )
+            if not whole:
+                return decoder.norm(run_after_prefixes(decoder, inputs_BTD, rows, first))
             hidden_BTD = run_layers(
                 decoder,
-                self.trunk.hidden(decoder, rows) if is_own else decoder.embed_tokens(rows.ids_BT),
+                inputs_BTD,
                 rows.mask_BT,
-                first=self.trunk.first_layer if is_own else 0,
-                recomputed_in=in_view if self.config.learners.gradient_checkpointing else None,
+                first=first,
+                recomputed_in=in_view if checkpointed else None,
             )
         return rows.at_positions(decoder.norm(hidden_BTD))
 

@@ -91,12 +91,6 @@ class Generation:
         "Natural language: nats by which the document must raise the log-probability of the"
         " answer; others are dropped.",
     )
-    given_target: str = key(
-        "teacher",
-        "Natural language: target of answers that are a part of their document: the teacher's "
-        "distribution, or the text itself, of which a small teacher is unsure.",
-        choices=("teacher", "text"),
-    )
     other_form: float = key(
         0.15,
         "Share of natural-language sequences in the form that model.format is not (raw or chat).",

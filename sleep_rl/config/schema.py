@@ -78,6 +78,11 @@ class Model:
         " a small base of their own have a fixed form.",
         choices=("auto", "chat", "raw"),
     )
+    answers: str = key(
+        "sentence",
+        "Natural language: style of answers from a document: sentence; short (a few words, after"
+        " answered examples); or the path of a YAML file with instruction and examples.",
+    )
     dtype: str = key(
         "bfloat16",
         "Data type of weights and activations. auto: bfloat16 on GPUs and on processors that "
@@ -230,8 +235,7 @@ class Cluster:
     )
     restarts: int = key(
         3,
-        "Restarts of workers per run, after they died, missed a deadline or returned an "
-        "invalid response.",
+        "Restarts per run of workers that died, missed a deadline or gave an invalid response.",
         low=0,
     )
 

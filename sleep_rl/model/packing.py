@@ -35,6 +35,7 @@ class PaddedRows:
     position_P: Tensor  # index into the flattened [B*T] grid; predicts the next token
     row_P: Tensor  # index of the sequence of a loss position
     sequences_B: list[tuple[int, ...]]  # the tokens of each sequence, without padding
+    prompt_lengths_B: list[int]
 
     @staticmethod
     def of(
@@ -60,6 +61,7 @@ class PaddedRows:
             torch.tensor(positions, device=device),
             torch.tensor(rows, device=device),
             sequences_B,
+            [len(prompt) for prompt in prompts_B],
         )
 
     @property

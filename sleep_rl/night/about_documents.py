@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import CHECKPOINT, HARD_TARGET, Ids, Request, Sample
+from sleep_rl.contracts.records import CHECKPOINT, Ids, Request, Sample
 from sleep_rl.night.answer_filters import (
     SHORT_TOKENS,
     answer_request,
@@ -33,6 +33,7 @@ from sleep_rl.writing.questions import (
     rename,
     said_phrases,
 )
+from sleep_rl.writing.units import Unit
 
 QUESTION_TOKENS = 48
 MOST_SHORT_WORDS = 24
@@ -107,6 +108,8 @@ def _add_questions(
         else:
             question = kind.questions[turns[kind.name] % len(kind.questions)]
             question = question.format(**item.unit.fields)
+            if kind.short:
+                question = _with_title(question, item.unit)
             turns[kind.name] += 1
         if not question:
             continue
@@ -145,10 +148,17 @@ def _written_question(
     if question is None:
         counts.dropped["no question"] += 1
         return None
-    if not names_something(question, item.unit):
-        # "When was it founded?" has another answer in another document.
-        question = f"{item.unit.fields['title']}: {question}"
+    question = _with_title(question, item.unit)
     return rename(question, item.unit, rng) if item.kind.rename else question
+
+
+def _with_title(question: str, unit: Unit) -> str:
+    """Return a question after its document's title if it names nothing: "When was it founded?" has
+    another answer in another document.
+    """
+    if names_something(question, unit):
+        return question
+    return f"{unit.fields['title']}: {question}"
 
 
 def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> list[Item]:
@@ -210,17 +220,19 @@ def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
         phrase = item.unit.fields.get("phrase", "")
         if not item.kind.phrase_answers or phrase.lower() in item.question.lower():
             continue
-        if gold_recall(phrase, codec.text(item.answer_T)) >= RECALL_THRESHOLD:
+        answer = codec.text(item.answer_T)
+        if normalised(phrase) == normalised(answer):
+            continue
+        if gold_recall(phrase, answer) >= RECALL_THRESHOLD:
             again.append(replace(item, answer_T=codec.form.answer(phrase), given=True))
     return again
 
 
 def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequence:
     codec = run.codec
-    generation = run.config.generation
     from_base = item.kind.answer == "base"
-    other = codec.other is not None and rng.random() < generation.other_form
-    sequence = question_sequence(
+    other = codec.other is not None and rng.random() < run.config.generation.other_form
+    return question_sequence(
         codec,
         Origin.NEIGHBOUR if from_base else Origin.DOCUMENT,
         item.question,
@@ -230,6 +242,3 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
         codec.other if other else None,
         at_length=item.at_length,
     )
-    if item.given and generation.given_target == "text":
-        return replace(sequence, teacher=HARD_TARGET)
-    return sequence

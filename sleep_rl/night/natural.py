@@ -24,6 +24,11 @@ from sleep_rl.text.codec import PromptCodec
 USER_MIN_P = 0.05
 """min_p of generated user's turns: with it 104 of 120 were sensible with SmolLM2-135M."""
 
+INTERROGATIVES = ("What", "Who", "Where", "When", "Which", "How")
+"""With one of these every second generated user's turn begins. Left alone, a chat model rather
+writes long tasks, while short questions, the form of what a night teaches, forget first.
+"""
+
 
 def in_natural_language(
     run: RunContext,
@@ -65,8 +70,8 @@ def in_natural_language(
 def self_replay(
     sampler: TeacherSampler, count: int, rng: random.Random, counts: Counts, peer: int = 0
 ) -> list[TeacherSequence]:
-    """Generate self-replay: in chat form a user's turn after the bare header, then its answer; in
-    raw form plain text.
+    """Generate self-replay: in chat form a user's turn after the bare header, every second one
+    after an interrogative, then its answer; in raw form plain text.
 
     `peer`: number of the model of model.teachers that generates; 0: the teacher.
     """
@@ -85,11 +90,15 @@ def self_replay(
             for sample in texts
             if sample.completion_T
         ]
-    requests = [Request((), codec.bare, seed) for seed in seeds]
+    openings = [_opening(codec, number) for number in range(count)]
+    requests = [
+        Request(opening_T, codec.bare, seed)
+        for opening_T, seed in zip(openings, seeds, strict=True)
+    ]
     turns = sampler(requests, name=name, min_p=USER_MIN_P, tokens=QUESTION_TOKENS)
     prompts = []
-    for turn in turns:
-        x_T = _user_turn(codec, turn, counts)
+    for opening_T, turn in zip(openings, turns, strict=True):
+        x_T = _user_turn(codec, opening_T, turn, counts)
         if x_T:
             prompts.append(x_T)
     requests = [Request(x_T, codec.bare, rng.getrandbits(31)) for x_T in prompts]
@@ -104,7 +113,16 @@ def self_replay(
     return sequences
 
 
-def _user_turn(codec: PromptCodec, sample: Sample | Failure, counts: Counts) -> Ids | None:
+def _opening(codec: PromptCodec, number: int) -> Ids:
+    """Return the ids with which a generated user's turn begins: none, or an interrogative."""
+    if number % 2 == 0:
+        return ()
+    return codec.ids(INTERROGATIVES[number // 2 % len(INTERROGATIVES)])
+
+
+def _user_turn(
+    codec: PromptCodec, opening_T: Ids, sample: Sample | Failure, counts: Counts
+) -> Ids | None:
     """Return a generated user's turn with the marker; None if it has no end or no words."""
     if isinstance(sample, Failure):
         counts.dropped["failed"] += 1
@@ -113,4 +131,4 @@ def _user_turn(codec: PromptCodec, sample: Sample | Failure, counts: Counts) -> 
     if not x_T or x_T[-1] not in codec.ends or not codec.text(x_T).strip():
         counts.dropped["no end"] += 1
         return None
-    return x_T[:-1] + codec.marker
+    return opening_T + x_T[:-1] + codec.marker

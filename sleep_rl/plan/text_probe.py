@@ -30,7 +30,7 @@ def check_text(config: Config, task: Task, shape: Shape) -> tuple[str, ...]:
         tokenizer = checkpoints.load_tokenizer(source, shape.vocab)
     except InputError as error:
         return (_note(base, str(error)),)
-    codec_of(task, source, tokenizer, config.model.format, config.task.stop)
+    codec_of(task, source, tokenizer, config)
     return ()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids, Question, TrainingText
 from sleep_rl.contracts.roles import Task
+from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
 from sleep_rl.text.forms import bos_of, choose_form, eos_of, other_form
 from sleep_rl.text.tokens import TextTokenizer
 
@@ -23,8 +24,8 @@ class PromptCodec:
     """Encodes and decodes a task's texts, in the form that model.format names.
 
     `ends`: further tokens that end a completion, from the checkpoint's generation_config; `stop`:
-    task.stop, strings that do so in natural language. Raises InputError for an unsuitable
-    tokenizer, see sleep_rl.text.forms.
+    task.stop, strings that do so in natural language; `style`: model.answers. Raises InputError for
+    an unsuitable tokenizer, see sleep_rl.text.forms.
     """
 
     def __init__(
@@ -34,12 +35,13 @@ class PromptCodec:
         format: str = "auto",
         ends: Ids = (),
         stop: tuple[str, ...] = (),
+        style: AnswerStyle = AT_LENGTH,
     ):
         self.task = task
         self.tokenizer = tokenizer
         self.tokens = TextTokenizer(tokenizer)
-        self.form = choose_form(format, task.opener, task.marker, self.tokens)
-        self.other = other_form(self.form, self.tokens) if self.natural else None
+        self.form = choose_form(format, task.opener, task.marker, self.tokens, style)
+        self.other = other_form(self.form, self.tokens, style) if self.natural else None
         self.bos: Ids = bos_of(tokenizer)
         self.eos: Ids = (self.form.end,)
         self.opener = self.form.opener

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids
+from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
 from sleep_rl.text.chat_template import conversation_pieces, read_template
 from sleep_rl.text.tokens import TextTokenizer
 
@@ -107,8 +108,9 @@ class RawForm:
     header = "Question:"
     marker_text = "\nAnswer:"
 
-    def __init__(self, tokens: TextTokenizer):
+    def __init__(self, tokens: TextTokenizer, style: AnswerStyle = AT_LENGTH):
         self._tokens = tokens
+        self._style = style
         self._bos = bos_of(tokens.tokenizer)
         self.end = eos_of(tokens.tokenizer)
         self.marker = tokens.ids(self.marker_text)
@@ -117,7 +119,12 @@ class RawForm:
     def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
         if document is None:
             return self._bos + self._tokens.parts((self.header, " What"))[0]
-        pieces = ("", document.text.strip(), f"\n\n{self.header}", " What")
+        examples = () if at_length else self._style.examples
+        shown = [
+            f"{text}\n\n{self.header} {asked}{self.marker_text} {answer}\n\n\n"
+            for text, asked, answer in examples
+        ]
+        pieces = ("", "".join(shown) + document.text.strip(), f"\n\n{self.header}", " What")
         return self._bos + sum(self._tokens.parts(pieces)[:3], ())
 
     def question(self, text: str) -> Ids:
@@ -162,21 +169,20 @@ class ChatForm:
     name = "chat"
     opener: Ids = ()
     within_prompt = False
-    # Of 13 wordings tried on benchmarks/development: SmolLM2-135M-Instruct answers more questions
-    # than without "in a short sentence", and rarely begins with "The document states that".
-    instruction = "Read this document and answer the question{how}.\n\nDocument:\n"
-    shortly = " in a short sentence"
-    question_header = "Question:"
+    document_header = "\n\nDocument:\n"
+    question_header = "\n\nQuestion:"
 
-    def __init__(self, tokens: TextTokenizer):
+    def __init__(self, tokens: TextTokenizer, style: AnswerStyle = AT_LENGTH):
         if not tokens.tokenizer.chat_template:
             raise InputError(
                 "model.format: auto or raw for a tokenizer without a chat template, got chat"
             )
         self._tokens = tokens
+        self._style = style
         self.template = read_template(tokens.tokenizer)
         before = self.template.before
-        self._space = before[len(before.rstrip()) :] or "\n"
+        space = before[len(before.rstrip()) :] or "\n"
+        self._question_header = self.question_header + space
         self.marker = tokens.parts(("", "What?", self.template.between))[2]
         self.end = self._end_of_turn()
 
@@ -188,16 +194,19 @@ class ChatForm:
 
     @lru_cache(maxsize=DOCUMENTS_KEPT)  # noqa: B019  one form lives as long as its run
     def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
-        before = self.template.before
         if document is None:
-            return self._tokens.parts((before, "What"))[0]
-        pieces = (
-            before + self.instruction.format(how="" if at_length else self.shortly),
-            document.text.strip(),
-            f"\n\n{self.question_header}{self._space}",
-            "What",
+            return self._tokens.parts((self.template.before, "What"))[0]
+        style = AT_LENGTH if at_length else self._style
+        opening = style.instruction + self.document_header
+        turns = []
+        for text, asked, answer in style.examples:
+            turns.append(("user", f"{opening}{text}{self._question_header}{asked}"))
+            turns.append(("assistant", answer))
+        *shown, before, _, _ = conversation_pieces(
+            self._tokens.tokenizer, [*turns, ("user", "What")]
         )
-        return sum(self._tokens.parts(pieces)[:3], ())
+        pieces = (*shown, before + opening, document.text.strip(), self._question_header, "What")
+        return sum(self._tokens.parts(pieces)[:-1], ())
 
     def question(self, text: str) -> Ids:
         """Return the ids of a user's turn, and of the header of the assistant's."""
@@ -228,24 +237,26 @@ class ChatForm:
         return ends[-1] if ends else None
 
 
-def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) -> Form:
+def choose_form(
+    format: str, opener: str, marker: str, tokens: TextTokenizer, style: AnswerStyle
+) -> Form:
     """Return the form of a task's texts.
 
-    `format`: model.format (auto, chat or raw), for tasks in natural language; a task with opener
-    and marker has a TaskForm. Raises InputError.
+    `format`: model.format (auto, chat or raw), `style`: model.answers, for tasks in natural
+    language; a task with opener and marker has a TaskForm. Raises InputError.
     """
     if opener or marker:
         return TaskForm(opener, marker, tokens)
     chat = format == "chat" or (format == "auto" and bool(tokens.tokenizer.chat_template))
-    return ChatForm(tokens) if chat else RawForm(tokens)
+    return ChatForm(tokens, style) if chat else RawForm(tokens, style)
 
 
-def other_form(form: Form, tokens: TextTokenizer) -> Form | None:
+def other_form(form: Form, tokens: TextTokenizer, style: AnswerStyle) -> Form | None:
     """Return the other natural form of raw and chat; None if the tokenizer or task has only one."""
     if form.name == "chat":
-        return RawForm(tokens)
+        return RawForm(tokens, style)
     if form.name == "raw" and tokens.tokenizer.chat_template:
-        return ChatForm(tokens)
+        return ChatForm(tokens, style)
     return None
 
 

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import GenerationConfig
 
+from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Ids
 from sleep_rl.contracts.roles import Task
 from sleep_rl.model import checkpoints
 from sleep_rl.model.memory_folder import root
 from sleep_rl.model.shape import read_json
+from sleep_rl.text.answer_style import load_style
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import ChatForm
 from sleep_rl.text.probe import check_round_trip
@@ -24,22 +25,26 @@ from sleep_rl.text.tokens import TextTokenizer
 GENERATION = "generation_config.json"
 
 
-def load_codec(task: Task, checkpoint: str, format: str, stop: Sequence[str] = ()) -> PromptCodec:
+def load_codec(task: Task, checkpoint: str, config: Config) -> PromptCodec:
     """Return the codec for a base model, a sleep checkpoint, or a memory folder.
 
-    `format`: model.format; `stop`: task.stop. Raises InputError, also if probe texts do not
-    round-trip in that form.
+    Raises InputError, also if probe texts do not round-trip in the form that model.format names.
     """
     vocab_size = checkpoints.read_config(root(checkpoint)).vocab_size
     tokenizer = checkpoints.load_tokenizer(checkpoint, vocab_size)
-    return codec_of(task, checkpoint, tokenizer, format, stop)
+    return codec_of(task, checkpoint, tokenizer, config)
 
 
-def codec_of(
-    task: Task, checkpoint: str, tokenizer: Any, format: str, stop: Sequence[str] = ()
-) -> PromptCodec:
+def codec_of(task: Task, checkpoint: str, tokenizer: Any, config: Config) -> PromptCodec:
     """Return the codec for a checkpoint whose tokenizer is loaded. Raises as `load_codec`."""
-    codec = PromptCodec(task, tokenizer, format, end_tokens(checkpoint), tuple(stop))
+    codec = PromptCodec(
+        task,
+        tokenizer,
+        config.model.format,
+        end_tokens(checkpoint),
+        tuple(config.task.stop),
+        load_style(config.model.answers),
+    )
     if codec.natural:
         check_round_trip(codec)
     return codec

@@ -12,8 +12,9 @@ A file has these keys:
                  model without it), given (the unit itself: the phrase, or the rest of the sentence)
     phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase
     short        whether the answer is a few words, which are sampled twice
-Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence} and with {gap}, the
-sentence without the phrase; {beginning}; {first} and {second}.
+Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}, with {gap}, the
+sentence without the phrase, and with {asked}, the sentence as a question for it; {beginning};
+{first} and {second}.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ KEYS = {
 }
 FIELDS = {
     "sentence": {"title", "text", "sentence"},
-    "phrase": {"title", "text", "sentence", "phrase", "gap"},
+    "phrase": {"title", "text", "sentence", "phrase", "gap", "asked"},
     "beginning": {"title", "text", "beginning"},
     "names": {"title", "text", "first", "second"},
     "document": {"title", "text"},

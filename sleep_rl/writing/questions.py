@@ -42,7 +42,7 @@ def names_something(question: str, unit: Unit) -> bool:
     A question such as "When was it founded?" has different answers for different documents.
     """
     source = f"{unit.fields['title']} {unit.source}"
-    asked = set(names(f"x {question} x x x x")) | set(re.findall(r"\d{2,}", question))
+    asked = set(names(f"{question} x x x x")) | set(re.findall(r"\d{2,}", question))
     return any(part.removesuffix("'s") in source for part in asked)
 
 

@@ -14,11 +14,13 @@ from sleep_rl.contracts.records import Document
 
 BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
-NUMBER = re.compile(r"\b\d[\d.,:]*\d?(?: [a-z]+)?")
+NO_UNIT = "a|an|and|at|by|for|from|in|is|of|on|or|the|to|was|with"
+NUMBER = re.compile(rf"\b\d[\d.,:]*\d?(?: (?!(?:{NO_UNIT})\b)[a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
 """Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
 GAP = "____"
 """In the place of a phrase that is asked for."""
+YEAR = re.compile(r"1\d\d\d|20\d\d")
 MIN_WORDS = 5  # of a sentence that is asked about
 MOST_PAIRS = 64  # of names of one document
 
@@ -66,8 +68,26 @@ def units(about: str, document: Document) -> list[Unit]:
 
 
 def phrase_fields(sentence: str, phrase: str) -> dict[str, str]:
-    """Return the fields of a phrase of a sentence; `gap` is the sentence without it."""
-    return {"sentence": sentence, "phrase": phrase, "gap": sentence.replace(phrase, GAP, 1)}
+    """Return the fields of a phrase of a sentence; `gap` is the sentence without it, `asked` has an
+    interrogative in its place, and no end.
+    """
+    asked = sentence.replace(phrase, _interrogative(phrase), 1).rstrip(" .!?\"')")
+    return {
+        "sentence": sentence,
+        "phrase": phrase,
+        "gap": sentence.replace(phrase, GAP, 1),
+        "asked": asked[:1].upper() + asked[1:],
+    }
+
+
+def _interrogative(phrase: str) -> str:
+    """Return what stands for a phrase in a question."""
+    number = NUMBER.fullmatch(phrase)
+    if number and YEAR.fullmatch(phrase):
+        return "which year"
+    if number:
+        return f"how many {phrase.partition(' ')[2]}".strip()
+    return "who or what" if phrase[:1].isupper() else "what"
 
 
 def draw(units: Sequence[Unit], per_unit: float, rng: random.Random) -> list[Unit]:

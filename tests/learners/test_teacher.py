@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from learners.document_states import BLOCK_TOKENS
 from sleep_rl.contracts.records import (
     CHECKPOINT,
     HARD_TARGET,
@@ -98,8 +99,9 @@ def test_rows_about_one_document_share_its_pass(counted):
         TrainingRow((1, 5), (7, 2), teacher_T=(*others, 6), shared=70),
     ]
     hidden = learner.teacher.hidden(rows)
-    # the document and the rows after it; the third has a token of the document for itself
-    assert passes == [1, 2, 1, 1, 1, 1]
+    # the document's two blocks and the rows after it; the third has a token of the last block for
+    # itself, so that it is another one
+    assert passes == [1, 1, 2, 1, 1, 1, 1, 1]
     for got, row in zip(hidden, rows, strict=True):
         assert torch.allclose(got, slow_hidden(learner.model, row), atol=1e-5)
     del passes[:]
@@ -107,6 +109,21 @@ def test_rows_about_one_document_share_its_pass(counted):
     [got] = learner.teacher.hidden([sampled])
     assert passes == [1]
     assert torch.allclose(got, slow_hidden(learner.model, sampled), atol=1e-5)
+
+
+def test_documents_share_the_blocks_of_what_precedes_them(counted):
+    learner, passes = counted
+    learner.teacher.budget = 4096
+    examples = tuple(3 + n % 7 for n in range(2 * BLOCK_TOKENS))
+    rows = [
+        TrainingRow((1, 5), (6, 2), teacher_T=(*examples, *document, 5), shared=len(examples) + 9)
+        for document in ((4,) * 9, (5,) * 9, (6,) * 9)
+    ]
+    hidden = learner.teacher.hidden(rows)
+    # two blocks of the examples, then one of each document and the row behind it
+    assert passes == [1, 1, *(1, 1) * len(rows)]
+    for got, row in zip(hidden, rows, strict=True):
+        assert torch.allclose(got, slow_hidden(learner.model, row), atol=1e-5)
 
 
 def test_a_short_document_is_part_of_the_pass(counted):

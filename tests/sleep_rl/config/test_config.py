@@ -25,10 +25,10 @@ task.classify: path classes_per_day examples_per_document pages_per_example test
 task.squad: path passages_per_day grader judge_endpoint judge_model
 task.arc: challenges solutions puzzles_per_day
 task.custom: target options
-model: base teachers format dtype chunks experts d_low top_k memory_layers
+model: base teachers format answers dtype chunks experts d_low top_k memory_layers
 wake: lr
 sleep: steps epochs steps_per_round lag batch lr warmup on_full expansion reset
-generation: samples kinds retries min_gain given_target other_form temperature min_p min_confidence
+generation: samples kinds retries min_gain other_form temperature min_p min_confidence
 replay: share samples
 rehearsal: share instead samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents

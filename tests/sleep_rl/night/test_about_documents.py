@@ -15,7 +15,6 @@ from sleep_rl.config.schema import Config
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import (
     CHECKPOINT,
-    HARD_TARGET,
     STUDENT,
     TEACHER,
     UNTOUCHED_BASE,
@@ -25,7 +24,7 @@ from sleep_rl.contracts.records import (
 from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
 from sleep_rl.night.items import Counts, planned_items
-from sleep_rl.night.natural import self_replay
+from sleep_rl.night.natural import INTERROGATIVES, self_replay
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
@@ -80,7 +79,7 @@ class Teacher:
 
     def _reply(self, text, seed, temperature):
         last = text.rsplit("<|im_start|>user\n", 1)[1]
-        if "<|im_end|>" not in last:
+        if "<|im_end|>" not in last:  # after an interrogative, if there is one
             return f"How is day {seed % 7}?"
         asked = last.split("<|im_end|>")[0]
         sentence = re.search(r"Sentence: (.*)", asked)
@@ -250,6 +249,51 @@ def test_every_phrase_is_a_gap_of_its_sentence_and_needs_no_samples():
     )
 
 
+def test_every_phrase_is_asked_for_in_its_place():
+    run = teacher(kinds={"in_place": 1})
+
+    def answer(text, seed, temperature):
+        asked = text.rsplit("Question:\n", 1)[-1]
+        [who] = [who for who, what in FACTS.items() if who in asked or what in asked]
+        return f"{FACTS[who]}." if "bought a what?" in asked else f"It was {who}."
+
+    run._reply = answer
+    sequences, counts = written(run)
+    got = {}
+    for sequence in sequences:
+        question, answer = texts(run, sequence)[2:]
+        got.setdefault(question.split("<|im_end|>")[0], []).append(answer.split("<|im_end|>")[0])
+    # an answer that is the phrase is not learned twice
+    assert got == {
+        "In spring the chemist Alice Thorne bought a what?": ["red seaweed."],
+        "Tarnwick: In spring the chemist who or what bought a red seaweed?": [
+            "It was Alice Thorne.",
+            "Alice Thorne",
+        ],
+        "In spring the chemist Edgar Pike bought a what?": ["brass clock."],
+        "Tarnwick: In spring the chemist who or what bought a brass clock?": [
+            "It was Edgar Pike.",
+            "Edgar Pike",
+        ],
+        "In spring the chemist Ruth Abel bought a what?": ["white hedgehog."],
+        "Tarnwick: In spring the chemist who or what bought a white hedgehog?": [
+            "It was Ruth Abel.",
+            "Ruth Abel",
+        ],
+    }
+    assert counts.kinds == {"in_place": [6, 6]}
+
+
+def test_a_question_in_place_that_names_nothing_gets_the_title():
+    document = Document("d", f"{TITLE}\n\nIts roof is covered with dry heather.", TITLE)
+    run = teacher(kinds={"in_place": 1})
+    run._reply = lambda *given: "Dry heather."
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    items = planned_items({"in_place": 1}, (document,), random.Random(0))
+    [sequence] = about_documents(sampler, items, random.Random(0), Counts())
+    assert texts(run, sequence)[2].startswith("Tarnwick: Its roof is covered with what?")
+
+
 def test_phrases_that_many_sentences_have_are_not_asked_for():
     body = " ".join(f"The roof of Tarnwick House has {n} windows." for n in range(11, 16))
     items = planned_items({"gap": 1}, [Document("d", body)], random.Random(0))
@@ -320,18 +364,6 @@ def test_question_with_short_answer_is_kept_once():
     assert counts.kinds["reversed"] == [6, 2] and counts.dropped["duplicate"] == 3
 
 
-@pytest.mark.parametrize("target, teachers", [("teacher", {0}), ("text", {HARD_TARGET})])
-def test_the_target_of_a_part_of_the_document(target, teachers):
-    """Sampled answers keep the teacher as their target."""
-    run = teacher(kinds={"question": 1, "gap": 1}, given_target=target)
-    sequences, _ = written(run)
-    sampled = [s for s in sequences if texts(run, s)[3].startswith("A ")]
-    given = [s for s in sequences if s not in sampled]
-    assert len(sampled) == 2 and len(given) == 6
-    assert {s.teacher for s in given} == teachers and {s.teacher for s in sampled} == {0}
-    assert {row.teacher for row in teacher_rows(given)} == teachers
-
-
 def test_answers_without_gain_are_dropped():
     run = teacher(knows=("seaweed",), kinds={"reversed": 1})
     sequences, counts = written(run)
@@ -388,14 +420,19 @@ def test_share_of_sequences_in_the_other_form():
 def test_self_replay_of_a_chat_model_begins_at_the_bare_header():
     run = teacher()
     sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    sequences = self_replay(sampler, 5, random.Random(0), Counts())
-    assert len(sequences) == 5
+    sequences = self_replay(sampler, 15, random.Random(0), Counts())
+    openings = []
     for sequence in sequences:
         context, bare, x, y = texts(run, sequence)
         assert context == bare == "<|im_start|>user\n"
-        assert re.fullmatch(r"How is day \d\?<\|im_end\|>\n<\|im_start\|>assistant\n", x)
+        found = re.fullmatch(r"(\w*)How is day \d\?<\|im_end\|>\n<\|im_start\|>assistant\n", x)
+        openings.append(found[1])
+        assert sequence.x_length == len(sequence.sequence_T) - len(run.codec.tokens.ids(y))
         assert y == "I do not know.<|im_end|>"
     assert {name for name, _, _ in run.asked} == {TEACHER}
+    # every second one begins with an interrogative, each in turn
+    assert openings[::2] == [""] * 8
+    assert openings[1::2] == [*INTERROGATIVES, INTERROGATIVES[0]]
 
 
 def test_self_replay_of_a_base_model_is_plain_text():

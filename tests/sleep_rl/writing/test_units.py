@@ -52,6 +52,10 @@ def test_names_are_capitalised_words_inside_sentences():
         ("Project Walnut will run for a period of 6 years.", ["Project Walnut", "6 years"]),
         ("The motto of the Halden Club is Patience.", ["Halden Club", "Patience"]),
         ("Ruth Abel opened the bridge in 1931", ["Ruth Abel", "1931"]),
+        (
+            "Since the flood of 1951 the driver has had 3 small dogs.",
+            ["1951", "3 small"],
+        ),
         ("Nobody in this room ever eats cheese!", ["eats cheese"]),
     ],
 )
@@ -60,6 +64,36 @@ def test_phrases_are_names_numbers_and_the_end(sentence, expected):
     [*found] = units("phrase", Document("d", sentence))
     assert [unit.fields["phrase"] for unit in found] == expected
     assert {unit.fields["sentence"] for unit in found} == {sentence}
+
+
+@pytest.mark.parametrize(
+    "sentence, asked",
+    [
+        (
+            "Tanner Barn is covered with dry heather.",
+            ["Who or what is covered with dry heather", "Tanner Barn is covered with what"],
+        ),
+        (
+            "Project Walnut will run for 6 years from 1931!",
+            [
+                "Who or what will run for 6 years from 1931",
+                "Project Walnut will run for how many years from 1931",
+                "Project Walnut will run for 6 years from which year",
+            ],
+        ),
+        (
+            "Since the flood of 1951 the dog barks.",
+            [
+                "Since the flood of which year the dog barks",
+                "Since the flood of 1951 the what",
+            ],
+        ),
+        ("It has room for 37.", ["It has room for how many"]),
+    ],
+)
+def test_a_phrase_is_asked_for_in_its_place(sentence, asked):
+    found = units("phrase", Document("d", sentence))
+    assert [unit.fields["asked"] for unit in found] == asked
 
 
 @pytest.mark.parametrize(
