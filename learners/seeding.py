@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from learners.batch import Batch, TeacherRows
 from learners.hidden_state_cache import HiddenStateCache, cache_bytes
-from learners.shared_prefix import run_after_prefixes
+from learners.shared_prefix import run_after_prefixes, shared_prefixes
 from learners.trunk import Trunk
 from sleep_rl.config.schema import LOGIT_CHUNK, Config
 from sleep_rl.contracts.records import STUDENT
@@ -71,15 +71,13 @@ class Seeding(nn.Module):
         is_own = model is self.model
         first = self.trunk.first_layer if is_own else 0
         checkpointed = self.config.learners.gradient_checkpointing
-        # ZeRO-3 gathers each layer in each pass, so that all ranks must make the same passes
-        whole = checkpointed or self.config.learners.zero_stage == 3
-        whole = whole or getattr(decoder, "has_sliding_layers", False)
         with in_view():
             inputs_BTD = (
                 self.trunk.hidden(decoder, rows) if is_own else decoder.embed_tokens(rows.ids_BT)
             )
-            if not whole:
-                return decoder.norm(run_after_prefixes(decoder, inputs_BTD, rows, first))
+            groups = self._shared_prefixes(decoder, rows)
+            if groups:
+                return decoder.norm(run_after_prefixes(decoder, inputs_BTD, rows, groups, first))
             hidden_BTD = run_layers(
                 decoder,
                 inputs_BTD,
@@ -88,6 +86,16 @@ class Seeding(nn.Module):
                 recomputed_in=in_view if checkpointed else None,
             )
         return rows.at_positions(decoder.norm(hidden_BTD))
+
+    def _shared_prefixes(self, decoder: nn.Module, rows: PaddedRows) -> list[tuple[list[int], int]]:
+        """Return the groups of `shared_prefixes`; none where each sequence is computed whole."""
+        learners = self.config.learners
+        # ZeRO-3 gathers each layer in each pass, so that all ranks must make the same passes
+        if learners.gradient_checkpointing or learners.zero_stage == 3:
+            return []
+        if getattr(decoder, "has_sliding_layers", False):
+            return []
+        return shared_prefixes(rows)
 
     def forward(
         self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool

@@ -22,13 +22,17 @@ FEWEST_TOKENS = 16
 
 
 def run_after_prefixes(
-    decoder: nn.Module, hidden_BTD: Tensor, rows: PaddedRows, first: int
+    decoder: nn.Module,
+    hidden_BTD: Tensor,
+    rows: PaddedRows,
+    groups: list[tuple[list[int], int]],
+    first: int,
 ) -> Tensor:
     """Return the output [P, D] of the layers from `first` at the loss positions; `hidden_BTD` is
-    their input. Gradients pass through the prefixes.
+    their input, `groups` those of `shared_prefixes`. Gradients pass through the prefixes.
     """
     pieces: dict[int, Tensor] = {}
-    for numbers, shared in _groups(rows):
+    for numbers, shared in groups:
         longest = max(len(rows.sequences_B[b]) for b in numbers)
         past = None
         if shared:
@@ -46,19 +50,24 @@ def run_after_prefixes(
     return torch.cat([pieces[b] for b in range(len(pieces))])
 
 
-def _groups(rows: PaddedRows) -> list[tuple[list[int], int]]:
-    """Return (sequences that begin alike, number of tokens that they share). A token that predicts
-    a completion is not shared.
+def shared_prefixes(rows: PaddedRows) -> list[tuple[list[int], int]]:
+    """Return groups of (sequences that begin alike, number of tokens that they share), and those
+    that share too few tokens as one group; no groups if all sequences do. A token that predicts a
+    completion is not shared.
     """
     alike = defaultdict(list)
     for b, sequence in enumerate(rows.sequences_B):
         alike[sequence[:FEWEST_TOKENS]].append(b)
     groups = []
+    others = []
     for numbers in alike.values():
         common = _common_tokens([rows.sequences_B[b] for b in numbers])
         shared = min(common, *(rows.prompt_lengths_B[b] - 1 for b in numbers))
-        groups.append((numbers, shared if shared >= FEWEST_TOKENS and len(numbers) > 1 else 0))
-    return groups
+        if shared >= FEWEST_TOKENS and len(numbers) > 1:
+            groups.append((numbers, shared))
+        else:
+            others += numbers
+    return [*groups, (sorted(others), 0)] if groups and others else groups
 
 
 def _common_tokens(sequences: Sequence[tuple[int, ...]]) -> int:

@@ -77,7 +77,9 @@ def _kept(
     items += _phrase_answers(sampler.run.codec, items)
     items = drop_without_gain(sampler, items, counts)
     for item in items:
-        counts.kinds[item.kind.name][1] += not (item.given and item.kind.answer != "given")
+        phrase_alone = item.given and item.kind.answer != "given"
+        if not phrase_alone:
+            counts.kinds[item.kind.name][1] += 1
     return items
 
 

@@ -25,8 +25,8 @@ USER_MIN_P = 0.05
 """min_p of generated user's turns: with it 104 of 120 were sensible with SmolLM2-135M."""
 
 INTERROGATIVES = ("What", "Who", "Where", "When", "Which", "How")
-"""With one of these every second generated user's turn begins. Left alone, a chat model rather
-writes long tasks, while short questions, the form of what a night teaches, forget first.
+"""First words of every second generated user's turn. Without them a chat model mostly generates
+long tasks, but a night changes answers to short questions first, since it trains on them.
 """
 
 

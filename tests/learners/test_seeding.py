@@ -149,6 +149,7 @@ def test_each_row_is_compared_with_its_own_teacher(worker, tmp_path):
     ]
     result = learner.seed_step(rows, 0, 10)
     assert result.divergence_N == pytest.approx(alone, abs=1e-5)
+    learner.discard_night()
     learner.unload_teachers()
     assert learner.module.other_teachers == () and not any(
         "other_teachers" in name for name in learner.module.state_dict()

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learners.shared_prefix import FEWEST_TOKENS, run_after_prefixes
+from learners.shared_prefix import FEWEST_TOKENS, run_after_prefixes, shared_prefixes
 from sleep_rl.contracts.records import STUDENT
 from sleep_rl.model.decoder import run_layers
 from sleep_rl.model.memory import view_of
@@ -35,7 +35,7 @@ def whole(learner, rows, hidden_BTD):
     return rows.at_positions(run_layers(decoder, hidden_BTD, rows.mask_BT, first=first))
 
 
-@pytest.mark.parametrize("numbers", [range(6), (0, 2), (3,), (0, 3, 5), (1, 4)])
+@pytest.mark.parametrize("numbers", [range(6), (0, 2), (0, 3, 5)])
 def test_outputs_and_gradients_are_those_of_whole_sequences(learner, numbers):
     rows = rows_of(numbers)
     model = learner.model
@@ -44,7 +44,7 @@ def test_outputs_and_gradients_are_those_of_whole_sequences(learner, numbers):
     results = []
     for run in (
         lambda hidden: whole(learner, rows, hidden),
-        lambda hidden: run_after_prefixes(model.model, hidden, rows, first),
+        lambda hidden: run_after_prefixes(model.model, hidden, rows, shared_prefixes(rows), first),
     ):
         with view_of(model, STUDENT):
             out_PD = run(learner.module.trunk.hidden(model.model, rows))
@@ -66,13 +66,23 @@ def test_a_shared_prefix_is_computed_once(learner):
     with torch.no_grad(), view_of(learner.model, STUDENT):
         inputs_BTD = learner.module.trunk.hidden(learner.model.model, rows)
         del computed[:]
-        run_after_prefixes(learner.model.model, inputs_BTD, rows, first)
+        groups = shared_prefixes(rows)
+        run_after_prefixes(learner.model.model, inputs_BTD, rows, groups, first)
     hook.remove()
     # the last token of the shortest prompt, which is the header, predicts its completion
     shared = len(HEADER) - 1
     assert [tuple(shape[:2]) for shape in computed] == [
         (1, shared),
         (4, max(len(PROMPTS[n] + COMPLETIONS[n]) for n in (0, 2, 3, 5)) - shared),
-        (1, len(PROMPTS[1] + COMPLETIONS[1])),
-        (1, len(PROMPTS[4] + COMPLETIONS[4])),
+        (2, len(PROMPTS[1] + COMPLETIONS[1])),  # share nothing, and are one pass
     ]
+
+
+@pytest.mark.parametrize("numbers", [(3,), (1, 4), (0, 1)])
+def test_sequences_that_share_too_little_have_no_groups(numbers):
+    assert shared_prefixes(rows_of(numbers)) == []
+
+
+def test_groups_of_sequences_that_begin_alike():
+    groups = shared_prefixes(rows_of(range(6)))
+    assert groups == [([0, 2, 3, 5], len(HEADER) - 1), ([1, 4], 0)]

@@ -10,6 +10,7 @@ import torch
 
 from learners import optimization
 from learners.passes import MicroBatch, student_length
+from learners.seeding import Seeding
 from learners.teacher import Teacher, teacher_input
 
 ROWS = 8
@@ -65,3 +66,4 @@ def use_passes_of_rows(monkeypatch):
     """Let learners in this process form the passes of life.txt."""
     monkeypatch.setattr(optimization, "micro_batches", micro_batches)
     monkeypatch.setattr(Teacher, "hidden", hidden)
+    monkeypatch.setattr(Seeding, "_shared_prefixes", lambda self, decoder, rows: [])
