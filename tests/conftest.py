@@ -141,7 +141,8 @@ def ray_of_this_process(ray_log_dir):
     """
     from cluster.runtime.ray_backend import RayBackend
 
-    others, ports = family(), listening()
+    others = family()
+    ports = listening()
     backend = RayBackend(cpus=2, log_dir=str(ray_log_dir), start_timeout_s=LIMIT_S)
     worker = backend.spawn("tests.fakes.workers:Echo", {}, name="first")
     backend.ready([worker])

@@ -18,6 +18,7 @@ SOURCES = sorted(
     file.relative_to(ROOT) for package in PACKAGES for file in (ROOT / package).rglob("*.py")
 )
 SCRIPTS = sorted(file.relative_to(ROOT) for file in (ROOT / "benchmarks").rglob("*.py"))
+TESTS = sorted(file.relative_to(ROOT) for file in (ROOT / "tests").rglob("*.py"))
 MOST_LINES = 350
 MOST_FUNCTION_LINES = 60
 MOST_COLUMNS = 100
@@ -251,7 +252,7 @@ def is_tuple(node: ast.AST) -> bool:
     return isinstance(node, ast.Tuple)
 
 
-@pytest.mark.parametrize("file", SOURCES + SCRIPTS, ids=str)
+@pytest.mark.parametrize("file", SOURCES + SCRIPTS + TESTS, ids=str)
 def test_one_statement_per_line(file):
     """No nested conditional expression, and no assignment of unrelated values in one statement."""
     wrong = []

@@ -159,7 +159,8 @@ def check_keys(page_text):
 
 def exists_as_module(name):
     """Return whether a dotted name is a module, or a member of one."""
-    module, rest = name, []
+    module = name
+    rest = []
     while module:
         try:
             loaded = importlib.import_module(module)

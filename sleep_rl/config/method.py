@@ -91,6 +91,12 @@ class Generation:
         "Natural language: nats by which the document must raise the log-probability of the"
         " answer; others are dropped.",
     )
+    answers: str = key(
+        "sentence",
+        "Natural language: style of the teacher's short answers: sentence; short (a few words, "
+        "after answered examples); or the path of a YAML file with instruction and examples. "
+        "Evaluation always asks for a sentence.",
+    )
     other_form: float = key(
         0.15,
         "Share of natural-language sequences in the form that model.format is not (raw or chat).",

@@ -78,11 +78,6 @@ class Model:
         " a small base of their own have a fixed form.",
         choices=("auto", "chat", "raw"),
     )
-    answers: str = key(
-        "sentence",
-        "Natural language: style of answers from a document: sentence; short (a few words, after"
-        " answered examples); or the path of a YAML file with instruction and examples.",
-    )
     dtype: str = key(
         "bfloat16",
         "Data type of weights and activations. auto: bfloat16 on GPUs and on processors that "

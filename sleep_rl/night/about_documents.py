@@ -242,5 +242,5 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
         None if from_base else item.unit.document,
         item.logprob,
         codec.other if other else None,
-        at_length=item.at_length,
+        style=item.style(codec),
     )

@@ -95,7 +95,7 @@ def _logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[flo
     codec = run.codec
     requests = []
     for item in items:
-        context = codec.context(item.unit.document if document else None, at_length=item.at_length)
+        context = codec.context(item.unit.document if document else None, item.style(codec))
         requests.append(Request(item.answer_T, context + codec.form.question(item.question)))
     if not requests:
         return []
@@ -106,5 +106,5 @@ def _logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[flo
 def answer_request(codec: PromptCodec, item: Item) -> Request:
     """Return the request for an item's answer: with its document, unless the base answers."""
     document = item.unit.document if item.kind.answer == "document" else None
-    context = codec.context(document, at_length=item.at_length)
+    context = codec.context(document, item.style(codec))
     return Request(codec.form.question(item.question), context, item.seed)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sleep_rl.contracts.records import Document, Ids
+from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.kinds import Kind, load_kind
 from sleep_rl.writing.questions import said_phrases
@@ -52,10 +53,10 @@ class Item:
     logprob: float = 0.0  # of the answer under the teacher with the document, in nats
     given: bool = False  # whether the answer is not sampled but a part of the sentence
 
-    @property
-    def at_length(self) -> bool:
-        """Whether its answer may be longer than a sentence."""
-        return self.kind.answer == "document" and not self.kind.short
+    def style(self, codec: PromptCodec) -> AnswerStyle:
+        """Return the style of its answer with the document in context."""
+        at_length = self.kind.answer == "document" and not self.kind.short
+        return AT_LENGTH if at_length else codec.style
 
 
 def planned_items(kinds: dict, documents: Sequence[Document], rng: random.Random) -> list[Item]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import UNTOUCHED_BASE, Document, Ids, Sample
+from sleep_rl.text.answer_style import SENTENCE, AnswerStyle
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
 
@@ -79,12 +80,11 @@ def question_sequence(
     logprob: float,
     form: NaturalForm | None = None,
     *,
-    at_length: bool = False,
+    style: AnswerStyle = SENTENCE,
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
-    `document`: that the teacher reads; without one the teacher is the untouched base; `at_length`:
-    see PromptCodec.context.
+    `document`: that the teacher reads, with `style`; without one the teacher is the untouched base.
     """
     if form is None:
         form = codec.form
@@ -93,7 +93,7 @@ def question_sequence(
     x_T = form.question(question)
     return TeacherSequence(
         origin,
-        form.context(document, at_length=at_length),
+        form.context(document, style),
         form.context(None),
         x_T + answer_T + (form.end,),
         len(x_T),

@@ -75,7 +75,7 @@ def answer_anew(
     sequences = []
     for of_changed, name in ((True, TEACHER), (False, CHECKPOINT)):
         group = [prompt for prompt in prompts if (prompt.document is not None) == of_changed]
-        requests = [Request(p.x_T, run.codec.context(p.document)) for p in group]
+        requests = [Request(p.x_T, run.codec.context(p.document, run.codec.style)) for p in group]
         samples = sampler(requests, name=name, temperature=0.0)
         for prompt, sample in zip(group, samples, strict=True):
             count = _count_of(counts, prompt.name, changed=of_changed)
@@ -131,6 +131,7 @@ def _sequence(
         prompt.document,
         math.fsum(sample.logprobs_T[: len(answer_T)]),
         codec.other if other else None,
+        style=codec.style,
     )
 
 

@@ -41,7 +41,9 @@ def load_style(name: str) -> AnswerStyle:
     file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
     if not file.is_file():
         known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-        raise InputError(f"model.answers: one of {known}, or the path of a YAML file, got {name!r}")
+        raise InputError(
+            f"generation.answers: one of {known}, or the path of a YAML file, got {name!r}"
+        )
     try:
         data = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -75,3 +77,7 @@ def _example(file: Path, example: Any) -> tuple[str, str, str]:
 
 def _keys(data: Any) -> str:
     return ", ".join(map(str, data)) if isinstance(data, dict) else repr(data)[:60]
+
+
+SENTENCE = load_style("sentence")
+"""Style of evaluation, whatever a night is written in."""

@@ -7,7 +7,7 @@ from typing import Any
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids, Question, TrainingText
 from sleep_rl.contracts.roles import Task
-from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
+from sleep_rl.text.answer_style import SENTENCE, AnswerStyle
 from sleep_rl.text.forms import bos_of, choose_form, eos_of, other_form
 from sleep_rl.text.tokens import TextTokenizer
 
@@ -24,8 +24,8 @@ class PromptCodec:
     """Encodes and decodes a task's texts, in the form that model.format names.
 
     `ends`: further tokens that end a completion, from the checkpoint's generation_config; `stop`:
-    task.stop, strings that do so in natural language; `style`: model.answers. Raises InputError for
-    an unsuitable tokenizer, see sleep_rl.text.forms.
+    task.stop, strings that do so in natural language; `style`: generation.answers. Raises
+    InputError for an unsuitable tokenizer, see sleep_rl.text.forms.
     """
 
     def __init__(
@@ -35,13 +35,14 @@ class PromptCodec:
         format: str = "auto",
         ends: Ids = (),
         stop: tuple[str, ...] = (),
-        style: AnswerStyle = AT_LENGTH,
+        style: AnswerStyle = SENTENCE,
     ):
         self.task = task
         self.tokenizer = tokenizer
         self.tokens = TextTokenizer(tokenizer)
-        self.form = choose_form(format, task.opener, task.marker, self.tokens, style)
-        self.other = other_form(self.form, self.tokens, style) if self.natural else None
+        self.style = style
+        self.form = choose_form(format, task.opener, task.marker, self.tokens)
+        self.other = other_form(self.form, self.tokens) if self.natural else None
         self.bos: Ids = bos_of(tokenizer)
         self.eos: Ids = (self.form.end,)
         self.opener = self.form.opener
@@ -65,14 +66,12 @@ class PromptCodec:
         """Decode token ids, without special tokens."""
         return self.tokens.text(ids)
 
-    def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
+    def context(self, document: Document | None, style: AnswerStyle = SENTENCE) -> Ids:
         """Return the ids before opener and prompt: with the document, if there is one.
 
-        `at_length`: in natural language, an answer may be longer than a sentence.
+        `style`: of answers about the document, in natural language.
         """
-        if at_length and self.natural:
-            return self.form.context(document, at_length=True)
-        return self.form.context(document)
+        return self.form.context(document, style) if self.natural else self.form.context(document)
 
     @property
     def bare(self) -> Ids:
@@ -168,5 +167,8 @@ class PromptCodec:
 
     def room(self, limit: int) -> int:
         """Return the largest number of tokens of a document for max_model_len `limit`."""
-        around = len(self.context(Document("", "."))) if self.natural else len(self.bare)
+        document = Document("", ".")
+        around = len(self.bare)
+        if self.natural:
+            around = max(len(self.context(document, style)) for style in (SENTENCE, self.style))
         return limit - around - self.task.max_new_tokens

@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document, Ids
-from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
+from sleep_rl.text.answer_style import SENTENCE, AnswerStyle
 from sleep_rl.text.chat_template import conversation_pieces, read_template
 from sleep_rl.text.tokens import TextTokenizer
 
 DOCUMENTS_KEPT = 4096  # contexts whose ids are cached
-SENTENCE = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
+END_OF_SENTENCE = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 
 class Form(Protocol):
@@ -46,9 +46,9 @@ class Form(Protocol):
 class NaturalForm(Form, Protocol):
     """A form for natural language."""
 
-    def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
-        """Return the ids before the opener, with or without a document; `at_length`: an answer may
-        be longer than a sentence.
+    def context(self, document: Document | None, style: AnswerStyle = SENTENCE) -> Ids:
+        """Return the ids before the opener, with a document and the instruction and examples of a
+        style, or without all of it.
         """
 
     def conversation(self, examples: Sequence[tuple[str, str]], text: str) -> Ids:
@@ -108,21 +108,19 @@ class RawForm:
     header = "Question:"
     marker_text = "\nAnswer:"
 
-    def __init__(self, tokens: TextTokenizer, style: AnswerStyle = AT_LENGTH):
+    def __init__(self, tokens: TextTokenizer):
         self._tokens = tokens
-        self._style = style
         self._bos = bos_of(tokens.tokenizer)
         self.end = eos_of(tokens.tokenizer)
         self.marker = tokens.ids(self.marker_text)
 
     @lru_cache(maxsize=DOCUMENTS_KEPT)  # noqa: B019  one form lives as long as its run
-    def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
+    def context(self, document: Document | None, style: AnswerStyle = SENTENCE) -> Ids:
         if document is None:
             return self._bos + self._tokens.parts((self.header, " What"))[0]
-        examples = () if at_length else self._style.examples
         shown = [
             f"{text}\n\n{self.header} {asked}{self.marker_text} {answer}\n\n\n"
-            for text, asked, answer in examples
+            for text, asked, answer in style.examples
         ]
         pieces = ("", "".join(shown) + document.text.strip(), f"\n\n{self.header}", " What")
         return self._bos + sum(self._tokens.parts(pieces)[:3], ())
@@ -172,13 +170,12 @@ class ChatForm:
     document_header = "\n\nDocument:\n"
     question_header = "\n\nQuestion:"
 
-    def __init__(self, tokens: TextTokenizer, style: AnswerStyle = AT_LENGTH):
+    def __init__(self, tokens: TextTokenizer):
         if not tokens.tokenizer.chat_template:
             raise InputError(
                 "model.format: auto or raw for a tokenizer without a chat template, got chat"
             )
         self._tokens = tokens
-        self._style = style
         self.template = read_template(tokens.tokenizer)
         before = self.template.before
         space = before[len(before.rstrip()) :] or "\n"
@@ -193,10 +190,9 @@ class ChatForm:
         return found[0] if found else eos_of(self._tokens.tokenizer)
 
     @lru_cache(maxsize=DOCUMENTS_KEPT)  # noqa: B019  one form lives as long as its run
-    def context(self, document: Document | None, *, at_length: bool = False) -> Ids:
+    def context(self, document: Document | None, style: AnswerStyle = SENTENCE) -> Ids:
         if document is None:
             return self._tokens.parts((self.template.before, "What"))[0]
-        style = AT_LENGTH if at_length else self._style
         opening = style.instruction + self.document_header
         turns = []
         for text, asked, answer in style.examples:
@@ -233,30 +229,28 @@ class ChatForm:
 
     def answer_end(self, text: str) -> int | None:
         """Return the end of the last complete sentence."""
-        ends = [match.end() for match in SENTENCE.finditer(text)]
+        ends = [match.end() for match in END_OF_SENTENCE.finditer(text)]
         return ends[-1] if ends else None
 
 
-def choose_form(
-    format: str, opener: str, marker: str, tokens: TextTokenizer, style: AnswerStyle
-) -> Form:
+def choose_form(format: str, opener: str, marker: str, tokens: TextTokenizer) -> Form:
     """Return the form of a task's texts.
 
-    `format`: model.format (auto, chat or raw), `style`: model.answers, for tasks in natural
-    language; a task with opener and marker has a TaskForm. Raises InputError.
+    `format`: model.format (auto, chat or raw), for tasks in natural language; a task with opener
+    and marker has a TaskForm. Raises InputError.
     """
     if opener or marker:
         return TaskForm(opener, marker, tokens)
     chat = format == "chat" or (format == "auto" and bool(tokens.tokenizer.chat_template))
-    return ChatForm(tokens, style) if chat else RawForm(tokens, style)
+    return ChatForm(tokens) if chat else RawForm(tokens)
 
 
-def other_form(form: Form, tokens: TextTokenizer, style: AnswerStyle) -> Form | None:
+def other_form(form: Form, tokens: TextTokenizer) -> Form | None:
     """Return the other natural form of raw and chat; None if the tokenizer or task has only one."""
     if form.name == "chat":
-        return RawForm(tokens, style)
+        return RawForm(tokens)
     if form.name == "raw" and tokens.tokenizer.chat_template:
-        return ChatForm(tokens, style)
+        return ChatForm(tokens)
     return None
 
 

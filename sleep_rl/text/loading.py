@@ -43,7 +43,7 @@ def codec_of(task: Task, checkpoint: str, tokenizer: Any, config: Config) -> Pro
         config.model.format,
         end_tokens(checkpoint),
         tuple(config.task.stop),
-        load_style(config.model.answers),
+        load_style(config.generation.answers),
     )
     if codec.natural:
         check_round_trip(codec)

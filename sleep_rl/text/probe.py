@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document
+from sleep_rl.text.answer_style import SENTENCE
 from sleep_rl.text.codec import TOKEN, PromptCodec
 
 PROBES = (
@@ -27,9 +28,11 @@ def check_round_trip(codec: PromptCodec) -> None:
         if codec.complete(parts[1]) != (parts[1][:-1], TOKEN):
             raise _refusal(codec, answer, "an answer that has ended", "one without an end")
         document = f"{question.strip()} {answer}"
-        read = codec.tokens.text(codec.context(Document("probe", document)), special=True)
-        if document not in read:
-            raise _refusal(codec, document, "the document in front of the question", repr(read))
+        for style in (SENTENCE, codec.style):
+            context_T = codec.context(Document("probe", document), style)
+            read = codec.tokens.text(context_T, special=True)
+            if document not in read:
+                raise _refusal(codec, document, "the document in front of the question", repr(read))
 
 
 def _words(codec: PromptCodec, ids: tuple[int, ...]) -> str:

@@ -6,10 +6,10 @@ import random
 import re
 
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
-from sleep_rl.text.forms import SENTENCE
+from sleep_rl.text.forms import END_OF_SENTENCE
 from sleep_rl.writing.units import Unit, names, phrases
 
-SENTENCE_OR_LINE = re.compile(rf"{SENTENCE.pattern}|(?=\n)")
+SENTENCE_OR_LINE = re.compile(rf"{END_OF_SENTENCE.pattern}|(?=\n)")
 LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*)+", re.IGNORECASE)
 FEWEST_WORDS = 3
 MOST_WORDS = 40

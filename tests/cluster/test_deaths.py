@@ -34,7 +34,8 @@ class Rollout:
     """Holds verified states only, and samples like the fake Crew."""
 
     def __init__(self, **_):
-        self.held_, self.tensors = {CHECKPOINT: 0}, {}  # as every engine: the untouched base
+        self.held_ = {CHECKPOINT: 0}  # as every engine: the untouched base
+        self.tensors = {}
 
     def load(self, weights):
         self.tensors |= {digest(t): t for t in weights.tensors.values()}
@@ -125,13 +126,16 @@ class Died(Pending):
 class MortalChannel(LocalChannel):
     def __init__(self, name, backend):
         super().__init__(name)
-        self.backend, self.dead, backend.calls = backend, False, 0
+        self.backend = backend
+        self.dead = False
+        backend.calls = 0
 
     def send(self, verb, label, /, *args, **kwargs):
         self.backend.calls += 1
         mortal = self.backend.calls > SAFE and label in ("sample", "load", "score")
         if not self.dead and mortal and self.backend.rng.random() < self.backend.share:
-            self.dead, self.backend.deaths = True, self.backend.deaths + 1
+            self.dead = True
+            self.backend.deaths = self.backend.deaths + 1
             if self.backend.rng.random() < 0.5:
                 # it died after the work, before it returned
                 super().send(verb, label, *args, **kwargs)
@@ -147,13 +151,11 @@ class MortalBackend(LocalBackend):
 
     def __init__(self, share, seed=0):
         super().__init__()
-        self.share, self.rng, self.deaths, self.calls, self.learners = (
-            share,
-            random.Random(seed),
-            0,
-            0,
-            [],
-        )
+        self.share = share
+        self.rng = random.Random(seed)
+        self.deaths = 0
+        self.calls = 0
+        self.learners = []
 
     def spawn(self, cls, kwargs, **rest):
         return super().spawn(
@@ -182,7 +184,8 @@ def life_under(share, folder, steps, seed=0):
         rollouts=Rollouts(workers=3),
         cluster=Cluster(restarts=100_000),
     )
-    texts, journal = PromptCodec(Diary(), StableWords()), Journal(folder / "metrics.jsonl")
+    texts = PromptCodec(Diary(), StableWords())
+    journal = Journal(folder / "metrics.jsonl")
     with MortalBackend(share, seed) as backend:
         crew = start_crew(backend, CrewSpec(config, "none", "none"), journal)
         live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
@@ -234,7 +237,8 @@ def test_with_lag_0_the_pipeline_equals_sequential_execution(tmp_path, capsys, m
 @pytest.mark.parametrize("restarts", [0, 5])
 def test_the_restart_budget_is_cluster_restarts(restarts, tmp_path, capsys):
     config = replace(CONFIG, rollouts=Rollouts(workers=2), cluster=Cluster(restarts=restarts))
-    texts, journal = PromptCodec(Diary(), StableWords()), Journal(tmp_path / "metrics.jsonl")
+    texts = PromptCodec(Diary(), StableWords())
+    journal = Journal(tmp_path / "metrics.jsonl")
     with (
         MortalBackend(0.5) as backend,
         pytest.raises(RunError, match=f"cluster.restarts = {restarts} are used up$"),

@@ -125,19 +125,19 @@ def check_ray(text):
     from ray import autoscaler
     from ray.autoscaler._private.util import prepare_config, validate_config
 
-    given, schema = yaml.safe_load(text), Path(autoscaler.__file__).with_name("ray-schema.json")
+    given = yaml.safe_load(text)
+    schema = Path(autoscaler.__file__).with_name("ray-schema.json")
     jsonschema.validate(given, json.loads(schema.read_text()))
     config = prepare_config(given)  # the provider's defaults, and rules beyond the schema
     validate_config(config)
-    p, types = (
-        planned("configs/gpu8_qwen3_8b.yaml", "cluster.gpu_gb=48"),
-        config["available_node_types"],
-    )
+    p = planned("configs/gpu8_qwen3_8b.yaml", "cluster.gpu_gb=48")
+    types = config["available_node_types"]
     roles = {actor.role: actor for actor in p.actors}
     assert set(types) == {"head", "learner", "rollout"} and config["head_node_type"] == "head"
     assert types["head"]["resources"] == {"CPU": 0, "GPU": 0} and types["head"]["max_workers"] == 0
     for role in ("learner", "rollout"):
-        nodes, asked = types[role], roles[role]
+        nodes = types[role]
+        asked = roles[role]
         assert nodes["min_workers"] * nodes["resources"]["GPU"] == asked.count * asked.gpus, role
         assert nodes["min_workers"] * nodes["resources"]["CPU"] >= asked.count * asked.cpus, role
     assert types["rollout"]["max_workers"] > types["rollout"]["min_workers"]
@@ -147,7 +147,8 @@ def check_ray(text):
     starts = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"]]
     for line in [line for line in starts if "ray start" in line]:
         assert line.startswith("export RAY_AUTH_MODE=token;"), line
-    started, said = list(commands("\n".join(starts))), list(commands(shell_code(text)))
+    started = list(commands("\n".join(starts)))
+    said = list(commands(shell_code(text)))
     assert [words[1] for words in started] == ["stop", "start", "stop", "start"]
     assert ["ray", "up", "cluster/deploy/ray.yaml"] in said
     for words in (*started, *said):
@@ -183,14 +184,13 @@ def check_kuberay(text):
     assert cluster["rayVersion"] == dict(pins((HERE / "Dockerfile.gpu").read_text()))["ray"]
     p = check_live(shlex.split(job["entrypoint"]))
     assert yaml.safe_load(job["runtimeEnvYAML"])["env_vars"] == {"RAY_JOB_STOP_WAIT_TIME_S": "90"}
-    head, groups = (
-        cluster["headGroupSpec"],
-        {group["groupName"]: group for group in cluster["workerGroupSpecs"]},
-    )
+    head = cluster["headGroupSpec"]
+    groups = {group["groupName"]: group for group in cluster["workerGroupSpecs"]}
     assert head["rayStartParams"]["num-cpus"] == "0" and set(groups) == {"learner", "rollout"}
     templates = [head["template"], *(group["template"] for group in groups.values())]
     for template in templates:
-        (container,), volumes = template["spec"]["containers"], template["spec"]["volumes"]
+        (container,) = template["spec"]["containers"]
+        volumes = template["spec"]["volumes"]
         where = {mount["name"]: mount["mountPath"] for mount in container["volumeMounts"]}
         kinds = {where[volume["name"]]: volume for volume in volumes}
         assert (
@@ -206,10 +206,8 @@ def check_kuberay(text):
     assert "nvidia.com/gpu" not in templates[0]["spec"]["containers"][0]["resources"]["limits"]
     for actor in (actor for actor in p.actors if actor.gpus):
         group = groups[actor.role]
-        asks, pods = (
-            group["template"]["spec"]["containers"][0]["resources"]["limits"],
-            group["replicas"],
-        )
+        asks = group["template"]["spec"]["containers"][0]["resources"]["limits"]
+        pods = group["replicas"]
         assert group["minReplicas"] == pods <= group["maxReplicas"]
         assert pods * int(asks["nvidia.com/gpu"]) == actor.count * actor.gpus
         assert pods * int(group["rayStartParams"]["num-cpus"]) == actor.count * actor.cpus

@@ -488,7 +488,8 @@ class Machine:
     """Replaces the processes that the doctor starts by their results."""
 
     def __init__(self, monkeypatch, tmp_path):
-        self.commands, self.torch = [], CPU
+        self.commands = []
+        self.torch = CPU
         self.vllm = {"version": "0.32.0", "platform": "cpu", "missing": [], "found": ["SleepX"]}
         self.result = {"ok": True, "message": "verified"}
         self.exit_code = 0
@@ -599,7 +600,8 @@ def test_a_failed_probe_keeps_its_files(computer):
     )
     folder = Path(computer.commands[2][4])
     assert (folder / "probe.log").read_text() == "boom\n"
-    computer.result, computer.exit_code = None, -9
+    computer.result = None
+    computer.exit_code = -9
     assert "exited with code -9: boom" in computer.doctor()[1][-2]
     computer.exit_code = None
     assert "did not end within 900 s: boom" in computer.doctor()[1][-2]

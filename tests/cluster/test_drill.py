@@ -136,13 +136,12 @@ class FakeRun:
     """Replaces DrilledRun: its records come one by one, and its exit code and memory are given."""
 
     def __init__(self, records, code=0, memory=b"same"):
-        self.left, self.seen, self.code, self.memory = (
-            list(records),
-            list(records[-1:] if len(records) == 1 else []),
-            code,
-            memory,
-        )
-        self.folder, self.process = Path("runs/x"), self
+        self.left = list(records)
+        self.seen = list(records[-1:] if len(records) == 1 else [])
+        self.code = code
+        self.memory = memory
+        self.folder = Path("runs/x")
+        self.process = self
 
     def wait(self):
         return self.code

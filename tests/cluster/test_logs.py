@@ -95,7 +95,9 @@ def test_a_folder_without_a_run_or_without_logs_is_refused(tmp_path, run):
 
 
 def test_follow_yields_new_lines_until_the_run_ends(run, monkeypatch):
-    log, followed, polls = run / "logs" / "rollout-0.log", [], []
+    log = run / "logs" / "rollout-0.log"
+    followed = []
+    polls = []
     log.write_text("one\nha")
     monkeypatch.setattr(logs, "POLL_S", 0.02)
     monkeypatch.setattr(logs, "held", lambda run: polls.append(run) or held(run))

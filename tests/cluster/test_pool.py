@@ -117,7 +117,8 @@ class TestPool:
             pool = Pool("echoes", handles, timeout_s=limit_s)
             hurt = {"hurt": "sleep", "victim": "w1", "seconds": 1.5 * limit_s}
             results = pool.map(Echo.double, [1, 2, 3], **hurt)
-            failed, left = dict(pool.failed), len(pool.workers)
+            failed = dict(pool.failed)
+            left = len(pool.workers)
             pool.restart_failed()
             # on a busy machine the others may need more than the first limit
             if results[::2] == [2, 6]:
@@ -138,12 +139,10 @@ class TestPool:
 
 
 class TestRewardPool:
-    SAME, OTHER, SLOW, BAD = (
-        Pair((5,), (5,)),
-        Pair((5,), (6,)),
-        Pair((0,), (5,)),
-        Pair((1,), (5,)),
-    )
+    SAME = Pair((5,), (5,))
+    OTHER = Pair((5,), (6,))
+    SLOW = Pair((0,), (5,))
+    BAD = Pair((1,), (5,))
 
     @pytest.fixture
     def rewards(self, backend, tmp_path):
@@ -190,7 +189,8 @@ class TestRewardPool:
         assert rewards.score([self.SAME]) == [1.0] and not rewards.failed
 
     def test_a_dead_worker_is_restarted_and_its_pairs_are_retried(self, backend, only_ray):
-        handle, spent = backend.spawn("tests.fakes.workers:Scorer", {}, name="reward-dead"), []
+        handle = backend.spawn("tests.fakes.workers:Scorer", {}, name="reward-dead")
+        spent = []
         backend.ready([handle])
         rewards = RewardPool(
             [handle], LIMIT_S, lambda worker, reason: spent.append((worker, reason))
@@ -219,7 +219,8 @@ class TestRewardPool:
         "value, shown", [(float("nan"), "nan"), (1.5, "1.5"), ("high", "'high'")]
     )
     def test_a_value_outside_0_to_1_is_a_failure(self, here, value, shown):
-        handle, spent = here.spawn(lambda: Constant(value), {}, name="reward-mad"), []
+        handle = here.spawn(lambda: Constant(value), {}, name="reward-mad")
+        spent = []
         rewards = RewardPool([handle], LIMIT_S, lambda worker, reason: spent.append(reason))
         reason = f"worker reward-mad: score returned the reward {shown}, allowed is [0, 1]"
         assert rewards.score([self.SAME, self.BAD]) == [Unfinished(reason, "reward-mad")] * 2
@@ -357,7 +358,8 @@ class TestSlices:
         sliced = {"slices": 20, "waits": True}
         handle = backend.spawn("tests.fakes.workers:Sliced", sliced, name="rollout-0")
         backend.ready([handle])
-        pool, samples = RolloutPool([handle], LIMIT_S, slice_s=0.1), []
+        pool = RolloutPool([handle], LIMIT_S, slice_s=0.1)
+        samples = []
         sampling = threading.Thread(
             target=lambda: samples.extend(pool.sample(self.REQUESTS, "student", 4, Sampling(1)))
         )
@@ -368,7 +370,8 @@ class TestSlices:
         log = handle.seen()
         handle.kill()
         assert len(samples) == len(self.REQUESTS)
-        before, after = log[: log.index("load")], log[log.index("load") + 1 :]
+        before = log[: log.index("load")]
+        after = log[log.index("load") + 1 :]
         assert before and set(before) == {"slice"} and after == ["slice"] * 3
 
 
@@ -386,7 +389,8 @@ class ScriptedRollout:
 
 
 def test_wait_for_resources_retries_until_its_limit(here, monkeypatch):
-    printed, tried = [], []
+    printed = []
+    tried = []
     monkeypatch.setattr(here.watchdog, "say", printed.append)
     monkeypatch.setattr(crew.time, "sleep", lambda s: None)
 
@@ -408,7 +412,8 @@ def test_wait_for_resources_retries_until_its_limit(here, monkeypatch):
 @pytest.mark.parametrize("wait_s", [0.0, 40.0])
 def test_a_start_waits_for_nodes_up_to_cluster_wait_for_nodes_s(wait_s, monkeypatch, tmp_path):
     """An autoscaler or a batch system may still add nodes."""
-    now, asked = [100.0], []
+    now = [100.0]
+    asked = []
     monkeypatch.setattr(crew.time, "monotonic", lambda: now[0])
     monkeypatch.setattr(crew.time, "sleep", lambda s: now.__setitem__(0, now[0] + s))
 

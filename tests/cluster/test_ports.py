@@ -59,7 +59,8 @@ def test_the_rendezvous_port_stays_reserved_until_rank_0_ends():
 
 def test_a_second_rendezvous_releases_the_first_port():
     host = Host("learner-0")
-    first, second = host.rendezvous()[1], host.rendezvous()[1]
+    first = host.rendezvous()[1]
+    second = host.rendezvous()[1]
     with socket.create_server(("", first)) if first != second else socket.socket():
         pass
     assert host.reserved_port.getsockname()[1] == second

@@ -88,7 +88,8 @@ def test_ranks_are_reserved_together_or_the_start_fails(backend, only_ray):
     assert [rank.greet("you", mark="!") for rank in ranks] == ["hi you!"] * 2
     [group] = [g for g in placement_group_table().values() if g["state"] == "CREATED"]
     assert list(group["bundles"].values()) == [{"CPU": 0.5}] * 2 and group["strategy"] == "PACK"
-    before, backend.start_timeout_s = backend.start_timeout_s, 1.0
+    before = backend.start_timeout_s
+    backend.start_timeout_s = 1.0
     try:
         with pytest.raises(
             RunError, match=r"1.5 CPU and 0 GPU for each of big-0, big-1 were not free within 1 s"
@@ -274,7 +275,8 @@ class TestRay:
     ):
         import ray.autoscaler.sdk
 
-        lines, bundles_requested = [], []
+        lines = []
+        bundles_requested = []
         monkeypatch.setattr(backend, "watchdog", Watchdog(lines.append))
         monkeypatch.setattr(
             ray.autoscaler.sdk,

@@ -84,7 +84,8 @@ def job(tmp_path):
     """Return a function that starts the script in a copy of its files, as Slurm does; its
     attributes give access to the recorded calls.
     """
-    repository, bin_ = tmp_path / "repository", tmp_path / "venv" / "bin"
+    repository = tmp_path / "repository"
+    bin_ = tmp_path / "venv" / "bin"
     (repository / "cluster" / "deploy").mkdir(parents=True)
     bin_.mkdir(parents=True)
     for name in ("slurm.sh", "live.sh"):
@@ -129,7 +130,9 @@ def job(tmp_path):
         lines = [json.loads(line) for line in (tmp_path / "calls.jsonl").read_text().splitlines()]
         return [line for line in lines if line["name"] == name and "ended" not in line]
 
-    start.calls, start.folder, start.token = calls, tmp_path, token
+    start.calls = calls
+    start.folder = tmp_path
+    start.token = token
     start.number = next(n for n in range(4242, 9999) if free(20000 + n))
     yield start
     for script in started:
@@ -154,7 +157,8 @@ def until_alive(job, script):
 
 def test_the_script_starts_a_head_and_nodes_runs_and_ends_them(job):
     assert ended(job("configs/gpu64_qwen3_8b.yaml", "first", "sleep.steps=3")) == (0, "")
-    port, (run,) = 20000 + job.number, job.calls("sleep-rl")
+    port = 20000 + job.number
+    (run,) = job.calls("sleep-rl")
     assert run["cwd"] == str(job.folder / "repository")  # so that relative config paths work
     assert run["words"] == [
         "run",
@@ -166,7 +170,8 @@ def test_the_script_starts_a_head_and_nodes_runs_and_ends_them(job):
         "cluster.wait_for_nodes_s=1800",
         "sleep.steps=3",
     ]
-    sruns, rays = job.calls("srun"), job.calls("ray")
+    sruns = job.calls("srun")
+    rays = job.calls("ray")
     head, *others = [next(w for w in step["words"] if w.startswith("--nodelist")) for step in sruns]
     # the nodes start concurrently
     assert head == "--nodelist=n1" and sorted(others) == ["--nodelist=n2", "--nodelist=n3"]
@@ -197,10 +202,8 @@ def test_the_script_starts_a_head_and_nodes_runs_and_ends_them(job):
 
 def test_the_default_is_one_node_and_a_name_with_the_job_id(job):
     assert ended(job(nodes="n1")) == (0, "")
-    (run,), planned = (
-        job.calls("sleep-rl"),
-        plan(load(str(ROOT / "configs" / "gpu8_qwen3_8b.yaml"), [])),
-    )
+    (run,) = job.calls("sleep-rl")
+    planned = plan(load(str(ROOT / "configs" / "gpu8_qwen3_8b.yaml"), []))
     assert (
         run["words"][1:3] == ["configs/gpu8_qwen3_8b.yaml", f"run.name=gpu8_qwen3_8b-{job.number}"]
         and planned.gpus == 8

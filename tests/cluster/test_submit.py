@@ -46,9 +46,13 @@ class Server(ThreadingHTTPServer):
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
         self.address = f"http://127.0.0.1:{self.server_port}"
-        self.version, self.redirect = b'{"version": "4", "ray_version": "2.60.0"}', ""
+        self.version = b'{"version": "4", "ray_version": "2.60.0"}'
+        self.redirect = ""
         self.history = [("SUCCEEDED", "whole log\n", 0)]
-        self.packages, self.jobs, self.requests, self.stopped = {}, {}, [], []
+        self.packages = {}
+        self.jobs = {}
+        self.requests = []
+        self.stopped = []
         self.hangs_up = False
         self.answers = threading.Event()  # what waits for an answer waits until it is set
         self.answers.set()

@@ -55,7 +55,8 @@ class Backend(LocalBackend):
 def test_a_token_that_only_pads_a_vocabulary_is_a_failure_while_there_are_teachers(tmp_path):
     config = toy(model={"teachers": ["wide", "narrow"]})
     config = replace(config, rollouts=Rollouts(workers=1))
-    requests, sampling = [Request((5,), (), 1)] * 2, Sampling(4, 1.0, (1,))
+    requests = [Request((5,), (), 1)] * 2
+    sampling = Sampling(4, 1.0, (1,))
     journal = Journal(tmp_path / "metrics.jsonl")
     with Backend() as backend:
         spec = CrewSpec(config, "student", "none", teachers=("wide", "narrow"), shared_ids=280)

@@ -41,7 +41,10 @@ def records_of(folder: Path) -> list:
     from wandb.proto.wandb_internal_pb2 import Record
 
     (path,) = folder.glob("*.wandb")
-    data, at, whole, records = path.read_bytes(), 7, b"", []  # 7 bytes of file header
+    data = path.read_bytes()
+    at = 7  # bytes of the file header
+    whole = b""
+    records = []
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:  # a block's rest that is too short for a header
             at += 32768 - at % 32768
@@ -380,7 +383,8 @@ def test_a_sink_without_failures_records_none(run):
 @pytest.mark.slow
 @pytest.mark.stack
 def test_the_curves_of_a_killed_and_resumed_run_are_continuous(tmp_path):
-    life, folder = start(tmp_path, "life", "local"), tmp_path / "life"
+    life = start(tmp_path, "life", "local")
+    folder = tmp_path / "life"
     life["args"].append("wandb.mode=offline")
     kill_after(subprocess.Popen(**life), folder / "metrics.jsonl", 45)
     again = subprocess.run(**command("resume", str(folder)), timeout=LIMIT_S)
@@ -468,7 +472,8 @@ class RecordingRun:
     offline = False
 
     def __init__(self):
-        self.defined, self.rows = {}, []
+        self.defined = {}
+        self.rows = []
 
     def define_metric(self, name, hidden=False, step_metric=None):
         self.defined[name] = step_metric

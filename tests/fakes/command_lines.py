@@ -30,7 +30,10 @@ def check_command(words):
         return
     from ray.scripts.scripts import cli
 
-    command, name, context, rest = cli, "ray", None, words[1:]
+    command = cli
+    name = "ray"
+    context = None
+    rest = words[1:]
     while hasattr(command, "commands"):
         context = command.make_context(name, [rest[0]], parent=context)
         name, command, rest = command.resolve_command(context, rest)

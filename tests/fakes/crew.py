@@ -269,7 +269,8 @@ def live_life(config, folder, make=Crew):
     """Run a whole life of the Diary with the crew that `make(texts, rehearsed)` returns; return
     (its calls, its rehearsed prompts, the records).
     """
-    texts, rehearsed = PromptCodec(Diary(), Words()), []
+    texts = PromptCodec(Diary(), Words())
+    rehearsed = []
     crew = make(texts, rehearsed)
     journal = Journal(folder / "metrics.jsonl")
     live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))

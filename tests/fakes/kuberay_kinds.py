@@ -15,7 +15,9 @@ def array(items):
     return {"type": "array", "minItems": 1, "items": items}
 
 
-TEXT, WHOLE, YES_NO = {"type": "string"}, {"type": "integer"}, {"type": "boolean"}
+TEXT = {"type": "string"}
+WHOLE = {"type": "integer"}
+YES_NO = {"type": "boolean"}
 TEXTS = {"type": "object", "additionalProperties": TEXT}
 NAME = {"type": "string", "pattern": "^[a-z0-9-]{1,47}$"}
 RIGHTS = closed(

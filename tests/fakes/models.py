@@ -18,7 +18,8 @@ ENGINE = {
     # with vLLM's 128 on CPU such short prompts would not use the prefix cache
     "block_size": 32,
 }
-EOS, PAD = 1, 0
+EOS = 1
+PAD = 0
 VOCABULARY = 300  # larger than the tokenizer's: models may have unused rows
 LEVELS = {
     "dense": [{"experts": 4, "d_low": 16, "top_k": 4}],

@@ -129,11 +129,13 @@ def data_of(rng: random.Random, value: Any, count: int) -> Iterator[tuple[str, A
     """
     everywhere = [place for place in _places(value) if place]
     for _ in range(count):
-        place, tree = rng.choice(everywhere), json.loads(json.dumps(value))
+        place = rng.choice(everywhere)
+        tree = json.loads(json.dumps(value))
         parent = tree
         for key in place[:-1]:
             parent = parent[key]
-        key, name = place[-1], "/".join(map(str, place))
+        key = place[-1]
+        name = "/".join(map(str, place))
         what = rng.choice(["odd", "odd", "odd", "odd", "gone", "renamed", "wrapped", "deep"])
         if what == "odd":
             parent[key] = rng.choice(ODD)

@@ -16,7 +16,8 @@ class CheckingRollout:
     def __init__(self, probe_gap: float = 0.0, lies: bool = False) -> None:
         self.states: dict[str, tuple[int, dict[str, Any]]] = {}
         self.loads: list[tuple[str, int, int]] = []  # name, version, tensors in the delta
-        self.probe_gap, self.lies = probe_gap, lies
+        self.probe_gap = probe_gap
+        self.lies = lies
 
     def load(self, weights: Weights) -> LoadReport:
         self.loads.append((weights.name, weights.version, len(weights.tensors)))
@@ -55,7 +56,8 @@ class CheckingRollout:
 
     def lose_states(self) -> None:
         """Drop all pushed states, as after a restart."""
-        self.states, self.loads = {}, []
+        self.states = {}
+        self.loads = []
 
     def sample(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
         raise RunError("this rollout only loads")
@@ -76,7 +78,11 @@ class CountingCritic(CheckingRollout):
         self, name: str = "", victim: str = "", path: str = "", drifts: bool = False
     ) -> None:
         super().__init__()
-        self.name, self.victim, self.path, self.drifts, self.tried = name, victim, path, drifts, 0
+        self.name = name
+        self.victim = victim
+        self.path = path
+        self.drifts = drifts
+        self.tried = 0
 
     def try_out(self, trials_N: list[Any], name: str, version: int, sampling: Any) -> list[Any]:
         if self.name == self.victim and not os.path.exists(self.path):

@@ -13,7 +13,8 @@ DAYS = 4
 class Words:
     """A tokenizer that splits at spaces; a word's id is the order of its first use."""
 
-    bos_token_id, eos_token_id = 1, 2
+    bos_token_id = 1
+    eos_token_id = 2
     chat_template = None
     _words: tuple[dict[str, int], dict[int, str]] = ({}, {})  # `ids`, and its inverse
 

@@ -92,7 +92,8 @@ class Scorer:
     """
 
     def __init__(self, slow_s: float = 0.0, path: str = "") -> None:
-        self.slow_s, self.path = slow_s, path
+        self.slow_s = slow_s
+        self.path = path
 
     def score(self, pairs_N: list[Pair]) -> list[float | Failure]:
         if any(pair.student_T == (0,) for pair in pairs_N):
@@ -108,7 +109,8 @@ class Scorer:
         return os.getpid()
 
     def close(self) -> None:
-        self.slow_s, self.path = 0.0, ""
+        self.slow_s = 0.0
+        self.path = ""
 
 
 class Sliced:
@@ -117,13 +119,17 @@ class Sliced:
     """
 
     def __init__(self, slices: int, waits: bool = False) -> None:
-        self.slices, self.left, self.batch, self.log = slices, 0, (), []
+        self.slices = slices
+        self.left = 0
+        self.batch = ()
+        self.log = []
         self.waits = waits
 
     def begin(self, requests_N: list[Any], name: str, version: int, sampling: Any) -> None:
         if self.left:
             raise RunError("a batch is in flight")
-        self.batch, self.left = (requests_N, name, version), self.slices
+        self.batch = (requests_N, name, version)
+        self.left = self.slices
 
     def more(self, seconds: float) -> list[Any] | None:
         time.sleep(seconds)
@@ -140,7 +146,8 @@ class Sliced:
     def load(self, weights: Any) -> None:
         self.log.append("load")
         if self.waits:
-            self.left, self.waits = 3, False
+            self.left = 3
+            self.waits = False
 
     def seen(self) -> list[str]:
         return self.log

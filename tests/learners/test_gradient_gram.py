@@ -28,7 +28,8 @@ def slow_gram(model, texts):
         logits = model(torch.tensor([prompt + completion])).logits[0]
         logp = logits[len(prompt) - 1 : -1].log_softmax(-1)
         loss = -sum(logp[t, token] for t, token in enumerate(completion)) / len(completion)
-        grads, flat = torch.autograd.grad(loss, tensors), []
+        grads = torch.autograd.grad(loss, tensors)
+        flat = []
         for level, triple in zip(
             levels, (grads[i : i + 3] for i in range(0, len(grads), 3)), strict=True
         ):
@@ -45,7 +46,8 @@ def slow_gram(model, texts):
 @pytest.mark.parametrize("kind", ["dense", "sparse", "upper"])
 def test_the_gram_matrix_equals_that_of_single_backward_passes(sleep_checkpoint, kind):
     model = checkpoints.load(sleep_checkpoint("qwen3", kind))
-    want, got = slow_gram(model, TEXTS), gram_matrix(model, TEXTS, pad=0)
+    want = slow_gram(model, TEXTS)
+    got = gram_matrix(model, TEXTS, pad=0)
     assert got.shape == (4, 4) and want.abs().min() > 0
     assert torch.allclose(got, want, rtol=1e-4, atol=1e-6 * float(want.diagonal().max()))
     assert all(
@@ -58,7 +60,8 @@ def test_the_gram_matrix_equals_that_of_single_backward_passes(sleep_checkpoint,
         )
         part = gram_matrix(model, TEXTS, pad=0, whole=False, budget=budget)
         needed = torch.eye(4, dtype=torch.bool)
-        needed[3], needed[:, 3] = True, True
+        needed[3] = True
+        needed[:, 3] = True
         assert (
             torch.allclose(part[needed], got[needed], rtol=1e-4, atol=1e-7)
             and not part[~needed].any()

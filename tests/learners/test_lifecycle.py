@@ -9,7 +9,9 @@ from sleep_rl.contracts.records import STUDENT, TEACHER
 from tests.learners.twins import DOCUMENTS, ROWS
 
 TEXTS = [((5, 6), (7, 8, 1)), ((5,), (9, 1))]
-IDLE, NIGHT, DREAM = "it is idle", "a night is open", "it is dreaming"
+IDLE = "it is idle"
+NIGHT = "a night is open"
+DREAM = "it is dreaming"
 NEEDS_IDLE = {
     "wake": lambda learner, path: learner.wake(DOCUMENTS[:1]),
     "open_night": lambda learner, path: learner.open_night(1),

@@ -56,7 +56,8 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed
     ],
 )
 def test_two_ranks_equal_one(kind, zero_stage, mean, sleep_checkpoint, ray_backend, tmp_path):
-    path, rows = sleep_checkpoint("qwen3", kind), ROWS[:3]
+    path = sleep_checkpoint("qwen3", kind)
+    rows = ROWS[:3]
     with LocalBackend() as local:
         one = night(local, path, 1, rows, 1, str(tmp_path / "one"), mean)
     two = night(ray_backend, path, 2, rows, zero_stage, str(tmp_path / "two"), mean)

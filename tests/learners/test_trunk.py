@@ -167,7 +167,8 @@ def test_caches_are_empty_after_every_checkpoint(upper, worker, tmp_path):
     """So is that of a resumed learner, and their next steps are the same, bit for bit."""
     learner, _ = upper
     other = worker(kind="upper locked")
-    state, night = str(tmp_path / "state"), str(tmp_path / "night")
+    state = str(tmp_path / "state")
+    night = str(tmp_path / "night")
     learner.open_night(1)
     learner.seed_step(ROWS, 0, 10)
     learner.discard_night()

@@ -49,7 +49,8 @@ def test_write_atomically_writes_and_replaces(tmp_path):
 
 def test_file_is_synced_before_rename_and_folder_after(tmp_path, monkeypatch):
     steps = []
-    sync, replace = os.fsync, os.replace
+    sync = os.fsync
+    replace = os.replace
     monkeypatch.setattr(
         files.os,
         "fsync",
@@ -175,7 +176,8 @@ def test_folder_is_synced_before_rename(tmp_path, monkeypatch):
 
 
 def test_path_is_found_in_any_unicode_form(tmp_path, monkeypatch):
-    composed, decomposed = "Ä\u00f6.txt", "A\u0308o\u0308.txt"
+    composed = "Ä\u00f6.txt"
+    decomposed = "A\u0308o\u0308.txt"
     (tmp_path / decomposed).mkdir()
     (tmp_path / decomposed / decomposed).write_text("found")
     path = tmp_path / composed / composed

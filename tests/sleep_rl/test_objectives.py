@@ -95,10 +95,8 @@ def test_padded_vocabulary_ids_are_ignored(kind, sizes, logits):
 
 
 def test_divergence_by_hand_on_three_tokens():
-    teacher, student = (
-        torch.tensor([[0.5, 0.25, 0.25]]).log(),
-        torch.tensor([[0.25, 0.5, 0.25]]).log(),
-    )
+    teacher = torch.tensor([[0.5, 0.25, 0.25]]).log()
+    student = torch.tensor([[0.25, 0.5, 0.25]]).log()
     assert divergence("forward_kl", teacher, student).item() == pytest.approx(0.25 * math.log(2))
     assert divergence("reverse_kl", teacher, student).item() == pytest.approx(0.25 * math.log(2))
 
@@ -112,7 +110,8 @@ def test_divergence_of_equal_distributions_is_zero_with_zero_gradient(kind, logi
 
 
 def test_forward_kl_gradient_is_student_minus_teacher(logits):
-    teacher, student = logits[0], logits[1].clone().requires_grad_()
+    teacher = logits[0]
+    student = logits[1].clone().requires_grad_()
     divergence("forward_kl", teacher, student).sum().backward()
     assert torch.allclose(
         student.grad, student.detach().softmax(-1) - teacher.softmax(-1), atol=1e-5
@@ -138,7 +137,8 @@ def test_an_unknown_divergence_is_refused(logits):
 def test_chunked_terms_equal_the_whole_in_value_and_gradient(chunk, temperature):
     torch.manual_seed(1)
     head = torch.nn.Linear(5, 11, bias=False)
-    teacher, token = torch.randn(10, 5), torch.randint(0, 11, (10,))
+    teacher = torch.randn(10, 5)
+    token = torch.randint(0, 11, (10,))
     hidden = torch.randn(10, 5)
 
     def grads(compute):
@@ -208,18 +208,17 @@ def test_imitation_gradient_is_the_score_function():
 
 
 def test_truncated_importance_weight():
-    now, then = torch.tensor([-1.0, -1.0, -3.0]), torch.tensor([-1.0, -4.0, -1.0])
+    now = torch.tensor([-1.0, -1.0, -3.0])
+    then = torch.tensor([-1.0, -4.0, -1.0])
     assert torch.allclose(
         importance_weight(now, then, 2.0), torch.tensor([1.0, 2.0, math.exp(-2.0)])
     )
 
 
 def test_l_ks_combines_both_terms_with_global_counts():
-    div, policy, rewarded = (
-        torch.tensor([1.0, 2.0, 3.0]),
-        torch.tensor([5.0, 7.0, 11.0]),
-        torch.tensor([1.0, 0.0, 1.0]),
-    )
+    div = torch.tensor([1.0, 2.0, 3.0])
+    policy = torch.tensor([5.0, 7.0, 11.0])
+    rewarded = torch.tensor([1.0, 0.0, 1.0])
     got = l_ks(div, policy, rewarded, 0.25, torch.tensor(6.0), torch.tensor(4.0))
     assert got.item() == pytest.approx(0.25 * 6 / 6 + 0.75 * 16 / 4)
     assert l_ks(

@@ -12,7 +12,8 @@ from sleep_rl.schedule import ScheduledConsolidation, by_night, most_experts, sc
 
 def senders_of(chunks, nights, reset, teachers):
     """Return [(night, sender)] of a life."""
-    held, out = [0] * (len(chunks) + 1), []
+    held = [0] * (len(chunks) + 1)
+    out = []
     if teachers:
         out.append((0, 0))
         held[1] += 1

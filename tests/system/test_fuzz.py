@@ -41,7 +41,8 @@ ROOT = Path(__file__).parents[2]
 PRESETS = sorted((ROOT / "configs").glob("*.yaml"))
 SEED = int(os.environ.get("SLEEP_RL_FUZZ_SEED", 5))
 # by the clock, for what waits for ever; of computing, for what never comes to an end
-LIMIT_S, CPU_S = 1800, 15
+LIMIT_S = 1800
+CPU_S = 15
 JARGON = re.compile(
     r"object has no|object is not|not subscriptable|index out of range|codec "
     r"can't|: '\w{1,20}'$|Error\b"
@@ -228,7 +229,8 @@ def test_mutated_configs_load_or_give_one_line_errors(preset, sentinel, tmp_path
     folder = tmp_path / "configs"
     shutil.copytree(ROOT / "configs", folder)
     _, data = task_data(tmp_path / "data")
-    text, path = preset.read_text(), folder / preset.name
+    text = preset.read_text()
+    path = folder / preset.name
     tree = yaml.safe_load(text)
     more = next(
         (
@@ -298,10 +300,8 @@ def test_mutated_config_files_load_or_give_one_line_errors(sentinel, tmp_path, c
 def test_mutated_task_inputs_load_or_give_one_line_errors(name, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} {name}")
     files, data = task_data(tmp_path / "data")
-    path, command = (
-        tmp_path / "data" / name,
-        ["plan", str(ROOT / "configs" / "demo.yaml"), *data[name]],
-    )
+    path = tmp_path / "data" / name
+    command = ["plan", str(ROOT / "configs" / "demo.yaml"), *data[name]]
     assert ends(capfd, command, "as it is")[0] == 0
     sound = path.read_bytes()
     trees = rng.sample(list(mutations.json_of(rng, files[name], 25)), 38)
@@ -445,12 +445,11 @@ def saved(folder):
 
 def test_damaged_journals_give_reports_or_one_line_errors(finished, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} records")
-    folder, commands = (
-        tmp_path / "life",
-        (["report", "life"], ["summary", "life"], ["dreams", "life"]),
-    )
+    folder = tmp_path / "life"
+    commands = (["report", "life"], ["summary", "life"], ["dreams", "life"])
     shutil.copytree(finished, folder)
-    path, sound = folder / "metrics.jsonl", (finished / "metrics.jsonl").read_bytes()
+    path = folder / "metrics.jsonl"
+    sound = (finished / "metrics.jsonl").read_bytes()
     assert [ends(capfd, argv, "as it is")[0] for argv in commands] == [0, 0, 0]
     lines = sound.splitlines()
     for what, content in mutations.bytes_of(rng, sound):
@@ -530,7 +529,8 @@ def test_damaged_runs_are_resumed_correctly_or_refused(finished, sentinel, tmp_p
 
 def test_damaged_checkpoints_give_one_line_errors(finished, sentinel, tmp_path, capfd):
     rng = random.Random(f"{SEED} checkpoints")
-    night, base = tmp_path / "night", tmp_path / "base"
+    night = tmp_path / "night"
+    base = tmp_path / "base"
 
     def fresh():
         for folder in (night, base):

@@ -131,7 +131,8 @@ def memory_lines(night: int, path: Path) -> list[str]:
 
 def alike(ours: str, golden: str) -> bool:
     """Whether two lines say the same: words exactly, numbers to 1e-3."""
-    a, b = ours.split(), golden.split()
+    a = ours.split()
+    b = golden.split()
     return len(a) == len(b) and all(x == y or close(x, y) for x, y in zip(a, b, strict=True))
 
 

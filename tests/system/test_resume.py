@@ -41,7 +41,8 @@ def check(tmp_path, backend, points):
     assert done.returncode == 0, done.stdout
     total = len(lines(tmp_path / "whole"))
     for number, share in enumerate(points):
-        at, folder = max(1, int(share * total)), tmp_path / f"cut{number}"
+        at = max(1, int(share * total))
+        folder = tmp_path / f"cut{number}"
         kill_after(
             subprocess.Popen(**start(tmp_path, folder.name, backend)), folder / "metrics.jsonl", at
         )
@@ -95,9 +96,11 @@ def worker_of(run, name):
 @pytest.mark.slow
 @pytest.mark.stack
 def test_run_continues_after_deaths_of_workers(tmp_path):
-    whole, folder = tmp_path / "whole", tmp_path / "mortal"
+    whole = tmp_path / "whole"
+    folder = tmp_path / "mortal"
     assert subprocess.run(**start(tmp_path, "whole", "ray"), timeout=LIMIT_S).returncode == 0
-    total, process = len(lines(whole)), subprocess.Popen(**start(tmp_path, "mortal", "ray"))
+    total = len(lines(whole))
+    process = subprocess.Popen(**start(tmp_path, "mortal", "ray"))
     for name, share in (("rollout-0", 0.3), ("learner-0", 0.6)):
         until(partial(has_lines, folder / "metrics.jsonl", share * total), process)
         worker_of(folder, name).kill()
@@ -156,7 +159,8 @@ def test_run_killed_in_each_step_of_dreaming_resumes(tmp_path):
     arguments = ("configs/debug.yaml", f"run.dir={tmp_path}", "cluster.backend=local", *DREAMING)
     done = subprocess.run(**command("run", *arguments, "run.name=whole"), timeout=LIMIT_S)
     assert done.returncode == 0, done.stdout
-    whole, folder = lines(tmp_path / "whole"), tmp_path / "cut"
+    whole = lines(tmp_path / "whole")
+    folder = tmp_path / "cut"
     kinds = {record["kind"] for record in whole}
     assert {"tried", "dreamed", "policy"} <= kinds and any(
         r.get("reward") for r in whole if r["kind"] == "dream"
@@ -172,7 +176,8 @@ def test_run_killed_in_each_step_of_dreaming_resumes(tmp_path):
 
 
 def test_sigterm_ends_a_run_with_record_and_report(tmp_path, monkeypatch):
-    before, reports = signal.getsignal(signal.SIGTERM), []
+    before = signal.getsignal(signal.SIGTERM)
+    reports = []
     monkeypatch.setattr(run_record, "write_report", reports.append)
     try:
         with (

@@ -63,7 +63,9 @@ def a_state(fill):
 
 
 def test_learner_checkpoint_round_trip_stores_shared_states_once(tmp_path):
-    sleep, other, generator = a_state(1.5), a_state(2.5), torch.Generator().manual_seed(3)
+    sleep = a_state(1.5)
+    other = a_state(2.5)
+    generator = torch.Generator().manual_seed(3)
     path = str(tmp_path / LEARNER)
     checkpoint_io.write(path, {"sleep": sleep, "alias": sleep, "sft": other}, generator)
     states, state = checkpoint_io.read(path, "cpu")

@@ -21,7 +21,8 @@ DEMO = str(ROOT / "configs" / "demo.yaml")
 @pytest.fixture
 def launch(monkeypatch, tmp_path):
     """A fake `cluster.launch` that records calls; `outcome` is returned, or raised."""
-    calls, module = [], types.ModuleType("cluster.launch")
+    calls = []
+    module = types.ModuleType("cluster.launch")
     module.outcome = 0
 
     def end(*call):

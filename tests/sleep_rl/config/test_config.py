@@ -25,10 +25,10 @@ task.classify: path classes_per_day examples_per_document pages_per_example test
 task.squad: path passages_per_day grader judge_endpoint judge_model
 task.arc: challenges solutions puzzles_per_day
 task.custom: target options
-model: base teachers format answers dtype chunks experts d_low top_k memory_layers
+model: base teachers format dtype chunks experts d_low top_k memory_layers
 wake: lr
 sleep: steps epochs steps_per_round lag batch lr warmup on_full expansion reset
-generation: samples kinds retries min_gain other_form temperature min_p min_confidence
+generation: samples kinds retries min_gain answers other_form temperature min_p min_confidence
 replay: share samples
 rehearsal: share instead samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents
@@ -118,7 +118,8 @@ def test_values_of_presets():
 
 
 def test_paper_defaults():
-    sleep, model = Config().sleep, Config().model
+    sleep = Config().sleep
+    model = Config().model
     assert (sleep.lr, sleep.batch, sleep.steps, model.d_low) == (5e-6, 32, 100, 64)
     assert (model.experts, model.dtype, Config().rollouts.engine) == (5, "bfloat16", {})
 
@@ -464,7 +465,8 @@ JUNK = (
 
 
 def test_random_mutations_load_or_give_one_line_errors(write):
-    rng, outcomes = random.Random(0), {"loaded": 0, "refused": 0}
+    rng = random.Random(0)
+    outcomes = {"loaded": 0, "refused": 0}
     for _ in range(500):
         parts = rng.choice(keys()).split(".")[: rng.randint(1, 3)]
         if rng.random() < 0.3:

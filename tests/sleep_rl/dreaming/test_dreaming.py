@@ -39,7 +39,8 @@ class Deep(Diary):
     question.
     """
 
-    dream_opener, max_dream_tokens = "D :", 20
+    dream_opener = "D :"
+    max_dream_tokens = 20
 
     def dream_tasks(self, day):
         [document] = day.documents
@@ -78,8 +79,13 @@ class Dreaming(Crew):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.state, self.wandering, self.pushed, self.policies = "own", None, {}, 0
-        self.snapshots, self.told, self.trials = {}, [], []
+        self.state = "own"
+        self.wandering = None
+        self.pushed = {}
+        self.policies = 0
+        self.snapshots = {}
+        self.told = []
+        self.trials = []
         self.learn = self
 
     def activate_random_expert(self, seed):
@@ -136,7 +142,8 @@ class Dreaming(Crew):
             )
         else:
             right = state != "own" or rng.random() < 0.5
-            words, reason = f"when was {word} ? A : {day if right else 'never'}", "stop"
+            words = f"when was {word} ? A : {day if right else 'never'}"
+            reason = "stop"
         return self.sampled(request, name, words, reason=reason, logprob=-0.5)
 
     def gradient_gram(self, texts_N, whole):
@@ -155,7 +162,8 @@ class Dreaming(Crew):
         self.trials.append(trials_N)
         out = []
         for trial in trials_N:
-            (question,), told = trial.questions, {p: c for p, c in trial.rows}
+            (question,) = trial.questions
+            told = {p: c for p, c in trial.rows}
             assert question[:1] == self.texts.bos
             out.append((told.get(question, self.texts.ids("unknown") + self.texts.eos),))
         return out
@@ -191,11 +199,9 @@ class Dreaming(Crew):
     def load_checkpoint(self, path):
         with open(path) as file:
             kept = json.load(file)
-        self.state, self.snapshots, self.policies = (
-            kept["state"],
-            kept["snapshots"],
-            kept["policies"],
-        )
+        self.state = kept["state"]
+        self.snapshots = kept["snapshots"]
+        self.policies = kept["policies"]
 
 
 LIVED = changed(

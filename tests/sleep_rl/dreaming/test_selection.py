@@ -48,10 +48,8 @@ def test_omega_is_inner_product_or_norm():
 
 @pytest.mark.parametrize("how", ["inner", "norm"])
 def test_keep_top_and_random(how):
-    gram, config = (
-        matrix(vectors(11)),
-        How(dreams_per_task=10, keep_top=3, keep_random=2, importance=how),
-    )
+    gram = matrix(vectors(11))
+    config = How(dreams_per_task=10, keep_top=3, keep_random=2, importance=how)
     omega, kept = keep(gram, config, random.Random(0))
     best = sorted(range(10), key=lambda i: -omega[i])[:3]
     assert set(best) < set(kept) and len(kept) == len(set(kept)) == 5 and kept == sorted(kept)

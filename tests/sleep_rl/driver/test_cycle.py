@@ -167,7 +167,8 @@ class Taught(Crew):
 
     def __init__(self, *arguments):
         super().__init__(*arguments)
-        self.there, self.taught = False, []
+        self.there = False
+        self.taught = []
 
     def start_teachers(self):
         assert not self.there and self.open is None
@@ -283,7 +284,8 @@ def test_unconditional_prompts_are_rehearsed(tmp_path):
 
 
 def test_rehearsal_temperature(tmp_path):
-    asked, learned = set(), set()
+    asked = set()
+    learned = set()
 
     class Sharp(Crew):
         def check_requests(self, requests_N, name, how):

@@ -17,13 +17,13 @@ class Listener:
     """A sink that stores its calls, or raises."""
 
     def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
-        self.name, self.failed, self.raises, self.raises_on_close = (
-            name,
-            failed,
-            raises,
-            raises_on_close,
-        )
-        self.heard, self.closed, self.recalled = [], False, None
+        self.name = name
+        self.failed = failed
+        self.raises = raises
+        self.raises_on_close = raises_on_close
+        self.heard = []
+        self.closed = False
+        self.recalled = None
 
     def log(self, record):
         self.heard.append(record["kind"])
@@ -96,7 +96,8 @@ def test_json_without_kind_is_torn(tmp_path, line):
 
 
 def test_raising_sink_is_reported_once_and_dropped(tmp_path):
-    broken, good = Listener("W&B", raises=OSError("no\nroute")), Listener()
+    broken = Listener("W&B", raises=OSError("no\nroute"))
+    good = Listener()
     journal = Journal(tmp_path / "m.jsonl", [broken, good])
     journal.log("wake", step=1)
     journal.log("wake", step=2)
@@ -121,10 +122,8 @@ def test_failed_sink_is_reported_and_never_called(tmp_path):
 
 
 def test_failure_of_close_is_reported_to_earlier_sinks(tmp_path):
-    console, slow = (
-        Listener("console"),
-        Listener("W&B", raises_on_close=TimeoutError("no end after 1 s")),
-    )
+    console = Listener("console")
+    slow = Listener("W&B", raises_on_close=TimeoutError("no end after 1 s"))
     Journal(tmp_path / "m.jsonl", [console, slow]).close()
     assert console.heard == ["sink_failed"] and console.closed
     assert read(tmp_path / "m.jsonl")[0]["reason"] == "TimeoutError: no end after 1 s"

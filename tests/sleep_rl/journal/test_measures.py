@@ -31,7 +31,9 @@ def night(seconds, kind="night", **more):
 
 
 def test_recovered_is_the_share_of_what_the_document_gains():
-    before, opened, after = 32.0, 16.0, 20.0
+    before = 32.0
+    opened = 16.0
+    after = 20.0
     retention = Retention.of([in_context("closed", before), in_context("gold", opened)])
     assert recovered(retention, after) == (32 - 20) / (32 - 16) == 0.75
     assert recovered(retention, opened) == 1.0 and recovered(retention, 36.0) == -0.25

@@ -92,7 +92,8 @@ def test_rows_have_values_marks_intervals_and_means():
 
 
 def test_all_days_pools_questions():
-    row, n = {"known": 0.1, "day 1": 0.5, "day 2": 1.0}, {"day 1": 30, "day 2": 10}
+    row = {"known": 0.1, "day 1": 0.5, "day 2": 1.0}
+    n = {"day 1": 30, "day 2": 10}
     assert Retention.of([evaluation("night 2", row, n=n)]).all_days("sleep") == 0.625
     assert Retention.of([evaluation("night 2", row)]).all_days("sleep") is None
 

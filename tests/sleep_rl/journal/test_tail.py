@@ -43,7 +43,8 @@ def test_records_are_returned_once_and_incomplete_line_later(path):
 
 def test_only_added_bytes_are_read(path, monkeypatch):
     append(path, *(line(step) for step in range(1000)))
-    follower, read = Follower(path), []
+    follower = Follower(path)
+    read = []
     follower.more()
     pread = os.pread
     monkeypatch.setattr(
@@ -56,7 +57,8 @@ def test_only_added_bytes_are_read(path, monkeypatch):
 def test_long_journal_and_long_lines_are_read_in_pieces(path):
     long = json.dumps({"t": 1, "kind": "seed", "step": 40, "x": "a" * 900}).encode() + b"\n"
     append(path, *(line(step) for step in range(40)), long)
-    follower, found = Follower(path, piece=200), []
+    follower = Follower(path, piece=200)
+    found = []
     calls = 0
     while follower.offset != follower.size or not calls:
         calls += 1

@@ -31,7 +31,8 @@ def test_night_label():
 
 
 def test_terminal_codes_and_control_characters_are_removed():
-    colours, title = "\x1b[1;31mred\x1b[0m", "\x1b]0;title\x07\x1b]8;;link\x1b\\text"
+    colours = "\x1b[1;31mred\x1b[0m"
+    title = "\x1b]0;title\x07\x1b]8;;link\x1b\\text"
     assert without_terminal_codes(f"{colours} {title}\tü\x00\x9b") == "red text\tü"
 
 

@@ -76,7 +76,8 @@ def test_memory_on_sleep_checkpoint_replaces_older_memory(
     }
     model = checkpoints.load(older["linked"])
     memory_folder.save_memory(model, older["a memory folder"], memory_folder.root(older["linked"]))
-    key, token = "model.layers.1.mlp.memory.0.w_out", torch.arange(8)[None]
+    key = "model.layers.1.mlp.memory.0.w_out"
+    token = torch.arange(8)[None]
     for number, path in enumerate(older.values()):
         model = checkpoints.load(path)
         level = memory_levels(model)["model.layers.1.mlp.memory.0"]

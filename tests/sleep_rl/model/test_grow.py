@@ -34,7 +34,8 @@ def test_grown_model_computes_same_function(family, tied, size, tmp_path):
     out = grow(small_path, str(tmp_path / "large"), **SIZES[size])
     large = AutoModelForCausalLM.from_pretrained(out).eval()
     with torch.no_grad():
-        want, got = small(IDS).logits, large(IDS).logits
+        want = small(IDS).logits
+        got = large(IDS).logits
     assert torch.allclose(want, got, atol=2e-5), (want - got).abs().max()
     assert large.num_parameters() > small.num_parameters()
     assert large.config.num_hidden_layers == small.config.num_hidden_layers + SIZES[size].get(

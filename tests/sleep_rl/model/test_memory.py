@@ -24,7 +24,9 @@ from sleep_rl.model.memory import (
     write_tensors,
 )
 
-D, LOW, EXPERTS = 6, 3, 4
+D = 6
+LOW = 3
+EXPERTS = 4
 
 
 def make(top_k=EXPERTS, states=(FRESH, ACTIVE, ACTIVE, ACTIVE, LOCKED), seed=0):
@@ -120,7 +122,8 @@ def patched(level, slot=4):
 
 def test_teacher_and_student_views_of_one_model():
     level = make()
-    model, x = Holder(level), torch.randn(5, D)
+    model = Holder(level)
+    x = torch.randn(5, D)
     before = level(x)
     expert = patched(level)
     with view_of(model, STUDENT):
@@ -133,7 +136,8 @@ def test_teacher_and_student_views_of_one_model():
 def test_commit_stores_student_and_discard_keeps_teacher():
     for keep in (True, False):
         level = make()
-        model, x = Holder(level), torch.randn(5, D)
+        model = Holder(level)
+        x = torch.randn(5, D)
         before = level(x)
         expert = patched(level)
         with torch.no_grad():
@@ -152,7 +156,8 @@ def test_tensors_of_names_each_slot_of_the_view():
     expert = patched(level)
     with torch.no_grad():
         expert.w_in.fill_(7.0)
-    teacher, student = tensors_of(model, TEACHER), tensors_of(model, STUDENT)
+    teacher = tensors_of(model, TEACHER)
+    student = tensors_of(model, STUDENT)
     differing = {k for k in teacher if not torch.equal(teacher[k], student[k])}
     assert differing == {"memory.0.w_in#4", "memory.0.state"}
     assert len(teacher) == 3 * level.slots + 1
@@ -181,7 +186,8 @@ CHANGES = {
 def test_forward_uses_changed_states(change):
     """In both views, after an earlier call has cached the number of used slots."""
     level = make(top_k=1, states=(LOCKED, ACTIVE, LOCKED, LOCKED, LOCKED))
-    model, x = Holder(level), torch.randn(6, D)
+    model = Holder(level)
+    x = torch.randn(6, D)
     level.set_patch(Patch(torch.tensor([LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED]), {}))
     views = (TEACHER, STUDENT)
     before = []
@@ -199,7 +205,8 @@ def test_forward_uses_changed_states(change):
 
 
 def test_write_tensors_round_trip():
-    target, source = Holder(make(seed=0)), Holder(make(seed=1, states=(LOCKED, ACTIVE) * 2 + (1,)))
+    target = Holder(make(seed=0))
+    source = Holder(make(seed=1, states=(LOCKED, ACTIVE) * 2 + (1,)))
     kept = target.memory[0].w_in.data_ptr()
     write_tensors(target, tensors_of(source))
     for key, tensor in tensors_of(target).items():

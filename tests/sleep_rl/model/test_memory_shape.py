@@ -150,7 +150,8 @@ def test_models_of_presets_have_memory_from_the_layer_up(name, keys, lowest):
     width = bytes_per_parameter(config)
     size = sum(t.numel() * (width if t.is_floating_point() else t.element_size()) for t in parts)
     assert memory_bytes(config, shape) == size
-    planned, whole = plan(config), plan(dataclasses.replace(config, model=_everywhere(config)))
+    planned = plan(config)
+    whole = plan(dataclasses.replace(config, model=_everywhere(config)))
     share = (shape.layers - lowest) / shape.layers
     assert planned.push_bytes == pytest.approx(whole.push_bytes * share)
     assert planned.learner.optimizer == pytest.approx(whole.learner.optimizer * share, abs=1)

@@ -173,7 +173,8 @@ def test_rows_without_rehearsed_sequences_are_new_ones_or_unconditional():
 
 def test_distribution_of_prefixes(texts):
     config = toy(imitation={"prefix": [0.1, 0.7]})
-    written, rng = TeacherSequence(Origin.DOCUMENT, (), (), tuple(range(20))), random.Random(1)
+    written = TeacherSequence(Origin.DOCUMENT, (), (), tuple(range(20)))
+    rng = random.Random(1)
     lengths = Counter(cut(texts, written, config, rng).length for _ in range(6000))
     assert min(lengths) == 2 and max(lengths) == 13
     assert all(abs(n / 6000 - 1 / 12) < 0.015 for n in lengths.values())  # uniform over 2..13
@@ -236,10 +237,8 @@ def test_rows_have_the_temperature_of_their_sequence(texts):
         None,
         toy(imitation={"group_size": 2}),
     )
-    [taught], [read] = (
-        teacher_rows([written]),
-        synthetic_document_rows(texts, [replace(written, context_T=(1, 7))]),
-    )
+    [taught] = teacher_rows([written])
+    [read] = synthetic_document_rows(texts, [replace(written, context_T=(1, 7))])
     assert {row.temperature for row in (student, taught, read)} == {0.5}
     assert teacher_rows([replace(written, temperature=1.0)])[0].temperature == 1
 
@@ -257,7 +256,8 @@ def test_synthetic_contexts_end_at_the_opener(texts):
     assert [(r.prompt_T, r.context_T) for r in begun] == [((1,), ())] * 4 and len(
         {r.seed for r in begun}
     ) == 4
-    asks, words = texts.opener[0], texts.ids("x is y .")
+    asks = texts.opener[0]
+    words = texts.ids("x is y .")
     ended = [
         sample(texts, (), "x is y ."),
         replace(sample(texts, (), "x is y ."), completion_T=(*words, asks)),
@@ -273,11 +273,9 @@ def test_loss_of_synthetic_document_rows_covers_the_document(texts):
     """x of such a row is everything before the answer; teacher and student both read only the
     start.
     """
-    document, question, answer = (
-        texts.ids("x is y ."),
-        texts.ids("what is x ? A :"),
-        texts.ids("y") + texts.eos,
-    )
+    document = texts.ids("x is y .")
+    question = texts.ids("what is x ? A :")
+    answer = texts.ids("y") + texts.eos
     before = (1, *document, *texts.opener)
     sequence = TeacherSequence(
         Origin.SYNTHETIC, before, texts.bare, question + answer, len(question)
@@ -300,7 +298,8 @@ def test_pack_round_trip(texts):
 
 def test_answers_with_low_confidence_are_dropped(texts):
     """By the probability of the answer, here of two tokens and eos."""
-    document, plain = texts.context(Document("a", "one")), texts.context(None)
+    document = texts.context(Document("a", "one"))
+    plain = texts.context(None)
     asked = texts.ids("what is x ? A :")
 
     def answer(context, prompt, logprob):
@@ -318,7 +317,8 @@ def test_answers_with_low_confidence_are_dropped(texts):
             (1,) * len(written),
         )
 
-    sure, unsure = math.log(0.9), math.log(0.7)  # 0.729 and 0.343 together
+    sure = math.log(0.9)  # 0.729 together
+    unsure = math.log(0.7)  # 0.343 together
     about = [answer(document, (), sure), answer(document, (), unsure)]
     data, dropped = filter_complete(texts, about, Origin.DOCUMENT, min_confidence=0.5)
     assert [w.context_T for w in data] == [document + texts.opener] and dropped["unsure"] == 1

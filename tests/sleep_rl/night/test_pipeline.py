@@ -15,20 +15,29 @@ from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew, live_life
 from tests.fakes.processes import LIMIT_S, until
 
-SIZE, COUNT, PART = 2, 12, 5  # steps a round, rounds, rounds of the first part
+SIZE = 2  # steps of a round
+COUNT = 12  # rounds
+PART = 5  # rounds of the first part
 
 
 class Rollouts:
     """A fake crew and composer: sampling, training and pushes take some time and are recorded."""
 
     def __init__(self, lag, sample_s=0.01, train_s=0.01, push_s=0.002, fail=""):
-        self.lag, self.fail = lag, fail
-        self.sample_s, self.train_s, self.push_s = sample_s, train_s, push_s
-        self.version, self.held, self.events, self.ages = 0, 0, [], []
+        self.lag = lag
+        self.fail = fail
+        self.sample_s = sample_s
+        self.train_s = train_s
+        self.push_s = push_s
+        self.version = 0
+        self.held = 0
+        self.events = []
+        self.ages = []
         self.limit_s = LIMIT_S
 
     def sample(self, number, steps):
-        began, age = time.monotonic(), number - self.held
+        began = time.monotonic()
+        age = number - self.held
         self.while_sampling(number)
         time.sleep(self.sample_s)
         if self.fail == "sample" and number == 5:

@@ -16,7 +16,8 @@ from tests.fakes.processes import DIFFERENT
 from tests.fakes.texts import Natural
 from tests.fakes.tokenizers import chat_tokenizer
 
-CHANGED, DELETED = "people.md", "events.md"
+CHANGED = "people.md"
+DELETED = "events.md"
 TIMES = {*DIFFERENT, "answer_seconds"}
 
 
@@ -68,7 +69,8 @@ def test_prompts_about_a_changed_document_are_answered_by_its_new_text(life):
 
 
 def said(run, row):
-    x_T, y_T = row.completion_T[: row.x_length], row.completion_T[row.x_length :]
+    x_T = row.completion_T[: row.x_length]
+    y_T = row.completion_T[row.x_length :]
     return run.codec.asked(x_T), run.codec.text(y_T).strip()
 
 
@@ -136,7 +138,8 @@ def test_a_run_that_is_killed_resumes_to_the_same_result(at, days, life, tmp_pat
         ]
 
     _, crew, run, _ = life
-    whole, cut = Path(run.folder), tmp_path / "cut"
+    whole = Path(run.folder)
+    cut = tmp_path / "cut"
     shutil.copytree(whole.with_name("first"), cut)
     with pytest.raises(Killed):
         live_days(cut, days, int(at * crew.calls))

@@ -84,7 +84,8 @@ def test_presets_for_1_8_and_64_gpus_fit_80_gb():
 def test_gpu_loads():
     apart = plan(config("cluster.gpu_gb=80", name="gpu8_qwen3_8b"))
     rollout, learner = gpu_loads(apart)
-    base, memory = 2 * 8_190_735_360, memory_bytes(apart.config, apart.base)
+    base = 2 * 8_190_735_360
+    memory = memory_bytes(apart.config, apart.base)
     token = 2 * 36 * 8 * 128 * 2
     assert (
         rollout.roles,

@@ -84,7 +84,9 @@ def test_tokens_of_a_night_on_one_sentence(planned):
     assert (p.written, p.without_document, p.completions) == (3, 0, 0)
     document = 1.5 * (2 + 12)  # title and sentence
     fixed = 1.5 * 9  # Tell me about "The mill" in your own words.
-    question, answer, long = 48 / 3, 32, 96
+    question = 48 / 3
+    answer = 32
+    long = 96
     row = (2 * (question + answer + 8) + fixed + long + 8) / 3
     assert p.work.row == pytest.approx(row)
     assert p.work.written == pytest.approx(2 * (question + 0.9 * answer) + long)

@@ -61,7 +61,8 @@ def test_sizes_of_a_small_shape(checkpoint):
     assert p.full_bytes == 1288 * 4 + 2 * 4 * ((8 + 32 + 16) * 4 + 1)
     assert (p.learner.base, p.learner.memory) == (5152, 1800)
     assert p.learner.optimizer == 2 * 56 * (12 + 4 + 4)
-    kept, logits = 4 * 64 * 2 * (17 * 8 + 3 * 16) * 4, 6 * 4 * 1024 * 10
+    kept = 4 * 64 * 2 * (17 * 8 + 3 * 16) * 4
+    logits = 6 * 4 * 1024 * 10
     assert p.learner.activations == kept + logits
     assert (p.rollout.base, p.rollout.memory, p.rollout.cache) == (5152, 3600, 6400)
     assert p.cached_tokens == 6400 // (2 * 2 * 1 * 4 * 4) == 100
@@ -82,7 +83,8 @@ def test_memory_in_the_upper_layers(checkpoint):
     assert p.learner.activations == saved + 6 * 4 * 1024 * 10
     assert "a base expert, d_low 2, in layers 1 to 1: 900 B" in render(p)
     # 6 FLOPs per learned token in all but the lower layer; in that 4 per sampled one
-    s, sampled = p.config.sleep, p.written + p.without_document + p.completions
+    s = p.config.sleep
+    sampled = p.written + p.without_document + p.completions
     learned = 6 * s.batch * s.steps * (1288 - 600) + 4 * min(s.batch * s.steps, sampled) * 600
     seconds = p.tokens * (learned / 60e9 + 2 * 1288 * sampled / (2 * 18e9))
     assert p.seconds == pytest.approx(sum(c.steps for c in p.consolidations) / s.steps * seconds)
@@ -148,7 +150,8 @@ def test_samples_steps_and_actors_of_the_demo():
         == 0
         == plan(config("replay.share=0")).without_document
     )
-    tokens, parameters = 50, TASK_BASES["world"].parameters
+    tokens = 50
+    parameters = TASK_BASES["world"].parameters
     seconds = 6 * parameters * tokens * 40 * 400 / 60e9 + 2 * parameters * tokens * 10020 / (
         2 * 18e9
     )
@@ -192,7 +195,8 @@ def test_cached_base_gives_the_shape(checkpoint, tmp_path):
 
 
 def test_memory_folder_has_the_shape_of_its_base(checkpoint, tmp_path):
-    base, memory = checkpoint(), tmp_path / "memory"
+    base = checkpoint()
+    memory = tmp_path / "memory"
     memory.mkdir()
     levels = [{"experts": 3, "d_low": 2, "top_k": 3}]
     (memory / "memory.json").write_text(json.dumps({"base": str(base), "memory_levels": levels}))

@@ -174,14 +174,14 @@ def test_command_prints_the_listing(run, capsys):
 
 def test_report_shows_best_worst_and_rejected_dreams(run):
     html = section(entries(*DREAMS, ROUND))
-    best, worst, rejected = (
-        html.index("<h3>Best"),
-        html.find("<h3>Worst"),
-        html.index("<h3>Rejected"),
-    )
+    best = html.index("<h3>Best")
+    worst = html.find("<h3>Worst")
+    rejected = html.index("<h3>Rejected")
     assert best < rejected and worst == -1  # four tried ones are all among the best six
     few = section(entries(*DREAMS, ROUND), most=2)
-    best, worst, rejected = few.index("<h3>Best"), few.index("<h3>Worst"), few.index("<h3>Rejected")
+    best = few.index("<h3>Best")
+    worst = few.index("<h3>Worst")
+    rejected = few.index("<h3>Rejected")
     assert (
         numbers_in(few[best:worst]) == [0, 4]
         and numbers_in(few[worst:rejected]) == [1, 5]

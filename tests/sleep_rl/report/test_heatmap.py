@@ -73,7 +73,8 @@ def test_colours_of_cells():
 
 
 def test_one_panel_per_method():
-    one, two = colours(png(retention("sleep")))[1], colours(png(retention("sleep", "sft")))[1]
+    one = colours(png(retention("sleep")))[1]
+    two = colours(png(retention("sleep", "sft")))[1]
     assert two[0] == 2 * one[0] and two[1] == one[1]
 
 

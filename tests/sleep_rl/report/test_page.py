@@ -107,7 +107,10 @@ class Page(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tables, self.addresses, self.tags = [], {}, [], set()
+        self.open = []
+        self.tables = {}
+        self.addresses = []
+        self.tags = set()
         self.feed(text)
         assert self.open in ([], ["html"]), self.open
 

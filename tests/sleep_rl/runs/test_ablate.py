@@ -58,7 +58,8 @@ def lives(monkeypatch, tmp_path):
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         return Done(1 if broken else 0)
 
-    run.asked, run.fail = asked, ()
+    run.asked = asked
+    run.fail = ()
     monkeypatch.setattr(ablate.subprocess, "run", run)
     return run
 

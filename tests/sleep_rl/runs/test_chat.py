@@ -28,7 +28,8 @@ def continued(model, ids, most=8):
 
 def test_answers_of_base_and_model(base_checkpoint, sleep_checkpoint):
     base = AutoModelForCausalLM.from_pretrained(base_checkpoint()).eval()
-    pair, model = Comparison(sleep_checkpoint(), 8, 0.0, 0), checkpoints.load(sleep_checkpoint())
+    pair = Comparison(sleep_checkpoint(), 8, 0.0, 0)
+    model = checkpoints.load(sleep_checkpoint())
     for prompt in (PROMPT, "yes no yes"):
         ids = make_tokenizer()(prompt)["input_ids"]
         before, after = pair.ask(prompt)

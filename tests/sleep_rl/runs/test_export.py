@@ -110,7 +110,8 @@ def test_exported_model_is_equal_and_self_contained(tmp_path):
     """From a run (with a base in several files), a memory folder (with memory in the upper layer
     alone) and a full checkpoint, each of another family.
     """
-    want, out = {}, {family: str(tmp_path / f"out-{family}") for family in checkpoints.FAMILIES}
+    want = {}
+    out = {family: str(tmp_path / f"out-{family}") for family in checkpoints.FAMILIES}
     for family in checkpoints.FAMILIES:
         base = make_base(family, str(tmp_path / "here" / family))
         if family == "qwen3":
@@ -227,7 +228,9 @@ def test_full_disk_leaves_no_folder(sleep_checkpoint, tmp_path):
 def test_invalid_checkpoints_give_one_line_errors(
     base_checkpoint, sleep_checkpoint, tmp_path, capsys
 ):
-    empty, run, damaged = tmp_path / "empty", tmp_path / "run", tmp_path / "damaged"
+    empty = tmp_path / "empty"
+    run = tmp_path / "run"
+    damaged = tmp_path / "damaged"
     empty.mkdir()
     Journal(run / "metrics.jsonl").close()
     shutil.copytree(sleep_checkpoint(), damaged)

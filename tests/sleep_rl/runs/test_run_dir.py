@@ -46,7 +46,8 @@ def test_read_returns_config_and_wandb_id(folder):
 )
 def test_mutable_keys_may_change(folder, override):
     section, name = override.partition("=")[0].split(".")
-    before, (config, _, _) = getattr(CONFIG, section), run_dir.read(folder, [override], [])
+    before = getattr(CONFIG, section)
+    (config, _, _) = run_dir.read(folder, [override], [])
     assert getattr(getattr(config, section), name) != getattr(before, name)
 
 

@@ -153,10 +153,8 @@ def test_console_as_journal_sink(tmp_path):
         "1,234,567 tokens" in text
     )
     assert "warning: reward 1: timed out (3 x)\n" in text and text.endswith("done in 2:05 min\n")
-    first, final = (
-        text.split("after night 1: share of correct")[1],
-        text.split("result: share of correct")[1],
-    )
+    first = text.split("after night 1: share of correct")[1]
+    final = text.split("result: share of correct")[1]
     assert re.search(
         r"sleep +night 1 +0\.90 +0\.94 +- "
         r"*\n",

@@ -62,7 +62,9 @@ def test_run_killed_at_any_call_resumes_to_the_same_result(whole_life, tmp_path,
 
 
 def test_run_killed_repeatedly_still_ends(whole_life, tmp_path, capsys):
-    (whole, want), cut, deaths = whole_life, tmp_path / "cut", 0
+    (whole, want) = whole_life
+    cut = tmp_path / "cut"
+    deaths = 0
     cut.mkdir()
     while True:
         try:
@@ -116,7 +118,8 @@ def cut_in_a_night(tmp_path_factory):
 def test_damaged_partial_checkpoint_is_skipped_and_the_night_restarts(
     damage, whole_life, cut_in_a_night, tmp_path, capsys
 ):
-    (whole, want), folder = whole_life, tmp_path / "cut"
+    (whole, want) = whole_life
+    folder = tmp_path / "cut"
     shutil.copytree(cut_in_a_night, folder)
     part = newest(folder).partial
     # the newest part alone is kept
@@ -158,10 +161,8 @@ def test_full_disk_gives_one_line_error_and_keeps_earlier_checkpoints(
     monkeypatch.setattr(os, "fsync", full)
     progress = Progress(str(tmp_path))
     progress.restore(before)
-    crew, journal = (
-        MortalCrew(PromptCodec(Diary(), StableWords()), []),
-        Journal(tmp_path / "other.jsonl"),
-    )
+    crew = MortalCrew(PromptCodec(Diary(), StableWords()), [])
+    journal = Journal(tmp_path / "other.jsonl")
     life = RunContext(
         crew, None, None, RESUMABLE, journal, Console(), str(tmp_path), progress=progress
     )

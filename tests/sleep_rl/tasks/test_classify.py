@@ -81,17 +81,15 @@ def test_every_utterance_is_in_one_document(task):
 
 
 def test_pages_per_example(path, task):
-    once, thrice = (
-        task.days()[0],
-        Classify(
-            path,
-            days=2,
-            classes_per_day=2,
-            examples_per_document=3,
-            pages_per_example=3,
-            recipe=TINY,
-        ).days()[0],
-    )
+    once = task.days()[0]
+    thrice = Classify(
+        path,
+        days=2,
+        classes_per_day=2,
+        examples_per_document=3,
+        pages_per_example=3,
+        recipe=TINY,
+    ).days()[0]
 
     def lines(day):
         return Counter(example for document in day.documents for example in labelled(document))
@@ -121,7 +119,8 @@ def test_order_seed_permutes_classes_only(path):
         days = Classify(path, days=3, classes_per_day=2, order_seed=seed).days()
         return [list(dict.fromkeys(q.answer for q in day.questions)) for day in days]
 
-    plain, orders = order(None), [order(seed) for seed in range(4)]
+    plain = order(None)
+    orders = [order(seed) for seed in range(4)]
     assert order(2) == orders[2]
     assert any(shuffled != plain for shuffled in orders)
     assert all(sorted(chain(*shuffled)) == sorted(chain(*plain)) for shuffled in orders)
@@ -276,7 +275,8 @@ def test_parts_tokenize_like_the_whole(task):
     def ids(text):
         return tokenizer(text, add_special_tokens=False)["input_ids"]
 
-    document, question = day.documents[0].text, day.questions[0]
+    document = day.documents[0].text
+    question = day.questions[0]
     utterance = question.prompt[1:-3]
     pieces = [document, task.opener, utterance, task.marker, f" {question.answer}"]
     assert list(chain(*map(ids, pieces))) == ids("".join(pieces))
@@ -321,10 +321,8 @@ def test_base_is_trained_once_and_loads_with_auto_classes(task, tmp_path):
     assert steps == [(1, 3), (2, 3), (3, 3)]
     assert task.base_checkpoint(str(tmp_path), 0, lambda *_: pytest.fail("trained again")) == folder
     assert task.base_checkpoint(str(tmp_path), 1, None) != folder
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(folder),
-        AutoTokenizer.from_pretrained(folder),
-    )
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     assert (tokenizer.pad_token, tokenizer.bos_token, tokenizer.eos_token) == (
         "<pad>",
         "<bos>",

@@ -168,7 +168,8 @@ def test_row_formats(tmp_path, name):
     rows = [{"id": label, **row} for label, (row, _) in ROWS.items()]
     if name == "jsonl":
         (tmp_path / name).with_suffix(".jsonl").write_text("\n".join(map(json.dumps, rows)))
-        path, prefix = tmp_path / "jsonl.jsonl", "jsonl.jsonl#"
+        path = tmp_path / "jsonl.jsonl"
+        prefix = "jsonl.jsonl#"
     else:
         # columns have one type: without the forms that share a column with another
         rows = [row for row in rows if row["id"] not in ("a chat", "both as chats")]
@@ -178,9 +179,11 @@ def test_row_formats(tmp_path, name):
                 for row in rows
             ]
         )
-        path, prefix = tmp_path / "saved", "saved#"
+        path = tmp_path / "saved"
+        prefix = "saved#"
         if name == "parquet":
-            path, prefix = tmp_path / "rows.parquet", "rows.parquet#"
+            path = tmp_path / "rows.parquet"
+            prefix = "rows.parquet#"
             made.to_parquet(str(path))
         else:
             made.save_to_disk(str(path))

@@ -154,7 +154,8 @@ def lines(folder):
 
 @pytest.mark.stack
 def test_second_run_is_the_next_day(tmp_path):
-    documents, life = tmp_path / "documents", tmp_path / "runs" / "documents"
+    documents = tmp_path / "documents"
+    life = tmp_path / "runs" / "documents"
     shutil.copytree(EXAMPLE, documents)
     (documents / "scan.docx").write_bytes(b"damaged")
     left_out = {"scan.docx": "no readable docx file (File is not a zip file)"}
@@ -165,10 +166,8 @@ def test_second_run_is_the_next_day(tmp_path):
         first.returncode == 0
         and "day 1: 3 new and 0 changed documents in 4 pieces, 8 questions" in first.stdout
     ), first.stdout
-    memory, wandb = (
-        (life / "memory/night-1/memory.safetensors").read_bytes(),
-        json.loads((life / "run.json").read_text())["wandb"],
-    )
+    memory = (life / "memory/night-1/memory.safetensors").read_bytes()
+    wandb = json.loads((life / "run.json").read_text())["wandb"]
     idle = subprocess.run(**living(tmp_path / "runs", documents), timeout=LIMIT_S)
     assert idle.returncode == 0 and "is new since day 1; nothing to do" in idle.stdout
 
@@ -209,7 +208,8 @@ def test_second_run_is_the_next_day(tmp_path):
 def test_interrupted_next_day_resumes_to_the_same_result(tmp_path):
     lives = {}
     for name in ("whole", "cut"):
-        documents, life = tmp_path / name / "documents", tmp_path / name / "runs" / "documents"
+        documents = tmp_path / name / "documents"
+        life = tmp_path / name / "runs" / "documents"
         shutil.copytree(EXAMPLE, documents)
         assert subprocess.run(**living(life.parent, documents), timeout=LIMIT_S).returncode == 0
         (documents / "new.txt").write_text("Ada Olsen keeps a frog. Ada Olsen moved to Boston.")

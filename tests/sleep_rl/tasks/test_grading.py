@@ -55,13 +55,15 @@ def slow_kappa(a, b):
     cells = {cell: pairs.count(cell) for cell in ((0, 0), (0, 1), (1, 0), (1, 1))}
     n = sum(cells.values())
     observed = (cells[0, 0] + cells[1, 1]) / n
-    a1, b1 = (cells[1, 0] + cells[1, 1]) / n, (cells[0, 1] + cells[1, 1]) / n
+    a1 = (cells[1, 0] + cells[1, 1]) / n
+    b1 = (cells[0, 1] + cells[1, 1]) / n
     expected = a1 * b1 + (1 - a1) * (1 - b1)
     return (observed - expected) / (1 - expected)
 
 
 def test_kappa():
-    a, b = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0], [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
+    a = [1.0, 1.0, 0.0, 0.0, 1.0, 0.0]
+    b = [1.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     assert kappa(a, b) == pytest.approx(slow_kappa(a, b)) and kappa(a, a) == 1.0
 
 
@@ -78,7 +80,8 @@ def test_agreement_with_gpt_41():
 @pytest.fixture
 def endpoint():
     """A server with scripted `replies` that stores its requests."""
-    asked, replies = [], []
+    asked = []
+    replies = []
 
     class Answering(BaseHTTPRequestHandler):
         def do_POST(self):

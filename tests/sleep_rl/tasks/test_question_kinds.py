@@ -102,8 +102,11 @@ def test_parse_lesson(world):
 
 
 def test_base_model_dreams_in_every_form():
-    rng, known = random.Random(0), [random_person(random.Random(i)) for i in range(20)]
-    tokenizer, seen, dreams = word_tokenizer(vocabulary(True)), Counter(), 0
+    rng = random.Random(0)
+    known = [random_person(random.Random(i)) for i in range(20)]
+    tokenizer = word_tokenizer(vocabulary(True))
+    seen = Counter()
+    dreams = 0
     for _ in range(3000):
         pieces = training_sequence(rng, known, 4, DEEP)
         text = " ".join(words for words, _ in pieces)

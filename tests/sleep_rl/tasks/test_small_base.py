@@ -160,7 +160,8 @@ def test_padding_token_does_not_matter(tmp_path):
     def padded(filler: int):
         def make(step: int) -> tuple[torch.Tensor, torch.Tensor]:
             ids_BT, weight_BT = batches(step)
-            ids_BT[0, 3:], weight_BT[0, 3:] = filler, 0
+            ids_BT[0, 3:] = filler
+            weight_BT[0, 3:] = 0
             return ids_BT, weight_BT
 
         return make

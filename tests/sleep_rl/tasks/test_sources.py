@@ -138,7 +138,8 @@ def test_questions_file(tmp_path):
 
 
 def test_next_day_has_new_and_changed_documents_with_their_questions():
-    a, b = Source("a.txt", "one two three"), Source("b.txt", "four")
+    a = Source("a.txt", "one two three")
+    b = Source("b.txt", "four")
     asked = (
         DocumentQuestion("a?", "1", "a.txt"),
         DocumentQuestion("b?", "2", "b.txt"),
@@ -155,7 +156,8 @@ def test_next_day_has_new_and_changed_documents_with_their_questions():
     assert ingestion.next_day(first, [b, a], asked, 2, words) == first  # nothing new
     # known by its text
     assert ingestion.next_day(first, [Source("moved.txt", a.text)], asked, 2, words) == first
-    changed, c = Source("a.txt", "one and only"), Source("c.txt", "five")
+    changed = Source("a.txt", "one and only")
+    c = Source("c.txt", "five")
     second = ingestion.next_day(
         first,
         [changed, b, c],

@@ -85,7 +85,8 @@ def test_lesson_has_dream_lines_with_title_and_passage(path, dream, lines):
 
 
 def test_failed_grade_fails_tau(path):
-    task, asked = Squad(path, days=1, passages_per_day=1), []
+    task = Squad(path, days=1, passages_per_day=1)
+    asked = []
 
     class Down:
         def grade(self, asked_N):
@@ -179,7 +180,8 @@ def test_invalid_counts_and_judges_are_refused(path):
 
 
 def test_base_sequences_of_passages_questions_and_dreams(path):
-    passages, recipe = read_passages(path), Recipe(vocabulary=300)
+    passages = read_passages(path)
+    recipe = Recipe(vocabulary=300)
     tokenizer = train_tokenizer([p.text for p in passages], recipe.vocabulary)
     batches = base_batches(passages, tokenizer, recipe, 0)
     seen = {"dream": 0, "closed": 0, "behind": 0}

@@ -72,7 +72,8 @@ def test_half_names_are_ambiguous(world):
 
 
 def test_world_is_deterministic_in_seed(world):
-    again, other = World(seed=0), World(seed=1)
+    again = World(seed=0)
+    other = World(seed=1)
     assert again.days() == world.days() and again.known() == world.known()
     assert {q.id for q in other.known()} != {q.id for q in world.known()}
     assert other.days()[0].documents[0].text != world.days()[0].documents[0].text
@@ -93,7 +94,8 @@ def test_every_word_is_in_the_vocabulary(world, tokenizer):
 
 def test_parts_tokenize_like_the_whole(world, tokenizer):
     day = world.days()[0]
-    context, question = day.documents[0].text, day.questions[0]
+    context = day.documents[0].text
+    question = day.questions[0]
     assert question.prompt.startswith(world.opener) and question.prompt.endswith(world.marker)
     rest = question.prompt.removeprefix(world.opener)
     pieces = ["<bos>", context, world.opener, rest, f" {question.answer}", "<eos>"]
@@ -256,10 +258,8 @@ def test_cached_base_checkpoint_is_used(tmp_path):
 @pytest.mark.slow
 def test_base_model_recalls_known_people_and_reads_documents(world, tmp_path):
     path = world.base_checkpoint(str(tmp_path), 0, None)
-    model, tokenizer = (
-        AutoModelForCausalLM.from_pretrained(path),
-        AutoTokenizer.from_pretrained(path),
-    )
+    model = AutoModelForCausalLM.from_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
 
     def accuracy(questions: list[Question], contexts: dict[str, str]) -> float:
         right = 0.0

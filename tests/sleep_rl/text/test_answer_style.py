@@ -4,7 +4,7 @@ import pytest
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Document
-from sleep_rl.text.answer_style import AT_LENGTH, FOLDER, AnswerStyle, load_style
+from sleep_rl.text.answer_style import AT_LENGTH, FOLDER, SENTENCE, AnswerStyle, load_style
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import ChatForm, RawForm
 from sleep_rl.text.probe import check_round_trip
@@ -46,25 +46,27 @@ def test_shipped_styles_round_trip(name, template):
 def test_examples_precede_the_document_as_answered_turns():
     tokenizer = chat_tokenizer()
     tokens = TextTokenizer(tokenizer)
-    form = ChatForm(tokens, AnswerStyle(STYLE.instruction, STYLE.examples[:1]))
-    text = tokens.text(form.context(DOCUMENT), special=True)
+    form = ChatForm(tokens)
+    style = AnswerStyle(STYLE.instruction, STYLE.examples[:1])
+    text = tokens.text(form.context(DOCUMENT, style), special=True)
     space = text[len(text.rstrip()) :]
     expected = in_chat(f"The old house.\n\nQuestion:{space}WHAT", tokenizer).partition("WHAT")[0]
     assert text == expected.replace("Question:\nWho?", f"Question:{space}Who?")
-    assert form.context(None) == ChatForm(tokens).context(None)
-    assert form.context(DOCUMENT, at_length=True) == ChatForm(tokens, AT_LENGTH).context(DOCUMENT)
+    assert form.context(None, style) == form.context(None)
+    plain = tokens.text(form.context(DOCUMENT, AT_LENGTH), special=True)
+    assert f"Read this document and answer the question.\n\nDocument:\n{DOCUMENT.text}" in plain
 
 
 def test_examples_of_the_raw_form_are_plain_text():
     tokenizer = chat_tokenizer()
     tokens = TextTokenizer(tokenizer)
-    form = RawForm(tokens, STYLE)
-    assert tokens.text(form.context(DOCUMENT)) == (
+    form = RawForm(tokens)
+    assert tokens.text(form.context(DOCUMENT, STYLE)) == (
         "A note.\n\nQuestion: Who?\nAnswer: Mara.\n\n\n"
         "B note.\n\nQuestion: When? <|im_end|>\nAnswer: 1912.\n\n\n"
         "The old house.\n\nQuestion:"
     )
-    assert form.context(DOCUMENT, at_length=True) == RawForm(tokens).context(DOCUMENT)
+    assert form.context(DOCUMENT, AT_LENGTH) == form.context(DOCUMENT)
 
 
 @pytest.mark.parametrize("form", [ChatForm, RawForm])
@@ -73,7 +75,7 @@ def test_control_strings_of_examples_are_plain_text(form):
     tokens = TextTokenizer(tokenizer)
     added = set(tokenizer.get_added_vocab().values())
     clean = AnswerStyle("Answer in a word.", (("A note.", "Who?", "Mara."), ("B.", "When?", "1.")))
-    contexts = [form(tokens, style).context(DOCUMENT) for style in (STYLE, clean)]
+    contexts = [form(tokens).context(DOCUMENT, style) for style in (STYLE, clean)]
     controls = [[token for token in context if token in added] for context in contexts]
     assert controls[0] == controls[1]
 
@@ -113,5 +115,16 @@ def test_invalid_style_gives_one_line_error(tmp_path, text, line):
 
 
 def test_unknown_style_names_the_shipped_ones():
-    with pytest.raises(InputError, match=r"model\.answers: one of sentence, short, or the path"):
+    with pytest.raises(
+        InputError, match=r"generation\.answers: one of sentence, short, or the path"
+    ):
         load_style("long")
+
+
+def test_evaluation_asks_for_a_sentence_and_leaves_room_for_the_longer_style():
+    codec = PromptCodec(Natural(), chat_tokenizer(), "chat", style=STYLE)
+    assert codec.context(DOCUMENT) == codec.form.context(DOCUMENT, SENTENCE)
+    assert codec.context(DOCUMENT, codec.style) == codec.form.context(DOCUMENT, STYLE)
+    longest = len(codec.context(Document("", "."), STYLE))
+    assert longest > len(codec.context(Document("", ".")))
+    assert codec.room(1024) == 1024 - longest - codec.task.max_new_tokens

@@ -45,6 +45,6 @@ def test_an_answer_without_an_end_gives_one_line_error(monkeypatch):
 def test_a_changed_document_gives_one_line_error(monkeypatch):
     codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
     context = codec.context
-    monkeypatch.setattr(codec, "context", lambda document: context(None))
+    monkeypatch.setattr(codec, "context", lambda document, style: context(None))
     with pytest.raises(InputError, match=r"expected the document in front of the question, got"):
         check_round_trip(codec)

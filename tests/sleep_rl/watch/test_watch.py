@@ -88,7 +88,8 @@ class Client:
     """A client of a server in a thread of this process; `alive`: whether the run's lock is held."""
 
     def __init__(self, folder, host="127.0.0.1"):
-        self.alive, self.asked = True, []
+        self.alive = True
+        self.asked = []
         self.server = Server(folder, host, 0, lambda asked: self.asked.append(asked) or self.alive)
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True)
         self.thread.start()
@@ -141,7 +142,8 @@ def watch(tmp_path):
 
 
 def test_state_follows_the_run(tmp_path, watch):
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     state = client.state()
     assert (state["name"], state["text"], state["curves"], state["alive"]) == (
         tmp_path.name,
@@ -182,7 +184,8 @@ def test_state_follows_the_run(tmp_path, watch):
 @pytest.mark.parametrize(("task", "text"), [("world", "Night 1 of 3"), ("documents", "Night 1")])
 def test_number_of_nights_defaults_to_the_task(tmp_path, watch, task, text):
     config = CONFIG | {"task": {"name": task, "days": None}}
-    journal, client = begin(tmp_path, config), watch()
+    journal = begin(tmp_path, config)
+    client = watch()
     seed(journal, 1, 0, 1)
     assert client.state()["phase"]["text"] == f"{text}: consolidation"
 
@@ -256,7 +259,8 @@ def test_workers_of_model_teachers_have_role_peer(tmp_path, watch):
 
 def test_growing_log_is_read_again(tmp_path, watch):
     begin(tmp_path)
-    client, log = watch(), tmp_path / "logs" / "rollout-0.log"
+    client = watch()
+    log = tmp_path / "logs" / "rollout-0.log"
     log.parent.mkdir()
     for text in ("one", "two"):
         with open(log, "a") as file:
@@ -266,7 +270,8 @@ def test_growing_log_is_read_again(tmp_path, watch):
 
 
 def test_status_of_running_quiet_stopped_and_ended_runs(tmp_path, watch):
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     seed(journal, 1, 0)
     assert (client.state()["status"], client.state()["text"]) == ("alive", "Running")
     with open(tmp_path / "metrics.jsonl", "a") as file:
@@ -297,7 +302,8 @@ def test_status_of_running_quiet_stopped_and_ended_runs(tmp_path, watch):
 
 
 def test_truncated_journal_resets_the_state(tmp_path, watch):
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     seed(journal, 1, 0, 1)
     keep = journal.size()
     seed(journal, 1, 2, 3)
@@ -375,7 +381,8 @@ def test_state_of_a_long_run_is_small(tmp_path, watch):
                 reward=1,
                 gain=0.1,
             )
-    client, read = watch(), []
+    client = watch()
+    read = []
     add = client.server.run_state.add
     client.server.run_state.add = lambda record: read.append(record) or add(record)
     client.state()
@@ -387,7 +394,8 @@ def test_state_of_a_long_run_is_small(tmp_path, watch):
 
 
 def test_unchanged_state_gives_304(tmp_path, watch):
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     before = time.time()
     status, headers, body = client.ask()
     assert status == 200 and before - 0.01 < json.loads(body)["now"] < time.time() + 0.01
@@ -424,7 +432,8 @@ def test_figures_equal_the_report_and_are_redrawn_on_change(tmp_path, watch, mon
     monkeypatch.setattr(figures, "figure", lambda chart: drawn.append(chart) or draw(chart))
     monkeypatch.setattr(figures, "REDRAW_S", 0.0)
     monkeypatch.setattr(figures, "SHARE", 1e9)
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     seed(journal, 1, 0, 1)
     version = client.state()["curves"]
     status, headers, html = client.ask("/curves")
@@ -446,7 +455,8 @@ def test_figures_equal_the_report_and_are_redrawn_on_change(tmp_path, watch, mon
 
 
 def test_drawing_is_rate_limited(tmp_path, watch):
-    journal, client = begin(tmp_path), watch()
+    journal = begin(tmp_path)
+    client = watch()
     seed(journal, 1, 0)
     version = client.state()["curves"]
     assert client.ask("/curves")[1]["ETag"] == f'"{version}"'
@@ -782,7 +792,8 @@ def test_browser_follows_a_running_run(tmp_path, watch, monkeypatch):
     """Each time that the server checks the lock, the run has one more step."""
     folder = tmp_path / "run"
     folder.mkdir()
-    journal, steps = begin(folder), []
+    journal = begin(folder)
+    steps = []
 
     def grow(asked):
         assert asked == folder

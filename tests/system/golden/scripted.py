@@ -26,8 +26,11 @@ from sleep_rl.model.memory import tensors_of, write_tensors
 from sleep_rl.model.tensor_digest import as_tensor, digest
 
 COLOURS = ("red", "blue", "green", "grey", "pink")
-OPENER, MARKER = "\nQ:", " A:"
-DAYS, PER_DAY, TOWNS = 3, 2, 8
+OPENER = "\nQ:"
+MARKER = " A:"
+DAYS = 3
+PER_DAY = 2
+TOWNS = 8
 
 
 def colour_of(place: str) -> str:
@@ -48,8 +51,11 @@ class Skies:
     known.
     """
 
-    name, opener, marker = "skies", OPENER, MARKER
-    max_new_tokens, max_answer_tokens = 40, 8
+    name = "skies"
+    opener = OPENER
+    marker = MARKER
+    max_new_tokens = 40
+    max_answer_tokens = 8
 
     def days(self):
         return tuple(
