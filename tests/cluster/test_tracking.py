@@ -248,9 +248,6 @@ def test_every_phase_declares_its_x_axis(run):
         "consolidate/*": "consolidate/step",
         "dream/*": "dream/step",
         "evaluate/*": "evaluate/night",
-        "sft/*": "sft/step",
-        "sft_self_written/*": "sft_self_written/step",
-        "joint/*": "joint/step",
         "workers/*": "workers/minutes",
     }
 

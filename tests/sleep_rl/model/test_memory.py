@@ -187,7 +187,8 @@ def test_forward_uses_changed_states(change):
     """In both views, after an earlier call has cached the number of used slots."""
     level = make(top_k=1, states=(LOCKED, ACTIVE, LOCKED, LOCKED, LOCKED))
     model = Holder(level)
-    x = torch.randn(6, D)
+    # so many that some are routed to each expert
+    x = torch.randn(200, D, generator=torch.Generator().manual_seed(3))
     level.set_patch(Patch(torch.tensor([LOCKED, ACTIVE, ACTIVE, LOCKED, LOCKED]), {}))
     views = (TEACHER, STUDENT)
     before = []
