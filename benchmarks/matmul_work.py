@@ -68,14 +68,15 @@ class Decoder:
         memory = 2 * tokens * experts * self.expert_parameters
         return max(last - first, 0) * layer + with_memory * memory
 
-    def backward(self, tokens: int, experts: int = 1) -> float:
-        """Return the operations of the gradients of `experts` experts in each layer with memory.
+    def backward(self, tokens: int, past: int = 0, experts: int = 1) -> float:
+        """Return the operations of the gradients of `experts` experts in each layer with memory, of
+        `tokens` tokens after `past` others.
 
         The base is frozen, so its matrices pass the gradient on only. The lowest layer with memory
         passes none on below its experts.
         """
         above = self.shape.layers - self.first_layer - 1
-        frozen = 2 * tokens * _size(self.matrices.values()) + 2 * self._attention(tokens, 0)
+        frozen = 2 * tokens * _size(self.matrices.values()) + 2 * self._attention(tokens, past)
         memory = 2 * tokens * experts * self.expert_parameters
         mlp = 2 * tokens * _size(self.matrices[name] for name in ("gate", "up", "down"))
         out_of_w_out = 2 * tokens * experts * self.d_low * self.shape.hidden

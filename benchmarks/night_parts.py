@@ -30,6 +30,7 @@ from benchmarks.matmul_work import Decoder, Rate, Work, measured_rate
 from benchmarks.smollm2_rows import SmolNight, student_tokens
 from sleep_rl.config.schema import threads_on
 from sleep_rl.contracts.records import TrainingRow
+from sleep_rl.model.packing import PaddedRows
 
 if TYPE_CHECKING:
     from learners.hidden_state_cache import TeacherInput
@@ -145,7 +146,7 @@ class LearnerWork:
             document = self.document_of(key)
             if document is None:
                 layers += self._trunk(key.prompt_T + key.completion_T)
-                layers += self._upper(key.prompt_T + key.completion_T)
+                layers += self._upper(len(key.prompt_T) + len(key.completion_T))
                 continue
             past = len(document.prompt_T)
             if document not in self.read:
@@ -157,13 +158,22 @@ class LearnerWork:
 
     def student(self, rows: list[TrainingRow]) -> Work:
         """Return those of the student's passes with one new expert, and of the logits of both: the
-        student's and their gradient, and the teacher's.
+        student's and their gradient, and the teacher's. Tokens with which rows begin alike count
+        once in the layers with memory.
         """
-        layers = 0.0
-        for row in rows:
-            sequence = row.prompt_T + row.completion_T
-            layers += self._trunk(sequence) + self._upper(sequence, experts=1)
-            layers += self.decoder.backward(len(sequence))
+        from learners.shared_prefix import shared_prefixes
+
+        sequences = [row.prompt_T + row.completion_T for row in rows]
+        layers = sum(map(self._trunk, sequences))
+        padded = PaddedRows.of(
+            [row.prompt_T for row in rows], [row.completion_T for row in rows], 0, "cpu"
+        )
+        for numbers, shared in shared_prefixes(padded) or [(range(len(rows)), 0)]:
+            layers += self._upper(shared, experts=1) + self.decoder.backward(shared)
+            for number in numbers:
+                tokens = len(sequences[number]) - shared
+                layers += self._upper(tokens, shared, experts=1)
+                layers += self.decoder.backward(tokens, shared)
         positions = sum(len(row.completion_T) for row in rows)
         return Work(PASS_ROWS, layers, 3 * self.decoder.head(positions))
 
@@ -173,8 +183,8 @@ class LearnerWork:
         self.trunks.add(sequence)
         return self.decoder.forward(len(sequence), last=self.decoder.first_layer)
 
-    def _upper(self, sequence: tuple[int, ...], experts: int = 0) -> float:
-        return self.decoder.forward(len(sequence), first=self.decoder.first_layer, experts=experts)
+    def _upper(self, tokens: int, past: int = 0, experts: int = 0) -> float:
+        return self.decoder.forward(tokens, past, self.decoder.first_layer, experts=experts)
 
 
 def measure_learning(night: SmolNight, steps: int) -> list[Part]:

@@ -13,11 +13,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.contracts.errors import InputError
+from sleep_rl.text.named_yaml import load_named
 
 FOLDER = Path(__file__).parent / "answers"
+REQUIRED = "instruction"
 EXAMPLE = ("document", "question", "answer")
 
 
@@ -38,26 +38,14 @@ def load_style(name: str) -> AnswerStyle:
     """Return the style with a name in `answers/`, or at the path of a YAML file. Raises
     InputError.
     """
-    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-        raise InputError(
-            f"generation.answers: one of {known}, or the path of a YAML file, got {name!r}"
-        )
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: no readable style of answers ({one_line(error)})") from None
+    file, data = load_named(FOLDER, name, "generation.answers", "style of answers")
     return _checked(file, data)
 
 
 def _checked(file: Path, data: Any) -> AnswerStyle:
-    if not isinstance(data, dict) or not {"instruction"} <= data.keys() <= {
-        "instruction",
-        "examples",
-    }:
+    if not isinstance(data, dict) or not {REQUIRED} <= data.keys() <= {REQUIRED, "examples"}:
         raise InputError(f"{file}: instruction and, if wanted, examples, got {_keys(data)}")
-    instruction = str(data["instruction"] or "").strip()
+    instruction = str(data[REQUIRED] or "").strip()
     if not instruction:
         raise InputError(f"{file}: instruction is a sentence, got an empty one")
     examples = data.get("examples") or ()

@@ -25,9 +25,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sleep_rl.contracts.errors import InputError, one_line
+from sleep_rl.text.named_yaml import load_named
 
 FOLDER = Path(__file__).parent / "kinds"
 KEYS = {
@@ -72,16 +71,7 @@ class Kind:
 @cache
 def load_kind(name: str) -> Kind:
     """Return the kind with a name in `kinds/`, or at the path of a YAML file. Raises InputError."""
-    file = Path(name) if name.endswith((".yaml", ".yml")) else FOLDER / f"{name}.yaml"
-    if not file.is_file():
-        known = ", ".join(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-        raise InputError(
-            f"generation.kinds: one of {known}, or the path of a YAML file, got {name!r}"
-        )
-    try:
-        data = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{file}: no readable kind of writing ({one_line(error)})") from None
+    file, data = load_named(FOLDER, name, "generation.kinds", "kind of writing")
     return _checked(file, data)
 
 

@@ -65,7 +65,7 @@ def test_a_students_passes_are_counted_as_torch_counts_them(base, first_layer):
             hidden_BTD.sum().backward()
     assert products(forward) == decoder.forward(TOKENS, experts=COMPUTED) - 3 * attention
     above = 3 - first_layer - 1
-    assert products(backward) == decoder.backward(TOKENS, COMPUTED) - 2 * above * attention
+    assert products(backward) == decoder.backward(TOKENS, experts=COMPUTED) - 2 * above * attention
 
 
 def test_a_forward_pass_and_the_head_are_counted_as_a_loop_over_the_modules_does(base):

@@ -76,6 +76,20 @@ def test_a_document_is_read_once_and_known_rows_need_neither_teacher_nor_trunk()
     assert known.head == 3 * 5 * 2 * SHAPE.hidden * SHAPE.vocab
 
 
+def test_a_header_that_rows_share_counts_once_in_the_layers_with_memory():
+    header = tuple(range(200, 220))
+    rows = [
+        TrainingRow((*header, asked), completion_T, DOCUMENT, shared=len(DOCUMENT))
+        for asked, completion_T in ((5, (6, 7)), (8, (9,)))
+    ]
+    work = learner_work()
+    work.student(rows)
+    upper = DECODER.forward(20, first=15, experts=1) + DECODER.backward(20)
+    for tokens in (3, 2):
+        upper += DECODER.forward(tokens, 20, first=15, experts=1) + DECODER.backward(tokens, 20)
+    assert work.student(rows).layers == pytest.approx(upper)
+
+
 def test_without_caches_every_row_is_read_whole():
     work = LearnerWork(Decoder(SHAPE, 64, 0), lambda key: None)
     rows = rows_of((5, 6), (7, 8, 9))
