@@ -113,16 +113,17 @@ class Engine:
 
     def state(self) -> dict[str, Tensor]:
         """Return unpartitioned fp32 values and moments of the plastic parameters, and Adam's step
-        count, by name.
+        count, by name. Before the first step there are no moments.
 
-        Must be called on every rank, after the first step.
+        Must be called on every rank.
         """
-        out = {STEPS: next(iter(self._adam.state.values()))["step"].detach().clone().cpu()}
+        steps = next((state["step"] for state in self._adam.state.values()), torch.zeros(()))
+        out = {STEPS: steps.detach().clone().cpu()}
         for i, parameter in enumerate(self.plastic):
             # None: there is no fp32 copy
             value = safe_get_full_fp32_param(parameter)
             out[f"{i}/value"] = parameter.detach() if value is None else value
-            for key in MOMENTS:
+            for key in MOMENTS if out[STEPS] > 0 else ():
                 moment = safe_get_full_optimizer_state(parameter, key)
                 out[f"{i}/{key}"] = self._adam.state[parameter][key] if moment is None else moment
         return {
@@ -134,12 +135,16 @@ class Engine:
 
         Raises KeyError and RuntimeError for tensors of another model.
         """
+        values = [state[f"{i}/value"] for i in range(len(self.plastic))]
+        if state[STEPS] == 0:
+            self.reset(values)
+            return
         # the first step creates the moments; one with learning rate 0 changes no parameter
         if not self._adam.state:
             with self.whole():
                 self.backward(sum(p.sum() for p in self.plastic) * 0.0, last=True)
             self.step(0.0)
-        self._set([state[f"{i}/value"] for i in range(len(self.plastic))])
+        self._set(values)
         for i, parameter in enumerate(self.plastic):
             for key in MOMENTS:
                 moment = state[f"{i}/{key}"].to(parameter.device)

@@ -50,7 +50,8 @@ class Run:
     checkpoint_steps: int = key(
         100,
         "Optimizer steps of a consolidation between two checkpoints, rounded up to whole "
-        "rounds; 0: checkpoints between consolidations only.",
+        "rounds; one more is written before its first step. 0: checkpoints between consolidations "
+        "only.",
         low=0,
     )
 

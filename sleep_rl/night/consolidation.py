@@ -89,8 +89,11 @@ class Consolidation:
     def train(self) -> None:
         """Minimise L_KS over the new expert (section 3 b), in rounds of sampling y ~ S(.|x),
         scoring r(y), optimizer steps and a push of the student.
+
+        A checkpoint before the first step keeps D, whose generation takes a good part of a night.
         """
         plan = self.plan
+        checkpoint_steps = self.run.config.run.checkpoint_steps
         cluster = self.run.config.cluster
         flow = Flow(
             plan.title,
@@ -101,15 +104,17 @@ class Consolidation:
             limit_s=2 * cluster.call_timeout_s + cluster.start_timeout_s,
         )
         with self.run.console.phase(f"{plan.title}: seeding", total=plan.steps) as tick:
+            if checkpoint_steps and not self.done:
+                self._save_progress(0)
             tick(self.done)
             # Between two spans no round is queued and the newest student is pushed.
-            for span in spans(plan, self.done, self.run.config.run.checkpoint_steps):
+            for span in spans(plan, self.done, checkpoint_steps):
                 with closing(run_rounds(flow, span, self.run.config.sleep.lag)) as rounds:
                     for sampled in rounds:
                         self._train_round(sampled, tick)
                 last = span[-1][1].stop
                 if last < plan.steps:
-                    save_progress(self.run, self.rng, self.composer, self.record, self.data, last)
+                    self._save_progress(last)
 
     def finish(self) -> None:
         """Add the generated prompts to the rehearsal index, retire those about superseded
@@ -122,6 +127,9 @@ class Consolidation:
             self._index_prompts(self.data.new, rehearsal.prompts)
         self._index_prompts(self.data.unconditional, rehearsal.unconditional_prompts)
         self.record.finish(self.plan.steps)
+
+    def _save_progress(self, step: int) -> None:
+        save_progress(self.run, self.rng, self.composer, self.record, self.data, step)
 
     def _train_round(self, sampled: Round, tick: Callable[..., None]) -> None:
         learn = self.run.crew.learn

@@ -60,8 +60,8 @@ def test_each_zero_stage_takes_the_steps_of_plain_adamw(stage, worker):
         (3, "bfloat16"),
     ],
 )
-# before and after half of the steps, at which the expert becomes ACTIVE
-@pytest.mark.parametrize("cut", [2, 4])
+# before the first step, and before and after half of the steps, at which the expert becomes ACTIVE
+@pytest.mark.parametrize("cut", [0, 2, 4])
 def test_a_night_continues_bit_for_bit_from_saved_progress(stage, dtype, cut, worker, tmp_path):
     """Weights, moments and step count are restored."""
     config = replace(
