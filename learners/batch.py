@@ -36,6 +36,7 @@ class Batch:
     weight_P: Tensor  # 1; 0 for filler rows
     # of the teacher's distribution; None: 1 everywhere
     teacher_temperature_P: Tensor | None
+    hard_share_P: Tensor  # of the token itself in the target; the rest is the teacher's
     divergence_weight_P: Tensor  # of `loss_weights`
     advantage_P: Tensor  # 0 for rows without a reward
     behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is unknown
@@ -127,6 +128,7 @@ def collate(
             if all(row.temperature == 1 for row in rows_B)
             else by_token([per_token(row, 1.0, row.temperature) for row in rows_B])
         ),
+        hard_share_P=by_token([per_token(row, 0.0, row.hard_share) for row in rows_B]),
         divergence_weight_P=by_token([loss_weights(row, prompt_weight, mean) for row in rows_B]),
         advantage_P=by_row([row.advantage or 0.0 for row in rows_B]),
         behaviour_logp_P=by_token(

@@ -1,9 +1,9 @@
 """The frozen configuration of a run: every key with its default, meaning and allowed values.
 
-Each key is declared once, by `key(default, doc, ...)`: here, in `method` (wake and sleep), `dreams`
-and `tasks`. `loader` reads YAML and overrides and refuses unknown keys; `validation` has the rules
-that involve several keys. The defaults are the paper's or usual values; those of the demo's small
-model are in configs/toy.yaml.
+Each key is declared once, by `key(default, doc, ...)`: here, in `method` (wake and sleep),
+`objective`, `dreams`, `evaluation` and `tasks`. `loader` reads YAML and overrides and refuses
+unknown keys; `validation` has the rules that involve several keys. The defaults are the paper's or
+usual values; those of the demo's small model are in configs/toy.yaml.
 """
 
 from __future__ import annotations
@@ -13,18 +13,8 @@ from dataclasses import dataclass, field
 from sleep_rl.config.dreams import Dream
 from sleep_rl.config.engine_options import engine_options
 from sleep_rl.config.evaluation import Baselines, Evaluate
-from sleep_rl.config.method import (
-    Checks,
-    Generation,
-    Imitation,
-    Objective,
-    Reading,
-    Rehearsal,
-    Replay,
-    RewardConfig,
-    Sleep,
-    Wake,
-)
+from sleep_rl.config.method import Generation, Reading, Rehearsal, Replay, Sleep, Wake
+from sleep_rl.config.objective import Checks, Imitation, Objective, RewardConfig
 from sleep_rl.config.tasks import DAYS, WORLD, TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
 

@@ -121,7 +121,8 @@ class BatchComposer:
                 "(see the journal's `failure` records); nothing of this night was applied"
             )
         first = len(rows)
-        return Batch(rows + teacher_rows(sequences) + reading, tuple(sequences), first)
+        taught = teacher_rows(sequences, self.run.config.objective.hard_share)
+        return Batch(rows + taught + reading, tuple(sequences), first)
 
     def _replay(self, count: int) -> list[TeacherSequence]:
         """Take `count` self-replay sequences: rehearsal.share of them rehearsed, if there are

@@ -7,16 +7,20 @@ from sleep_rl.night.sequences import Origin, TeacherSequence
 from sleep_rl.text.codec import PromptCodec
 
 
-def teacher_rows(sequences: list[TeacherSequence]) -> list[TrainingRow]:
+def teacher_rows(sequences: list[TeacherSequence], hard_share: float = 0.0) -> list[TrainingRow]:
     """Return rows on teacher sequences: the teacher has the document in context, the student not.
 
     The loss covers the prompt x, too, so that the student learns to generate it. The text of a
-    dream keeps its own prompt, and its target is the text itself.
+    dream keeps its own prompt, and its target is the text itself. `hard_share`: see
+    TrainingRow; of sequences about a document, whose answers were filtered.
     """
-    return [_teacher_row(sequence) for sequence in sequences]
+    return [
+        _teacher_row(sequence, hard_share if sequence.origin == Origin.DOCUMENT else 0.0)
+        for sequence in sequences
+    ]
 
 
-def _teacher_row(sequence: TeacherSequence) -> TrainingRow:
+def _teacher_row(sequence: TeacherSequence, hard_share: float = 0.0) -> TrainingRow:
     return TrainingRow(
         prompt_T=sequence.bare_T,
         completion_T=sequence.sequence_T,
@@ -25,6 +29,7 @@ def _teacher_row(sequence: TeacherSequence) -> TrainingRow:
         teacher=HARD_TARGET if sequence.origin == Origin.DREAM else sequence.teacher,
         x_length=sequence.x_length,
         temperature=sequence.temperature,
+        hard_share=hard_share,
         shared=sequence.shared,
     )
 

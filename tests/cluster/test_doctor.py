@@ -21,7 +21,7 @@ from cluster.doctor import doctor, machine, processes, services, software
 from cluster.doctor.finding import GB, Finding
 from cluster.runtime.ports import reserve_port
 from sleep_rl.cli.main import main
-from sleep_rl.config.method import RewardConfig
+from sleep_rl.config.objective import RewardConfig
 from sleep_rl.config.schema import Config, Model
 from sleep_rl.contracts.errors import InputError
 from tests.fakes.processes import LIMIT_S, as_at_a_terminal, until

@@ -173,6 +173,37 @@ def test_rows_of_the_untouched_base_are_compared_with_it(worker):
     learner.discard_night()
 
 
+def test_a_hard_share_mixes_the_answers_tokens_into_the_target(worker):
+    """On y only; its gradient is that of KL((1 - h) T + h token || S)."""
+    learner = worker()
+    learner.open_night(1)
+    for expert in learner.module.plastic:
+        torch.nn.init.normal_(expert.w_out, std=0.1)
+    rows = [
+        replace(row, hard_share=share, x_length=1)
+        for row, share in zip(ROWS, (0.25, 1.0, 0.5, 0.0), strict=True)
+    ]
+    slow = slow_l_ks(learner.model, rows, CONFIG.objective.alpha)
+    plain = slow_l_ks(
+        learner.model, [replace(row, hard_share=0.0) for row in rows], CONFIG.objective.alpha
+    )
+    assert abs(slow.item() - plain.item()) > 1e-3
+    norm = torch.stack(
+        [g.norm() for g in torch.autograd.grad(slow, list(learner.module.plastic.parameters()))]
+    ).norm()
+    result = learner.seed_step(rows, 0, 10)
+    assert result.metrics["loss"] == pytest.approx(slow.item(), abs=1e-5)
+    assert result.metrics["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
+    learner.discard_night()
+    learner.open_night(1)
+    soft = [replace(row, hard_share=0.0) for row in rows]
+    # the divergence that rehearsal and the metrics read has no hard part
+    first = learner.seed_step(rows, 0, 10).divergence_N
+    learner.discard_night()
+    learner.open_night(1)
+    assert learner.seed_step(soft, 0, 10).divergence_N == pytest.approx(first, abs=1e-6)
+
+
 def test_a_hard_target_gives_cross_entropy(worker):
     """KL(T||S) is -log S(token) if T has all probability on the token; in one batch with rows of a
     teacher.

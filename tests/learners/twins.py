@@ -69,7 +69,9 @@ def slow_l_ks(
             share, power = (prompt_weight, 1.0) if t < row.x_length else (1.0, 1 / row.temperature)
             raised = teacher[t].exp() ** power
             p = raised / raised.sum()  # T at the row's temperature
-            at_token = share * (p * (p.log() - student_shared[t])).sum()
+            kl = (p * (p.log() - student_shared[t])).sum()
+            hard = 0.0 if t < row.x_length else row.hard_share
+            at_token = share * ((1 - hard) * kl - hard * student[t, token])
             divergence = divergence + at_token
             positions += share
             of_sequence = of_sequence + at_token

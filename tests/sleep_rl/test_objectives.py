@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sleep_rl.config.method import Objective
+from sleep_rl.config.objective import Objective
 from sleep_rl.divergences import DIVERGENCES
 from sleep_rl.objectives import (
     divergence,

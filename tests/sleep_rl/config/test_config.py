@@ -33,7 +33,7 @@ replay: share samples
 rehearsal: share instead samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents
 imitation: group_size prefix importance_cap
-objective: on_policy off_policy_first alpha divergence beta mean prompt_weight
+objective: on_policy off_policy_first alpha divergence beta hard_share mean prompt_weight
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
 dream: max_tokens steps
 dream.copies: lr epochs rank alpha seeds margin

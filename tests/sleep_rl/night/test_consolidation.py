@@ -243,6 +243,14 @@ def test_rows_have_the_temperature_of_their_sequence(texts):
     assert teacher_rows([replace(written, temperature=1.0)])[0].temperature == 1
 
 
+def test_the_hard_share_is_of_answers_about_documents(texts):
+    document = TeacherSequence(Origin.DOCUMENT, (1, 9), texts.bare, (20, 21, 2), 1)
+    others = [replace(document, origin=o) for o in Origin if o != Origin.DOCUMENT]
+    shares = [row.hard_share for row in teacher_rows([document, *others], 0.3)]
+    assert shares == [0.3] + [0.0] * len(others)
+    assert teacher_rows([document])[0].hard_share == 0
+
+
 def test_reading_rows_have_the_document_for_both(texts):
     document = texts.context(Document("a", "one")) + texts.opener
     (row,) = reading_rows([TeacherSequence(Origin.DOCUMENT, document, texts.bare, (20, 21, 2), 1)])
