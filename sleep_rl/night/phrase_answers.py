@@ -13,7 +13,7 @@ from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.questions import normalised
 from sleep_rl.writing.units import body_of, phrases, sentences
 
-MOST_CHOICES = 8
+MOST_CHOICES = 5
 """Phrases among which the teacher chooses the answer to a question."""
 
 
