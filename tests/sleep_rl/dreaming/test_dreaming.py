@@ -206,6 +206,7 @@ class Dreaming(Crew):
 
 LIVED = changed(
     CONFIG,
+    run={"checkpoint_steps": 0},  # this crew resumes between two stages only
     task={"days": 3},
     model={"chunks": [1], "experts": 6},
     dream={
