@@ -21,9 +21,6 @@ class Copies:
         "reward does not use, measures the held-out gain.",
         low=1,
     )
-    margin: float = key(
-        0.0, "Margin by which the mean tau must exceed that of the unchanged model.", low=0, high=1
-    )
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ imitation: group_size prefix importance_cap
 objective: on_policy off_policy_first alpha divergence beta hard_share mean prompt_weight
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
 dream: max_tokens steps
-dream.copies: lr epochs rank alpha seeds margin
+dream.copies: lr epochs rank alpha seeds
 dream.policy: init lr epochs batch
 checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
