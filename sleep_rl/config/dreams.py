@@ -25,13 +25,10 @@ class Copies:
 
 @dataclass(frozen=True)
 class Policy:
-    """The expert that is trained on rewarded dreams to write better ones."""
+    """The expert that is trained on rewarded dreams to write better ones: each round from the last
+    round's on, the first from the model itself.
+    """
 
-    init: str = key(
-        "previous",
-        "Where a round's policy starts: from the last round's policy, or from the model itself.",
-        choices=("previous", "base"),
-    )
     lr: float = key(3e-4, "Peak learning rate.", low=0)
     epochs: int = key(
         2, "Epochs over the accepted dreams. 0: the model itself writes all dreams.", low=0
