@@ -25,8 +25,8 @@ class Copies:
 
 @dataclass(frozen=True)
 class Policy:
-    """The expert that is trained on rewarded dreams to write better ones: each round from the last
-    round's on, the first from the model itself.
+    """The expert that is trained on rewarded dreams to write better ones. Each round trains the
+    policy of the last round further.
     """
 
     lr: float = key(3e-4, "Peak learning rate.", low=0)
