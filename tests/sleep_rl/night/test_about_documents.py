@@ -304,7 +304,7 @@ def test_phrases_that_many_sentences_have_are_not_asked_for():
 
 
 def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
-    run = teacher(rehearsal={"min_confidence": 0.05, "temperature": 0.5})
+    run = teacher(rehearsal={"temperature": 0.5}, min_confidence=0.05)
     form = run.codec.form
     prompts = [form.question(f"What did {who} buy?") for who in (*FACTS, "nobody")]
     replies = iter(("A red seaweed.", "A brass clock. It", "it has no", Failure("rollout", "gone")))
@@ -339,6 +339,24 @@ def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
     kept = len(sequences[1].sequence_T) - sequences[1].x_length - 1
     assert sequences[1].answer_probability == pytest.approx(math.exp(-0.1 * kept))
     assert counts.journal_fields()["dropped"] == {"no end": 1, "failed": 1}
+
+
+def test_rehearsed_answers_with_low_confidence_are_dropped():
+    """Answers have log-probability -0.1 per token, so that longer ones are less probable."""
+    counts = Counts()
+    run = teacher()
+    answers = ("A clock.", "It is a very old brass clock.")
+    tokens = len(run.codec.tokens.plain_ids(answers[0]))
+    run.config = changed(run.config, generation={"min_confidence": math.exp(-0.1 * tokens - 0.05)})
+    replies = iter(answers)
+    run._reply = lambda *given: next(replies)
+    form = run.codec.form
+    prompts = [form.question(f"What did {who} buy?") for who in ("Edgar Pike", "Ruth Abel")]
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    requests = rehearsal_requests(run.codec, prompts, random.Random(0))
+    [sequence] = rehearse_with_cuts(sampler, requests, counts)
+    assert texts(run, sequence)[3] == "A clock.<|im_end|>"
+    assert counts.journal_fields()["dropped"] == {"unsure": 1}
 
 
 def test_short_answers_end_with_their_first_sentence():
