@@ -80,11 +80,6 @@ class Generation:
         "Natural language: kinds of writing (names of sleep_rl/writing/kinds, or paths of YAML "
         "files) -> texts per sentence, pair of names or document.",
     )
-    retries: int = key(
-        0,
-        "Natural language: how many more times a phrase is asked for that no kept answer says.",
-        low=0,
-    )
     min_gain: float = key(
         1.0,
         "Natural language: nats by which the document must raise the log-probability of the"

@@ -28,7 +28,7 @@ task.custom: target options
 model: base teachers format dtype chunks experts d_low top_k memory_layers
 wake: lr
 sleep: steps epochs steps_per_round lag batch lr warmup on_full expansion reset
-generation: samples kinds retries min_gain answers other_form temperature min_p min_confidence
+generation: samples kinds min_gain answers other_form temperature min_p min_confidence
 replay: share samples
 rehearsal: share instead samples prompts unconditional_prompts temperature priority
 reading: rows synthetic_documents

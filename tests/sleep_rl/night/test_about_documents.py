@@ -183,9 +183,10 @@ def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
 
     run._reply = wrong_for_pike
     sequences, counts = written(run)
-    # each sentence is asked for the chemist and for what was bought, in the same words
-    assert counts.kinds == {"question": [6, 1]}
-    dropped = {"duplicate": 3, "not about its sentence": 1, "not repeated": 1}
+    # each sentence is asked for the chemist and for what was bought, in the same words; and once
+    # more for every phrase but the seaweed
+    assert counts.kinds == {"question": [6 + 5, 1]}
+    dropped = {"duplicate": 3 + 5, "not about its sentence": 1, "not repeated": 1}
     assert counts.journal_fields()["dropped"] == dropped
     assert texts(run, sequences[0])[3] == "A red seaweed.<|im_end|>"
 
@@ -213,13 +214,14 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     sequences, counts = written(run)
     answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
     assert answers == ["A red seaweed.", "A brass clock.", "red seaweed", "brass clock"]
-    assert counts.kinds == {"question": [6, 2]}  # questions, not sequences
+    # questions, not sequences; once more for the chemists and for what is not repeated
+    assert counts.kinds == {"question": [6 + 4, 2]}
     contexts = {texts(run, sequence)[0] for sequence in sequences}
     assert len(contexts) == 1 and BODY in contexts.pop()
 
 
-def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():
-    run = teacher(kinds={"question": 1}, retries=2)
+def test_a_phrase_that_no_kept_answer_says_is_asked_for_once_more():
+    run = teacher(kinds={"question": 1})
     reply = run._reply
 
     def no_question_about_pike_at_first(text, seed, temperature):
@@ -231,9 +233,8 @@ def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():
     run._reply = no_question_about_pike_at_first
     sequences, counts = written(run)
     assert "What did Edgar Pike buy?" in {texts(run, s)[2].split("<")[0] for s in sequences}
-    # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only; then Pike's
-    # clock is said as well
-    assert counts.kinds["question"] == [6 + 5 + 4, 2]
+    # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only
+    assert counts.kinds["question"] == [6 + 5, 2]
 
 
 def test_every_phrase_is_a_gap_of_its_sentence_and_needs_no_samples():
@@ -374,7 +375,8 @@ def test_questions_are_sampled_at_the_temperature_of_their_kind():
     run = teacher(kinds={"question": 1, "reversed": 1})
     written(run)
     asked = [temperature for _, temperature, text in run.asked if "Sentence:" in text]
-    assert asked == [0.7] * 6 + [run.config.generation.temperature] * 3
+    once_more = [0.7] * 4  # the chemists, and what is not repeated
+    assert asked == [0.7] * 6 + [run.config.generation.temperature] * 3 + once_more
 
 
 def test_question_with_short_answer_is_kept_once():
