@@ -42,7 +42,7 @@ checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
 rollouts: workers cpus gpus tensor_parallel engine
 learners: world_size cpus gpus threads zero_stage pass_tokens gradient_checkpointing grad_clip
-critics: workers cpus gpus copies_per_pass engine
+critics: workers gpus copies_per_pass engine
 cluster: backend address start_timeout_s call_timeout_s wait_for_nodes_s gpu_gb restarts
 evaluate: questions contexts max_drop max_drift probes
 baselines: run steps lr
