@@ -87,17 +87,13 @@ class Squad:
         "hub name.",
     )
     passages_per_day: int = key(10, "New passages per day.", low=1)
-    grader: str = key(
-        "recall",
-        "Grader of answers: recall of the gold tokens of at least 0.67, or a language model.",
-        choices=("recall", "judge"),
-    )
     judge_endpoint: str | None = key(
         None,
-        "OpenAI-compatible endpoint of the judge, e.g. http://localhost:8000/v1; its key is"
-        " read from SLEEP_RL_JUDGE_KEY.",
+        "OpenAI-compatible endpoint of a language model that grades answers, e.g. "
+        "http://localhost:8000/v1; its key is read from SLEEP_RL_JUDGE_KEY. null: an answer is "
+        "right with a recall of the gold tokens of at least 0.67.",
     )
-    judge_model: str | None = key(None, "Name of the judge's model at that endpoint.")
+    judge_model: str | None = key(None, "Name of the model at task.squad.judge_endpoint.")
 
 
 @dataclass(frozen=True)

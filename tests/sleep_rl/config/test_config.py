@@ -22,7 +22,7 @@ task: name days order_seed base_text stop
 task.world: people_per_day known_people deep
 task.documents: path questions known piece_tokens max_new_tokens
 task.classify: path classes_per_day examples_per_document pages_per_example test_per_class
-task.squad: path passages_per_day grader judge_endpoint judge_model
+task.squad: path passages_per_day judge_endpoint judge_model
 task.arc: path puzzles_per_day
 task.custom: target options
 model: base teachers format dtype chunks experts d_low top_k memory_layers
