@@ -28,6 +28,8 @@ from sleep_rl.model.tensor_digest import digest
 
 Answers = tuple[tuple[int, ...], ...]
 """Token ids of one copy's answer to each of its questions."""
+THREADS = 1
+"""Of torch: critics share the cores of their node with each other and with idle workers."""
 
 
 class CriticWorker:
@@ -35,8 +37,8 @@ class CriticWorker:
     torch, on which the adapters are trained.
 
     Arguments: `rank` and `alpha`, of the copies; `copies_per_pass`, copies in one forward pass and
-    adapters that the engine holds at once; `device` and `threads`, of torch; the others as in
-    RolloutWorker. Raises InputError as RolloutWorker, and for a rank that vLLM does not support.
+    adapters that the engine holds at once; `device`, of torch; the others as in RolloutWorker.
+    Raises InputError as RolloutWorker, and for a rank that vLLM does not support.
     """
 
     def __init__(
@@ -51,10 +53,8 @@ class CriticWorker:
         copies_per_pass: int,
         device: str = "cpu",
         probe_tolerance: float = 1e-3,
-        threads: int = 1,
     ):
-        torch.set_num_threads(threads)
-        self._threads = threads
+        torch.set_num_threads(THREADS)
         lora = {
             "enable_lora": True,
             "max_loras": copies_per_pass,
@@ -168,7 +168,7 @@ class CriticWorker:
         While the engine answers for one batch, torch trains the next one in another thread.
         """
         with ThreadPoolExecutor(
-            1, initializer=torch.set_num_threads, initargs=(self._threads,)
+            1, initializer=torch.set_num_threads, initargs=(THREADS,)
         ) as executor:
 
             def start_training(batch: list[Trial]) -> Future:

@@ -118,16 +118,14 @@ def _spawn_critics(backend: Backend, spec: CrewSpec) -> list[Handle]:
         "copies_per_pass": critics.copies_per_pass,
         "device": "cuda" if critics.gpus else "cpu",
         "probe_tolerance": config.probe_tolerance,
-        "threads": threads_on(critics.cpus),
     }
     return [
         backend.spawn(
             "actors.critic:CriticWorker",
             kwargs,
             name=f"critic-{i}",
-            cpus=critics.cpus,
             gpus=critics.gpus,
-            env={} if critics.gpus else cpu_environment(threads_on(critics.cpus)),
+            env={} if critics.gpus else cpu_environment(1),
         )
         for i in range(critics.workers)
     ]

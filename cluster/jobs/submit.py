@@ -34,8 +34,6 @@ PATHS = (
     "base_text",
     "teachers",
     "model",
-    "challenges",
-    "solutions",
     "questions",
     "known",
     "target",

@@ -21,20 +21,14 @@ class Copies:
         "reward does not use, measures the held-out gain.",
         low=1,
     )
-    margin: float = key(
-        0.0, "Margin by which the mean tau must exceed that of the unchanged model.", low=0, high=1
-    )
 
 
 @dataclass(frozen=True)
 class Policy:
-    """The expert that is trained on rewarded dreams to write better ones."""
+    """The expert that is trained on rewarded dreams to write better ones. Each round trains the
+    policy of the last round further.
+    """
 
-    init: str = key(
-        "previous",
-        "Where a round's policy starts: from the last round's policy, or from the model itself.",
-        choices=("previous", "base"),
-    )
     lr: float = key(3e-4, "Peak learning rate.", low=0)
     epochs: int = key(
         2, "Epochs over the accepted dreams. 0: the model itself writes all dreams.", low=0

@@ -80,11 +80,6 @@ class Generation:
         "Natural language: kinds of writing (names of sleep_rl/writing/kinds, or paths of YAML "
         "files) -> texts per sentence, pair of names or document.",
     )
-    retries: int = key(
-        0,
-        "Natural language: how many more times a phrase is asked for that no kept answer says.",
-        low=0,
-    )
     min_gain: float = key(
         1.0,
         "Natural language: nats by which the document must raise the log-probability of the"
@@ -118,8 +113,9 @@ class Generation:
     )
     min_confidence: float = key(
         0.0,
-        "Sequences about a document are dropped if the teacher's probability of its own "
-        "answer y is lower. 0: none are.",
+        "Least probability that the teacher gives its own answer y. Below it sequences about a "
+        "document, in a fixed form, and rehearsed answers are dropped, and prompts are not added "
+        "to the rehearsal index. 0: none are left out.",
         low=0,
         high=1,
     )
@@ -164,13 +160,6 @@ class Rehearsal:
         "Unconditionally generated prompts added to the rehearsal index per night, which "
         "rehearse knowledge older than the first night.",
         low=0,
-    )
-    min_confidence: float = key(
-        0.0,
-        "Prompts are not indexed, and rehearsed answers dropped, if the teacher's "
-        "probability of its own answer is lower. 0: none are.",
-        low=0,
-        high=1,
     )
     temperature: float = key(
         1.0,

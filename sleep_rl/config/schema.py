@@ -119,14 +119,8 @@ class Critics:
     workers: int = key(
         1,
         "Critic workers, each with a vLLM engine and a torch model; used with dream.rounds "
-        "above 0.",
+        "above 0. Without a GPU each has a thread on the cores of workers that are idle meanwhile.",
         low=1,
-    )
-    cpus: float = key(
-        0.0,
-        "CPUs reserved per critic; without a GPU it has a thread on each. 0: one thread on the "
-        "cores of workers that are idle meanwhile.",
-        low=0,
     )
     gpus: float = key(
         0.0, "GPUs per critic, or the share of one. 0: it runs on the CPU.", low=0, high=1

@@ -10,6 +10,8 @@ DAYS = {"world": 3, "classify": 3, "squad": 2, "arc": 1}
 """Task -> default of task.days. The other tasks decide the number of days themselves."""
 DREAM_TOKENS = {"squad": 192, "arc": 128}
 """Task -> default of dream.max_tokens. Dreams of task world have one form of fixed length."""
+ON_HUB = ("documents", "classify", "squad")
+"""Tasks whose `path` may be the name of a dataset of the hub."""
 ORDERED = ("classify", "squad")
 """Tasks that take their days from a dataset, and train their small base on the rest of it."""
 
@@ -85,25 +87,24 @@ class Squad:
         "hub name.",
     )
     passages_per_day: int = key(10, "New passages per day.", low=1)
-    grader: str = key(
-        "recall",
-        "Grader of answers: recall of the gold tokens of at least 0.67, or a language model.",
-        choices=("recall", "judge"),
-    )
     judge_endpoint: str | None = key(
         None,
-        "OpenAI-compatible endpoint of the judge, e.g. http://localhost:8000/v1; its key is"
-        " read from SLEEP_RL_JUDGE_KEY.",
+        "OpenAI-compatible endpoint of a language model that grades answers, e.g. "
+        "http://localhost:8000/v1; its key is read from SLEEP_RL_JUDGE_KEY. null: an answer is "
+        "right with a recall of the gold tokens of at least 0.67.",
     )
-    judge_model: str | None = key(None, "Name of the judge's model at that endpoint.")
+    judge_model: str | None = key(None, "Name of the model at task.squad.judge_endpoint.")
 
 
 @dataclass(frozen=True)
 class Arc:
     """Task arc: ARC puzzles in SEAL's protocol."""
 
-    challenges: str = key("arc-agi_training_challenges.json", "ARC's json file of puzzles.")
-    solutions: str = key("arc-agi_training_solutions.json", "ARC's json file of their solutions.")
+    path: str = key(
+        "arc-agi_training_challenges.json",
+        "Folder with ARC's two json files, ...challenges.json and ...solutions.json; or the file "
+        "with challenges in its name, beside which that with solutions in this place lies.",
+    )
     puzzles_per_day: int = key(11, "New puzzles per day.", low=1)
 
 

@@ -28,11 +28,10 @@ def try_out(
     part of the reward. All dreams are journaled and written to
     <run>/dreams/night-<n>-<round>.jsonl. `selected`: dreams as plain data, as is the result.
     """
-    copies = run.config.dream.copies
     dreams = from_plain(selected)
     by_id = {task.id: task for task in tasks}
     kept = [dream for dream in dreams if dream.kept]
-    per_dream = copies.seeds + 1
+    per_dream = run.config.dream.copies.seeds + 1
     trials = [Trial((), _questions(run, task)) for task in tasks]
     owners = list(tasks)
     for dream in kept:
@@ -53,7 +52,7 @@ def try_out(
     for i, dream in enumerate(kept):
         first = len(tasks) + i * per_dream
         *rewarded, held_out = taus[first : first + per_dream]
-        verdicts[id(dream)] = judged(before[dream.task], rewarded, held_out, copies.margin)
+        verdicts[id(dream)] = judged(before[dream.task], rewarded, held_out)
     judged_dreams = [_with(dream, verdicts[id(dream)]) if dream.kept else dream for dream in dreams]
     record_round(run, night, number, by_id, judged_dreams)
     return to_plain(judged_dreams)
@@ -63,18 +62,16 @@ def judged(
     before: float | Failure,
     taus: Sequence[float | Failure],
     held_out: float | Failure,
-    margin: float,
 ) -> tuple[float, tuple[float, ...], int, float | None] | Failure:
     """Return (tau before, taus, reward, held-out gain) by equation 7: the reward is 1 if the mean
-    over the training seeds exceeds the un-updated model by more than `margin` (and rounding), else
-    0.
+    over the training seeds exceeds the un-updated model, else 0.
 
     Returns a Failure if any tau failed, since the dream then has no reward.
     """
     failed = next((tau for tau in (before, *taus) if isinstance(tau, Failure)), None)
     if failed:
         return failed
-    reward = int(math.fsum(taus) / len(taus) - before > margin + ROUNDING)
+    reward = int(math.fsum(taus) / len(taus) - before > ROUNDING)
     held_out_gain = None if isinstance(held_out, Failure) else held_out - before
     return before, tuple(taus), reward, held_out_gain
 

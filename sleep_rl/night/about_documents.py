@@ -36,6 +36,10 @@ from sleep_rl.writing.questions import (
 from sleep_rl.writing.units import Unit
 
 QUESTION_TOKENS = 48
+RETRIES = 1
+"""How many more times a phrase is asked for that no kept answer says, since it would not be learned
+at all. Only about a fifth of the questions about phrases are asked again (night_tokens.RETRIED).
+"""
 MOST_SHORT_WORDS = 24
 """Of a short answer: chat models answer in a sentence, which repeats words of the question."""
 
@@ -45,12 +49,12 @@ def about_documents(
 ) -> list[TeacherSequence]:
     """Return the sequences of all items that get a question and an answer and pass all filters.
 
-    Phrases that no kept answer says are asked for again, generation.retries times.
+    Phrases that no kept answer says are asked for once more.
     """
     run = sampler.run
     asked: set[str] = set()
     kept = _kept(sampler, planned, asked, rng, counts)
-    for _ in range(run.config.generation.retries):
+    for _ in range(RETRIES):
         again = unsaid_items(run.codec, planned, kept, rng)
         kept += _kept(sampler, again, asked, rng, counts, shown=False)
     return [_sequence(run, item, rng) for item in kept]

@@ -28,10 +28,10 @@ def actors_of(config: Config) -> tuple[Actor, ...]:
     if teachers:  # in night 0 only
         workers.append(Actor("peer", teachers, rollouts.cpus, rollouts.gpus))
     workers.append(Actor("learner", learners.world_size, learners.cpus, learners.gpus))
-    # reward workers reserve no CPU: they share the cores of their node
+    # reward workers and critics reserve no CPU: they share the cores of their node
     workers.append(Actor("reward", reward.workers, 0.0, 0.0))
     if reward.semantic != "none":
         workers.append(Actor("semantic", reward.workers, 0.0, reward.gpus))
     if config.dream.rounds:
-        workers.append(Actor("critic", critics.workers, critics.cpus, critics.gpus))
+        workers.append(Actor("critic", critics.workers, 0.0, critics.gpus))
     return tuple(workers)

@@ -6,6 +6,7 @@ import math
 import os
 
 from sleep_rl.config.schema import Config
+from sleep_rl.config.tasks import ON_HUB
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
 from sleep_rl.driver.measures import probes
@@ -78,7 +79,7 @@ def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
     """
     name = config.task.name
     max_model_len = config.rollouts.engine.get("max_model_len")
-    path = getattr(getattr(config.task, name), "path", ".")
+    path = getattr(config.task, name).path if name in ON_HUB else "."
     if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
         return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not checked",)
     task = make_task(config)

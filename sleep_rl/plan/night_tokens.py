@@ -26,7 +26,7 @@ QUESTION_SHARE = 1 / 3  # of its limit that a question about a sentence takes
 TURN_SHARE = 2 / 3  # of the same limit that a user's turn of self-replay takes
 WITH_QUESTION = 0.6  # share of the texts about sentences that are questions, and are answered
 ASKED_AGAIN = 0.3  # share of them that are answered a second time
-RETRIED = 0.2  # share of the questions about phrases that each of generation.retries asks again
+RETRIED = 0.2  # share of the questions about phrases that are asked once more
 READINGS = 3  # of a document by an engine: for answers, second answers and log-probabilities
 
 
@@ -48,7 +48,7 @@ def planned_units(config: Config, task: Task) -> Iterator[tuple[Kind, Unit]]:
     planned = planned_items(config.generation.kinds, task.days()[-1].documents, rng)
     yield from ((item.kind, item.unit) for item in planned)
     asked = [item for item in planned if item.kind.instruction and item.kind.about == "phrase"]
-    again = round(RETRIED * config.generation.retries * len(asked))
+    again = round(RETRIED * len(asked))
     yield from ((item.kind, item.unit) for item in rng.choices(asked, k=again) if asked)
 
 

@@ -295,6 +295,8 @@ def test_hub_names_lists_models_and_data_of_a_config(tmp_path):
     ]
     squad = replace(Config(), task=replace(Config().task, name="squad"))
     assert services.hub_names(squad) == ([], [squad.task.squad.path])
+    arc = replace(Config(), task=replace(Config().task, name="arc"))
+    assert services.hub_names(arc) == ([], []), "its files are not on the hub"
 
 
 @pytest.fixture

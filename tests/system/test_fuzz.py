@@ -213,9 +213,8 @@ def task_data(folder):
         ],
         "challenges.json": [
             "task.name=arc",
-            f"task.arc.challenges={folder}/challenges.json",
+            f"task.arc.path={folder}/challenges.json",
             "task.arc.puzzles_per_day=2",
-            f"task.arc.solutions={folder}/solutions.json",
             "rollouts.engine.max_model_len=8192",
             "rollouts.engine.kv_cache_memory_bytes=8589934592",
             "model.base=meta-llama/Llama-3.2-1B-Instruct",

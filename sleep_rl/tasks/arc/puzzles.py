@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sleep_rl.contracts.errors import InputError, one_line
-from sleep_rl.files import parsed
+from sleep_rl.files import parsed, spelled
 from sleep_rl.tasks.arc.grids import Example, Grid, render
 
 OPENER = "Input:\n"
 MARKER = "\nOutput:\n"
+CHALLENGES = "challenges"
+SOLUTIONS = "solutions"
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,12 @@ class Puzzle:
     test: tuple[Example, ...]
 
 
-def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
-    """Read the puzzles of ARC's two json files that have a solution.
+def read_puzzles(path: str) -> list[Puzzle]:
+    """Read the puzzles of ARC's two json files that have a solution; `path`: task.arc.path.
 
     Raises InputError for anything that cannot be read.
     """
+    challenges, solutions = _files(spelled(path))
     try:
         puzzles = parsed(challenges)
         solved = parsed(solutions)
@@ -41,9 +45,53 @@ def read_puzzles(challenges: str, solutions: str) -> list[Puzzle]:
     except Exception as error:
         # Boundary: unreadable files, invalid json, other forms; all concern this input.
         raise InputError(
-            f"task.arc: ARC's challenges and solutions as json, got {challenges} and {solutions}: "
-            f"{one_line(error)}"
+            f"task.arc.path: ARC's challenges and solutions as json, got {challenges} and "
+            f"{solutions}: {one_line(error)}"
         ) from error
+
+
+def _files(path: str) -> tuple[str, str]:
+    """Return the files of challenges and of solutions: the one pair in a folder, or a file of
+    challenges and that beside it. Raises InputError where they are missing or not unique.
+    """
+    if os.path.isdir(path):
+        path = os.path.join(path, _only_challenges(path))
+    folder, name = os.path.split(path)
+    if not os.path.exists(path):
+        raise _refusal(path, "no such file or folder")
+    if CHALLENGES not in name:
+        raise _refusal(path, f"its name lacks {CHALLENGES}")
+    solutions = os.path.join(folder, _solutions_of(name))
+    if not os.path.exists(solutions):
+        raise _refusal(path, f"{solutions} is missing")
+    return path, solutions
+
+
+def _only_challenges(folder: str) -> str:
+    """Return the name of the one file of challenges with solutions in a folder."""
+    try:
+        names = set(os.listdir(folder))
+    except OSError as error:
+        raise _refusal(folder, error.strerror) from error
+    found = [name for name in names if name.endswith(f"{CHALLENGES}.json")]
+    pairs = sorted(name for name in found if _solutions_of(name) in names)
+    if len(pairs) == 1:
+        return pairs[0]
+    held = f"it holds {' and '.join(pairs)}" if pairs else "it holds no such pair"
+    raise _refusal(folder, one_line(held))
+
+
+def _solutions_of(name: str) -> str:
+    """Return the name of the file of solutions that belongs to a file of challenges."""
+    return SOLUTIONS.join(name.rsplit(CHALLENGES, 1))
+
+
+def _refusal(path: str, reason: str) -> InputError:
+    return InputError(
+        f"task.arc.path: a folder with one pair of files ...{CHALLENGES}.json and "
+        f"...{SOLUTIONS}.json, or such a file of {CHALLENGES} beside its {SOLUTIONS}, got {path}: "
+        f"{reason}"
+    )
 
 
 def _puzzle(name: str, puzzle: Any, solved: Any) -> Puzzle:

@@ -48,8 +48,7 @@ class Arc:
 
     def __init__(
         self,
-        challenges: str,
-        solutions: str,
+        path: str,
         days: int = DAYS["arc"],
         puzzles_per_day: int = 11,
         max_dream_tokens: int = DREAM_TOKENS["arc"],
@@ -57,14 +56,14 @@ class Arc:
         self.max_dream_tokens = max_dream_tokens
         puzzles = [
             puzzle
-            for puzzle in read_puzzles(challenges, solutions)
+            for puzzle in read_puzzles(path)
             if len(puzzle.train) > 1 and fits([*puzzle.train, *puzzle.test])
         ]
         count = days * puzzles_per_day
         if count > len(puzzles):
             raise InputError(
                 f"task.days * {WHERE}.puzzles_per_day is at most {len(puzzles)}, the puzzles with "
-                f"solutions in {challenges}, got {count}"
+                f"solutions in {path}, got {count}"
             )
         self._of_day = {
             f"day{i + 1}": puzzles[i * puzzles_per_day : (i + 1) * puzzles_per_day]

@@ -50,14 +50,13 @@ class Squad:
         passages_per_day: int = 10,
         order_seed: int = 42,
         max_dream_tokens: int = DREAM_TOKENS["squad"],
-        grader: str = "recall",
         judge_endpoint: str | None = None,
         judge_model: str | None = None,
         base_text: str | None = None,
         recipe: Recipe | None = None,
     ):
         self.max_dream_tokens = max_dream_tokens
-        self.grader = _grader(grader, judge_endpoint, judge_model)
+        self.grader = _grader(judge_endpoint, judge_model)
         self._recipe = recipe or Recipe()
         passages = read_passages(path)
         random.Random(order_seed).shuffle(passages)
@@ -157,21 +156,21 @@ class Squad:
         return str(out)
 
 
-def _grader(name: str, endpoint: str | None, model: str | None) -> JudgeGrader | RecallGrader:
-    """Return the grader that `task.squad.grader` names. Raises InputError where its keys are not
-    complete.
+def _grader(endpoint: str | None, model: str | None) -> JudgeGrader | RecallGrader:
+    """Return the judge at an endpoint, or without one the grader by recall. Raises InputError for
+    an endpoint that is no address, and for one of both without the other.
     """
-    if endpoint and not re.fullmatch(r"https?://\S+", endpoint):
+    if bool(endpoint) != bool(model):
+        raise InputError(
+            f"{WHERE}.judge_model: with {WHERE}.judge_endpoint, and only with it, got "
+            f"{model or 'null'} with {endpoint or 'null'}"
+        )
+    if not endpoint:
+        return RecallGrader()
+    if not re.fullmatch(r"https?://\S+", endpoint):
         raise InputError(
             f"{WHERE}.judge_endpoint: an address that begins with http:// or https://, "
             f"got {endpoint!r}"
-        )
-    if name != "judge":
-        return RecallGrader()
-    if not (endpoint and model):
-        raise InputError(
-            f"{WHERE}.grader: judge needs {WHERE}.judge_endpoint and judge_model, "
-            f"got {endpoint} and {model}"
         )
     return JudgeGrader(endpoint, model, os.environ.get(KEY, ""))
 

@@ -22,27 +22,27 @@ task: name days order_seed base_text stop
 task.world: people_per_day known_people deep
 task.documents: path questions known piece_tokens max_new_tokens
 task.classify: path classes_per_day examples_per_document pages_per_example test_per_class
-task.squad: path passages_per_day grader judge_endpoint judge_model
-task.arc: challenges solutions puzzles_per_day
+task.squad: path passages_per_day judge_endpoint judge_model
+task.arc: path puzzles_per_day
 task.custom: target options
 model: base teachers format dtype chunks experts d_low top_k memory_layers
 wake: lr
 sleep: steps epochs steps_per_round lag batch lr warmup on_full expansion reset
-generation: samples kinds retries min_gain answers other_form temperature min_p min_confidence
+generation: samples kinds min_gain answers other_form temperature min_p min_confidence
 replay: share samples
-rehearsal: share instead samples prompts unconditional_prompts min_confidence temperature priority
+rehearsal: share instead samples prompts unconditional_prompts temperature priority
 reading: rows synthetic_documents
 imitation: group_size prefix importance_cap
 objective: on_policy off_policy_first alpha divergence beta hard_share mean prompt_weight
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
 dream: max_tokens steps
-dream.copies: lr epochs rank alpha seeds margin
-dream.policy: init lr epochs batch
+dream.copies: lr epochs rank alpha seeds
+dream.policy: lr epochs batch
 checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
 rollouts: workers cpus gpus tensor_parallel engine
 learners: world_size cpus gpus threads zero_stage pass_tokens gradient_checkpointing grad_clip
-critics: workers cpus gpus copies_per_pass engine
+critics: workers gpus copies_per_pass engine
 cluster: backend address start_timeout_s call_timeout_s wait_for_nodes_s gpu_gb restarts
 evaluate: questions contexts max_drop max_drift probes
 baselines: run steps lr

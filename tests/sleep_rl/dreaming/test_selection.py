@@ -115,28 +115,28 @@ def test_greedy_subtracts_overlap_with_chosen_dreams():
 
 
 @pytest.mark.parametrize(
-    "before,taus,margin,reward",
+    "before,taus,reward",
     [
-        (0.5, (0.5, 0.5, 0.5), 0.0, 0),
-        (0.5, (0.4, 0.5, 0.7), 0.0, 1),
-        (0.5, (0.4, 0.5, 0.7), 0.1, 0),
-        (0.0, (0.0,), 0.0, 0),
-        (1.0, (1.0, 1.0), 0.0, 0),
-        (0.2, (0.1, 0.4), 0.04, 1),
-        (0.2, (0.2, 0.2, 0.2), 0.0, 0),
-        (0.3, (0.4, 0.4, 0.4), 0.1, 0),
-        (5 / 14, (4 / 14, 5 / 14, 6 / 14), 0.0, 0),
-        (5 / 14, (5 / 14, 5 / 14, 6 / 14), 0.0, 1),
+        (0.5, (0.5, 0.5, 0.5), 0),
+        (0.5, (0.4, 0.5, 0.7), 1),
+        (0.5, (0.2, 0.5, 0.7), 0),
+        (0.0, (0.0,), 0),
+        (1.0, (1.0, 1.0), 0),
+        (0.2, (0.1, 0.4), 1),
+        (0.2, (0.2, 0.2, 0.2), 0),
+        (0.1, (0.1, 0.1, 0.1), 0),
+        (5 / 14, (4 / 14, 5 / 14, 6 / 14), 0),
+        (5 / 14, (5 / 14, 5 / 14, 6 / 14), 1),
     ],
 )
-def test_reward_is_one_if_the_mean_tau_exceeds_the_model(before, taus, margin, reward):
-    assert judged(before, taus, 0.9, margin) == (before, taus, reward, pytest.approx(0.9 - before))
+def test_reward_is_one_if_the_mean_tau_exceeds_the_model(before, taus, reward):
+    assert judged(before, taus, 0.9) == (before, taus, reward, pytest.approx(0.9 - before))
 
 
 def test_failed_tau_gives_no_reward():
     bad = Failure("the copy's loss became nan", "critic")
-    assert judged(0.5, (0.7, bad, 0.9), 0.9, 0.0) is bad and judged(bad, (0.7,), 0.9, 0.0) is bad
-    assert judged(0.5, (0.7,), bad, 0.0) == (0.5, (0.7,), 1, None)  # only the seed beside it failed
+    assert judged(0.5, (0.7, bad, 0.9), 0.9) is bad and judged(bad, (0.7,), 0.9) is bad
+    assert judged(0.5, (0.7,), bad) == (0.5, (0.7,), 1, None)  # only the seed beside it failed
 
 
 def test_gain_is_mean_tau_minus_tau_before():

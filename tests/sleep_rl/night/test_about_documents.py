@@ -25,7 +25,7 @@ from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
 from sleep_rl.night.items import Counts, Item, planned_items
 from sleep_rl.night.natural import INTERROGATIVES, self_replay
-from sleep_rl.night.phrase_answers import recovered_phrases
+from sleep_rl.night.phrase_answers import MOST_CHOICES, recovered_phrases
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
@@ -186,9 +186,10 @@ def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
 
     run._reply = wrong_for_pike
     sequences, counts = written(run)
-    # each sentence is asked for the chemist and for what was bought, in the same words
-    assert counts.kinds == {"question": [6, 1]}
-    dropped = {"duplicate": 3, "not about its sentence": 1, "not repeated": 1}
+    # each sentence is asked for the chemist and for what was bought, in the same words; and once
+    # more for every phrase but the seaweed
+    assert counts.kinds == {"question": [6 + 5, 1]}
+    dropped = {"duplicate": 3 + 5, "not about its sentence": 1, "not repeated": 1}
     assert counts.journal_fields()["dropped"] == dropped
     assert texts(run, sequences[0])[3] == "A red seaweed.<|im_end|>"
 
@@ -218,7 +219,8 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     # the answer about Ruth Abel is not repeated, but the phrase is the answer
     alone = ["red seaweed", "brass clock", "white hedgehog"]
     assert answers == ["A red seaweed.", "A brass clock.", *alone]
-    assert counts.kinds == {"question": [6, 3]}  # questions, not sequences
+    # questions, not sequences; once more for the chemists
+    assert counts.kinds == {"question": [6 + 3, 3]}
     assert counts.recovered == 1 and counts.dropped["not repeated"] == 1
     contexts = {texts(run, sequence)[0] for sequence in sequences}
     assert len(contexts) == 1 and BODY in contexts.pop()
@@ -246,7 +248,9 @@ def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
     sequences, counts = written(run)
     # the same question, asked six times, is kept once, for the first phrase: Alice Thorne
     assert sequences == [] and counts.dropped["another phrase is likelier"] == 1
-    assert set(asked) == {*FACTS, *FACTS.values()}
+    # the phrase, then the others of its sentence and of the document
+    choices = ["Alice Thorne", "red seaweed", "Edgar Pike", "brass clock", "Ruth Abel"]
+    assert asked == choices and len(asked) == MOST_CHOICES
     seen = {"Alice Thorne": "brass clock"}
     for phrase, likeliest in (("Alice Thorne", "Alice Thorne"), *seen.items()):
         unit = next(u for u in units("phrase", DOCUMENT) if u.fields["phrase"] == phrase)
@@ -274,8 +278,8 @@ def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
     assert counts.journal_fields()["recovered"] == 6
 
 
-def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():
-    run = teacher(kinds={"question": 1}, retries=2)
+def test_a_phrase_that_no_kept_answer_says_is_asked_for_once_more():
+    run = teacher(kinds={"question": 1})
     reply = run._reply
 
     def no_question_about_pike_at_first(text, seed, temperature):
@@ -287,9 +291,8 @@ def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():
     run._reply = no_question_about_pike_at_first
     sequences, counts = written(run)
     assert "What did Edgar Pike buy?" in {texts(run, s)[2].split("<")[0] for s in sequences}
-    # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only; then Pike's
-    # clock is said as well
-    assert counts.kinds["question"] == [6 + 5 + 4, 2]
+    # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only
+    assert counts.kinds["question"] == [6 + 5, 2]
 
 
 def test_every_phrase_is_a_gap_of_its_sentence_and_needs_no_samples():
@@ -360,7 +363,7 @@ def test_phrases_that_many_sentences_have_are_not_asked_for():
 
 
 def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
-    run = teacher(rehearsal={"min_confidence": 0.05, "temperature": 0.5})
+    run = teacher(rehearsal={"temperature": 0.5}, min_confidence=0.05)
     form = run.codec.form
     prompts = [form.question(f"What did {who} buy?") for who in (*FACTS, "nobody")]
     replies = iter(("A red seaweed.", "A brass clock. It", "it has no", Failure("rollout", "gone")))
@@ -397,6 +400,24 @@ def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
     assert counts.journal_fields()["dropped"] == {"no end": 1, "failed": 1}
 
 
+def test_rehearsed_answers_with_low_confidence_are_dropped():
+    """Answers have log-probability -0.1 per token, so that longer ones are less probable."""
+    counts = Counts()
+    run = teacher()
+    answers = ("A clock.", "It is a very old brass clock.")
+    tokens = len(run.codec.tokens.plain_ids(answers[0]))
+    run.config = changed(run.config, generation={"min_confidence": math.exp(-0.1 * tokens - 0.05)})
+    replies = iter(answers)
+    run._reply = lambda *given: next(replies)
+    form = run.codec.form
+    prompts = [form.question(f"What did {who} buy?") for who in ("Edgar Pike", "Ruth Abel")]
+    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    requests = rehearsal_requests(run.codec, prompts, random.Random(0))
+    [sequence] = rehearse_with_cuts(sampler, requests, counts)
+    assert texts(run, sequence)[3] == "A clock.<|im_end|>"
+    assert counts.journal_fields()["dropped"] == {"unsure": 1}
+
+
 def test_short_answers_end_with_their_first_sentence():
     run = teacher(kinds={"question": 1})
     reply = run._reply
@@ -412,7 +433,8 @@ def test_questions_are_sampled_at_the_temperature_of_their_kind():
     run = teacher(kinds={"question": 1, "reversed": 1})
     written(run)
     asked = [temperature for _, temperature, text in run.asked if "Sentence:" in text]
-    assert asked == [0.7] * 6 + [run.config.generation.temperature] * 3
+    once_more = [0.7] * 4  # the chemists, and what is not repeated
+    assert asked == [0.7] * 6 + [run.config.generation.temperature] * 3 + once_more
 
 
 def test_question_with_short_answer_is_kept_once():

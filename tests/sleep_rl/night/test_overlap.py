@@ -47,9 +47,10 @@ def classify(folder):
 
 def arc(folder):
     pairs = [{"input": [[n, 1]], "output": [[1, n]]} for n in (2, 3, 4)]
-    (folder / "c.json").write_text(json.dumps({"p": {"train": pairs, "test": [{"input": [[5]]}]}}))
-    (folder / "s.json").write_text(json.dumps({"p": [[[5]]]}))
-    return Arc(str(folder / "c.json"), str(folder / "s.json"), puzzles_per_day=1)
+    puzzles = {"p": {"train": pairs, "test": [{"input": [[5]]}]}}
+    (folder / "challenges.json").write_text(json.dumps(puzzles))
+    (folder / "solutions.json").write_text(json.dumps({"p": [[[5]]]}))
+    return Arc(str(folder), puzzles_per_day=1)
 
 
 def documents(folder):

@@ -54,8 +54,8 @@ def test_every_preset_passes_plan_offline(name, tmp_path):
             ("challenges", puzzles),
             ("solutions", {p: [[[2, 1]]] for p in puzzles}),
         ):
-            given[f"task.arc.{key}"] = str(tmp_path / f"{key}.json")
             (tmp_path / f"{key}.json").write_text(json.dumps(content))
+        given["task.arc.path"] = str(tmp_path)
     p = plan(config(*(f"{key}={value}" for key, value in given.items()), name=name))
     assert render(p) and (p.config.wandb.mode, p.config.cluster.backend) == ("off", "ray")
 

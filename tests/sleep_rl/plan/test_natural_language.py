@@ -103,6 +103,15 @@ def test_tokens_of_a_night_on_one_sentence(planned):
     assert again == p.seconds
 
 
+def test_a_fifth_of_the_questions_about_phrases_are_written_once_more(planned):
+    """Those that no model writes are the same again, and not counted."""
+    written, in_place = (
+        planned(tokenizer=chat_tokenizer(), kinds={kind: 5}).written
+        for kind in ("question", "in_place")
+    )
+    assert 0 < 6 * in_place == 5 * written
+
+
 def test_off_policy_steps_have_no_completions(planned):
     args = ("sleep.steps=40", "sleep.batch=16", "objective.on_policy=0.5", "replay.share=0.5")
     counts = [

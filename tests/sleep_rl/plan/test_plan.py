@@ -408,6 +408,10 @@ def test_plan_reads_the_data_and_refuses_impossible_counts(tmp_path):
     assert plan(config("task.name=classify")).notes[0] == (
         "task.classify.path: clinc/clinc_oos is a dataset of the hub; it was not checked"
     )
+    # ARC's files are not on the hub
+    engine = "rollouts.engine={max_model_len: 8192, kv_cache_memory_bytes: 8589934592}"
+    missing = ("task.name=arc", "model.base=Qwen/Qwen3-8B", engine, "task.arc.path=owner/name")
+    assert refusal(*missing).endswith("got owner/name: no such file or folder")
 
 
 def test_teachers_are_actors_and_missing_paths_are_refused(tmp_path, checkpoint):

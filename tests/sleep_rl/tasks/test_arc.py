@@ -32,18 +32,22 @@ def puzzle(n, tests=1):
     return {"train": pairs, "test": asked}, [[[5 + t, n], [0, 5 + t]] for t in range(tests)]
 
 
-@pytest.fixture
-def files(tmp_path):
-    made = {f"p{n}": puzzle(n, tests=1 + n % 2) for n in range(1, 5)}
-    paths = [tmp_path / "challenges.json", tmp_path / "solutions.json"]
-    for path, part in zip(paths, (0, 1), strict=True):
-        path.write_text(json.dumps({name: both[part] for name, both in made.items()}))
-    return [str(path) for path in paths]
+def write(folder, prefix="", suffix="", names=("p1", "p2", "p3", "p4")):
+    made = {name: puzzle(n, tests=1 + n % 2) for n, name in enumerate(names, start=1)}
+    for part, what in enumerate(("challenges", "solutions")):
+        content = {name: both[part] for name, both in made.items()}
+        (folder / f"{prefix}{what}{suffix}.json").write_text(json.dumps(content))
 
 
 @pytest.fixture
-def task(files):
-    return Arc(*files, days=2, puzzles_per_day=2)
+def folder(tmp_path):
+    write(tmp_path)
+    return str(tmp_path)
+
+
+@pytest.fixture
+def task(folder):
+    return Arc(folder, days=2, puzzles_per_day=2)
 
 
 def test_grid_text_round_trip():
@@ -120,11 +124,11 @@ def test_invalid_recipe_is_a_failure_with_reason(task, change, reason):
     assert isinstance(failed, Failure) and reason in failed.reason and failed.where == "dream"
 
 
-def test_sub_puzzles_leave_examples_out(task, files):
+def test_sub_puzzles_leave_examples_out(task, folder):
     [one, _] = task.dream_tasks(task.days()[0])
     lesson = task.lesson(one, f"Here: {json.dumps(RECIPE)} and more")
     assert (lesson.lr, lesson.epochs) == (1e-4, 2)
-    [first, *_] = read_puzzles(*files)
+    [first, *_] = read_puzzles(folder)
     plain = lesson.texts
     left = (
         sum(t.prompt.count(OPENER) == 3 for t in plain),
@@ -141,8 +145,8 @@ def test_sub_puzzles_leave_examples_out(task, files):
     }
 
 
-def test_families_add_augmentations_up_to_the_limit(files):
-    [first, *_] = read_puzzles(*files)
+def test_families_add_augmentations_up_to_the_limit(folder):
+    [first, *_] = read_puzzles(folder)
     sizes = {
         kind: len(sub_puzzles(first, FineTuningRecipe((kind,), False, 1e-4, 1)))
         for kind in ("basic", "size", "chain", "repeat")
@@ -186,31 +190,68 @@ def test_questions_grades_and_missing_base(task):
         task.base_checkpoint(".", 0, None)
 
 
-def test_invalid_files_give_one_line_errors(tmp_path, files):
+def test_a_path_is_a_folder_with_one_pair_of_files_or_a_file_beside_its_solutions(tmp_path):
+    write(tmp_path, "arc-agi_training_", names=("a",))
+    write(tmp_path, "arc-agi_training_", "_filtered", names=("b",))
+    (tmp_path / "arc-agi_test_challenges.json").write_text("{}")  # ARC's, without solutions
+    for path, name in (
+        (tmp_path, "a"),
+        (tmp_path / "arc-agi_training_challenges.json", "a"),
+        (tmp_path / "arc-agi_training_challenges_filtered.json", "b"),
+    ):
+        assert [puzzle.id for puzzle in read_puzzles(str(path))] == [name]
+    (tmp_path / "challenges").mkdir()
+    write(tmp_path / "challenges", names=("c",))
+    [only] = read_puzzles(str(tmp_path / "challenges" / "challenges.json"))
+    assert only.id == "c", "the name of the file alone is changed"
+
+
+def test_missing_and_ambiguous_files_give_one_line_errors(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "a_challenges.json").write_text("{}")
+    (tmp_path / "both").mkdir()
+    write(tmp_path / "both", "training_")
+    write(tmp_path / "both", "evaluation_")
+    allowed = (
+        "task.arc.path: a folder with one pair of files ...challenges.json and ...solutions.json, "
+        "or such a file of challenges beside its solutions, got "
+    )
+    for path, reason in (
+        ("empty", "it holds no such pair"),
+        ("alone", "it holds no such pair"),
+        ("both", "it holds evaluation_challenges.json and training_challenges.json"),
+        ("none", "no such file or folder"),
+        ("both/none_challenges.json", "no such file or folder"),
+        ("both/training_solutions.json", "its name lacks challenges"),
+        ("alone/a_challenges.json", f"{tmp_path}/alone/a_solutions.json is missing"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Arc(str(tmp_path / path))
+        assert str(caught.value) == f"{allowed}{tmp_path / path}: {reason}"
+
+
+def test_invalid_files_give_one_line_errors(tmp_path, folder):
     for content in (
         "",
         "[]",
         '{"a": {"train": [{"input": [[1], [1, 2]], "output": [[1]]}], "test": []}}',
         '{"p1": 3}',
     ):
-        bad = tmp_path / "bad.json"
+        bad = tmp_path / "bad_challenges.json"
         bad.write_text(content)
-        with pytest.raises(InputError, match=r"^task.arc") as caught:
-            solutions = tmp_path / "s.json"
-            solutions.write_text('{"a": [], "p1": []}')
-            Arc(str(bad), str(solutions))
+        (tmp_path / "bad_solutions.json").write_text('{"a": [], "p1": []}')
+        with pytest.raises(InputError, match=r"^task.arc.path: ARC's challenges") as caught:
+            Arc(str(bad))
         assert len(str(caught.value).splitlines()) == 1
     with pytest.raises(InputError, match=r"is at most 4, the puzzles with solutions in .*, got 10"):
-        Arc(*files, days=2, puzzles_per_day=5)
+        Arc(f"{folder}/challenges.json", days=2, puzzles_per_day=5)
 
 
 @pytest.mark.skipif(not DATA.is_dir(), reason="ARC's puzzles are not beside this checkout")
 def test_seal_training_puzzles():
-    names = [
-        "arc-agi_training_challenges_filtered_1B_training_set.json",
-        "arc-agi_training_solutions_filtered_1B_training_set.json",
-    ]
-    task = Arc(*(str(DATA / name) for name in names), puzzles_per_day=11)
+    file = DATA / "arc-agi_training_challenges_filtered_1B_training_set.json"
+    task = Arc(str(file), puzzles_per_day=11)
     [day] = task.days()
     every = task.dream_tasks(day)
     assert len(every) == 11

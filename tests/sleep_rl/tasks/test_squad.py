@@ -9,6 +9,7 @@ import torch
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import TrainingText
 from sleep_rl.contracts.roles import Dreamer
+from sleep_rl.tasks.grading import RecallGrader
 from sleep_rl.tasks.squad.base_model import Recipe, base_batches, model_config, train_tokenizer
 from sleep_rl.tasks.squad.dataset import DREAM, MARKER, OPENER, read_passages
 from sleep_rl.tasks.squad.task import Squad
@@ -144,39 +145,34 @@ def test_invalid_files_give_one_line_errors(tmp_path, content, line):
     )
 
 
-def test_invalid_counts_and_judges_are_refused(path):
+def test_invalid_counts_are_refused(path):
     with pytest.raises(
         InputError, match=r"task.days \* task.squad.passages_per_day is at most 8, .* got 10"
     ):
         Squad(path, days=2, passages_per_day=5)
-    with pytest.raises(
-        InputError, match=r"task.squad.grader: judge needs task.squad.judge_endpoint"
+    with pytest.raises(InputError, match=r"task.base_text: passages to train the base on"):
+        Squad(path, days=1, passages_per_day=8).base_checkpoint(".", 0, None)
+
+
+def test_answers_are_graded_by_the_judge_at_an_endpoint_or_by_recall(path):
+    def squad(**judge):
+        return Squad(path, days=1, passages_per_day=1, **judge)
+
+    assert isinstance(squad().grader, RecallGrader)
+    assert squad(judge_endpoint="http://x/v1", judge_model="m").grader.name == "judge:m"
+    for judge, got in (
+        ({"judge_endpoint": "http://x/v1"}, "null with http://x/v1"),
+        ({"judge_model": "m"}, "m with null"),
     ):
-        Squad(path, days=1, passages_per_day=1, grader="judge")
-    assert (
-        Squad(
-            path,
-            days=1,
-            passages_per_day=1,
-            grader="judge",
-            judge_endpoint="http://x/v1",
-            judge_model="m",
-        ).grader.name
-        == "judge:m"
-    )
+        with pytest.raises(InputError) as caught:
+            squad(**judge)
+        assert str(caught.value) == (
+            f"task.squad.judge_model: with task.squad.judge_endpoint, and only with it, got {got}"
+        )
     with pytest.raises(
         InputError, match=r"task.squad.judge_endpoint: an address that begins with http"
     ):
-        Squad(
-            path,
-            days=1,
-            passages_per_day=1,
-            grader="judge",
-            judge_endpoint="localhost 80",
-            judge_model="m",
-        )
-    with pytest.raises(InputError, match=r"task.base_text: passages to train the base on"):
-        Squad(path, days=1, passages_per_day=8).base_checkpoint(".", 0, None)
+        squad(judge_endpoint="localhost 80", judge_model="m")
 
 
 def test_base_sequences_of_passages_questions_and_dreams(path):
