@@ -104,6 +104,14 @@ def kill_worker(handle):
     process.wait(LIMIT_S)
 
 
+def has_ended(pid: int) -> bool:
+    """Return whether a process is gone, or a zombie because its parent does not wait for it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def as_at_a_terminal() -> None:
     """Reset signal handlers, for `preexec_fn`: background processes of a script, or of nohup,
     ignore them.
