@@ -16,6 +16,7 @@ from cluster.drill.scenarios import PHASES, Fault, Row, reached
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Weights
+from tests.fakes.drilled_runs import ScriptedRun
 from tests.fakes.processes import LIMIT_S, until
 
 DRILL = str(Path(__file__).parents[3] / "configs" / "drill.yaml")
@@ -132,38 +133,6 @@ def test_a_worker_without_a_process_is_named(tmp_path):
         faults.worker(tmp_path, "rollout-7")
 
 
-class FakeRun:
-    """Replaces DrilledRun: its records come one by one, and its exit code and memory are given."""
-
-    def __init__(self, records, code=0, memory=b"same"):
-        self.left = list(records)
-        self.seen = list(records[-1:] if len(records) == 1 else [])
-        self.code = code
-        self.memory = memory
-        self.folder = Path("runs/x")
-        self.process = self
-
-    def wait(self):
-        return self.code
-
-    def until(self, condition):
-        while not condition(self.seen) and self.left:
-            self.seen.append(self.left.pop(0))
-        return condition(self.seen)
-
-    def records(self):
-        return self.seen
-
-    def outcome(self):
-        return {"night-1": self.memory}, {"known": 1.0}
-
-    def last_line(self):
-        return "sleep-rl: the loss is nan"
-
-    def end(self):
-        pass
-
-
 WANT = ({"night-1": b"same"}, {"known": 1.0})
 
 
@@ -200,7 +169,7 @@ def test_a_row_has_the_reaction_and_whether_the_outcome_is_the_expected_one(
 ):
     hit = []
     records = [*journal(1), {"kind": "restarted", "worker": worker, "t": time.time() + 0.3}]
-    monkeypatch.setattr(scenarios, "DrilledRun", lambda *_: FakeRun(records, code, memory))
+    monkeypatch.setattr(scenarios, "DrilledRun", lambda *_: ScriptedRun(records, code, memory))
     fault = Fault("kill rollout-0", "seeding", 1, lambda folder: hit.append(folder) or "rollout-0")
     [row] = scenarios._recovery("kills", [fault])("config", [], tmp_path, WANT)
     assert hit == [Path("runs/x")] and (row.result, row.passed) == (result, passed)
@@ -218,7 +187,7 @@ def test_the_table_has_every_row_and_a_failed_one_raises(passed, monkeypatch, tm
         Row("flip a byte", "push 2", "not detected", passed),
     ]
     monkeypatch.setattr(
-        drilling, "DrilledRun", lambda *_: FakeRun([{"kind": "done", "seconds": 9.0}])
+        drilling, "DrilledRun", lambda *_: ScriptedRun([{"kind": "done", "seconds": 9.0}])
     )
     monkeypatch.setattr(drilling, "scenarios", lambda config: [lambda *_: iter(rows)])
     printed = []

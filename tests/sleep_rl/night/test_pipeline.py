@@ -195,7 +195,7 @@ def test_missing_samples_raise_after_the_limit():
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_run_with_lag_trains_all_nights(lag, tmp_path):
     config = changed(CONFIG, sleep={"steps": 6, "lag": lag}, run={"checkpoint_steps": 2})
-    protocol, _, records = live_life(config, tmp_path, Crew)
+    crew, records = live_life(config, tmp_path)
     steps = [(r["night"], r["sender"], r["step"]) for r in records if r["kind"] == "seed"]
     assert steps == [
         (c.night, c.sender, step) for c in config.schedule(config.nights) for step in range(6)
@@ -203,7 +203,7 @@ def test_run_with_lag_trains_all_nights(lag, tmp_path):
     flow = [r for r in records if r["kind"] == "flow"]
     assert [r["round"] for r in flow] == [*range(6)] * len(config.schedule(config.nights))
     assert all(0 <= r["learner_idle"] <= 1 for r in records if r["kind"] == "night")
-    assert [entry for entry in protocol if entry[0] == "open"] == [
+    assert [entry for entry in crew.protocol if entry[0] == "open"] == [
         ("open", 1, (1,)),
         ("open", 2, (1, 2)),
         ("open", 1, ()),

@@ -14,7 +14,14 @@ from sleep_rl.night.plan import CONTEXT, Shares
 from sleep_rl.night.saved_data import load_data, save_data
 from sleep_rl.night.sequences import NightData, Origin, TeacherSequence
 from tests.fakes.configs import changed, toy
-from tests.fakes.crew import CONFIG, RESUMABLE, Crew, Killed, continue_life, live_life
+from tests.fakes.crew import (
+    CONFIG,
+    RESUMABLE,
+    Killed,
+    RecordingCrew,
+    continue_life,
+    live_life,
+)
 from tests.fakes.processes import LIMIT_S
 from tests.fakes.reader import Purchases, reading_run
 
@@ -64,32 +71,10 @@ def test_steps_default_to_those_of_the_night():
     assert registry.steps_of(config, SELF_WRITTEN, natural=True, night_steps=5) == 5
 
 
-class Written(Crew):
-    """A crew that keeps the batches of nights and baseline, and the states that are loaded."""
-
-    def __init__(self, texts, rehearsed):
-        super().__init__(texts, rehearsed)
-        self.batches = {"night": [], "baseline": []}
-        self.loaded = []
-
-    def seed_step(self, batch_N, step, steps):
-        if self.open == 1:
-            self.batches["night"].append(batch_N)
-        return super().seed_step(batch_N, step, steps)
-
-    def sft_step(self, batch_N, step, steps, peak=None):
-        self.batches["baseline"].append(batch_N)
-        return {"loss": 1.0}
-
-    def load_state(self, tag):
-        self.loaded.append(tag)
-
-
 def test_self_written_texts_are_those_of_the_night_in_the_same_shares(tmp_path):
     config = changed(CONFIG, baselines={"run": [SELF_WRITTEN]}, objective={"on_policy": 0.0})
-    made = []
-    _, _, records = live_life(config, tmp_path, lambda *a: made.append(Written(*a)) or made[0])
-    batches = made[0].batches
+    crew, records = live_life(config, tmp_path, RecordingCrew)
+    batches = crew.batches
     nights = len(batches["night"]) // config.sleep.steps
     assert nights == 4 and len(batches["baseline"]) == len(batches["night"])
     for night in range(nights):
@@ -107,7 +92,7 @@ def test_self_written_texts_are_those_of_the_night_in_the_same_shares(tmp_path):
             (s.bare_T, s.sequence_T) for s in data.new
         }
     # from the base memory in the first night, then from the night before
-    own = [tag for tag in made[0].loaded if tag in (registry.BASE, SELF_WRITTEN)]
+    own = [tag for tag in crew.loaded if tag in (registry.BASE, SELF_WRITTEN)]
     assert own == [registry.BASE, *[SELF_WRITTEN] * (nights - 1)]
     rows = [r for r in records if r["kind"] == "evaluate" and r["method"] == SELF_WRITTEN]
     assert [r["after"] for r in rows] == [f"night {n + 1}" for n in range(nights)]
@@ -120,12 +105,11 @@ def test_a_night_of_few_sequences_has_fewer_steps_and_so_has_its_baseline(tmp_pa
         objective={"on_policy": 0.0},
         sleep={"epochs": 0.5},
     )
-    made = []
-    _, _, records = live_life(config, tmp_path, lambda *a: made.append(Written(*a)) or made[0])
+    crew, records = live_life(config, tmp_path, RecordingCrew)
     nights = [r for r in records if r["kind"] == "night" and r["sender"] == CONTEXT]
     steps = [record["steps"] for record in nights]
     assert len(steps) == 4 and 0 < max(steps) < config.sleep.steps
-    batches = made[0].batches
+    batches = crew.batches
     assert len(batches["night"]) == len(batches["baseline"]) == sum(steps)
     new = Shares.of(config, config.replay.share, 0.0).teacher_new
     for night in range(1, 5):
@@ -141,9 +125,8 @@ def _shares(batch):
 
 def test_student_samples_are_replaced_by_the_teachers_sequences(tmp_path):
     config = changed(CONFIG, baselines={"run": [SELF_WRITTEN]}, objective={"on_policy": 1.0})
-    made = []
-    live_life(config, tmp_path, lambda *a: made.append(Written(*a)) or made[0])
-    rows = [row for batch in made[0].batches["baseline"] for row in batch]
+    crew, _ = live_life(config, tmp_path, RecordingCrew)
+    rows = [row for batch in crew.batches["baseline"] for row in batch]
     assert len(rows) == 4 * config.sleep.steps * (config.sleep.batch + config.reading.rows)
     assert all(row.advantage is None and not row.behaviour_T for row in rows)
 
@@ -181,7 +164,7 @@ def test_plain_fine_tuning_in_natural_language_reads_the_raw_documents(tmp_path)
 
     config = toy(sleep={"batch": 4}, reading={"rows": 2})
     run = reading_run(tmp_path, config, task=Office())
-    crew = Written(run.codec, [])
+    crew = RecordingCrew(run.codec)
     run.crew.learn = crew
     run.crew.push = lambda name, view: None
     day = run.task.days()[0]

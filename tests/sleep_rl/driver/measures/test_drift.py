@@ -103,7 +103,7 @@ class Moving(Crew):
 @pytest.mark.parametrize(("limit", "alarms"), [(None, []), (0.025, ["night 3", "night 4"])])
 def test_every_life_measures_drift_and_warns_above_the_limit(limit, alarms, tmp_path, capsys):
     config = changed(CONFIG, evaluate={"max_drift": limit})
-    _, _, records = live_life(config, tmp_path, Moving)
+    _, records = live_life(config, tmp_path, Moving)
     evaluations = [r for r in records if r["kind"] == "evaluate" and r["row"]]
     drifts = {r["after"]: r["drift"] for r in evaluations}
     assert drifts.pop("base") is None
