@@ -76,6 +76,9 @@ class Written(Consolidation):
     unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
     kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
+    recovered: Number = metric(
+        "questions whose own answer was dropped, answered by the phrase alone", "count"
+    )
     ends: dict[str, int] | None = metric("how answers ended: token, string, cut", "count")
     changed: dict[str, list[int]] | None = metric(
         "changed document -> [prompts of past nights about it, those answered by its new text]",

@@ -18,10 +18,10 @@ from sleep_rl.night.answer_filters import (
     kept_answer,
 )
 from sleep_rl.night.items import Counts, Item, unsaid_items
+from sleep_rl.night.phrase_answers import phrase_answers, recovered_phrases
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
-from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.text.forms import NaturalForm
 from sleep_rl.writing.questions import (
@@ -72,15 +72,17 @@ def _kept(
     for item in items:
         counts.kinds.setdefault(item.kind.name, [0, 0])[0] += 1
     items = _add_questions(sampler, items, asked, rng, counts, shown=shown)
-    items = _add_answers(sampler, items, counts)
-    items = drop_unstable(sampler, items, counts)
-    items += _phrase_answers(sampler.run.codec, items)
-    items = drop_without_gain(sampler, items, counts)
-    for item in items:
-        phrase_alone = item.given and item.kind.answer != "given"
-        if not phrase_alone:
-            counts.kinds[item.kind.name][1] += 1
-    return items
+    answered = drop_unstable(sampler, _add_answers(sampler, items, counts), counts)
+    answered += phrase_answers(sampler.run.codec, answered)
+    answered += recovered_phrases(sampler.run, items, answered, counts)
+    kept = drop_without_gain(sampler, answered, counts)
+    counted = set()
+    for item in kept:
+        if item.kind.short and item.question in counted:  # answered twice: by the phrase, too
+            continue
+        counted.add(item.question)
+        counts.kinds[item.kind.name][1] += 1
+    return kept
 
 
 def _add_questions(
@@ -170,7 +172,7 @@ def _add_answers(sampler: TeacherSampler, items: list[Item], counts: Counts) -> 
     for item in items:
         if item.kind.answer == "given":
             rest_T = codec.form.answer(item.unit.rest)
-            answered.append(replace(item, answer_T=rest_T, given=True))
+            answered.append(item.given_answer(rest_T))
     from_base = [item for item in items if item.kind.answer == "base"]
     short = [item for item in items if item.kind.answer == "document" and item.kind.short]
     long = [item for item in items if item.kind.answer == "document" and not item.kind.short]
@@ -211,23 +213,6 @@ def _short_answer(codec: PromptCodec, item: Item, answer_T: Ids, counts: Counts)
         counts.dropped["not about its sentence"] += 1
         return None
     return answer_T[: codec.tokens.token_at(answer_T, end)] if end < len(text) else answer_T
-
-
-def _phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
-    """Return the items of kinds with phrase_answers again, with the phrase alone as the answer: the
-    student learns it without the words around it. Only where the teacher's own answer says it.
-    """
-    again = []
-    for item in items:
-        phrase = item.unit.fields.get("phrase", "")
-        if not item.kind.phrase_answers or phrase.lower() in item.question.lower():
-            continue
-        answer = codec.text(item.answer_T)
-        if normalised(phrase) == normalised(answer):
-            continue
-        if gold_recall(phrase, answer) >= RECALL_THRESHOLD:
-            again.append(replace(item, answer_T=codec.form.answer(phrase), given=True))
-    return again
 
 
 def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequence:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sleep_rl.contracts.records import Document, Ids
@@ -27,6 +27,7 @@ class Counts:
 
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
+    recovered: int = 0  # questions whose own answer was dropped, answered by the phrase
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
     # superseded document -> [prompts about it, those with a new answer]
     changed: dict[str, list[int]] = field(default_factory=dict)
@@ -38,6 +39,7 @@ class Counts:
         unlearned = {"changed": self.changed, "deleted": self.deleted}
         unlearned = {what: documents for what, documents in unlearned.items() if documents}
         counts = {"kinds": self.kinds, "dropped": dropped, "ends": dict(self.ends)}
+        counts["recovered"] = self.recovered
         return counts | unlearned
 
 
@@ -52,6 +54,10 @@ class Item:
     answer_T: Ids = ()
     logprob: float = 0.0  # of the answer under the teacher with the document, in nats
     given: bool = False  # whether the answer is not sampled but a part of the sentence
+
+    def given_answer(self, answer_T: Ids) -> Item:
+        """Return the item with an answer that is not sampled but a part of the sentence."""
+        return replace(self, answer_T=answer_T, given=True)
 
     def style(self, codec: PromptCodec) -> AnswerStyle:
         """Return the style of its answer with the document in context."""

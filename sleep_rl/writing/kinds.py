@@ -10,7 +10,8 @@ A file has these keys:
     rename       whether names in the question are replaced by ones that are in no document
     answer       source of the answer: document (the model, with the document in context), base (the
                  model without it), given (the unit itself: the phrase, or the rest of the sentence)
-    phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase
+    phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase;
+                 also where the model's own answer is dropped and the phrase is likelier than others
     short        whether the answer is a few words, which are sampled twice
 Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}, with {gap}, the
 sentence without the phrase, and with {asked}, the sentence as a question for it; {beginning};

@@ -13,7 +13,20 @@ from itertools import combinations
 from sleep_rl.contracts.records import Document
 
 BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
-NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |the |de |von )?[A-Z][\w'-]+)*")
+NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |de |von )?[A-Z][\w'-]+)*")
+FUNCTION_WORDS = (
+    "a|after|an|and|are|as|at|be|been|before|behind|by|can|for|from|had|has|have|he|her|his|in|"
+    "into|is|it|its|may|must|near|no|not|of|off|on|or|over|she|since|so|than|that|the|their|them|"
+    "then|they|this|through|to|under|until|up|was|were|when|which|while|who|whose|will|with"
+)
+"""English words that begin no name and end a noun phrase."""
+LEADING = re.compile(rf"^(?:(?:{FUNCTION_WORDS}) )+", re.IGNORECASE)
+NOUN = rf"(?!(?:{FUNCTION_WORDS})\b)[a-z][\w-]*"
+NOUN_PHRASE = re.compile(
+    rf"\b(?:[Aa]n?|[Tt]he|[Ee]very|[Ee]ach|[Aa]ll|its|his|her|their) ({NOUN}(?: {NOUN}){{0,2}})"
+    rf"(?=[,.;:!?)]|$| (?:{FUNCTION_WORDS})\b)"
+)
+"""An article or pronoun, and up to three words behind which a function word or the end follows."""
 NO_UNIT = "a|an|and|at|by|for|from|in|is|of|on|or|the|to|was|with"
 NUMBER = re.compile(rf"\b\d[\d.,:]*\d?(?: (?!(?:{NO_UNIT})\b)[a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
@@ -123,14 +136,16 @@ def names(text: str) -> list[str]:
     for sentence in sentences(text):
         for match in NAME.finditer(sentence):
             name = match.group().removeprefix("The ")
-            if match.start() or " " in name:
+            if match.start() == 0:
+                name = LEADING.sub("", name)
+            if name != match.group() or match.start() or " " in name:
                 found[name] = None
     return list(found)
 
 
 def phrases(sentence: str) -> list[str]:
-    """Return what a sentence can be asked for: its names, its numbers with the word after them, and
-    its end.
+    """Return what a sentence can be asked for: its names, its numbers with the word after them, its
+    end, and its noun phrases.
     """
     body = sentence.rstrip(" .!?\"')]")
     found = dict.fromkeys(names(sentence))
@@ -141,6 +156,9 @@ def phrases(sentence: str) -> list[str]:
     end = cut_at(body, CUTS[-1])[1]
     if not any(part in end or end in part for part in found):
         found[end] = None
+    for match in NOUN_PHRASE.finditer(body):
+        if not any(match[1] in part or part in match[1] for part in found):
+            found[match[1]] = None
     return list(found)
 
 

@@ -23,13 +23,16 @@ from sleep_rl.contracts.records import (
 )
 from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
-from sleep_rl.night.items import Counts, planned_items
+from sleep_rl.night.items import Counts, Item, planned_items
 from sleep_rl.night.natural import INTERROGATIVES, self_replay
+from sleep_rl.night.phrase_answers import recovered_phrases
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.text.codec import PromptCodec
+from sleep_rl.writing.kinds import load_kind
+from sleep_rl.writing.units import units
 from tests.fakes.configs import changed
 from tests.fakes.crew import sampled_ids
 from tests.fakes.texts import Natural
@@ -212,10 +215,63 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     run._reply = asked_for_what_was_bought
     sequences, counts = written(run)
     answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
-    assert answers == ["A red seaweed.", "A brass clock.", "red seaweed", "brass clock"]
-    assert counts.kinds == {"question": [6, 2]}  # questions, not sequences
+    # the answer about Ruth Abel is not repeated, but the phrase is the answer
+    alone = ["red seaweed", "brass clock", "white hedgehog"]
+    assert answers == ["A red seaweed.", "A brass clock.", *alone]
+    assert counts.kinds == {"question": [6, 3]}  # questions, not sequences
+    assert counts.recovered == 1 and counts.dropped["not repeated"] == 1
     contexts = {texts(run, sequence)[0] for sequence in sequences}
     assert len(contexts) == 1 and BODY in contexts.pop()
+
+
+def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
+    """By the mean over tokens: "Alice Thorne" is longer than "red seaweed"."""
+    run = teacher(kinds={"question": 1})
+    run._reply = lambda text, seed, temperature: (
+        "What was bought in Tarnwick?" if "\nAnswer: " in text else "I do not know."
+    )
+    asked = []
+
+    def logprobs(requests_N, name):
+        values = []
+        for request in requests_N:
+            answer = run.codec.text(request.prompt_T)
+            known = "Document:" in run.codec.text(request.context_T)
+            asked.append(answer)
+            likely = {"brass clock": -0.1, "red seaweed": -1.0}.get(answer, -2.0)
+            values.append((likely if known else -9.0,) * len(request.prompt_T))
+        return values
+
+    run.logprobs = logprobs
+    sequences, counts = written(run)
+    # the same question, asked six times, is kept once, for the first phrase: Alice Thorne
+    assert sequences == [] and counts.dropped["another phrase is likelier"] == 1
+    assert set(asked) == {*FACTS, *FACTS.values()}
+    seen = {"Alice Thorne": "brass clock"}
+    for phrase, likeliest in (("Alice Thorne", "Alice Thorne"), *seen.items()):
+        unit = next(u for u in units("phrase", DOCUMENT) if u.fields["phrase"] == phrase)
+        item = Item(load_kind("question"), unit, 0, "What was bought in Tarnwick?")
+        run.logprobs = lambda requests_N, name, best=likeliest: [
+            (-1.0 - (run.codec.text(r.prompt_T) != best),) * len(r.prompt_T) for r in requests_N
+        ]
+        kept = recovered_phrases(run, [item], [], Counts())
+        assert [run.codec.text(i.answer_T) for i in kept] == [phrase] * (phrase == likeliest)
+    run.logprobs = lambda requests_N, name: [Failure("lost")] * len(requests_N)
+    counts = Counts()
+    assert recovered_phrases(run, [item], [], counts) == [] and counts.dropped["failed"] == 1
+    assert recovered_phrases(run, [item], [item], counts) == []
+    said = replace(item, question="What did Alice Thorne buy?")
+    assert recovered_phrases(run, [said], [], counts) == [] and counts.recovered == 0
+
+
+def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
+    run = teacher(kinds={"in_place": 1})
+    run._reply = lambda *given: "I do not know."
+    sequences, counts = written(run)
+    answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
+    assert answers == [phrase for pair in FACTS.items() for phrase in pair]
+    assert counts.kinds == {"in_place": [6, 6]} and counts.recovered == 6
+    assert counts.journal_fields()["recovered"] == 6
 
 
 def test_a_phrase_that_no_kept_answer_says_is_asked_for_again():

@@ -48,14 +48,25 @@ def test_names_are_capitalised_words_inside_sentences():
 @pytest.mark.parametrize(
     "sentence, expected",
     [
-        ("The roof of Tanner Barn is covered with dry heather.", ["Tanner Barn", "dry heather"]),
-        ("Project Walnut will run for a period of 6 years.", ["Project Walnut", "6 years"]),
-        ("The motto of the Halden Club is Patience.", ["Halden Club", "Patience"]),
-        ("Ruth Abel opened the bridge in 1931", ["Ruth Abel", "1931"]),
+        (
+            "The roof of Tanner Barn is covered with dry heather.",
+            ["Tanner Barn", "dry heather", "roof"],
+        ),
+        (
+            "Project Walnut will run for a period of 6 years.",
+            ["Project Walnut", "6 years", "period"],
+        ),
+        ("The motto of the Halden Club is Patience.", ["Halden Club", "Patience", "motto"]),
+        ("Ruth Abel opened the bridge in 1931", ["Ruth Abel", "1931", "bridge"]),
         (
             "Since the flood of 1951 the driver has had 3 small dogs.",
-            ["1951", "3 small"],
+            ["1951", "3 small", "flood", "driver"],
         ),
+        (
+            "From Ruth Abel the Halden Club received a green glass bell as a small gift.",
+            ["Ruth Abel", "Halden Club", "as a small gift", "green glass bell"],
+        ),
+        ("The old iron bell rings at Near Point.", ["Near Point"]),
         ("Nobody in this room ever eats cheese!", ["eats cheese"]),
     ],
 )
@@ -86,6 +97,7 @@ def test_phrases_are_names_numbers_and_the_end(sentence, expected):
             [
                 "Since the flood of which year the dog barks",
                 "Since the flood of 1951 the what",
+                "Since the what of 1951 the dog barks",
             ],
         ),
         ("It has room for 37.", ["It has room for how many"]),
