@@ -12,7 +12,7 @@ import torch
 from cluster.drill import drill as drilling
 from cluster.drill import faults, scenarios
 from cluster.drill.drill import drill
-from cluster.drill.scenarios import PHASES, Fault, Row, reached
+from cluster.drill.scenarios import PHASES, DrillRow, Fault, reached
 from cluster.runtime.ray_backend import RayBackend
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.contracts.records import STUDENT, TEACHER, Weights
@@ -183,8 +183,8 @@ def test_a_row_has_the_reaction_and_whether_the_outcome_is_the_expected_one(
 @pytest.mark.parametrize("passed", [True, False])
 def test_the_table_has_every_row_and_a_failed_one_raises(passed, monkeypatch, tmp_path):
     rows = [
-        Row("kill a", "wake, night 1", "fine", True),
-        Row("flip a byte", "push 2", "not detected", passed),
+        DrillRow("kill a", "wake, night 1", "fine", True),
+        DrillRow("flip a byte", "push 2", "not detected", passed),
     ]
     monkeypatch.setattr(
         drilling, "DrilledRun", lambda *_: ScriptedRun([{"kind": "done", "seconds": 9.0}])

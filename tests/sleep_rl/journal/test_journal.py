@@ -9,7 +9,7 @@ import pytest
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal, read, read_entries
-from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, Wake
+from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, WakePhase
 from tests.fakes.sinks import Listener
 from tests.fakes.undocumented import undocumented
 
@@ -184,7 +184,7 @@ def test_read_entries_returns_typed_records(tmp_path):
     with open(tmp_path / "m.jsonl", "ab") as file:
         file.write(b"torn\n")
     wake, seed, unknown, torn = read_entries(tmp_path / "m.jsonl")
-    assert isinstance(wake, Wake) and (wake.day, wake.step, wake.loss) == ("day 1", 3, None)
+    assert isinstance(wake, WakePhase) and (wake.day, wake.step, wake.loss) == ("day 1", 3, None)
     assert isinstance(seed, SeedStep) and (seed.night, seed.loss) == (2, None)
     assert seed.nonfinite == ["loss"] and seed.t > 1.7e9
     assert isinstance(unknown, Unknown) and unknown.kind == "of_tomorrow"
