@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.fakes.sources import ROOT
+
 LIMIT_S = 3600
 """Timeout of tests in seconds, which only a hang exceeds, also on a loaded machine."""
 DIFFERENT = (
