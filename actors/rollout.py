@@ -18,7 +18,7 @@ from sleep_rl.contracts.records import LoadReport, Request, Sample, Sampling, We
 
 
 @dataclass
-class _Batch:
+class _RequestsInFlight:
     """Requests in flight; all of them sample from the state `name`."""
 
     name: str
@@ -61,7 +61,7 @@ class RolloutWorker:
             checkpoint, dtype=dtype, options=engine, seed=seed, tensor_parallel=tensor_parallel
         )
         self.states = WeightStates(self.engine, probe_tolerance)
-        self._batch: _Batch | None = None
+        self._batch: _RequestsInFlight | None = None
 
     # ---- weights
 
@@ -159,7 +159,7 @@ class RolloutWorker:
             for n in accepted
         ]
         self.engine.enqueue((ids_N[n] for n in accepted), params)
-        self._batch = _Batch(name, requests_N, errors_N, accepted)
+        self._batch = _RequestsInFlight(name, requests_N, errors_N, accepted)
 
     def more(self, seconds: float) -> list[Sample | Failure] | None:
         """Sample for `seconds`; return the results once all requests are done, before that None
@@ -188,7 +188,7 @@ class RolloutWorker:
             results[n] = _sample(batch.requests_N[n], output, batch.name)
         return results
 
-    def _advance(self, batch: _Batch, seconds: float) -> None:
+    def _advance(self, batch: _RequestsInFlight, seconds: float) -> None:
         """Step the engine until the batch is done, or for `seconds`.
 
         Activates the batch's state first: a failed load may have left other weights in the model.

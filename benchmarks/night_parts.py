@@ -189,16 +189,16 @@ class LearnerWork:
 
 def measure_learning(night: SmolNight, steps: int) -> list[Part]:
     """Return the parts of a learner, over `steps` steps on new rows and again on the same ones."""
-    from benchmarks.night_speed import single_rank
+    from cluster.runtime.backend import rank_environment
+    from cluster.runtime.ports import reserve_port
+    from learners.document_states import document_of
+    from learners.worker import LearnerWorker
     from sleep_rl.model import checkpoints
     from sleep_rl.model.memory_shape import memory_of
 
-    os.environ.update(single_rank())
-    from learners.document_states import document_of
-    from learners.worker import LearnerWorker
-
     *batches, warm_up = night.batches(steps + 1)
-    with tempfile.TemporaryDirectory() as folder:
+    with reserve_port("127.0.0.1") as reserved, tempfile.TemporaryDirectory() as folder:
+        os.environ.update(rank_environment(0, 1, *reserved.getsockname()))
         checkpoint = checkpoints.expand(night.base, f"{folder}/sleep", memory_of(night.config))
         learner = LearnerWorker(checkpoint, night.config)
     learner.open_night(1)

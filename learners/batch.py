@@ -26,7 +26,7 @@ class TeacherRows:
 
 
 @dataclass(frozen=True)
-class Batch:
+class MicroBatchTensors:
     """A micro batch on the device. Values are per loss position."""
 
     student: PaddedRows
@@ -93,7 +93,7 @@ def collate(
     teacher_B: list[Tensor | None] | None = None,
     prompt_weight: float = 1.0,
     mean: str = "token",
-) -> Batch:
+) -> MicroBatchTensors:
     """Return the tensors of a micro batch.
 
     rows_B: rows with a non-empty prompt and a non-empty completion.
@@ -117,7 +117,7 @@ def collate(
     completions_B = [row.completion_T for row in rows_B]
     student = PaddedRows.of([row.prompt_T for row in rows_B], completions_B, pad, device)
     weight_P = by_row(weights_B)
-    return Batch(
+    return MicroBatchTensors(
         student=student,
         teachers=_teacher_rows(rows_B, teacher_B, device) if teacher_B is not None else {},
         token_P=student.token_P,

@@ -74,7 +74,7 @@ def deepspeed_config(learners: Learners, sleep: Sleep, *, bf16: bool, largest: i
     }
 
 
-class Engine:
+class TrainingEngine:
     """Trains the plastic experts of a `Seeding` module with DeepSpeed's AdamW."""
 
     def __init__(self, module: nn.Module, plastic: list[nn.Parameter], options: dict):

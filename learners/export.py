@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from learners.engine import Engine
+from learners.engine import TrainingEngine
 from learners.seeding import Seeding
 from sleep_rl.config.schema import LOGIT_CHUNK
 from sleep_rl.contracts.records import STUDENT, Weights
@@ -19,7 +19,13 @@ class StateExporter:
     """Exports teacher and student states of the memory as `Weights`."""
 
     def __init__(
-        self, module: Seeding, engine: Engine, probe_T: tuple[int, ...], *, device: str, rank: int
+        self,
+        module: Seeding,
+        engine: TrainingEngine,
+        probe_T: tuple[int, ...],
+        *,
+        device: str,
+        rank: int,
     ):
         """Create an exporter that has sent nothing. `probe_T`: the probe prompt of each export;
         shorter than 2 tokens: no probe.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from learners.batch import collate, loss_weights, without_prompt_loss
-from learners.engine import Engine, reduce_sum
+from learners.engine import TrainingEngine, reduce_sum
 from learners.passes import FILLER, assign_to_ranks, micro_batches, student_length
 from learners.teacher import Teacher
 from sleep_rl.config.schema import Config
@@ -34,7 +34,7 @@ class BatchOptimizer:
 
     def __init__(
         self,
-        engine: Engine,
+        engine: TrainingEngine,
         teacher: Teacher,
         config: Config,
         *,

@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from learners.batch import Batch, TeacherRows
+from learners.batch import MicroBatchTensors, TeacherRows
 from learners.hidden_state_cache import HiddenStateCache, cache_bytes
 from learners.shared_prefix import run_after_prefixes, shared_prefixes
 from learners.trunk import Trunk
@@ -98,7 +98,7 @@ class Seeding(nn.Module):
         return shared_prefixes(rows)
 
     def forward(
-        self, batch: Batch, positions: Tensor, rewarded: Tensor, seeding: bool
+        self, batch: MicroBatchTensors, positions: Tensor, rewarded: Tensor, seeding: bool
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return (loss of a micro batch, sums for the metrics; see `_sums`).
 
@@ -131,7 +131,7 @@ class Seeding(nn.Module):
     def _logprobs(self, student_PD: Tensor, token_P: Tensor) -> Tensor:
         return token_logprobs(self.model.lm_head, student_PD, token_P, LOGIT_CHUNK)
 
-    def _divergence(self, batch: Batch, student_PD: Tensor) -> tuple[Tensor, Tensor]:
+    def _divergence(self, batch: MicroBatchTensors, student_PD: Tensor) -> tuple[Tensor, Tensor]:
         """Return ([P] divergence of each position from its teacher, [P] student's log-probability
         of the token).
         """
@@ -155,7 +155,7 @@ class Seeding(nn.Module):
         return divergence_P[in_order_P], logp_P[in_order_P]
 
     def _divergence_from(
-        self, teacher: int, rows: TeacherRows, batch: Batch, student_PD: Tensor
+        self, teacher: int, rows: TeacherRows, batch: MicroBatchTensors, student_PD: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Return the same at the positions of one teacher's rows."""
         model = self.teacher_model(teacher)
@@ -174,7 +174,7 @@ class Seeding(nn.Module):
 
 
 def _sums(
-    batch: Batch, divergence_P: Tensor, policy_P: Tensor, logp_P: Tensor
+    batch: MicroBatchTensors, divergence_P: Tensor, policy_P: Tensor, logp_P: Tensor
 ) -> dict[str, Tensor]:
     """Return sums over the micro batch, by name, for `optimization._metrics`; `rows` [B]:
     divergence of each row's answer in nats per token.

@@ -11,7 +11,7 @@ import torch
 
 from learners import checkpoint_io
 from learners.dream_state import form_dreaming_student, newest_expert
-from learners.engine import Engine, deepspeed_config, join_group
+from learners.engine import TrainingEngine, deepspeed_config, join_group
 from learners.expert_slots import SlotAllocator
 from learners.export import StateExporter
 from learners.gradient_gram import gram_matrix
@@ -337,7 +337,7 @@ def _keep_memory_whole(levels: Mapping[str, MemoryLevel]) -> None:
             level.register_buffer(part, stored)
 
 
-def _engine(module: Seeding, config: Config) -> Engine:
+def _engine(module: Seeding, config: Config) -> TrainingEngine:
     plastic = list(module.plastic.parameters())
     options = deepspeed_config(
         config.learners,
@@ -345,4 +345,4 @@ def _engine(module: Seeding, config: Config) -> Engine:
         bf16=config.model.dtype == "bfloat16",
         largest=max(parameter.numel() for parameter in plastic),
     )
-    return Engine(module, plastic, options)
+    return TrainingEngine(module, plastic, options)

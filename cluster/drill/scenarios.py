@@ -40,7 +40,7 @@ class Fault:
 
 
 @dataclass(frozen=True)
-class Row:
+class DrillRow:
     """The result of one fault. `passed` None: it cannot be tested on this machine."""
 
     fault: str
@@ -53,7 +53,7 @@ class Row:
         return {True: "passed", False: "FAILED", None: "skipped"}[self.passed]
 
 
-Rows = Iterator[Row]
+Rows = Iterator[DrillRow]
 Scenario = Callable[[str, list[str], Path, Outcome], Rows]
 """(path of the config, overrides, the drill's folder, expected outcome) -> a row per fault."""
 
@@ -96,7 +96,7 @@ def _recovery(name: str, faults: list[Fault], *keys: str) -> Scenario:
         finally:
             run.end()
         for fault, (hit, reaction) in zip(faults, reactions, strict=True):
-            yield Row(
+            yield DrillRow(
                 fault.name,
                 f"{fault.phase}, night {fault.night}",
                 f"{reaction}; {mismatch or 'same bytes'}",
@@ -184,7 +184,7 @@ def _stall(path: str, overrides: list[str], home: Path, expected: Outcome) -> Ro
     failed = sum(
         r["count"] for r in run.records() if r["kind"] == "failure" and r["where"] == "reward"
     )
-    yield Row(
+    yield DrillRow(
         fault.name,
         "seeding, night 1",
         f"{reaction}; {failed} pairs without a reward; exit {code}",
@@ -200,7 +200,7 @@ def _flip(path: str, overrides: list[str], home: Path, expected: Outcome) -> Row
     finally:
         run.end()
     refused = [r for r in _restarts(run.records()) if "damaged" in r["reason"]]
-    yield Row(
+    yield DrillRow(
         "flip a byte",
         f"push {faults.PUSH} of the student",
         f"{'refused and repeated' if refused else 'not detected'}; {mismatch or 'same bytes'}",
@@ -225,7 +225,7 @@ def _disk(path: str, overrides: list[str], home: Path, expected: Outcome) -> Row
         mismatch = _mismatch(run, expected)
     finally:
         run.end()
-    yield Row(
+    yield DrillRow(
         "full disk",
         "seeding, night 1",
         f"exit {code}: {line}; resumed: {mismatch or 'same bytes'}",
@@ -242,7 +242,7 @@ def _cut(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows
         config, rollouts=replace(config.rollouts, workers=max(config.rollouts.workers, 2))
     )
     if any(actor.gpus for actor in actors_of(config)):
-        yield Row(fault, where, "two nodes on one machine cannot share its GPUs", None)
+        yield DrillRow(fault, where, "two nodes on one machine cannot share its GPUs", None)
         return
     cpus = sum(actor.count * actor.cpus for actor in actors_of(config))
     with ExitStack() as stack:
@@ -269,7 +269,7 @@ def _cut(path: str, overrides: list[str], home: Path, expected: Outcome) -> Rows
         mismatch = _mismatch(run, expected)
     restarted = _restarts(run.records())
     reaction = _description(restarted[0], began) if restarted else "not detected"
-    yield Row(
+    yield DrillRow(
         fault,
         where,
         f"{reaction}; {mismatch or 'same bytes'}",

@@ -144,7 +144,7 @@ class _Client(JobSubmissionClient):
 
     Overrides `_do_request`, a private method through which the client sends every request; if a new
     version of Ray changes that, the tests of timeouts and redirects in
-    tests/cluster/test_submit.py fail.
+    tests/cluster/jobs/test_submit.py fail.
     """
 
     job_sent = False

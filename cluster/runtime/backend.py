@@ -13,6 +13,19 @@ from cluster.runtime.watchdog import Watchdog
 R = TypeVar("R")
 
 
+def rank_environment(rank: int, world_size: int, host: str, port: int) -> dict[str, str]:
+    """Return the variables by which a rank joins its torch.distributed process group at `host` and
+    `port`. LOCAL_RANK is 0 everywhere, since a worker sees only its own devices.
+    """
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": "0",
+        "WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": host,
+        "MASTER_PORT": str(port),
+    }
+
+
 class Backend(ABC):
     """Starts workers: `local_backend` in this process, `ray_backend` as Ray actors.
 
@@ -70,10 +83,7 @@ class Backend(ABC):
         env: dict[str, str] | None = None,
     ) -> list[Handle]:
         """Start the ranks of one torch.distributed process group, named `<name>-<rank>`; see
-        `reserve`.
-
-        MASTER_ADDR and MASTER_PORT are of rank 0's node. LOCAL_RANK is 0 everywhere, since a worker
-        sees only its own devices.
+        `reserve`. Rank 0's node is that of the group's address.
         """
         names = [f"{name}-{rank}" for rank in range(world_size)]
         self.reserve(names, cpus, gpus)
@@ -82,15 +92,8 @@ class Backend(ABC):
             for rank_name in names
         ]
         host, port = handles[0].rendezvous()
-        group = {
-            **(env or {}),
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": str(world_size),
-            "MASTER_ADDR": host,
-            "MASTER_PORT": str(port),
-        }
         for rank, handle in enumerate(handles):
-            handle.build({**group, "RANK": str(rank)})
+            handle.build({**(env or {}), **rank_environment(rank, world_size, host, port)})
         return handles
 
     def ready(self, handles: Sequence[Handle]) -> None:

@@ -10,7 +10,7 @@ This is the one place that replaces private functions of Ray, each only while `r
   servers then listen on all interfaces. They stay on the loopback address.
 
 A new version of Ray may rename them: the import below then fails at the first start, and the `ray`
-tests of tests/cluster/test_ray_backend.py fail.
+tests of tests/cluster/runtime/test_ray_backend.py fail.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from sleep_rl.config.tasks import DREAM_TOKENS, key, listed
 
 
 @dataclass(frozen=True)
-class Copies:
+class CopiesConfig:
     """Isolated LoRA copies of the model, on which dreams are tried out."""
 
     lr: float = key(1e-3, "Peak learning rate.", above=0)
@@ -37,7 +37,7 @@ class Policy:
 
 
 @dataclass(frozen=True)
-class Dream:
+class DreamConfig:
     """Dreaming: ReST-EM over texts that improve the model (paper.md section 4)."""
 
     rounds: int = key(
@@ -77,5 +77,5 @@ class Dream:
     steps: int = key(
         200, "Optimizer steps in which the model learns a night's rewarded dreams.", low=1
     )
-    copies: Copies = field(default_factory=Copies)
+    copies: CopiesConfig = field(default_factory=CopiesConfig)
     policy: Policy = field(default_factory=Policy)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sleep_rl.config.dreams import Dream
+from sleep_rl.config.dreams import DreamConfig
 from sleep_rl.config.engine_options import engine_options
 from sleep_rl.config.evaluation import Baselines, Evaluate
 from sleep_rl.config.method import Generation, Reading, Rehearsal, Replay, Sleep, Wake
@@ -251,7 +251,7 @@ class Config:
     reading: Reading = field(default_factory=Reading)
     imitation: Imitation = field(default_factory=Imitation)
     objective: Objective = field(default_factory=Objective)
-    dream: Dream = field(default_factory=Dream)
+    dream: DreamConfig = field(default_factory=DreamConfig)
     checks: Checks = field(default_factory=Checks)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollouts: Rollouts = field(default_factory=Rollouts)

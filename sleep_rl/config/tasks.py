@@ -47,7 +47,7 @@ DOCUMENTS_BASE = "smollm2-135m-instruct"
 
 
 @dataclass(frozen=True)
-class World:
+class WorldConfig:
     """Task world: fictional people."""
 
     people_per_day: int = key(12, "New people per day.", low=1)
@@ -60,7 +60,7 @@ class World:
 
 
 @dataclass(frozen=True)
-class Classify:
+class ClassifyConfig:
     """Task classify: CLINC150 in class increments."""
 
     path: str = key(
@@ -78,7 +78,7 @@ class Classify:
 
 
 @dataclass(frozen=True)
-class Squad:
+class SquadConfig:
     """Task squad: SQuAD passages in SEAL's protocol."""
 
     path: str = key(
@@ -97,7 +97,7 @@ class Squad:
 
 
 @dataclass(frozen=True)
-class Arc:
+class ArcConfig:
     """Task arc: ARC puzzles in SEAL's protocol."""
 
     path: str = key(
@@ -109,7 +109,7 @@ class Arc:
 
 
 @dataclass(frozen=True)
-class Documents:
+class DocumentsConfig:
     """Task documents: the user's own documents; each run is the next day."""
 
     path: str = key(
@@ -139,7 +139,7 @@ class Documents:
 
 
 @dataclass(frozen=True)
-class Custom:
+class CustomConfig:
     """Task custom: a class of your own."""
 
     target: str | None = key(
@@ -183,9 +183,9 @@ class TaskConfig:
         "documents and custom, in natural language: strings that end an answer, beside the end "
         "tokens of checkpoint and form; for a base model that runs on.",
     )
-    world: World = field(default_factory=World)
-    documents: Documents = field(default_factory=Documents)
-    classify: Classify = field(default_factory=Classify)
-    squad: Squad = field(default_factory=Squad)
-    arc: Arc = field(default_factory=Arc)
-    custom: Custom = field(default_factory=Custom)
+    world: WorldConfig = field(default_factory=WorldConfig)
+    documents: DocumentsConfig = field(default_factory=DocumentsConfig)
+    classify: ClassifyConfig = field(default_factory=ClassifyConfig)
+    squad: SquadConfig = field(default_factory=SquadConfig)
+    arc: ArcConfig = field(default_factory=ArcConfig)
+    custom: CustomConfig = field(default_factory=CustomConfig)

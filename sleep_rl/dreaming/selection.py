@@ -11,7 +11,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from sleep_rl.config.dreams import Dream as DreamConfig
+from sleep_rl.config.dreams import DreamConfig
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import DreamTask
 from sleep_rl.dreaming.dream import Dream, from_plain, to_plain

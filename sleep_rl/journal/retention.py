@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
-from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, Wake
+from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, WakePhase
 from sleep_rl.journal.unlearned import Unlearned
 
 KNOWN = "known"
@@ -60,7 +60,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class RetentionRow:
     """The accuracies of one evaluation. `method` is empty where something stands in context."""
 
     label: str
@@ -114,7 +114,7 @@ class Retention:
             self.add(entry)
         elif isinstance(entry, InContext):
             self.contexts[entry.context] = entry
-        elif isinstance(entry, Night | Wake):
+        elif isinstance(entry, Night | WakePhase):
             self.night_seconds += entry.seconds or 0.0
 
     def add(self, evaluation: Evaluation) -> None:
@@ -179,23 +179,23 @@ class Retention:
 
     # ---- rows of tables
 
-    def base_rows(self) -> list[Row]:
+    def base_rows(self) -> list[RetentionRow]:
         """Return the row of the base model, if it was evaluated."""
         return [self._row("base model", self.base)] if self.base else []
 
-    def newest_rows(self) -> list[Row]:
+    def newest_rows(self) -> list[RetentionRow]:
         """Return the newest evaluation of each method."""
         return [self._row(METHODS.get(m, m), self.last(m)) for m in self.methods]
 
-    def open_book_rows(self) -> list[Row]:
+    def open_book_rows(self) -> list[RetentionRow]:
         """Return the row of the open-book accuracies, if there are any."""
         if not self.open_book:
             return []
         counts = self.questions()
         cells = (Cell(c, self.open_book.get(c), questions=counts.get(c)) for c in self.columns)
-        return [Row(CONTEXT_ROWS[GOLD], "", "", tuple(cells))]
+        return [RetentionRow(CONTEXT_ROWS[GOLD], "", "", tuple(cells))]
 
-    def context_rows(self) -> list[Row]:
+    def context_rows(self) -> list[RetentionRow]:
         """Return the rows of the other contexts that were measured."""
         rows = []
         for context, label in CONTEXT_ROWS.items():
@@ -203,10 +203,10 @@ class Retention:
                 answers = self.contexts[context]
                 counts = answers.n or {}
                 cells = (Cell(c, answers.row.get(c), questions=counts.get(c)) for c in self.columns)
-                rows.append(Row(label, "", answers.after, tuple(cells)))
+                rows.append(RetentionRow(label, "", answers.after, tuple(cells)))
         return rows
 
-    def history(self, method: str) -> list[Row]:
+    def history(self, method: str) -> list[RetentionRow]:
         """Return the rows of the base model and of every night of one method; labels are `base`,
         `night 1`, ...
         """
@@ -214,7 +214,7 @@ class Retention:
         evaluations = [self.base, *nights] if self.base else nights
         return [self._row(evaluation.after, evaluation) for evaluation in evaluations]
 
-    def _row(self, label: str, evaluation: Evaluation) -> Row:
+    def _row(self, label: str, evaluation: Evaluation) -> RetentionRow:
         counts = dict(evaluation.n or {})
         values = dict(evaluation.row)
         asked: set[str] = set()
@@ -232,7 +232,7 @@ class Retention:
             )
             for column in self.columns
         )
-        return Row(
+        return RetentionRow(
             label,
             evaluation.method,
             evaluation.after,

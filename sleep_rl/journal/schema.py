@@ -22,7 +22,7 @@ from sleep_rl.journal.evaluations import OldAnswers as OldAnswers
 
 
 @shared_fields
-class Consolidation(Entry):
+class ConsolidationEntry(Entry):
     """Fields of every record of a consolidation."""
 
     day: Text = metric("name of the day")
@@ -31,7 +31,7 @@ class Consolidation(Entry):
 
 
 @shared_fields
-class DreamRound(Entry):
+class DreamingEntry(Entry):
     """Fields of every record of dreaming."""
 
     night: int | None = needed("number of the night, from 1")
@@ -39,7 +39,7 @@ class DreamRound(Entry):
 
 
 @kind("run")
-class Run(Entry):
+class RunStart(Entry):
     """The start of a process of the run."""
 
     config: dict[str, Any] | None = metric("the configuration, without secrets or unused tasks")
@@ -51,7 +51,7 @@ class Run(Entry):
 
 
 @kind("wake")
-class Wake(Entry):
+class WakePhase(Entry):
     """The wake phase of a day."""
 
     day: Text = metric("name of the day")
@@ -62,7 +62,7 @@ class Wake(Entry):
 
 
 @kind("written")
-class Written(Consolidation):
+class Written(ConsolidationEntry):
     """The sequences of a consolidation that the teacher generated."""
 
     new: Number = metric("new sequences (for reading rows only, if a level sends)", "count")
@@ -97,7 +97,7 @@ class Written(Consolidation):
 
 
 @kind("seed")
-class SeedStep(Consolidation):
+class SeedStep(ConsolidationEntry):
     """One optimizer step of a consolidation."""
 
     step: int = needed("optimizer step, within its phase")
@@ -124,7 +124,7 @@ class SeedStep(Consolidation):
 
 
 @kind("sample")
-class Sample(Consolidation):
+class SamplingCall(ConsolidationEntry):
     """One call of the rollout workers."""
 
     round: int = metric("sampling round within the night")
@@ -152,7 +152,7 @@ class Push(Entry):
 
 
 @kind("flow")
-class Flow(Consolidation):
+class RoundTimes(ConsolidationEntry):
     """The times that learner and rollouts waited for each other in one round."""
 
     round: int = metric("round of steps within the night")
@@ -165,7 +165,7 @@ class Flow(Consolidation):
 
 
 @kind("night")
-class Night(Consolidation):
+class Night(ConsolidationEntry):
     """The end of a consolidation."""
 
     seconds: Number = metric("wall-clock time", "s")
@@ -179,7 +179,7 @@ class Night(Consolidation):
 
 
 @kind("dream")
-class Dream(DreamRound):
+class DreamResult(DreamingEntry):
     """One dream with its results."""
 
     task: str = needed("id of its task")
@@ -200,7 +200,7 @@ class Dream(DreamRound):
 
 
 @kind("dreamed")
-class DreamSummary(DreamRound):
+class DreamSummary(DreamingEntry):
     """The summary of a round of dreaming."""
 
     written: Number = needed("generated dreams", "count")
@@ -214,7 +214,7 @@ class DreamSummary(DreamRound):
 
 
 @kind("tried")
-class Trial(DreamRound):
+class TrialSummary(DreamingEntry):
     """The trials of a round of dreaming on isolated copies."""
 
     copies: Number = metric("isolated copies trained", "count")
@@ -223,7 +223,7 @@ class Trial(DreamRound):
 
 
 @kind("policy")
-class PolicyStep(DreamRound):
+class PolicyStep(DreamingEntry):
     """One optimizer step of the dreaming policy."""
 
     step: int = metric("optimizer step, within its phase")

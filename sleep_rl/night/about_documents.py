@@ -212,8 +212,7 @@ def _short_answer(codec: PromptCodec, item: Item, answer_T: Ids, counts: Counts)
         counts.dropped["mentions the document"] += 1
         return None
     about_phrase = item.kind.about == "phrase" and item.kind.answer == "document"
-    sentence = item.unit.fields.get("sentence", "")
-    if about_phrase and not said_phrases(item.question, text[:end], sentence):
+    if about_phrase and not said_phrases(item.question, text[:end], item.unit.answers):
         counts.dropped["not about its sentence"] += 1
         return None
     return answer_T[: codec.tokens.token_at(answer_T, end)] if end < len(text) else answer_T

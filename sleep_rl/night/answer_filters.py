@@ -60,7 +60,7 @@ def _repeated(item: Item, first: str, second: str) -> bool:
     """
     if item.kind.about == "phrase" and item.kind.answer == "document":
         second = second[: first_sentence(second)]
-        return bool(said_phrases(item.question, second, item.unit.fields["sentence"]))
+        return bool(said_phrases(item.question, second, item.unit.answers))
     return gold_recall(first, second) >= RECALL_THRESHOLD
 
 

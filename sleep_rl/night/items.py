@@ -13,7 +13,7 @@ from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.kinds import Kind, load_kind
 from sleep_rl.writing.questions import said_phrases
-from sleep_rl.writing.units import Unit, draw, units
+from sleep_rl.writing.units import Unit, draw, specific_phrases, units
 
 COMMON = 0.1
 """A phrase that a larger share of all sentences has is not asked for: it identifies no sentence."""
@@ -84,7 +84,13 @@ def _units(kind: Kind, documents: Sequence[Document]) -> list[Unit]:
     most = max(FEW, COMMON * len(sentences))
     phrases = {unit.fields["phrase"] for unit in found}
     common = {phrase for phrase in phrases if sum(phrase in s for s in sentences) > most}
-    return [unit for unit in found if unit.fields["phrase"] not in common]
+    return [_with_answers(unit, common) for unit in found if unit.fields["phrase"] not in common]
+
+
+def _with_answers(unit: Unit, common: set[str]) -> Unit:
+    phrase = unit.fields["phrase"]
+    others = dict.fromkeys([phrase, *specific_phrases(unit.fields["sentence"])])
+    return replace(unit, answers=tuple(other for other in others if other not in common))
 
 
 def unsaid_items(
@@ -97,9 +103,7 @@ def unsaid_items(
         (item.unit.fields["sentence"], phrase)
         for item in kept
         if item.kind.about == "phrase" and item.kind.answer == "document"
-        for phrase in said_phrases(
-            item.question, codec.text(item.answer_T), item.unit.fields["sentence"]
-        )
+        for phrase in said_phrases(item.question, codec.text(item.answer_T), item.unit.answers)
     }
     again = {}
     for item in planned:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import METHODS
-from sleep_rl.journal.schema import Dream, DreamSummary, Entry, Evaluation
+from sleep_rl.journal.schema import DreamResult, DreamSummary, Entry, Evaluation
 from sleep_rl.journal.text import aligned, decimal
 from sleep_rl.report.templates import render
 
@@ -34,7 +34,7 @@ Table = tuple[str, list[str], list[list[object]]]
 """Title, column names, rows."""
 
 
-def state(dream: Dream) -> str:
+def state(dream: DreamResult) -> str:
     """Return the outcome of a dream, one of STATES: rewarded or unrewarded (after trials), rejected
     by selection, or failed.
     """
@@ -45,10 +45,10 @@ def state(dream: Dream) -> str:
     return "rewarded" if dream.reward else "unrewarded"
 
 
-def dreams_of(run_dir: str | Path) -> list[Dream]:
+def dreams_of(run_dir: str | Path) -> list[DreamResult]:
     """Return a run's dreams, in order of generation. Raises InputError if it has none."""
     entries = read_entries(Path(run_dir) / "metrics.jsonl")
-    dreams = [entry for entry in entries if isinstance(entry, Dream)]
+    dreams = [entry for entry in entries if isinstance(entry, DreamResult)]
     if not dreams:
         raise InputError(
             f"{run_dir}: no dreams; a run with dream.rounds above 0 has some, after its first night"
@@ -93,7 +93,7 @@ def _descending(value: float | None) -> float:
     return float("inf") if value is None else -value
 
 
-def _figures(dream: Dream) -> list[str]:
+def _figures(dream: DreamResult) -> list[str]:
     return [
         f"{dream.night}.{dream.round}",
         dream.task,
@@ -107,7 +107,7 @@ def _figures(dream: Dream) -> list[str]:
     ]
 
 
-def _one_line(dream: Dream) -> str:
+def _one_line(dream: DreamResult) -> str:
     return " ".join(dream.text.split())
 
 
@@ -121,7 +121,7 @@ def section(entries: Sequence[Entry], most: int = 6) -> Markup:
     rounds = [entry for entry in entries if isinstance(entry, DreamSummary)]
     if not rounds:
         return Markup()
-    dreams = [entry for entry in entries if isinstance(entry, Dream)]
+    dreams = [entry for entry in entries if isinstance(entry, DreamResult)]
     tried = sorted((d for d in dreams if d.gain is not None), key=lambda d: -d.gain)
     rejected = [d for d in dreams if state(d) == "rejected"]
     rejected.sort(key=lambda d: d.importance or 0.0)
@@ -180,7 +180,7 @@ def _deeper(entries: Sequence[Entry]) -> Table:
     return title, ["after", "method", *names], rows
 
 
-def _dreams(title: str, dreams: list[Dream]) -> Table:
+def _dreams(title: str, dreams: list[DreamResult]) -> Table:
     rows: list[list[object]] = [
         [
             f"{dream.night}.{dream.round}",

@@ -13,7 +13,7 @@ from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.files import write_atomically
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import Retention
-from sleep_rl.journal.schema import Done, Entry, Run, Torn
+from sleep_rl.journal.schema import Done, Entry, RunStart, Torn
 from sleep_rl.journal.series import Charts
 from sleep_rl.journal.text import clock
 from sleep_rl.report import sections
@@ -47,7 +47,7 @@ def page(source: Path) -> str:
             f"no metrics to report: expected at least one record, got an empty file: {source}"
         )
     newest = {entry.kind: entry for entry in entries}
-    run = newest.get("run", Run(t=entries[0].t))
+    run = newest.get("run", RunStart(t=entries[0].t))
     retention = Retention.of(entries)
     html = render(
         "report.html",
@@ -68,7 +68,7 @@ def page(source: Path) -> str:
     return str(html)
 
 
-def _facts(run: Run) -> dict[str, str]:
+def _facts(run: RunStart) -> dict[str, str]:
     started = run.t if run.started is None else run.started
     if isinstance(started, (int, float)):
         # a number that is not a date is shown unchanged

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator
 from markupsafe import Markup
 
 from sleep_rl.journal import measures
-from sleep_rl.journal.retention import BASE, METHODS, Retention, Row
+from sleep_rl.journal.retention import BASE, METHODS, Retention, RetentionRow
 from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed, Written
 from sleep_rl.journal.series import Chart
 from sleep_rl.report.colours import MUTED, colours_of, ink_on, shade
@@ -56,7 +56,7 @@ def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
     )
 
 
-def _colour(retention: Retention, row: Row) -> str:
+def _colour(retention: Retention, row: RetentionRow) -> str:
     if row.after == BASE:
         return MUTED
     return colours_of(retention.methods)[row.method] if row.method else OPEN_BOOK

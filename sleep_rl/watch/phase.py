@@ -9,17 +9,17 @@ from sleep_rl.journal.retention import BASE, METHODS
 from sleep_rl.journal.schema import (
     BaselineStep,
     Done,
-    Dream,
+    DreamResult,
     DreamSummary,
     Entry,
     Evaluation,
     Night,
     PolicyStep,
     RolledBack,
-    Run,
+    RunStart,
     SeedStep,
-    Trial,
-    Wake,
+    TrialSummary,
+    WakePhase,
     Written,
 )
 from sleep_rl.journal.text import clock, night_label
@@ -82,11 +82,11 @@ class Phase:
 
 def _describe(entry: Entry) -> str:
     """Return a description of the phase; empty for an entry that belongs to none."""
-    if isinstance(entry, Run):
+    if isinstance(entry, RunStart):
         return "Started: workers and base model"
     if isinstance(entry, Done):
         return "Ended"
-    if isinstance(entry, Wake):
+    if isinstance(entry, WakePhase):
         return f"{entry.day}: wake, {entry.step} documents"
     if isinstance(entry, BaselineStep):
         return f"Baseline: {METHODS.get(entry.method, entry.method)}, {entry.day}"
@@ -109,9 +109,9 @@ def _describe_night(entry: Entry) -> str:
             text = "consolidation"
         case Night():
             text = "consolidated"
-        case Dream():
+        case DreamResult():
             text = f"dreaming, round {entry.round}"
-        case Trial():
+        case TrialSummary():
             text = f"{entry.dreams} dreams tried out on {entry.copies} copies"
         case DreamSummary():
             text = f"{entry.rewarded} of {entry.written} dreams rewarded"

@@ -16,15 +16,15 @@ from sleep_rl.journal.retention import Retention
 from sleep_rl.journal.schema import (
     Completion,
     Done,
-    Dream,
+    DreamResult,
     Entry,
     Evaluation,
     InContext,
     InvalidRecord,
     Night,
     Record,
-    Run,
-    Wake,
+    RunStart,
+    WakePhase,
     Written,
     parse,
 )
@@ -64,7 +64,7 @@ class RunState:
         self._written: dict[str, Any] = {"night": None, "texts": []}
         self._answers: dict[str, list[Completion]] = {}
         """Newest days -> their answers."""
-        self._dreams: deque[Dream] = deque(maxlen=NEWEST_DREAMS)
+        self._dreams: deque[DreamResult] = deque(maxlen=NEWEST_DREAMS)
         self._failures: sections.Failures = Counter()
         self._left_out = 0
 
@@ -98,11 +98,11 @@ class RunState:
 
     def _keep(self, entry: Entry) -> None:
         match entry:
-            case Run():
+            case RunStart():
                 self._start(entry)
             case Done():
                 self._done = entry
-            case Evaluation() | InContext() | Night() | Wake():
+            case Evaluation() | InContext() | Night() | WakePhase():
                 self._retention.take(entry)
             case Written():
                 self._written = {"night": entry.night, "texts": entry.examples or []}
@@ -110,10 +110,10 @@ class RunState:
                 self._answers.setdefault(entry.day, []).append(entry)
                 while len(self._answers) > NEWEST_DAYS:
                     del self._answers[next(iter(self._answers))]
-            case Dream():
+            case DreamResult():
                 self._dreams.append(entry)
 
-    def _start(self, run: Run) -> None:
+    def _start(self, run: RunStart) -> None:
         self._done = None
         self._phase.begin(_nights(run))
         facts = {
@@ -206,7 +206,7 @@ def _ending(done: Done) -> tuple[str, str]:
     return "failed", f"Failed after {duration}: {done.reason}"
 
 
-def _dream(dream: Dream) -> dict[str, Any]:
+def _dream(dream: DreamResult) -> dict[str, Any]:
     return {
         "task": dream.task,
         "text": dream.text,
@@ -216,7 +216,7 @@ def _dream(dream: Dream) -> dict[str, Any]:
     }
 
 
-def _nights(run: Run) -> int | None:
+def _nights(run: RunStart) -> int | None:
     """Return the number of nights in the run's config, None if it is not there."""
     task = (run.config or {}).get("task")
     if not isinstance(task, dict):

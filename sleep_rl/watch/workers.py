@@ -15,12 +15,12 @@ from sleep_rl.journal.schema import (
     PolicyStep,
     Push,
     Restarted,
-    Run,
-    Sample,
+    RunStart,
+    SamplingCall,
     Scaled,
     SeedStep,
-    Trial,
-    Wake,
+    TrialSummary,
+    WakePhase,
 )
 from sleep_rl.journal.text import end_of_log
 
@@ -48,22 +48,22 @@ class WorkerActivity:
     def add(self, entry: Entry) -> None:
         """Process the next entry."""
         match entry:
-            case Run():
+            case RunStart():
                 self._left |= dict.fromkeys(_planned(entry.config or {}), False)
             case Restarted():
                 self._restarts[str(entry.worker)] += 1
             case Scaled():
                 self._left[entry.worker] = not entry.joined
-            case Sample():
+            case SamplingCall():
                 self._note("rollout", "sample", _sampled(entry), entry.t)
             case Push():
                 text = f"verified version {entry.version} of the {entry.name}"
                 self._note("rollout", "push", text, entry.t)
             case SeedStep() | BaselineStep() | PolicyStep():
                 self._note("learner", "step", _step(entry), entry.t)
-            case Wake():
+            case WakePhase():
                 self._note("learner", "step", f"wake on {entry.step} documents", entry.t)
-            case Trial():
+            case TrialSummary():
                 text = f"trained {entry.copies} copies on {entry.dreams} dreams"
                 self._note("critic", "tried", text, entry.t)
         if isinstance(entry, SeedStep) and entry.reward_mean is not None:
@@ -128,7 +128,7 @@ class WorkerActivity:
         return tails
 
 
-def _sampled(sample: Sample) -> str:
+def _sampled(sample: SamplingCall) -> str:
     text = f"sampled {sample.sequences or 0:,} sequences ({sample.weights or 'model'})"
     if sample.tokens_per_second:
         text += f", {sample.tokens_per_second:,.0f} tokens a second"

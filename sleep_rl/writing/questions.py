@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import random
 import re
+from collections.abc import Sequence
 
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.forms import END_OF_SENTENCE
-from sleep_rl.writing.units import Unit, names, phrases
+from sleep_rl.writing.units import Unit, names
 
 SENTENCE_OR_LINE = re.compile(rf"{END_OF_SENTENCE.pattern}|(?=\n)")
 LABEL = re.compile(r"^(?:\s*(?:\d+[.)]|[-*]|(?:question|q)\s*\d*\s*:)\s*)+", re.IGNORECASE)
@@ -46,12 +47,10 @@ def names_something(question: str, unit: Unit) -> bool:
     return any(part.removesuffix("'s") in source for part in asked)
 
 
-def said_phrases(question: str, answer: str, sentence: str) -> list[str]:
-    """Return the phrases of a sentence that an answer says and the question does not: what was
-    asked for, or another part of the same fact.
-    """
+def said_phrases(question: str, answer: str, phrases: Sequence[str]) -> list[str]:
+    """Return those of `phrases` that an answer says and the question does not."""
     said = question.lower()
-    wanted = [phrase for phrase in phrases(sentence) if phrase.lower() not in said]
+    wanted = [phrase for phrase in phrases if phrase.lower() not in said]
     return [phrase for phrase in wanted if gold_recall(phrase, answer) >= RECALL_THRESHOLD]
 
 

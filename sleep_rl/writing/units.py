@@ -31,6 +31,8 @@ NO_UNIT = "a|an|and|at|by|for|from|in|is|of|on|or|the|to|was|with"
 NUMBER = re.compile(rf"\b\d[\d.,:]*\d?(?: (?!(?:{NO_UNIT})\b)[a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
 """Shares of a sentence's words after which it is split (tuned on real documents, 135M model)."""
+END = " .!?\"')]"
+"""Characters at the end of a sentence that belong to none of its phrases."""
 GAP = "____"
 """In the place of a phrase that is asked for."""
 YEAR = re.compile(r"1\d\d\d|20\d\d")
@@ -40,11 +42,14 @@ MOST_PAIRS = 64  # of names of one document
 
 @dataclass(frozen=True)
 class Unit:
-    """A unit that a question is about; `rest` is the part of a sentence that is a given answer."""
+    """A unit that a question is about."""
 
     document: Document
     fields: dict[str, str]
-    rest: str = ""
+    rest: str = ""  # the part of a sentence that is a given answer
+    # What may answer a question about a phrase: it, or another name, number or end of its sentence,
+    # since a small model asks for another part of the fact, too.
+    answers: tuple[str, ...] = ()
 
     @property
     def source(self) -> str:
@@ -147,7 +152,16 @@ def phrases(sentence: str) -> list[str]:
     """Return what a sentence can be asked for: its names, its numbers with the word after them, its
     end, and its noun phrases.
     """
-    body = sentence.rstrip(" .!?\"')]")
+    found = specific_phrases(sentence)
+    for match in NOUN_PHRASE.finditer(sentence.rstrip(END)):
+        if not any(match[1] in part or part in match[1] for part in found):
+            found.append(match[1])
+    return found
+
+
+def specific_phrases(sentence: str) -> list[str]:
+    """Return the phrases of a sentence without its noun phrases, which say less."""
+    body = sentence.rstrip(END)
     found = dict.fromkeys(names(sentence))
     numbers = [match.group() for match in NUMBER.finditer(body)]
     for number in numbers:
@@ -156,9 +170,6 @@ def phrases(sentence: str) -> list[str]:
     end = cut_at(body, CUTS[-1])[1]
     if not any(part in end or end in part for part in found):
         found[end] = None
-    for match in NOUN_PHRASE.finditer(body):
-        if not any(match[1] in part or part in match[1] for part in found):
-            found[match[1]] = None
     return list(found)
 
 

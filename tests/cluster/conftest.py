@@ -20,3 +20,10 @@ def backend(request):
 def only_ray(backend):
     if isinstance(backend, LocalBackend):
         pytest.skip("needs a process per worker")
+
+
+@pytest.fixture
+def here():
+    """A local backend, for tests that need no processes."""
+    with LocalBackend() as backend:
+        yield backend

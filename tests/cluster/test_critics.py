@@ -3,7 +3,6 @@ weights.
 """
 
 import pytest
-import torch
 
 from cluster.crew import WorkerCrew
 from cluster.runtime.restarts import Restarts
@@ -12,19 +11,9 @@ from sleep_rl.contracts.errors import RunError
 from sleep_rl.contracts.records import TEACHER, Sampling, Trial
 from sleep_rl.journal.journal import Journal, read
 from tests.fakes.configs import toy
-from tests.fakes.exports import KEYS, export
+from tests.fakes.exports import ExportingLearner
 
 TRIALS = [Trial((), ((1, 2),), seed=seed) for seed in range(7)]
-
-
-class Learner:
-    """Exports a state whose tensors are filled with the version's number."""
-
-    def export(self, name, version, have, view):
-        assert name == view == TEACHER
-        return export(
-            name, version, {key: torch.full((4, 8), float(version)) for key in KEYS}, have
-        )
 
 
 @pytest.fixture
@@ -47,7 +36,7 @@ def crew(ray_backend, tmp_path):
         crew_handles = CrewHandles([], critics=handles)
         made = WorkerCrew(ray_backend, spec, crew_handles, journal, Restarts(1, journal))
         made.version = 4
-        made.learn = Learner()
+        made.learn = ExportingLearner()
         return made, journal
 
     return make

@@ -3,53 +3,14 @@
 from dataclasses import replace
 
 from cluster.crew import CHECKPOINT, start_crew
-from cluster.runtime.local_backend import LocalBackend
 from cluster.worker_specs import CrewSpec
 from sleep_rl.config.schema import Rollouts
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Request, Sampling, peer_name
 from sleep_rl.journal.journal import Journal
+from tests.fakes.backends import StandInBackend
 from tests.fakes.configs import toy
-from tests.fakes.crew import sampled_ids
-
-IDS = {"student": (5, 299, 1), "wide": (5, 319, 1), "narrow": (5, 279, 1)}
-"""Checkpoint -> what it writes: its last id but one is the last of its vocabulary."""
-
-
-class Writer:
-    """A rollout worker and a learner."""
-
-    def __init__(self, checkpoint, **_):
-        self.checkpoint = checkpoint
-        self.loaded = ()
-
-    def sample(self, requests_N, name, version, sampling):
-        written = [(7, 8, 1), IDS[self.checkpoint]]
-        return [
-            sampled_ids(request, name, ids_T, version=version)
-            for request, ids_T in zip(requests_N, written, strict=True)
-        ]
-
-    def load_teachers(self, paths):
-        self.loaded = tuple(paths)
-
-    def unload_teachers(self):
-        self.loaded = ()
-
-    def drop_caches(self):
-        pass
-
-    close = drop_caches
-
-
-class Backend(LocalBackend):
-    """Writers in place of engines and learners."""
-
-    def spawn(self, cls, kwargs, **rest):
-        return super().spawn(Writer if "rollout" in cls else cls, kwargs, **rest)
-
-    def spawn_ranks(self, cls, kwargs, **rest):
-        return super().spawn_ranks(Writer, kwargs, **rest)
+from tests.fakes.teachers import IDS, Writer
 
 
 def test_a_token_that_only_pads_a_vocabulary_is_a_failure_while_there_are_teachers(tmp_path):
@@ -58,7 +19,7 @@ def test_a_token_that_only_pads_a_vocabulary_is_a_failure_while_there_are_teache
     requests = [Request((5,), (), 1)] * 2
     sampling = Sampling(4, 1.0, (1,))
     journal = Journal(tmp_path / "metrics.jsonl")
-    with Backend() as backend:
+    with StandInBackend(Writer, Writer) as backend:
         spec = CrewSpec(config, "student", "none", teachers=("wide", "narrow"), shared_ids=280)
         crew = start_crew(backend, spec, journal)
         alone = crew.sample(requests, CHECKPOINT, sampling)

@@ -50,9 +50,9 @@ class Crew:
         "tokens_trained": 10.0,
     }
 
-    def __init__(self, texts, rehearsed):
+    def __init__(self, texts):
         self.texts = texts
-        self.rehearsed = rehearsed  # (receiver, state, word) of every rehearsed prompt
+        self.rehearsed = []  # (receiver, state, word) of every rehearsed prompt
         self.learn = self
         self.protocol = []
         self.open = None  # receiver of the open night
@@ -166,6 +166,27 @@ def sampled_ids(request, name, ids_T, *, reason="stop", logprob=-1.0, version=1)
     )
 
 
+class RecordingCrew(Crew):
+    """A crew that keeps the batches of nights and baseline, and the states that are loaded."""
+
+    def __init__(self, texts):
+        super().__init__(texts)
+        self.batches = {"night": [], "baseline": []}
+        self.loaded = []
+
+    def seed_step(self, batch_N, step, steps):
+        if self.open == 1:
+            self.batches["night"].append(batch_N)
+        return super().seed_step(batch_N, step, steps)
+
+    def sft_step(self, batch_N, step, steps, peak=None):
+        self.batches["baseline"].append(batch_N)
+        return {"loss": 1.0}
+
+    def load_state(self, tag):
+        self.loaded.append(tag)
+
+
 class Forgetful(Crew):
     """A crew that answers the known correctly until the second night, and again after its
     rollback.
@@ -189,8 +210,8 @@ class MortalCrew(Forgetful):
     call number `at`.
     """
 
-    def __init__(self, texts, rehearsed, at=None):
-        super().__init__(texts, rehearsed)
+    def __init__(self, texts, at=None):
+        super().__init__(texts)
         self.at = at
         self.calls = 0
         self.weights = ""
@@ -265,17 +286,28 @@ class MortalCrew(Forgetful):
         ]
 
 
-def live_life(config, folder, make=Crew):
-    """Run a whole life of the Diary with the crew that `make(texts, rehearsed)` returns; return
-    (its calls, its rehearsed prompts, the records).
+def live_life(config, folder, make=Crew, *, task=None, console=None, checkpoints=False):
+    """Run a whole life of `task`, the Diary where none is given, with the crew that `make(texts)`
+    returns; return (crew, records).
+
+    `console`: what prints the records; `checkpoints`: whether they are written.
     """
-    texts = PromptCodec(Diary(), Words())
-    rehearsed = []
-    crew = make(texts, rehearsed)
-    journal = Journal(folder / "metrics.jsonl")
-    live(RunContext(crew, texts.task, texts, config, journal, Console(), str(folder)))
+    texts = PromptCodec(task or Diary(), Words())
+    crew = make(texts)
+    journal = Journal(folder / "metrics.jsonl", [console] if console else [])
+    run = RunContext(
+        crew,
+        texts.task,
+        texts,
+        config,
+        journal,
+        console or Console(),
+        str(folder),
+        progress=Progress(str(folder) if checkpoints else None),
+    )
+    live(run)
     journal.close()
-    return crew.protocol, rehearsed, read(folder / "metrics.jsonl")
+    return crew, read(folder / "metrics.jsonl")
 
 
 def continue_life(folder, at=None, config=RESUMABLE):
@@ -283,7 +315,7 @@ def continue_life(folder, at=None, config=RESUMABLE):
     number `at`; return its MortalCrew.
     """
     texts = PromptCodec(Diary(), StableWords())
-    return live_from_checkpoint(MortalCrew(texts, [], at), texts, config, folder).crew
+    return live_from_checkpoint(MortalCrew(texts, at), texts, config, folder).crew
 
 
 def live_from_checkpoint(crew, texts, config, folder):

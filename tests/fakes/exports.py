@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sleep_rl.contracts.records import Weights
+from sleep_rl.contracts.records import TEACHER, Weights
 from sleep_rl.model.tensor_digest import digest
 
 KEYS = (
@@ -28,3 +28,12 @@ def export(name: str, version: int, full: dict, have: dict[str, str]) -> Weights
     return Weights(
         name, version, manifest, {k: t for k, t in full.items() if have.get(k) != manifest[k]}
     )
+
+
+class ExportingLearner:
+    """A Learner that exports the teacher, whose tensors are filled with the version's number."""
+
+    def export(self, name: str, version: int, have: dict[str, str], view: str) -> Weights:
+        assert name == view == TEACHER
+        full = {key: torch.full((4, 8), float(version)) for key in KEYS}
+        return export(name, version, full, have)

@@ -39,7 +39,7 @@ class LivingCrew(MortalCrew):
     """A crew that keeps the rows it is trained on: (number of nights before, row)."""
 
     def __init__(self, texts, at=None):
-        super().__init__(texts, [], at)
+        super().__init__(texts, at)
         self.rows = []
         self.requests = []  # (number of nights before, state, request)
 

@@ -7,11 +7,11 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 
-ROOT = Path(__file__).parents[2]
+from tests.fakes.sources import ROOT
+
 LIMIT_S = 3600
 """Timeout of tests in seconds, which only a hang exceeds, also on a loaded machine."""
 DIFFERENT = (
@@ -102,6 +102,14 @@ def kill_worker(handle):
     process = psutil.Process(handle.pid())
     process.kill()
     process.wait(LIMIT_S)
+
+
+def has_ended(pid: int) -> bool:
+    """Return whether a process is gone, or a zombie because its parent does not wait for it."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 def as_at_a_terminal() -> None:

@@ -5,11 +5,12 @@ state knows.
 from __future__ import annotations
 
 from sleep_rl.config.schema import Config
-from sleep_rl.contracts.records import NEVER_TOLD, Day, Document, Question, Sample
+from sleep_rl.contracts.records import NEVER_TOLD, Day, Document, Question
 from sleep_rl.journal.journal import Journal
 from sleep_rl.session.console import Console
 from sleep_rl.session.context import RunContext
 from sleep_rl.text.codec import PromptCodec
+from tests.fakes.crew import sampled_ids
 from tests.fakes.texts import Asking
 from tests.fakes.tokenizers import chat_tokenizer
 
@@ -83,16 +84,7 @@ class Reader:
         text = self.codec.tokens.text(request.context_T + request.prompt_T, special=True)
         self.asked.append((name, text))
         ids_T = self.codec.tokens.plain_ids(self.reply(text, name)) + self.codec.eos
-        return Sample(
-            request.prompt_T,
-            request.context_T,
-            ids_T,
-            (-0.1,) * len(ids_T),
-            "stop",
-            request.seed,
-            name,
-            (1,) * len(ids_T),
-        )
+        return sampled_ids(request, name, ids_T, logprob=-0.1)
 
     def reply(self, text, name):
         turn = text.rsplit("<|im_start|>user\n", 1)[1]
@@ -122,6 +114,29 @@ class Reader:
 
     def drop_caches(self):
         self.caches_dropped += 1
+
+
+class LikelihoodReader(Reader):
+    """A Reader whose log-likelihoods and greedy words are given."""
+
+    def __init__(self, codec, likely, words):
+        super().__init__(codec)
+        self.likely = likely  # text of context + continuation -> nats
+        self.words = words
+        self.read = []
+
+    def logprobs(self, requests_N, name):
+        values = []
+        for request in requests_N:
+            whole = self.codec.tokens.text(request.context_T + request.prompt_T)
+            self.read.append(whole)
+            nats = self.likely.get(whole, -50.0)
+            values.append((nats / len(request.prompt_T),) * len(request.prompt_T))
+        return values
+
+    def reply(self, text, name):
+        before = text.removeprefix("<|endoftext|>")
+        return self.words.get(before, super().reply(text, name) if "user" in text else "")
 
 
 def reading_run(folder, config=None, knows=None, task=None, console=None):

@@ -96,3 +96,16 @@ class CountingCritic(CheckingRollout):
 
     def digest(self) -> str:
         return f"{sorted(self.states)} {self.tried if self.drifts else 0}"
+
+
+class AnsweringRollout:
+    """A Rollout whose results come from a function of a test."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def sample(self, requests_N, name, version, sampling):
+        return self.answer(requests_N, name, version)
+
+    def logprobs(self, requests_N, name, version):
+        return self.answer(requests_N, name, version)

@@ -113,6 +113,17 @@ class Scorer:
         self.path = ""
 
 
+class ConstantReward(Scorer):
+    """A Reward that returns one value for every pair."""
+
+    def __init__(self, value):
+        super().__init__()
+        self.value = value
+
+    def score(self, pairs_N):
+        return [self.value for _ in pairs_N]
+
+
 class Sliced:
     """A Rollout that samples in `slices` slices of the requested length per batch; where it
     `waits`, a batch ends three slices after the next weights.

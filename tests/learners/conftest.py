@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from cluster.runtime.backend import rank_environment
 from cluster.runtime.ports import reserve_port
 from tests.learners.twins import CONFIG
 
@@ -15,11 +16,8 @@ def worker(sleep_checkpoint):
     """
     from learners.worker import LearnerWorker
 
-    with reserve_port("127.0.0.1") as held:
-        port = str(held.getsockname()[1])
-        os.environ.update(
-            RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=port
-        )
+    with reserve_port("127.0.0.1") as reserved:
+        os.environ.update(rank_environment(0, 1, *reserved.getsockname()))
         yield lambda config=CONFIG, kind="locked": LearnerWorker(
             sleep_checkpoint("qwen3", kind), config, probe_T=(5, 6, 7, 8)
         )

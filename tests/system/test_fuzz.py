@@ -31,7 +31,7 @@ from sleep_rl.report import sections
 from sleep_rl.runs import run_dir
 from sleep_rl.tasks.documents import ingestion
 from sleep_rl.tasks.registry import make_task
-from tests.fakes import mutations
+from tests.fakes import damaged_files, mutations
 from tests.fakes.crew import continue_life
 from tests.fakes.models import make_base
 
@@ -262,7 +262,7 @@ def test_mutated_configs_load_or_give_one_line_errors(preset, sentinel, tmp_path
 
 def test_mutated_config_files_load_or_give_one_line_errors(sentinel, tmp_path, capfd):
     """Other files in place of a config or one of its includes."""
-    for what, change in mutations.FILES.items():
+    for what, change in damaged_files.FILES.items():
         for name in ("debug.yaml", "gkd_mixed.yaml"):
             shutil.rmtree(tmp_path / "configs", ignore_errors=True)
             shutil.copytree(ROOT / "configs", tmp_path / "configs")
@@ -307,7 +307,7 @@ def test_mutated_task_inputs_load_or_give_one_line_errors(name, sentinel, tmp_pa
     for what, content in [*mutations.bytes_of(rng, sound), *trees]:
         path.write_bytes(content)
         ends(capfd, command, f"{name}: {what}")
-    for what, change in mutations.FILES.items():
+    for what, change in damaged_files.FILES.items():
         path.write_bytes(sound)
         change(path)
         code, _ = ends(capfd, command, f"{name} is {what}")
@@ -321,7 +321,7 @@ def test_random_document_folders_are_ingested_or_give_one_line_errors(sentinel, 
     """
     base = make_base("qwen3", str(tmp_path / "base"))
     for number, (what, folder) in enumerate(
-        mutations.document_folders(random.Random(f"{SEED} documents"), tmp_path / "data")
+        damaged_files.document_folders(random.Random(f"{SEED} documents"), tmp_path / "data")
     ):
         command = [
             "run",
@@ -462,7 +462,7 @@ def test_damaged_journals_give_reports_or_one_line_errors(finished, sentinel, tm
             )
             for argv in commands if kind in ("evaluate", "dream") else commands[:1]:
                 ends(capfd, argv, f"record of {kind}: {what}")
-    for what, change in mutations.FILES.items():
+    for what, change in damaged_files.FILES.items():
         path.write_bytes(sound)
         change(path)
         ends(capfd, rng.choice(commands), f"the record is {what}")
@@ -504,7 +504,7 @@ def test_damaged_runs_are_resumed_correctly_or_refused(finished, sentinel, tmp_p
             ends(capfd, ["resume", "life"], f"{name}: {what}")
             assert saved(folder) == before, what
     for name in (*targets, "metrics.jsonl", f"state/{newest}", "state", "memory"):
-        for what, change in rng.sample(sorted(mutations.FILES.items()), 4):
+        for what, change in rng.sample(sorted(damaged_files.FILES.items()), 4):
             fresh()
             change(folder / name)
             ends(capfd, ["resume", "life"], f"{name} is {what}")
@@ -582,7 +582,7 @@ def test_damaged_checkpoints_give_one_line_errors(finished, sentinel, tmp_path, 
             fresh()
             (tmp_path / name).write_bytes(damaged)
             ends(capfd, rng.choice(commands), f"{name}: {what}")
-        for what, change in mutations.FILES.items():
+        for what, change in damaged_files.FILES.items():
             fresh()
             change(tmp_path / name)
             ends(capfd, rng.choice(commands), f"{name} is {what}")

@@ -23,9 +23,10 @@ from safetensors.torch import load_file
 from cluster import launch
 from sleep_rl.config.loader import load as load_config
 from sleep_rl.journal.journal import read
+from tests.fakes.backends import StandInBackend
 from tests.fakes.models import make_base
 from tests.system.golden.passes_of_rows import use_passes_of_rows
-from tests.system.golden.scripted import DAYS, ScriptedBackend
+from tests.system.golden.scripted import DAYS, ScriptedRollout
 
 HERE = Path(__file__).parent / "golden"
 GOLDEN = HERE / "life.txt"
@@ -66,7 +67,7 @@ def life_text(folder: Path) -> str:
     root = Path(__file__).parents[2]
     target = f"task.custom.target={root / 'tests/system/golden/scripted.py'}:Skies"
     config = load_config(HERE / "life.yaml", [f"run.dir={folder}", f"model.base={base}", target])
-    assert launch.run(config, lambda config, folder: ScriptedBackend()) == 0
+    assert launch.run(config, lambda config, folder: StandInBackend(ScriptedRollout)) == 0
     records = read(folder / "golden" / "metrics.jsonl")
     lines = [f"machine {machine()}"]
     for record in records:

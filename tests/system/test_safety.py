@@ -239,7 +239,7 @@ def test_secrets_of_the_environment_are_masked_in_all_files(tmp_path, monkeypatc
     )
     live(
         RunContext(
-            Leaky(texts, []),
+            Leaky(texts),
             texts.task,
             texts,
             RESUMABLE,
@@ -373,7 +373,7 @@ def test_names_of_days_and_dreams_are_not_used_as_paths(tmp_path):
     folder = tmp_path / "deep" / "life"
     folder.mkdir(parents=True)
     texts = PromptCodec(Hostile(), StableWords())
-    live_from_checkpoint(MortalCrew(texts, []), texts, RESUMABLE, folder)
+    live_from_checkpoint(MortalCrew(texts), texts, RESUMABLE, folder)
     write_report(folder)
     assert [path.name for path in tmp_path.iterdir()] == ["deep"] and [
         path.name for path in (tmp_path / "deep").iterdir()

@@ -33,7 +33,7 @@ ANSWER = "\nAnswer:"
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeItem:
     """One item: each continuation behind its context, and the position of the right one.
 
     A last word is one continuation, which is right if greedy decoding begins with it.
@@ -68,7 +68,7 @@ def check(paths: Sequence[str], natural: bool = True) -> None:
         read(path)
 
 
-def read(path: str) -> list[Row]:
+def read(path: str) -> list[ProbeItem]:
     """Return the rows of a file. Raises InputError."""
     file = Path(spelled(os.path.expanduser(path)))
     try:
@@ -97,12 +97,12 @@ def probe(run: RunContext, weights: str) -> tuple[dict[str, float], dict[str, in
     return shares, counts
 
 
-def asked_of(rows: list[Row], limit: int | None) -> list[Row]:
+def asked_of(rows: list[ProbeItem], limit: int | None) -> list[ProbeItem]:
     """Return at most MOST_ROWS rows, or `limit` if that is less."""
     return subset(rows, min(limit or MOST_ROWS, MOST_ROWS), "probes")
 
 
-def _row(number: int, row: Mapping[str, Any]) -> Row:
+def _row(number: int, row: Mapping[str, Any]) -> ProbeItem:
     """Return the item of line `number`. Raises Unreadable."""
     query = row.get("query")
     choices = row.get("choices")
@@ -111,11 +111,11 @@ def _row(number: int, row: Mapping[str, Any]) -> Row:
     context = row.get("context")
     item = None
     if _text(query) and _texts(choices):
-        item = Row((_asked(query),) * len(choices), tuple(choices), row.get("gold"))
+        item = ProbeItem((_asked(query),) * len(choices), tuple(choices), row.get("gold"))
     elif _texts(options) and _text(continuation):
-        item = Row(tuple(options), (continuation,) * len(options), row.get("gold"))
+        item = ProbeItem(tuple(options), (continuation,) * len(options), row.get("gold"))
     elif _text(context) and _text(continuation):
-        item = Row((context,), (continuation,))
+        item = ProbeItem((context,), (continuation,))
     if item is None or type(item.gold) is not int or not 0 <= item.gold < len(item.contexts):
         raise Unreadable(
             f"line {number}: expected {ROW_FIELDS}, got {', '.join(map(str, row))[:80]}"
@@ -136,7 +136,7 @@ def _asked(query: str) -> str:
     return text + ANSWER if text.startswith(QUESTION) else text
 
 
-def _requests(run: RunContext, row: Row) -> list[Request]:
+def _requests(run: RunContext, row: ProbeItem) -> list[Request]:
     """Return a request per continuation, whose prompt is the continuation."""
     requests = []
     for context, continuation in zip(row.contexts, row.continuations, strict=True):
@@ -146,7 +146,7 @@ def _requests(run: RunContext, row: Row) -> list[Request]:
     return requests
 
 
-def _choices(run: RunContext, rows: list[Row], weights: str) -> list[float]:
+def _choices(run: RunContext, rows: list[ProbeItem], weights: str) -> list[float]:
     requests = [_requests(run, row) for row in rows]
     flat = [request for of_row in requests for request in of_row]
     values = iter(log_likelihoods(run, flat, weights))
@@ -158,7 +158,7 @@ def _choices(run: RunContext, rows: list[Row], weights: str) -> list[float]:
     return right
 
 
-def _last_words(run: RunContext, rows: list[Row], weights: str) -> list[float]:
+def _last_words(run: RunContext, rows: list[ProbeItem], weights: str) -> list[float]:
     if not rows:
         return []
     requests = [_requests(run, row)[0] for row in rows]

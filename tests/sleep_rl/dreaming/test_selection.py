@@ -3,11 +3,10 @@
 import math
 import random
 from collections import Counter
-from dataclasses import replace
 
 import pytest
 
-from sleep_rl.config.dreams import Dream as How
+from sleep_rl.config.dreams import DreamConfig
 from sleep_rl.contracts.errors import Failure
 from sleep_rl.contracts.records import Document, DreamTask, Question
 from sleep_rl.dreaming.dream import Dream
@@ -49,7 +48,7 @@ def test_omega_is_inner_product_or_norm():
 @pytest.mark.parametrize("how", ["inner", "norm"])
 def test_keep_top_and_random(how):
     gram = matrix(vectors(11))
-    config = How(dreams_per_task=10, keep_top=3, keep_random=2, importance=how)
+    config = DreamConfig(dreams_per_task=10, keep_top=3, keep_random=2, importance=how)
     omega, kept = keep(gram, config, random.Random(0))
     best = sorted(range(10), key=lambda i: -omega[i])[:3]
     assert set(best) < set(kept) and len(kept) == len(set(kept)) == 5 and kept == sorted(kept)
@@ -71,7 +70,7 @@ def test_random_importance_is_uniform():
         for seed in range(500)
         for i in keep(
             gram,
-            How(dreams_per_task=10, keep_top=3, keep_random=2, importance="random"),
+            DreamConfig(dreams_per_task=10, keep_top=3, keep_random=2, importance="random"),
             random.Random(seed),
         )[1]
     )
@@ -81,15 +80,14 @@ def test_random_importance_is_uniform():
 
 
 def test_few_dreams_are_all_kept_and_nan_ranks_last():
-    assert keep(matrix(vectors(3)), How(keep_top=4, keep_random=1), random.Random(0))[1] == [0, 1]
+    config = DreamConfig(keep_top=4, keep_random=1)
+    assert keep(matrix(vectors(3)), config, random.Random(0))[1] == [0, 1]
     gram = matrix(vectors(4))
     for how in ("inner", "greedy"):
         best = max((0, 1, 2), key=lambda i: gram[i][3] if math.isfinite(gram[i][3]) else -math.inf)
         gram[best][3] = math.nan
-        assert (
-            best
-            not in keep(gram, How(keep_top=1, keep_random=0, importance=how), random.Random(0))[1]
-        )
+        config = DreamConfig(keep_top=1, keep_random=0, importance=how)
+        assert best not in keep(gram, config, random.Random(0))[1]
 
 
 def test_greedy_subtracts_overlap_with_chosen_dreams():
@@ -109,9 +107,8 @@ def test_greedy_subtracts_overlap_with_chosen_dreams():
     mixed = [2 * x + 3 * y for x, y in zip(dreams[0], dreams[1], strict=True)]
     twice = [dreams[0], dreams[0], dreams[1], mixed]
     assert len(set(greedy(matrix(twice), 3))) == 3
-    assert keep(
-        matrix(rows), How(keep_top=4, keep_random=0, importance="greedy"), random.Random(0)
-    )[1] == sorted(chosen)
+    config = DreamConfig(keep_top=4, keep_random=0, importance="greedy")
+    assert keep(matrix(rows), config, random.Random(0))[1] == sorted(chosen)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +147,7 @@ def test_curriculum_weights():
             t.day
             for seed in range(400)
             for t in draw_tasks(
-                TASKS, accuracy, replace(How(tasks=2), curriculum=how), "day3", random.Random(seed)
+                TASKS, accuracy, DreamConfig(tasks=2, curriculum=how), "day3", random.Random(seed)
             )
         )
         return {day: drawn[day] / 800 for day in ("day1", "day2", "day3")}
@@ -159,5 +156,5 @@ def test_curriculum_weights():
     assert 0 < weak["day1"] < 0.1 < weak["day2"] < weak["day3"]
     assert share("newest", {}) == {"day1": 0, "day2": 0, "day3": 1}
     assert all(0.28 < value < 0.39 for value in share("uniform", {"day1": 1.0}).values())
-    everything = draw_tasks(TASKS, {}, How(tasks=50), "day3", random.Random(0))
+    everything = draw_tasks(TASKS, {}, DreamConfig(tasks=50), "day3", random.Random(0))
     assert sorted(t.id for t in everything) == sorted(t.id for t in TASKS)

@@ -8,19 +8,14 @@ import pytest
 from sleep_rl.config.evaluation import Baselines, Evaluate
 from sleep_rl.config.method import Wake
 from sleep_rl.config.schema import Model
-from sleep_rl.contracts.records import (
-    TEACHER,
-)
-from sleep_rl.driver.cycle import live
+from sleep_rl.contracts.records import TEACHER
 from sleep_rl.driver.retention_check import BEFORE
-from sleep_rl.journal.journal import Journal, read
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
-from sleep_rl.session.context import RunContext
-from sleep_rl.text.codec import PromptCodec
 from tests.fakes.configs import changed
 from tests.fakes.crew import CONFIG, Crew, Forgetful, live_life, sampled_ids
-from tests.fakes.texts import DAYS, Diary, Words
+from tests.fakes.teachers import Taught
+from tests.fakes.texts import DAYS, Diary
 from tests.fakes.undocumented import undocumented
 
 
@@ -33,7 +28,8 @@ def test_order_of_calls_with_two_levels(lived):
     """C = (1, 2): level 1 is consolidated into level 2 in nights 2, 3 and 4, each time before it
     receives the day; level 2 has no receiver, and its base expert is updated every second night.
     """
-    protocol, _, _ = lived
+    crew, _ = lived
+    protocol = crew.protocol
     for at, entry in enumerate(protocol):
         # yesterday's documents are gone
         assert entry[0] != "wake" or at == 0 or protocol[at - 1] == ("drop_caches",)
@@ -60,15 +56,15 @@ def test_order_of_calls_with_two_levels(lived):
 
 
 def test_wake_lr_zero_skips_wake_updates(tmp_path):
-    protocol, _, records = live_life(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
-    assert "wake" not in {entry[0] for entry in protocol} | {r["kind"] for r in records}
+    crew, records = live_life(replace(CONFIG, wake=Wake(lr=0.0)), tmp_path)
+    assert "wake" not in {entry[0] for entry in crew.protocol} | {r["kind"] for r in records}
     assert "open book" in write_report(tmp_path).read_text()
 
 
 def test_teacher_rehearses_prompts_of_past_nights(lived):
-    _, rehearsed, records = lived
+    crew, records = lived
     by_teacher = {
-        (receiver, word) for receiver, name, word in rehearsed if name == TEACHER and receiver
+        (receiver, word) for receiver, name, word in crew.rehearsed if name == TEACHER and receiver
     }
     # never of the night itself
     assert by_teacher == {(2, "1"), (1, "1"), (2, "2"), (1, "2"), (2, "3"), (1, "3")}
@@ -115,7 +111,7 @@ class Author(Crew):
 
 def test_reading_rows_on_synthetic_documents(tmp_path):
     config = changed(CONFIG, reading={"synthetic_documents": 10}, rehearsal={"temperature": 0.5})
-    _, _, records = live_life(config, tmp_path, Author)
+    _, records = live_life(config, tmp_path, Author)
     written = [r for r in records if r["kind"] == "written"]
     assert [(r["sender"], r["new"], r["read"]) for r in written] == [(0, 2, 5)] + [
         (1, 0, 5),
@@ -125,8 +121,8 @@ def test_reading_rows_on_synthetic_documents(tmp_path):
 
 def test_excessive_drop_rolls_the_night_back(tmp_path):
     config = replace(CONFIG, evaluate=Evaluate(max_drop=0.5))
-    protocol, rehearsed, records = live_life(config, tmp_path, Forgetful)
-    assert [entry for entry in protocol if entry[0] in ("save", "use")] == [
+    crew, records = live_life(config, tmp_path, Forgetful)
+    assert [entry for entry in crew.protocol if entry[0] in ("save", "use")] == [
         ("save", "night-2-rejected"),
         ("use", BEFORE),
     ]
@@ -145,7 +141,7 @@ def test_excessive_drop_rolls_the_night_back(tmp_path):
     ]
     assert rows == [0.0, 1.0]  # the table takes the last one: what holds
     # nothing of the lost night
-    assert {word for receiver, name, word in rehearsed if name == TEACHER and receiver} == {
+    assert {word for receiver, name, word in crew.rehearsed if name == TEACHER and receiver} == {
         "1",
         "3",
     }
@@ -153,54 +149,9 @@ def test_excessive_drop_rolls_the_night_back(tmp_path):
 
 
 def test_allowed_drop_keeps_the_night(tmp_path):
-    protocol, _, records = live_life(
-        replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful
-    )
-    assert not [entry for entry in protocol if entry[0] in ("save", "use")]
+    crew, records = live_life(replace(CONFIG, evaluate=Evaluate(max_drop=1.0)), tmp_path, Forgetful)
+    assert not [entry for entry in crew.protocol if entry[0] in ("save", "use")]
     assert not [r for r in records if r["kind"] == "rolled_back"]
-
-
-class Taught(Crew):
-    """A crew that checks that two teachers exist in night 0 only, and that rows on their sequences
-    name them.
-    """
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.there = False
-        self.taught = []
-
-    def start_teachers(self):
-        assert not self.there and self.open is None
-        self.there = True
-        self.protocol.append(("start teachers",))
-
-    def stop_teachers(self):
-        assert self.there and self.open is None
-        self.there = False
-        self.protocol.append(("stop teachers",))
-
-    def check_requests(self, requests_N, name, how):
-        if not name.startswith("peer-"):
-            return super().check_requests(requests_N, name, how)
-        assert self.there and name in ("peer-1", "peer-2")
-        assert not any(r.context_T[1:] for r in requests_N)
-
-    def answer(self, request, name):
-        if not name.startswith("peer-"):
-            return super().answer(request, name)
-        return self.sampled(request, "base", f"old {name} ? A : yes", version=0)
-
-    def check_batch(self, batch_N, step, steps):
-        for row in batch_N if self.there else ():
-            mine = f"old peer-{row.teacher} ?" if row.teacher else "old 0."
-            assert row.advantage is not None or self.texts.text(row.completion_T).startswith(mine)
-            assert (
-                row.replay == (row.teacher == 0) and (row.teacher_T or row.prompt_T) == row.prompt_T
-            )
-        self.taught += [row.teacher for row in batch_N]
-        if not self.there:
-            super().check_batch(batch_N, step, steps)
 
 
 def test_teachers_are_seeded_in_night_0(tmp_path):
@@ -210,11 +161,8 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
         objective={"on_policy": 0.5},
         sleep={"steps": 6},
     )
-    made = []
-    protocol, _, records = live_life(
-        config, tmp_path, lambda *arguments: made.append(Taught(*arguments)) or made[0]
-    )
-    assert [entry for entry in protocol if entry != ("drop_caches",)][:6] == [
+    crew, records = live_life(config, tmp_path, Taught)
+    assert [entry for entry in crew.protocol if entry != ("drop_caches",)][:6] == [
         ("start teachers",),
         ("open", 1, ()),
         ("close", 1),
@@ -225,7 +173,7 @@ def test_teachers_are_seeded_in_night_0(tmp_path):
     first = next(r for r in records if r["kind"] == "written")
     # 6 by each of the two, and 6 by the smaller self
     assert (first["night"], first["new"], first["unconditional"]) == (0, 12, 6)
-    assert set(made[0].taught[: 6 * 8]) == {0, 1, 2} and set(made[0].taught[6 * 8 :]) == {0}
+    assert set(crew.taught[: 6 * 8]) == {0, 1, 2} and set(crew.taught[6 * 8 :]) == {0}
     assert [r["after"] for r in records if r["kind"] == "evaluate" and r["row"]][:3] == [
         "base",
         "night 0",
@@ -245,22 +193,8 @@ def test_run_without_questions_writes_a_report(tmp_path, capsys):
         def known(self):
             return ()
 
-    texts = PromptCodec(Silent(), Words())
-    console = Console()
-    journal = Journal(tmp_path / "metrics.jsonl", [console])
-    live(
-        RunContext(
-            Crew(texts, []),
-            Silent(),
-            texts,
-            replace(CONFIG, baselines=Baselines(run=[])),
-            journal,
-            console,
-            str(tmp_path),
-        )
-    )
-    journal.close()
-    records = read(tmp_path / "metrics.jsonl")
+    config = replace(CONFIG, baselines=Baselines(run=[]))
+    _, records = live_life(config, tmp_path, task=Silent(), console=Console())
     assert [
         r["row"]
         for r in records
@@ -273,7 +207,7 @@ def test_run_without_questions_writes_a_report(tmp_path, capsys):
 def test_unconditional_prompts_are_rehearsed(tmp_path):
     """The crew samples a different prompt each time; the most frequent ones are indexed."""
     config = changed(CONFIG, rehearsal={"unconditional_prompts": 3})
-    _, _, records = live_life(config, tmp_path)
+    _, records = live_life(config, tmp_path)
     prompts = [r["prompts"] for r in records if r["kind"] == "written"]
     assert prompts[0] == 0 and prompts[1] == 1 + 3  # of the day, and of what came from nothing
     assert (
@@ -322,7 +256,7 @@ def test_prompts_and_rehearsed_answers_with_low_confidence_are_left_out(tmp_path
             rehearsal={"unconditional_prompts": 3},
             generation={"min_confidence": least},
         )
-        _, _, records = live_life(config, folder, SureOfDocuments)
+        _, records = live_life(config, folder, SureOfDocuments)
         later = [r for r in records if r["kind"] == "written" and r["night"] > 1]
         asked = [r["prompts"] for r in later]
         documents = [r["night"] - 1 for r in later]  # one prompt about each day's document

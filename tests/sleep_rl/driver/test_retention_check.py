@@ -1,6 +1,7 @@
 """The retention check: what a night may cost, against the best so far, on questions of its own."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -33,7 +34,9 @@ def test_a_drop_is_measured_against_the_best_of_each_column():
 class Sliding(Crew):
     """After each night one more of the known questions in `half` has another answer."""
 
-    half = HELD_OUT
+    def __init__(self, half, texts):
+        super().__init__(texts)
+        self.half = half
 
     def answer(self, request, name):
         sample = super().answer(request, name)
@@ -46,32 +49,25 @@ class Sliding(Crew):
         return replace(self.sampled(request, name, "no" if text in lost else "yes"), seed=0)
 
 
-class SlidingUnseen(Sliding):
-    half = REPORTED
-
-
 class Remembers(Diary):
     def known(self):
         return KNOWN
 
 
-@pytest.fixture
-def task(monkeypatch):
-    monkeypatch.setattr("tests.fakes.crew.Diary", Remembers)
-
-
-def lived(folder, crew, nights_lost):
-    """The journal with a limit between `nights_lost` and one more question."""
-    limit = (nights_lost + 0.5) / len(crew.half)
-    _, _, records = live_life(changed(CONFIG, evaluate={"max_drop": limit}), folder, crew)
+def lived(folder, half, nights_lost):
+    """Return (records of rollbacks, evaluations) of a life that forgets questions of `half`, with a
+    limit between `nights_lost` and one more question.
+    """
+    limit = (nights_lost + 0.5) / len(half)
+    config = changed(CONFIG, evaluate={"max_drop": limit})
+    _, records = live_life(config, folder, partial(Sliding, half), task=Remembers())
     rows = [r for r in records if r["kind"] == "evaluate" and r["row"]]
     return [r for r in records if r["kind"] == "rolled_back"], rows
 
 
-@pytest.mark.usefixtures("task")
 def test_a_slide_of_small_drops_is_stopped(tmp_path):
     """One question a night is allowed, and the third night is two below the best."""
-    rolled, rows = lived(tmp_path, Sliding, 1)
+    rolled, rows = lived(tmp_path, HELD_OUT, 1)
     assert [r["night"] for r in rolled] == [2, 3, 4]
     assert {(r["before"], r["after"]) for r in rolled} == {(1.0, 1 - 2 / len(HELD_OUT))}
     # none of the reported questions was lost, and the held-out half is in no column
@@ -80,9 +76,8 @@ def test_a_slide_of_small_drops_is_stopped(tmp_path):
     assert rows[-1]["held_out_row"]["known"] == 1 - 1 / len(HELD_OUT)
 
 
-@pytest.mark.usefixtures("task")
 def test_the_reported_half_decides_nothing(tmp_path):
-    rolled, rows = lived(tmp_path, SlidingUnseen, 1)
+    rolled, rows = lived(tmp_path, REPORTED, 1)
     assert rolled == []
     assert rows[-1]["row"]["known"] == pytest.approx(1 - DAYS / len(REPORTED))
     assert rows[-1]["held_out_row"]["known"] == 1.0

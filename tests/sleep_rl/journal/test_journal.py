@@ -9,34 +9,9 @@ import pytest
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.contracts.errors import InputError, RunError
 from sleep_rl.journal.journal import Journal, read, read_entries
-from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, Wake
+from sleep_rl.journal.schema import METRICS, SeedStep, Torn, Unknown, WakePhase
+from tests.fakes.sinks import Listener
 from tests.fakes.undocumented import undocumented
-
-
-class Listener:
-    """A sink that stores its calls, or raises."""
-
-    def __init__(self, name="listener", failed="", raises=None, raises_on_close=None):
-        self.name = name
-        self.failed = failed
-        self.raises = raises
-        self.raises_on_close = raises_on_close
-        self.heard = []
-        self.closed = False
-        self.recalled = None
-
-    def log(self, record):
-        self.heard.append(record["kind"])
-        if self.raises:
-            raise self.raises
-
-    def recall(self, records):
-        self.recalled = [r.get("step") for r in records]
-
-    def close(self):
-        self.closed = True
-        if self.raises_on_close:
-            raise self.raises_on_close
 
 
 def test_log_writes_before_it_returns(tmp_path):
@@ -209,7 +184,7 @@ def test_read_entries_returns_typed_records(tmp_path):
     with open(tmp_path / "m.jsonl", "ab") as file:
         file.write(b"torn\n")
     wake, seed, unknown, torn = read_entries(tmp_path / "m.jsonl")
-    assert isinstance(wake, Wake) and (wake.day, wake.step, wake.loss) == ("day 1", 3, None)
+    assert isinstance(wake, WakePhase) and (wake.day, wake.step, wake.loss) == ("day 1", 3, None)
     assert isinstance(seed, SeedStep) and (seed.night, seed.loss) == (2, None)
     assert seed.nonfinite == ["loss"] and seed.t > 1.7e9
     assert isinstance(unknown, Unknown) and unknown.kind == "of_tomorrow"

@@ -3,7 +3,7 @@
 import pytest
 
 from sleep_rl.journal.retention import Retention, nights_lived, wilson_interval
-from sleep_rl.journal.schema import Wake, parse
+from sleep_rl.journal.schema import WakePhase, parse
 
 
 def evaluation(after, row, method="sleep", t=0.0, open_book=None, **more):
@@ -31,7 +31,7 @@ def test_newest_row_per_night_and_first_open_book_are_kept():
             ),
             evaluation("night 1", {"known": 0.7, "day 1": 0.6, "day 2": 0.0}, t=3),
             evaluation("night 2", {"known": 0.4}, method="sft", t=4),
-            Wake(t=0.0, step=1),
+            WakePhase(t=0.0, step=1),
         ]
     )
     assert retention.columns == ["known", "day 1", "day 2"] and retention.methods == [

@@ -5,7 +5,7 @@ import pytest
 from sleep_rl.journal.schema import (
     METRICS,
     Completion,
-    Dream,
+    DreamResult,
     Evaluation,
     InvalidRecord,
     RolledBack,
@@ -48,7 +48,7 @@ def evaluate(**more):
 
 def test_parse_returns_typed_entry():
     entry = parse(DREAM)
-    assert isinstance(entry, Dream) and entry.kind == "dream"
+    assert isinstance(entry, DreamResult) and entry.kind == "dream"
     assert (entry.taus, entry.held_out, entry.logprob) == ([0.25, 0.75], None, None)
     entry = parse({"t": 2, "kind": "seed", "step": 4, "loss": 0.5, "of_tomorrow": {}})
     assert isinstance(entry, SeedStep) and (entry.t, entry.step, entry.loss) == (2, 4, 0.5)
@@ -102,7 +102,7 @@ def test_field_of_wrong_type_is_invalid(record, field):
 
 
 def test_meanings_differ_by_kind():
-    kinds = (Evaluation, RolledBack, Completion, Dream)
+    kinds = (Evaluation, RolledBack, Completion, DreamResult)
     evaluation, rolled_back, completion, dream = (METRICS[cls.kind] for cls in kinds)
     assert evaluation["after"] != rolled_back["after"] and "score" in completion
     assert dream["kept"][0] == "whether it was selected for trials"

@@ -4,7 +4,7 @@ import pytest
 
 from sleep_rl.journal import series
 from sleep_rl.journal.panels import AXES, MINUTES, PANELS, PHASES, Curve, Panel, axis_of, phase_of
-from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, Wake
+from sleep_rl.journal.schema import METRICS, BaselineStep, Push, SeedStep, WakePhase
 from sleep_rl.journal.series import MOST, MOST_NAMES, Charts, StepCurves, Trace
 
 
@@ -131,7 +131,7 @@ def test_curves_by_field_and_rates():
     [rate] = chart(trained, "Throughput").series
     assert (rate.label, rate.points) == ("trained", [(0.0, 1800.0)])
     cross = [
-        Wake(t=0.0, day="day 1", step=2, loss=1.0),
+        WakePhase(t=0.0, day="day 1", step=2, loss=1.0),
         BaselineStep(t=0.0, method="sft", day="day 1", step=0, loss=2.0),
     ]
     assert [(s.label, s.name) for s in chart(cross, "Baselines and wake").series] == [

@@ -7,7 +7,6 @@ import random
 import re
 from collections import Counter
 from dataclasses import replace
-from typing import ClassVar
 
 import pytest
 
@@ -19,7 +18,6 @@ from sleep_rl.contracts.records import (
     TEACHER,
     UNTOUCHED_BASE,
     Document,
-    Sample,
 )
 from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
@@ -29,114 +27,24 @@ from sleep_rl.night.phrase_answers import MOST_CHOICES, recovered_phrases
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
-from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.kinds import load_kind
 from sleep_rl.writing.units import units
 from tests.fakes.configs import changed
 from tests.fakes.crew import sampled_ids
+from tests.fakes.natural_teacher import (
+    BODY,
+    DOCUMENT,
+    FACTS,
+    TITLE,
+    NaturalTeacher,
+    sampler_of,
+    teacher,
+    texts,
+    written,
+)
 from tests.fakes.texts import Natural
 from tests.fakes.tokenizers import chat_tokenizer
-
-TITLE = "Tarnwick"
-FACTS = {"Alice Thorne": "red seaweed", "Edgar Pike": "brass clock", "Ruth Abel": "white hedgehog"}
-BODY = " ".join(f"In spring the chemist {who} bought a {what}." for who, what in FACTS.items())
-DOCUMENT = Document("d", f"{TITLE}\n\n{BODY}", TITLE)
-
-
-class Teacher:
-    """A fake crew and run that answers from the document in context, and asks about the given
-    sentence.
-    """
-
-    def __init__(self, codec, config, knows=()):
-        self.codec = codec
-        self.config = config
-        self.knows = knows  # answers that it has without the document
-        self.crew = self
-        self.task = codec.task
-        self.asked = []  # (state, temperature, prompt text)
-        self.questions = {}  # sentence -> what is written about it
-
-    def sample(self, requests_N, name, tokens, temperature, min_p=0.0, stop=(), **where):
-        return [self._sample(request, name, temperature) for request in requests_N]
-
-    def _sample(self, request, name, temperature):
-        text = self.codec.tokens.text(request.context_T + request.prompt_T, special=True)
-        self.asked.append((name, temperature, text))
-        reply = self._reply(text, request.seed, temperature)
-        if isinstance(reply, Failure):
-            return reply
-        ids_T = self.codec.tokens.plain_ids(reply) + self.codec.eos
-        logprobs = (-0.1,) * len(ids_T)
-        return Sample(
-            request.prompt_T,
-            request.context_T,
-            ids_T,
-            logprobs,
-            "stop",
-            request.seed,
-            name,
-            (1,) * len(ids_T),
-        )
-
-    def _reply(self, text, seed, temperature):
-        last = text.rsplit("<|im_start|>user\n", 1)[1]
-        if "<|im_end|>" not in last:  # after an interrogative, if there is one
-            return f"How is day {seed % 7}?"
-        asked = last.split("<|im_end|>")[0]
-        sentence = re.search(r"Sentence: (.*)", asked)
-        if sentence:
-            who = re.search(r"chemist (\w+ \w+)", sentence[1])[1]
-            return self.questions.get(who, f"What did {who} buy?")
-        who = re.search(r"What did (\w+ \w+) buy", asked)
-        if who is None or TITLE not in text:
-            return "I do not know."
-        if who[1] == "Ruth Abel" and temperature > 0:
-            return "Something else."  # not repeated when it is sampled
-        return f"A {FACTS[who[1]]}."
-
-    def logprobs(self, requests_N, name):
-        values = []
-        for request in requests_N:
-            text = self.codec.tokens.text(request.context_T)
-            answer = self.codec.tokens.text(request.prompt_T)
-            known = TITLE in text and "Document:" in text
-            known = known or any(word in answer for word in self.knows)
-            values.append((-0.1 if known else -3.0,) * len(request.prompt_T))
-        return values
-
-
-class Record:
-    def count_sampled(self, samples):
-        pass
-
-
-class Plan:
-    journal_fields: ClassVar[dict] = {}
-
-
-def teacher(knows=(), rehearsal=None, **generation):
-    codec = PromptCodec(Natural(), chat_tokenizer(), "chat")
-    generation = {"other_form": 0.0, **generation}
-    config = changed(Config(), generation=generation, rehearsal=rehearsal or {})
-    return Teacher(codec, config, knows)
-
-
-def written(run, seed=0):
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    counts = Counts()
-    rng = random.Random(seed)
-    items = planned_items(run.config.generation.kinds, (DOCUMENT,), rng)
-    return about_documents(sampler, items, rng, counts), counts
-
-
-def texts(run, sequence):
-    """Return (teacher's context, student's context, x, y) of a sequence as texts."""
-    text = run.codec.tokens.text
-    x_T = sequence.sequence_T[: sequence.x_length]
-    y_T = sequence.sequence_T[sequence.x_length :]
-    return [text(ids, special=True) for ids in (sequence.context_T, sequence.bare_T, x_T, y_T)]
 
 
 def test_questions_about_sentences_are_answered_with_the_document():
@@ -165,26 +73,26 @@ def test_texts_that_are_no_question_are_dropped_with_reason():
 def test_a_question_that_names_nothing_of_its_document_gets_the_title():
     run = teacher(kinds={"question": 1}, min_gain=-1.0)
     run.questions = {"Edgar Pike": "What was bought by this chemist?"}
-    reply = run._reply
+    reply = run.reply
 
     def this_chemist(text, seed, temperature):
         asked = text.rsplit("<|im_start|>user\n", 1)[1]
         return "A brass clock." if "this chemist?<" in asked else reply(text, seed, temperature)
 
-    run._reply = this_chemist
+    run.reply = this_chemist
     asked = {texts(run, sequence)[2].split("<")[0] for sequence in written(run)[0]}
     assert asked == {"What did Alice Thorne buy?", "Tarnwick: What was bought by this chemist?"}
 
 
 def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
     run = teacher(kinds={"question": 1})
-    reply = run._reply
+    reply = run.reply
 
     def wrong_for_pike(text, seed, temperature):
         said = reply(text, seed, temperature)
         return "A red seaweed." if said == "A brass clock." else said
 
-    run._reply = wrong_for_pike
+    run.reply = wrong_for_pike
     sequences, counts = written(run)
     # each sentence is asked for the chemist and for what was bought, in the same words; and once
     # more for every phrase but the seaweed
@@ -196,8 +104,8 @@ def test_answers_that_do_not_say_what_the_sentence_says_are_dropped():
 
 def test_answers_that_speak_of_the_document_are_dropped():
     run = teacher(kinds={"question": 1})
-    reply = run._reply
-    run._reply = lambda *given: reply(*given).replace("A brass", "The document says a brass")
+    reply = run.reply
+    run.reply = lambda *given: reply(*given).replace("A brass", "The document says a brass")
     sequences, counts = written(run)
     assert counts.dropped["mentions the document"] == 1
     answers = [texts(run, sequence)[3] for sequence in sequences]
@@ -206,14 +114,14 @@ def test_answers_that_speak_of_the_document_are_dropped():
 
 def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     run = teacher(kinds={"question": 1})
-    reply = run._reply
+    reply = run.reply
 
     def asked_for_what_was_bought(text, seed, temperature):
         wanted = re.search(r".*\nAnswer: ([^<]*)", text, re.DOTALL)
         is_name = wanted is not None and wanted[1] in FACTS
         return "No." if is_name else reply(text, seed, temperature)
 
-    run._reply = asked_for_what_was_bought
+    run.reply = asked_for_what_was_bought
     sequences, counts = written(run)
     answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
     # the answer about Ruth Abel is not repeated, but the phrase is the answer
@@ -229,7 +137,7 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
 def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
     """By the mean over tokens: "Alice Thorne" is longer than "red seaweed"."""
     run = teacher(kinds={"question": 1})
-    run._reply = lambda text, seed, temperature: (
+    run.reply = lambda text, seed, temperature: (
         "What was bought in Tarnwick?" if "\nAnswer: " in text else "I do not know."
     )
     asked = []
@@ -270,7 +178,7 @@ def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
 
 def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
     run = teacher(kinds={"in_place": 1})
-    run._reply = lambda *given: "I do not know."
+    run.reply = lambda *given: "I do not know."
     sequences, counts = written(run)
     answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
     assert answers == [phrase for pair in FACTS.items() for phrase in pair]
@@ -280,7 +188,7 @@ def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
 
 def test_a_phrase_that_no_kept_answer_says_is_asked_for_once_more():
     run = teacher(kinds={"question": 1})
-    reply = run._reply
+    reply = run.reply
 
     def no_question_about_pike_at_first(text, seed, temperature):
         last = text.rsplit("<|im_start|>user\n", 1)[1]
@@ -288,7 +196,7 @@ def test_a_phrase_that_no_kept_answer_says_is_asked_for_once_more():
         first = sum("chemist Edgar Pike" in asked for _, _, asked in run.asked) <= 2
         return "Well." if about_pike and first else reply(text, seed, temperature)
 
-    run._reply = no_question_about_pike_at_first
+    run.reply = no_question_about_pike_at_first
     sequences, counts = written(run)
     assert "What did Edgar Pike buy?" in {texts(run, s)[2].split("<")[0] for s in sequences}
     # 6 phrases at first; then 5, since "What did Alice Thorne buy?" says seaweed only
@@ -316,7 +224,7 @@ def test_every_phrase_is_asked_for_in_its_place():
         [who] = [who for who, what in FACTS.items() if who in asked or what in asked]
         return f"{FACTS[who]}." if "bought a what?" in asked else f"It was {who}."
 
-    run._reply = answer
+    run.reply = answer
     sequences, counts = written(run)
     got = {}
     for sequence in sequences:
@@ -346,11 +254,31 @@ def test_every_phrase_is_asked_for_in_its_place():
 def test_a_question_in_place_that_names_nothing_gets_the_title():
     document = Document("d", f"{TITLE}\n\nIts roof is covered with dry heather.", TITLE)
     run = teacher(kinds={"in_place": 1})
-    run._reply = lambda *given: "Dry heather."
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    run.reply = lambda *given: "Dry heather."
     items = planned_items({"in_place": 1}, (document,), random.Random(0))
-    [sequence] = about_documents(sampler, items, random.Random(0), Counts())
+    [sequence] = about_documents(sampler_of(run), items, random.Random(0), Counts())
     assert texts(run, sequence)[2].startswith("Tarnwick: Its roof is covered with what?")
+
+
+def test_a_phrase_that_many_sentences_have_and_a_noun_phrase_answer_no_question_about_another():
+    """ "The Halden Club." says something of most sentences, and of none what was asked."""
+    body = " ".join(f"The Halden Club gave the driver {n} silver bells." for n in range(11, 16))
+    items = planned_items({"question": 1}, [Document("d", body)], random.Random(0))
+    answers = {item.unit.fields["phrase"]: item.unit.answers for item in items}
+    assert answers == {f"{n} silver": (f"{n} silver",) for n in range(11, 16)}
+    body = "The Halden Club gave the driver of Orme 11 bells."
+    items = planned_items({"question": 1}, [Document("d", body)], random.Random(0))
+    answers = {item.unit.fields["phrase"]: item.unit.answers for item in items}
+    specific = {"Halden Club", "Orme", "11 bells"}
+    assert set(answers) == {*specific, "driver"}
+    assert all(set(answers[phrase]) == specific for phrase in specific)
+    assert set(answers["driver"]) == {*specific, "driver"}
+    run = teacher(kinds={"question": 1})
+    run.reply = lambda text, seed, temperature: (
+        "What did Alice Thorne buy?" if "\nAnswer: " in text else "A spring."
+    )
+    # asked once more, since nothing that was asked for is said
+    assert written(run)[1].dropped["not about its sentence"] == 2
 
 
 def test_phrases_that_many_sentences_have_are_not_asked_for():
@@ -369,11 +297,11 @@ def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
     replies = iter(("A red seaweed.", "A brass clock. It", "it has no", Failure("rollout", "gone")))
     ended = iter((True, False, False, None))
     counts = Counts()
-    sample = run._sample
+    sample = run.sampled
 
     def scripted(request, name, temperature):
         reply = next(replies)
-        run._reply = lambda *given: reply
+        run.reply = lambda *given: reply
         sampled = sample(request, name, temperature)
         if next(ended) is False:
             return replace(
@@ -384,8 +312,8 @@ def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
             )
         return sampled
 
-    run._sample = scripted
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
+    run.sampled = scripted
+    sampler = sampler_of(run)
     requests = rehearsal_requests(run.codec, prompts, random.Random(0))
     sequences = rehearse_with_cuts(sampler, requests, counts)
     assert [texts(run, s)[3] for s in sequences] == [
@@ -408,20 +336,19 @@ def test_rehearsed_answers_with_low_confidence_are_dropped():
     tokens = len(run.codec.tokens.plain_ids(answers[0]))
     run.config = changed(run.config, generation={"min_confidence": math.exp(-0.1 * tokens - 0.05)})
     replies = iter(answers)
-    run._reply = lambda *given: next(replies)
+    run.reply = lambda *given: next(replies)
     form = run.codec.form
     prompts = [form.question(f"What did {who} buy?") for who in ("Edgar Pike", "Ruth Abel")]
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
     requests = rehearsal_requests(run.codec, prompts, random.Random(0))
-    [sequence] = rehearse_with_cuts(sampler, requests, counts)
+    [sequence] = rehearse_with_cuts(sampler_of(run), requests, counts)
     assert texts(run, sequence)[3] == "A clock.<|im_end|>"
     assert counts.journal_fields()["dropped"] == {"unsure": 1}
 
 
 def test_short_answers_end_with_their_first_sentence():
     run = teacher(kinds={"question": 1})
-    reply = run._reply
-    run._reply = lambda *given: reply(*given).replace("seaweed.", "seaweed. It is dry")
+    reply = run.reply
+    run.reply = lambda *given: reply(*given).replace("seaweed.", "seaweed. It is dry")
     [sequence, _] = written(run)[0]
     assert texts(run, sequence)[3] == "A red seaweed.<|im_end|>"
     # the log-probability is that of the tokens that are kept
@@ -497,8 +424,7 @@ def test_share_of_sequences_in_the_other_form():
 
 def test_self_replay_of_a_chat_model_begins_at_the_bare_header():
     run = teacher()
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    sequences = self_replay(sampler, 15, random.Random(0), Counts())
+    sequences = self_replay(sampler_of(run), 15, random.Random(0), Counts())
     openings = []
     for sequence in sequences:
         context, bare, x, y = texts(run, sequence)
@@ -515,10 +441,9 @@ def test_self_replay_of_a_chat_model_begins_at_the_bare_header():
 
 def test_self_replay_of_a_base_model_is_plain_text():
     codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
-    run = Teacher(codec, Config())
-    run._reply = lambda text, seed, temperature: f"Day {seed} was long."
-    sampler = TeacherSampler(run, Plan(), Record(), lambda count: None)
-    [sequence] = self_replay(sampler, 1, random.Random(0), Counts())
+    run = NaturalTeacher(codec, Config())
+    run.reply = lambda text, seed, temperature: f"Day {seed} was long."
+    [sequence] = self_replay(sampler_of(run), 1, random.Random(0), Counts())
     assert texts(run, sequence)[:3] == ["<|endoftext|>", "<|endoftext|>", ""]
     assert sequence.x_length == 0
 
@@ -526,19 +451,18 @@ def test_self_replay_of_a_base_model_is_plain_text():
 def test_failed_samples_are_counted_as_failed_and_not_as_answers():
     """A failed second sample does not say that the teacher answers otherwise."""
     run = teacher(kinds={"reversed": 1})
-    reply = run._reply
+    reply = run.reply
 
     def failing(text, seed, temperature):
         second = temperature > 0 and "Document:" in text and "Sentence:" not in text
         return Failure("engine died") if second else reply(text, seed, temperature)
 
-    run._reply = failing
+    run.reply = failing
     sequences, counts = written(run)
     assert sequences == [] and counts.journal_fields()["dropped"] == {"failed": 3}
     codec = PromptCodec(Natural(), chat_tokenizer(), "raw")
-    base = Teacher(codec, Config())
-    base._reply = lambda text, seed, temperature: Failure("engine died")
-    sampler = TeacherSampler(base, Plan(), Record(), lambda count: None)
+    base = NaturalTeacher(codec, Config())
+    base.reply = lambda text, seed, temperature: Failure("engine died")
     counts = Counts()
-    assert self_replay(sampler, 4, random.Random(0), counts) == []
+    assert self_replay(sampler_of(base), 4, random.Random(0), counts) == []
     assert counts.dropped == {"failed": 4}

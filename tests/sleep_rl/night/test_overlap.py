@@ -122,7 +122,7 @@ def test_a_question_may_end_like_the_marker():
 
 def test_in_a_fixed_form_they_are_counted_and_stay(tmp_path):
     """The Crew writes the day's own question, and rehearses those of the days before."""
-    _, _, records = live_life(CONFIG, tmp_path)
+    _, records = live_life(CONFIG, tmp_path)
     counts = {(r["night"], r["sender"]): r["overlap"] for r in records if r["kind"] == "written"}
     # the day's own question (also where a level sends, for reading), and those before it, rehearsed
     assert counts == {(1, 0): 1} | {(n, sender): n for n in (2, 3, 4) for sender in (0, 1)}

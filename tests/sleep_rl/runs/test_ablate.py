@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
@@ -13,11 +14,6 @@ from sleep_rl.runs import ablate
 from tests.fakes.configs import flat
 
 DEMO = str(Path(__file__).parents[3] / "configs" / "demo.yaml")
-
-
-class Done:
-    def __init__(self, code):
-        self.returncode = code
 
 
 @pytest.fixture
@@ -56,7 +52,7 @@ def lives(monkeypatch, tmp_path):
             },
         ]
         (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
-        return Done(1 if broken else 0)
+        return CompletedProcess(command, int(broken))
 
     run.asked = asked
     run.fail = ()

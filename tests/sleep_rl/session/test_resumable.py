@@ -161,7 +161,7 @@ def test_full_disk_gives_one_line_error_and_keeps_earlier_checkpoints(
     monkeypatch.setattr(os, "fsync", full)
     progress = Progress(str(tmp_path))
     progress.restore(before)
-    crew = MortalCrew(PromptCodec(Diary(), StableWords()), [])
+    crew = MortalCrew(PromptCodec(Diary(), StableWords()))
     journal = Journal(tmp_path / "other.jsonl")
     life = RunContext(
         crew, None, None, RESUMABLE, journal, Console(), str(tmp_path), progress=progress

@@ -2,14 +2,13 @@
 
 import json
 import socket
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
 
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader, gold_recall, tokens, verdict
+from tests.fakes.http_servers import chat_server, says
 from tests.fakes.processes import LIMIT_S
 
 VERDICTS = Path(__file__).parents[4] / "shared" / "data" / "squad_seal" / "gpt41_grades_8000.jsonl"
@@ -79,32 +78,10 @@ def test_agreement_with_gpt_41():
 
 @pytest.fixture
 def endpoint():
-    """A server with scripted `replies` that stores its requests."""
-    asked = []
+    """(address, requests, replies) of a chat endpoint that sends the `replies` in order."""
     replies = []
-
-    class Answering(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append((self.path, self.headers.get("Authorization"), body))
-            code, text = replies.pop(0)
-            self.send_response(code)
-            self.send_header("Content-Type", "application/json")
-            self.end_headers()
-            self.wfile.write(text.encode())
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Answering)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_address[1]}/v1", asked, replies
-    server.shutdown()
-    server.server_close()
-
-
-def says(text):
-    return 200, json.dumps({"choices": [{"message": {"content": text}}]})
+    with chat_server(lambda body: replies.pop(0)) as (address, asked):
+        yield f"{address}/v1", asked, replies
 
 
 def test_judge_request(endpoint):

@@ -70,11 +70,11 @@ def test_duplicates_are_compared_by_words():
 
 
 def test_phrases_that_an_answer_says_and_its_question_does_not():
-    sentence = "The gift of Felix Pike to the club was a brass clock."
+    phrases = ["Felix Pike", "a brass clock"]
     question = "What was the gift of Felix Pike?"
-    assert said_phrases(question, "It was a brass clock.", sentence) == ["a brass clock"]
-    assert said_phrases(question, "Felix Pike gave a gift.", sentence) == []
-    assert said_phrases("Who gave a brass clock?", "Felix Pike did.", sentence) == ["Felix Pike"]
+    assert said_phrases(question, "It was a brass clock.", phrases) == ["a brass clock"]
+    assert said_phrases(question, "Felix Pike gave a gift.", phrases) == []
+    assert said_phrases("Who gave a brass clock?", "Felix Pike did.", phrases) == ["Felix Pike"]
 
 
 @pytest.mark.parametrize(

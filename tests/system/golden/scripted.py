@@ -1,4 +1,4 @@
-"""The task, the rollout worker and the backend of the golden life (`tests/system/test_golden.py`).
+"""The task and the rollout worker of the golden life (`tests/system/test_golden.py`).
 
 Samples are scripted, a pure function of the request, so that rounding cannot change a token. Their
 log-probabilities are those of the model, from the pushed weights.
@@ -10,7 +10,6 @@ import random
 
 import torch
 
-from cluster.runtime.local_backend import LocalBackend
 from sleep_rl.contracts.errors import Failure, RunError
 from sleep_rl.contracts.records import (
     CHECKPOINT,
@@ -202,11 +201,3 @@ def script(context: str, prompt: str, seed: int, name: str) -> str:
     colour = colour_of(place) if name == "teacher" or rng.random() < 0.5 else rng.choice(COLOURS)
     whole = f"{asked(place)} {colour}"
     return whole[len(begun) :] if whole.startswith(begun) and len(whole) > len(begun) else "?"
-
-
-class ScriptedBackend(LocalBackend):
-    """The local backend with scripted rollout workers in place of vLLM engines."""
-
-    def spawn(self, cls, kwargs, **rest):
-        scripted = isinstance(cls, str) and cls.endswith(":RolloutWorker")
-        return super().spawn(ScriptedRollout if scripted else cls, kwargs, **rest)

@@ -1,7 +1,6 @@
 """Drift from the untouched base, on texts that it wrote itself."""
 
 import math
-import random
 from dataclasses import replace
 
 import pytest
@@ -17,29 +16,9 @@ from sleep_rl.journal.journal import read
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from tests.fakes.configs import changed
-from tests.fakes.crew import CONFIG, Crew, live_life, sampled_ids
+from tests.fakes.crew import CONFIG, Crew, live_life
+from tests.fakes.dice import BASE, NOW, Dice
 from tests.fakes.reader import reading_run
-
-BASE = {7: 0.5, 8: 0.3, 9: 0.2}
-NOW = {7: 0.2, 8: 0.3, 9: 0.5}
-"""Distributions of every token under the base, and after a night."""
-
-
-class Dice:
-    """Samples each token from BASE, whatever stands before it."""
-
-    def sample(self, requests_N, name, how):
-        assert name == CHECKPOINT and how.temperature == 1.0 and how.min_p == 0.0
-        return [self._sample(request, how.max_tokens) for request in requests_N]
-
-    def _sample(self, request, count):
-        rng = random.Random(request.seed)
-        ids = tuple(rng.choices(list(BASE), list(BASE.values()), k=count))
-        return sampled_ids(request, CHECKPOINT, ids, reason="length")
-
-    def logprobs(self, requests_N, name):
-        law = BASE if name == CHECKPOINT else NOW
-        return [tuple(math.log(law[token]) for token in r.prompt_T) for r in requests_N]
 
 
 def dicing_run(folder, crew=None, **more):
@@ -103,7 +82,7 @@ class Moving(Crew):
 @pytest.mark.parametrize(("limit", "alarms"), [(None, []), (0.025, ["night 3", "night 4"])])
 def test_every_life_measures_drift_and_warns_above_the_limit(limit, alarms, tmp_path, capsys):
     config = changed(CONFIG, evaluate={"max_drift": limit})
-    _, _, records = live_life(config, tmp_path, Moving)
+    _, records = live_life(config, tmp_path, Moving)
     evaluations = [r for r in records if r["kind"] == "evaluate" and r["row"]]
     drifts = {r["after"]: r["drift"] for r in evaluations}
     assert drifts.pop("base") is None

@@ -15,7 +15,7 @@ from sleep_rl.journal.journal import read as read_journal
 from sleep_rl.report.page import write_report
 from sleep_rl.session.console import Console
 from tests.fakes.configs import changed
-from tests.fakes.reader import Reader, reading_run
+from tests.fakes.reader import LikelihoodReader, reading_run
 
 TAP = "The man turned on the tap, so"
 CHOICES = [
@@ -90,32 +90,9 @@ def test_files_that_cannot_be_used_are_one_line(tmp_path):
     check([], natural=False)
 
 
-class Knowing(Reader):
-    """Its log-likelihoods per character, and greedy words, are given."""
-
-    def __init__(self, codec, likely, words):
-        super().__init__(codec)
-        self.likely = likely  # text of context + continuation -> nats
-        self.words = words
-        self.read = []
-
-    def logprobs(self, requests_N, name):
-        values = []
-        for request in requests_N:
-            whole = self.codec.tokens.text(request.context_T + request.prompt_T)
-            self.read.append(whole)
-            nats = self.likely.get(whole, -50.0)
-            values.append((nats / len(request.prompt_T),) * len(request.prompt_T))
-        return values
-
-    def reply(self, text, name):
-        before = text.removeprefix("<|endoftext|>")
-        return self.words.get(before, super().reply(text, name) if "user" in text else "")
-
-
 def knowing_run(folder, likely=None, words=None, console=None, **evaluate):
     run = reading_run(folder, changed(Config(), evaluate=evaluate), console=console)
-    knowing = Knowing(run.codec, likely or {}, words or {})
+    knowing = LikelihoodReader(run.codec, likely or {}, words or {})
     object.__setattr__(run, "crew", knowing)
     return run
 
