@@ -25,10 +25,13 @@ class CopiesConfig:
 
 @dataclass(frozen=True)
 class Policy:
-    """The expert that is trained on rewarded dreams to write better ones. Each round trains the
-    policy of the last round further.
-    """
+    """The expert that is trained on rewarded dreams to write better ones."""
 
+    init: str = key(
+        "previous",
+        "Where a round's policy starts: from the last round's policy, or from the model itself.",
+        choices=("previous", "base"),
+    )
     lr: float = key(3e-4, "Peak learning rate.", low=0)
     epochs: int = key(
         2, "Epochs over the accepted dreams. 0: the model itself writes all dreams.", low=0

@@ -18,7 +18,6 @@ def train_policy(
 ) -> bool:
     """Fine-tune the expert of the dreaming policy on the rewarded dreams, with C in context.
 
-    It starts from the last round's policy, or, where there is none, from the model itself.
     `policy`: the policy already has a memory state of its own. Returns whether it has one after the
     call.
     """
@@ -29,9 +28,10 @@ def train_policy(
     queue = _rows(run, night, number, rewarded)
     steps = math.ceil(len(queue) / options.batch)
     learner.save_state(SELF)
-    if policy:
+    continued = policy and options.init == "previous"
+    if continued:
         learner.load_state(DREAMER)
-    learner.open_night(1, slot="reuse_newest" if policy else "next_or_newest")
+    learner.open_night(1, slot="reuse_newest" if continued else "next_or_newest")
     title = f"night {night}: dreaming policy trains on {len(rewarded)} dreams"
     with run.console.phase(title, total=steps) as tick:
         for step in range(steps):

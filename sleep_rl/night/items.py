@@ -27,11 +27,15 @@ class Counts:
 
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
-    recovered: int = 0  # questions whose own answer was dropped, answered by the phrase
+    recovered: int = 0  # see add_recovered
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
     # superseded document -> [prompts about it, those with a new answer]
     changed: dict[str, list[int]] = field(default_factory=dict)
     deleted: dict[str, list[int]] = field(default_factory=dict)
+
+    def add_recovered(self, questions: int) -> None:
+        """Count questions that the phrase answers, since their own answer was dropped."""
+        self.recovered += questions
 
     def journal_fields(self) -> dict[str, Any]:
         """Return the fields of a `written` record."""

@@ -47,7 +47,7 @@ def recovered_phrases(
     fixed = [item for item in open_items if item.kind.questions]
     generated = [item for item in open_items if not item.kind.questions]
     recovered = fixed + _chosen(run, generated, counts)
-    counts.recovered += len(recovered)
+    counts.add_recovered(len(recovered))
     return [_with_phrase(run.codec, item) for item in recovered]
 
 

@@ -37,7 +37,7 @@ objective: on_policy off_policy_first alpha divergence beta hard_share mean prom
 dream: rounds tasks curriculum dreams_per_task keep_top keep_random importance novelty temperature
 dream: max_tokens steps
 dream.copies: lr epochs rank alpha seeds
-dream.policy: lr epochs batch
+dream.policy: init lr epochs batch
 checks: logprob_gap probe
 reward: gamma z0 semantic target options model threshold template timeout_s workers gpus
 rollouts: workers cpus gpus tensor_parallel engine

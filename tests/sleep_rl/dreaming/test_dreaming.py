@@ -107,8 +107,10 @@ def test_dreams_are_generated_selected_tried_and_learned(tmp_path):
     assert [r["deeper"] for r in of("evaluate") if r["row"]] == [{}, *[{"back": 0.0}] * 3]
 
 
-def test_a_rounds_policy_starts_from_the_last_rounds_and_the_first_from_the_model(tmp_path):
-    crew, _ = dreamed(tmp_path)
+def test_policy_starts_from_the_last_round_or_the_model(tmp_path):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    crew, _ = dreamed(tmp_path / "a")
     assert crew.policies == 6 and crew.state == "own"
     policy = crew.snapshots[DREAMER]
     assert policy.startswith(
@@ -116,6 +118,8 @@ def test_a_rounds_policy_starts_from_the_last_rounds_and_the_first_from_the_mode
         "policy 2 on policy 1 on own (next_or_newest)"
     )
     assert policy.count("reuse_newest") == 5
+    crew, _ = dreamed(tmp_path / "b", changed(LIVED, dream={"policy": {"init": "base"}}))
+    assert crew.snapshots[DREAMER] == "policy 6 on own (next_or_newest)"
 
 
 @pytest.mark.parametrize(
