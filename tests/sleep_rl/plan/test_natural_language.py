@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from sleep_rl.config.loader import load
 from sleep_rl.contracts.errors import InputError
+from sleep_rl.plan import night_tokens
 from sleep_rl.plan.plan import plan
 from sleep_rl.plan.sizes import night_seconds
 from tests.fakes.configs import changed
@@ -110,6 +111,23 @@ def test_a_fifth_of_the_questions_about_phrases_are_written_once_more(planned):
         for kind in ("question", "in_place")
     )
     assert 0 < 6 * in_place == 5 * written
+
+
+def test_phrases_among_which_the_teacher_chooses_are_read(planned, monkeypatch):
+    """Names, a number and a noun phrase: Orme, Ruth Abel, 1931, old mill."""
+
+    def read():
+        return planned(tokenizer=chat_tokenizer(), kinds={"question": 1}).work.read
+
+    with_choices = read()
+    monkeypatch.setattr(night_tokens, "CHOSEN", 0.0)
+    without_choices = read()
+    question = 48 / 3
+    phrases = 1.5 * 6  # words of the four phrases
+    asked = 4 + 1  # one of them, of one or two words, once more
+    more = with_choices - without_choices
+    low, high = (0.3 * 0.6 * 5 * (asked * question + phrases + 1.5 * n) for n in (1, 2))
+    assert any(more == pytest.approx(bound) for bound in (low, high))
 
 
 def test_off_policy_steps_have_no_completions(planned):
