@@ -113,9 +113,8 @@ class Generation:
     )
     min_confidence: float = key(
         0.0,
-        "Least probability that the teacher gives its own answer y. Below it sequences about a "
-        "document, in a fixed form, and rehearsed answers are dropped, and prompts are not added "
-        "to the rehearsal index. 0: none are left out.",
+        "Sequences about a document are dropped if the teacher's probability of its own "
+        "answer y is lower. 0: none are.",
         low=0,
         high=1,
     )
@@ -160,6 +159,13 @@ class Rehearsal:
         "Unconditionally generated prompts added to the rehearsal index per night, which "
         "rehearse knowledge older than the first night.",
         low=0,
+    )
+    min_confidence: float = key(
+        0.0,
+        "Prompts are not indexed, and rehearsed answers dropped, if the teacher's "
+        "probability of its own answer is lower. 0: none are.",
+        low=0,
+        high=1,
     )
     temperature: float = key(
         1.0,

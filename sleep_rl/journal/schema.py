@@ -73,9 +73,7 @@ class Written(ConsolidationEntry):
     read: Number = metric("sequences about synthetic documents", "count")
     unfinished: Number = metric("dropped: no eos", "count")
     no_answer: Number = metric("dropped: no answer", "count")
-    unsure: Number = metric(
-        "dropped: probability of the answer below generation.min_confidence", "count"
-    )
+    unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
     kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
     recovered: Number = metric(

@@ -163,7 +163,7 @@ class Consolidation:
             )
 
     def _index_prompts(self, sequences: list[TeacherSequence], limit: int) -> None:
-        min_confidence = self.run.config.generation.min_confidence
+        min_confidence = self.run.config.rehearsal.min_confidence
         prompts = []
         documents = {}
         for sequence in sequences:

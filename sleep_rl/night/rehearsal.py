@@ -44,7 +44,7 @@ def rehearse(
         sample.run.codec,
         samples,
         Origin.REHEARSED,
-        min_confidence=config.generation.min_confidence,
+        min_confidence=config.rehearsal.min_confidence,
         temperature=temperature,
     )
 
@@ -55,17 +55,16 @@ def rehearse_with_cuts(
     """Sample the answers in natural language; an answer that runs on is cut behind its last
     complete sentence. Dropped ones are counted.
     """
-    config = sample.run.config
-    temperature = config.rehearsal.temperature
+    config = sample.run.config.rehearsal
     codec = sample.run.codec
     sequences = []
-    answers = sample(requests, temperature=temperature)
+    answers = sample(requests, temperature=config.temperature)
     for request, answer in zip(requests, answers, strict=True):
         answer_T = kept_answer(codec, answer, counts)
         if answer_T is None:
             continue
         probability = math.exp(math.fsum(answer.logprobs_T[: len(answer_T)]))
-        if probability < config.generation.min_confidence:
+        if probability < config.min_confidence:
             counts.dropped["unsure"] += 1
             continue
         x_T = request.prompt_T[len(codec.opener) :]
@@ -77,7 +76,7 @@ def rehearse_with_cuts(
             len(x_T),
             prompt_T=x_T,
             answer_probability=probability,
-            temperature=temperature,
+            temperature=config.temperature,
         )
         sequences.append(sequence)
     return sequences

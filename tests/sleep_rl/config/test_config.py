@@ -30,7 +30,7 @@ wake: lr
 sleep: steps epochs steps_per_round lag batch lr warmup on_full expansion reset
 generation: samples kinds min_gain answers other_form temperature min_p min_confidence
 replay: share samples
-rehearsal: share instead samples prompts unconditional_prompts temperature priority
+rehearsal: share instead samples prompts unconditional_prompts min_confidence temperature priority
 reading: rows synthetic_documents
 imitation: group_size prefix importance_cap
 objective: on_policy off_policy_first alpha divergence beta hard_share mean prompt_weight

@@ -291,7 +291,7 @@ def test_phrases_that_many_sentences_have_are_not_asked_for():
 
 
 def test_rehearsed_answers_that_run_on_are_cut_behind_their_last_sentence():
-    run = teacher(rehearsal={"temperature": 0.5}, min_confidence=0.05)
+    run = teacher(rehearsal={"min_confidence": 0.05, "temperature": 0.5})
     form = run.codec.form
     prompts = [form.question(f"What did {who} buy?") for who in (*FACTS, "nobody")]
     replies = iter(("A red seaweed.", "A brass clock. It", "it has no", Failure("rollout", "gone")))
@@ -334,7 +334,7 @@ def test_rehearsed_answers_with_low_confidence_are_dropped():
     run = teacher()
     answers = ("A clock.", "It is a very old brass clock.")
     tokens = len(run.codec.tokens.plain_ids(answers[0]))
-    run.config = changed(run.config, generation={"min_confidence": math.exp(-0.1 * tokens - 0.05)})
+    run.config = changed(run.config, rehearsal={"min_confidence": math.exp(-0.1 * tokens - 0.05)})
     replies = iter(answers)
     run.reply = lambda *given: next(replies)
     form = run.codec.form
