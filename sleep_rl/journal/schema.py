@@ -74,10 +74,14 @@ class Written(ConsolidationEntry):
     unfinished: Number = metric("dropped: no eos", "count")
     no_answer: Number = metric("dropped: no answer", "count")
     unsure: Number = metric("dropped: probability of the answer below min_confidence", "count")
-    kinds: dict[str, list[int]] | None = metric("kind of writing -> [requested, kept]", "count")
+    kinds: dict[str, list[int]] | None = metric(
+        "kind of writing -> [requested, questions kept]", "count"
+    )
     dropped: dict[str, int] | None = metric("reason -> texts that were dropped", "count")
-    recovered: Number = metric(
-        "questions whose own answer was dropped, answered by the phrase alone", "count"
+    by_phrase: dict[str, int] | None = metric(
+        "kind of writing -> questions that a phrase of the document answers, since their own "
+        "answer was dropped",
+        "count",
     )
     ends: dict[str, int] | None = metric("how answers ended: token, string, cut", "count")
     changed: dict[str, list[int]] | None = metric(

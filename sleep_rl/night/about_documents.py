@@ -18,7 +18,7 @@ from sleep_rl.night.answer_filters import (
     kept_answer,
 )
 from sleep_rl.night.items import Counts, Item, unsaid_items
-from sleep_rl.night.phrase_answers import phrase_answers, recovered_phrases
+from sleep_rl.night.phrase_answers import answered_by_phrase, phrase_answers
 from sleep_rl.night.sequences import Origin, TeacherSequence, question_sequence
 from sleep_rl.night.teacher import TeacherSampler
 from sleep_rl.session.context import RunContext
@@ -36,10 +36,6 @@ from sleep_rl.writing.questions import (
 from sleep_rl.writing.units import Unit
 
 QUESTION_TOKENS = 48
-RETRIES = 1
-"""How many more times a phrase is asked for that no kept answer says, since it would not be learned
-at all. Only about a fifth of the questions about phrases are asked again (night_tokens.RETRIED).
-"""
 MOST_SHORT_WORDS = 24
 """Of a short answer: chat models answer in a sentence, which repeats words of the question."""
 
@@ -54,9 +50,8 @@ def about_documents(
     run = sampler.run
     asked: set[str] = set()
     kept = _kept(sampler, planned, asked, rng, counts)
-    for _ in range(RETRIES):
-        again = unsaid_items(run.codec, planned, kept, rng)
-        kept += _kept(sampler, again, asked, rng, counts, shown=False)
+    again = unsaid_items(run.codec, planned, kept, rng)
+    kept += _kept(sampler, again, asked, rng, counts, shown=False)
     return [_sequence(run, item, rng) for item in kept]
 
 
@@ -75,18 +70,27 @@ def _kept(
     """
     for item in items:
         counts.kinds.setdefault(item.kind.name, [0, 0])[0] += 1
+    phrases = [item.unit.fields["phrase"] for item in items if item.kind.about == "phrase"]
     items = _add_questions(sampler, items, asked, rng, counts, shown=shown)
     answered = drop_unstable(sampler, _add_answers(sampler, items, counts), counts)
     answered += phrase_answers(sampler.run.codec, answered)
-    answered += recovered_phrases(sampler.run, items, answered, counts)
+    answered += answered_by_phrase(sampler.run, items, answered, phrases, counts)
     kept = drop_without_gain(sampler, answered, counts)
+    _count_kept(kept, counts)
+    return kept
+
+
+def _count_kept(kept: list[Item], counts: Counts) -> None:
+    """Count each question once; those that the phrase answers, too, come after the others."""
     counted = set()
     for item in kept:
-        if item.kind.short and item.question in counted:  # answered twice: by the phrase, too
+        question = (item.question, item.seed)
+        if question in counted:
             continue
-        counted.add(item.question)
+        counted.add(question)
         counts.kinds[item.kind.name][1] += 1
-    return kept
+        if item.given and item.kind.answer != "given":
+            counts.by_phrase[item.kind.name] += 1
 
 
 def _add_questions(

@@ -71,9 +71,9 @@ def drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Counts
     """
     run = sampler.run
     given = [item for item in items if item.given]
-    read = iter(_logprobs(run, given, document=True))
+    read = iter(answer_logprobs(run, given, document=True))
     measured = [item for item in items if item.kind.answer != "base"]
-    without = iter(_logprobs(run, measured, document=False))
+    without = iter(answer_logprobs(run, measured, document=False))
     kept = []
     for item in items:
         if item.kind.answer == "base":
@@ -90,7 +90,7 @@ def drop_without_gain(sampler: TeacherSampler, items: list[Item], counts: Counts
     return kept
 
 
-def _logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[float | Failure]:
+def answer_logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[float | Failure]:
     """Return the log-probability of each item's answer, with or without its document."""
     codec = run.codec
     requests = []
@@ -100,6 +100,7 @@ def _logprobs(run: RunContext, items: list[Item], *, document: bool) -> list[flo
     if not requests:
         return []
     results = run.crew.logprobs(requests, TEACHER)
+    run.count_failures("logprobs", results)
     return [result if isinstance(result, Failure) else math.fsum(result) for result in results]
 
 

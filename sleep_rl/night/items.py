@@ -13,7 +13,7 @@ from sleep_rl.text.answer_style import AT_LENGTH, AnswerStyle
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.kinds import Kind, load_kind
 from sleep_rl.writing.questions import said_phrases
-from sleep_rl.writing.units import Unit, draw, specific_phrases, units
+from sleep_rl.writing.units import Unit, draw, units
 
 COMMON = 0.1
 """A phrase that a larger share of all sentences has is not asked for: it identifies no sentence."""
@@ -27,23 +27,24 @@ class Counts:
 
     kinds: dict[str, list[int]] = field(default_factory=dict)  # kind -> [requested, kept]
     dropped: Counter = field(default_factory=Counter)  # reason -> texts
-    recovered: int = 0  # see add_recovered
+    # kind -> questions that the phrase alone answers, since their own answer was dropped
+    by_phrase: Counter = field(default_factory=Counter)
     ends: Counter = field(default_factory=Counter)  # how an answer ended -> answers
     # superseded document -> [prompts about it, those with a new answer]
     changed: dict[str, list[int]] = field(default_factory=dict)
     deleted: dict[str, list[int]] = field(default_factory=dict)
-
-    def add_recovered(self, questions: int) -> None:
-        """Count questions that the phrase answers, since their own answer was dropped."""
-        self.recovered += questions
 
     def journal_fields(self) -> dict[str, Any]:
         """Return the fields of a `written` record."""
         dropped = {reason: count for reason, count in self.dropped.items() if count}
         unlearned = {"changed": self.changed, "deleted": self.deleted}
         unlearned = {what: documents for what, documents in unlearned.items() if documents}
-        counts = {"kinds": self.kinds, "dropped": dropped, "ends": dict(self.ends)}
-        counts["recovered"] = self.recovered
+        counts = {
+            "kinds": self.kinds,
+            "by_phrase": dict(self.by_phrase),
+            "dropped": dropped,
+            "ends": dict(self.ends),
+        }
         return counts | unlearned
 
 
@@ -86,15 +87,14 @@ def _units(kind: Kind, documents: Sequence[Document]) -> list[Unit]:
         return found
     sentences = {unit.fields["sentence"] for unit in found}
     most = max(FEW, COMMON * len(sentences))
-    phrases = {unit.fields["phrase"] for unit in found}
-    common = {phrase for phrase in phrases if sum(phrase in s for s in sentences) > most}
-    return [_with_answers(unit, common) for unit in found if unit.fields["phrase"] not in common]
+    phrases = {(unit.fields["sentence"], unit.fields["phrase"]) for unit in found}
+    counts = Counter(phrase for _, phrase in phrases)
+    common = {phrase for phrase, count in counts.items() if count > most}
+    return [_without(unit, common) for unit in found if unit.fields["phrase"] not in common]
 
 
-def _with_answers(unit: Unit, common: set[str]) -> Unit:
-    phrase = unit.fields["phrase"]
-    others = dict.fromkeys([phrase, *specific_phrases(unit.fields["sentence"])])
-    return replace(unit, answers=tuple(other for other in others if other not in common))
+def _without(unit: Unit, common: set[str]) -> Unit:
+    return replace(unit, answers=tuple(phrase for phrase in unit.answers if phrase not in common))
 
 
 def unsaid_items(

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterable
 
 from sleep_rl.contracts.errors import Failure
-from sleep_rl.contracts.records import TEACHER, Request
+from sleep_rl.night.answer_filters import answer_logprobs
 from sleep_rl.night.items import Counts, Item
 from sleep_rl.session.context import RunContext
 from sleep_rl.tasks.grading import RECALL_THRESHOLD, gold_recall
 from sleep_rl.text.codec import PromptCodec
 from sleep_rl.writing.questions import normalised
-from sleep_rl.writing.units import body_of, phrases, sentences
+from sleep_rl.writing.units import specific_phrases
 
-MOST_CHOICES = 5
-"""Phrases among which the teacher chooses the answer to a question."""
+MOST_CANDIDATES = 5
+"""Phrases that are compared as answers to a question."""
 
 
 def phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
@@ -25,77 +25,84 @@ def phrase_answers(codec: PromptCodec, items: list[Item]) -> list[Item]:
     for item in items:
         phrase = item.unit.fields.get("phrase", "")
         answer = codec.text(item.answer_T)
-        if not _askable(item) or normalised(phrase) == normalised(answer):
+        if not _unsaid(item) or normalised(phrase) == normalised(answer):
             continue
         if gold_recall(phrase, answer) >= RECALL_THRESHOLD:
             again.append(_with_phrase(codec, item))
     return again
 
 
-def recovered_phrases(
-    run: RunContext, asked: list[Item], answered: list[Item], counts: Counts
+def answered_by_phrase(
+    run: RunContext,
+    asked: list[Item],
+    answered: list[Item],
+    phrases: Iterable[str],
+    counts: Counts,
 ) -> list[Item]:
     """Return the items of kinds with phrase_answers whose own answer was dropped, with the phrase
-    alone as the answer, if it is one.
+    alone as the answer, if it is one. `phrases`: of the day, to compare it with.
 
-    A small model often asks well and answers badly. The phrase is the answer to a question of fixed
-    words, which is its sentence; to a generated one, if the teacher with the document in context
-    finds it more likely per token than each other phrase that the question does not say.
+    A small model often asks well and answers badly. A name, a number or the end of a sentence is
+    the answer to the sentence with an interrogative in its place; any phrase is the answer to a
+    question, if the teacher with the document in context finds it likelier per token than the
+    others.
     """
     done = {item.question for item in answered}
-    open_items = [item for item in asked if _askable(item) and item.question not in done]
-    fixed = [item for item in open_items if item.kind.questions]
-    generated = [item for item in open_items if not item.kind.questions]
-    recovered = fixed + _chosen(run, generated, counts)
-    counts.add_recovered(len(recovered))
-    return [_with_phrase(run.codec, item) for item in recovered]
+    unanswered = [item for item in asked if _unsaid(item) and item.question not in done]
+    sure = [item for item in unanswered if item.kind.questions and _is_specific(item)]
+    unsure = [item for item in unanswered if item not in sure]
+    kept = sure + _likeliest(run, unsure, list(dict.fromkeys(phrases)), counts)
+    return [_with_phrase(run.codec, item) for item in kept]
 
 
-def _askable(item: Item) -> bool:
+def _unsaid(item: Item) -> bool:
+    """Return whether the phrase may be learned as an answer: the question does not say it."""
     phrase = item.unit.fields.get("phrase", "")
     return item.kind.phrase_answers and phrase.lower() not in item.question.lower()
+
+
+def _is_specific(item: Item) -> bool:
+    return item.unit.fields["phrase"] in specific_phrases(item.unit.fields["sentence"])
 
 
 def _with_phrase(codec: PromptCodec, item: Item) -> Item:
     return item.given_answer(codec.form.answer(item.unit.fields["phrase"]))
 
 
-def _chosen(run: RunContext, items: list[Item], counts: Counts) -> list[Item]:
-    """Return the items whose phrase the teacher prefers to all others of the document."""
-    codec = run.codec
-    requests = []
-    choices_N = [_choices(item) for item in items]
-    for item, choices in zip(items, choices_N, strict=True):
-        context_T = codec.context(item.unit.document, item.style(codec))
-        context_T += codec.form.question(item.question)
-        requests += [Request(codec.form.answer(choice), context_T) for choice in choices]
-    results = iter(run.crew.logprobs(requests, TEACHER) if requests else [])
+def _likeliest(run: RunContext, items: list[Item], others: list[str], counts: Counts) -> list[Item]:
+    """Return the items whose phrase the teacher with the document finds likelier than each other
+    candidate.
+    """
+    candidates_N = [_candidates(item, others) for item in items]
+    compared = [
+        item.given_answer(run.codec.form.answer(candidate))
+        for item, candidates in zip(items, candidates_N, strict=True)
+        for candidate in candidates
+    ]
+    logprobs = iter(answer_logprobs(run, compared, document=True))
+    lengths = iter(len(item.answer_T) for item in compared)
     kept = []
-    for item, choices in zip(items, choices_N, strict=True):
-        scores = [_mean(next(results)) for _ in choices]
-        if any(score is None for score in scores):
+    for item, candidates in zip(items, candidates_N, strict=True):
+        results = [(next(logprobs), next(lengths)) for _ in candidates]
+        if any(isinstance(logprob, Failure) for logprob, _ in results):
             counts.dropped["failed"] += 1
-        elif scores[0] < max(scores):
+            continue
+        means = [logprob / length for logprob, length in results]
+        if len(means) == 1:
+            counts.dropped["no other phrase"] += 1
+        elif means[0] < max(means):
             counts.dropped["another phrase is likelier"] += 1
         else:
             kept.append(item)
     return kept
 
 
-def _choices(item: Item) -> list[str]:
-    """Return the item's phrase, then the other phrases of its sentence and its document that the
-    question does not say.
+def _candidates(item: Item, others: list[str]) -> list[str]:
+    """Return the item's phrase, then other possible answers of its sentence, then `others` of the
+    day, without what the question says.
     """
-    sentence = item.unit.fields["sentence"]
-    others = [sentence, *sentences(body_of(item.unit.document))]
-    found = dict.fromkeys(phrase for other in others for phrase in phrases(other))
     phrase = item.unit.fields["phrase"]
     said = item.question.lower()
+    found = dict.fromkeys([*specific_phrases(item.unit.fields["sentence"]), *others])
     distinct = [p for p in found if p.lower() not in said and p not in phrase and phrase not in p]
-    return [phrase, *distinct][:MOST_CHOICES]
-
-
-def _mean(logprobs_T: tuple[float, ...] | Failure) -> float | None:
-    if isinstance(logprobs_T, Failure):
-        return None
-    return math.fsum(logprobs_T) / len(logprobs_T)
+    return [phrase, *distinct][:MOST_CANDIDATES]

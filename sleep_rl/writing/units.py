@@ -14,19 +14,28 @@ from sleep_rl.contracts.records import Document
 
 BETWEEN_SENTENCES = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[A-Z0-9\"'(])")
 NAME = re.compile(r"\b[A-Z][\w'-]+(?: (?:of |de |von )?[A-Z][\w'-]+)*")
-FUNCTION_WORDS = (
-    "a|after|an|and|are|as|at|be|been|before|behind|by|can|for|from|had|has|have|he|her|his|in|"
-    "into|is|it|its|may|must|near|no|not|of|off|on|or|over|she|since|so|than|that|the|their|them|"
-    "then|they|this|through|to|under|until|up|was|were|when|which|while|who|whose|will|with"
+BEFORE_NAME = (
+    "a|about|after|an|and|as|at|before|behind|below|beside|between|by|during|each|every|for|from|"
+    "he|her|his|in|into|it|its|near|of|on|or|over|she|since|so|than|that|the|their|then|they|this|"
+    "through|to|under|until|when|where|which|while|who|whose|with"
 )
-"""English words that begin no name and end a noun phrase."""
-LEADING = re.compile(rf"^(?:(?:{FUNCTION_WORDS}) )+", re.IGNORECASE)
+"""English words at the beginning of a sentence that are no part of a name behind them."""
+VERBS = "are|can|had|has|have|is|may|must|was|were|will"
+OTHER_FUNCTION_WORDS = (
+    "above|across|all|along|among|any|around|be|been|far|no|not|off|them|up|without"
+)
+FUNCTION_WORDS = f"{BEFORE_NAME}|{VERBS}|{OTHER_FUNCTION_WORDS}"
+LEADING = re.compile(rf"^(?:(?:{BEFORE_NAME}) )+", re.IGNORECASE)
 NOUN = rf"(?!(?:{FUNCTION_WORDS})\b)[a-z][\w-]*"
+DETERMINER = "[Aa]n?|[Tt]he|[Ee]very|[Ee]ach|[Aa]ll|[Ii]ts|[Hh]is|[Hh]er|[Tt]heir"
+BEHIND_NOUNS = rf"(?=[,.;:!?)]|$| (?:of|{VERBS})\b)"
 NOUN_PHRASE = re.compile(
-    rf"\b(?:[Aa]n?|[Tt]he|[Ee]very|[Ee]ach|[Aa]ll|its|his|her|their) ({NOUN}(?: {NOUN}){{0,2}})"
-    rf"(?=[,.;:!?)]|$| (?:{FUNCTION_WORDS})\b)"
+    rf"\b(?:{DETERMINER}) (?:({NOUN}(?: {NOUN}){{1,2}}){BEHIND_NOUNS}"
+    rf"|({NOUN})(?=[,.;:!?)]|$| (?:{FUNCTION_WORDS})\b))"
 )
-"""An article or pronoun, and up to three words behind which a function word or the end follows."""
+"""An article or pronoun, then two or three words up to "of", a verb or the end, since other words
+of a sentence are verbs, too; or one word up to any function word.
+"""
 NO_UNIT = "a|an|and|at|by|for|from|in|is|of|on|or|the|to|was|with"
 NUMBER = re.compile(rf"\b\d[\d.,:]*\d?(?: (?!(?:{NO_UNIT})\b)[a-z]+)?")
 CUTS = (0.35, 0.55, 0.75)
@@ -72,7 +81,7 @@ def units(about: str, document: Document) -> list[Unit]:
     found = sentences(body)
     if about == "phrase":
         return [
-            Unit(document, {**fields, **phrase_fields(sentence, phrase)}, phrase)
+            _phrase_unit(document, fields, sentence, phrase)
             for sentence in found
             for phrase in phrases(sentence)
         ]
@@ -85,17 +94,27 @@ def units(about: str, document: Document) -> list[Unit]:
     ]
 
 
+def _phrase_unit(document: Document, fields: dict[str, str], sentence: str, phrase: str) -> Unit:
+    answers = dict.fromkeys([phrase, *specific_phrases(sentence)])
+    return Unit(document, {**fields, **phrase_fields(sentence, phrase)}, phrase, tuple(answers))
+
+
 def phrase_fields(sentence: str, phrase: str) -> dict[str, str]:
     """Return the fields of a phrase of a sentence; `gap` is the sentence without it, `asked` has an
     interrogative in its place, and no end.
     """
-    asked = sentence.replace(phrase, _interrogative(phrase), 1).rstrip(" .!?\"')")
+    asked = _replaced(sentence, phrase, _interrogative(phrase)).rstrip(END)
     return {
         "sentence": sentence,
         "phrase": phrase,
-        "gap": sentence.replace(phrase, GAP, 1),
+        "gap": _replaced(sentence, phrase, GAP),
         "asked": asked[:1].upper() + asked[1:],
     }
+
+
+def _replaced(sentence: str, phrase: str, by: str) -> str:
+    """Return a sentence with something in the place of a phrase, which is no part of a word."""
+    return re.sub(rf"(?<!\w){re.escape(phrase)}(?!\w)", lambda _: by, sentence, count=1)
 
 
 def _interrogative(phrase: str) -> str:
@@ -154,8 +173,9 @@ def phrases(sentence: str) -> list[str]:
     """
     found = specific_phrases(sentence)
     for match in NOUN_PHRASE.finditer(sentence.rstrip(END)):
-        if not any(match[1] in part or part in match[1] for part in found):
-            found.append(match[1])
+        nouns = match[1] or match[2]
+        if not any(nouns in part or part in nouns for part in found):
+            found.append(nouns)
     return found
 
 

@@ -35,6 +35,7 @@ class NaturalTeacher:
         self.knows = knows  # answers that it has without the document
         self.crew = self
         self.task = codec.task
+        self.failures = 0
         self.asked = []  # (state, temperature, prompt text)
         self.questions = {}  # sentence -> what is written about it
 
@@ -65,6 +66,10 @@ class NaturalTeacher:
         if who[1] == "Ruth Abel" and temperature > 0:
             return "Something else."  # not repeated when it is sampled
         return f"A {FACTS[who[1]]}."
+
+    def count_failures(self, where, results):
+        assert where == "logprobs"
+        self.failures += sum(isinstance(result, Failure) for result in results)
 
     def logprobs(self, requests_N, name):
         values = []

@@ -23,7 +23,7 @@ from sleep_rl.night.about_documents import about_documents
 from sleep_rl.night.continuations import continuation_requests, cut, student_rows
 from sleep_rl.night.items import Counts, Item, planned_items
 from sleep_rl.night.natural import INTERROGATIVES, self_replay
-from sleep_rl.night.phrase_answers import MOST_CHOICES, recovered_phrases
+from sleep_rl.night.phrase_answers import MOST_CANDIDATES, answered_by_phrase
 from sleep_rl.night.rehearsal import rehearsal_requests, rehearse_with_cuts
 from sleep_rl.night.rows import teacher_rows
 from sleep_rl.night.sequences import Origin
@@ -129,7 +129,7 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     assert answers == ["A red seaweed.", "A brass clock.", *alone]
     # questions, not sequences; once more for the chemists
     assert counts.kinds == {"question": [6 + 3, 3]}
-    assert counts.recovered == 1 and counts.dropped["not repeated"] == 1
+    assert counts.by_phrase == {"question": 1} and counts.dropped["not repeated"] == 1
     contexts = {texts(run, sequence)[0] for sequence in sequences}
     assert len(contexts) == 1 and BODY in contexts.pop()
 
@@ -158,7 +158,7 @@ def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
     assert sequences == [] and counts.dropped["another phrase is likelier"] == 1
     # the phrase, then the others of its sentence and of the document
     choices = ["Alice Thorne", "red seaweed", "Edgar Pike", "brass clock", "Ruth Abel"]
-    assert asked == choices and len(asked) == MOST_CHOICES
+    assert asked == choices and len(asked) == MOST_CANDIDATES
     seen = {"Alice Thorne": "brass clock"}
     for phrase, likeliest in (("Alice Thorne", "Alice Thorne"), *seen.items()):
         unit = next(u for u in units("phrase", DOCUMENT) if u.fields["phrase"] == phrase)
@@ -166,14 +166,42 @@ def test_a_question_is_answered_by_its_phrase_where_the_teacher_prefers_it():
         run.logprobs = lambda requests_N, name, best=likeliest: [
             (-1.0 - (run.codec.text(r.prompt_T) != best),) * len(r.prompt_T) for r in requests_N
         ]
-        kept = recovered_phrases(run, [item], [], Counts())
+        kept = answered_by_phrase(run, [item], [], FACTS.values(), Counts())
         assert [run.codec.text(i.answer_T) for i in kept] == [phrase] * (phrase == likeliest)
     run.logprobs = lambda requests_N, name: [Failure("lost")] * len(requests_N)
     counts = Counts()
-    assert recovered_phrases(run, [item], [], counts) == [] and counts.dropped["failed"] == 1
-    assert recovered_phrases(run, [item], [item], counts) == []
+    assert answered_by_phrase(run, [item], [], [], counts) == []
+    assert counts.dropped == {"failed": 1} and run.failures == 2
+    assert answered_by_phrase(run, [item], [item], [], counts) == []
     said = replace(item, question="What did Alice Thorne buy?")
-    assert recovered_phrases(run, [said], [], counts) == [] and counts.recovered == 0
+    assert answered_by_phrase(run, [said], [], [], counts) == []
+
+
+def test_a_phrase_with_which_nothing_can_be_compared_is_no_answer():
+    unit = units("phrase", Document("d", "The bell of Orme has never rung."))[0]
+    assert unit.fields["phrase"] == "Orme" and unit.answers == ("Orme", "never rung")
+    run = teacher()
+    asked = Item(load_kind("question"), unit, 0, "What has never rung?")
+    for phrases, kept in (((), 0), (("Orme",), 0), (("Orme", "red seaweed"), 1)):
+        counts = Counts()
+        assert len(answered_by_phrase(run, [asked], [], phrases, counts)) == kept
+        assert counts.dropped == Counter({"no other phrase": 1} if not kept else {})
+
+
+def test_a_noun_phrase_answers_its_own_sentence_if_the_teacher_prefers_it():
+    """ "The old mill of Orme": in its place a question may have no sense."""
+    unit = units("phrase", Document("d", "The old mill of Orme was built by Ruth Abel."))[-1]
+    assert unit.fields["phrase"] == "old mill"
+    run = teacher()
+    item = Item(load_kind("in_place"), unit, 0, f"{unit.fields['asked']}?")
+    for prefers in (False, True):
+        run.logprobs = lambda requests_N, name, prefers=prefers: [
+            (-1.0 - (run.codec.text(r.prompt_T) == "old mill") * (1 - 2 * prefers) / 2,)
+            * len(r.prompt_T)
+            for r in requests_N
+        ]
+        kept = answered_by_phrase(run, [item], [], ["red seaweed"], Counts())
+        assert len(kept) == prefers
 
 
 def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
@@ -182,8 +210,8 @@ def test_a_question_of_fixed_words_is_answered_by_its_phrase_without_a_choice():
     sequences, counts = written(run)
     answers = [texts(run, sequence)[3].removesuffix("<|im_end|>") for sequence in sequences]
     assert answers == [phrase for pair in FACTS.items() for phrase in pair]
-    assert counts.kinds == {"in_place": [6, 6]} and counts.recovered == 6
-    assert counts.journal_fields()["recovered"] == 6
+    assert counts.kinds == {"in_place": [6, 6]}
+    assert counts.journal_fields()["by_phrase"] == {"in_place": 6}
 
 
 def test_a_phrase_that_no_kept_answer_says_is_asked_for_once_more():
