@@ -36,7 +36,7 @@ class MicroBatchTensors:
     weight_P: Tensor  # 1; 0 for filler rows
     # of the teacher's distribution; None: 1 everywhere
     teacher_temperature_P: Tensor | None
-    hard_share_P: Tensor  # of the token itself in the target; the rest is the teacher's
+    hard_share_P: Tensor  # of -log S(token) in the loss; the rest is the divergence
     divergence_weight_P: Tensor  # of `loss_weights`
     advantage_P: Tensor  # 0 for rows without a reward
     behaviour_logp_P: Tensor  # log-probability under the sampler; 0 where it is unknown

@@ -119,11 +119,12 @@ class TrainingEngine:
         """
         steps = next((state["step"] for state in self._adam.state.values()), torch.zeros(()))
         out = {STEPS: steps.detach().clone().cpu()}
+        moments = MOMENTS if steps > 0 else ()
         for i, parameter in enumerate(self.plastic):
             # None: there is no fp32 copy
             value = safe_get_full_fp32_param(parameter)
             out[f"{i}/value"] = parameter.detach() if value is None else value
-            for key in MOMENTS if out[STEPS] > 0 else ():
+            for key in moments:
                 moment = safe_get_full_optimizer_state(parameter, key)
                 out[f"{i}/{key}"] = self._adam.state[parameter][key] if moment is None else moment
         return {

@@ -117,9 +117,9 @@ class Seeding(nn.Module):
             batch.advantage_P,
             self.config.imitation.importance_cap,
         )
-        target_P = torch.lerp(divergence_P, -logp_P, batch.hard_share_P)
+        seeding_loss_P = torch.lerp(divergence_P, -logp_P, batch.hard_share_P)
         loss = l_ks(
-            target_P * batch.weight_P * batch.divergence_weight_P,
+            seeding_loss_P * batch.weight_P * batch.divergence_weight_P,
             policy_P,
             batch.has_reward_P,
             self.config.objective.alpha,

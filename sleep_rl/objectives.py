@@ -126,7 +126,8 @@ def l_ks(
     """Return the scalar -J_KS = alpha mean(divergence) + (1 - alpha) mean(policy loss over rewarded
     positions) (equation 6).
 
-    divergence_P: already multiplied by the weights of the positions.
+    divergence_P: with its share of cross entropy (objective.hard_share), and already multiplied by
+        the weights of the positions.
     has_reward_P: 1 where the policy loss counts, else 0.
     positions, rewarded: divisors of the two sums, over all micro batches and ranks: the sum of the
     weights (with objective.mean `sequence` that is the number of sequences), and the number of

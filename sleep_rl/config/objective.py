@@ -71,8 +71,8 @@ class Objective:
     )
     hard_share: float = key(
         0.0,
-        "Share of cross entropy with the teacher's own answer in the divergence of rows about "
-        "documents, whose answers were filtered; 0: equation 6.",
+        "Share of cross entropy with the teacher's own answer y in the loss of off-policy rows "
+        "about documents; the rest is the divergence. 0: equations 3 and 6.",
         low=0,
         high=1,
     )

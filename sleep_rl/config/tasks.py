@@ -103,7 +103,8 @@ class ArcConfig:
     path: str = key(
         "arc-agi_training_challenges.json",
         "Folder with ARC's two json files, ...challenges.json and ...solutions.json; or the file "
-        "with challenges in its name, beside which that with solutions in this place lies.",
+        "of challenges, in whose folder a file of the same name with solutions in place of "
+        "challenges lies.",
     )
     puzzles_per_day: int = key(11, "New puzzles per day.", low=1)
 

@@ -95,6 +95,12 @@ def _loss(config: Config) -> Iterator[str]:
             "objective.beta: inside (0, 1) for jsd (the end points are forward_kl and reverse_kl), "
             f"got {objective.beta}"
         )
+    only_student_samples = objective.on_policy == 1 and objective.off_policy_first == 0
+    if objective.hard_share and only_student_samples:
+        yield (
+            "objective.hard_share: 0 without off-policy rows, i.e. with objective.on_policy 1 and "
+            f"off_policy_first 0, got {objective.hard_share}"
+        )
 
 
 def _reward(config: Config) -> Iterator[str]:

@@ -180,8 +180,7 @@ class TrainingRow:
     # Leading tokens of completion_T that belong to the generated prompt x, with its marker.
     x_length: int = 0
     temperature: float = 1.0  # of the teacher's distribution on the tokens after x
-    # Share of the token itself in the target on the tokens after x; the rest is the teacher's
-    # distribution.
+    # Share of -log S(token) in the loss on the tokens after x; the rest is the divergence.
     hard_share: float = 0.0
     # Leading tokens of teacher_T that other rows share: those of the document, whose keys and
     # values the learner caches.

@@ -62,8 +62,9 @@ def learn(run: RunContext, night: int, rewarded: list[Dream]) -> None:
     sequences = list(dict.fromkeys(lesson_sequence(run.codec, text) for text in texts))  # distinct
     plan = plan_dreams(run.config, night)
     run.crew.learn.open_night(1)
-    resumed = Consolidation.resume(run, plan)
-    consolidation = resumed or Consolidation.begin(run, plan, None, sequences)
+    consolidation = Consolidation.resume(run, plan) or Consolidation.begin(
+        run, plan, None, sequences
+    )
     consolidation.train()
     run.crew.learn.commit_night()
     run.crew.push(TEACHER, TEACHER)

@@ -16,7 +16,7 @@ from sleep_rl.contracts.roles import Task
 from sleep_rl.night.about_documents import QUESTION_TOKENS
 from sleep_rl.night.answer_filters import SHORT_TOKENS
 from sleep_rl.night.items import planned_items
-from sleep_rl.night.phrase_answers import MOST_CHOICES
+from sleep_rl.night.phrase_answers import MOST_CANDIDATES
 from sleep_rl.night.plan import Shares
 from sleep_rl.writing.kinds import Kind
 from sleep_rl.writing.units import Unit
@@ -27,7 +27,7 @@ QUESTION_SHARE = 1 / 3  # of its limit that a question about a sentence takes
 TURN_SHARE = 2 / 3  # of the same limit that a user's turn of self-replay takes
 WITH_QUESTION = 0.6  # share of the texts about sentences that are questions, and are answered
 ASKED_AGAIN = 0.3  # share of them that are answered a second time
-CHOSEN = 0.3  # share of the generated ones for which the likeliest phrase is looked for
+CHOSEN = 0.3  # share of the generated ones whose own answer is dropped, so phrases are compared
 RETRIED = 0.2  # share of the questions about phrases that are asked once more
 READINGS = 3  # of a document by an engine: for answers, second answers and log-probabilities
 
@@ -87,8 +87,8 @@ def _about_documents(items: list[tuple[Kind, Unit]], longest: int) -> NightToken
     """Return what engines read and write for the items, without their documents, and the mean
     tokens of a row.
 
-    An engine reads a prompt for each written question; the question with each answer, and with it
-    for two log-probabilities, and with each phrase that may be its answer.
+    An engine reads a prompt for each written question; the question with each answer, with two
+    answers for their log-probabilities, and with each phrase that is compared.
     """
     read = written = rows = 0.0
     for kind, unit in items:
@@ -102,7 +102,7 @@ def _about_documents(items: list[tuple[Kind, Unit]], longest: int) -> NightToken
         read += _prompt(kind, unit) + (answered + again) * question
         read += 2 * answered * (question + answer)
         if kind.phrase_answers and kind.instruction:
-            read += CHOSEN * answered * MOST_CHOICES * (question + words_of(unit.rest))
+            read += CHOSEN * answered * MOST_CANDIDATES * (question + words_of(unit.rest))
     return NightTokens(read, written, taught=0, trained=0, row=rows / max(len(items), 1))
 
 

@@ -97,7 +97,9 @@ def _night_rows(plan: Plan) -> Rows:
     sleep = config.sleep
     rows_of_step = plan.rows
     every = config.run.checkpoint_steps
-    checkpoints = f", a checkpoint every {every}" if 0 < every < sleep.steps else ""
+    checkpoints = ", a checkpoint before the first step" if every else ""
+    if 0 < every < sleep.steps:
+        checkpoints += f" and every {every}"
     learning = _rate(LEARN_FLOPS, rate_of(config.learners.gpus, plan.base))
     sampling = _rate(SAMPLE_FLOPS, rate_of(config.rollouts.gpus, plan.base))
     rows = [

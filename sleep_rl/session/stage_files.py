@@ -65,7 +65,9 @@ class Checkpoint:
         position = f"after stage {len(self.results)} ({self.stage})"
         if self.partial is None:
             return position
-        return f"{position}, at step {self.partial.step:,} of the next ({self.partial.stage})"
+        step = self.partial.step
+        inside = f"at step {step:,}" if step else "before the first step"
+        return f"{position}, {inside} of the next ({self.partial.stage})"
 
 
 class StageFiles:

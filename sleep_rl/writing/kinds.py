@@ -1,8 +1,8 @@
 """Kinds of writing about a document: one YAML file each, in `kinds/` or at a path in the config.
 
 A file has these keys:
-    about        unit of a question: sentence, phrase (a name, a number or the end of a sentence),
-                 beginning (of a sentence), names (two names of one document), document
+    about        unit of a question: sentence, phrase (a name, a number, a noun phrase or the end of
+                 a sentence), beginning (of a sentence), names (two names of one document), document
     instruction  prompt for the model to generate the question, with the fields of its unit
     examples     few-shot examples of it: {fields, question}
     temperature  of the question's tokens; without it generation.temperature
@@ -10,8 +10,9 @@ A file has these keys:
     rename       whether names in the question are replaced by ones that are in no document
     answer       source of the answer: document (the model, with the document in context), base (the
                  model without it), given (the unit itself: the phrase, or the rest of the sentence)
-    phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase;
-                 also where the model's own answer is dropped and the phrase is likelier than others
+    phrase_answers  whether the phrase alone is learned as an answer as well, with about: phrase; it
+                 replaces an answer of the model that is dropped, if it is likelier than other
+                 phrases. `questions` of such a kind must have the phrase as their answer
     short        whether the answer is a few words, which are sampled twice
 Fields: {title} and {text} of the document; {sentence}; {phrase} with {sentence}, with {gap}, the
 sentence without the phrase, and with {asked}, the sentence as a question for it; {beginning};
