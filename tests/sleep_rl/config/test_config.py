@@ -572,8 +572,8 @@ def test_tensor_parallel_size_equals_gpus(write, gpus, parallel, right):
 
 def test_a_hard_share_needs_rows_on_the_teachers_own_sequences(write):
     why = (
-        "c.yaml: objective.hard_share: 0 without off-policy rows, i.e. with objective.on_policy 1 and "
-        "off_policy_first 0, got 0.5"
+        "c.yaml: objective.hard_share: 0 without off-policy rows, i.e. with objective.on_policy 1 "
+        "and off_policy_first 0, got 0.5"
     )
     assert refusal(write(), "objective.hard_share=0.5", "objective.on_policy=1") == why
     for other in ("objective.on_policy=0.9", "objective.off_policy_first=0.1"):
