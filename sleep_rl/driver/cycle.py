@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from sleep_rl.config.schema import Config
 from sleep_rl.contracts.records import TEACHER, Day
 from sleep_rl.dreaming.cycle import dream
@@ -18,7 +20,7 @@ from sleep_rl.session.resumable import stage
 
 def live(run: RunContext) -> None:
     """Run the life: each day wake, consolidate, reset, dream, evaluate; and train the baselines."""
-    begin(run)
+    run = replace(run, drift_texts=begin(run))
     nights = by_night(run.config.schedule(len(run.task.days())))
     policy = False  # the model itself dreams until a dream was rewarded
     row = evaluate(run, after="base", lived=0)

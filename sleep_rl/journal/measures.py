@@ -4,11 +4,9 @@ an answer. One text table that console and page draw.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from sleep_rl.config.evaluation import CLOSED, GOLD, MEMORY_RETRIEVAL
 from sleep_rl.contracts.records import DELETED, KINDS, NEVER_TOLD, UNANSWERABLE
-from sleep_rl.journal.retention import ALL_DAYS, CONTEXT_ROWS, METHODS, Retention
+from sleep_rl.journal.retention import ALL_DAYS, AnswerSource, Retention, SourceKind
 from sleep_rl.journal.schema import Answers, Evaluation
 from sleep_rl.journal.text import NO_VALUE
 
@@ -41,9 +39,10 @@ MEANING = (
 def table(retention: Retention) -> tuple[list[str], list[list[str]]]:
     """Return (head, rows) without columns that have no value; no rows without natural language."""
     rows = []
-    for label, answers in _rows(retention):
-        cells = _cells(retention, label, answers)
-        rows.append((label, getattr(answers, "after", ""), cells))
+    for source in retention.sources():
+        answers = retention.answers(source)
+        if answers is not None:
+            rows.append((source.label, answers.after, _cells(retention, source, answers)))
     names = [name for name in (*ANSWERABLE, *HEADS) if any(name in cells for _, _, cells in rows)]
     if not names:
         return [], []
@@ -75,17 +74,6 @@ def break_even(retention: Retention, answers: Answers) -> float | None:
     return retention.night_seconds / gain if gain > 0 else float("inf")
 
 
-def _rows(retention: Retention) -> Iterator[tuple[str, Answers]]:
-    contexts = retention.contexts
-    if CLOSED in contexts:
-        yield "base model", contexts[CLOSED]
-    for method in retention.methods:
-        yield METHODS.get(method, method), retention.last(method)
-    for context, label in CONTEXT_ROWS.items():
-        if context in contexts:
-            yield label, contexts[context]
-
-
 def scores(retention: Retention, answers: Answers) -> dict[str, float]:
     """Return column -> value of what was measured, without costs."""
     values: dict[str, float | None] = dict(answers.kinds or {})
@@ -102,13 +90,13 @@ def scores(retention: Retention, answers: Answers) -> dict[str, float]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _cells(retention: Retention, label: str, answers: Answers) -> dict[str, str]:
+def _cells(retention: Retention, source: AnswerSource, answers: Answers) -> dict[str, str]:
     """Return column -> text of what was measured."""
     values = scores(retention, answers)
     cells = {name: format(v, DIGITS.get(name, ".2f")) for name, v in values.items()}
     costs = {"tokens": (answers.prompt_tokens, ",.0f"), "seconds": (answers.answer_seconds, ".2f")}
     cells |= {name: format(v, form) for name, (v, form) in costs.items() if v is not None}
-    reads = label in CONTEXT_ROWS.values() and label != CONTEXT_ROWS[MEMORY_RETRIEVAL]
+    reads = source.kind is SourceKind.CONTEXT and source.name != MEMORY_RETRIEVAL
     questions = break_even(retention, answers) if reads else None
     if questions is not None:
         cells["break_even"] = NEVER if questions == float("inf") else f"{questions:,.0f}"

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from sleep_rl.config.evaluation import ALL, CLOSED, GOLD, MEMORY_RETRIEVAL, RETRIEVAL
 from sleep_rl.journal.schema import Entry, Evaluation, InContext, Night, WakePhase
@@ -42,6 +43,35 @@ BASE = "base"
 """Label `after` of the evaluation before the first night."""
 
 
+def label_of_method(method: str) -> str:
+    """Return the name of a method that people read; that of an unknown one is its own."""
+    return METHODS.get(method, method)
+
+
+class SourceKind(StrEnum):
+    """Kinds of answers that tables show in a row."""
+
+    BASE = "base"
+    METHOD = "method"
+    CONTEXT = "context"
+
+
+@dataclass(frozen=True)
+class AnswerSource:
+    """The answers of one row: those of the base model, of a method, or with documents in context.
+
+    `name`: the method, else the name in evaluate.contexts; `label`: what people read.
+    """
+
+    kind: SourceKind
+    name: str
+    label: str
+
+
+BASE_MODEL = AnswerSource(SourceKind.BASE, CLOSED, "base model")
+"""The base model closed book, as it is before the first night."""
+
+
 @dataclass(frozen=True)
 class Cell:
     """One accuracy. `lived`: whether the column's day was before the evaluation."""
@@ -61,10 +91,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class RetentionRow:
-    """The accuracies of one evaluation. `method` is empty where something stands in context."""
+    """The accuracies of one evaluation. `after` is empty where every column has its own."""
 
-    label: str
-    method: str
+    source: AnswerSource
     after: str
     cells: tuple[Cell, ...]
     drift: float | None = None
@@ -179,42 +208,59 @@ class Retention:
 
     # ---- rows of tables
 
-    def base_rows(self) -> list[RetentionRow]:
-        """Return the row of the base model, if it was evaluated."""
-        return [self._row("base model", self.base)] if self.base else []
+    def sources(self) -> list[AnswerSource]:
+        """Return what may have a row, in the order of all tables."""
+        methods = [AnswerSource(SourceKind.METHOD, m, label_of_method(m)) for m in self.methods]
+        contexts = [
+            AnswerSource(SourceKind.CONTEXT, name, label) for name, label in CONTEXT_ROWS.items()
+        ]
+        return [BASE_MODEL, *methods, *contexts]
 
-    def newest_rows(self) -> list[RetentionRow]:
-        """Return the newest evaluation of each method."""
-        return [self._row(METHODS.get(m, m), self.last(m)) for m in self.methods]
+    def rows(self) -> list[RetentionRow]:
+        """Return the newest accuracies of every source that has some, in the order of `sources`."""
+        rows = map(self._newest_row, self.sources())
+        return [row for row in rows if row is not None]
 
-    def open_book_rows(self) -> list[RetentionRow]:
-        """Return the row of the open-book accuracies, if there are any."""
-        if not self.open_book:
-            return []
-        counts = self.questions()
-        cells = (Cell(c, self.open_book.get(c), questions=counts.get(c)) for c in self.columns)
-        return [RetentionRow(CONTEXT_ROWS[GOLD], "", "", tuple(cells))]
-
-    def context_rows(self) -> list[RetentionRow]:
-        """Return the rows of the other contexts that were measured."""
-        rows = []
-        for context, label in CONTEXT_ROWS.items():
-            if context != GOLD and context in self.contexts:
-                answers = self.contexts[context]
-                counts = answers.n or {}
-                cells = (Cell(c, answers.row.get(c), questions=counts.get(c)) for c in self.columns)
-                rows.append(RetentionRow(label, "", answers.after, tuple(cells)))
-        return rows
+    def answers(self, source: AnswerSource) -> Evaluation | InContext | None:
+        """Return the newest record with kinds, likelihood and cost; None if there is none."""
+        if source.kind is SourceKind.METHOD:
+            return self.last(source.name)
+        return self.contexts.get(source.name)
 
     def history(self, method: str) -> list[RetentionRow]:
-        """Return the rows of the base model and of every night of one method; labels are `base`,
-        `night 1`, ...
-        """
+        """Return the rows of the base model and of every night of one method."""
+        source = AnswerSource(SourceKind.METHOD, method, label_of_method(method))
         nights = [e for after, e in self.evaluations.get(method, {}).items() if after != BASE]
-        evaluations = [self.base, *nights] if self.base else nights
-        return [self._row(evaluation.after, evaluation) for evaluation in evaluations]
+        rows = [self._row(BASE_MODEL, self.base)] if self.base else []
+        return rows + [self._row(source, evaluation) for evaluation in nights]
 
-    def _row(self, label: str, evaluation: Evaluation) -> RetentionRow:
+    def _newest_row(self, source: AnswerSource) -> RetentionRow | None:
+        match source.kind:
+            case SourceKind.BASE:
+                return self._row(source, self.base) if self.base else None
+            case SourceKind.METHOD:
+                return self._row(source, self.last(source.name))
+            case SourceKind.CONTEXT:
+                return self._context_row(source)
+
+    def _context_row(self, source: AnswerSource) -> RetentionRow | None:
+        """Return the row with documents in context; each day's open book is that before its
+        night.
+        """
+        if source.name == GOLD:
+            cells = self._cells(self.open_book, self.questions())
+            return RetentionRow(source, "", cells) if self.open_book else None
+        answers = self.contexts.get(source.name)
+        if answers is None:
+            return None
+        return RetentionRow(source, answers.after, self._cells(answers.row, answers.n or {}))
+
+    def _cells(
+        self, values: Mapping[str, float | None], counts: Mapping[str, float]
+    ) -> tuple[Cell, ...]:
+        return tuple(Cell(c, values.get(c), questions=counts.get(c)) for c in self.columns)
+
+    def _row(self, source: AnswerSource, evaluation: Evaluation) -> RetentionRow:
         counts = dict(evaluation.n or {})
         values = dict(evaluation.row)
         asked: set[str] = set()
@@ -233,8 +279,7 @@ class Retention:
             for column in self.columns
         )
         return RetentionRow(
-            label,
-            evaluation.method,
+            source,
             evaluation.after,
             tuple(cells),
             evaluation.drift,

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
-from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.retention import label_of_method
 from sleep_rl.journal.schema import DreamResult, DreamSummary, Entry, Evaluation
 from sleep_rl.journal.text import aligned, decimal
 from sleep_rl.report.templates import render
@@ -173,7 +173,7 @@ def _deeper(entries: Sequence[Entry]) -> Table:
     }
     names = list(dict.fromkeys(name for shares in evaluations.values() for name in shares))
     rows: list[list[object]] = [
-        [after, METHODS.get(method, method), *(decimal(shares.get(name)) for name in names)]
+        [after, label_of_method(method), *(decimal(shares.get(name)) for name in names)]
         for (after, method), shares in evaluations.items()
     ]
     title = "Deeper questions about the newest day"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from markupsafe import Markup
 
-from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.retention import label_of_method
 from sleep_rl.journal.series import Chart, Points, Series
 from sleep_rl.report.colours import COLOURS, CURVES, FAINT, PLOT
 
@@ -46,7 +46,7 @@ def figure(chart: Chart) -> Markup:
 
 def label_of(series: Series) -> str:
     """Return the label of a curve in the legend."""
-    return METHODS.get(series.label, series.label)[:40]
+    return label_of_method(series.label)[:40]
 
 
 def _draw(axes: Axes, chart: Chart) -> None:

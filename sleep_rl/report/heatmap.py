@@ -7,7 +7,7 @@ from __future__ import annotations
 import io
 from typing import TYPE_CHECKING
 
-from sleep_rl.journal.retention import METHODS, Retention
+from sleep_rl.journal.retention import Retention, label_of_method
 from sleep_rl.report.colours import FUTURE, MUTED, PLOT, colours_of, ink_on, shade
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def _draw(axes: Axes, retention: Retention, method: str) -> None:
                     text = f"{cell.value:.2f}"
                     axes.text(x, y, text, ha="center", va="center", fontsize=8, color=ink)
     axes.set_xticks(range(len(retention.columns)), retention.columns, rotation=30, ha="right")
-    axes.set_yticks(range(len(rows)), [row.label for row in rows])
+    axes.set_yticks(range(len(rows)), [row.after for row in rows])
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     colour = colours_of(retention.methods)[method]
-    axes.set_title(METHODS.get(method, method), loc="left", fontsize=9.5, color=colour)
+    axes.set_title(label_of_method(method), loc="left", fontsize=9.5, color=colour)

@@ -8,7 +8,13 @@ from collections.abc import Callable, Iterable, Iterator
 from markupsafe import Markup
 
 from sleep_rl.journal import measures
-from sleep_rl.journal.retention import BASE, METHODS, Retention, RetentionRow
+from sleep_rl.journal.retention import (
+    BASE,
+    Retention,
+    RetentionRow,
+    SourceKind,
+    label_of_method,
+)
 from sleep_rl.journal.schema import Completion, Entry, Failed, SinkFailed, Written
 from sleep_rl.journal.series import Chart
 from sleep_rl.report.colours import MUTED, colours_of, ink_on, shade
@@ -22,13 +28,11 @@ Failures = Counter[tuple[str, str]]
 
 
 def headline(retention: Retention) -> Markup:
-    """Return the newest evaluation of every method in figures."""
-    rows = retention.newest_rows()
-    if rows:
-        rows += retention.base_rows() + retention.open_book_rows() + retention.context_rows()
+    """Return the newest accuracies in figures: the methods first, for which the page is read."""
+    rows = sorted(retention.rows(), key=lambda row: row.source.kind is not SourceKind.METHOD)
     return render(
         "headline.html",
-        rows=[(row, _colour(retention, row)) for row in rows],
+        rows=[(row, _colour(retention, row)) for row in rows] if retention.methods else [],
         columns=retention.columns,
         questions=retention.questions(),
         base=BASE,
@@ -59,7 +63,9 @@ def other_measures(retention: Retention, entries: Iterable[Entry]) -> Markup:
 def _colour(retention: Retention, row: RetentionRow) -> str:
     if row.after == BASE:
         return MUTED
-    return colours_of(retention.methods)[row.method] if row.method else OPEN_BOOK
+    if row.source.kind is SourceKind.CONTEXT:
+        return OPEN_BOOK
+    return colours_of(retention.methods)[row.source.name]
 
 
 def heatmaps(retention: Retention) -> Markup:
@@ -72,7 +78,7 @@ def heatmaps(retention: Retention) -> Markup:
     if not methods:
         return Markup()
     colours = colours_of(retention.methods)
-    matrices = [(METHODS.get(m, m), colours[m], retention.history(m)) for m in methods]
+    matrices = [(label_of_method(m), colours[m], retention.history(m)) for m in methods]
     return render(
         "heatmaps.html", matrices=matrices, columns=retention.columns, shade=shade, ink_on=ink_on
     )

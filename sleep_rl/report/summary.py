@@ -8,7 +8,7 @@ from pathlib import Path
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.journal.journal import read_entries
 from sleep_rl.journal.measures import ANSWERABLE, DIGITS, HEADS, scores
-from sleep_rl.journal.retention import ALL_DAYS, METHODS, Retention
+from sleep_rl.journal.retention import ALL_DAYS, Retention, SourceKind, label_of_method
 from sleep_rl.journal.text import NO_VALUE, aligned
 
 SHARE = "of joint"
@@ -44,7 +44,7 @@ def summarize(run_dirs: Iterable[str | Path]) -> str:
         values = [_newest(run, method) for run in with_method]
         after = " | ".join(dict.fromkeys(run.last(method).after for run in with_method))
         cells = [_mean_and_range(c, [v.get(c) for v in values], len(runs)) for c in columns]
-        lines.append([METHODS.get(method, method), after, *cells])
+        lines.append([label_of_method(method), after, *cells])
     return f"mean (min..max) over {len(runs)} runs; [k]: only k of them have a value\n" + aligned(
         lines
     )
@@ -52,7 +52,8 @@ def summarize(run_dirs: Iterable[str | Path]) -> str:
 
 def _newest(run: Retention, method: str) -> dict[str, float | None]:
     """Return column -> value after the last night."""
-    row = next(row for row in run.newest_rows() if row.method == method)
+    rows = {row.source.name: row for row in run.rows() if row.source.kind is SourceKind.METHOD}
+    row = rows[method]
     accuracies = {cell.column: cell.value for cell in row.cells}
     accuracies[ALL_DAYS] = run.all_days(method)
     bound = run.all_days(JOINT) if JOINT in run.methods else None

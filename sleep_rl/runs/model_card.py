@@ -11,11 +11,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, TypeVar
 
+from sleep_rl.config.evaluation import GOLD
 from sleep_rl.config.loader import every_key
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import without_secrets
 from sleep_rl.journal.journal import read_entries
-from sleep_rl.journal.retention import BASE, Cell, Retention, nights_lived
+from sleep_rl.journal.retention import BASE, Cell, Retention, SourceKind, nights_lived
 from sleep_rl.journal.schema import (
     Entry,
     Evaluation,
@@ -140,9 +141,13 @@ def _retention(entries: list[Entry], last: int | None) -> str:
     rows = [
         [BEFORE if row.after == BASE else row.after, *map(_accuracy, row.cells)] for row in history
     ]
-    baselines = [row for row in retention.newest_rows() if row.method != "sleep"]
-    rows += [[f"{row.label}, {row.after}", *map(_accuracy, row.cells)] for row in baselines]
-    rows += [[row.label, *map(_accuracy, row.cells)] for row in retention.open_book_rows()]
+    for row in retention.rows():
+        source = row.source
+        cells = map(_accuracy, row.cells)
+        if source.kind is SourceKind.METHOD and source.name != "sleep":
+            rows.append([f"{source.label}, {row.after}", *cells])
+        elif source.name == GOLD:
+            rows.append([source.label, *cells])
     questions = retention.questions()
     rows.append(["questions", *(questions.get(column, MISSING) for column in retention.columns)])
     text = (

@@ -15,7 +15,13 @@ from rich.table import Table
 from rich.text import Text
 
 from sleep_rl.journal import measures
-from sleep_rl.journal.retention import BASE, CONTEXT_ROWS, METHODS, Retention
+from sleep_rl.journal.retention import (
+    BASE,
+    CONTEXT_ROWS,
+    Retention,
+    SourceKind,
+    label_of_method,
+)
 from sleep_rl.journal.schema import (
     Done,
     Evaluation,
@@ -27,7 +33,7 @@ from sleep_rl.journal.schema import (
     SinkFailed,
     parse,
 )
-from sleep_rl.journal.text import NO_VALUE, clock, decimal
+from sleep_rl.journal.text import clock, decimal
 from sleep_rl.session.phase_progress import NumbersColumn, PhaseProgress
 
 Tick = Callable[..., None]
@@ -192,11 +198,11 @@ class Console:
                 self._progress = None
 
     def table(self, title: str) -> Table:
-        """Return the newest accuracies: one row per method, a column for the known, per day and
-        probe, and for drift.
+        """Return the newest accuracies: one row per method and context, a column for the known, per
+        day and probe, and for drift.
         """
         retention = self._retention
-        rows = retention.base_rows() + retention.newest_rows()
+        rows = retention.rows()
         drifts = any(row.drift is not None for row in rows)
         table = _empty_table(f"{title}: share of correct answers, closed book")
         more = [*(["drift"] if drifts else []), *retention.probes]
@@ -207,10 +213,8 @@ class Console:
             cells = [decimal(cell.value if cell.lived else None) for cell in row.cells]
             cells += [decimal(row.drift, ".3f")] if drifts else []
             cells += [decimal(row.probes.get(name)) for name in retention.probes]
-            table.add_row(Text(row.label), Text(after), *cells)
-        for row in retention.open_book_rows() + retention.context_rows():
-            cells = [decimal(cell.value) for cell in row.cells] + [NO_VALUE] * len(more)
-            table.add_row(row.label, row.after, *cells, style="dim")
+            style = "dim" if row.source.kind is SourceKind.CONTEXT else ""
+            table.add_row(Text(row.source.label), Text(after), *cells, style=style)
         return table
 
     def _print_tables(self, title: str) -> None:
@@ -256,7 +260,7 @@ class Console:
         elif after == BASE:
             self.say(f"base model: {accuracies}")
         else:
-            method = METHODS.get(evaluation.method, evaluation.method)
+            method = label_of_method(evaluation.method)
             self.say(f"{method} after {after}: {accuracies}")
 
     def _in_context(self, answers: InContext) -> None:

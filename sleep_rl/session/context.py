@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,6 +34,7 @@ class RunContext:
     context_tokens: int = 4096  # that an engine reads and writes in one request
     index: RehearsalIndex = field(default_factory=RehearsalIndex)
     progress: Progress = field(default_factory=Progress)
+    drift_texts: Sequence[list] = ()  # of the untouched base, as drift.sample_texts returns them
 
     @contextmanager
     def timed(self, kind: str, **values: Any) -> Iterator[dict]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any
 
-from sleep_rl.journal.retention import BASE, METHODS
+from sleep_rl.journal.retention import BASE, label_of_method
 from sleep_rl.journal.schema import (
     BaselineStep,
     Done,
@@ -89,10 +89,10 @@ def _describe(entry: Entry) -> str:
     if isinstance(entry, WakePhase):
         return f"{entry.day}: wake, {entry.step} documents"
     if isinstance(entry, BaselineStep):
-        return f"Baseline: {METHODS.get(entry.method, entry.method)}, {entry.day}"
+        return f"Baseline: {label_of_method(entry.method)}, {entry.day}"
     if isinstance(entry, Evaluation):
         when = "before the first day" if entry.after == BASE else f"after {entry.after}"
-        return f"Evaluated: {METHODS.get(entry.method, entry.method)}, {when}"
+        return f"Evaluated: {label_of_method(entry.method)}, {when}"
     return _describe_night(entry)
 
 

@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.journal.retention import METHODS
+from sleep_rl.journal.retention import label_of_method
 from sleep_rl.journal.schema import (
     BaselineStep,
     Entry,
@@ -142,7 +142,7 @@ def _step(entry: SeedStep | BaselineStep | PolicyStep) -> str:
         case PolicyStep():
             work = "dreaming policy"
         case BaselineStep():
-            work = METHODS.get(entry.method, entry.method)
+            work = label_of_method(entry.method)
     steps = f" of {entry.steps:,}" if entry.steps else ""
     loss = "" if entry.loss is None else f", loss {entry.loss:.3f}"
     return f"{work}, step {(entry.step or 0) + 1:,}{steps}{loss}"

@@ -7,10 +7,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from sleep_rl.config.loader import load
 from sleep_rl.config.schema import Config
+from sleep_rl.contracts.errors import InputError
 
 TOY = Path(__file__).parents[2] / "configs" / "toy.yaml"
+PRESETS = sorted(TOY.parent.glob("*.yaml"))
 
 
 @cache
@@ -47,3 +51,11 @@ def flat(config: Any, prefix: str = "") -> dict[str, Any]:
         else:
             values[prefix + field.name] = value
     return values
+
+
+def refusal(path: str, *overrides: str) -> str:
+    """Return the one line that refuses a config."""
+    with pytest.raises(InputError) as caught:
+        load(path, overrides)
+    assert len(str(caught.value).splitlines()) == 1
+    return str(caught.value)

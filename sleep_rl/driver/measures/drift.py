@@ -15,8 +15,6 @@ from sleep_rl.session.context import RunContext
 
 TEXTS = 16
 TOKENS = 64  # of a text, at most
-STAGE = "begin"
-"""Name of the stage whose result is that of `sample_texts`."""
 
 
 def sample_texts(run: RunContext) -> list[list]:
@@ -49,10 +47,10 @@ def sample_texts(run: RunContext) -> list[list]:
 
 
 def drift(run: RunContext, weights: str) -> float | None:
-    """Return KL(base || state `weights`) in nats per token; None without held-out texts, or where
-    the state is the workers' own checkpoint.
+    """Return KL(base || state `weights`) in nats per token, on the run's drift_texts; None without
+    any, or where the state is the workers' own checkpoint.
     """
-    texts = run.progress.results.get(STAGE)
+    texts = run.drift_texts
     if not texts or weights == CHECKPOINT:
         return None
     requests = [Request(tuple(text), tuple(context)) for context, text, _ in texts]

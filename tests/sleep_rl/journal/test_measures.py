@@ -138,15 +138,14 @@ def test_contexts_are_rows_of_the_retention_table():
             evaluation("night 1", drift=0.02, probes={"piqa": 0.5}),
         ]
     )
-    [base] = retention.base_rows()
+    base, sleep, open_book, *contexts = retention.rows()
     values = [(cell.column, cell.value, cell.lived) for cell in base.cells]
     # the untouched base, closed book, was asked before the night
     assert values == [("known", 0.9, True), ("day1", 0.1, True)]
     assert base.cells[1].questions == 10 and base.drift is None and base.probes == {"piqa": 0.6}
-    labels = [(row.label, row.after, row.cells[1].value) for row in retention.context_rows()]
+    labels = [(row.source.label, row.after, row.cells[1].value) for row in contexts]
     assert labels == [("retrieval", "night 1", 0.7), ("sleep with retrieval", "night 1", 0.75)]
-    assert [row.cells[1].value for row in retention.open_book_rows()] == [0.8]
-    [sleep] = retention.newest_rows()
+    assert open_book.source.label == "open book" and open_book.cells[1].value == 0.8
     assert (sleep.drift, sleep.probes) == (0.02, {"piqa": 0.5})
     assert retention.probes == ["piqa"]
 

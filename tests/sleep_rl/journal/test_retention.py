@@ -70,11 +70,16 @@ def test_rows_have_values_marks_intervals_and_means():
             evaluation("night 1", {"known": 0.5}, method="of tomorrow", t=2),
         ]
     )
-    [base] = retention.base_rows()
-    sleep, sft, other = retention.newest_rows()
-    [open_book] = retention.open_book_rows()
-    labels = [row.label for row in (base, sleep, sft, other, open_book)]
+    base, sleep, sft, other, open_book = retention.rows()
+    labels = [row.source.label for row in (base, sleep, sft, other, open_book)]
     assert labels == ["base model", "sleep", "plain SFT", "of tomorrow", "open book"]
+    assert [(row.source.kind, row.source.name, row.after) for row in retention.rows()] == [
+        ("base", "closed", "base"),
+        ("method", "sleep", "night 1"),
+        ("method", "sft", "night 1"),
+        ("method", "of tomorrow", "night 1"),
+        ("context", "gold", ""),
+    ]
     assert [cell.column for cell in sleep.cells] == retention.columns
     assert [(cell.value, cell.lived) for cell in sleep.cells] == [
         (0.9, True),
@@ -85,10 +90,8 @@ def test_rows_have_values_marks_intervals_and_means():
     assert base.cells[0].interval == wilson_interval(1.0, 10) and base.cells[1].interval is None
     assert (base.mean, sleep.mean, sft.mean) == (0.25, 0.75, None)
     assert [cell.value for cell in open_book.cells] == [None, 0.8, None]
-    assert [row.label for row in retention.history("sleep")] == ["base", "night 1"]
-    assert (
-        Retention().base_rows() == Retention().newest_rows() == Retention().open_book_rows() == []
-    )
+    assert [row.after for row in retention.history("sleep")] == ["base", "night 1"]
+    assert Retention().rows() == []
 
 
 def test_all_days_pools_questions():

@@ -45,7 +45,7 @@ def colours(picture):
 
 def test_rows_and_columns():
     rows = retention("sleep").history("sleep")
-    assert [(row.label, [cell.value for cell in row.cells]) for row in rows] == [
+    assert [(row.after, [cell.value for cell in row.cells]) for row in rows] == [
         ("base", [1.0, 0.0, None]),
         ("night 1", [0.75, 0.5, None]),
         ("night 2", [0.25, None, 1.0]),

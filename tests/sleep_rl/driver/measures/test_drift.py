@@ -23,8 +23,7 @@ from tests.fakes.reader import reading_run
 
 def dicing_run(folder, crew=None, **more):
     run = replace(reading_run(folder, **more), crew=crew or Dice())
-    run.progress.results[measured.STAGE] = sample_texts(run)
-    return run
+    return replace(run, drift_texts=sample_texts(run))
 
 
 def test_the_estimate_is_the_divergence_of_the_base_from_now(tmp_path, monkeypatch):
@@ -34,7 +33,7 @@ def test_the_estimate_is_the_divergence_of_the_base_from_now(tmp_path, monkeypat
     exact = sum(p * math.log(p / NOW[token]) for token, p in BASE.items())
     # 24,000 tokens, whose log-ratios have a standard deviation of 0.7
     assert drift(run, TEACHER) == pytest.approx(exact, abs=0.02)
-    tokens = [token for _, text, _ in run.progress.results[measured.STAGE] for token in text]
+    tokens = [token for _, text, _ in run.drift_texts for token in text]
     by_hand = sum(math.log(BASE[t] / NOW[t]) for t in tokens) / len(tokens)
     assert drift(run, TEACHER) == pytest.approx(by_hand) and len(tokens) == 400 * 60
 
@@ -49,7 +48,7 @@ def test_texts_are_as_many_and_as_long_as_said_and_in_chat_half_are_answers(tmp_
         whole = run.codec.tokens.text(tuple(context), special=True)
         assert whole.endswith(f"{question}<|im_end|>\n<|im_start|>assistant\n")
     assert {name for name, _ in run.crew.asked} == {CHECKPOINT}
-    assert drift(run, TEACHER) is None  # of a run whose stage did not sample any
+    assert drift(run, TEACHER) is None  # of a run without drift_texts
 
 
 def test_a_failed_text_is_left_out_and_counted(tmp_path):
@@ -63,7 +62,7 @@ def test_a_failed_text_is_left_out_and_counted(tmp_path):
 
     run = dicing_run(tmp_path, Failing())
     # of 8 turns 7 are sampled, of 7 answers 6; one has no base
-    assert len(run.progress.results[measured.STAGE]) == 7 + 6 - 1
+    assert len(run.drift_texts) == 7 + 6 - 1
     assert drift(run, TEACHER) is not None
     lost = [r["reason"] for r in read(tmp_path / "metrics.jsonl") if r["kind"] == "failure"]
     assert lost == ["lost", "lost", "lost too", "lost too"]
@@ -105,7 +104,7 @@ def test_the_texts_are_sampled_once_and_kept_with_the_checkpoint(tmp_path):
     run.crew.push = run.crew.save_state = lambda *arguments: None
     texts = begin(run)
     assert texts == run.progress.results["begin"] and begin(run) is texts
-    evaluate(run, after="night 1", lived=1)
+    evaluate(replace(run, drift_texts=texts), after="night 1", lived=1)
     record = [r for r in read(tmp_path / "metrics.jsonl") if r["kind"] == "evaluate"][-1]
     assert record["drift"] == 0.0
     sampled = [text for name, text in run.crew.asked if text.endswith("user\n")]
