@@ -102,7 +102,9 @@ def _url(process: subprocess.Popen, out) -> str:
             return found[1]
         time.sleep(1)
     out.seek(0)
-    raise RuntimeError(f"sleep-rl serve did not answer within {LIMIT_S} s: {out.read()[-500:]}")
+    ended = process.poll()
+    what = f"did not answer within {LIMIT_S} s" if ended is None else f"ended with {ended}"
+    raise RuntimeError(f"sleep-rl serve {what}: {out.read()[-500:]}")
 
 
 def ask_server(url: str, questions_N: Sequence[Question], max_tokens: int) -> list[str]:
