@@ -40,17 +40,18 @@ def answered_by_phrase(
     counts: Counts,
 ) -> list[Item]:
     """Return the items of kinds with phrase_answers whose own answer was dropped, with the phrase
-    alone as the answer, if it is one. `phrases`: of the day, to compare it with.
+    alone as the answer, if it is one. `phrases`: all that were asked for, in order, to compare it
+    with.
 
     A small model often asks well and answers badly. A name, a number or the end of a sentence is
     the answer to the sentence with an interrogative in its place; any phrase is the answer to a
-    question, if the teacher with the document in context finds it likelier per token than the
-    others.
+    question, if the teacher with the document in context finds it likelier per token than other
+    phrases.
     """
     done = {item.question for item in answered}
     unanswered = [item for item in asked if _unsaid(item) and item.question not in done]
-    sure = [item for item in unanswered if item.kind.questions and _is_specific(item)]
-    unsure = [item for item in unanswered if item not in sure]
+    sure = [item for item in unanswered if _is_in_place(item)]
+    unsure = [item for item in unanswered if not _is_in_place(item)]
     kept = sure + _likeliest(run, unsure, list(dict.fromkeys(phrases)), counts)
     return [_with_phrase(run.codec, item) for item in kept]
 
@@ -61,8 +62,12 @@ def _unsaid(item: Item) -> bool:
     return item.kind.phrase_answers and phrase.lower() not in item.question.lower()
 
 
-def _is_specific(item: Item) -> bool:
-    return item.unit.fields["phrase"] in specific_phrases(item.unit.fields["sentence"])
+def _is_in_place(item: Item) -> bool:
+    """Return whether the question is the sentence with an interrogative in place of a name, a
+    number or its end.
+    """
+    phrase = item.unit.fields["phrase"]
+    return bool(item.kind.questions) and phrase in specific_phrases(item.unit.fields["sentence"])
 
 
 def _with_phrase(codec: PromptCodec, item: Item) -> Item:
@@ -98,11 +103,13 @@ def _likeliest(run: RunContext, items: list[Item], others: list[str], counts: Co
 
 
 def _candidates(item: Item, others: list[str]) -> list[str]:
-    """Return the item's phrase, then other possible answers of its sentence, then `others` of the
-    day, without what the question says.
+    """Return the item's phrase, then other possible answers of its sentence, then those of `others`
+    that come next in the documents, without what the question says.
     """
     phrase = item.unit.fields["phrase"]
     said = item.question.lower()
-    found = dict.fromkeys([*specific_phrases(item.unit.fields["sentence"]), *others])
+    behind = others.index(phrase) + 1 if phrase in others else 0
+    nearest = others[behind:] + others[:behind]
+    found = dict.fromkeys([*specific_phrases(item.unit.fields["sentence"]), *nearest])
     distinct = [p for p in found if p.lower() not in said and p not in phrase and phrase not in p]
     return [phrase, *distinct][:MOST_CANDIDATES]

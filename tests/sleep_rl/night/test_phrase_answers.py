@@ -137,7 +137,7 @@ def test_a_phrase_with_which_nothing_can_be_compared_is_no_answer():
 
 
 def test_a_noun_phrase_answers_its_own_sentence_if_the_teacher_prefers_it():
-    """ "The old mill of Orme": in its place a question may have no sense."""
+    """With an interrogative in place of "old mill" the sentence may have no sense."""
     unit = units("phrase", Document("d", "The old mill of Orme was built by Ruth Abel."))[-1]
     assert unit.fields["phrase"] == "old mill"
     run = teacher()
