@@ -61,7 +61,7 @@ class RolloutWorker:
             checkpoint, dtype=dtype, options=engine, seed=seed, tensor_parallel=tensor_parallel
         )
         self.states = WeightStates(self.engine, probe_tolerance)
-        self._batch: _RequestsInFlight | None = None
+        self._in_flight: _RequestsInFlight | None = None
 
     # ---- weights
 
@@ -74,15 +74,15 @@ class RolloutWorker:
         """
         if self.states.is_outdated(weights):
             return self.states.load(weights)
-        batch = self._batch
-        if batch and batch.name != weights.name:
-            self._advance(batch, math.inf)  # no request continues in another state than its own
-        if batch is None or batch.done:
+        in_flight = self._in_flight
+        if in_flight and in_flight.name != weights.name:
+            self._advance(in_flight, math.inf)  # no request continues in another state than its own
+        if in_flight is None or in_flight.done:
             return self.states.load(weights)
         # The engine step of the probe would advance these requests, too. So the probe is checked
         # after them, and their samples are returned only if it passes.
         report = self.states.load(weights, probe=False)
-        batch.withhold(weights)
+        in_flight.withhold(weights)
         return report
 
     def held(self) -> dict[str, int]:
@@ -136,10 +136,10 @@ class RolloutWorker:
 
     def _check_idle(self) -> None:
         """Raise RunError while requests are in flight."""
-        if self._batch:
+        if self._in_flight:
             raise RunError(
-                f"rollout: {len(self._batch.requests_N)} requests to "
-                f"{self._batch.name} are in flight"
+                f"rollout: {len(self._in_flight.requests_N)} requests to "
+                f"{self._in_flight.name} are in flight"
             )
 
     def begin(self, requests_N: list[Request], name: str, version: int, sampling: Sampling) -> None:
@@ -159,56 +159,58 @@ class RolloutWorker:
             for n in accepted
         ]
         self.engine.enqueue((ids_N[n] for n in accepted), params)
-        self._batch = _RequestsInFlight(name, requests_N, errors_N, accepted)
+        self._in_flight = _RequestsInFlight(name, requests_N, errors_N, accepted)
 
     def more(self, seconds: float) -> list[Sample | Failure] | None:
         """Sample for `seconds`; return the results once all requests are done, before that None
         (roles.Rollout).
 
-        Raises RunError, and drops the batch, when a version that was loaded meanwhile fails its
+        Raises RunError, and drops the requests, when a version that was loaded meanwhile fails its
         probe.
         """
-        batch = self._batch
-        if batch is None:
+        in_flight = self._in_flight
+        if in_flight is None:
             raise RunError("rollout: no requests are in flight")
-        self._advance(batch, seconds)
-        if not batch.done:
+        self._advance(in_flight, seconds)
+        if not in_flight.done:
             return None
-        self._batch = None
-        if batch.unprobed:
+        self._in_flight = None
+        if in_flight.unprobed:
             try:
-                self.states.activate(batch.name)  # another state may be active
-                self.states.check_probe(batch.unprobed)
+                self.states.activate(in_flight.name)  # another state may be active
+                self.states.check_probe(in_flight.unprobed)
             except RunError:
-                self.states.discard(batch.name)
+                self.states.discard(in_flight.name)
                 raise
-        results: list[Sample | Failure] = [Failure(error, "rollout") for error in batch.errors_N]
-        in_order = sorted(batch.outputs, key=lambda output: int(output.request_id))
-        for n, output in zip(batch.accepted, in_order, strict=True):
-            results[n] = _sample(batch.requests_N[n], output, batch.name)
+        results: list[Sample | Failure] = [
+            Failure(error, "rollout") for error in in_flight.errors_N
+        ]
+        in_order = sorted(in_flight.outputs, key=lambda output: int(output.request_id))
+        for n, output in zip(in_flight.accepted, in_order, strict=True):
+            results[n] = _sample(in_flight.requests_N[n], output, in_flight.name)
         return results
 
-    def _advance(self, batch: _RequestsInFlight, seconds: float) -> None:
-        """Step the engine until the batch is done, or for `seconds`.
+    def _advance(self, in_flight: _RequestsInFlight, seconds: float) -> None:
+        """Step the engine until the requests are done, or for `seconds`.
 
-        Activates the batch's state first: a failed load may have left other weights in the model.
+        Activates their state first: a failed load may have left other weights in the model.
         """
         deadline = time.perf_counter() + seconds
         try:
-            if not batch.done:
-                self.states.activate(batch.name)
-            while not batch.done and time.perf_counter() < deadline:
-                batch.outputs.extend(self.engine.step())
+            if not in_flight.done:
+                self.states.activate(in_flight.name)
+            while not in_flight.done and time.perf_counter() < deadline:
+                in_flight.outputs.extend(self.engine.step())
         except RunError:
-            self._batch = None
+            self._in_flight = None
             raise
 
     def close(self) -> None:
         """Finish the requests in flight, whose results `more` still returns, and stop the engine.
         No weights are held afterwards.
         """
-        if self._batch:
-            self._advance(self._batch, math.inf)
+        if self._in_flight:
+            self._advance(self._in_flight, math.inf)
         self.states.clear()
         self.engine.close()
 

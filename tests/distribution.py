@@ -5,6 +5,7 @@ from __future__ import annotations
 TOGETHER = {
     "tests/actors/test_rollout.py": "engines",
     "tests/actors/test_vllm_model.py": "engines",
+    "tests/actors/test_weight_states.py": "engines",
     "tests/learners/test_dream_state.py": "engines",
     "tests/cluster/test_critics.py": "ray",
     "tests/cluster/test_scale.py": "ray",

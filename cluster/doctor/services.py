@@ -13,7 +13,6 @@ from urllib.parse import urlsplit
 from cluster.doctor.finding import Finding
 from cluster.doctor.machine import MIN_TMP, disk_space
 from sleep_rl.config.schema import Config
-from sleep_rl.config.tasks import ON_HUB
 from sleep_rl.contracts.errors import one_line
 from sleep_rl.model.packaged_base import PACKAGED
 from sleep_rl.model.shape import HUB_NAME
@@ -96,8 +95,8 @@ def hub_names(config: Config) -> tuple[list[str], list[str]]:
         *config.model.teachers,
         config.reward.model if config.reward.semantic != "none" else None,
     ]
-    task = config.task.name
-    data = getattr(config.task, task).path.partition(":")[0] if task in ON_HUB else ""
+    section = config.task.section
+    data = section.path.partition(":")[0] if section.on_hub else ""
     return [n for n in named if n and _on_hub(n)], [data] if data and _on_hub(data) else []
 
 

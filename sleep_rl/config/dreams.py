@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from sleep_rl.config.tasks import DREAM_TOKENS, key, listed
+from sleep_rl.config.tasks import key, listed
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,8 @@ class DreamConfig:
     temperature: float = key(1.0, "Sampling temperature of dreams.", above=0)
     max_tokens: int | None = key(
         None,
-        f"Longest dream, in tokens. null: the task's own ({listed(DREAM_TOKENS)}). Tasks world and "
-        "custom have one of their own only.",
+        f"Longest dream, in tokens. null: the task's own ({listed('dream_tokens')}). Tasks world "
+        "and custom have one of their own only.",
         low=1,
     )
     steps: int = key(

@@ -15,7 +15,7 @@ from sleep_rl.config.engine_options import engine_options
 from sleep_rl.config.evaluation import Baselines, Evaluate
 from sleep_rl.config.method import Generation, Reading, Rehearsal, Replay, Sleep, Wake
 from sleep_rl.config.objective import Checks, Imitation, Objective, RewardConfig
-from sleep_rl.config.tasks import DAYS, WORLD, TaskConfig, key
+from sleep_rl.config.tasks import WORLD, TaskConfig, key
 from sleep_rl.schedule import ScheduledConsolidation, most_experts, schedule
 
 LOGIT_CHUNK = 1024
@@ -301,7 +301,7 @@ class Config:
     @property
     def nights(self) -> int | None:
         """Days, and nights, with the default resolved; None: the task decides."""
-        return self.task.days or DAYS.get(self.task.name)
+        return self.task.days or self.task.section.days
 
     def days_key(self) -> str:
         """Return the key that decides the number of days."""

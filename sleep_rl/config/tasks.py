@@ -3,22 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 MOST_DAYS = 10_000  # of a life, and nights of a chunk
-DAYS = {"world": 3, "classify": 3, "squad": 2, "arc": 1}
-"""Task -> default of task.days. The other tasks decide the number of days themselves."""
-DREAM_TOKENS = {"squad": 192, "arc": 128}
-"""Task -> default of dream.max_tokens. Dreams of task world have one form of fixed length."""
-ON_HUB = ("documents", "classify", "squad")
-"""Tasks whose `path` may be the name of a dataset of the hub."""
-ORDERED = ("classify", "squad")
-"""Tasks that take their days from a dataset, and train their small base on the rest of it."""
-
-
-def listed(values: dict[str, int]) -> str:
-    """Return "world 3, classify 3" for the documentation of a key."""
-    return ", ".join(f"{name} {value}" for name, value in values.items())
 
 
 def key(
@@ -46,9 +33,27 @@ DOCUMENTS_BASE = "smollm2-135m-instruct"
 """model.base of task documents where none is named and no GPU is requested."""
 
 
+class TaskSection:
+    """The section of a task: its keys, and what else is known of the task without its data."""
+
+    implementation: ClassVar[str]  # module:Class
+    days: ClassVar[int | None] = None  # default of task.days; None: its data decide
+    dream_tokens: ClassVar[int | None] = None  # default of dream.max_tokens; None: no key of it
+    on_hub: ClassVar[bool] = False  # whether `path` may be the name of a dataset of the hub
+    in_order: ClassVar[bool] = False  # whether task.order_seed and task.base_text are keys of it
+    text_tokens: ClassVar[tuple[int, int] | None] = None
+    """Tokens, in the vocabulary of the task's small base, of the longest document and of the
+    longest sequence generated about it; None: to be counted in its data.
+    """
+
+
 @dataclass(frozen=True)
-class WorldConfig:
+class WorldConfig(TaskSection):
     """Task world: fictional people."""
+
+    implementation: ClassVar[str] = "sleep_rl.tasks.world.task:World"
+    days: ClassVar[int | None] = 3
+    text_tokens: ClassVar[tuple[int, int] | None] = (34, 16)
 
     people_per_day: int = key(12, "New people per day.", low=1)
     known_people: int = key(100, "People that the small base model memorises.", low=1)
@@ -60,8 +65,14 @@ class WorldConfig:
 
 
 @dataclass(frozen=True)
-class ClassifyConfig:
+class ClassifyConfig(TaskSection):
     """Task classify: CLINC150 in class increments."""
+
+    implementation: ClassVar[str] = "sleep_rl.tasks.classify.task:Classify"
+    days: ClassVar[int | None] = 3
+    on_hub: ClassVar[bool] = True
+    in_order: ClassVar[bool] = True
+    text_tokens: ClassVar[tuple[int, int] | None] = (134, 48)
 
     path: str = key(
         "clinc/clinc_oos", "Local CLINC150 json, a folder saved by `datasets`, or a hub name."
@@ -78,8 +89,15 @@ class ClassifyConfig:
 
 
 @dataclass(frozen=True)
-class SquadConfig:
+class SquadConfig(TaskSection):
     """Task squad: SQuAD passages in SEAL's protocol."""
+
+    implementation: ClassVar[str] = "sleep_rl.tasks.squad.task:Squad"
+    days: ClassVar[int | None] = 2
+    dream_tokens: ClassVar[int | None] = 192
+    on_hub: ClassVar[bool] = True
+    in_order: ClassVar[bool] = True
+    text_tokens: ClassVar[tuple[int, int] | None] = (450, 64)
 
     path: str = key(
         "rajpurkar/squad",
@@ -97,8 +115,13 @@ class SquadConfig:
 
 
 @dataclass(frozen=True)
-class ArcConfig:
+class ArcConfig(TaskSection):
     """Task arc: ARC puzzles in SEAL's protocol."""
+
+    implementation: ClassVar[str] = "sleep_rl.tasks.arc.task:Arc"
+    days: ClassVar[int | None] = 1
+    dream_tokens: ClassVar[int | None] = 128
+    text_tokens: ClassVar[tuple[int, int] | None] = (4000, 1024)
 
     path: str = key(
         "arc-agi_training_challenges.json",
@@ -110,8 +133,12 @@ class ArcConfig:
 
 
 @dataclass(frozen=True)
-class DocumentsConfig:
+class DocumentsConfig(TaskSection):
     """Task documents: the user's own documents; each run is the next day."""
+
+    implementation: ClassVar[str] = "sleep_rl.tasks.documents.task:Documents"
+    on_hub: ClassVar[bool] = True
+    text_tokens: ClassVar[tuple[int, int] | None] = WorldConfig.text_tokens  # with model.base world
 
     path: str = key(
         "configs/documents",
@@ -140,7 +167,7 @@ class DocumentsConfig:
 
 
 @dataclass(frozen=True)
-class CustomConfig:
+class CustomConfig(TaskSection):
     """Task custom: a class of your own."""
 
     target: str | None = key(
@@ -149,6 +176,25 @@ class CustomConfig:
         "path/to/file.py:Class.",
     )
     options: dict = key({}, "Keyword arguments of the class.")
+
+
+SECTIONS: dict[str, type[TaskSection]] = {
+    "world": WorldConfig,
+    "documents": DocumentsConfig,
+    "classify": ClassifyConfig,
+    "squad": SquadConfig,
+    "arc": ArcConfig,
+    "custom": CustomConfig,
+}
+"""Task -> its section, a field of the same name of TaskConfig."""
+
+
+def listed(fact: str) -> str:
+    """Return "world 3, classify 3" for the documentation of a key: each task with its value of a
+    class variable of its section.
+    """
+    values = {name: getattr(section, fact) for name, section in SECTIONS.items()}
+    return ", ".join(f"{name} {value}" for name, value in values.items() if value is not None)
 
 
 @dataclass(frozen=True)
@@ -160,11 +206,11 @@ class TaskConfig:
     name: str = key(
         "world",
         "The task: the data of the life. The default needs no file.",
-        choices=("world", "documents", "classify", "squad", "arc", "custom"),
+        choices=tuple(SECTIONS),
     )
     days: int | None = key(
         None,
-        f"Days, and nights, of the life. null: the task's own ({listed(DAYS)}). Tasks documents "
+        f"Days, and nights, of the life. null: the task's own ({listed('days')}). Tasks documents "
         "and custom decide it themselves.",
         low=1,
         high=MOST_DAYS,
@@ -190,3 +236,8 @@ class TaskConfig:
     squad: SquadConfig = field(default_factory=SquadConfig)
     arc: ArcConfig = field(default_factory=ArcConfig)
     custom: CustomConfig = field(default_factory=CustomConfig)
+
+    @property
+    def section(self) -> TaskSection:
+        """The section of the task that `name` names."""
+        return getattr(self, self.name)

@@ -13,7 +13,7 @@ from string import Formatter
 from sleep_rl.config.evaluation import CONTEXTS
 from sleep_rl.config.schema import Config
 from sleep_rl.config.secrets import found_in
-from sleep_rl.config.tasks import DAYS, DREAM_TOKENS, MOST_DAYS, ORDERED, WORLD
+from sleep_rl.config.tasks import MOST_DAYS, SECTIONS, WORLD
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.divergences import DIVERGENCES, jsd
 
@@ -149,12 +149,13 @@ def _custom_task(config: Config) -> Iterator[str]:
 def _keys_of_tasks(config: Config) -> Iterator[str]:
     """Check that keys of some tasks are null with other tasks."""
     task = config.task
-    for name, value, tasks in (
-        ("task.days", task.days, DAYS),
-        ("task.order_seed", task.order_seed, ORDERED),
-        ("task.base_text", task.base_text, ORDERED),
-        ("dream.max_tokens", config.dream.max_tokens, DREAM_TOKENS),
+    for name, value, fact in (
+        ("task.days", task.days, "days"),
+        ("task.order_seed", task.order_seed, "in_order"),
+        ("task.base_text", task.base_text, "in_order"),
+        ("dream.max_tokens", config.dream.max_tokens, "dream_tokens"),
     ):
+        tasks = [other for other, section in SECTIONS.items() if getattr(section, fact)]
         if value is not None and task.name not in tasks:
             yield (
                 f"{name}: null with task {task.name} (only {', '.join(tasks)} take a value), got "

@@ -235,4 +235,5 @@ def _sequence(run: RunContext, item: Item, rng: random.Random) -> TeacherSequenc
         item.logprob,
         codec.other if other else None,
         style=item.style(codec),
+        given=item.given,
     )

@@ -12,11 +12,10 @@ def teacher_rows(sequences: list[TeacherSequence], hard_share: float = 0.0) -> l
 
     The loss covers the prompt x, too, so that the student learns to generate it. The text of a
     dream keeps its own prompt, and its target is the text itself. `hard_share`: see
-    TrainingRow; of sequences about a document.
+    TrainingRow; of sequences whose answer was given.
     """
     return [
-        _teacher_row(sequence, hard_share if sequence.origin == Origin.DOCUMENT else 0.0)
-        for sequence in sequences
+        _teacher_row(sequence, hard_share if sequence.given else 0.0) for sequence in sequences
     ]
 
 

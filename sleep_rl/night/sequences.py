@@ -49,6 +49,7 @@ class TeacherSequence:
     answer_probability: float = 1.0  # of the answer y under the teacher
     temperature: float = 1.0  # of the teacher's distribution on y as the target
     document: str = ""  # id of the document that x asks about
+    given: bool = False  # whether y is not the teacher's own answer but a part of a sentence
 
     @property
     def replay(self) -> bool:
@@ -81,10 +82,12 @@ def question_sequence(
     form: NaturalForm | None = None,
     *,
     style: AnswerStyle = SENTENCE,
+    given: bool = False,
 ) -> TeacherSequence:
     """Return the sequence of a question and its answer in the run's form, or in `form`.
 
     `document`: that the teacher reads, with `style`; without one the teacher is the untouched base.
+    `given`: see TeacherSequence.
     """
     if form is None:
         form = codec.form
@@ -100,6 +103,7 @@ def question_sequence(
         teacher=UNTOUCHED_BASE if document is None else 0,
         answer_probability=math.exp(logprob),
         document=document.id if document else "",
+        given=given,
     )
 
 
@@ -171,6 +175,7 @@ def pack(sequences: Sequence[TeacherSequence]) -> dict:
             s.answer_probability,
             s.temperature,
             s.document,
+            s.given,
         ]
         for s in sequences
     ]

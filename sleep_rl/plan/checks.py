@@ -6,7 +6,7 @@ import math
 import os
 
 from sleep_rl.config.schema import Config
-from sleep_rl.config.tasks import ON_HUB
+from sleep_rl.config.tasks import WorldConfig
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Dreamer, Task
 from sleep_rl.driver.measures import probes
@@ -15,7 +15,6 @@ from sleep_rl.model.shape import HUB_NAME, Shape
 from sleep_rl.night.plan import Shares
 from sleep_rl.plan.actors import Actor
 from sleep_rl.plan.sizes import (
-    TASK_TOKENS,
     bytes_per_parameter,
     rollout_bytes,
     step_rows,
@@ -40,7 +39,7 @@ def check_shape(config: Config, shape: Shape) -> None:
             f"rollouts.engine.max_model_len: at most the {shape.positions} positions of the base "
             f"model, got {max_model_len}"
         )
-    document, generated = TASK_TOKENS["world"]
+    document, generated = WorldConfig.text_tokens
     needed = document + generated
     small_world = config.task.name == "world" and m.base is None
     if max_model_len and small_world and max_model_len < needed:
@@ -79,7 +78,7 @@ def check_task(config: Config) -> tuple[Task | None, tuple[str, ...]]:
     """
     name = config.task.name
     max_model_len = config.rollouts.engine.get("max_model_len")
-    path = getattr(config.task, name).path if name in ON_HUB else "."
+    path = config.task.section.path if config.task.section.on_hub else "."
     if not os.path.exists(path) and HUB_NAME.fullmatch(path.partition(":")[0]):
         return None, (f"task.{name}.path: {path} is a dataset of the hub; it was not checked",)
     task = make_task(config)

@@ -14,16 +14,6 @@ from sleep_rl.model.shape import Shape
 from sleep_rl.plan.night_tokens import NightTokens, planned_units
 
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-TASK_TOKENS = {
-    "world": (34, 16),
-    "documents": (34, 16),
-    "classify": (134, 48),
-    "squad": (450, 64),
-    "arc": (4000, 1024),
-}
-"""Task -> tokens, in its small base's vocabulary, of the longest document and of the longest
-sequence generated about it.
-"""
 LEARN_FLOPS = {"small": 60e9, "cpu": 105e9, "gpu": 150e12}  # per thread, per device
 SAMPLE_FLOPS = {"small": 18e9, "cpu": 40e9, "gpu": 50e12}
 """Assumed throughput in FLOP/s on a GPU, and on a CPU of the demo's small model and of larger ones
@@ -262,9 +252,10 @@ def longest_sequence(config: Config, task: Task | None) -> int:
     max_model_len = config.rollouts.engine.get("max_model_len") or math.inf
     if config.task.name == "documents" and not config.own_base:
         return int(min(documents.piece_tokens + documents.max_new_tokens, max_model_len))
-    if config.task.name == "custom":
+    text_tokens = config.task.section.text_tokens
+    if text_tokens is None:
         words = max(len(d.text.split()) for day in task.days() for d in day.documents)
         words += task.max_new_tokens
     else:
-        words = sum(TASK_TOKENS[config.task.name])
+        words = sum(text_tokens)
     return int(min(words if config.own_base else 1.5 * words, max_model_len))

@@ -8,20 +8,12 @@ from dataclasses import asdict
 from typing import Any
 
 from sleep_rl.config.schema import Config
-from sleep_rl.config.tasks import MOST_DAYS
+from sleep_rl.config.tasks import MOST_DAYS, SECTIONS
 from sleep_rl.config.validation import check_experts
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.roles import Task
 from sleep_rl.tasks.plugin import instantiate
 
-CLASSES = {
-    "classify": "sleep_rl.tasks.classify.task:Classify",
-    "squad": "sleep_rl.tasks.squad.task:Squad",
-    "arc": "sleep_rl.tasks.arc.task:Arc",
-}
-"""Task -> class, which takes the keys of the section task.<name> and those that `_common` names;
-imported when it is used.
-"""
 TASK_MEMBERS = (
     *Task.__annotations__,
     *(name for name, member in vars(Task).items() if inspect.isfunction(member) and name[0] != "_"),
@@ -43,7 +35,7 @@ def make_task(config: Config, record: str | None = None, days: int | None = None
 
 
 def _task(config: Config, record: str | None, days: int | None) -> Task:
-    """Create the task; one that needs only the keys of its section is a row of CLASSES."""
+    """Create the task. Its class takes the keys of its section and those that `_common` names."""
     name = config.task.name
     if name == "world":
         return _world(config)
@@ -51,9 +43,13 @@ def _task(config: Config, record: str | None, days: int | None) -> Task:
         return _documents(config, record, days)
     if name == "custom":
         return _custom(config)
-    module, _, class_name = CLASSES[name].partition(":")
-    cls = getattr(importlib.import_module(module), class_name)
-    return cls(**asdict(getattr(config.task, name)), **_common(config))
+    return _class(name)(**asdict(config.task.section), **_common(config))
+
+
+def _class(name: str) -> Any:
+    """Import the class of a task of this repository."""
+    module, _, class_name = SECTIONS[name].implementation.partition(":")
+    return getattr(importlib.import_module(module), class_name)
 
 
 def _common(config: Config) -> dict[str, Any]:
@@ -68,21 +64,17 @@ def _common(config: Config) -> dict[str, Any]:
 
 
 def _world(config: Config) -> Any:
-    from sleep_rl.tasks.world.task import World
-
-    return World(config.run.seed, **_common(config), **asdict(config.task.world))
+    return _class("world")(config.run.seed, **_common(config), **asdict(config.task.world))
 
 
 def _documents(config: Config, record: str | None, days: int | None) -> Task:
-    from sleep_rl.tasks.documents.task import Documents
-
     options = asdict(config.task.documents)
     longest = config.rollouts.engine.get("max_model_len")
     if not config.own_base and longest:  # a guess without a tokenizer; a run counts tokens
         fits = longest - options["max_new_tokens"] - 8
         options["piece_tokens"] = max(min(options["piece_tokens"], fits), 8)
     small = _world(config) if config.own_base else None
-    return Documents(**options, days=days, record=record, small=small)
+    return _class("documents")(**options, days=days, record=record, small=small)
 
 
 def _custom(config: Config) -> Task:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from sleep_rl.config.tasks import DAYS
+from sleep_rl.config.tasks import SECTIONS
 from sleep_rl.journal.retention import Retention
 from sleep_rl.journal.schema import (
     Completion,
@@ -221,5 +221,6 @@ def _nights(run: RunStart) -> int | None:
     task = (run.config or {}).get("task")
     if not isinstance(task, dict):
         return None
-    days = task.get("days") or DAYS.get(str(task.get("name")))
+    section = SECTIONS.get(str(task.get("name")))
+    days = task.get("days") or (section.days if section else None)
     return days if isinstance(days, int) else None

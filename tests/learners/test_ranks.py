@@ -12,9 +12,10 @@ from tests.fakes.processes import LIMIT_S
 from tests.learners.twins import CONFIG, DOCUMENTS, ROWS
 
 
-def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed=False):
+def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed_at=None):
     """Run a night with three documents and rows, of which the second of two ranks has one each and
-    a filler. It saves its progress after the first step to the file `part`, or resumes from it.
+    a filler. It saves its progress before its first and its second step to files, which it reads
+    at once on all ranks; or it resumes from that of step `resumed_at`.
     """
     config = replace(
         CONFIG,
@@ -34,9 +35,14 @@ def night(backend, checkpoint, world_size, rows, zero_stage, part, mean, resumed
     learn = LearnerGroup(handles, LIMIT_S)
     wake = learn.wake(DOCUMENTS[:3])
     learn.open_night(1)
-    metrics = [] if resumed else [learn.seed_step(rows, 0, 6).metrics]
-    learn.restore_progress(part, 1, 6) if resumed else learn.save_progress(part)
-    metrics += [learn.seed_step(rows, step, 6).metrics for step in range(1, 3)]
+    metrics = []
+    for step in range(resumed_at or 0, 3):
+        saves = resumed_at is None and step < 2
+        if saves:
+            learn.save_progress(f"{part}-{step}")
+        if saves or step == resumed_at:
+            learn.restore_progress(f"{part}-{step}", step, 6)
+        metrics.append(learn.seed_step(rows, step, 6).metrics)
     weights = learn.export(STUDENT, 1, {}, STUDENT)
     learn.commit_night()
     assert learn.export(TEACHER, 2, weights.manifest, TEACHER).name == TEACHER
@@ -61,15 +67,19 @@ def test_two_ranks_equal_one(kind, zero_stage, mean, sleep_checkpoint, ray_backe
     with LocalBackend() as local:
         one = night(local, path, 1, rows, 1, str(tmp_path / "one"), mean)
     two = night(ray_backend, path, 2, rows, zero_stage, str(tmp_path / "two"), mean)
-    with LocalBackend() as local:  # one rank resumes the progress of two
-        continued = night(local, path, 1, rows, 1, str(tmp_path / "two"), mean, resumed=True)
+    continued = []
+    for step in (0, 1):  # one rank resumes the progress of two
+        with LocalBackend() as local:
+            again = night(local, path, 1, rows, 1, str(tmp_path / "two"), mean, resumed_at=step)
+        continued.append(again[2])
     assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-5)
     for single, pair in zip(one[1], two[1], strict=True):
         assert single["seconds"] > 0 < pair["seconds"]
         untimed = {k: pytest.approx(v, abs=2e-4) for k, v in single.items() if k != "seconds"}
         assert untimed | {"seconds": pair["seconds"]} == pair
-    assert set(one[2]) == set(two[2]) == set(continued[2])
+    assert set(one[2]) == set(two[2]) == set(continued[0]) == set(continued[1])
     assert any(".layers.0." in key for key in one[2]) == (kind == "locked")
     for key, tensor in one[2].items():
         assert np.allclose(tensor, two[2][key], atol=5e-5), key
-        assert np.allclose(tensor, continued[2][key], atol=5e-5), key
+        assert np.allclose(tensor, continued[0][key], atol=5e-5), key
+        assert np.allclose(tensor, continued[1][key], atol=5e-5), key

@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from sleep_rl.config.tasks import DAYS, DREAM_TOKENS
+from sleep_rl.config.tasks import ArcConfig
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.arc.grids import TURNS, View, fits, parse, random_view, render
@@ -49,9 +49,9 @@ class Arc:
     def __init__(
         self,
         path: str,
-        days: int = DAYS["arc"],
+        days: int = ArcConfig.days,
         puzzles_per_day: int = 11,
-        max_dream_tokens: int = DREAM_TOKENS["arc"],
+        max_dream_tokens: int = ArcConfig.dream_tokens,
     ):
         self.max_dream_tokens = max_dream_tokens
         puzzles = [

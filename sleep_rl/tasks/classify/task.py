@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import random
 
-from sleep_rl.config.tasks import DAYS
+from sleep_rl.config.tasks import ClassifyConfig
 from sleep_rl.contracts.errors import InputError
 from sleep_rl.contracts.records import Day, Document, Question, TrainingText
 from sleep_rl.tasks.classify.base_model import (
@@ -52,7 +52,7 @@ class Classify:
     def __init__(
         self,
         path: str,
-        days: int = DAYS["classify"],
+        days: int = ClassifyConfig.days,
         classes_per_day: int = 15,
         examples_per_document: int = 6,
         pages_per_example: int = 1,

@@ -13,7 +13,7 @@ import re
 from collections.abc import Sequence
 from statistics import fmean
 
-from sleep_rl.config.tasks import DAYS, DREAM_TOKENS
+from sleep_rl.config.tasks import SquadConfig
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.grading import JudgeGrader, RecallGrader
@@ -46,10 +46,10 @@ class Squad:
     def __init__(
         self,
         path: str,
-        days: int = DAYS["squad"],
+        days: int = SquadConfig.days,
         passages_per_day: int = 10,
         order_seed: int = 42,
-        max_dream_tokens: int = DREAM_TOKENS["squad"],
+        max_dream_tokens: int = SquadConfig.dream_tokens,
         judge_endpoint: str | None = None,
         judge_model: str | None = None,
         base_text: str | None = None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import random
 
-from sleep_rl.config.tasks import DAYS
+from sleep_rl.config.tasks import WorldConfig
 from sleep_rl.contracts.errors import Failure, InputError
 from sleep_rl.contracts.records import Day, Document, DreamTask, Lesson, Question, TrainingText
 from sleep_rl.tasks.small_base import (
@@ -50,7 +50,7 @@ class World:
     def __init__(
         self,
         seed: int,
-        days: int = DAYS["world"],
+        days: int = WorldConfig.days,
         people_per_day: int = 12,
         known_people: int = 100,
         deep: bool = False,

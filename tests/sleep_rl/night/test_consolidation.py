@@ -243,12 +243,13 @@ def test_rows_have_the_temperature_of_their_sequence(texts):
     assert teacher_rows([replace(written, temperature=1.0)])[0].temperature == 1
 
 
-def test_the_hard_share_is_of_answers_about_documents(texts):
-    document = TeacherSequence(Origin.DOCUMENT, (1, 9), texts.bare, (20, 21, 2), 1)
-    others = [replace(document, origin=o) for o in Origin if o != Origin.DOCUMENT]
-    shares = [row.hard_share for row in teacher_rows([document, *others], 0.3)]
-    assert shares == [0.3] + [0.0] * len(others)
-    assert teacher_rows([document])[0].hard_share == 0
+def test_the_hard_share_is_of_answers_that_were_given(texts):
+    own = TeacherSequence(Origin.DOCUMENT, (1, 9), texts.bare, (20, 21, 2), 1)
+    given = replace(own, given=True)
+    others = [replace(own, origin=o) for o in Origin if o != Origin.DOCUMENT]
+    shares = [row.hard_share for row in teacher_rows([given, own, *others], 0.3)]
+    assert shares == [0.3] + [0.0] * (1 + len(others))
+    assert teacher_rows([given])[0].hard_share == 0
 
 
 def test_reading_rows_have_the_document_for_both(texts):
@@ -299,7 +300,7 @@ def test_pack_round_trip(texts):
         TeacherSequence(Origin.PEER, (1,), (1,), (21, 2), 1, (21,), 3, 0.1),
         TeacherSequence(Origin.SYNTHETIC, (1, 7, 8), (1,), (22, 2), 0),
     ]
-    data[1] = replace(data[1], temperature=0.5, document="day1/a.txt")
+    data[1] = replace(data[1], temperature=0.5, document="day1/a.txt", given=True)
     plain = json.loads(json.dumps(pack(data)))
     assert unpack(plain) == data and plain["contexts"] == [[1, 7, 8], [1]]  # each context once
 

@@ -30,6 +30,7 @@ def test_a_phrase_that_was_asked_for_is_learned_alone_as_well():
     # the answer about Ruth Abel is not repeated, but the phrase is the answer
     alone = ["red seaweed", "brass clock", "white hedgehog"]
     assert answers == ["A red seaweed.", "A brass clock.", *alone]
+    assert [sequence.given for sequence in sequences] == [False, False, True, True, True]
     # questions, not sequences; once more for the chemists
     assert counts.kinds == {"question": [6 + 3, 3]}
     assert counts.by_phrase == {"question": 1} and counts.dropped["not repeated"] == 1
