@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
 from functools import cache
@@ -31,6 +31,7 @@ from sleep_rl.files import CONFIG_BYTES, content
 
 COMMAND_LINE = "command line"
 MOST_FILES = 100  # of a config, with all includes
+MOST_INTEGER = 2**53  # up to which every integer is a float as well, since plans multiply them
 WORDS = re.compile(r"[._]")
 RUN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
@@ -217,12 +218,10 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
     is_number = str in kinds and type(value) is int
     if meta["choices"] is not None and value not in meta["choices"] and not is_number:
         raise wanted
-    if isinstance(value, (int, float)) and (
-        (meta["low"] is not None and value < meta["low"])
-        or (meta["high"] is not None and value > meta["high"])
-        or (meta["above"] is not None and value <= meta["above"])
-    ):
+    if isinstance(value, (int, float)) and _is_outside(value, meta):
         raise wanted
+    if type(value) is int and abs(value) > MOST_INTEGER:
+        raise _refusal(where, f"{dotted}: an integer up to {MOST_INTEGER}, got {_show(value)}")
     # a folder of this name is made inside run.dir
     if dotted == "run.name" and not RUN_NAME.fullmatch(value):
         raise _refusal(
@@ -231,11 +230,25 @@ def _value(field: Field, kinds: tuple[type, ...], value: Any, dotted: str, where
             f"first, got {_show(value)}",
         )
     if dotted in ("rollouts.engine", "critics.engine"):
-        fault = engine_fault(value)
-        if fault:
-            option, wrong, what = fault
-            raise _refusal(where, f"{dotted}.{option}: {what} got {_show(wrong)}")
+        _check_engine(value, dotted, where)
     return value
+
+
+def _check_engine(options: Any, dotted: str, where: str) -> None:
+    """Raise InputError for the first wrong option of vLLM."""
+    fault = engine_fault(options)
+    if fault:
+        option, wrong, what = fault
+        raise _refusal(where, f"{dotted}.{option}: {what} got {_show(wrong)}")
+
+
+def _is_outside(value: float, meta: Mapping[str, Any]) -> bool:
+    """Return whether a number is outside the limits of its key."""
+    return (
+        (meta["low"] is not None and value < meta["low"])
+        or (meta["high"] is not None and value > meta["high"])
+        or (meta["above"] is not None and value <= meta["above"])
+    )
 
 
 # ---- wording

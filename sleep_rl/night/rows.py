@@ -14,9 +14,7 @@ def teacher_rows(sequences: list[TeacherSequence], hard_share: float = 0.0) -> l
     dream keeps its own prompt, and its target is the text itself. `hard_share`: see
     TrainingRow; of sequences whose answer was given.
     """
-    return [
-        _teacher_row(sequence, hard_share if sequence.given else 0.0) for sequence in sequences
-    ]
+    return [_teacher_row(sequence, hard_share if sequence.given else 0.0) for sequence in sequences]
 
 
 def _teacher_row(sequence: TeacherSequence, hard_share: float = 0.0) -> TrainingRow:

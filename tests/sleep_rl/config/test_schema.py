@@ -190,3 +190,12 @@ def test_run_name_cannot_leave_its_folder(write, name):
     assert "run.name: expected" in refusal(
         write(), f"run.name={name.encode('unicode_escape').decode()!r}"
     )
+
+
+def test_integers_are_at_most_what_a_float_can_count(write):
+    most = 2**53
+    assert load(write(), [f"rollouts.workers={most}"]).rollouts.workers == most
+    assert refusal(write(), f"rollouts.workers={most + 1}") == (
+        f"command line: rollouts.workers: an integer up to {most}, got {most + 1}"
+    )
+    assert refusal(write(), "rollouts.workers=0").endswith("expected an integer >= 1, got 0")
