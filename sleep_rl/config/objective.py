@@ -72,9 +72,8 @@ class Objective:
     hard_share: float = key(
         0.0,
         "Share of cross entropy with the answer y in the loss of off-policy rows whose y is a part "
-        "of a sentence of the document, not the teacher's own answer; the rest is the divergence, "
-        "which on such a row teaches a first word that y does not begin with. 0: equations 3 and "
-        "6.",
+        "of a sentence of the document, not the teacher's own answer; the rest is the divergence. "
+        "The teacher may prefer another first word than that of such a y. 0: equations 3 and 6.",
         low=0,
         high=1,
     )

@@ -1,10 +1,14 @@
 """Keys of a config: which there are, with which defaults and values."""
 
+import importlib
+from dataclasses import fields
+
 import pytest
 
 from sleep_rl.config.engine_options import CPU_ENGINE
 from sleep_rl.config.loader import describe, keys, load
 from sleep_rl.config.schema import Config, threads_on
+from sleep_rl.config.tasks import SECTIONS, TaskConfig
 from tests.fakes.configs import refusal
 
 KEYS = """
@@ -199,3 +203,14 @@ def test_integers_are_at_most_what_a_float_can_count(write):
         f"command line: rollouts.workers: an integer up to {most}, got {most + 1}"
     )
     assert refusal(write(), "rollouts.workers=0").endswith("expected an integer >= 1, got 0")
+
+
+def test_every_task_has_its_section():
+    sections = {f.name: f.default_factory for f in fields(TaskConfig) if f.name in SECTIONS}
+    assert sections == SECTIONS
+    assert type(TaskConfig("squad").section) is SECTIONS["squad"]
+    for name, section in SECTIONS.items():
+        if name == "custom":
+            continue
+        module, _, class_name = section.implementation.partition(":")
+        assert getattr(importlib.import_module(module), class_name).name == name
